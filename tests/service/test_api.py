@@ -434,9 +434,30 @@ def test_a_refused_change_changes_nothing(history: int) -> None:
             ('{"texts": ["x"], "metadata": {"a": 1}, "merge": true, "name": "red"}', 409),
             ('{"metadata": {"a": 1}, "texts": [" "]}', 422),
             ('{"metadata": {"a": 1}, "texts": ["x"], "name": " "}', 422),
+            ('{"metadata": {"a": 1}, "texts": [], "name": "crimson"}', 409),
         ):
             problem(client.patch(path_to("red"), **sent(body.encode())), status)
             assert (state(own._store), list(own.history)) == (before, changes), body
+
+
+def test_a_category_keeps_a_reference(client: TestClient, classifier: Classifier) -> None:
+    client.put(path_to("text"), json={"texts": ["a text"]})
+    before = state(classifier._store)
+    [text] = client.get(path_to("text", "references")).json()
+    for method, path, body in (
+        ("PATCH", path_to("text"), {"texts": []}),
+        ("PUT", path_to("text"), {"texts": []}),
+        ("PUT", path_to("new"), {"texts": []}),
+        ("POST", path_to("new", "references"), {"texts": []}),
+        ("DELETE", path_to("text", "references", text["hash"]), None),
+        ("PATCH", path_to("text", "references", text["hash"]), {"category": "red"}),
+    ):
+        problem(client.request(method, path, json=body), 409, "no reference")
+    assert state(classifier._store) == before
+    # Images, or the references that an addition keeps, are enough.
+    assert client.post(path_to("text", "references"), json={"texts": []}).json()["texts"] == ["a text"]
+    for method in ("PATCH", "PUT"):
+        assert client.request(method, path_to("red"), json={"texts": []}).json()["references"] == {"hash:image": 3}
 
 
 @pytest.mark.parametrize("merge", [True, False])

@@ -71,7 +71,7 @@ class _Described:
 
 
 def path_to(name: str, *more: str) -> str:
-    """The path of a category, or of something below it."""
+    """The path of a category, or a path below."""
     return "/".join(["/v1/categories", quote(name, safe=""), *more])
 
 
@@ -96,7 +96,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def problem(answer: Any, status: int, *words: str) -> None:
-    """Asserts that an answer is a problem with these words in its detail."""
+    """Asserts that an answer is a problem with these words in the detail."""
     assert answer.status_code == status, answer.text
     assert all(word in answer.json()["detail"] for word in words), answer.text
 
@@ -151,7 +151,7 @@ class Page(HTMLParser):
 
 
 def page_of(answer: Any, status: int = 200) -> Page:
-    """Parses an answer as a page without anything that its Content-Security-Policy forbids."""
+    """Parses an answer as a page without anything that the Content-Security-Policy forbids."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     page = Page(answer.text)
@@ -163,7 +163,7 @@ def page_of(answer: Any, status: int = 200) -> Page:
 
 
 def done(answer: Any, *words: str) -> str:
-    """Asserts that an answer reports a change with these words. Returns the id of its undo button, if any."""
+    """Asserts that an answer reports a change with these words. Returns the id of the undo button, if any."""
     page = page_of(answer)
     assert all(word in page.text for word in words), page.text
     assert "zsvec:changed" in answer.headers["hx-trigger"]

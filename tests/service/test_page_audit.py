@@ -1,4 +1,4 @@
-"""The page *Audit*, and the changes that it offers."""
+"""The page *Audit*, and the changes on that page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page *Live*: its events, their cost, and their end."""
+"""The page *Live*: events, cost and shutdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from zsvec.service.pages.live import SHOWN
 
 
 class Served:
-    """A service in the event loop of a client, and tasks that watch its events."""
+    """A service in the event loop of a client, and tasks that watch events."""
 
     def __init__(self, app: FastAPI, client: TestClient) -> None:
         assert client.portal

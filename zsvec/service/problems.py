@@ -33,7 +33,7 @@ _STATUS: tuple[tuple[type[ZSVecError], int], ...] = (
     (StoreLockedError, 503),
     (WeightsUnavailableError, 503),
     (MissingExtraError, 503),
-    (StoreError, 409),  # the state of the store does not allow it
+    (StoreError, 409),  # not possible in the state of the store
 )
 _MAX_DETAIL = 2000  # characters
 _RETRY_AFTER_S = {429: "1", 503: "5"}
@@ -47,7 +47,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
     ) -> None:
         super().__init__(detail)
         self.status = status
-        self.detail = detail if len(detail) <= _MAX_DETAIL else f"{detail[:_MAX_DETAIL]}…"  # it may quote the request
+        self.detail = detail if len(detail) <= _MAX_DETAIL else f"{detail[:_MAX_DETAIL]}…"  # may quote the request
         retry = {"Retry-After": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
         self.headers = {**retry, **(headers or {})}
         self.error = error

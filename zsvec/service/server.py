@@ -1,6 +1,6 @@
 """The process of a service: uvicorn with graceful shutdown.
 
-After SIGTERM or SIGINT the service reports at once that it is not ready, and accepts connections for a moment longer,
+After SIGTERM or SIGINT the service is not ready from then on, and accepts connections for a moment longer,
 until load balancers have noticed. Each response then closes its connection. After that the service stops accepting,
 waits for the requests of accepted connections, responds to them, and exits. Work that takes longer, such as an audit
 of a large store, is abandoned: a store survives a kill at any instant.
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Protocol(H11Protocol):
-    """Registers its connection with `Connections`, and names the connection in the state of requests."""
+    """Registers the connection with `Connections`, and in the state of requests."""
 
     def __init__(self, server: Server) -> None:
         self._known = Connection()
@@ -76,7 +76,7 @@ class _Protocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn with its own accept loop. `run` returns after a signal.
+    """uvicorn with another accept loop. `run` returns after a signal.
 
     uvicorn, hypercorn and granian close the listener right after a signal, which resets connections in the backlog.
     """

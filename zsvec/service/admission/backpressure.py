@@ -28,7 +28,7 @@ WRITE_TIMEOUT_S = 30.0
 """Seconds in which a client must read the last part of a response."""
 _MAX_OPEN_BYTES = 2**16  # of a body at paths that need no key
 _MIN_BYTES_PER_S = 4096  # of a body, once `Limits.patience` is over
-_LINGER_S = 5.0  # for the rest of a refused body, so that its sender can read the refusal
+_LINGER_S = 5.0  # for the rest of a refused body, so that the client can read the refusal
 
 
 class Backpressure:

@@ -2,7 +2,7 @@
 
 No ASGI server has settings for these limits. uvicorn closes connections that are idle after a response, but has no
 timeout before a complete head; its ``limit_concurrency`` refuses new clients, with a key or without. hypercorn has no
-limit, and granian stops accepting at its limit.
+limit, and granian stops accepting at the limit.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Connection:
     state: Mapping[str, Any] = field(default_factory=dict)
 
     def abort(self) -> None:
-        """Aborts the connection, unless it is lost."""
+        """Aborts the connection, unless already lost."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -68,12 +68,12 @@ class Connections:
         one.state = {}
 
     def hear(self, one: Connection) -> None:
-        """Starts the timeout of a head at its first bytes."""
+        """Starts the timeout of a head at the first bytes."""
         if one.timer is None and not one.requests and one.transport is not None:
             one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)
 
     def abort_one(self) -> bool:
-        """Aborts the oldest connection without a key in its last request, or else the oldest idle connection.
+        """Aborts the oldest connection without a key in the last request, or else the oldest idle connection.
 
         The oldest goes first, so that a new client has time to send a key.
 

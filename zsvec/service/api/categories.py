@@ -22,13 +22,13 @@ router = APIRouter(prefix="/v1", tags=["categories"], responses=PROBLEM)
 
 @router.get("/categories", response_model=list[schemas.Category])
 async def list_categories(work: Runs) -> Response:
-    """All categories by name, with their numbers of references."""
+    """All categories by name, with numbers of references."""
     return JSON([category.to_dict() for category in await work.run(work.classifier.categories)])
 
 
 @router.get("/categories/{name}", response_model=schemas.WholeCategory)
 async def show_category(name: Name, work: Runs) -> Response:
-    """A category with its metadata and references."""
+    """A category with metadata and references."""
 
     def show() -> dict[str, Any]:
         category = work.classifier.category(name)
@@ -47,7 +47,7 @@ async def show_category(name: Name, work: Runs) -> Response:
 async def put_category(request: Request, name: Name, work: Runs, by: By) -> Response:
     """Replaces the texts, images and metadata that are given; the rest stays.
 
-    Without texts and images, a new category is defined by its name.
+    Without texts and images, the name defines a new category.
     """
     sent = await sent_material(request, work.limits.images)
 
@@ -66,7 +66,7 @@ async def put_category(request: Request, name: Name, work: Runs, by: By) -> Resp
     openapi_extra=body_of(schemas.CategoryGiven, form=True),
 )
 async def add_references(request: Request, name: Name, work: Runs, by: By) -> Response:
-    """Adds texts and images; creates the category if it does not exist.
+    """Adds texts and images; creates a missing category.
 
     References are identified by content: a second request with the same body changes nothing.
     """
@@ -91,7 +91,7 @@ def _check_references(
     with suppress(CategoryNotFoundError):
         if any(reference.modality in kept for reference in classifier.references.of(name)):
             return
-    raise Problem(409, f"category {name!r} would have no reference: give it a text or an image, or remove it")
+    raise Problem(409, f"category {name!r} would have no reference: give a text or an image, or remove the category")
 
 
 @router.patch("/categories/{name}", response_model=schemas.Category, openapi_extra=body_of(schemas.CategoryChange))
@@ -126,7 +126,7 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
 
 @router.delete("/categories/{name}", status_code=204)
 async def remove_category(name: Name, work: Runs, by: By) -> Response:
-    """Removes a category with its references; `POST /v1/undo` restores it."""
+    """Removes a category with all references; `POST /v1/undo` restores both."""
     await work.run(lambda: work.classifier.remove_category(name), by=by)
     return Response(status_code=204)
 
@@ -147,7 +147,7 @@ async def show_reference(name: Name, hash: Hash, work: Runs) -> Response:  # noq
 def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredReference:
     found = [one for one in classifier.references.of(name) if one.hash == content_hash]
     if not found:
-        raise Problem(404, f"{name!r} has no reference {content_hash!r}: GET …/references lists its references")
+        raise Problem(404, f"{name!r} has no reference {content_hash!r}: GET …/references lists all")
     return found[0]
 
 

@@ -20,7 +20,7 @@ from zsvec.service.problems import Problem
 from zsvec.types import SmallImage
 
 
-# Dependencies are async: FastAPI runs others in a thread, which takes longer than the rest of its work.
+# Dependencies are async: FastAPI runs others in a thread, which takes longer than the rest of the work.
 async def work_of(request: Request) -> Work:
     """Returns the executor of the service."""
     work: Work = request.app.state.work
@@ -64,7 +64,7 @@ def of_state() -> Iterator[None]:
 
 @contextmanager
 def whole_change(classifier: Classifier, kind: str) -> Iterator[str]:
-    """Makes all writes of the block one change, and undoes them if the block fails. Yields the id of the change.
+    """Makes all writes of the block one change, and undoes all if the block fails. Yields the id of the change.
 
     The writes stay without a history (setting ``history``), if others have changed one of the categories since, or
     while the store is away.
@@ -79,14 +79,14 @@ def whole_change(classifier: Classifier, kind: str) -> Iterator[str]:
 
 
 def picture(request: Request, small: SmallImage | None, content_hash: str) -> Response:
-    """Returns the small copy of an image as JPEG, or 304 if the browser has it.
+    """Returns the small copy of an image as JPEG, or 304 if the browser has the copy.
 
     Raises:
         Problem: There is no copy.
     """
     if small is None:
-        raise Problem(404, f"the store has no small copy of {content_hash[:12]}: it may keep none (`keep_images`)")
-    # Browsers may cache it but must revalidate, since the key may have changed.
+        raise Problem(404, f"the store has no small copy of {content_hash[:12]}: see the setting `keep_images`")
+    # Browsers may cache the copy but must revalidate, since the key may have changed.
     headers = {"Cache-Control": "private, no-cache", "ETag": f'"{content_hash}"'}
     if content_hash in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)

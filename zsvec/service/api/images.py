@@ -45,7 +45,7 @@ async def correct(
     request: Request,
     work: Runs,
     by: By,
-    category: Annotated[schemas.CategoryName, Query(description="The right category; created if it does not exist.")],
+    category: Annotated[schemas.CategoryName, Query(description="The right category; created if missing.")],
 ) -> Response:
     """Makes images references of the right category, from the next prediction on.
 

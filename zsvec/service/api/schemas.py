@@ -49,7 +49,7 @@ Hash = Annotated[str, Field(pattern=HASH)]
 
 def _not_too_long(name: str) -> str:
     composed = unicodedata.normalize("NFC", name)
-    if len(composed) > LONGEST_NAME:  # before it is stripped, as the schema counts
+    if len(composed) > LONGEST_NAME:  # before stripping, as in the schema
         raise ValueError(f"a category name must have at most {LONGEST_NAME} characters, got {len(composed):,}")
     return name
 
@@ -129,14 +129,14 @@ class CategoryChange(Given):
 class ReferenceChange(Given):
     """The new category of a reference."""
 
-    category: Annotated[CategoryName, Field(description="The new category; created if it does not exist.")]
+    category: Annotated[CategoryName, Field(description="The new category; created if missing.")]
 
 
 class LabelGiven(Given):
-    """Images of the inbox, and their category."""
+    """Images of the inbox, and a category."""
 
     hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MAX_ITEMS)]
-    category: Annotated[CategoryName, Field(description="Created if it does not exist.")]
+    category: Annotated[CategoryName, Field(description="Created if missing.")]
 
 
 class Hashes(Given):
@@ -169,7 +169,7 @@ class Problem(Answer):
 
 
 def _answer(kind: type, **changed: Any) -> Any:
-    """Returns the model of a dataclass's ``to_dict``, with descriptions from its docstring and some `changed` types."""
+    """Returns the model of a dataclass's ``to_dict``, with descriptions from the docstring and some `changed` types."""
     text = cleandoc(kind.__doc__ or "").replace("``None``", "null")
     summary, _, attributes = text.partition("\n\nAttributes:\n")
     said = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.M))
@@ -182,7 +182,7 @@ def _answer(kind: type, **changed: Any) -> Any:
 
 
 class Label(Answer):
-    """A category with its probability."""
+    """A category and a probability."""
 
     label: str
     probability: Annotated[float, Field(ge=0, le=1)]
@@ -208,7 +208,7 @@ class Category(Answer):
 
 
 class WholeCategory(Category):
-    """A category with its metadata and references."""
+    """A category with metadata and references."""
 
     metadata: dict[str, Any]
     stored: list[StoredReference]

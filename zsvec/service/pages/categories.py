@@ -39,10 +39,10 @@ class _Card:
 async def show(
     request: Request,
     work: Runs,
-    filter: str = "",  # noqa: A002 - as the address has it
+    filter: str = "",  # noqa: A002 - as in the address
     shown: Annotated[int, Query(ge=1, le=_MAX_CARDS)] = _CARDS,
 ) -> Response:
-    """Shows the page, or its cards alone, of the categories with a text in their names."""
+    """Shows the page, or the cards alone, of categories with a text in the name."""
     wanted = filter.strip().casefold()
 
     def read() -> tuple[list[str], list[str], list[_Card]]:
@@ -84,7 +84,7 @@ async def create(request: Request, work: Runs) -> Response:
 
     def created() -> str:
         if name in {category.name for category in work.classifier.categories()}:
-            raise Problem(409, f"There is a category “{name}” already: open it to add to it, or take another name")
+            raise Problem(409, f"There is a category “{name}” already: add to that category, or take another name")
         return _added(work.classifier, name, _lines(fields), images)
 
     return await changed(request, "add", created)
@@ -92,7 +92,7 @@ async def create(request: Request, work: Runs) -> Response:
 
 @router.get("/categories/{name}")
 async def show_category(request: Request, name: Name, work: Runs) -> Response:
-    """Shows the page of a category, or its content alone."""
+    """Shows the page of a category, or the content alone."""
 
     def read() -> dict[str, Any]:
         category = work.classifier.category(name)
@@ -118,7 +118,7 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
         raise Problem(422, "There is no text and no picture to add")
 
     def added() -> str:
-        category = work.classifier.category(checked_name(name))  # a page may be older than its removal
+        category = work.classifier.category(checked_name(name))  # the page may be older than a removal
         return _added(work.classifier, category.name, texts, images)
 
     return await changed(request, "add", added)
@@ -154,7 +154,7 @@ async def merge(request: Request, name: Name, work: Runs) -> Response:
 
 @router.post("/categories/{name}/remove")
 async def remove(request: Request, name: Name, work: Runs) -> Response:
-    """Removes a category with its references."""
+    """Removes a category with all references."""
 
     def removed() -> str:
         work.classifier.remove_category(name)
@@ -165,7 +165,7 @@ async def remove(request: Request, name: Name, work: Runs) -> Response:
 
 @router.post("/references/move")
 async def move_references(request: Request, work: Runs) -> Response:
-    """Moves references to another category, which is created if it does not exist."""
+    """Moves references to another category, which is created if missing."""
     chosen, fields = await _chosen(request)
     target = _name(fields, "category")
 
@@ -241,7 +241,7 @@ def _check(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> Non
         if not there.issuperset(hashes):
             raise Problem(409, f"A reference is no longer in “{name}”: reload the page")
         if there.issubset(hashes):
-            raise Problem(409, f"“{name}” would have no reference: remove it, or merge it into another category")
+            raise Problem(409, f"“{name}” would have no reference: remove the category, or merge two categories")
 
 
 def _described(chosen: Mapping[str, Collection[str]]) -> str:

@@ -19,8 +19,8 @@ from zsvec.types import Change
 router = APIRouter()
 
 _NAMED = 3  # categories of a change that are named
-_LISTED = 50  # changes on their page
-_WRITTEN_IN_PART = ("correct", "label")  # the images have left the inbox: to undo the references would lose them
+_LISTED = 50  # changes on the page
+_WRITTEN_IN_PART = ("correct", "label")  # the images have left the inbox: to undo the references would lose the images
 
 
 async def changed(request: Request, kind: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
@@ -61,7 +61,7 @@ def _toast(
 
 @router.get("/changes")
 async def show(request: Request, work: Runs) -> Response:
-    """Shows the page, or its list alone: newest changes first."""
+    """Shows the page, or the list alone: newest changes first."""
     found = await work.run(lambda: list(islice(work.classifier.history, _LISTED)))
     template = "changes_list.html" if is_part(request) else "changes.html"
     return render(request, template, changes=found, named=_NAMED)

@@ -1,4 +1,4 @@
-"""The page *Classify*: predictions with their evidence, and corrections. The images stay in the browser."""
+"""The page *Classify*: predictions with evidence, and corrections. The images stay in the browser."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def correct(request: Request, work: Runs) -> Response:
     images, fields = await sent_form(request, 1)
     name = fields.get("category", [""])[0]
     if len(images) != 1 or not name.strip():
-        raise Problem(422, "send one image and the name of its category")
+        raise Problem(422, "send one image and the name of a category")
 
     def corrected() -> str:
         category = work.classifier.correct(images[0], checked_name(name))

@@ -103,7 +103,7 @@ async def names(request: Request, work: Runs) -> Response:
 
 @router.post("/label")
 async def label(request: Request, work: Runs) -> Response:
-    """Makes images references of a category, which is created if it does not exist."""
+    """Makes images references of a category, which is created if missing."""
     hashes, category = await _chosen(request)
     name = checked_name(category)
     inbox = work.classifier.inbox

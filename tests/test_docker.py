@@ -18,7 +18,7 @@ from tests.qdrant import COMPOSE_FILE, composed, running_server
 from tests.store.support import fast_folder
 from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
 from zsvec.service.auth.keys import Keys
-from zsvec.service.server import LAST_ANSWERS, NOTICE
+from zsvec.service.server import LAST_RESPONSES_S, NOT_READY_NOTICE_S
 from zsvec.settings.settings import load_settings
 from zsvec.settings.sources import OTHER_VARIABLES
 from zsvec.store.backends.server import connect
@@ -92,7 +92,7 @@ def test_the_service_listens_on_this_machine_and_needs_a_key() -> None:
 
 def test_the_grace_period_is_longer_than_a_shutdown() -> None:
     seconds = int(FILES["one"]["services"]["zsvec"]["stop_grace_period"].removesuffix("s"))
-    assert seconds > NOTICE + LAST_ANSWERS + 3
+    assert seconds > NOT_READY_NOTICE_S + LAST_RESPONSES_S + 3
 
 
 def test_the_environment_of_the_service_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:

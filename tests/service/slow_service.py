@@ -43,7 +43,7 @@ def main(folder: str, head: str = "20", most: str = "4096", ending: str | None =
     log_to_stderr(as_json=True)
     connections.HEAD_TIMEOUT_S, connections.MAX_CONNECTIONS = float(head), int(most)
     if ending:
-        server.LAST_ANSWERS = server.GIVEN_UP = float(ending)
+        server.LAST_RESPONSES_S = server.SHUTDOWN_TIMEOUT_S = float(ending)
     Slow.stuck = Path(f"{folder}.stuck")
     with zsvec.open(folder, encoders=[Slow()]) as classifier, listening("127.0.0.1", 0) as listener:
         classifier.add_categories(

@@ -23,7 +23,7 @@ from tests.service.support import red
 from tests.test_stream import eventually
 from zsvec.errors import InvalidInputError
 from zsvec.service.admission.backpressure import PART_BYTES
-from zsvec.service.server import NOTICE, JsonLines, listening
+from zsvec.service.server import NOT_READY_NOTICE_S, JsonLines, listening
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,7 +101,7 @@ def test_shutdown_loses_no_request(tmp_path: Path) -> None:
         assert process.wait(DEADLINE) == 0
         assert 503 in ready
         assert 200 not in ready[ready.index(503) :]
-        assert closed >= NOTICE
+        assert closed >= NOT_READY_NOTICE_S
         assert found.keys() == {200, 0}
         assert found[0] == 8
 

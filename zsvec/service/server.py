@@ -33,15 +33,15 @@ try:
 except ModuleNotFoundError:  # Windows
     resource = None  # type: ignore[assignment]
 
-NOTICE = 1.0
+NOT_READY_NOTICE_S = 1.0
 """Seconds between not being ready and accepting no connections."""
-LAST_REQUESTS = 0.5
+LAST_REQUESTS_S = 0.5
 """Seconds for the first requests of accepted connections."""
-LAST_ANSWERS = 7.0
+LAST_RESPONSES_S = 7.0
 """Seconds for the responses to accepted requests."""
 IDLE_TIMEOUT_S = 65
 """Seconds that a connection may be idle after a response: longer than proxies keep connections open."""
-GIVEN_UP = 9.5
+SHUTDOWN_TIMEOUT_S = 9.5
 """Seconds from the signal until the process exits in any case."""
 _OTHER_FILES = 256  # open files beside connections
 _BACKLOG = 128  # connections that wait to be accepted
@@ -89,7 +89,7 @@ class Server(uvicorn.Server):
             server_header=False,
             timeout_keep_alive=IDLE_TIMEOUT_S,
             proxy_headers=False,  # any client can send X-Forwarded-For
-            timeout_graceful_shutdown=int(LAST_ANSWERS),
+            timeout_graceful_shutdown=int(LAST_RESPONSES_S),
             loop="asyncio:SelectorEventLoop",
             lifespan="on",
             ws="none",
@@ -118,14 +118,14 @@ class Server(uvicorn.Server):
 
     async def _shut_down(self) -> None:
         await self._ending.wait()
-        timer = threading.Timer(GIVEN_UP, _exit)
+        timer = threading.Timer(SHUTDOWN_TIMEOUT_S, _exit)
         timer.daemon = True
         timer.start()
-        await asyncio.sleep(NOTICE)
+        await asyncio.sleep(NOT_READY_NOTICE_S)
         self._loop.remove_reader(self._listener)
         self._accept()  # the backlog, which closing the listener would reset
         self._listener.close()
-        await asyncio.sleep(LAST_REQUESTS)
+        await asyncio.sleep(LAST_REQUESTS_S)
         self.should_exit = True
 
     def _listen(self) -> None:

@@ -614,14 +614,6 @@ def test_the_author_of_a_change_is_recorded(classifier: Classifier) -> None:
     assert {one["by"] for one in stored} == {"ann"}
 
 
-def test_audit(client: TestClient) -> None:
-    client.post(path_to("blue", "references"), files=files(red(0)))
-    client.post(path_to("red", "references"), files=files(red(0)))
-    found = client.get("/v1/audit").json()
-    assert found[0]["finding"] == "summary"
-    assert "duplicates" in {one["finding"] for one in found}
-
-
 def test_unknown_paths(client: TestClient) -> None:
     for path in ("/v1", "/v1/", "/v2/info", "/v1/info/", "/v1//info", "/V1/INFO", "/v1/info%20"):
         problem(client.get(path), 404, "/v1/openapi.json")

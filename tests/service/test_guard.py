@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 import zsvec
-from tests.service.support import KEYS, READ, WRITE, asked, bearer, files, images_of, names, path_to, problem, red
+from tests.service.support import KEYS, READ, WRITE, asked, bearer, files, images_of, names, problem, red
 from tests.support import coloured, encode, photo, state, two_encoders
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
@@ -584,16 +584,6 @@ def test_of_concurrent_starts_one_shows_the_key(tmp_path: Path) -> None:
         [secret] = [shown for _, shown in found if shown]
         assert all(keys.find(secret) for keys, _ in found)
         key_file(tmp_path / "zsvec").unlink()
-
-
-def test_a_picture_needs_a_key(guarded: TestClient, classifier: Classifier) -> None:
-    waiting = classifier.keep(encode(photo(1)))
-    one = images_of(classifier, "red")[0]
-    for path in (path_to("red", "references", one, "image"), f"/v1/inbox/{waiting}/image"):
-        assert guarded.get(path, headers=bearer(READ)).headers["content-type"] == "image/jpeg"
-        answer = guarded.get(path, headers={"Accept": "image/*"})
-        problem(answer, 401)
-        assert answer.headers["cache-control"] == "no-store"
 
 
 def test_a_key_to_read_evicts_no_image_that_a_key_to_write_has_kept() -> None:

@@ -77,19 +77,6 @@ def test_a_wrong_key_is_refused(opened: Opened) -> None:
     opened.forget_refusals()
 
 
-def test_a_key_to_read_is_offered_no_change(opened: Opened) -> None:
-    page = opened("/login", stranger=True)
-    page.get_by_label("Key", exact=True).fill(SECRETS["read"])
-    with page.expect_navigation():
-        page.keyboard.press("Enter")
-    page.set_input_files("#chosen", str(photo_of("ketch")))
-    expect(page.locator(".ranking li").first).to_be_visible()
-    expect(page.get_by_text("That is a")).to_have_count(0)
-    for path, buttons in (("/categories", 0), ("/categories/ant", 0)):
-        page.goto(path)
-        expect(page.locator("main").get_by_role("button")).to_have_count(buttons)
-
-
 def test_without_its_cookie_a_page_leads_to_sign_in(opened: Opened) -> None:
     page = opened("/login", stranger=True)
     page.get_by_label("Key", exact=True).fill(SECRETS["write"])

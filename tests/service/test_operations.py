@@ -253,7 +253,7 @@ def on_server() -> Iterator[tuple[TestClient, Any]]:
         classifier = stack.enter_context(zsvec.open(node.url, encoders=[HashEncoder()]))
         classifier.add_category("red", images=[photo(1)])
         classifier.add_category("blue", images=[photo(2)])
-        client = stack.enter_context(asked(classifier, limits=Limits(answer=2.0)))
+        client = stack.enter_context(asked(classifier, limits=Limits(store_timeout_s=2.0)))
         wait_until(lambda: not ready(client))
         yield client, node
 

@@ -60,7 +60,7 @@ SMUGGLED = b"0\r\n\r\n" + head("GET", "/health/live")
 
 
 def test_a_body_with_a_large_content_length_is_refused_at_once(classifier: Classifier) -> None:
-    with running(classifier, limits=Limits(bytes=1000)) as service:
+    with running(classifier, limits=Limits(body_bytes=1000)) as service:
         for size in (1001, 10**12, 10**18):
             answer = service.ask(head("POST", "/v1/classify", Content_Length=size, **RAW))
             assert (status(answer), "1,000 bytes" in detail(answer)) == (413, True)
@@ -69,7 +69,7 @@ def test_a_body_with_a_large_content_length_is_refused_at_once(classifier: Class
 
 
 def test_a_chunked_body_is_cut_off_at_the_limit(classifier: Classifier) -> None:
-    with running(classifier, limits=Limits(bytes=100_000)) as service, service.connect() as connection:
+    with running(classifier, limits=Limits(body_bytes=100_000)) as service, service.connect() as connection:
         connection.sendall(head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW))
         sent = 0
         with pytest.raises(OSError):  # noqa: PT011 - the connection is closed, sooner or later
@@ -81,7 +81,7 @@ def test_a_chunked_body_is_cut_off_at_the_limit(classifier: Classifier) -> None:
 
 
 def test_a_client_with_a_large_body_receives_the_refusal(classifier: Classifier) -> None:
-    with running(classifier, limits=Limits(bytes=1000)) as service:
+    with running(classifier, limits=Limits(body_bytes=1000)) as service:
         answer = httpx.post(url(service), content=bytes(5_000_000), headers={"Content-Type": "image/png"})
         assert answer.status_code == 413
         answer = httpx.post(url(service), content=iter([bytes(100_000)] * 50), headers={"Content-Type": "image/png"})
@@ -89,16 +89,16 @@ def test_a_client_with_a_large_body_receives_the_refusal(classifier: Classifier)
 
 
 def test_a_body_that_stalls(classifier: Classifier) -> None:
-    with running(classifier, limits=Limits(patience=0.3)) as service:
+    with running(classifier, limits=Limits(stall_timeout_s=0.3)) as service:
         for more in ({"Content_Length": 100}, {"Transfer_Encoding": "chunked"}):
             begun = time.monotonic()
             answer = service.ask(head("POST", "/v1/classify", **RAW, **more))
             assert (status(answer), "0 bytes" in detail(answer)) == (408, True)
-            assert 0.2 < time.monotonic() - begun < Limits().patience
+            assert 0.2 < time.monotonic() - begun < Limits().stall_timeout_s
 
 
 def test_a_body_that_drips(classifier: Classifier) -> None:
-    with running(classifier, limits=Limits(patience=0.5)) as service, service.connect() as connection:
+    with running(classifier, limits=Limits(stall_timeout_s=0.5)) as service, service.connect() as connection:
         connection.sendall(head("POST", "/v1/classify", Transfer_Encoding="chunked", **RAW))
         connection.settimeout(0.02)
         begun, answer = time.monotonic(), b""
@@ -109,12 +109,12 @@ def test_a_body_that_drips(classifier: Classifier) -> None:
             except TimeoutError:
                 continue
         assert status(answer) == 408
-        assert time.monotonic() - begun < Limits().patience
+        assert time.monotonic() - begun < Limits().stall_timeout_s
 
 
 def test_a_slow_body_is_read(classifier: Classifier) -> None:
     picture = red()
-    with running(classifier, limits=Limits(patience=0.5)) as service, service.connect() as connection:
+    with running(classifier, limits=Limits(stall_timeout_s=0.5)) as service, service.connect() as connection:
         connection.sendall(head("POST", "/v1/classify", Content_Length=len(picture), **RAW))
         for start in range(0, len(picture), len(picture) // 3 + 1):
             time.sleep(0.1)
@@ -123,7 +123,7 @@ def test_a_slow_body_is_read(classifier: Classifier) -> None:
 
 
 def test_bodies_at_once(classifier: Classifier) -> None:
-    with running(classifier, limits=Limits(held=1000)) as service, ExitStack() as stack:
+    with running(classifier, limits=Limits(receiving_bytes=1000)) as service, ExitStack() as stack:
         first = stack.enter_context(service.connect())
         first.sendall(head("POST", "/v1/classify", Content_Length=610, **RAW) + bytes(600))
         wait_until(lambda: service.receiving == 600)
@@ -140,7 +140,7 @@ def test_bodies_at_once(classifier: Classifier) -> None:
 
 
 def test_stalled_bodies_reserve_no_memory(classifier: Classifier) -> None:
-    with running(classifier, limits=Limits(held=1000)) as service, ExitStack() as stack:
+    with running(classifier, limits=Limits(receiving_bytes=1000)) as service, ExitStack() as stack:
         for _ in range(8):
             silent = stack.enter_context(service.connect())
             silent.sendall(head("POST", "/v1/classify", Content_Length=900, **RAW) + b"x")

@@ -153,7 +153,7 @@ def test_responses_of_any_size_are_complete(classifier: Classifier) -> None:
 
 def test_unread_responses_have_a_budget(classifier: Classifier) -> None:
     """The oldest response is aborted; the newest is always sent."""
-    with running(classifier, limits=Limits(sending=4 * LARGE)) as service, ExitStack() as stack:
+    with running(classifier, limits=Limits(sending_bytes=4 * LARGE)) as service, ExitStack() as stack:
         add_large(service.app)
 
         def holds(size: int) -> bool:

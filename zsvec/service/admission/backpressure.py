@@ -27,7 +27,7 @@ PART_BYTES = 2**16
 WRITE_TIMEOUT_S = 30.0
 """Seconds in which a client must read the last part of a response."""
 _MAX_OPEN_BYTES = 2**16  # of a body at paths that need no key
-_MIN_BYTES_PER_S = 4096  # of a body, once `Limits.patience` is over
+_MIN_BYTES_PER_S = 4096  # of a body, once `Limits.stall_timeout_s` is over
 _LINGER_S = 5.0  # for the rest of a refused body, so that the client can read the refusal
 
 
@@ -68,7 +68,7 @@ class Backpressure:
     @contextmanager
     def held(self, exchange: _Exchange, size: int) -> Iterator[None]:
         """Reserves bytes of the budget within the block; aborts the oldest responses to make room."""
-        while self._pending and self.sending + size > self.limits.sending:
+        while self._pending and self.sending + size > self.limits.sending_bytes:
             oldest = next(iter(self._pending))
             self.sending -= self._pending.pop(oldest)
             oldest.abort()
@@ -86,7 +86,8 @@ class _Exchange:
     ) -> None:
         self._owner = owner
         self._receive, self._send, self._abort = receive, send, abort
-        self._max_bytes = min(owner.limits.bytes, _MAX_OPEN_BYTES) if is_open(scope["path"]) else owner.limits.bytes
+        most = owner.limits.body_bytes
+        self._max_bytes = min(most, _MAX_OPEN_BYTES) if is_open(scope["path"]) else most
         self._ended = self._refused = self._aborted = False
         self._waited = 0.0
         self.received = 0
@@ -95,11 +96,11 @@ class _Exchange:
         """Returns the next part of the body; raises a Problem for a body that is too large or too slow."""
         if self._ended:
             return await self._receive()
-        patience = self._owner.limits.patience
-        left = patience + self.received / _MIN_BYTES_PER_S - self._waited
+        timeout = self._owner.limits.stall_timeout_s
+        left = timeout + self.received / _MIN_BYTES_PER_S - self._waited
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(min(patience, left)):
+            async with asyncio.timeout(min(timeout, left)):
                 message = await self._receive()
         except TimeoutError:
             detail = f"the body stalled or was too slow, got {self.received:,} bytes: send the request again"
@@ -109,7 +110,7 @@ class _Exchange:
         size = len(message.get("body", b""))
         self.check_size(self.received + size)
         # Content-Length reserves nothing: clients could block others by stating a length and sending nothing.
-        if self._owner.receiving + size > self._owner.limits.held:
+        if self._owner.receiving + size > self._owner.limits.receiving_bytes:
             raise self._refusal(429, "too many bodies are being received: try again soon")
         self.received += size
         self._owner.receiving += size

@@ -26,23 +26,23 @@ class Limits:
 
     Attributes:
         images: Images of a request.
-        bytes: Bytes of a body.
+        body_bytes: Bytes of a body.
         queue: Images that wait or are at work.
         tasks: Other requests that wait or are at work.
-        held: Bytes of all bodies in memory.
-        sending: Bytes of all responses that clients have not read.
-        patience: Seconds until the next part of a body.
-        answer: Seconds until a store on a server answers one request; some operations need several.
+        receiving_bytes: Bytes of all bodies in memory.
+        sending_bytes: Bytes of all responses that clients have not read.
+        stall_timeout_s: Seconds until the next part of a body.
+        store_timeout_s: Seconds until a store on a server answers one request; some operations need several.
     """
 
     images: int = 64
-    bytes: int = 64 * 2**20
+    body_bytes: int = 64 * 2**20
     queue: int = 256
     tasks: int = 64
-    held: int = 512 * 2**20
-    sending: int = 256 * 2**20
-    patience: float = 30.0
-    answer: float = 10.0
+    receiving_bytes: int = 512 * 2**20
+    sending_bytes: int = 256 * 2**20
+    stall_timeout_s: float = 30.0
+    store_timeout_s: float = 10.0
 
 
 class ClientLeft(Exception):  # noqa: N818 - no error
@@ -119,7 +119,7 @@ class Work:
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
         keep = self.classifier.settings.keep
-        with self.classifier.within(self.limits.answer):
+        with self.classifier.within(self.limits.store_timeout_s):
             prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
         outcome = "failed" if prediction.error is not None else "unknown" if prediction.unknown else "known"
         with self._lock:
@@ -148,7 +148,7 @@ class Work:
         """
 
         def run() -> Result:
-            with self.classifier.history.acting(by), self.classifier.within(self.limits.answer):
+            with self.classifier.history.acting(by), self.classifier.within(self.limits.store_timeout_s):
                 return function()
 
         with self._lock:

@@ -228,7 +228,7 @@ class Interrupted(Hooked):
 def test_commit_between_two_pages_of_the_catalog_is_not_missed(
     deployment: Deployment, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.store.backends.edge.shard._PAGE", 2)
+    monkeypatch.setattr("zsvec.store.backends.edge.backend._PAGE", 2)
     monkeypatch.setattr(Limits, "of", classmethod(lambda cls, _: cls(page=2)))
     backend = Interrupted(deployment)
     store = deployment.open(backend)
@@ -258,7 +258,7 @@ def test_catalog_of_a_folder_is_read_in_one_instant(
     deployment: Deployment, store: Store, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A thread that commits meanwhile has to wait, or the commit would be missed where its ``rev`` is not the last."""
-    monkeypatch.setattr("zsvec.store.backends.edge.shard._PAGE", 2)
+    monkeypatch.setattr("zsvec.store.backends.edge.backend._PAGE", 2)
     names = filled_with_six(store, deployment)
     searching = searcher(store, way)
     later = threading.Thread(

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.forking import say, serve
-from zsvec.store.backends.edge import shard
+from zsvec.store.backends.edge import backend as edge
 from zsvec.store.backends.edge.backend import EdgeBackend
 
 COLLECTION = "points"
-STEPS = {os: ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"), shard: ("count", "make", "page", "upserts")}
+STEPS = {os: ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"), edge: ("_count", "_made", "_page", "_upserts")}
 
 
 def rewrite(line: str) -> None:

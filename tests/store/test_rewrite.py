@@ -28,7 +28,7 @@ from tests.store.test_folder import Disk
 from zsvec.errors import StoreError, StoreUnavailableError, ZSVecError
 from zsvec.store import Store
 from zsvec.store.backends.base import Points, Where
-from zsvec.store.backends.edge import shard
+from zsvec.store.backends.edge import backend as edge
 from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.store.backends.edge.folder import ROOM
 
@@ -417,7 +417,7 @@ def test_what_took_the_place_of_the_store_meanwhile_is_left_alone(
     copy(folder, there)
     (there / f".{COLLECTION}.01234567").mkdir()  # of a process that has its lock
     before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
-    page = shard.page
+    page = edge._page
 
     def replaced(*args: Any, **options: Any) -> Any:
         if there.exists():
@@ -425,7 +425,7 @@ def test_what_took_the_place_of_the_store_meanwhile_is_left_alone(
             there.rename(folder)
         return page(*args, **options)
 
-    monkeypatch.setattr(shard, "page", replaced)
+    monkeypatch.setattr(edge, "_page", replaced)
     with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
         backend.rewrite(COLLECTION)
     assert {there / path.relative_to(folder): path.stat().st_mtime_ns for path in folder.rglob("*")} == before

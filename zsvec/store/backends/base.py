@@ -1,10 +1,10 @@
-"""What a Qdrant deployment must offer to be the place of a store, and what every such place needs."""
+"""The contract of a backend, which holds the collections of a store, and the types in it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Dims: TypeAlias = int | Mapping[str, int]
-"""Dimension of the vectors of a collection; by name, where each point has several."""
+"""Dimension of the vectors of a collection; by name, if each point has several vectors."""
 
 FIRST_CONTACT = 5.0
-"""Seconds after which a server that cannot be reached is given up when a store is opened."""
+"""Deadline in seconds for reaching a server when a store is opened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Where:
 
     @property
     def ranged(self) -> bool:
-        """Whether there is a condition on ``rev``."""
+        """Whether the filter has a condition on ``rev``."""
         return self.since is not None or self.until is not None
 
 
@@ -44,9 +44,9 @@ class Put:
     """A record to write by compare-and-set.
 
     Attributes:
-        id: Of the record.
-        payload: What is written.
-        expected: What the record must match that is there; ``None``: there must be none of this id.
+        id: Id of the record.
+        payload: New payload.
+        expected: Fields of the present record; ``None`` requires that there is no record of this id.
     """
 
     id: str
@@ -59,10 +59,10 @@ class Points:
     """Points of one collection.
 
     Attributes:
-        ids: Of the points.
-        rows: Their vectors as a client gives them, each ``None`` if not asked for; or a matrix. Each is a mapping of
-            names to vectors where points have several.
-        payloads: What they carry.
+        ids: Ids of the points.
+        rows: Vectors as a client returns them, or a matrix; ``None`` each if not asked for. A row is a mapping of
+            names to vectors if points have several.
+        payloads: Payloads of the points.
     """
 
     ids: Sequence[str]
@@ -71,8 +71,8 @@ class Points:
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """The vectors, float32 ``(n, dim)``; ``dim`` is 0 if not asked for."""
-        import numpy as np  # slow to import, and not needed to list the categories of a store
+        """Vectors, float32 ``(n, dim)``; ``dim`` is 0 if not asked for."""
+        import numpy as np  # slow to import, and not needed to list categories
 
         if isinstance(self.rows, list) and all(row is None for row in self.rows):
             return np.empty((len(self.rows), 0), dtype=np.float32)
@@ -82,11 +82,11 @@ class Points:
     def named(self) -> bool:
         """Whether each point has several vectors, by name."""
         first = self.rows[0] if isinstance(self.rows, list) and self.rows else None
-        return isinstance(first, Mapping) and bool(first)  # of damaged files it may be empty
+        return isinstance(first, Mapping) and bool(first)  # may be empty in damaged files
 
     @property
     def plain(self) -> list[Any]:
-        """The vector of each point as a list of numbers; by name, where points have several."""
+        """Vector of each point as a list of numbers; by name, if points have several."""
         if self.named:
             return [{name: list(map(float, vector)) for name, vector in row.items()} for row in self.rows]
         rows: list[Any] = self.vectors.tolist()
@@ -94,11 +94,11 @@ class Points:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the vectors have, all together."""
+        """Total count of numbers in the vectors."""
         return sum(map(len, chain.from_iterable(row.values() for row in self.rows) if self.named else self.vectors))
 
     def chosen(self, kept: Sequence[int]) -> Points:
-        """Some of them, ascending; all are the same object."""
+        """Returns the points at these ascending positions."""
         if len(kept) == len(self.ids):
             return self
         matrix = hasattr(self.rows, "shape")
@@ -117,7 +117,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """How a collection is spread over the nodes of a cluster; ``None``: as the server chooses.
+    """Placement of a collection on a cluster; ``None`` leaves a value to the server.
 
     Attributes:
         replicas: Copies of each shard.
@@ -131,7 +131,7 @@ class Placement:
 
 
 class Handle:
-    """What keeps an open store to the process that opened it, until it is closed.
+    """The process that opened a store, until the store is closed.
 
     Args:
         location: Name of the store in messages.
@@ -144,7 +144,7 @@ class Handle:
 
     @property
     def forked(self) -> bool:
-        """Whether this process is another one than that which opened the store."""
+        """Whether this process was forked after the store was opened."""
         return os.getpid() != self._pid
 
     def check(self) -> None:
@@ -158,109 +158,143 @@ class Handle:
             raise StoreError(f"the store {self._location} is closed: open it again")
 
     def close(self) -> None:
-        """Refuse from now on."""
+        """Refuses further use."""
         self._closed = True
+
+
+class InProcess:
+    """Base of backends that keep collections in this process: no other process can write, and there are no replicas.
+
+    Args:
+        name: Name of the store in messages.
+    """
+
+    exclusive = True
+
+    def __init__(self, name: str) -> None:
+        self._handle = Handle(name)
+        self.writes = 0
+
+    def check(self) -> None:
+        """As `Backend.check`."""
+        self._handle.check()
+
+    def within(self, seconds: float) -> AbstractContextManager[None]:
+        """As `Backend.within`."""
+        return nullcontext()
+
+    def placement(self, collection: str) -> None:
+        """As `Backend.placement`."""
+        self.check()
+
+    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
+        """As `Backend.check_up`."""
+        return iter(())
+
+    def heal(self, collection: str, ids: Sequence[str]) -> int:
+        """As `Backend.heal`."""
+        return 0
 
 
 class Backend(Protocol):
     """Collections of points, in process or on a server.
 
-    Every failure is an error of `zsvec.errors`. A write is visible to everyone when its method returns.
+    Every failure is an error of `zsvec.errors`. A write is visible to all clients when its method returns.
     """
 
     exclusive: bool  # no other process can write
-    writes: int  # where it is exclusive: how many have come to an end
+    writes: int  # if exclusive: number of finished writes
 
     @property
     def location(self) -> str:
-        """What it is called in messages."""
+        """Name in messages."""
 
     @property
     def place(self) -> str:
-        """The same place has the same; empty for one that ends with the process."""
+        """Identity of the deployment; empty if it ends with the process."""
 
     def check(self) -> None:
-        """Refuse to be used once closed, or in a process forked from that which opened it."""
+        """Raises StoreError if the backend is closed, or was opened before this process was forked."""
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Give each request of this thread no more than so many seconds, in a block."""
+        """Limits the time of each request of this thread in a block."""
 
     def exists(self, collection: str) -> bool:
-        """Whether there is a collection of this name."""
+        """Returns whether there is a collection of this name."""
 
     def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
-        """Make a collection for exact cosine search with its payload indexes; keep one that exists.
+        """Creates a collection for exact cosine search with its payload indexes, unless it exists.
 
         Args:
-            collection: Its name.
-            dim: Of its vectors.
+            collection: Name of the collection.
+            dim: Dimension of the vectors.
             indexes: Kind of each payload index, by key.
-            ordered: Whether its writes have one order, so that it is one shard.
+            ordered: Whether all writes must have one order, so that the collection is one shard.
         """
 
     def remove(self, collection: str) -> None:
-        """Delete a collection, if there is one, with all that it ever had."""
+        """Deletes a collection, if it exists, with all its files."""
 
     def rewrite(self, collection: str) -> None:
-        """Write a collection anew, if there is one, so that its files hold nothing that was deleted from it.
+        """Rewrites the files of a collection, if it exists, without its deleted points.
 
-        Nothing else of it changes. A server rewrites its files when it sees fit: there, nothing is done.
+        The collection does not change. A server rewrites files on its own schedule, and nothing is done.
 
         Raises:
-            StoreUnavailableError: There is no room for another copy.
+            StoreUnavailableError: The disk has no room for another copy.
         """
 
     def upsert(self, collection: str, points: Points) -> None:
-        """Write points; the same ids again change nothing."""
+        """Writes points, idempotently by id."""
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
-        """Write records to a collection of 1-d vectors, each by compare-and-set, without saying which were written."""
+        """Writes records to a collection of 1-d vectors, each by compare-and-set, without telling the outcome."""
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Payloads of those of the points that exist, by id; a collection that does not exist has none."""
+        """Returns the payloads of existing points, by id. The collection may not exist."""
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
-        """All matching points, page by page; payloads reduced to `fields` if given. The collection may not exist."""
+        """Yields pages of all matching points; payloads reduced to `fields` if given. The collection may not exist."""
 
     def newest(self, collection: str, where: Where) -> int:
-        """The largest ``rev`` of the matching points, 0 if there is none."""
+        """Returns the largest ``rev`` of the matching points; 0 without points."""
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
     ) -> list[list[Hit]]:
-        """The `limit` nearest matching points of each vector, nearest first, by exact search; not of named vectors."""
+        """Returns the `limit` nearest matching points of each vector by exact search, nearest first."""
 
     def delete(self, collection: str, where: Where) -> None:
-        """Delete all matching points."""
+        """Deletes all matching points."""
 
     def drop(self, collection: str, ids: Sequence[str]) -> None:
-        """Delete the points of these ids."""
+        """Deletes the points of these ids."""
 
     def count(self, collection: str, where: Where) -> int:
-        """Exact number of matching points. The collection may not exist."""
+        """Returns the exact number of matching points. The collection may not exist."""
 
     def versions(self) -> Mapping[str, str]:
-        """What runs the backend, for `zsvec info`."""
+        """Returns the version of the engine, for `zsvec info`."""
 
     def placement(self, collection: str) -> Placement | None:
-        """How a collection is spread over nodes; ``None`` where there are none."""
+        """Returns the placement of a collection on a cluster; ``None`` in process."""
 
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
-        """What can be found out of the deployment; of one without servers, nothing.
+        """Yields findings about the deployment.
 
         Args:
-            catalog: Name of the catalog's collection.
+            catalog: Name of the collection of the catalog.
             references: Names of the collections of references.
-            repair: Whether to make the copies of the catalog agree.
+            repair: Whether to make the replicas of the catalog agree.
         """
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
-        """Make the copies of records agree: how many did not. Nothing to do where there is one copy."""
+        """Makes the replicas of records agree, and returns how many did not."""
 
     def flush(self) -> None:
-        """Make everything written survive a loss of power."""
+        """Makes all writes survive a loss of power."""
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Closes files and connections."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, TypeAlias
 
@@ -13,31 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.backends.base import Dims, Handle, Hit, Points, Put, Where
-from zsvec.types import Finding
+from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
 
-# By id, the vector, or several by name, and the payload; a record has no vector.
+# By id, the vector or a mapping of names to vectors, and the payload; a record has no vector.
 _Collection: TypeAlias = dict[str, tuple[Any, Mapping[str, Any]]]
 
 
-class MemoryBackend:
-    """Collections as dicts. A filter looks at every point, and a search is one product."""
+class MemoryBackend(InProcess):
+    """Collections as dicts. A filter looks at every point, and a search is one matrix product."""
 
-    exclusive = True
     location = ":memory:"
     place = ""
 
     def __init__(self) -> None:
+        super().__init__(self.location)
         self._collections: dict[str, _Collection] = {}
         self._lock = threading.Lock()
-        self._handle = Handle(self.location)
-        self.writes = 0
-
-    def check(self) -> None:
-        self._handle.check()
-
-    def within(self, seconds: float) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def exists(self, collection: str) -> bool:
         self.check()
@@ -54,7 +45,7 @@ class MemoryBackend:
             self.writes += 1
 
     def rewrite(self, collection: str) -> None:
-        """Do nothing: what was deleted is gone."""
+        """Does nothing: deleted points leave no trace."""
         self.check()
 
     def upsert(self, collection: str, points: Points) -> None:
@@ -128,17 +119,8 @@ class MemoryBackend:
         self.check()
         return {}
 
-    def placement(self, collection: str) -> None:
-        self.check()
-
-    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
-        return iter(())
-
-    def heal(self, collection: str, ids: Sequence[str]) -> int:
-        return 0
-
     def flush(self) -> None:
-        """Do nothing: there is no disk."""
+        """Does nothing: there is no disk."""
 
     def close(self) -> None:
         self._handle.close()
@@ -154,7 +136,6 @@ class MemoryBackend:
 
     @contextmanager
     def _open(self, collection: str) -> Iterator[_Collection]:
-        """The points of a collection, for one call at a time."""
         self.check()  # before the lock, which a forked process might never get
         with self._lock:
             if collection not in self._collections:
@@ -163,7 +144,7 @@ class MemoryBackend:
 
 
 def _copy(payload: Mapping[str, Any], fields: Sequence[str] | None = None) -> dict[str, Any]:
-    """A payload as JSON gives it back, reduced to `fields` if given."""
+    # Through JSON, as other backends return payloads.
     kept = payload if fields is None else {field: payload[field] for field in fields if field in payload}
     copied: dict[str, Any] = json.loads(json.dumps(kept)) if kept else {}
     return copied
@@ -175,7 +156,7 @@ def _matching(stored: _Collection, where: Where) -> _Collection:
 
 
 def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether a payload matches; what is wanted is made ready once, not for each payload."""
+    # The values are prepared once, not for each payload.
     wanted = [(field, _values(values)) for field, values in where.match.items()]
     since, until, without = where.since, where.until, where.without.items()
     otherwise = None if where.or_match is None else _test(Where(match=where.or_match))
@@ -194,7 +175,7 @@ def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def _rev(payload: Mapping[str, Any]) -> int:
-    """The ``rev`` of a record; -1 without one that an index of integers would have."""
+    # -1 for a value that an index of integers would not have.
     rev = payload.get("rev")
     return rev if isinstance(rev, int) and abs(rev) < 2**63 else -1
 

@@ -1,19 +1,22 @@
 """Collections in this process: Qdrant Edge, one folder per collection, write-ahead log on.
 
-One process at a time: the log is locked while a collection is open. A write survives a killed process
-once its method has returned, and a loss of power after `flush`. The engine keeps the GIL and does not
-survive a fork. `optimize` must never be called here: it stops every search for seconds.
+One process at a time: the log is locked while a collection is open. A finished write survives a killed process, and
+after `flush` a loss of power. The engine holds the GIL and does not survive a fork. `optimize` must never be called
+here: it stops every search for seconds.
 
-A shard that is dropped flushes by path, into whatever folder is there by then, and however full the disk is. So one
-that must not flush is kept until the process ends.
+A dropped shard flushes by path, into any folder that is there by then, and however full the disk is. So a shard that
+must not flush is kept until the process ends.
 """
 
 from __future__ import annotations
 
+import ctypes
+import json
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,55 +25,43 @@ import qdrant_edge as qe
 from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.inputs.files import inside
-from zsvec.store.backends.base import Dims, Handle, Hit, Points, Put, Where
-from zsvec.store.backends.edge import shard as shards
-from zsvec.store.backends.edge import swap
-from zsvec.store.backends.edge.checksums import Checksums
-from zsvec.store.backends.edge.folder import (
-    POINT,
-    ROOM,
-    OpenedFolder,
-    check_room,
-    log_size,
-    read_ahead,
-    room_for,
-    room_to_open,
-)
-from zsvec.types import Finding
+from zsvec.inputs.files import inside, read_regular
+from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
+from zsvec.store.backends.edge import folder as folders
+from zsvec.store.backends.edge.checksums import Checksums, DamagedError
+from zsvec.store.backends.edge.folder import POINT, ROOM, OpenedFolder, check_room, room_for
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_PAGE = 2000
+_CHUNK = 500
 _SCHEMAS = {"keyword": qe.PayloadSchemaType.Keyword, "integer": qe.PayloadSchemaType.Integer}
 
 
-class EdgeBackend:
+class EdgeBackend(InProcess):
     """Collections as sub-folders of a folder.
 
     Args:
-        folder: Made on the first write.
-        name: What the user calls it, in messages.
+        folder: Folder of the store; created on the first write.
+        name: Name of the store in messages.
     """
 
-    exclusive = True
-
     def __init__(self, folder: Path, name: str | None = None) -> None:
-        self._folder = folder.absolute()  # so that a process can go to another working directory
+        self._folder = folder.absolute()  # the process may change its working folder
         self._name = name or str(folder)
+        super().__init__(self._name)
         self._shards: dict[str, qe.EdgeShard] = {}
         self._held: dict[str, FileLock] = {}
-        self._opened: dict[str, OpenedFolder] = {}  # of collections, and of all under no name
-        self._owed: dict[str, int] = {}  # bytes that flushing takes, of the collections that were written
+        self._opened: dict[str, OpenedFolder] = {}  # of collections; under "" the folder of the store
+        self._owed: dict[str, int] = {}  # bytes that a flush takes, by written collection
         self._checksums: dict[str, Checksums] = {}
         self._lock = threading.RLock()
-        self._handle = Handle(self._name)
-        self.writes = 0
 
     @property
     def location(self) -> str:
-        """What the user calls it; in full, if it is not there."""
+        """Name of the store; in full, if the folder is missing."""
         there = os.path.exists(self._folder)  # noqa: PTH110 - Path.exists raises where a folder may not be entered
         return self._name if there else f"the missing folder {self._folder}"
 
@@ -78,16 +69,10 @@ class EdgeBackend:
     def place(self) -> str:
         return str(self._folder)
 
-    def check(self) -> None:
-        self._handle.check()
-
-    def within(self, seconds: float) -> AbstractContextManager[None]:
-        return nullcontext()
-
     def exists(self, collection: str) -> bool:
         with self._calls(collection):
             self._check_there(collection)
-            return swap.exists(self._folder, collection)
+            return folders.exists(self._folder, collection)
 
     def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         with self._calls(collection):
@@ -95,16 +80,16 @@ class EdgeBackend:
             self._hold(collection)
             if not self.exists(collection):
                 self._create(collection, dim)
-            # After the renaming: the first load of a shard with new indexes takes as long again as making them.
-            # And always: a process that was killed here has left some out.
+            # After the renaming, since the first load of a shard with new indexes takes as long as making them; and
+            # always, since a process killed here has left some out.
             shard = self._shard(collection)
             for field in indexes.keys() - shard.info().payload_schema.keys():
                 self._update(collection, qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
 
     def _create(self, collection: str, dim: Dims) -> None:
         check_room(self._folder, ROOM + sum(self._owed.values()))
-        complete = swap.begin(self._folder, collection)
-        shards.make(complete, dim).close()
+        complete = folders.begin(self._folder, collection)
+        _made(complete, dim).close()
         complete.rename(self._folder / collection)
 
     def remove(self, collection: str) -> None:
@@ -113,23 +98,23 @@ class EdgeBackend:
             if self.exists(collection):
                 self._hold(collection)
                 self._let_go(collection)
-                swap.remove(self._folder, collection)
+                folders.remove(self._folder, collection)
 
     def rewrite(self, collection: str) -> None:
         with self._calls(collection):
             if self.exists(collection):
                 self._flush(collection, self._shard(collection))
                 try:
-                    copy = swap.begin(self._folder, collection)
-                    shards.copy(self._shard(collection), self._folder / collection, copy, self._check_room)
+                    copy = folders.begin(self._folder, collection)
+                    _copy(self._shard(collection), self._folder / collection, copy, self._check_room)
                     self._put_away(collection)
-                    swap.replace(self._folder, collection, copy)
+                    folders.replace(self._folder, collection, copy)
                 finally:
                     self._settle(collection)
 
     def _settle(self, collection: str) -> None:
         self._check_there(collection)  # the lock is of the folder that was opened
-        swap.settle(self._folder, collection)
+        folders.settle(self._folder, collection)
 
     def _let_go(self, collection: str) -> None:
         if collection in self._shards:
@@ -139,7 +124,7 @@ class EdgeBackend:
             self._owed.pop(collection, None)
 
     def _put_away(self, collection: str) -> None:
-        """Flush and close a collection, which the next call that needs it loads again."""
+        """Flushes and closes a collection, to be loaded again by the next call that needs it."""
         self._check_there(collection)
         self._flush(collection, self._shards[collection])
         checksums = self._checksums[collection]
@@ -148,7 +133,7 @@ class EdgeBackend:
 
     def upsert(self, collection: str, points: Points) -> None:
         with self._calls(collection):
-            for operation, number, size in shards.upserts(points):
+            for operation, number, size in _upserts(points):
                 self._update(collection, operation, number, size)
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
@@ -159,7 +144,7 @@ class EdgeBackend:
                     None if put.expected is None else _filter(Where(match=put.expected)),
                     qe.UpdateMode.InsertOnly if put.expected is None else qe.UpdateMode.UpdateOnly,
                 )
-                self._update(collection, operation, 1, shards.size([put.payload]))
+                self._update(collection, operation, 1, _size([put.payload]))
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         if not self.exists(collection):
@@ -177,7 +162,7 @@ class EdgeBackend:
         if vectors:
             yield from pages
             return
-        with self._calls(collection):  # at one instant: a reader of the catalog must not miss a commit between pages
+        with self._calls(collection):  # at one instant, so that a reader of the catalog misses no commit between pages
             found = list(pages)
         yield from found
 
@@ -186,7 +171,7 @@ class EdgeBackend:
         while True:
             with self._calls(collection):
                 shard = self._shard(collection)
-                points, offset = shards.page(shard, _filter(where), offset, vectors=vectors, fields=fields)
+                points, offset = _page(shard, _filter(where), offset, vectors=vectors, fields=fields)
             yield points
             if offset is None:
                 return
@@ -232,19 +217,10 @@ class EdgeBackend:
         if not self.exists(collection):
             return 0
         with self._calls(collection):
-            return int(self._shard(collection).count(qe.CountRequest(exact=True, filter=_filter(where))))
+            return _count(self._shard(collection), _filter(where))
 
     def versions(self) -> Mapping[str, str]:
         return {"qdrant-edge": version("qdrant-edge-py")}
-
-    def placement(self, collection: str) -> None:
-        self.check()
-
-    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
-        return iter(())
-
-    def heal(self, collection: str, ids: Sequence[str]) -> int:
-        return 0
 
     def flush(self) -> None:
         for collection in list(self._shards):
@@ -258,11 +234,11 @@ class EdgeBackend:
         with self._lock:
             if self._shards and self._opened[""].is_there():
                 with self._failures(next(iter(self._shards))):
-                    self._check_room(0)  # still open, it can be closed when there is room
+                    self._check_room(0)  # a store that stays open can be closed when there is room
             self._handle.close()
             held, opened, checksums, shards = self._held, self._opened, self._checksums, self._shards
             self._held, self._opened, self._checksums, self._shards = {}, {}, {}, {}
-            with ExitStack() as last:  # all of it is done, whatever fails
+            with ExitStack() as last:  # every step runs, even after a failure
                 for lock in held.values():
                     last.callback(lock.release)
                 for folder in opened.values():
@@ -275,7 +251,7 @@ class EdgeBackend:
     ) -> None:
         with self._failures(collection):
             if not (opened[""].is_there() and opened[collection].is_there()):
-                shards.keep_for_ever(shard)
+                _keep_for_ever(shard)
                 if collection in self._owed:
                     raise self._gone(collection)
                 return
@@ -289,16 +265,10 @@ class EdgeBackend:
         self._owed.pop(collection, None)
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
-        """Write, if there is room.
-
-        Args:
-            collection: Where to.
-            operation: What to do.
-            points: How many it writes.
-            size: Bytes of their vectors and payloads.
+        """Writes some points, whose vectors and payloads have `size` bytes.
 
         Raises:
-            StoreUnavailableError: There is no room, or the folder is gone.
+            StoreUnavailableError: The disk has no room, or the folder is gone.
         """
         shard = self._shard(collection)
         self._check_room(room_for(size) + POINT * points)
@@ -307,15 +277,15 @@ class EdgeBackend:
             shard.update(operation)
         finally:
             self.writes += 1
-        self._check_there(collection)  # it may have gone meanwhile
+        self._check_there(collection)
 
     def _check_room(self, needed: int, *closing: qe.EdgeShard) -> None:
-        """Refuse what would fill the disk, with all that is to be flushed yet."""
+        """Raises StoreUnavailableError if the disk has less room than this and all later flushes need."""
         try:
             check_room(self._folder, needed + sum(self._owed.values()))
         except StoreUnavailableError:
             for shard in (*self._shards.values(), *closing):
-                shards.keep_for_ever(shard)
+                _keep_for_ever(shard)
             raise
 
     def _shard(self, collection: str) -> qe.EdgeShard:
@@ -325,22 +295,22 @@ class EdgeBackend:
             folder = self._folder / collection
             checksums = Checksums(self._folder, folder)
             checksums.check()
-            check_room(folder, room_to_open(folder, closed=checksums.closed))
-            read_ahead(folder)
-            swap.mark(self._folder, collection)
+            check_room(folder, folders.room_to_open(folder, closed=checksums.closed))
+            folders.read_ahead(folder)
+            folders.mark(self._folder, collection)
             checksums.remove()
             shard = qe.EdgeShard.load(str(folder))
             if not checksums.closed:
-                self._owed[collection] = log_size(folder)
+                self._owed[collection] = folders.log_size(folder)
             self._checksums[collection] = checksums
             self._shards[collection] = shard
             self._opened[collection] = OpenedFolder(folder)
         return self._shards[collection]
 
     def _hold(self, collection: str) -> None:
-        """Keep a collection for this handle: the engine's own lock is free again while a shard is still being closed.
+        """Locks a collection. The engine's own lock is free while a shard is still being closed.
 
-        Who loads it then reads what the other one has not written yet, and overwrites it.
+        A process that loads the shard then misses unwritten points, and overwrites them.
         """
         if collection not in self._held:
             file = inside(self._folder, self._folder / f".lock-{collection}")
@@ -356,10 +326,10 @@ class EdgeBackend:
             self._settle(collection)
 
     def _check_there(self, collection: str) -> None:
-        """Refuse a folder that is not the one that was opened."""
+        """Raises StoreUnavailableError if a folder is not the one that was opened."""
         if not all(self._opened[name].is_there() for name in ("", collection) if name in self._opened):
             for shard in self._shards.values():
-                shards.keep_for_ever(shard)
+                _keep_for_ever(shard)
             raise self._gone(collection)
 
     def _gone(self, collection: str) -> StoreUnavailableError:
@@ -377,7 +347,7 @@ class EdgeBackend:
 
     @contextmanager
     def _calls(self, collection: str) -> Iterator[None]:
-        """One call at a time, with the engine's failures as errors of ours."""
+        """Runs one call at a time, and maps failures of the engine to errors of zsvec."""
         self.check()  # before the lock, which a forked process might never get
         with self._lock, self._failures(collection):
             self.check()
@@ -393,7 +363,7 @@ class EdgeBackend:
             raise StoreUnavailableError(
                 f"the store folder {self._name} cannot be used: {exc}; give one that can be written"
             ) from exc
-        except BaseException as exc:  # the engine raises nothing narrower, and where it panics, not even Exception
+        except BaseException as exc:  # the engine raises plain Exception, and PanicException is none
             if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
                 raise
             if "WouldBlock" in str(exc):
@@ -415,3 +385,93 @@ def _filter(where: Where) -> qe.Filter:
 def _conditions(match: Mapping[str, str | int | Sequence[str]]) -> list[Any]:
     matches = {f: qe.MatchValue(v) if isinstance(v, str | int) else qe.MatchAny(list(v)) for f, v in match.items()}
     return [qe.FieldCondition(key=field, match=matched) for field, matched in matches.items()]
+
+
+def _made(folder: Path, dim: Dims) -> qe.EdgeShard:
+    def params(dim: int) -> qe.EdgeVectorParams:
+        # The default memory would map every block of the files, 32 MiB each, on opening.
+        return qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold)
+
+    return qe.EdgeShard.create(
+        str(folder),
+        qe.EdgeConfig(
+            vectors=params(dim) if isinstance(dim, int) else {name: params(n) for name, n in dim.items()},
+            hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),
+        ),
+    )
+
+
+def _page(
+    shard: qe.EdgeShard, found: qe.Filter, offset: Any, *, vectors: bool, fields: Sequence[str] | None
+) -> tuple[Points, Any]:
+    """Returns matching points in the order of their ids, and the offset of the next page, if there is one."""
+    request = qe.ScrollRequest(
+        offset=offset,
+        limit=_PAGE,
+        filter=found,
+        with_payload=True if fields is None else list(fields),
+        with_vector=vectors,
+    )
+    records, offset = shard.scroll(request)
+    points = Points(
+        ids=[str(point.id) for point in records],
+        rows=[point.vector for point in records],
+        payloads=[point.payload or {} for point in records],
+    )
+    matrix = vectors and not points.named
+    return (replace(points, rows=points.vectors) if matrix else points), offset  # a damaged vector fails here
+
+
+def _upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:
+    """Yields operations that write points, each with its number of points and the bytes of vectors and payloads."""
+    for first in range(0, len(points.ids), _CHUNK):
+        some = points.chosen(range(first, min(first + _CHUNK, len(points.ids))))
+        rows = [qe.Point(i, v, dict(p)) for i, v, p in zip(some.ids, some.plain, some.payloads, strict=True)]
+        yield qe.UpdateOperation.upsert_points(rows), len(rows), 4 * some.numbers + _size(some.payloads)
+
+
+def _copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[int], None]) -> None:
+    """Writes the points and payload indexes of the shard in a folder, and nothing deleted, to an empty folder.
+
+    Raises:
+        DamagedError: Points cannot be read.
+        StoreUnavailableError: The disk has no room.
+    """
+    check_room(folders.room_to_rewrite(folder))
+    config = json.loads(read_regular(folder / "edge_config.json"))
+    dims = {name: params["size"] for name, params in config["vectors"].items()}
+    copied = _made(other, dims.get("", dims))
+    written, offset = 0, None
+    try:
+        for field, index in shard.info().payload_schema.items():
+            copied.update(qe.UpdateOperation.create_field_index(field, index.data_type))
+        while True:
+            points, offset = _page(shard, qe.Filter(), offset, vectors=True, fields=None)
+            for operation, number, taken in _upserts(points):
+                written += number
+                check_room(room_for(taken) + POINT * written)
+                copied.update(operation)
+            if offset is None:
+                break
+        if not written == _count(shard) == _count(copied):
+            raise DamagedError(f"of {_count(shard)} points, {written} can be read")  # noqa: TRY301 - dropped as others
+    except BaseException:
+        _keep_for_ever(copied)
+        with suppress(StoreUnavailableError):  # without room, a flush would end the process
+            check_room(POINT * written)
+            copied.close()
+        raise
+    copied.close()
+
+
+def _count(shard: qe.EdgeShard, chosen: qe.Filter | None = None) -> int:
+    return int(shard.count(qe.CountRequest(exact=True, filter=chosen)))
+
+
+def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(json.dumps(payload)) for payload in payloads)
+
+
+def _keep_for_ever(shard: qe.EdgeShard) -> None:
+    # A shard that is dropped before the process ends would flush.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))

@@ -1,10 +1,11 @@
 """Checksums of the files of a collection, kept in its folder while the engine does not have it open.
 
-From damaged files the engine may read fewer points, without an error. So the size and the CRC-32 of each file are
-written when a collection is closed or flushed, and compared before the engine loads it again. Loading changes files,
-even for a reader: the checksums are removed first, durably. The files of a killed process are compared with nothing.
+The engine may read fewer points from damaged files, without an error. So the size and the CRC-32 of each file are
+written when a collection is closed or flushed, and compared before the engine loads the collection again. Loading
+changes files, even for a reader: the checksums are first removed, durably. The files of a killed process are not
+compared.
 
-The checksums tell of damage, not of forgery: an author of files can write their checksums as well.
+Checksums detect damage, not forgery: an author of files can write their checksums as well.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from pathlib import Path
 from zsvec.inputs.files import inside, open_regular, sync, write_whole
 
 CHECKSUMS = "checksums.json"
-"""Name of the file, in the folder of a collection."""
+"""Name of the file in the folder of a collection."""
 
-_REQUIRED = ("wal/open-*", "segments/*/segment.json")  # the engine makes them anew, empty, where they are missing
-_MAX_SIZE = 2**24  # bytes of the file: some 100,000 entries
+_REQUIRED = ("wal/open-*", "segments/*/segment.json")  # the engine replaces missing ones by empty ones
+_MAX_SIZE = 2**24  # bytes of the file, for some 100,000 entries
 _BLOCK = 2**16  # bytes
 _ZEROS = bytes(_BLOCK)
 
@@ -49,7 +50,7 @@ class Checksums:
         """Whether the collection was closed or flushed, and not loaded since."""
 
     def check(self) -> None:
-        """Compares the files with their checksums, if there are any.
+        """Compares the files with their checksums, if recorded.
 
         Raises:
             DamagedError: A file is missing, was added or has changed, has hard links, or is no regular file.
@@ -86,11 +87,11 @@ class Checksums:
     def write(self) -> None:
         """Writes the checksums of files that the engine has closed.
 
-        On a full disk an empty file says that the collection was closed. Without any file the next process
-        compares nothing, as after a killed process.
+        On a full disk, an empty file marks the collection as closed. Without a file, the next process compares
+        nothing, as after a killed process.
         """
         try:
-            for partial in self._collection.glob(".zsvec-*.new"):  # of a process that was killed right here
+            for partial in self._collection.glob(".zsvec-*.new"):  # of a process killed here
                 partial.unlink()
             files = {name: _checksum(path) for name, path in self._files().items()}
             self._sync_changes(files)
@@ -111,7 +112,7 @@ class Checksums:
                 sync(path)
 
     def _read(self) -> dict[str, object] | None:
-        """Returns the recorded checksums, of which anything may be wrong; ``None`` without a file."""
+        """Returns the recorded checksums, unchecked; ``None`` without a file."""
         try:
             with open_regular(self._file, follow_links=False) as file:
                 content = file.read(_MAX_SIZE + 1)
@@ -125,7 +126,6 @@ class Checksums:
         return recorded
 
     def _files(self) -> dict[str, Path]:
-        """Returns the files by their names in the folder of the collection, but that of the checksums."""
         return {
             path.relative_to(self._collection).as_posix(): path
             for path in _regular_files(self._store, self._collection)
@@ -134,7 +134,7 @@ class Checksums:
 
 
 def _regular_files(store: Path, collection: Path) -> Iterator[Path]:
-    """Yields the files of a collection; the engine opens any, waits for a pipe, and writes through a link."""
+    """Yields the files of a collection. The engine would wait for a pipe, and write through a link."""
     for path in (collection, *sorted(collection.rglob("*"))):
         is_link = path.is_symlink()
         if is_link:
@@ -148,7 +148,7 @@ def _regular_files(store: Path, collection: Path) -> Iterator[Path]:
                     "cp -r, and open the copy)"
                 )
             yield path
-        elif not stat.S_ISDIR(mode) or (is_link and path != collection):  # the content of a linked folder is not seen
+        elif not stat.S_ISDIR(mode) or (is_link and path != collection):  # rglob does not enter linked folders
             raise DamagedError(f"{str(path)!r} is neither a file nor a folder (delete it)")
 
 

@@ -21,7 +21,7 @@ from zsvec.service.auth.keys import Keys
 from zsvec.service.server import LAST_RESPONSES_S, NOT_READY_NOTICE_S
 from zsvec.settings.settings import load_settings
 from zsvec.settings.sources import OTHER_VARIABLES
-from zsvec.store.backends.server import connect
+from zsvec.store.backends.server.backend import connect
 
 SERVICE_FILE = COMPOSE_FILE.with_name("docker-compose.yml")
 KEY = "s3cr3t-k3y"

@@ -137,5 +137,5 @@ def is_one_of(state: State, before: State, after: State) -> bool:
 
 if __name__ == "__main__":
     import_module("zsvec.store.backends.edge.backend")
-    import_module("zsvec.store.backends.server")
+    import_module("zsvec.store.backends.server.backend")
     serve(lambda line: make_changes(*line.split()))

@@ -26,8 +26,7 @@ from zsvec.store import Store
 from zsvec.store.backends.base import Backend, Where
 from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.store.backends.memory import MemoryBackend
-from zsvec.store.backends.server import connect
-from zsvec.store.backends.server.backend import ServerBackend
+from zsvec.store.backends.server.backend import ServerBackend, connect
 from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.node import Node
 

@@ -25,7 +25,8 @@ from tests.store import http2
 from zsvec.errors import LargeAnswerError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
 from zsvec.store.backends.base import Where
-from zsvec.store.backends.server import connect, connection, limits
+from zsvec.store.backends.server import connection, limits
+from zsvec.store.backends.server.backend import connect
 from zsvec.store.backends.server.limits import ANSWER_BYTES, SMALL_ANSWER_BYTES, Limits, size_of_point
 from zsvec.store.backends.server.node import Node
 

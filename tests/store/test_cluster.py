@@ -19,7 +19,7 @@ from tests.qdrant import Node, wait_until
 from tests.search.support import assert_answers, searcher
 from tests.store.material import FINGERPRINTS, add, references, write_of
 from zsvec.store import Placement, Store, open_store
-from zsvec.store.backends.server.replicas import Replicas
+from zsvec.store.backends.server.copies import Replicas
 from zsvec.store.catalog.schema import record_id
 
 BUSY = 20  # times as long as usual a few requests may take, beside the seconds that a quiet machine has for them

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from zsvec.store.backends.base import Where
-from zsvec.store.backends.server.filters import filter_of, parts
+from zsvec.store.backends.server.conversion import filter_of, parts
 from zsvec.store.backends.server.limits import Limits
 
 FIVE = ("a", "b", "c", "d", "e")

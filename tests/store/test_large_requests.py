@@ -16,10 +16,9 @@ from qdrant_client import QdrantClient, models
 from tests.store.support import ServerDeployment
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points, Put, Where
-from zsvec.store.backends.server import connect
-from zsvec.store.backends.server.backend import ServerBackend
+from zsvec.store.backends.server.backend import ServerBackend, connect
 from zsvec.store.backends.server.connection import Connection
-from zsvec.store.backends.server.filters import filter_of, parts
+from zsvec.store.backends.server.conversion import filter_of, parts
 from zsvec.store.backends.server.limits import BYTES, Limits, cut, size_of_point
 from zsvec.store.backends.server.node import Node
 from zsvec.store.catalog.schema import new_write_id, record_id

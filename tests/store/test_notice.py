@@ -15,9 +15,8 @@ from qdrant_client.grpc.points_service_pb2_grpc import PointsStub
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from tests.qdrant import wait_until
-from zsvec.store.backends.server import notice as module
-from zsvec.store.backends.server.notice import Notice
-from zsvec.store.backends.server.replicas import Replicas
+from zsvec.store.backends.server import copies as module
+from zsvec.store.backends.server.copies import Notice, Replicas
 
 BEFORE = Replicas([{1: True, 2: True}])
 AWAY = Replicas([{1: True, 2: False}])

@@ -11,7 +11,7 @@ from qdrant_client.conversions.conversion import RestToGrpc
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points
-from zsvec.store.backends.server.rows import _payloads, _vectors
+from zsvec.store.backends.server.conversion import _payload, _vectors
 
 
 def point(number: int, *values: float, former: bool = False) -> Any:
@@ -58,7 +58,7 @@ def test_what_a_later_server_adds_to_a_vector_is_passed_over() -> None:
 )
 def test_a_payload_is_what_was_sent(payload: dict[str, Any]) -> None:
     sent = protocol.RetrievedPoint(payload=RestToGrpc.convert_payload(payload))
-    assert _payloads([sent]) == [payload]
+    assert _payload(sent) == payload
 
 
 @pytest.mark.parametrize(

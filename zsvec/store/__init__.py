@@ -93,7 +93,7 @@ def open_store(
         for url in urls:
             if not url.startswith(("http://", "https://")):
                 raise InvalidInputError(f"the store {url!r} is neither a folder nor an http:// or https:// URL")
-        backend = import_module("zsvec.store.backends.server").connect(
+        backend = import_module("zsvec.store.backends.server.backend").connect(
             urls,
             api_key=api_key,
             ca_certificate=ca_certificate,

@@ -1,7 +1,4 @@
-"""Collections on a Qdrant server, shared by many processes.
-
-What a collection allows at once (`Limits`) and where its copies are (`Replicas`) is read from the server.
-"""
+"""Collections on a Qdrant server, shared by many processes."""
 
 from __future__ import annotations
 
@@ -10,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,42 +15,68 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import LargeAnswerError, StoreError
-from zsvec.store.backends.base import Dims, Hit, Placement, Points, Put, Where
-from zsvec.store.backends.server import peers, rows
-from zsvec.store.backends.server.checkup import check_up
+from zsvec.store.backends.base import FIRST_CONTACT, Dims, Hit, Placement, Points, Put, Where
+from zsvec.store.backends.server import connection as connections
+from zsvec.store.backends.server import conversion
+from zsvec.store.backends.server.checkup import check_peers, check_up
 from zsvec.store.backends.server.connection import Connection
-from zsvec.store.backends.server.copies import Copies
-from zsvec.store.backends.server.filters import filter_of, parts
-from zsvec.store.backends.server.healing import Records, differing, heal
+from zsvec.store.backends.server.conversion import Consistency, filter_of, parts
+from zsvec.store.backends.server.copies import Copies, Records, differing, heal
 from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
-from zsvec.store.backends.server.replicas import Consistency
 from zsvec.types import Finding
 
-_FAN_OUT = 500  # milliseconds after which a node that reads asks one more copy
+_FAN_OUT = 500  # milliseconds after which a node that reads asks one more replica
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 
 _T = TypeVar("_T")
 
 
+def connect(
+    urls: Sequence[str],
+    *,
+    api_key: str | None = None,
+    ca_certificate: Path | None = None,
+    timeout: float = 60.0,
+    first_contact: float = FIRST_CONTACT,
+    placement: Placement | None = None,
+) -> ServerBackend:
+    """Connects to a deployment, by the first of its nodes that answers.
+
+    Args:
+        urls: URLs of the nodes, ``http://`` or ``https://``; the default port is 6333.
+        api_key: Key of the servers.
+        ca_certificate: PEM file of the authorities to trust, instead of the usual ones.
+        timeout: Deadline of one request, in seconds.
+        first_contact: Deadline of the first request, if shorter.
+        placement: Placement of new collections.
+
+    Raises:
+        InvalidInputError: A URL has no host and port, or the file of certificates cannot be read.
+        StoreUnavailableError: No server can be reached, or it refuses the key, or is too old.
+    """
+    found = connections.connect(urls, api_key, ca_certificate, timeout, min(first_contact, timeout))
+    return ServerBackend(found, placement)
+
+
 class ServerBackend:
     """Collections reached through a `Connection`.
 
     Args:
-        connection: To the deployment.
-        placement: Of the collections that are made.
+        connection: Connection to the deployment.
+        placement: Placement of new collections.
     """
 
     exclusive = False
-    writes = 0  # it does not know of all
+    writes = 0
 
     def __init__(self, connection: Connection, placement: Placement | None = None) -> None:
         self._connection = connection
         self._placement = placement or Placement()
         self.location = self.place = connection.location
-        self._checked = False  # the versions of all peers
+        self._checked = False  # whether all peers are new enough
         self._limits: dict[str, Limits] = {}
-        self._halvings: Counter[str] = Counter()  # of the limits of a collection whose answers were too large
+        self._halvings: Counter[str] = Counter()  # of limits, by collection with too large answers
         self._copies = Copies(connection)
 
     def check(self) -> None:
@@ -66,7 +90,7 @@ class ServerBackend:
 
     def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         if not self._checked:
-            peers.check(self._connection)
+            check_peers(self._connection)
             self._checked = True
         self._copies.meet(collection)
         if not self.exists(collection):
@@ -90,7 +114,7 @@ class ServerBackend:
                     )
                 )
             except StoreError:
-                if not self.exists(collection):  # else another process has just made it
+                if not self.exists(collection):  # unless another process has just created the collection
                     raise
         present = self._connection.call(lambda client, _: client.get_collection(collection)).payload_schema
         for name in indexes.keys() - present.keys():
@@ -104,14 +128,14 @@ class ServerBackend:
         self._connection.call(lambda client, patience: client.delete_collection(collection, timeout=patience))
 
     def rewrite(self, collection: str) -> None:
-        """Do nothing: no request makes a server rewrite its log."""
+        """Does nothing: no request makes a server rewrite its log."""
 
     def upsert(self, collection: str, points: Points) -> None:
         structs = [
             models.PointStruct(id=identifier, vector=vector, payload=dict(payload))
             for identifier, vector, payload in zip(points.ids, points.plain, points.payloads, strict=True)
         ]
-        numbers = points.numbers // max(1, len(points.ids))  # of each: all points of a collection have as many
+        numbers = points.numbers // max(1, len(points.ids))  # of each point, equal in a collection
 
         def write(limits: Limits) -> None:
             for some in cut(structs, limits.points, lambda point: size_of_point(numbers, point.payload)):
@@ -153,13 +177,7 @@ class ServerBackend:
         def read(limits: Limits) -> Mapping[str, Mapping[str, Any]]:
             found: dict[str, Mapping[str, Any]] = {}
             for some in cut(ids, limits.records, lambda _: ID):
-                found |= self._copies.read(
-                    collection,
-                    lambda client, patience, consistency, some=some: rows.retrieve(  # type: ignore[misc]
-                        client, collection, some, consistency=consistency, timeout=patience
-                    ),
-                    missing={},
-                )
+                found |= self._copies.read(collection, partial(_retrieve, collection, some), missing={})
             return found
 
         return self._within_limits(collection, read)
@@ -178,7 +196,7 @@ class ServerBackend:
                 for page in self._scroll(collection, some[0], vectors, fields):
                     begun = True
                     yield page
-            except StoreError:  # the limits may be others by now
+            except StoreError:  # the limits may have changed
                 if begun or len(parts(some[0], self._limits[collection])) == 1:
                     raise
                 waiting.append(some[0])
@@ -193,7 +211,7 @@ class ServerBackend:
             yield fresh
             if offset is None and not (copied and fresh.ids):
                 return
-            # A quorum leaves out what is on its way, and then takes a page that got short for the last.
+            # A quorum leaves out records in flight, and then takes a short page for the last.
             last = fresh.ids[-1] if fresh.ids else last
             offset = last if offset is None else offset
 
@@ -208,23 +226,21 @@ class ServerBackend:
     ) -> tuple[Points, Any, bool]:
         page, following = self._copies.read(
             collection,
-            lambda client, patience, consistency: rows.scroll(
-                client,
-                collection,
-                filter_of(where, limits),
+            partial(
+                conversion.scroll,
+                collection=collection,
+                chosen=filter_of(where, limits),
                 limit=limits.page,
                 offset=offset,
                 vectors=vectors,
                 fields=fields,
-                consistency=consistency,
-                timeout=patience,
             ),
             missing=(Points([], [], []), None),
         )
         return page, following, self._copies.known(collection).copied
 
     def newest(self, collection: str, where: Where) -> int:
-        # Of one active copy: a quorum would leave out a record that is being replaced, and readers may have seen it.
+        # Of one active replica: a quorum would leave out a record in flight that readers may have seen.
         def ask(limits: Limits) -> list[models.Record]:
             page, _ = self._connection.call(
                 lambda client, patience: client.scroll(
@@ -273,29 +289,20 @@ class ServerBackend:
     ) -> list[list[Hit]]:
         rows: list[list[Hit]] = [[] for _ in vectors]
         while size := min(limits.page, limit - len(rows[0])):
-            pages = self._page_of_nearest(collection, vectors, rows, where, size, fields, limits)
+            request = partial(
+                conversion.nearest,
+                collection=collection,
+                vectors=vectors,
+                # Not by an offset, which would mix up points of equal similarity.
+                chosen=[filter_of(where, limits, without=[hit.id for hit in hits]) for hits in rows],
+                limit=size,
+                fields=fields,
+            )
+            pages = self._connection.call(request)
             rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
-            if len(pages[0]) < size:  # all vectors have as many references
+            if len(pages[0]) < size:  # all vectors have the same points
                 break
         return rows
-
-    def _page_of_nearest(
-        self,
-        collection: str,
-        vectors: NDArray[np.float32],
-        before: Sequence[Sequence[Hit]],
-        where: Where,
-        size: int,
-        fields: Sequence[str],
-        limits: Limits,
-    ) -> list[list[Hit]]:
-        """The nearest points but those that were found before; an offset would mix up those that are as near."""
-        chosen = [filter_of(where, limits, [hit.id for hit in hits]) for hits in before]
-        return self._connection.call(
-            lambda client, patience: rows.nearest(
-                client, collection, vectors, chosen, limit=size, fields=fields, timeout=patience
-            )
-        )
 
     def delete(self, collection: str, where: Where) -> None:
         def delete(limits: Limits) -> None:
@@ -347,26 +354,24 @@ class ServerBackend:
         return check_up(self._connection, catalog, references, repair=repair)
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
-        def read(client: QdrantClient, consistency: Consistency) -> Records:
-            return rows.retrieve(client, collection, ids, consistency=consistency, timeout=None)
-
         def find(_: QdrantClient, __: int | None) -> Records:
             if not self._copies.known(collection).copied:
                 return {}
-            return differing([node.client for node in self._connection.nodes if node.is_well()], read)
+            clients = [node.client for node in self._connection.nodes if node.is_well()]
+            return differing(clients, lambda client, consistency: _retrieve(collection, ids, client, None, consistency))
 
         found = self._connection.call(find, before=partial(self._copies.look, collection))
         heal(self._connection, collection, found)
         return len(found)
 
     def flush(self) -> None:
-        """Do nothing: the server writes its log to disk on its own schedule."""
+        """Does nothing: the server writes its log to disk on its own schedule."""
 
     def close(self) -> None:
         self._connection.close()
 
     def _within_limits(self, collection: str, request: Callable[[Limits], _T]) -> _T:
-        """Ask for no more at once than the collection allows; again where that has changed since it was read."""
+        """Makes a request within the limits of a collection, again if they have changed or the answer is too large."""
         while True:
             limits = self._limits.get(collection) or self._read_limits(collection)
             try:
@@ -388,6 +393,13 @@ class ServerBackend:
         allowed = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
         self._limits[collection] = allowed.halved(self._halvings[collection])
         return self._limits[collection]
+
+
+def _retrieve(
+    collection: str, ids: Sequence[str], client: QdrantClient, timeout: int | None, consistency: Consistency
+) -> Records:
+    records = client.retrieve(collection, list(ids), consistency=consistency, timeout=timeout)
+    return {str(record.id): record.payload or {} for record in records}
 
 
 def _params(dim: int) -> models.VectorParams:

@@ -1,28 +1,28 @@
-"""What can be found out of a deployment: its nodes, what a key may do, its limits, and whether its copies agree."""
+"""Diagnostics of a deployment: its nodes and their versions, rights of the key, limits, and agreement of replicas."""
 
 from __future__ import annotations
 
 import statistics
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from qdrant_client import QdrantClient, models
 
-from zsvec.errors import StoreError
+from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.inputs.deadline import in_time
-from zsvec.store.backends.server import peers
 from zsvec.store.backends.server.connection import Connection, check_version
-from zsvec.store.backends.server.failures import FAILURES, is_refusal
-from zsvec.store.backends.server.healing import Records, differing, heal
+from zsvec.store.backends.server.conversion import Consistency
+from zsvec.store.backends.server.copies import Records, Replicas, differing, heal
+from zsvec.store.backends.server.failures import FAILURES, is_missing, is_refusal
 from zsvec.store.backends.server.limits import Limits
 from zsvec.store.backends.server.node import Node
-from zsvec.store.backends.server.replicas import Consistency, Replicas
 from zsvec.types import Finding, counted
 
 _ROUND_TRIPS = 5
+_TELEMETRY_TIMEOUT_S = 2.0
 _REFUSED = "give a key with more rights, by ZSVEC_API_KEY"
 
 
@@ -52,7 +52,7 @@ def check_up(connection: Connection, catalog: str, references: Sequence[str], *,
         return
     try:
         yield _agreement(connection, clients, catalog, repair=repair)
-    except FAILURES as exc:  # of the nodes that are asked past the connection
+    except FAILURES as exc:  # of the nodes asked past the connection
         said = str(connection.error(exc, connection.deadline))
         yield Finding("catalog", False, said, "look again when all nodes are well")
 
@@ -62,7 +62,6 @@ def _exists(connection: Connection, collection: str) -> bool:
 
 
 def _node(connection: Connection, node: Node) -> Finding:
-    """Whether a node answers, and how fast."""
     what = f"node {node.url}"
     try:
         version, rest, by_grpc = in_time(partial(_round_trips, node), connection.deadline)
@@ -77,13 +76,11 @@ def _node(connection: Connection, node: Node) -> Finding:
 
 
 def _round_trips(node: Node) -> tuple[str, float, float]:
-    """Version, and milliseconds by REST and as the store asks."""
     version = node.client.info().version
     return version, _milliseconds(node.client.http.service_api.root), _milliseconds(node.client.info)
 
 
 def _milliseconds(request: Callable[[], object]) -> float:
-    """Median of a few round trips."""
     spent = []
     for _ in range(_ROUND_TRIPS):
         start = time.perf_counter()
@@ -93,13 +90,13 @@ def _milliseconds(request: Callable[[], object]) -> float:
 
 
 def _rights(connection: Connection, catalog: str) -> Finding:
-    """What the key may do, by requests that change nothing."""
+    # By requests that change nothing.
     nothing = models.PointIdsList(points=[str(uuid.uuid4())])
     vectors = models.VectorParams(size=1, distance=models.Distance.COSINE)
     may = {
         "read": _may(connection, lambda client: client.scroll(catalog, limit=1, with_payload=False)),
         "write": _may(connection, lambda client: client.delete(catalog, nothing)),
-        # The collection is there, so the answer is an error, but not of the rights.
+        # The collection exists, so that the answer is always an error, but one of rights only without the right.
         "make collections": _may(connection, lambda client: client.create_collection(catalog, vectors)),
     }
     said = ", ".join(right if allowed else f"not {right}" for right, allowed in may.items())
@@ -119,7 +116,6 @@ def _may(connection: Connection, request: Callable[[QdrantClient], object]) -> b
 
 
 def _limits(connection: Connection, collections: Sequence[str]) -> Finding:
-    """What the strict mode of the collections leaves of a request."""
     limits = [
         Limits.of(connection.call(lambda client, _: client.get_collection(name)).config.strict_mode_config)  # noqa: B023
         for name in collections
@@ -135,7 +131,6 @@ def _limits(connection: Connection, collections: Sequence[str]) -> Finding:
 
 
 def _copies(nodes: int | None, collections: Sequence[Replicas]) -> Finding:
-    """Where the collections are, and whether all copies are active."""
     if nodes == 1:
         return Finding("copies", True, "a server alone, one copy", "a cluster with two or three copies survives a node")
     shards = [shard for copies in collections for shard in copies.shards]
@@ -149,11 +144,11 @@ def _copies(nodes: int | None, collections: Sequence[Replicas]) -> Finding:
 
 
 def _nodes(connection: Connection) -> int | None:
-    """How many nodes there are; ``None`` if the key may not know."""
+    """Returns the number of nodes; ``None`` if the key may not know."""
 
     def ask(client: QdrantClient, _: int | None) -> int | None:
         try:
-            cluster = in_time(client.cluster_status, connection.deadline)  # REST's alone
+            cluster = in_time(client.cluster_status, connection.deadline)  # by REST alone
         except FAILURES as exc:
             if is_refusal(exc):
                 return None
@@ -164,9 +159,9 @@ def _nodes(connection: Connection) -> int | None:
 
 
 def _peers(connection: Connection) -> Iterator[Finding]:
-    """The version of each peer of a cluster, of those too whose URLs were not given."""
+    """Yields the versions of all peers of a cluster, with or without a given URL."""
     try:
-        found = peers.versions(connection)
+        found = _peer_versions(connection)
         for uri, version in found.items():
             check_version(uri, version)
     except StoreError as exc:
@@ -176,17 +171,57 @@ def _peers(connection: Connection) -> Iterator[Finding]:
         yield Finding("peers", True, ", ".join(f"{uri} Qdrant {version}" for uri, version in sorted(found.items())))
 
 
-# Copies of the catalog
+def check_peers(connection: Connection) -> None:
+    """Refuses a cluster with a peer that would take conditional writes for plain ones.
+
+    Raises:
+        StoreUnavailableError: A peer is too old.
+    """
+    try:
+        found = _peer_versions(connection)
+    except StoreUnavailableError:  # a peer that is away takes no writes
+        return
+    for uri, version in found.items():
+        check_version(uri, version)
+
+
+def _peer_versions(connection: Connection) -> Mapping[str, str]:
+    """Returns the version of each peer that answers, by address; none for a single server, or a key without the right.
+
+    Raises:
+        StoreUnavailableError: The node that is asked waits for others.
+    """
+
+    def ask(client: QdrantClient, _: int | None) -> Mapping[str, str]:
+        try:
+            return in_time(partial(_versions, client), _TELEMETRY_TIMEOUT_S)  # by REST alone
+        except FAILURES as exc:
+            if is_refusal(exc) or is_missing(exc):  # no right, or a server without this request
+                return {}
+            raise
+
+    with connection.within(_TELEMETRY_TIMEOUT_S):
+        return connection.call(ask)
+
+
+def _versions(client: QdrantClient) -> Mapping[str, str]:
+    if not isinstance(client.cluster_status(), models.ClusterStatusOneOf1):
+        return {}
+    found = client.http.distributed_api.cluster_telemetry()
+    peers = found.result.cluster.peers if found.result and found.result.cluster else {}
+    return {peer.uri: peer.details.version for peer in peers.values() if peer.details}
+
+
+# Replicas of the catalog
 
 
 def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog: str, *, repair: bool) -> Finding:
-    """Whether the copies of the catalog hold the same records; a conditional write may have reached one alone."""
     strict = connection.call(lambda client, _: client.get_collection(catalog)).config.strict_mode_config
     page = Limits.of(strict).page
     read = partial(_records, catalog, page, connection.deadline)
     found = differing(clients, read)
     if found:
-        time.sleep(1.0)  # what is just being written differs for a moment
+        time.sleep(1.0)  # present writes differ for a moment
         again = differing(clients, read)
         found = {place: record for place, record in found.items() if again.get(place) == record}
     if not found:

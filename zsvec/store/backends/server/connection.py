@@ -1,7 +1,7 @@
-"""How a server is reached: its first contact, its certificate, the next node where one does not answer, and failures.
+"""Connections to a deployment: first contact, certificates, failover to the next node, and errors.
 
-Every request may be repeated without harm. It is tried again while the server is away, busy or slow (`is_transient`),
-until its deadline. Clients do not survive a fork, so each process opens its own.
+Every request is idempotent, and repeated until its deadline while the server is away, busy or slow (`is_transient`).
+Clients do not survive a fork, so each process opens its own.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ from zsvec.store.backends.server.failures import (
 from zsvec.store.backends.server.limits import ANSWER_BYTES, answer_bytes
 from zsvec.store.backends.server.node import Node, Request
 
-OLDEST = (1, 17)  # the first server whose upserts can be insert-only and update-only
+OLDEST = (1, 17)  # first version with insert-only and update-only upserts
 
-_PATIENCE = 2  # seconds, at first, from which another node is asked where there are several
-_SILENCE = (0.5, 2.0)  # seconds that the port beside has for its answer, at least and at most …
+_PATIENCE = 2  # seconds, at first, after which another node is asked, if there are several
+_SILENCE = (0.5, 2.0)  # least and largest seconds for the answer of the gRPC port …
 _ROUND_TRIPS = 50  # … and in round trips of the REST port
 _GRPC_OPTIONS = {
     "grpc.compression_enabled_algorithms_bitset": 1,  # identity: compressed floats are no smaller
@@ -64,7 +64,7 @@ _T = TypeVar("_T")
 
 
 class Connection:
-    """The nodes of one deployment, of which one is asked, and the next where it does not answer.
+    """The nodes of one deployment. One is asked, and the next if it does not answer.
 
     Args:
         location: Name of the deployment in messages.
@@ -73,8 +73,8 @@ class Connection:
 
     Attributes:
         location: Name of the deployment in messages.
-        nodes: Its nodes.
-        when_away: Is called when a node, or one behind it, has not answered; before it is tried again.
+        nodes: Nodes of the deployment.
+        when_away: Called when a node, or one behind it, has not answered, before the next attempt.
     """
 
     def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
@@ -83,17 +83,17 @@ class Connection:
         self.when_away: Callable[[], None] = lambda: None
         self._timeout = timeout
         self._asked = 0  # the node
-        self._patience = ContextVar("patience", default=math.inf)  # seconds for each request
+        self._patience = ContextVar("patience", default=math.inf)  # seconds of a request
         self._handle = Handle(location)
 
     @property
     def deadline(self) -> float:
-        """Seconds that a request of this thread may take."""
+        """Deadline of a request of this thread, in seconds."""
         return min(self._timeout, self._patience.get())
 
     @property
     def node(self) -> Node:
-        """The one that is asked."""
+        """The node that is asked."""
         self.check()
         return self.nodes[self._asked]
 
@@ -113,18 +113,17 @@ class Connection:
     def call(
         self, request: Request[_T], *, missing: Any = None, before: Callable[[float], None] = lambda until: None
     ) -> _T:
-        """Ask, again after a passing failure while there is time, with failures as errors of ours.
+        """Makes a request, again after transient failures until the deadline.
 
         Args:
-            request: Takes the client of a node, and after how many seconds it is to give up there (``None``: as the
-                client is made).
-            missing: The answer where the collection does not exist; by default that is an error.
-            before: Is called before each attempt with the deadline, in seconds of `time.monotonic`. Its failures are
-                those of the attempt.
+            request: Called with the client of a node, and its time-out in seconds (``None``: that of the client).
+            missing: Answer if the collection does not exist; by default an error.
+            before: Called before each attempt with the deadline, in seconds of `time.monotonic`. A failure of it is a
+                failure of the attempt.
 
         Raises:
-            StoreUnavailableError: There was no answer in time, or the server refuses.
-            StoreError: It failed.
+            StoreUnavailableError: There was no answer in time, or the server refuses the request.
+            StoreError: The request failed.
         """
         self.check()
         deadline = self.deadline
@@ -143,23 +142,24 @@ class Connection:
                     answer: _T = self._ask(request, attempt.retry_state.attempt_number, until, before)
                     return answer
         except FAILURES as exc:
-            if isinstance(exc, ValueError):  # of gRPC, where another thread has closed the connection meanwhile
+            if isinstance(exc, ValueError):  # of gRPC, if another thread has closed the connection
                 self.check()
             if missing is not None and is_missing(exc):
                 return cast("_T", missing)
-            told = heard[-1].exception() if heard and isinstance(exc, LateError) else exc  # the last may have no time
+            # The last attempt may have had no time.
+            told = heard[-1].exception() if heard and isinstance(exc, LateError) else exc
             raise self.error(told, deadline) from exc
         raise AssertionError("tenacity ends with an answer or an error")
 
     def close(self) -> None:
-        """Let go of the connections; not of those of the process that this one was forked from."""
+        """Closes the connections, unless they are of the process that this one was forked from."""
         if not self._handle.forked:
             self._handle.close()
             for node in self.nodes:
                 node.close()
 
     def _ask(self, request: Request[_T], attempt: int, until: float, before: Callable[[float], None]) -> _T:
-        # Nodes that are slow and not away are waited for longer when all have been asked twice.
+        # The time-out grows when all nodes have been asked twice, since they may only be slow.
         turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())
         node = self._asked
@@ -174,41 +174,36 @@ class Connection:
             raise
 
     def turn(self) -> None:
-        """Turn to the next node that is well, if the one that is asked is not."""
+        """Turns to the next healthy node, if the present one is not."""
         self._asked = self._well(self._asked)
 
     def another(self) -> Node:
-        """The next node that is well."""
+        """Returns the next healthy node."""
         self.check()
         return self.nodes[self._well(self._asked + 1)]
 
     def all_well(self, number: int) -> bool:
-        """Whether these are all nodes of a deployment of so many, and all are well."""
+        """Returns whether the nodes of the connection are all of a deployment, and all healthy."""
         return len(self.nodes) >= number and all(node.is_well() for node in self.nodes)
 
     def _well(self, first: int) -> int:
-        """The next node that is well, from the first on; or just that. One alone is not asked whether it is."""
+        # A single node is not asked for its health.
         if len(self.nodes) == 1:
             return 0
         order = [(first + step) % len(self.nodes) for step in range(len(self.nodes))]
         return next((node for node in order if self.nodes[node].is_well()), order[0])
 
     def _wait(self, state: RetryCallState) -> float:
-        """As long as a busy server asks for, none for a node not asked yet, else a growing random time; seconds."""
+        """Returns the pause in seconds: Retry-After of a busy server, 0 before a new node, or else a random backoff."""
         exc = state.outcome.exception() if state.outcome else None
         if isinstance(exc, ResourceExhaustedResponse) and exc.retry_after_s > 0:
-            return float(min(exc.retry_after_s, self.deadline))  # no float has as many digits as a whole number
+            return float(min(exc.retry_after_s, self.deadline))  # an int may be too large for a float
         if state.attempt_number < len(self.nodes):
             return 0.0
         return wait_random_exponential(multiplier=0.1, max=5.0 if len(self.nodes) == 1 else 0.5)(state)
 
     def error(self, exc: BaseException, deadline: float) -> StoreError:
-        """The error of ours for a failure of the client.
-
-        Args:
-            exc: One of `FAILURES`.
-            deadline: How long was tried, in seconds.
-        """
+        """Returns the error of zsvec for one of `FAILURES`, after so many seconds of attempts."""
         reason = reason_of(exc)
         if is_too_large(exc):
             return LargeAnswerError(
@@ -234,14 +229,9 @@ class Connection:
 
 
 def connect(
-    urls: Sequence[str],
-    *,
-    api_key: str | None,
-    ca_certificate: Path | None,
-    timeout: float,
-    first_contact: float,
+    urls: Sequence[str], api_key: str | None, ca_certificate: Path | None, timeout: float, first_contact: float
 ) -> Connection:
-    """As `zsvec.store.backends.server.connect`."""
+    """As `zsvec.store.backends.server.backend.connect`."""
     for url in urls:
         _address(url)
     api_key = None if api_key is None else _sendable(api_key)
@@ -262,7 +252,7 @@ def connect(
             grpc_port=port or 0,
             prefer_grpc=port is not None,
             event_hooks=hooks(answer_bytes, sockets.watch),
-            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client adds to what it is given
+            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client modifies its options
         )
         return client, port is not None
 
@@ -274,10 +264,10 @@ def connect(
 
 
 def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | None:
-    """Where a server speaks gRPC, if beside its REST port it does; the key is not needed, and not shown to it.
+    """Returns the gRPC port of a server, if it is next to the REST port. No request has the key.
 
     Raises:
-        StoreUnavailableError: It is too old, or no Qdrant.
+        StoreUnavailableError: The server is too old, or no Qdrant.
     """
     reading = hooks(answer_bytes, sockets.watch)
     with closing(QdrantClient(url=url, event_hooks=reading, **{**options, "grpc_options": None})) as rest:
@@ -290,14 +280,14 @@ def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | 
             raise
         patience = min(max(_SILENCE[0], _ROUND_TRIPS * (time.monotonic() - start)), _SILENCE[1])
     check_version(url, found.version)
-    # The next port, never the usual one, which may belong to another server of this host.
+    # Never the default port, which may belong to another server of this host.
     host, port = _address(url)
     beside = _version_beside(f"{host}:{port + 1}", options, url, patience)
     return port + 1 if beside == (found.version, found.commit or "") else None
 
 
 def _version_beside(address: str, options: Mapping[str, Any], url: str, patience: float) -> tuple[str, str] | None:
-    """Version and commit of the Qdrant at a gRPC port, which is not given the key before it is known who it is."""
+    """Returns version and commit of the Qdrant at a gRPC port, without sending it the key."""
     if url.startswith("https:"):
         trusted = grpc.ssl_channel_credentials(options["grpc_options"].get("root_certificates"))
         channel = grpc.secure_channel(address, trusted, list(_GRPC_OPTIONS.items()))
@@ -306,7 +296,7 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
     try:
         stub = protocol.QdrantStub(channel)  # type: ignore[no-untyped-call]
         said = stub.HealthCheck(protocol.HealthCheckRequest(), timeout=patience)
-    except grpc.RpcError:  # nobody, or somebody else
+    except grpc.RpcError:  # no server, or another one
         return None
     finally:
         channel.close()
@@ -314,10 +304,10 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
 
 
 def check_version(url: str, version: str) -> None:
-    """Refuse a server that does not know conditional writes.
+    """Checks that a server knows conditional writes.
 
     Raises:
-        StoreUnavailableError: It is too old, or no Qdrant.
+        StoreUnavailableError: The server is too old, or no Qdrant.
     """
     number = re.fullmatch(r"(\d{1,9})\.(\d{1,9})(?!\d).{0,50}", version)
     if not number:
@@ -329,10 +319,10 @@ def check_version(url: str, version: str) -> None:
 
 
 def _sendable(key: str) -> str:
-    """A key without what an editor or a shell puts around it.
+    """Returns a key without surrounding white space.
 
     Raises:
-        InvalidInputError: It cannot be sent; the packages underneath would quote it.
+        InvalidInputError: The key cannot be sent. The error of the packages below would quote it.
     """
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
@@ -360,7 +350,7 @@ def _address(url: str) -> tuple[str, int]:
 
 
 def _authorities(file: Path) -> dict[str, Any]:
-    """What makes REST and gRPC trust the authorities of a file."""
+    """Returns the options by which REST and gRPC trust the authorities of a file."""
     try:
         return {
             "verify": ssl.create_default_context(cafile=file),
@@ -371,12 +361,12 @@ def _authorities(file: Path) -> dict[str, Any]:
 
 
 def _speaks_tls(url: str, sockets: Sockets) -> bool:
-    """Whether who answers at the port of a URL shakes hands as a server of TLS does, whoever it is."""
+    """Returns whether the port of a URL completes a TLS handshake, with any certificate."""
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     try:
         with socket.create_connection(_address(url), _SILENCE[1]) as plain, plain.dup() as same:
-            sockets.add(same)  # ssl takes the number of the other away
+            sockets.add(same)  # ssl detaches the other
             with anybody.wrap_socket(plain):
                 return True
     except OSError:  # an ssl.SSLError too

@@ -1,7 +1,13 @@
-"""How collections with several copies are read and written.
+"""Collections with several replicas: consistency of reads, failure detection, and repair.
 
-When a request is slow, or a node does not answer, the cluster is made to notice who is away (`notice`). Until it has,
-nothing else is written: each write would wait for that node anew.
+The consensus of a cluster takes a replica for active until a write to it has failed, which takes the server nine
+seconds per shard and collection, and a node takes as many writes at once as it has cores. So when a request is slow, or
+a node does not answer, an empty write goes to all shards of all collections at once. The client gives it up soon, while
+the server goes on with it, until the consensus knows which node is away. Other writes wait meanwhile, since each would
+wait for that node anew.
+
+A conditional write can reach a single replica, if the node that leads it dies between two sends. Reads of several
+replicas leave such a record out until it is repaired.
 """
 
 from __future__ import annotations
@@ -10,62 +16,124 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from qdrant_client import QdrantClient, models
+from qdrant_client import grpc as protocol
+from qdrant_client.conversions.conversion import RestToGrpc
 from qdrant_client.http.exceptions import ResponseHandlingException
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.server.connection import Connection
-from zsvec.store.backends.server.failures import FAILURES, is_missing, is_refusal
+from zsvec.store.backends.server.conversion import Consistency
+from zsvec.store.backends.server.failures import FAILURES, is_busy, is_missing, is_refusal, is_transient
 from zsvec.store.backends.server.node import Node
-from zsvec.store.backends.server.notice import LONGEST, Notice
-from zsvec.store.backends.server.replicas import UNKNOWN, Consistency, Replicas
+
+LONGEST = 15.0
+"""Seconds after which a cluster has noticed that a node is away, or will not notice."""
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
-_SLOW = 0.15  # seconds after which a request may be waiting for a node that stands still
-_AWAY = 10.0  # seconds for which a node that has not answered is taken for away, whatever the consensus says
-_CONSENSUS = 1.0  # seconds for which what it says is believed
+_SLOW = 0.15  # seconds after which a request may be waiting for a node that is away
+_AWAY = 10.0  # seconds for which a node without answer is taken for away, whatever the consensus
+_CONSENSUS = 1.0  # seconds for which a read of the consensus is valid
+_ANSWERED = 0.4  # first seconds for the answer to an empty write of a cluster without failure …
+_PATIENCE = 1.0  # … and later ones; the node takes no other write in its place meanwhile
+_LOOK = 0.1  # seconds between reads of the consensus
 
 _T = TypeVar("_T")
 
 
-class Copies:
-    """The copies of the collections of a deployment.
+# Replicas
 
-    Args:
-        connection: To the deployment.
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """The replicas of each shard of a collection.
+
+    Attributes:
+        shards: For each shard, the peers with a replica, and whether the replica is active.
     """
+
+    shards: Sequence[Mapping[int, bool]]
+
+    @classmethod
+    def of(cls, info: models.CollectionClusterInfo) -> Replicas:
+        """Returns the replicas in the answer of a node."""
+        shards: dict[int, dict[int, bool]] = defaultdict(dict)
+        for local in info.local_shards:
+            shards[local.shard_id][info.peer_id] = local.state == models.ReplicaState.ACTIVE
+        for remote in info.remote_shards:
+            shards[remote.shard_id][remote.peer_id] = remote.state == models.ReplicaState.ACTIVE
+        return cls([shards[number] for number in sorted(shards)])
+
+    @property
+    def copied(self) -> bool:
+        """Whether a shard has several replicas."""
+        return any(len(peers) > 1 for peers in self.shards)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a peer that is not active in one shard is active in none."""
+        away = {peer for peers in self.shards for peer, active in peers.items() if not active}
+        return not any(active for peers in self.shards for peer, active in peers.items() if peer in away)
+
+    @property
+    def paired(self) -> bool:
+        """Whether a shard has two replicas, which are both needed for a quorum."""
+        return any(len(peers) == 2 for peers in self.shards)
+
+    @property
+    def consistency(self) -> Consistency:
+        """Consistency of reads.
+
+        Majority, if there are three or more replicas and all are active: all of them answer, and most decide. One, if
+        the other of two is known not to be active, since all active ones acknowledge a write. Otherwise a quorum, which
+        leaves out records in which the replicas differ.
+        """
+        if any(len(peers) == 2 and sum(peers.values()) == 1 for peers in self.shards):
+            return 1
+        if any(len(peers) > 2 for peers in self.shards) and all(all(peers.values()) for peers in self.shards):
+            return _MAJORITY
+        return models.ReadConsistencyType.QUORUM
+
+    @property
+    def ordering(self) -> models.WriteOrdering:
+        """Ordering of conditional writes: strong, led by the highest peer, unless that is not active."""
+        led = all(peers[max(peers)] for peers in self.shards if peers)
+        return models.WriteOrdering.STRONG if led else models.WriteOrdering.MEDIUM
+
+
+UNKNOWN = Replicas(())
+"""Replicas of a collection if the node does not tell."""
+
+
+class Copies:
+    """The replicas of the collections of a deployment."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         connection.when_away = self._find_out_who_is_away
-        self._without_majority = 0.0  # until when no copy is asked that may be away
-        self._replicas: dict[str, tuple[float, Replicas]] = {}  # until when they are believed
-        self._store: set[str] = set()  # its collections, as far as they were met
+        self._without_majority = 0.0  # until when reads do without a majority
+        self._replicas: dict[str, tuple[float, Replicas]] = {}  # with the end of their validity
+        self._store: set[str] = set()  # collections of the store, as far as known
         self._lock = threading.Lock()
-        self._notices: dict[str, Notice] = {}  # of collections whose copies are being tried
-        self._calm = 0.0  # until when nobody is looked for where a request is slow
+        self._notices: dict[str, Notice] = {}  # of collections with a failure detection under way
+        self._calm = 0.0  # until when a slow request starts no failure detection
 
     def meet(self, collection: str) -> None:
-        """Remember a collection of the store, of which something will be asked."""
+        """Notes a collection of the store, before the first request to it."""
         self._store.add(collection)
         if self._notices:
             threading.Thread(target=self._meet_siblings, daemon=True).start()
 
     def write(self, collection: str, request: Callable[[QdrantClient, int | None, Replicas], _T]) -> _T:
-        """Ask for what all copies have to do.
-
-        Args:
-            collection: Its name.
-            request: As `Connection.call` has it, with where the copies are.
-
-        Raises:
-            StoreUnavailableError: As `Connection.call`.
-            StoreError: Likewise.
-        """
+        """Makes a request that all replicas carry out, as `Connection.call`."""
 
         def prepare(until: float) -> None:
             self._once_noticed(collection, until)
@@ -85,17 +153,7 @@ class Copies:
         *,
         missing: Any,
     ) -> _T:
-        """Ask for what copies agree on.
-
-        Args:
-            collection: Its name.
-            request: As `Connection.call` has it, with how many copies have to agree.
-            missing: As `Connection.call`.
-
-        Raises:
-            StoreUnavailableError: As `Connection.call`.
-            StoreError: Likewise.
-        """
+        """Makes a request that reads with a consistency, as `Connection.call`."""
 
         def prepare(until: float) -> None:
             self.look(collection, until)
@@ -119,17 +177,12 @@ class Copies:
         return self._connection.call(ask, missing=missing, before=prepare)
 
     def look(self, collection: str, until: float) -> None:
-        """Find out where the copies of a collection are, as far as the node says, unless that is known.
-
-        Args:
-            collection: Its name.
-            until: The deadline, in seconds of `time.monotonic`.
-        """
+        """Asks the node for the replicas of a collection, unless they are known. The deadline is in monotonic time."""
         if time.monotonic() >= self._replicas.get(collection, (0.0, UNKNOWN))[0]:
             self._look(self._connection.node, collection, until)
 
     def known(self, collection: str) -> Replicas:
-        """Where the copies of a collection are, as it was found last."""
+        """Returns the last known replicas of a collection."""
         return self._replicas.get(collection, (0.0, UNKNOWN))[1]
 
     def _look(self, node: Node, collection: str, until: float = math.inf) -> None:
@@ -138,7 +191,7 @@ class Copies:
                 lambda client, _: client.collection_cluster_info(collection), left=until - time.monotonic()
             )
         except FAILURES as exc:
-            if is_missing(exc):  # it may be made at any moment
+            if is_missing(exc):  # may be created at any moment
                 return
             if not is_refusal(exc):
                 raise
@@ -150,11 +203,11 @@ class Copies:
         seconds = _CONSENSUS if copies.copied else 60 * _CONSENSUS
         self._replicas[collection] = time.monotonic() + seconds, copies
 
-    # Who is away
+    # Failure detection
 
     @contextmanager
     def _watched(self, watched: bool) -> Iterator[None]:
-        """Find out who is away where a request takes long; those of three copies go on by themselves."""
+        """Starts failure detection if a request of two replicas, or a write, is slow. Three need none to read."""
         if not watched:
             yield
             return
@@ -177,22 +230,21 @@ class Copies:
             self._find_out_who_is_away()
 
     def _find_out_who_is_away(self) -> None:
-        """Let the cluster notice, in the background, which copies do not answer."""
         if self._begin_notices(list(self._replicas)):
             threading.Thread(target=self._meet_siblings, daemon=True).start()
 
     def _meet_siblings(self) -> None:
-        """Do the same for collections of the store that nothing was asked of yet."""
+        """Starts failure detection for collections of the store without a request so far."""
         new = self._store - self._replicas.keys()
         try:
             for name in new:
                 self._look(self._connection.another(), name)
             self._begin_notices(new)
-        except (*FAILURES, StoreError):  # they are noticed when they are asked for
+        except (*FAILURES, StoreError):  # left to the first request
             pass
 
     def _begin_notices(self, collections: Iterable[str]) -> bool:
-        """Whether one of these is to be noticed that was not yet."""
+        """Returns whether failure detection began for one of these collections."""
         with self._lock:
             copied = [name for name in collections if self.known(name).copied and name not in self._notices]
             random.shuffle(copied)  # other processes do the same, and a node takes few writes at once
@@ -204,13 +256,138 @@ class Copies:
         with self._lock:
             del self._notices[collection]
         copies = self.known(collection)
-        if refused and copies.paired:  # who may not write goes on with one copy
+        if refused and copies.paired:  # a key that may not write reads one replica
             self._believe(collection, Replicas([{0: True, 1: False}]))
         else:
-            self._replicas[collection] = 0.0, copies  # to be looked at again
+            self._replicas[collection] = 0.0, copies  # asked for again
 
     def _once_noticed(self, collection: str, until: float) -> None:
-        """Wait while a cluster is noticing who is away."""
+        """Waits while failure detection is under way."""
         notice = self._notices.get(collection)
         if notice is not None and not notice.wait(min(LONGEST, until - time.monotonic())):
             raise ResponseHandlingException(TimeoutError("a node of the cluster stands still"))
+
+
+class Notice:
+    """Failure detection for one collection: the cluster is made to notice inactive replicas.
+
+    Args:
+        connection: Connection to the cluster.
+        collection: Name of the collection.
+        before: Last known replicas.
+        end: Called once at the end, with the collection and whether the key may not write.
+    """
+
+    def __init__(
+        self, connection: Connection, collection: str, before: Replicas, end: Callable[[str, bool], None]
+    ) -> None:
+        self._connection = connection
+        self._collection = collection
+        self._before = before
+        self._end_with = end
+        self._lock = threading.Lock()
+        self._over = threading.Event()
+        for work in (self._write, self._look):
+            threading.Thread(target=work, daemon=True).start()
+
+    def wait(self, seconds: float) -> bool:
+        """Returns whether the detection ends in time."""
+        return self._over.wait(seconds)
+
+    def _write(self) -> None:
+        """Repeats an empty write until all replicas do it, or are known not to be active."""
+        patience = _ANSWERED
+        refused = False
+        try:
+            # Not by the node that is asked, where unfinished writes wait.
+            while not self._over.is_set():
+                begun = time.monotonic()
+                if _write_nothing(self._connection.another(), self._collection, patience):
+                    break
+                self._over.wait(begun + patience - time.monotonic())  # the write may have failed at once
+                patience = min(2 * patience, _PATIENCE)
+        except FAILURES as exc:
+            refused = is_refusal(exc)
+        except StoreError:  # the connection was closed
+            pass
+        self._end(refused)
+
+    def _look(self) -> None:
+        """Asks until the node that is asked knows of the failure, which others may learn later."""
+        until = time.monotonic() + LONGEST
+        while not self._over.wait(_LOOK) and time.monotonic() < until:
+            try:
+                node = self._connection.node
+                found = node.ask(lambda client, _: client.collection_cluster_info(self._collection), left=LONGEST)
+            except FAILURES:  # the node itself may be away
+                self._connection.turn()
+            except StoreError:  # the connection was closed
+                break
+            else:
+                copies = Replicas.of(found)
+                if copies != self._before and copies.settled:
+                    break
+        self._end(False)
+
+    def _end(self, refused: bool) -> None:
+        with self._lock:
+            if not self._over.is_set():
+                self._end_with(self._collection, refused)
+                self._over.set()
+
+
+def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
+    """Returns whether all replicas answered in time, or the server is too busy, and so not away."""
+    none = models.HasIdCondition(has_id=[str(uuid.uuid4())])
+    nothing = models.FilterSelector(filter=models.Filter(must=[none]))
+    try:
+        client = node.client
+        if node.speaks_grpc:  # the method of the client waits for whole seconds, and for its own time-out
+            points = RestToGrpc.convert_points_selector(nothing)
+            request = protocol.DeletePoints(collection_name=collection, wait=True, points=points)
+            client.grpc_points.Delete(request, timeout=seconds)
+        else:
+            node.ask(lambda client, _: client.delete(collection, nothing, wait=True), left=LONGEST)
+    except FAILURES as exc:
+        if not is_transient(exc):
+            raise
+        return is_busy(exc)
+    return True
+
+
+# Repair
+
+Records: TypeAlias = dict[str, Mapping[str, Any]]  # by id
+Read: TypeAlias = Callable[[QdrantClient, Consistency], Records]
+
+
+def differing(clients: Sequence[QdrantClient], read: Read) -> Records:
+    """Returns the newest of each record on which not all replicas agree, as far as these nodes have it."""
+    agreed = read(clients[0], models.ReadConsistencyType.ALL)
+    found = [read(clients[0], models.ReadConsistencyType.QUORUM)]
+    found += [read(client, 1) for client in clients]  # the replica of the node, if there is one
+    newest: Records = {}
+    for records in found:
+        for place, record in records.items():
+            if "version" in record and record["version"] > newest.get(place, {"version": 0})["version"]:
+                newest[place] = record
+    return {place: record for place, record in newest.items() if agreed.get(place) != record}
+
+
+def heal(connection: Connection, catalog: str, records: Records) -> None:
+    """Writes records with a higher version than all that were seen, unless a higher one exists."""
+    for place, record in records.items():
+        connection.call(partial(_write, catalog, place, record))
+
+
+def _write(catalog: str, place: str, record: Mapping[str, Any], client: QdrantClient, patience: int | None) -> None:
+    point = models.PointStruct(id=place, vector=[1.0], payload={**record, "version": record["version"] + 1})
+    seen = models.FieldCondition(key="version", range=models.Range(lte=record["version"]))
+    client.upsert(
+        catalog,
+        [point],
+        update_filter=models.Filter(must=[seen]),
+        wait=True,
+        ordering=models.WriteOrdering.MEDIUM,
+        timeout=patience,
+    )

@@ -1,4 +1,4 @@
-"""What the client of Qdrant raises, and what it means: to be tried again, refused, missing, or nonsense."""
+"""Failures of the client of Qdrant, classified: transient, refused, missing, too large, or unreadable."""
 
 from __future__ import annotations
 
@@ -19,27 +19,22 @@ _MISSING = {404, grpc.StatusCode.NOT_FOUND}
 _TRANSIENT = {
     *(408, 429, 500, 502, 503, 504),
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed yet that another is away
-    grpc.StatusCode.CANCELLED,  # by the server, after the time that the request gave it
+    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed that another is away
+    grpc.StatusCode.CANCELLED,  # by the server, after the time-out of the request
 }
-_GRPC_TOO_LARGE = "message larger than max"  # gRPC itself says so, with the status of a busy server
-_NONSENSE = (
-    json.JSONDecodeError,
-    UnicodeDecodeError,
-    AssertionError,
-    RecursionError,
-    AnswerError,
-)  # raised by the client for an answer of no Qdrant
+_GRPC_TOO_LARGE = "message larger than max"  # of gRPC itself, with the status of a busy server
+# Raised by the client for an answer of another server than Qdrant.
+_NONSENSE = (json.JSONDecodeError, UnicodeDecodeError, AssertionError, RecursionError, AnswerError)
 _MAX_REASON_CHARS = 300
 
 UNANSWERED = (ApiException, QdrantException, grpc.RpcError, LateError)
 """Failures of a request to a server."""
 
 FAILURES = (*UNANSWERED, RuntimeError, ValueError, *_NONSENSE)
-"""All failures of the client: of requests, and of answers that it cannot read.
+"""All failures of the client: of requests, and of unreadable answers.
 
-The client raises a plain ``ValueError`` for a number with more digits than Python reads, and gRPC raises one after
-another thread has closed the connection.
+The client raises a plain ``ValueError`` for a number with too many digits, and gRPC raises one after another thread has
+closed the connection.
 """
 
 
@@ -50,7 +45,7 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def tls_problem(exc: BaseException) -> str | None:
-    """What is wrong with the private connection, and what to do; ``None`` if that is not what failed."""
+    """Returns the problem of a TLS connection with advice; ``None`` for another failure."""
     for cause in _causes(exc):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
@@ -63,29 +58,28 @@ def tls_problem(exc: BaseException) -> str | None:
 
 
 def _code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
-    """The status of REST or gRPC that a failure came with."""
     if isinstance(exc, UnexpectedResponse):
         return exc.status_code
     return exc.code() if isinstance(exc, grpc.RpcError) and isinstance(exc, grpc.Call) else None
 
 
 def is_refusal(exc: BaseException | None) -> bool:
-    """Whether the key may not do what was asked."""
+    """Returns whether the key has no right to the request."""
     return _code_of(exc) in _REFUSED
 
 
 def is_missing(exc: BaseException | None) -> bool:
-    """Whether there is no such collection."""
+    """Returns whether the collection does not exist."""
     return _code_of(exc) in _MISSING
 
 
 def is_nonsense(exc: BaseException) -> bool:
-    """Whether the answer cannot be read: it is of no Qdrant."""
+    """Returns whether the answer cannot be read, as from another server than Qdrant."""
     return isinstance(exc, ValueError) or isinstance(_source(exc), (*_NONSENSE, ValidationError))
 
 
 def is_too_large(exc: BaseException) -> bool:
-    """Returns whether the answer has more bytes than its bound."""
+    """Returns whether the answer has more bytes than allowed."""
     if _code_of(exc) == grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(exc, grpc.Call):
         return _GRPC_TOO_LARGE in (exc.details() or "")
     return isinstance(_source(exc), AnswerTooLargeError)
@@ -96,15 +90,15 @@ def _source(exc: BaseException) -> BaseException:
 
 
 def is_busy(exc: BaseException) -> bool:
-    """Whether the server asks to be asked less."""
+    """Returns whether the server limits the rate of requests."""
     if is_too_large(exc):
         return False
-    # A QdrantException that is no ResourceExhaustedResponse: the seconds of its Retry-After are no whole number.
+    # A QdrantException, even without a valid Retry-After (ResourceExhaustedResponse).
     return isinstance(exc, QdrantException) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def is_transient(exc: BaseException) -> bool:
-    """Whether the same request may succeed later, or at another node."""
+    """Returns whether the same request may succeed later, or at another node."""
     if isinstance(exc, ResponseHandlingException):
         return not is_nonsense(exc) and tls_problem(exc) is None
     if is_too_large(exc):
@@ -113,13 +107,13 @@ def is_transient(exc: BaseException) -> bool:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Returns what the server, or the package underneath, says, in at most 300 characters."""
+    """Returns the message of the server or of the client, at most 300 characters."""
     if isinstance(exc, UnexpectedResponse):
         said = f"HTTP {exc.status_code}: {exc.content.decode(errors='replace')}"
     elif isinstance(exc, ResponseHandlingException):
         said = str(exc.source) or type(exc.source).__name__
     elif isinstance(exc, ResourceExhaustedResponse):
-        said = str(exc.message)  # any JSON, of which the error itself makes no text
+        said = str(exc.message)  # any JSON
     else:
         details = exc.details() if isinstance(exc, grpc.Call) else None
         said = details or str(exc) or type(exc).__name__

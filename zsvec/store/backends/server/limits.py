@@ -1,6 +1,6 @@
-"""What a collection of a server accepts at once: sizes of requests, reduced to what its strict mode allows.
+"""Sizes of requests to a collection of a server, within its strict mode.
 
-Whatever grows with what users give is cut into requests of at most `BYTES`. An answer has at most `ANSWER_BYTES`: a
+Everything that grows with user input is cut into requests of at most `BYTES`. An answer has at most `ANSWER_BYTES`: a
 page that would have more is read in parts (`Limits.halved`).
 """
 
@@ -17,20 +17,20 @@ from qdrant_client import models
 from zsvec.errors import StoreError
 
 BYTES = 16_000_000
-"""Of one request, as JSON: half of what REST takes by default. gRPC takes more, and needs less."""
+"""Largest request, as JSON: half of the default limit of REST. gRPC allows more, and needs less."""
 
 ANSWER_BYTES = 40_000_000
-"""Of one answer with points.
+"""Largest answer with points.
 
 REST takes points of at most 32 MiB by default. A page of 1,000 vectors of 4,096 numbers takes 17 MB by gRPC, and up to
-100 MB by REST: then it is read in parts.
+100 MB by REST, read in parts.
 """
 
 SMALL_ANSWER_BYTES = 4_000_000
-"""Of one answer without points, such as the version of a server or the configuration of a collection."""
+"""Largest answer without points, such as the version of a server or the configuration of a collection."""
 
 ID = 40
-"""Bytes of the id of a point in a list of them."""
+"""Bytes of an id in a list of ids."""
 
 _NUMBER = 25  # bytes of a number of a vector, at most
 
@@ -40,13 +40,13 @@ class Limits:
     """The sizes of requests to one collection.
 
     Attributes:
-        page: Points that one request reads.
-        points: Points that one request writes.
-        queries: Nearest-neighbour queries of one request.
-        values: Values of one condition.
-        conditions: Conditions of one filter; ``None``: as many as one likes.
+        page: Points to read in one request.
+        points: Points to write in one request.
+        queries: Nearest-neighbour queries in one request.
+        values: Values in one condition.
+        conditions: Conditions in one filter; ``None``: unlimited.
         exact: Whether points may be counted, and vectors compared, without an index.
-        records: Points that one request reads by their ids.
+        records: Points to read by id in one request.
     """
 
     page: int = 1000
@@ -58,18 +58,14 @@ class Limits:
     records: int = 10_000
 
     def halved(self, times: int = 1) -> Limits:
-        """Returns sizes of which a request reads half as much; `self` where a request reads one point already."""
+        """Returns limits by which a request reads half as much; `self` if a request reads one point already."""
         parts = 2**times
         page, queries, records = (max(1, size // parts) for size in (self.page, self.queries, self.records))
         return replace(self, page=page, queries=queries, records=records)
 
     @classmethod
     def of(cls, strict: models.StrictModeConfigOutput | None) -> Limits:
-        """What a collection allows.
-
-        Args:
-            strict: Its strict mode, if it has one.
-        """
+        """Returns the limits of a collection with this strict mode."""
         usual = cls()
         if strict is None or not strict.enabled:
             return usual
@@ -84,18 +80,12 @@ class Limits:
 
 
 def answer_bytes(path: str) -> int:
-    """Returns how many bytes an answer of REST may have, by the path of its request."""
+    """Returns the largest size in bytes of an answer of REST, by the path of the request."""
     return ANSWER_BYTES if path.endswith(("/points", "/points/scroll", "/points/query/batch")) else SMALL_ANSWER_BYTES
 
 
 def cut(items: Any, most: float = math.inf, size: Callable[[Any], int] = lambda _: 0) -> Iterator[Any]:
-    """Parts in order, each of at most so many items and `BYTES`; an item of more is a part of its own.
-
-    Args:
-        items: A sequence, or an array of rows.
-        most: Items of a part.
-        size: Bytes of an item, at most.
-    """
+    """Yields parts of a sequence, or of an array of rows, of at most `most` items and `BYTES`; a larger item alone."""
     first = total = 0
     for number, item in enumerate(items):
         added = size(item)
@@ -108,10 +98,10 @@ def cut(items: Any, most: float = math.inf, size: Callable[[Any], int] = lambda 
 
 
 def size_of_point(dim: int, payload: Mapping[str, Any] | None = None) -> int:
-    """Bytes of a point that is written, or of a vector that is compared, as JSON, at most.
+    """Returns the largest size in bytes of a written point or a compared vector, as JSON.
 
     Raises:
-        StoreError: No answer could have the point.
+        StoreError: The point is larger than any answer.
     """
     text = json.dumps(payload, ensure_ascii=False).encode(errors="surrogatepass")
     size = 3 * ID + _NUMBER * dim + len(text)

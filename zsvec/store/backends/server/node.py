@@ -1,4 +1,4 @@
-"""One server of a deployment: its client, and the next client where that one is stuck."""
+"""One server of a deployment: its client, and the replacement of a client that is stuck."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from zsvec.inputs.deadline import LateError, in_time
 from zsvec.inputs.sockets import Sockets
 from zsvec.store.backends.server.limits import answer_bytes
 
-_WELL = 0.25  # seconds within which a node that is well says so
-_ABOUT = 1.0  # seconds by which the deadline of a gRPC call may be missed, so that it needs no thread that waits for it
+_WELL = 0.25  # seconds within which a healthy node answers
+_ABOUT = 1.0  # seconds by which a gRPC call may miss its deadline, so that it needs no waiting thread
 
 _T = TypeVar("_T")
 Request = Callable[[QdrantClient, int | None], _T]
@@ -27,14 +27,14 @@ Request = Callable[[QdrantClient, int | None], _T]
 
 
 class _Line:
-    """A client of a node, from before its first contact until nobody uses it any more.
+    """A client of a node, from before its first contact until no thread uses it any more.
 
     Attributes:
         client: ``None`` before the first contact.
-        sockets: Of that, and of the first contact.
-        speaks_grpc: Whether it does.
-        waiting: How many requests are in time.
-        late: What the threads of the others end with.
+        sockets: Sockets of the client and of the first contact.
+        speaks_grpc: Whether the client uses gRPC.
+        waiting: Number of requests in time.
+        late: Threads of requests past their time.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class _Line:
         self.late: list[Future[Any]] = []
 
     def close(self) -> None:
-        """Let go of the connection, of which nothing is waited for any more."""
+        """Closes the connection, when no request waits any more."""
         self.sockets.shut_down()
         for late in self.late:
             late.add_done_callback(self._close_if_unused)
@@ -59,15 +59,15 @@ class Node:
     """One server of a deployment.
 
     Args:
-        url: Of its REST interface.
-        contact: Gives a client of it that waits for so many seconds, with these sockets, and whether that speaks gRPC.
-            It may raise the client's errors.
-        patience: How long its client waits for an answer, in seconds.
-        verify: Whom to believe that it is this node, as httpx takes it.
+        url: URL of the REST interface.
+        contact: Returns a client with a time-out in seconds and these sockets, and whether it uses gRPC. May raise the
+            errors of the client.
+        patience: Time-out of the client, in seconds.
+        verify: Trusted authorities, as of httpx.
 
     Attributes:
-        url: Of its REST interface.
-        patience: How long its client waits for an answer, in seconds.
+        url: URL of the REST interface.
+        patience: Time-out of the client, in seconds.
     """
 
     def __init__(
@@ -80,23 +80,24 @@ class Node:
         self.url = url
         self.patience = patience
         self._contact = contact
-        self._verify = verify if url.startswith("https:") else False  # to make a context of all authorities takes long
+        self._verify = verify if url.startswith("https:") else False  # a context of all authorities is slow to make
         self._line = _Line()
         self._lock = threading.Lock()
 
     @property
     def speaks_grpc(self) -> bool:
-        """Whether it does, as far as is known."""
+        """Whether the client uses gRPC; False before the first contact."""
         return self._line.speaks_grpc
 
     @property
     def client(self) -> QdrantClient:
-        """Its client, made at the first contact."""
+        """The client, made at the first contact."""
         return self._reached(self._line)
 
     def _reached(self, line: _Line) -> QdrantClient:
         if line.client is None:
-            client, speaks_grpc = self._contact(self.patience, line.sockets)  # not under the lock: it may drip
+            # Not under the lock, since the server may drip.
+            client, speaks_grpc = self._contact(self.patience, line.sockets)
             with self._lock:
                 if line.client is None:
                     line.client, line.speaks_grpc = client, speaks_grpc
@@ -105,15 +106,16 @@ class Node:
         return line.client
 
     def ask(self, request: Request[_T], *, left: float, seconds: float = math.inf) -> _T:
-        """What it answers, in time.
+        """Returns the answer to a request.
 
         Args:
-            request: As `Connection.call` has it.
-            left: Seconds of the deadline.
-            seconds: For the request; infinite: as the client is made.
+            request: As of `Connection.call`.
+            left: Seconds to the deadline.
+            seconds: Time-out of the request; infinite: that of the client.
 
         Raises:
-            ApiException: Among others of `FAILURES`: there was no whole answer in time.
+            LateError: There was no whole answer in time.
+            ApiException: Among others of `FAILURES`.
         """
         patience = None if seconds == math.inf else math.ceil(seconds)
         limit = self.patience if patience is None else seconds
@@ -137,7 +139,7 @@ class Node:
                 line.close()
 
     def _forget(self, line: _Line, late: Future[Any]) -> None:
-        """Make another client: the connection of a request that does not end is in the pool of this one."""
+        # The connection of a request that does not end is in the pool of its client.
         with self._lock:
             if line.speaks_grpc and line is self._line:
                 return
@@ -146,7 +148,7 @@ class Node:
                 self._line = _Line()
 
     def is_well(self) -> bool:
-        """Whether it says so at once; it needs no key for that."""
+        """Returns whether the node is healthy, by a request without the key."""
         sockets = Sockets()
 
         def say() -> bool:
@@ -160,6 +162,6 @@ class Node:
             return False
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """Closes the connection."""
         if self._line.client is not None:
             self._line.client.close()

@@ -1,12 +1,13 @@
-"""What a server finds, as rows of the store.
+"""Filters and points of the store as objects of Qdrant, and back.
 
-By gRPC without the objects of the client in between: one for each point and each of its values takes several times as
-long as the wire.
+Points are read by gRPC without the objects of the client: one object for each point and each value would take several
+times as long as the wire.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +18,67 @@ from qdrant_client import grpc as protocol
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
 from zsvec.errors import StoreError
-from zsvec.store.backends.base import Hit, Points
-from zsvec.store.backends.server.replicas import Consistency
+from zsvec.store.backends.base import Hit, Points, Where
+from zsvec.store.backends.server.limits import Limits, cut
+
+Consistency = models.ReadConsistencyType | int
+
+_CHARACTER, _AROUND = 6, 3  # largest bytes of a character of a value, and of its quotes
+
+# Filters
+
+
+def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
+    """Returns a filter of all matching points except those of some ids."""
+    must = _conditions(where.match, limits)
+    if where.ranged:
+        must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since, lte=where.until)))
+    must_not: list[Any] = _conditions(where.without, limits)
+    must_not += [models.HasIdCondition(has_id=list(ids)) for ids in cut(without, limits.values)]
+    chosen = models.Filter(must=must, must_not=must_not)
+    if where.or_match is None:
+        return chosen
+    return models.Filter(should=[chosen, models.Filter(must=_conditions(where.or_match, limits))])
+
+
+def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
+    """Returns filters within the limits that together match the same points, each point once.
+
+    Args:
+        where: The filter.
+        limits: Limits of the collection. The longest list of values gets at least one condition.
+        without: Number of ids that `filter_of` will exclude.
+    """
+    lists = {name: value for name, value in where.match.items() if not isinstance(value, str | int)}
+    if not lists or where.or_match is not None:
+        return [where]
+    name, longest = max(lists.items(), key=lambda item: len(item[1]))
+    lengths = [len(lists.get(other, "1")) for other in where.match if other != name]
+    others = sum(-(-length // limits.values) for length in (*lengths, without)) + where.ranged
+    most = math.inf if limits.conditions is None else limits.values * max(1, limits.conditions - others)
+    some = cut(longest, most, lambda value: _CHARACTER * len(value) + _AROUND)
+    return [replace(where, match={**where.match, name: values}) for values in some] or [where]
+
+
+def _conditions(match: Mapping[str, str | int | Sequence[str]], limits: Limits) -> list[Any]:
+    return [_condition(name, value, limits) for name, value in match.items()]
+
+
+def _condition(name: str, value: str | int | Sequence[str], limits: Limits) -> Any:
+    if isinstance(value, str | int):
+        return models.FieldCondition(key=name, match=models.MatchValue(value=value))
+    if len(value) <= limits.values:
+        return models.FieldCondition(key=name, match=models.MatchAny(any=list(value)))
+    return models.Filter(should=[_condition(name, some, limits) for some in cut(value, limits.values)])
+
+
+# Points
 
 
 def scroll(
     client: QdrantClient,
+    timeout: int | None,
+    consistency: Consistency,
     collection: str,
     chosen: models.Filter,
     *,
@@ -30,22 +86,8 @@ def scroll(
     offset: Any,
     vectors: bool,
     fields: Sequence[str] | None,
-    consistency: Consistency,
-    timeout: int | None,
 ) -> tuple[Points, Any]:
-    """A page of points, and the offset of the next, ``None`` after the last.
-
-    Args:
-        client: Of a node.
-        collection: Its name.
-        chosen: Which points.
-        limit: Points of the page.
-        offset: Of the page; ``None``: the first.
-        vectors: Whether to read them.
-        fields: Of the payload; ``None``: all.
-        consistency: How many copies have to agree.
-        timeout: Seconds; ``None``: those of the client.
-    """
+    """Returns a page of points, and the offset of the next page, ``None`` after the last."""
     payload = True if fields is None else list(fields)
     if not _by_grpc(client):
         records, following = client.scroll(
@@ -72,7 +114,7 @@ def scroll(
             offset=None if offset is None else RestToGrpc.convert_extended_point_id(offset),
             with_payload=RestToGrpc.convert_with_payload_interface(payload),
             with_vectors=protocol.WithVectorsSelector(enable=vectors),
-            read_consistency=_agreement(consistency),
+            read_consistency=RestToGrpc.convert_read_consistency(consistency),
             timeout=timeout,
         ),
         timeout=_seconds(client, timeout),
@@ -80,54 +122,23 @@ def scroll(
     points = Points(
         ids=[_id(point.id) for point in response.result],
         rows=_rows(response.result, collection) if vectors else [None] * len(response.result),
-        payloads=_payloads(response.result),
+        payloads=[_payload(point) for point in response.result],
     )
     more = response.HasField("next_page_offset")
     return points, GrpcToRest.convert_point_id(response.next_page_offset) if more else None
 
 
-def retrieve(
-    client: QdrantClient, collection: str, ids: Sequence[str], *, consistency: Consistency, timeout: int | None
-) -> dict[str, Mapping[str, Any]]:
-    """Payloads of those of the points that exist, by id; arguments as those of `scroll`."""
-    if not _by_grpc(client):
-        records = client.retrieve(collection, list(ids), consistency=consistency, timeout=timeout)
-        return {str(record.id): record.payload or {} for record in records}
-    response = client.grpc_points.Get(
-        protocol.GetPoints(
-            collection_name=collection,
-            ids=[RestToGrpc.convert_extended_point_id(identifier) for identifier in ids],
-            with_payload=protocol.WithPayloadSelector(enable=True),
-            with_vectors=protocol.WithVectorsSelector(enable=False),
-            read_consistency=_agreement(consistency),
-            timeout=timeout,
-        ),
-        timeout=_seconds(client, timeout),
-    )
-    return dict(zip([_id(point.id) for point in response.result], _payloads(response.result), strict=True))
-
-
 def nearest(
     client: QdrantClient,
+    timeout: int | None,
     collection: str,
     vectors: NDArray[np.float32],
     chosen: Sequence[models.Filter],
     *,
     limit: int,
     fields: Sequence[str],
-    timeout: int | None,
 ) -> list[list[Hit]]:
-    """The nearest points of each vector, nearest first.
-
-    Args:
-        client: Of a node.
-        collection: Its name.
-        vectors: float32 ``(n, dim)``, unit rows.
-        chosen: For each, of which points.
-        limit: Points of each.
-        fields: Of the payload.
-        timeout: Seconds; ``None``: those of the client.
-    """
+    """Returns the nearest points of each vector, float32 ``(n, dim)``, each with a filter; nearest first."""
     if not _by_grpc(client):
         requests = [
             models.QueryRequest(query=vector.tolist(), filter=one, limit=limit, with_payload=list(fields))
@@ -150,13 +161,7 @@ def nearest(
         protocol.QueryBatchPoints(collection_name=collection, query_points=queries, timeout=timeout),
         timeout=_seconds(client, timeout),
     )
-    return [
-        [
-            Hit(_id(point.id), point.score, payload)
-            for point, payload in zip(found.result, _payloads(found.result), strict=True)
-        ]
-        for found in response.result
-    ]
+    return [[Hit(_id(point.id), point.score, _payload(point)) for point in found.result] for found in response.result]
 
 
 def _by_grpc(client: QdrantClient) -> bool:
@@ -168,38 +173,28 @@ def _seconds(client: QdrantClient, timeout: int | None) -> float | None:
     return seconds
 
 
-def _agreement(consistency: Consistency) -> protocol.ReadConsistency | None:
-    return None if consistency is None else RestToGrpc.convert_read_consistency(consistency)
-
-
 def _id(identifier: protocol.PointId) -> str:
     return identifier.uuid or str(identifier.num)
 
 
-def _payloads(points: Iterable[Any]) -> list[Mapping[str, Any]]:
-    return [_payload(point.payload) for point in points]
-
-
-def _payload(found: Any) -> Mapping[str, Any]:
-    texts = {name: value.string_value for name, value in found.items()}
-    return texts if all(texts.values()) else GrpcToRest.convert_payload(found)  # not all of it is text
+def _payload(point: Any) -> Mapping[str, Any]:
+    texts = {name: value.string_value for name, value in point.payload.items()}
+    return texts if all(texts.values()) else GrpcToRest.convert_payload(point.payload)  # not all values are texts
 
 
 def _rows(points: Sequence[Any], collection: str) -> Any:
-    """The vectors of points as a matrix; as mappings of names to vectors, where they are named."""
     if any(point.vectors.HasField("vectors") for point in points):
-        return [{name: _numbers(one) for name, one in point.vectors.vectors.vectors.items()} for point in points]
+        return [
+            {name: np.array(_dense(one).data, dtype=np.float32) for name, one in point.vectors.vectors.vectors.items()}
+            for point in points
+        ]
     return _vectors(points, collection)
-
-
-def _numbers(vector: Any) -> NDArray[np.float32]:
-    return np.array(_dense_of(vector).data, dtype=np.float32)
 
 
 def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
     if not points:
         return np.empty((0, 0), dtype=np.float32)
-    dense = [_dense(point) for point in points]
+    dense = [_dense(point.vectors.vector) for point in points]
     dim = len(dense[0].data)
     for point, vector in zip(points, dense, strict=True):
         if len(vector.data) != dim or not dim:
@@ -207,19 +202,15 @@ def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
                 f"the point {_id(point.id)} of {collection!r} has a vector of {len(vector.data)} numbers, and another "
                 f"one {dim or 'some'}: it is not of zsvec; delete it"
             )
-    # A vector is written again as its numbers are in memory, behind a few bytes: not one object for each of them.
+    # A serialised vector is a head of a few bytes and its numbers as in memory, without one object for each.
     numbers = 4 * dim
     head = protocol.DenseVector(data=[0.0] * dim).ByteSize() - numbers
     written = [vector.SerializeToString() for vector in dense]
-    if any(len(row) != head + numbers for row in written):  # there is more in them than this version knows of
+    if any(len(row) != head + numbers for row in written):  # with fields of a later version
         return np.array([vector.data for vector in dense], dtype=np.float32)
     rows = np.frombuffer(b"".join(written), dtype=np.uint8).reshape(len(dense), -1)[:, head:]
     return np.ascontiguousarray(rows).view("<f4").astype(np.float32, copy=False)
 
 
-def _dense(point: Any) -> Any:
-    return _dense_of(point.vectors.vector)
-
-
-def _dense_of(vector: Any) -> Any:
+def _dense(vector: Any) -> Any:
     return vector.dense if vector.HasField("dense") else vector  # before 1.17

@@ -19,7 +19,8 @@ from tests.qdrant import wait_until
 from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies, pictured, write_of
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, LocalDeployment, fast_folder
 from zsvec.errors import CategoryNotFoundError, InvalidInputError
-from zsvec.store import Move, Store, causes, open_store
+from zsvec.store import Move, Store, open_store
+from zsvec.store import store as store_module
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.catalog.schema import expected, record_id
@@ -444,11 +445,11 @@ def test_changes_made_at_once_over_the_same_categories_are_taken_back_by_categor
     other = opened(deployment, deployment.backend()) if deployment.shared else store
     with store.one_change("import"):
         store.write([pictured("cat", ["a"])])
-        cause = causes._BLOCK.set(None)
+        cause = store_module._BLOCK.set(None)
         with other.one_change("import"):
             other.write([pictured("cat", ["b"])])
             other.write([pictured("dog", ["b"])])
-        causes._BLOCK.reset(cause)
+        store_module._BLOCK.reset(cause)
         store.write([pictured("dog", ["a"])])
     with pytest.raises(InvalidInputError, match="take them back by category"):
         store.undo()

@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.store.material import ADDED, FINGERPRINTS, add, content_hash, jpeg, pictured, reference, references, small
-from tests.store.support import LASTING, Deployment, EdgeDeployment
-from zsvec.errors import InvalidInputError, StoreError
+from tests.store.material import ADDED, FINGERPRINTS, add, content_hash, jpeg, pictured, references, small
+from tests.store.support import Deployment, EdgeDeployment
 from zsvec.store import Move, Store, Write
-from zsvec.store.backends.base import Points, Put, Where
-from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.schema import record_id
+from zsvec.store.backends.base import Points, Where
 from zsvec.types import SmallImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -159,66 +156,6 @@ def test_a_store_that_was_made_to_keep_none_begins_when_it_is_told(deployment: D
     store.bind(FINGERPRINTS, images="none")  # of this process alone: what it writes has no copies
     assert store.keeps_images()
     assert_found(store, "b")
-
-
-def without_field(store: Store, deployment: Deployment) -> None:
-    """Make the record of a store as earlier versions did."""
-    catalog = Catalog(store._backend, deployment.namespace)
-    record = dict(catalog.store() or {})
-    del record["images"]
-    store._backend.remove(f"{deployment.namespace}__images")
-    catalog.put([Put(record_id("store"), {**record, "version": 2}, {"version": 1})])
-
-
-def test_a_store_of_an_earlier_version_keeps_none_until_it_is_told(deployment: Deployment) -> None:
-    store = deployment.open()
-    without_field(store, deployment)
-    store.bind(FINGERPRINTS)
-    store.write([pictured("red panda", ["a"])])
-    store.remove("red panda")
-    store.gc(grace=0)
-    assert (store.keeps_images(), store.image(content_hash("a"))) == (False, None)
-    assert f"{deployment.namespace}__images" not in deployment.collections()
-    store.bind(FINGERPRINTS, images="small")
-    store.write([pictured("red panda", ["a"])])
-    assert_found(store, "a")
-
-
-@LASTING
-def test_a_foreign_collection_of_the_name_is_left_alone(deployment: Deployment) -> None:
-    """A store of an earlier version may lie beside one: nothing of it is read, counted or deleted."""
-    store = deployment.open()
-    add(store, "red panda", ["a"])
-    without_field(store, deployment)
-    store.close()
-    name = f"{deployment.namespace}__images"
-    deployment.make_foreign(name)
-    before = deployment.content(name)
-    with Store(deployment.backend(), deployment.namespace) as again:
-        again.bind(FINGERPRINTS)
-        again.remove("red panda")
-        again.gc(grace=0)
-        again.drop_images()
-        with pytest.raises(StoreError, match=f"already has a collection '{name}' that zsvec did not make"):
-            again.bind(FINGERPRINTS, images="small")
-    assert deployment.content(name) == before
-
-
-def test_a_store_with_an_encoder_of_the_name_keeps_none(deployment: Deployment) -> None:
-    """One that was written before the name was reserved."""
-    backend = deployment.backend()
-    encoders = {"images": FINGERPRINTS["clip"]}
-    Catalog(backend, deployment.namespace).create(encoders, "none")
-    store = Store(backend, deployment.namespace)
-    without_field(store, deployment)
-    store.bind(encoders)
-    stored = replace(reference("clip", "image", "a"), encoder="images")
-    store.write([Write(name="red panda", references=[stored])])
-    with pytest.raises(InvalidInputError, match="one of its encoders is named 'images'"):
-        store.bind(encoders, images="small")
-    store.drop_images()
-    assert store.gc(grace=0) == 0
-    assert [r.source for r in store.stored("red panda")] == ["a"]
 
 
 def test_dropped_copies_are_gone_and_no_more_are_kept(deployment: Deployment) -> None:

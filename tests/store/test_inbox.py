@@ -12,11 +12,10 @@ from PIL import Image
 
 from tests.store.material import FINGERPRINTS, content_hash, unit_vector, write_of
 from tests.store.support import LASTING, Deployment
-from zsvec.errors import InvalidInputError, StoreError
+from zsvec.errors import StoreError
 from zsvec.inputs.small import small_copy
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.base import Points, Where
-from zsvec.store.catalog.schema import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -163,23 +162,6 @@ def test_images_of_a_dropped_store_with_other_encoders(deployment: Deployment, o
     kept = image("b", vectors={"clip": unit_vector(8, "b")})
     again.inbox.put([kept])
     assert [one.hash for one in again.inbox.read(vectors=True)] == [kept.hash]
-
-
-def test_a_store_with_an_encoder_of_that_name(deployment: Deployment, open_store: OpenStore) -> None:
-    """Of a version that did not reserve the name: its references are in the collection."""
-    store = open_store()
-    catalog = f"{deployment.namespace}__catalog"
-    record = dict(store._backend.retrieve(catalog, [record_id("store")])[record_id("store")])
-    record["encoders"] = {"inbox": record["encoders"]["clip"]}
-    points = Points([record_id("store")], [[1.0]], [record])
-    store._backend.upsert(catalog, points)
-    store._backend.create(f"{deployment.namespace}__inbox", 16, {"gen": "keyword"})
-    assert store.inbox.read() == []
-    assert store.inbox.small("a") is None
-    store.inbox.clear()
-    with pytest.raises(InvalidInputError, match="cannot have an inbox, because one of its encoders is named 'inbox'"):
-        store.inbox.put([image("a")])
-    assert store._backend.exists(f"{deployment.namespace}__inbox")
 
 
 # What an enemy may write

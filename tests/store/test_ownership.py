@@ -17,12 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.store.material import FINGERPRINTS, add, reference, sources, unit_vector, write_of
+from tests.store.material import FINGERPRINTS, add, sources, unit_vector, write_of
 from tests.store.support import LASTING, Deployment, EdgeDeployment, MemoryDeployment
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreLockedError
-from zsvec.store import Store, Write, open_store
+from zsvec.store import Store, open_store
 from zsvec.store.backends.base import Put
-from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.look import Cursor
 from zsvec.store.catalog.schema import record_id
 from zsvec.types import Fingerprint
@@ -110,16 +109,6 @@ def test_encoder_names_that_could_be_of_another_collection_are_refused(deploymen
     for operation in (store.bind, store.check):
         with pytest.raises(InvalidInputError, match=repr(name)):
             operation({name: CLIP})
-
-
-@pytest.mark.parametrize("name", ["x__clip", "images"])
-def test_stores_that_have_such_names_are_opened(deployment: Deployment, name: str) -> None:
-    backend = deployment.backend()
-    Catalog(backend, deployment.namespace).create({name: CLIP}, "none")
-    store = Store(backend, deployment.namespace)
-    store.bind({name: CLIP})
-    store.write([Write(name="red panda", references=[replace(reference("clip", "image", "a"), encoder=name)])])
-    assert store.info()["references"] == {f"{name}:image": 1}
 
 
 # Collections

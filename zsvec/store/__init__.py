@@ -1,4 +1,4 @@
-"""Where categories live: `open_store` for a folder, the URL of a Qdrant server, or memory."""
+"""The store of categories: `open_store` opens a folder, the URL of a Qdrant server, or memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from pathlib import Path
 
 from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.backends.base import FIRST_CONTACT, Hit, Placement, Points
-from zsvec.store.catalog.census import Census
-from zsvec.store.catalog.look import Cursor, Look
+from zsvec.store.catalog.look import Census, Cursor, Look
 from zsvec.store.catalog.schema import Reference
 from zsvec.store.collections.inbox import InboxImage, Why
-from zsvec.store.mending import Move, Renamed
 from zsvec.store.store import Store
-from zsvec.store.writing import Write
+from zsvec.store.writing import Move, Renamed, Write
 from zsvec.types import Fingerprint
 
 __all__ = [
@@ -53,25 +51,24 @@ def open_store(
     history: float = 0.0,
     by: str | None = None,
 ) -> Store:
-    """Open a store. Nothing is created before the first write.
+    """Opens a store. Nothing is created before the first write.
 
     Args:
-        location: Folder of an embedded store, or an ``http://`` or ``https://`` URL, or several of one deployment with
-            commas between them. ``:memory:`` is a new store in the memory of this process, for tests; it is gone when
-            it is closed.
+        location: Folder of an embedded store, an ``http://`` or ``https://`` URL, or several of one deployment with
+            commas between them. ``:memory:`` is a new store in the memory of this process, for tests; closing drops it.
         namespace: Prefix of the collections that the store owns.
         api_key: Key of the server.
-        ca_certificate: PEM file of the authorities to trust, in the place of the usual ones.
+        ca_certificate: PEM file of the authorities to trust, instead of the usual ones.
         timeout: Deadline of one operation on a server, in seconds.
-        first_contact: The same of the first operation, by which the server is found, if it is shorter.
-        placement: Of the collections that are made on a server.
-        within: Where a relative folder is; by default the working folder of this moment.
+        first_contact: Deadline of the first operation, if shorter.
+        placement: Placement of new collections on a cluster.
+        within: Folder that a relative location is in; by default the present working folder.
         profile_of: As `Store`.
-        history: Likewise.
-        by: Likewise.
+        history: As `Store`.
+        by: As `Store`.
 
     Raises:
-        InvalidInputError: The folder is a file or looks like ``host:port``, or a URL is of another kind, or the
+        InvalidInputError: The folder is a file or looks like ``host:port``, a URL is of another kind, or the
             certificates cannot be read.
         StoreUnavailableError: The server cannot be reached.
     """
@@ -85,10 +82,8 @@ def open_store(
     if like_server:
         raise InvalidInputError(f"the store {location!r} looks like a server: write http://{location}, or https://")
     if location == ":memory:":
-        return Store(
-            import_module("zsvec.store.backends.memory").MemoryBackend(), namespace, profile_of, history=history, by=by
-        )
-    if "://" in location:
+        backend = import_module("zsvec.store.backends.memory").MemoryBackend()
+    elif "://" in location:
         urls = [url.strip() for url in location.split(",")]
         for url in urls:
             if not url.startswith(("http://", "https://")):
@@ -101,18 +96,19 @@ def open_store(
             first_contact=first_contact,
             placement=placement,
         )
-        return Store(backend, namespace, profile_of, history=history, by=by)
-    folder = _folder(location, within or Path())
-    edge = import_module("zsvec.store.backends.edge.backend")
-    store = Store(edge.EdgeBackend(folder, name=location), namespace, profile_of, history=history, by=by)
-    with suppress(ZSVecError):  # the first use says it
-        store.finish_undos()
+    else:
+        folder = _folder(location, within or Path())
+        backend = import_module("zsvec.store.backends.edge.backend").EdgeBackend(folder, name=location)
+    store = Store(backend, namespace, profile_of, history=history, by=by)
+    if backend.exclusive:
+        with suppress(ZSVecError):  # the first use reports it
+            store.finish_undos()
     return store
 
 
 def _folder(location: str, within: Path) -> Path:
     try:
-        # Absolute: the process may go elsewhere before the first write.
+        # Absolute, since the process may change its working folder before the first write.
         folder = (within / Path(location).expanduser()).absolute()
         taken = folder.exists() and not folder.is_dir()
     except (OSError, RuntimeError) as exc:  # too long a name, or an unknown user

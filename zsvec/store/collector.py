@@ -1,11 +1,12 @@
-"""The collector of garbage: it deletes what no manifest names and no writer can commit any more.
+"""Garbage collection: references that no manifest names and no writer can commit any more are deleted.
 
-What a change has replaced that can be taken back (`zsvec.store.catalog.history`) is kept until that is *final*.
+References that a change has replaced are kept until the change is *final*, so that it can be undone
+(`zsvec.store.catalog.history`).
 
-A write declares first what it may leave behind: its *intent*. So the collector need not look through the references.
-It *fences* a category before it deletes references that a writer may still be about to commit: it raises the version of
-the manifest, so that every commit that was planned before is lost. No clock decides that: how old an intent is only
-says whether it is polite to end the attempt of a writer, or to take from a reader what it may be reading.
+A write first declares the garbage that it may leave: its *intent*. So collection after a write need not scan all
+references. The collector *fences* a category before it deletes references that a writer may still commit: it raises the
+version of the manifest, so that every commit that was planned before is lost. Safety needs no clock. The age of an
+intent only decides whether to end the attempt of a slow writer, or to delete what a slow reader may be reading.
 """
 
 from __future__ import annotations
@@ -21,28 +22,35 @@ from zsvec.errors import StoreError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog, State, id_of, readable
 from zsvec.store.catalog.history import Cause, History, change_payload, final_payload, told
-from zsvec.store.catalog.records import is_told, is_write
-from zsvec.store.catalog.schema import category_from, expected, intent_payload, manifest_payload, record_id, write_time
+from zsvec.store.catalog.schema import (
+    category_from,
+    expected,
+    intent_payload,
+    is_told,
+    manifest_payload,
+    record_id,
+    write_time,
+)
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.transfer import settled
 from zsvec.types import Category, Change
 
 READERS = 60.0
-"""Seconds that replaced references stay for readers that have just read the manifest that named them."""
+"""Seconds that replaced references stay for readers of the previous manifest."""
 WRITERS = 3600.0
-"""Seconds that a writer has from its intent to its commit, before a collector makes it begin anew."""
+"""Seconds from intent to commit after which a collector makes a writer begin anew."""
 
-_AT_ONCE = 100  # intents that are settled after one write
+_AT_ONCE = 100  # intents to settle after one write
 
 
 @dataclass(slots=True)
 class Intent:
-    """What a write has declared.
+    """The intent of a write.
 
     Attributes:
-        id: Of the record.
-        change: Id by which manifests name the change; ``None`` where no history is kept.
-        won: The manifests of the commits that have won, by category.
+        id: Id of the record.
+        change: Id by which manifests name the change; ``None`` without a history.
+        won: Manifests of the commits that have won, by category.
     """
 
     id: str
@@ -51,15 +59,10 @@ class Intent:
 
 
 class Collector:
-    """The garbage of one store.
-
-    Args:
-        catalog: Its manifests name the writes that are live.
-        references: What to delete from.
-        history: Seconds for which changes can be taken back.
+    """The garbage of one store, whose changes can be undone for `history` seconds.
 
     Attributes:
-        cause: What the writes of this moment are together.
+        cause: Cause of the present write.
     """
 
     def __init__(self, catalog: Catalog, references: ReferenceCollections, history: float = 0.0) -> None:
@@ -67,10 +70,10 @@ class Collector:
         self._history = history
         self._catalog = catalog
         self._references = references
-        # Where no other process can write, every writer is gone but this one, which is not writing now.
+        # If no other process can write, all intents are of this process or of killed ones.
         self._readers, self._writers = (0.0, 0.0) if catalog.exclusive else (READERS, WRITERS)
         self._open: set[str] = set()  # intents of writes of this process
-        self._due = 0.0  # when to look for intents: at first, for those that others have left
+        self._due = 0.0  # when to look for intents of others, in seconds of time.monotonic
 
     @contextmanager
     def intent(
@@ -82,18 +85,18 @@ class Collector:
         *,
         moved: Sequence[str] = (),
     ) -> Iterator[Intent]:
-        """Say what a write may leave behind, before it does; and delete what may go, after it.
+        """Declares the garbage that a write may leave, and collects garbage after the write.
 
         Args:
-            before: What it is planned on.
-            names: The categories that it is to change.
-            writes: The write id under which references of each category are to be written.
-            replaced: The write ids that each category loses by the commit.
-            moved: The source and the target of a transfer. If it did not win, others may carry it out yet, and what it
-                wrote is collected as if its writer were gone. Any other commit that did not win has lost for good.
+            before: State that the write was planned on.
+            names: Categories to change.
+            writes: New write id by category.
+            replaced: Write ids that each category loses by the commit.
+            moved: Source and target of a transfer. Other processes may still carry out a transfer that did not win, so
+                its references are collected later. Any other commit that did not win is lost for good.
 
         Yields:
-            For the commits that won.
+            The intent, in which the caller notes the commits that won.
         """
         identifier, now = str(uuid.uuid4()), time.time_ns() // 1000
         is_kept = self._history or self.cause.until
@@ -112,18 +115,19 @@ class Collector:
         if lost and not moved:
             self._references.delete(self._catalog.collections(), lost)
         if tells and intent.won:
-            change = change_payload(payload, intent.won, _at(intent, now))
+            at = max([now, *(manifest["rev"] for manifest in intent.won.values())])
+            change = change_payload(payload, intent.won, at)
             self._catalog.put([Put(identifier, change, expected(payload))])
         elif leaves and not any(replaced.get(name) for name in intent.won) and (intent.won or not moved):
             self._catalog.drop([identifier])
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._readers
-            if self._history:  # who keeps none leaves it to those that do
+            if self._history:  # left to the processes that keep one
                 self._finalize(None)
             self._settle(self._oldest(), self._readers, self._writers)
 
     def collect(self, grace: float | None = None) -> tuple[int, list[Change]]:
-        """As `zsvec.store.store.Store.gc`, and the changes that nobody can take back any more."""
+        """As `zsvec.store.store.Store.gc`; returns also the changes that became final."""
         readers, writers = (self._readers, self._writers) if grace is None else (grace, grace)
         could = History(self._catalog).changes()
         self._finalize(grace)
@@ -134,11 +138,11 @@ class Collector:
         return deleted, [change for change in could if change.id not in can]
 
     def _finalize(self, grace: float | None) -> None:
-        """Let changes be taken back no longer: those that were kept long enough, or of this age in seconds."""
+        """Makes changes final whose time is over; with `grace`, those older than that many seconds."""
         now = time.time_ns() // 1000
         age = self._history if grace is None else grace
         records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
-        due = [r for r in filter(is_write, records) if grace is not None or not is_told(r) or r["until"] <= now]
+        due = [r for r in records if grace is not None or not is_told(r) or r["until"] <= now]
         for first in range(0, len(due), _AT_ONCE):
             some = due[first : first + _AT_ONCE]
             if puts := [Put(r["id"], final_payload(r), expected(r)) for r in some if r["replaced"]]:
@@ -149,21 +153,19 @@ class Collector:
     def _all(self, *kinds: str) -> list[Mapping[str, Any]]:
         store = self._catalog.state([]).store
         found = self._catalog.scroll(Where(match={"kind": list(kinds)}))
-        kept = (record for record in found if record["store"] == store and is_write(record))
-        return sorted(kept, key=lambda record: record["rev"])
+        return sorted((record for record in found if record["store"] == store), key=lambda record: record["rev"])
 
     def _at_work(self) -> set[str]:
-        """The write ids that intents and changes speak of."""
+        """Returns the write ids in intents and changes."""
         return {w for record in self._all("intent", "change") for w in _write_ids(record)}
 
     def _intents(self) -> list[Mapping[str, Any]]:
-        """Those that no write of this process is at, oldest first."""
+        """Returns the intents of all but the present writes of this process, oldest first."""
         return [intent for intent in self._all("intent") if intent["id"] not in self._open]
 
     def _oldest(self) -> list[Mapping[str, Any]]:
-        """As many as are settled after one write."""
         intents = self._intents()
-        if len(intents) > _AT_ONCE:  # those whose manifests were lost, which never can be, must keep no others waiting
+        if len(intents) > _AT_ONCE:  # those of lost manifests can never be settled, and must not block the others
             there = self._catalog.state({name for intent in intents for name in intent["replaced"]}).manifests
             intents = [intent for intent in intents if intent["replaced"].keys() <= there.keys()]
         return intents[:_AT_ONCE]
@@ -171,33 +173,33 @@ class Collector:
     def _settle(
         self, intents: Sequence[Mapping[str, Any]], readers: float, writers: float, *, final: bool = False
     ) -> int:
-        """Delete what old intents have left behind, and say how many references that were.
+        """Deletes the garbage of old intents, and returns the number of references.
 
         Args:
-            intents: Of no write of this process that is under way.
-            readers: Age in seconds from which what was replaced may go.
-            writers: Age from which what was not committed may go.
-            final: Whether what was replaced goes even if the change can still be taken back.
+            intents: Intents of no present write of this process.
+            readers: Age in seconds from which replaced references may go.
+            writers: Age from which uncommitted references may go.
+            final: Whether replaced references go even if the change can still be undone.
         """
         now = time.time_ns() // 1000
         old = [intent for intent in intents if (now - intent["rev"]) / 1e6 >= readers]
         if not old:
             return 0
-        replaced = _replaced(intents)  # that was committed, and nobody is about to
+        replaced = _replaced(intents)  # committed once, so no writer is about to
         history = History(self._catalog) if any(map(is_told, old)) else None
         left: list[tuple[str | None, set[str]]] = []
         for intent in old:
             names = {*intent["writes"], *intent["replaced"], *(intent["before"] if is_told(intent) else ())}
             state = settled(self._catalog, names)
             if readable(state.manifests.values())[1]:
-                continue  # what a damaged manifest names is not known
+                continue  # the writes of a damaged manifest are unknown
             open_writes = {
                 (name, write_id)
                 for name, write_id in intent["writes"].items()
                 if write_id not in replaced and write_id not in _named(state.manifests.get(name))
             }
             undecided = {name for name, _ in open_writes}
-            if history and is_told(intent):  # its writer has died, or others have carried it out
+            if history and is_told(intent):  # its writer was killed, or others finished it
                 history.catch_up(state)
                 undecided |= set(intent["before"]) - history.won(intent)
             young = (now - intent["rev"]) / 1e6 < writers
@@ -217,23 +219,23 @@ class Collector:
         return self._delete(left)
 
     def _has_become_change(self, intent: Mapping[str, Any], history: History, now: int, *, final: bool) -> bool:
-        """Keep what a writer has changed that died before it said so, if it can still be taken back."""
+        """Records the change of a killed writer, and returns whether it can still be undone."""
         won = set() if final or intent["until"] <= now else history.won(intent)
         if not won >= set(intent.get("moved", ())):
-            won = set()  # of half a move, nothing can be taken back
+            won = set()  # half a move cannot be undone
         after = change_payload(intent, won, intent["rev"]) if won else final_payload(intent)
         self._catalog.put([Put(intent["id"], after, expected(intent))])
         return bool(won)
 
     def _delete(self, left: Sequence[tuple[str | None, set[str]]]) -> int:
-        """Delete writes that intents have left, but none that a change needs; say how many references there were.
+        """Deletes garbage writes except those that a change needs, and returns the number of references.
 
         Args:
-            left: Ids of writes that no manifest named a moment ago, with that of the intent, which goes with them.
+            left: Id of an intent, deleted with its writes, or ``None``; and the write ids that no manifest names.
         """
         if not left:
             return 0
-        needed = History(self._catalog).needed()  # after the manifests: what is of a change by now was named then
+        needed = History(self._catalog).needed()  # read after the manifests, which named the writes of newer changes
         dead = sorted(set[str]().union(*(some for _, some in left)) - needed)
         deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
         done = [identifier for identifier, some in left if identifier and needed.isdisjoint(some)]
@@ -244,14 +246,14 @@ class Collector:
     def fence(
         self, names: Iterable[str], manifests: Mapping[str, Mapping[str, Any]]
     ) -> Mapping[str, Mapping[str, Any]] | None:
-        """Raise the versions of categories, so that commits which were planned before are lost.
+        """Raises the versions of categories, so that commits that were planned before are lost.
 
         Args:
             names: The categories.
-            manifests: Theirs, if they have any.
+            manifests: The manifests of those that have one.
 
         Returns:
-            Their manifests then; ``None`` if that does not show.
+            The manifests with raised versions; ``None`` if they do not show.
         """
         names = list(names)
         if not names:
@@ -262,12 +264,11 @@ class Collector:
             for i, name in enumerate(names)
         ]
         self._catalog.put(puts)
-        now = settled(self._catalog, names).manifests  # a transfer that had begun names writes, too
+        now = settled(self._catalog, names).manifests  # a transfer names writes, too
         high = all(name in now and now[name]["version"] > _version(manifests.get(name)) for name in names)
         return now if high else None
 
     def _manifests(self) -> list[Mapping[str, Any]]:
-        """All of them, without transfers that have begun."""
         found = self._catalog.manifests()
         if begun := [manifest["category"] for manifest in found if "transfer" in manifest]:
             settled(self._catalog, begun)
@@ -275,23 +276,23 @@ class Collector:
         return found
 
     def _sweep(self, found: Iterable[tuple[str, str]], at_work: set[str]) -> int:
-        """Delete references of writes that nothing speaks of.
+        """Deletes references of writes that no manifest, intent or change names, and returns their number.
 
         Args:
-            found: Category and write id of all references that there were before the intents were read.
-            at_work: The write ids of which intents and changes spoke then.
+            found: Category and write id of all references, read before the intents.
+            at_work: Write ids in intents and changes.
 
         Raises:
-            StoreError: Categories have no manifest, or one from before. Commits may have been lost, so nothing of them
-                is deleted.
+            StoreError: A category has no manifest, or an older one. The catalog may have lost a commit, so no reference
+                of the category is deleted.
         """
         manifests = {manifest["category"]: manifest for manifest in self._manifests()}
         live = {name: set(category_from(manifest).write_ids) for name, manifest in manifests.items()}
-        at_work = at_work | self._at_work()  # of what was replaced since, too
+        at_work = at_work | self._at_work()  # and those replaced since
         unnamed = [(name, w) for name, w in found if w not in at_work and w not in live.get(name, ())]
         orphans = {name for name, _ in unnamed} - live.keys()
-        orphans -= self._catalog.state(orphans).manifests.keys()  # where replicas differ, one look shows too little
-        if self._catalog.exclusive:  # every write had an intent, so the catalog has lost those after its manifests
+        orphans -= self._catalog.state(orphans).manifests.keys()  # if replicas differ, one read shows too little
+        if self._catalog.exclusive:  # every write had an intent, so the catalog has lost later commits
             orphans |= {name for name, w in unnamed if name in live and write_time(w) > manifests[name]["rev"]}
         dead = [w for name, w in unnamed if name in live.keys() - orphans]
         deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
@@ -310,12 +311,6 @@ def _named(manifest: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 def _microseconds(seconds: float) -> int:
     return round(max(min(seconds, 1e9), -1e9) * 1e6)
-
-
-def _at(intent: Intent, begun: int) -> int:
-    """When a change was made, by the order of the commits."""
-    revs: list[int] = [manifest["rev"] for manifest in intent.won.values()]
-    return max([begun, *revs])
 
 
 def _replaced(records: Iterable[Mapping[str, Any]]) -> set[str]:
@@ -337,4 +332,4 @@ def _raised(manifest: Mapping[str, Any]) -> Put:
 def _tombstone(name: str, store: str, rev: int) -> Put:
     category = Category(name=name, version=1, rev=rev, write_ids=(), texts=(), references={})
     manifest = manifest_payload(category, store, uuid.uuid4().hex, None)
-    return Put(record_id("category", name), {**manifest, "changed": 0})  # it was nothing and is nothing
+    return Put(record_id("category", name), {**manifest, "changed": 0})  # readers see no change

@@ -1,30 +1,24 @@
-"""Forgetting an image: no reference, no copy, no change keeps it, in no collection.
+"""Erasure of an image: from all categories, copies, changes and collections, at once and for good.
 
-Who asks for that wants it done at once and for good. So the categories that have the image are committed without it;
-the changes that can be taken back count it no more; and then all of its points are deleted, also those of writes that
-were replaced, and of writers at work. These are fenced (`zsvec.store.collector`): what they were about to commit is
-lost, and they plan again on what is there then.
+The categories that have the image are committed without it, and the changes that can be undone count it no more. Then
+all points of the image are deleted, those of replaced writes and of present writers included. These writers are fenced
+(`zsvec.store.collector`): their commits are lost, and they plan again.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tenacity import RetryError, Retrying, retry_if_not_result, stop_after_attempt, wait_random_exponential
-
-from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError
+from zsvec.errors import CategoryNotFoundError, InvalidInputError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import FORGET, History, Record
 from zsvec.store.catalog.schema import IMAGES, category_from, expected, is_reference
-from zsvec.store.collections.references import ReferenceCollections
-from zsvec.store.collector import Collector
-from zsvec.store.mending import remove_references
 from zsvec.store.transfer import settled
-from zsvec.store.writing import remove_category
+from zsvec.store.writing import Writer, until_won
 from zsvec.types import Forgotten, expert_name
 
 _ATTEMPTS = 12
@@ -32,7 +26,7 @@ _ATTEMPTS = 12
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A point that has the image: of which encoder, or `IMAGES`, and of which category and write."""
+    """A point of the image: of which encoder, or `IMAGES`, and of which category and write."""
 
     encoder: str
     id: str
@@ -40,21 +34,22 @@ class _Place:
     write_id: str
 
 
-def forget(catalog: Catalog, references: ReferenceCollections, collector: Collector, content_hash: str) -> Forgotten:
+def forget(writer: Writer, content_hash: str) -> Forgotten:
     """As `zsvec.store.store.Store.forget`."""
+    catalog, references, collector = writer.catalog, writer.references, writer.collector
     collector.cause = replace(collector.cause, what=FORGET)
     changed: set[str] = set()
     deleted: set[tuple[str, str]] = set()
 
     def attempt() -> bool:
-        found = list(_places(catalog, references, content_hash))
+        found = list(_places(writer, content_hash))
         if not found:
             return True
         names = {place.category for place in found}
         before = settled(catalog, names)
         live = {name: set(category.write_ids) for name, category in before.categories().items()}
         for name in {place.category for place in found if place.write_id in live.get(place.category, ())}:
-            _take_out(catalog, references, collector, name, content_hash)
+            _take_out(writer, name, content_hash)
             changed.add(name)
         now = collector.fence(names, settled(catalog, names).manifests)
         if now is None:
@@ -62,60 +57,51 @@ def forget(catalog: Catalog, references: ReferenceCollections, collector: Collec
         named = {w for manifest in now.values() for w in category_from(manifest).write_ids}
         dead = [place for place in found if place.write_id not in named]
         _discount(catalog, dead)
-        _delete(catalog, references, dead)
+        for encoder in {place.encoder for place in dead}:
+            catalog.backend.drop(references.collection(encoder), [one.id for one in dead if one.encoder == encoder])
         deleted.update((place.encoder, place.id) for place in dead)
-        return False  # until none is found: others may have been at work
+        return False  # until none is found, since others may have added the image
 
-    retrying = Retrying(
-        retry=retry_if_not_result(bool),
-        stop=stop_after_attempt(_ATTEMPTS),
-        wait=wait_random_exponential(multiplier=0.01, max=1.0),
-    )
-    try:
-        retrying(attempt)
-    except RetryError as exc:
-        raise ConflictError(
+    until_won(
+        attempt,
+        lambda: (
             f"others add the image {content_hash[:12]} to {catalog.location} again and again: stop them, and forget it "
             "once more"
-        ) from exc
-    for name in catalog.collections():  # again, if a process was killed before it had come so far
+        ),
+    )
+    for name in catalog.collections():  # even without points, since a process may have been killed before this
         catalog.backend.rewrite(references.collection(name))
     return Forgotten(tuple(sorted(changed)), len(deleted))
 
 
-def _places(catalog: Catalog, references: ReferenceCollections, content_hash: str) -> Iterator[_Place]:
-    """All of them. Collections are read as a whole: a server may refuse to look for what it has no index of."""
+def _places(writer: Writer, content_hash: str) -> Iterator[_Place]:
+    """Yields all points of the image. Hashes have no index, and a server may refuse a filter without one."""
     fields = ("category", "gen", "hash", "modality")
-    for name in catalog.collections():
-        collection = references.collection(name)
-        for page in catalog.backend.scroll(collection, Where(), fields=fields):
+    for name in writer.catalog.collections():
+        for page in writer.catalog.backend.scroll(writer.references.collection(name), Where(), fields=fields):
             for identifier, payload in zip(page.ids, page.payloads, strict=True):
                 has_it = payload.get("hash") == content_hash and (name == IMAGES or payload.get("modality") == "image")
                 if has_it and is_reference(payload, ("category", "gen")):
                     yield _Place(name, identifier, str(payload["category"]), str(payload["gen"]))
 
 
-def _take_out(
-    catalog: Catalog, references: ReferenceCollections, collector: Collector, name: str, content_hash: str
-) -> None:
-    """Commit a category without the image; one that has nothing else is removed."""
-    category = catalog.find(name)
-    if category is None:
-        return
-    keys = references.keys(category)
-    if not any(digest == content_hash for _, _, digest in keys):
+def _take_out(writer: Writer, name: str, content_hash: str) -> None:
+    """Commits a category without the image; removes a category that has nothing else."""
+    category = writer.catalog.find(name)
+    hashes = {digest for _, _, digest in writer.references.keys(category)} if category else set()
+    if content_hash not in hashes:
         return
     try:
-        if all(digest == content_hash for _, _, digest in keys):
-            remove_category(catalog, references, collector, name)
+        if hashes == {content_hash}:
+            writer.remove(name)
         else:
-            remove_references(catalog, references, collector, name, [content_hash])
+            writer.remove_references(name, [content_hash])
     except (CategoryNotFoundError, InvalidInputError):
-        return  # somebody else has changed it: the next attempt looks again
+        return  # changed by another writer: the next attempt looks again
 
 
 def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
-    """Let the changes that can be taken back not expect the image of their writes."""
+    """Takes these points off the references that changes count."""
     counted = [place for place in found if place.encoder != IMAGES]
     for _ in range(_ATTEMPTS):
         puts = [
@@ -129,8 +115,8 @@ def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
 
 
 def _discounted(record: Record, places: Iterable[_Place]) -> dict[str, Any] | None:
-    """A change without these references; ``None`` if it counts none of them."""
-    forgotten = set(record.get("forgotten", ()))  # a reference is not to be taken off twice
+    """Returns a change without these references; ``None`` if it counts none of them."""
+    forgotten = set(record.get("forgotten", ()))  # counted off already
     before = dict(record["before"])
     for place in places:
         was = before.get(place.category)
@@ -142,11 +128,3 @@ def _discounted(record: Record, places: Iterable[_Place]) -> dict[str, Any] | No
     if len(forgotten) == len(record.get("forgotten", ())):
         return None
     return {**record, "version": record["version"] + 1, "before": before, "forgotten": sorted(forgotten)}
-
-
-def _delete(catalog: Catalog, references: ReferenceCollections, places: Sequence[_Place]) -> None:
-    ids: dict[str, list[str]] = {}
-    for place in places:
-        ids.setdefault(place.encoder, []).append(place.id)
-    for name, some in ids.items():
-        catalog.backend.drop(references.collection(name), some)

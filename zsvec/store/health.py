@@ -1,4 +1,4 @@
-"""What is to be said of a store: whether its references are all there, and what it has too much."""
+"""The state of a store: its size, missing references, unreadable records, and garbage."""
 
 from __future__ import annotations
 
@@ -32,28 +32,18 @@ def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool
         )
     categories, unreadable = catalog.categories()
     if unreadable:
-        yield Finding(
-            "manifests",
-            False,
-            f"those of {', '.join(map(repr, unreadable[:5]))} cannot be read",
-            "upgrade zsvec, or restore the store from a copy",
-        )
+        names = ", ".join(map(repr, unreadable[:5]))
+        advice = "upgrade zsvec, or restore the store from a copy"
+        yield Finding("manifests", False, f"those of {names} cannot be read", advice)
     if records := catalog.unreadable():
-        yield Finding(
-            "records",
-            False,
-            f"{counted(len(records), 'record')} of the catalog cannot be read: {', '.join(records[:5])}",
-            "restore the store from a copy, or go on without the changes that these tell of",
-        )
+        said = f"{counted(len(records), 'record')} of the catalog cannot be read: {', '.join(records[:5])}"
+        advice = "restore the store from a copy, or go on without the changes that these tell of"
+        yield Finding("records", False, said, advice)
     kept = {w for record in History(catalog).records.values() for old in record["replaced"].values() for w in old}
     kept -= {write_id for category in categories for write_id in category.write_ids}
     if garbage := references.garbage(categories, encoders, kept):
-        yield Finding(
-            "garbage",
-            True,
-            f"{counted(garbage, 'reference')} that no category names",
-            "run `zsvec gc`, if no writer is at work",
-        )
+        said = f"{counted(garbage, 'reference')} that no category names"
+        yield Finding("garbage", True, said, "run `zsvec gc`, if no writer is at work")
 
 
 def info(backend: Backend, namespace: str, catalog: Catalog, references: ReferenceCollections) -> dict[str, Any]:

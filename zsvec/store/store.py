@@ -5,24 +5,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from zsvec.errors import EncoderMismatchError, StoreError
-from zsvec.store import forgetting, health, mending, undo, writing
+from zsvec.errors import EncoderMismatchError, StoreError, StoreUnavailableError
+from zsvec.store import forgetting, health, undo
 from zsvec.store.backends.base import Backend, Hit, Points
 from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.history import FORGET, History
+from zsvec.store.catalog.history import FORGET, Cause, History
 from zsvec.store.catalog.look import Cursor, Look, look
 from zsvec.store.catalog.schema import Reference, keeps_images
-from zsvec.store.causes import Causes
 from zsvec.store.collections import ownership
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
-from zsvec.store.mending import Move
-from zsvec.store.writing import Write
+from zsvec.store.writing import Move, Write, Writer
 from zsvec.types import (
     Category,
     Change,
@@ -40,16 +39,32 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@dataclass(slots=True)
+class _Block:
+    """A block of writes that are one change, and the functions to call once at its end."""
+
+    cause: Cause
+    followed_by: dict[Callable[[], None], None] = field(default_factory=dict)
+
+    def end(self) -> None:
+        for follow in self.followed_by:
+            follow()
+
+
+# For the thread, or its task, and for all stores.
+_BLOCK: ContextVar[_Block | None] = ContextVar("block", default=None)
+_BY: ContextVar[str | None] = ContextVar("by", default=None)
+
+
 class Store:
     """The categories of one namespace.
 
     Args:
         backend: Where the collections are.
         namespace: Prefix of their names. Nothing else in the deployment is read or written.
-        profile_of: From the fingerprints of its encoders to the profile to name where others are in use, if there is
-            one.
-        history: Seconds for which changes can be taken back; 0 keeps no history.
-        by: Who changes categories; kept with each change.
+        profile_of: Returns the profile with these encoders, if there is one, for the error about other encoders.
+        history: Undo window in seconds; 0 keeps no history.
+        by: Author recorded with each change.
 
     Attributes:
         inbox: Images that wait for a label.
@@ -70,10 +85,12 @@ class Store:
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
         self._collector = Collector(self._catalog, self._references, history)
-        self._causes = Causes(by)
+        self._writer = Writer(self._catalog, self._references, self._collector)
+        self._by = by
+        self._follow: Callable[[], None] = lambda: None
         self.inbox = InboxCollection(backend, self._catalog, namespace)
         self._lock = threading.RLock()
-        self._may_be_undoing = True  # here, or in a process that was killed
+        self._may_be_undoing = True  # here, or in a killed process
 
     def __enter__(self) -> Self:
         return self
@@ -100,25 +117,21 @@ class Store:
         return self._backend.place and f"{self._backend.place} {self.namespace}"
 
     def collection(self, encoder: str) -> str:
-        """Name of the collection of an encoder's references."""
+        """Returns the name of the collection of an encoder."""
         return self._references.collection(encoder)
 
     def check_open(self) -> None:
-        """Refuse to be used once closed, or in a process forked from that which opened it. Asks no server.
-
-        Raises:
-            StoreError: It is so.
-        """
+        """Raises StoreError if the store is closed, or was opened before this process was forked. Asks no server."""
         self._backend.check()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Give each request of this thread no more than so many seconds, in a block; an embedded store makes none."""
+        """Limits the time of each request of this thread in a block. An embedded store makes no requests."""
         return self._backend.within(seconds)
 
     # Encoders
 
     def encoders(self) -> dict[str, Fingerprint]:
-        """Fingerprint of each encoder whose vectors are stored; empty before the first write.
+        """Returns the fingerprint of each encoder whose vectors are stored; empty before the first write.
 
         Raises:
             StoreError: The store has another schema.
@@ -126,37 +139,33 @@ class Store:
         return self._catalog.encoders()
 
     def bind(self, fingerprints: Mapping[str, Fingerprint], *, images: KeepImages | None = None) -> None:
-        """Make the store ready to be written with these encoders, and refuse any others.
+        """Prepares the store for writes with these encoders.
 
         Args:
-            fingerprints: Of the encoders in use, by name.
-            images: Whether small copies of images are kept. ``small`` begins to keep them; ``none`` is a matter of a
-                new store. By default a new store keeps them, and another one goes on as it did.
+            fingerprints: Fingerprints of the encoders in use, by name.
+            images: Whether to keep small copies of images. ``small`` keeps them from now on; ``none`` applies to a new
+                store alone. By default a new store keeps them, and another store is not changed.
 
         Raises:
             EncoderMismatchError: The stored vectors were made by other encoders.
-            InvalidInputError: It cannot keep copies, because one of its encoders has the name of their collection.
-            StoreError: A collection of a name that is needed belongs to somebody else.
+            InvalidInputError: A name of an encoder cannot be part of the name of a collection.
+            StoreError: A needed collection is foreign.
         """
         with self._writing(), self._naming_the_profile():
             ownership.bind(self._backend, self._catalog, self._references, fingerprints, images)
 
     def check(self, names: Iterable[str]) -> None:
-        """Refuse encoders of other names than those that the store was written with.
+        """Checks the names of the encoders in use.
 
         Raises:
             InvalidInputError: A name cannot be part of the name of a collection.
-            EncoderMismatchError: The names differ.
+            EncoderMismatchError: The stored vectors were made by encoders of other names.
         """
         with self._naming_the_profile():
             ownership.check_names(self._catalog, names)
 
     def check_fingerprints(self, fingerprints: Mapping[str, Fingerprint]) -> None:
-        """Refuse encoders whose vectors cannot be compared with those that are stored.
-
-        Raises:
-            EncoderMismatchError: A fingerprint differs.
-        """
+        """Raises EncoderMismatchError if the stored vectors were made by other encoders."""
         with self._naming_the_profile():
             ownership.check_fingerprints(self._catalog, fingerprints)
 
@@ -174,32 +183,32 @@ class Store:
     # Reading
 
     def categories(self) -> list[Category]:
-        """Committed categories, by name; without those whose manifest this version cannot read (see `info`)."""
+        """Returns the committed categories, by name, without those of an unreadable manifest (see `info`)."""
         return self._catalog.categories()[0]
 
     def look(self, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
-        """What was committed since the last look: all that was acknowledged before this one began.
+        """Returns the commits since the last look: all that were acknowledged before this look began.
 
         Args:
-            cursor: That the last look gave; for the first, ``Cursor()``.
+            cursor: Cursor of the last look; for the first, ``Cursor()``.
             known: Version of each category that the reader has.
-            whole: Whether to compare all categories. That finds commits whose writer died before it published them.
+            whole: Whether to compare all categories, which also finds commits of writers killed before publishing.
 
         Raises:
-            StoreError: The store has a schema that this version does not know.
+            StoreError: The store has another schema.
         """
         return look(self._catalog, cursor, known, whole=whole)
 
     def category(self, name: str) -> Category:
-        """The committed category of this name.
+        """Returns the committed category of this name.
 
         Raises:
-            CategoryNotFoundError: There is none.
+            CategoryNotFoundError: There is no such category.
         """
         return self._catalog.category(name)
 
     def references(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """References of these writes in one encoder's collection, page by page."""
+        """Yields pages of the references of these writes in the collection of an encoder."""
         return self._references.pages(encoder, write_ids, vectors=vectors)
 
     def query(
@@ -210,11 +219,11 @@ class Store:
         limit: int,
         write_ids: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
-        """The nearest references of each vector, nearest first, committed or not.
+        """Returns the nearest references of each vector, nearest first, committed or not.
 
         Args:
             encoder: Name of the encoder.
-            modality: Of the references.
+            modality: Modality of the references.
             vectors: float32 ``(n, dim)``, unit rows.
             limit: References per vector.
             write_ids: Only references of these writes.
@@ -222,75 +231,75 @@ class Store:
         return self._references.query(encoder, modality, vectors, limit, write_ids)
 
     def keys(self, name: str) -> set[tuple[str, str, str]]:
-        """Encoder, modality and content hash of every reference of a category; empty if there is no category."""
+        """Returns encoder, modality and content hash of every reference of a category, which need not exist."""
         category = self._catalog.find(name)
         return self._references.keys(category) if category else set()
 
     def stored(self, name: str) -> list[Reference]:
-        """Every reference of a category with its vector; empty if there is no category."""
+        """Returns every reference of a category with its vector; empty without such a category."""
         category = self._catalog.find(name)
         return list(self._references.read(category)) if category else []
 
     def stored_references(self, name: str) -> list[StoredReference]:
-        """What a category has: each text and image once, with the experts that have it; texts first, then by age.
+        """Returns each text and image of a category once, with its experts; texts first, then by age.
 
         Raises:
-            CategoryNotFoundError: There is no category of this name.
+            CategoryNotFoundError: There is no such category.
         """
         return self._references.described(self.category(name))
 
     def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:
-        """By content hash of an image, names of the categories that have it, in one pass over the references."""
+        """Returns the names of the categories that have an image, by content hash."""
         return self._references.holders(hashes, self.categories())
 
     def keeps_images(self) -> bool:
-        """Whether small copies of images are kept; no, before the first write."""
+        """Returns whether small copies of images are kept; False before the first write."""
         return keeps_images(self._catalog.store())
 
     def image(self, content_hash: str) -> SmallImage | None:
-        """The small copy of a reference image, by its content hash; ``None`` without one that can be read."""
+        """Returns the small copy of a reference image, if a readable one exists."""
         return self._references.images.find(content_hash) if self.keeps_images() else None
 
     def info(self) -> dict[str, Any]:
-        """Place, size, encoders and calibration of the store, and versions of its engine; JSON."""
+        """Returns place, size, encoders and calibration of the store, and versions of its engine, as JSON."""
         return health.info(self._backend, self.namespace, self._catalog, self._references)
 
     def stats(self) -> dict[str, int]:
-        """Counts of rare events of this handle.
+        """Returns counts of rare events of this handle.
 
         ``second_stamps``: commits that were stamped anew after others; ``unknown_outcomes``: commits that did not show
-        at once; ``healed_records``: records with copies that were made equal in a cluster.
+        at once; ``healed_records``: records whose replicas were made equal.
         """
         return dict(self._catalog.counts)
 
     def incomplete(self) -> list[str]:
-        """Names of the categories that lack references which their manifest counts; empty unless data was lost."""
+        """Returns the names of categories that lack references; empty unless data was lost."""
         return health.incomplete(self._catalog, self._references)
 
     def check_up(self, *, repair: bool = False) -> Iterator[Finding]:
-        """What is to be said of the deployment and of what is in it, with what to do.
+        """Yields findings about the deployment and the store, with advice.
 
         Args:
-            repair: Whether to make the copies of the catalog agree, where they do not.
+            repair: Whether to make replicas of the catalog agree.
         """
         return health.check_up(self._catalog, self._references, repair=repair)
 
     def calibration(self) -> Mapping[str, Any] | None:
-        """The calibration that is kept with the store; ``None``, or empty, if there is none."""
+        """Returns the stored calibration; ``None`` or empty without one."""
         return self._catalog.calibration()
 
     # History
 
     def changes(self) -> list[Change]:
-        """The changes of categories that can be taken back, or were, newest first."""
+        """Returns the changes of categories that can be or were undone, newest first."""
         return History(self._catalog).changes()
 
     def undo(self, name: str | None = None, change: str | None = None) -> Change:
-        """Take a change back, and give it.
+        """Undoes a change, and returns it.
 
         Args:
-            name: Of a category, whose last change it is; by default the last change of all.
-            change: Its id, or the first characters of that. A change that took another one back can be given here, too.
+            name: The category whose last change to undo; by default the last change of all.
+            change: Id of the change, or its first characters. An undo can be undone by its id.
 
         Raises:
             InvalidInputError: There is no such change, or a category has been changed since.
@@ -298,130 +307,150 @@ class Store:
         """
         with self._changing("undo"):
             self._may_be_undoing = True
-            return undo.undo(self._catalog, self._references, self._collector, name, change)
+            return undo.undo(self._writer, name, change)
 
     def finish_undos(self) -> None:
-        """Finish the undos that killed processes have begun. Each write does so first."""
+        """Finishes the undos of killed processes, as every write does."""
         with self._writing():
             pass
 
-    def one_change(self, what: str) -> AbstractContextManager[str]:
-        """Make all writes of a block one change of this name, and give its id. Inner blocks belong to it."""
-        return self._causes.one_change(what)
+    @contextmanager
+    def one_change(self, what: str) -> Iterator[str]:
+        """Makes all writes of a block one change of this kind, and yields its id. Inner blocks belong to the outer.
+
+        The functions of `after_changes` run at the end, and after an error, too, since earlier commits stay. They do
+        not run after an interrupt, such as a KeyboardInterrupt, nor while the server is unavailable.
+        """
+        if (outer := _BLOCK.get()) is not None:
+            outer.followed_by[self._follow] = None
+            yield outer.cause.id
+            return
+        block = _Block(Cause(what=what, by=self.by), {self._follow: None})
+        token = _BLOCK.set(block)
+        try:
+            yield block.cause.id
+        except StoreUnavailableError:
+            raise  # another request would wait for the deadline once more
+        except Exception:
+            block.end()
+            raise
+        else:
+            block.end()
+        finally:
+            _BLOCK.reset(token)
 
     def after_changes(self, follow: Callable[[], None]) -> None:
-        """Call this at the end of each change of categories; after an error, too: what was committed stays."""
-        self._causes.follow = follow
+        """Sets the function to call at the end of each change of categories, as `one_change` does."""
+        self._follow = follow
 
-    def acting(self, by: str | None) -> AbstractContextManager[None]:
-        """Let somebody else than the setting says be who changes categories in a block; ``None``: as it says."""
-        return self._causes.acting(by)
+    @contextmanager
+    def acting(self, by: str | None) -> Iterator[None]:
+        """Overrides the recorded author within this block; ``None`` keeps that of the settings."""
+        token = _BY.set(by)
+        try:
+            yield
+        finally:
+            _BY.reset(token)
 
     @property
     def by(self) -> str | None:
-        """Who changes categories now; kept with each reference and each change."""
-        return self._causes.by
+        """Author recorded with each reference and each change."""
+        return _BY.get() or self._by
 
     # Writing
 
     def write(self, writes: Sequence[Write]) -> list[Category]:
-        """Commit references to categories, each category whole or not at all.
+        """Commits references to categories, each category whole or not at all.
 
-        A category that does not exist is created. One that exists gets the references it lacks, and nothing is
-        written if it lacks none; with ``replace``, its references are replaced.
+        A new category is created. An existing one gets the references that it lacks; with ``replace``, its references
+        are replaced.
 
         Args:
             writes: At most one per category.
 
         Returns:
-            The categories as they are then, in order.
+            The categories after the write, in order.
 
         Raises:
             ConflictError: Others changed a category at each attempt, or removed references that the write needs. The
                 other categories are committed.
-            InvalidInputError: What a category was to keep is gone, and nothing else is given. The others are committed.
+            InvalidInputError: A category would have no reference. The other categories are committed.
         """
         with self._changing("replace" if any(write.replace for write in writes) else "add"):
-            return writing.write_categories(self._catalog, self._references, self._collector, writes)
+            return self._writer.write(writes)
 
     def remove(self, name: str) -> None:
-        """Remove a category and its references.
+        """Removes a category and its references.
 
         Raises:
-            CategoryNotFoundError: There is none of this name.
+            CategoryNotFoundError: There is no such category.
             ConflictError: Others changed it at each attempt.
         """
         with self._changing("remove"):
-            writing.remove_category(self._catalog, self._references, self._collector, name)
+            self._writer.remove(name)
 
     def remove_references(self, name: str, hashes: Collection[str]) -> Category:
-        """Remove some references of a category, and give it as it is then.
-
-        Args:
-            name: The category.
-            hashes: Content hashes of texts and images; all encoders' references of these.
+        """Removes the references of these content hashes from a category, in all encoders, and returns the category.
 
         Raises:
-            CategoryNotFoundError: There is none of this name.
-            InvalidInputError: It has no reference of such a hash, or would have none at all.
+            CategoryNotFoundError: There is no such category.
+            InvalidInputError: The category has no reference of such a hash, or would have no reference.
             ConflictError: Others changed it at each attempt.
         """
         with self._changing("remove"):
-            return mending.remove_references(self._catalog, self._references, self._collector, name, hashes)
+            return self._writer.remove_references(name, hashes)
 
     def forget(self, content_hash: str) -> Forgotten:
-        """Remove an image from all categories, copies, changes and the inbox, for good: nothing can bring it back.
+        """Erases an image from all categories, copies, changes and the inbox. No undo brings it back.
 
-        A category that has nothing else is removed. Of an embedded store, the files are written anew.
+        A category without other references is removed. The files of an embedded store are rewritten.
 
         Args:
-            content_hash: Of the image.
+            content_hash: Content hash of the image.
 
         Raises:
-            StoreError: There is no store; ConflictError: others add the image again and again.
+            StoreError: There is no store.
+            ConflictError: Others add the image again at each attempt.
         """
         with self._changing(FORGET):
             if self._catalog.store() is None:
                 raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
-            found = forgetting.forget(self._catalog, self._references, self._collector, content_hash)
+            found = forgetting.forget(self._writer, content_hash)
             return replace(found, points=found.points + self.inbox.forget(content_hash))
 
     def move(self, move: Move) -> Category:
-        """Move references from one category to another, and give that as it is then.
+        """Moves references from one category to another, and returns the target.
 
-        For an instant they are in both, never in neither, and whatever is killed, they end in one of them.
+        For an instant the references are in both, never in neither. Killed at any time, they end in one of them.
 
         Raises:
             CategoryNotFoundError: There is no such source.
-            InvalidInputError: It has no reference of such a hash, or none would be left; or there is a target where
-                there must be none.
+            InvalidInputError: The source has no reference of such a hash, or would have no reference; or the target
+                must not exist and does.
             ConflictError: Others changed one of the two at each attempt.
         """
         with self._changing("merge" if move.hashes is None else "move"):
-            return mending.move_references(self._catalog, self._references, self._collector, move)
+            return self._writer.move(move)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Commit a calibration in the place of the one that is there; an empty one is none.
-
-        A calibration that was made from a later state of the catalog stays.
+        """Commits a calibration, unless the stored one was made from a later state. An empty one removes it.
 
         Raises:
             ConflictError: Others committed one at each attempt.
         """
         with self._writing():
-            writing.keep_calibration(self._catalog, calibration)
+            self._writer.keep_calibration(calibration)
 
     def gc(self, grace: float | None = None, *, on_final: Callable[[Change], None] = lambda change: None) -> int:
-        """Delete the references that no manifest names, and say how many there were.
+        """Deletes the references that no manifest names, and returns their number.
 
         Args:
-            grace: Age in seconds from which they cannot belong to a writer at work, and from which changes cannot be
-                taken back any more. By default an hour, or 0 where no other process can write; and changes stay as
-                long as their history is kept.
-            on_final: Called with each change that cannot be taken back any more.
+            grace: Age in seconds from which references cannot belong to a present writer, and changes become final.
+                By default an hour, or 0 if no other process can write; and the undo window for changes.
+            on_final: Called with each change that can no longer be undone.
         """
         with self._writing():
-            # A writer may have left some which was at work while they were dropped.
+            # Of writers that began before the copies were dropped.
             ownership.drop_images(self._backend, self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
         for change in final:
@@ -429,38 +458,34 @@ class Store:
         return deleted
 
     def drop_images(self) -> None:
-        """Delete all small copies of images, and keep none any more.
+        """Deletes all small copies of images, and keeps none from now on.
 
-        A writer at work may leave some. Nobody sees them, and `gc` deletes them.
+        A present writer may leave some, which are not read and which `gc` deletes.
         """
         with self._writing():
             ownership.keep_no_images(self._backend, self._catalog, self._references)
 
     def flush(self) -> None:
-        """Make all that is committed survive a loss of power; a killed process never loses it."""
+        """Makes all commits survive a loss of power. A killed process never loses one."""
         self._backend.flush()
 
     def close(self) -> None:
-        """Let go of files and connections."""
+        """Closes files and connections."""
         self._backend.close()
 
     @contextmanager
     def _changing(self, what: str) -> Iterator[None]:
-        """A write that changes categories; `what` it does in one word, where it is no part of a larger change."""
-        with self.one_change(what), self._writing(what):
+        with self.one_change(what), self._writing():
             yield
 
     @contextmanager
-    def _writing(self, what: str = "") -> Iterator[None]:
-        """One writer at a time in this process, after the undos that are under way.
-
-        Args:
-            what: It does to categories, where it is no part of anything.
-        """
+    def _writing(self) -> Iterator[None]:
+        """Runs one writer at a time in this process, after the undos that are under way."""
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
             if self._may_be_undoing or not self._backend.exclusive:
                 self._may_be_undoing = False
-                undo.finish_undos(self._catalog, self._references, self._collector)
-            self._collector.cause = self._causes.cause(what)
+                undo.finish_undos(self._writer)
+            if block := _BLOCK.get():
+                self._collector.cause = block.cause
             yield

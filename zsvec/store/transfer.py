@@ -1,23 +1,21 @@
-"""Changes of two categories at once: a reference that moves is for an instant in both, and never in neither.
+"""Transfers: changes of two categories at once. A moved reference is for an instant in both, and never in neither.
 
-No request to Qdrant changes two records or neither. So a *transfer* is written down before it is carried out, in the
-manifest of the category that loses by it, the *source*: what that manifest and the one of the *target* will be. From
-then on each step is a compare-and-set that anybody may do. Whoever is about to write to one of them, or to collect its
-garbage, does it first, whether the writer of the transfer is at work or gone: no clock has to tell.
+No request to Qdrant changes two records atomically. So a *transfer* is first recorded in the manifest of the category
+that loses references, the *source*: the next manifests of the source and of the *target*. Each later step is a
+compare-and-set that any process may do. A process does all steps before it writes to one of the two or collects their
+garbage, whether the writer of the transfer still runs or not. No clock is involved.
 
-1. The source: what its manifest says, and the transfer. If the source has changed, it is lost: plan again.
-2. The target: its new manifest, which names the transfer. If the target has changed, the transfer is off.
-3. The source: its new manifest, or what it said before if the transfer is off; both without the transfer.
+1. Source: the present manifest with the transfer. If the source has changed, the transfer is lost: plan again.
+2. Target: the new manifest, which names the transfer. If the target has changed, the transfer is off.
+3. Source: the new manifest, or the present one if the transfer is off; both without the transfer.
 
-Nobody writes to the source between 1 and 3, nor to the target between 2 and 3, without doing 3 first. So where the
-source names the transfer, and the target neither is what it was planned on nor names it, somebody else has changed the
-target before 2. A process that reads the two at different times may find the same when the transfer is done. It takes
-it for off, and loses at 3.
+No process writes to the source between steps 1 and 3, nor to the target between steps 2 and 3, without doing step 3
+first. So if the source names the transfer, and the target neither names the transfer nor is as planned on, another
+process changed the target before step 2. A process that reads the two at different times can see the same after the
+transfer is done. Such a process takes the transfer for off, and loses at step 3.
 
-A writer of an earlier version of zsvec does not know of transfers, and would write over them.
-
-A reader whose look goes page by page may see the new source and the old target. The new source says which version of
-the target it requires, and the reader asks for that again (`zsvec.store.catalog.look`).
+A reader that looks page by page may see the new source and the old target. The new source names the required version of
+the target, and the reader asks for that (`zsvec.store.catalog.look`).
 """
 
 from __future__ import annotations
@@ -30,11 +28,12 @@ from typing import Any
 from zsvec.errors import StoreError
 from zsvec.store.catalog.catalog import PAUSES, Catalog, State
 from zsvec.store.catalog.commit import UnknownError, attempts, commit_manifests, publish
-from zsvec.store.catalog.records import is_record, place_of
 from zsvec.store.catalog.schema import (
     category_from,
     expected,
+    is_record,
     manifest_payload,
+    place_of,
     with_requirement,
     with_writer,
     writers,
@@ -47,22 +46,21 @@ Manifest = Mapping[str, Any]
 def transfer(
     catalog: Catalog, source: Category, target: Category, before: State, change: str | None = None
 ) -> dict[str, Manifest]:
-    """Commit two categories of which one loses what the other gains.
+    """Commits two categories of which one loses the references that the other gains.
 
     Args:
-        catalog: Of the store.
-        source: As it will be, with the version above the one that it replaces.
-        target: Likewise.
-        before: What both were planned on, from `settled`.
-        change: Id of the change that it is, if that is kept.
+        catalog: The catalog.
+        source: The losing category, with its next version.
+        target: The gaining category, with its next version.
+        before: State that both were planned on, from `settled`.
+        change: Id of the change record, if a history is kept.
 
     Returns:
-        The manifests of both, by name, as they were right after it or later. Empty, if somebody else had changed one
-        of the two before; or if so many have changed the source since that nothing tells: then others may have carried
-        it out.
+        The manifests of both, by name, right after the transfer or later. Empty if another writer changed one of the
+        two before; or if the source has changed so often since that the outcome is lost, and others may have done it.
 
     Raises:
-        StoreUnavailableError: It could not be found out whether the commits won.
+        StoreUnavailableError: The outcome is unknown.
         StoreError: The store was dropped.
     """
     identifier = uuid.uuid4().hex
@@ -85,15 +83,15 @@ def transfer(
             if _done(identifier) in writers(after[source.name]):
                 won = dict(publish(catalog, after))
                 if len(won) < len(names):
-                    raise UnknownError  # whether every reader's next look finds both
+                    raise UnknownError  # a reader's next look may miss one
     return won
 
 
 def settled(catalog: Catalog, names: Iterable[str]) -> State:
-    """The manifests of some categories, once no transfer is under way that changes them.
+    """Returns the manifests of some categories after finishing all transfers that change them.
 
     Raises:
-        StoreUnavailableError: It could not be found out how far one is.
+        StoreUnavailableError: The state of a transfer is unknown.
         StoreError: The store was dropped.
     """
     names = set(names)
@@ -110,20 +108,16 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
 
 
 def finish(catalog: Catalog, source: str) -> None:
-    """Carry out the transfer of a category, if there is one; raises as `settled`."""
+    """Finishes the transfer that a category is the source of, if there is one; raises as `settled`."""
     for attempt in attempts(catalog, [source]):
         with attempt:
             while (step := _step(catalog, source)) is not None:
                 manifest, before = step
-                commit_manifests(catalog, [manifest], before)  # where it is lost, somebody else has done it
+                commit_manifests(catalog, [manifest], before)  # if lost, another process has done it
 
 
 def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
-    """The manifest to commit next, and what there is before it; ``None``: nothing.
-
-    Raises:
-        UnknownError: A record does not show that must be there.
-    """
+    """Returns the manifest to commit next and the state before it, or ``None`` if there is nothing to do."""
     said = _said(_shown(catalog, catalog.state([source]), source))
     if not said:
         return None
@@ -146,7 +140,7 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
         return {**done, "changed": done["rev"], "requires": with_requirement(now, target, version)}, state
     planned_on = said["planned_on"]
     if there and planned_on and _is_older(there, planned_on):
-        raise UnknownError  # the answer of a replica that has been away
+        raise UnknownError  # from a replica that has been away
     if (expected(there) if there else None) == planned_on:
         rev = catalog.next_rev()
         return {**said["target"], "rev": rev, "changed": rev, "came": {"id": identifier, "from": source}}, state
@@ -154,7 +148,7 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
 
 
 def _looked_for(catalog: Catalog, name: str) -> Manifest:
-    """A manifest that has been there; empty where it does not show, and so never was."""
+    """Returns a manifest that may not show at once; empty if the category never existed."""
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
         if found := catalog.state([name]).manifests:
@@ -164,7 +158,6 @@ def _looked_for(catalog: Catalog, name: str) -> Manifest:
 
 
 def _succeeding(catalog: Catalog, manifest: Manifest, writer: str) -> dict[str, Any]:
-    """A manifest that says the same, without any transfer, from another writer."""
     return {
         **{key: value for key, value in manifest.items() if key not in ("transfer", "came")},
         "version": manifest["version"] + 1,
@@ -174,7 +167,7 @@ def _succeeding(catalog: Catalog, manifest: Manifest, writer: str) -> dict[str, 
 
 
 def _done(identifier: str) -> str:
-    """The writer of the source, once the target has gained."""
+    # The writer of the source, once the target has gained.
     return f"{identifier}-done"
 
 
@@ -191,7 +184,7 @@ def _is_older(manifest: Manifest, planned_on: Manifest) -> bool:
 
 
 def _said(manifest: Manifest) -> Mapping[str, Any]:
-    """What a source says of its transfer; empty if there is none, or if somebody else has put something there."""
+    """Returns the transfer in a source; empty without one, or if another writer of the store put something there."""
     said = manifest.get("transfer")
     if not isinstance(said, dict) or not isinstance(said.get("id"), str) or "planned_on" not in said:
         return {}
@@ -209,7 +202,7 @@ def _said(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def _came(manifest: Manifest) -> tuple[str, str] | None:
-    """The source and the id of the transfer by which a target has got what it has; ``None`` if by none."""
+    """Returns the source and the id of the transfer by which a target was committed; ``None`` without one."""
     came = manifest.get("came")
     if not isinstance(came, dict) or not isinstance(came.get("from"), str) or not isinstance(came.get("id"), str):
         return None

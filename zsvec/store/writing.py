@@ -1,16 +1,18 @@
-"""Writing categories: an intent, references, the commit, and only then the acknowledgement.
+"""Writing categories: an intent, references, the commit, and then the acknowledgement.
 
-A category is planned on its last commit. What the write may leave behind is declared (`zsvec.store.collector`). The
-references that it lacks go to every encoder's collection under a new write id, and so do small copies of their images
-(`zsvec.store.collections.images`). Its manifest is replaced by compare-and-set (`zsvec.store.catalog.commit`), and the
-commit is published to all readers. References that the winner no longer names are left to the collector. A writer that
-loses plans again on what is there by then, under a new write id.
+A category is planned on its last commit, and the write declares its garbage (`zsvec.store.collector`). New references
+go to the collection of every encoder under a new write id, with small copies of their images
+(`zsvec.store.collections.images`). The manifest is replaced by compare-and-set (`zsvec.store.catalog.commit`), and the
+commit is published to all readers. References that the new manifest no longer names are left to the collector. A writer
+that loses plans again on the newer commit, under a new write id.
+
+Moved and remaining references are written again under a new write id, since a manifest names whole writes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -36,8 +38,8 @@ _WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies al
 _ATTEMPTS = 12
 _ALL = frozenset({"text", "image", "metadata"})  # of a category
 
-# A category as a write leaves it, and the references that have to be written first.
 Plan: TypeAlias = tuple[Category, Sequence[Reference]]
+"""A category to commit, and the references to write before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +50,11 @@ class Write:
         name: The category.
         references: References to add.
         texts: The definition texts among them.
-        metadata: JSON to keep with the category; ``None`` keeps what is there.
-        replace: Whether the references, texts and metadata that the category has are dropped …
-        keeps: … but for these: ``"image"``, ``"text"`` (references of a modality, and the texts), ``"metadata"``.
-        needs: Content hashes of references that the category must still have when the write is committed. An empty
-            set requires the category alone, and ``None`` nothing.
+        metadata: JSON to keep with the category; ``None`` keeps the present metadata.
+        replace: Whether the present references, texts and metadata of the category are dropped …
+        keeps: … except these: ``"image"``, ``"text"`` (references of a modality, and the texts), ``"metadata"``.
+        needs: Content hashes of references that the category must still have at the commit. An empty set requires the
+            category alone, and ``None`` nothing.
     """
 
     name: str
@@ -64,232 +66,313 @@ class Write:
     needs: frozenset[str] | None = None
 
 
-def write_categories(
-    catalog: Catalog, references: ReferenceCollections, collector: Collector, writes: Sequence[Write]
-) -> list[Category]:
-    """As `zsvec.store.store.Store.write`."""
-    done: dict[str, Category] = {}
-    pending = {write.name: write for write in writes}
-    refused: list[StoreError | InvalidInputError] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Move:
+    """References to move from one category to another.
 
-    def attempt() -> bool:
-        before = settled(catalog, pending)
-        plans, errors = _planned_each(pending, before, catalog, references)
-        refused.extend(errors.values())
-        for name in errors:
-            del pending[name]
-        before = before.only(pending)
-        latest = before.categories()
-        complete = [category.name for category, _ in plans if category == latest.get(category.name)]
-        changes = [one for one in plans if one[0].name not in complete]
-        manifests = carry_out(catalog, references, collector, changes, before)
-        if complete and not catalog.exclusive:  # others may have changed them since
-            manifests |= catalog.state(complete).manifests
-        wanted = {category.name: category.write_ids for category, _ in plans}
-        there = {name: category_from(manifest) for name, manifest in publish(catalog, manifests, complete).items()}
-        if catalog.exclusive:
-            there |= {name: latest[name] for name in complete}
-        for name, category in there.items():
-            if set(wanted[name]) <= set(category.write_ids):
-                done[name] = category
-                del pending[name]
-        return not pending
-
-    until_won(attempt, pending, catalog.location)
-    if refused:
-        raise refused[0]
-    return [done[write.name] for write in writes]
-
-
-def _planned_each(
-    writes: Mapping[str, Write], before: State, catalog: Catalog, references: ReferenceCollections
-) -> tuple[list[Plan], dict[str, StoreError | InvalidInputError]]:
-    """The plans of writes, and the errors of those that cannot be planned, so that the others are committed."""
-    plans, errors = [], {}
-    for name, write in writes.items():
-        try:
-            current = before.only([name]).categories().get(name)
-            plans.append(planned(write, current, catalog, references))
-        except StoreUnavailableError:
-            raise
-        except (StoreError, InvalidInputError) as exc:
-            errors[name] = exc
-    return plans, errors
-
-
-def remove_category(catalog: Catalog, references: ReferenceCollections, collector: Collector, name: str) -> None:
-    """As `zsvec.store.store.Store.remove`."""
-
-    def attempt() -> bool:
-        before = settled(catalog, [name])
-        if name not in before.manifests and catalog.heal([name]):
-            before = settled(catalog, [name])
-        category = before.categories().get(name)
-        if category is None or not category.write_ids:
-            raise catalog.not_found(name)
-        removed = replace(category, version=category.version + 1, write_ids=(), texts=(), references={}, metadata={})
-        return bool(publish(catalog, carry_out(catalog, references, collector, [(removed, ())], before)))
-
-    until_won(attempt, [name], catalog.location)
-
-
-def keep_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> None:
-    """As `zsvec.store.store.Store.keep_calibration`."""
-    until_won(lambda: commit_calibration(catalog, calibration), [], catalog.location)
-
-
-def planned(write: Write, current: Category | None, catalog: Catalog, references: ReferenceCollections) -> Plan:
-    """The category as a write leaves it; `current` itself if it already is as the write wants it.
-
-    Raises:
-        ConflictError: Another writer has removed what the write needs.
-        ChangedError: The category has been changed since.
-        InvalidInputError: The category would have no reference.
+    Attributes:
+        source: The category that loses the references.
+        target: The category that gains them; created if it does not exist.
+        hashes: Content hashes of the references; ``None`` moves all references and the metadata, and removes the
+            source.
+        new: Whether the target must not exist yet.
+        renamed: A definition text to replace on the way.
     """
-    there = current if current and current.write_ids else None
-    kept = None if write.replace else there
-    keeps = write.keeps if write.replace else _ALL
-    present = references.keys(kept) if kept else set()
-    if write.needs is not None:
-        held = present if kept or not there else references.keys(there)
-        if there is None or not write.needs <= {digest for _, _, digest in held}:
-            if there and _has_changed(catalog, there):
-                raise ChangedError
-            raise ConflictError(
-                f"another writer removed references of {write.name!r}, or the category, during this write: repeat it"
-            )
-    carried = read_all(catalog, there, references, keeps) if there and write.replace and keeps else []
-    fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
-    if write.replace and keeps & {"text", "image"} and not fresh:  # what was to be kept has been removed
-        raise InvalidInputError(f"category {write.name!r} would have no reference: give it a text or an image")
-    texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
-    before = there.metadata if there and "metadata" in keeps else {}
-    metadata = dict(before if write.metadata is None else write.metadata)
-    if kept and not fresh and (texts, metadata) == (kept.texts, kept.metadata):
-        return kept, ()
-    write_ids = kept.write_ids if kept else ()
-    if kept and len(write_ids) >= _WRITES_KEPT:
-        fresh = [*read_all(catalog, kept, references), *fresh]
-        write_ids = ()
-    counts = Counter(kept.references if kept and write_ids else {})
-    counts.update(expert_name(reference.encoder, reference.modality) for reference in fresh)
-    category = Category(
-        name=write.name,
-        version=current.version + 1 if current else 1,
-        rev=0,
-        write_ids=(*write_ids, new_write_id()),
-        texts=texts,
-        references=dict(counts),
-        metadata=metadata,
-    )
-    return category, fresh
+
+    source: str
+    target: str
+    hashes: Collection[str] | None = None
+    new: bool = False
+    renamed: Renamed | None = None
 
 
-def read_all(
-    catalog: Catalog, category: Category, references: ReferenceCollections, modalities: Container[str] = _ALL
-) -> list[Reference]:
-    """The references of a category that are to be written again.
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """A definition text that takes the place of another.
 
-    Raises:
-        ChangedError: They are not all there, since the category has been changed.
-        StoreError: They are not all there: those that are missing would be gone without a word.
+    Attributes:
+        old: The text to replace.
+        new: The new text.
+        hashes: Content hashes of the references of the old text, stored or not.
+        references: References of the new text.
     """
-    wanted = sum(n for expert, n in category.references.items() if encoder_and_modality(expert)[1] in modalities)
-    found = [reference for reference in references.read(category) if reference.modality in modalities]
-    if len(found) < wanted:
-        if _has_changed(catalog, category):
-            raise ChangedError
-        raise StoreError(
-            f"category {category.name!r} has only {len(found)} of {wanted} references that it is to keep: look with "
-            "`zsvec doctor`, or replace all of them"
-        )
-    return found
 
-
-def _has_changed(catalog: Catalog, category: Category) -> bool:
-    now = catalog.find(category.name)
-    return now is None or now.version != category.version
+    old: str
+    new: str
+    hashes: Collection[str] = ()
+    references: Sequence[Reference] = ()
 
 
 class ChangedError(Exception):
-    """What an attempt was planned on is no longer there."""
+    """The state that an attempt was planned on has changed."""
 
 
-def carry_out(
-    catalog: Catalog,
-    references: ReferenceCollections,
-    collector: Collector,
-    plans: Sequence[Plan],
-    before: State,
-    stored: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, Mapping[str, Any]]:
-    """Write references and commit: the manifests of the commits that won, by category.
+class Writer:
+    """Writes the categories of one store."""
 
-    Args:
-        catalog: Of the store.
-        references: Where they are written.
-        collector: Is told what may be left behind.
-        plans: What to commit.
-        before: What they were planned on.
-        stored: By category, the write ids of references that are written again; by default those it has.
-    """
-    if not plans:
-        return {}
-    writes, replaced = left_behind(plans, before.categories())
-    with collector.intent(before, [category.name for category, _ in plans], writes, replaced) as intent:
-        references.put(plans)
-        if before.images:
-            references.images.put(plans, replaced if stored is None else stored)
-        intent.won.update(commit(catalog, [category for category, _ in plans], before, intent.change))
-    return intent.won
+    def __init__(self, catalog: Catalog, references: ReferenceCollections, collector: Collector) -> None:
+        self.catalog = catalog
+        self.references = references
+        self.collector = collector
+
+    def write(self, writes: Sequence[Write]) -> list[Category]:
+        """As `zsvec.store.store.Store.write`."""
+        done: dict[str, Category] = {}
+        pending = {write.name: write for write in writes}
+        refused: list[StoreError | InvalidInputError] = []
+
+        def attempt() -> bool:
+            before = settled(self.catalog, pending)
+            plans, errors = self._planned_each(pending, before)
+            refused.extend(errors.values())
+            for name in errors:
+                del pending[name]
+            before = before.only(pending)
+            latest = before.categories()
+            complete = [category.name for category, _ in plans if category == latest.get(category.name)]
+            manifests = self.carry_out([plan for plan in plans if plan[0].name not in complete], before)
+            if complete and not self.catalog.exclusive:  # others may have changed them since
+                manifests |= self.catalog.state(complete).manifests
+            wanted = {category.name: category.write_ids for category, _ in plans}
+            published = publish(self.catalog, manifests, complete)
+            there = {name: category_from(manifest) for name, manifest in published.items()}
+            if self.catalog.exclusive:
+                there |= {name: latest[name] for name in complete}
+            for name, category in there.items():
+                if set(wanted[name]) <= set(category.write_ids):
+                    done[name] = category
+                    del pending[name]
+            return not pending
+
+        self.until_won(attempt, pending)
+        if refused:
+            raise refused[0]
+        return [done[write.name] for write in writes]
+
+    def remove(self, name: str) -> None:
+        """As `zsvec.store.store.Store.remove`."""
+
+        def attempt() -> bool:
+            before = settled(self.catalog, [name])
+            if name not in before.manifests and self.catalog.heal([name]):
+                before = settled(self.catalog, [name])
+            category = self.catalog.existing(name, before.categories().get(name))
+            return bool(publish(self.catalog, self.carry_out([(emptied(category), ())], before)))
+
+        self.until_won(attempt, [name])
+
+    def remove_references(self, name: str, hashes: Collection[str]) -> Category:
+        """As `zsvec.store.store.Store.remove_references`."""
+        left: list[Category] = []
+
+        def attempt() -> bool:
+            if left:  # committed, but perhaps not published
+                return bool(publish(self.catalog, self.catalog.state([name]).manifests))
+            before = settled(self.catalog, [name])
+            category = self.catalog.existing(name, before.categories().get(name))
+            every = self._read_all(category)
+            _check_known(hashes, every, name)
+            won = self.carry_out([_without(category, every, hashes)], before)
+            left.extend(map(category_from, won.values()))
+            return bool(won and publish(self.catalog, won))
+
+        self.until_won(attempt, [name])
+        return left[0]
+
+    def move(self, move: Move) -> Category:
+        """As `zsvec.store.store.Store.move`."""
+        names = [move.source, move.target]
+        moved: list[Category] = []
+        leaving: list[Reference] = []  # of the last attempt
+
+        def attempt() -> bool:
+            before = settled(self.catalog, names)
+            latest = before.categories()
+            if leaving and self._is_moved(move, leaving, latest):  # another writer finished the last attempt
+                moved.append(latest[move.target])
+                return True
+            source = self.catalog.existing(move.source, latest.get(move.source))
+            target = latest.get(move.target)
+            if move.new and target and target.write_ids:
+                raise InvalidInputError(f"there is a category {move.target!r} already: merge {move.source!r} into it")
+            every = self._read_all(source)
+            _check_known(move.hashes or (), every, move.source)
+            leaving[:], texts = _leaving(move, source, every)
+            metadata = None
+            if move.hashes is None:
+                metadata = {**source.metadata, **(target.metadata if target and target.write_ids else {})}
+            write = Write(name=move.target, references=leaving, texts=texts, metadata=metadata)
+            gains = self._planned(write, target)
+            if target and gains[0] is target:  # complete already; a commit keeps others from removing references
+                gains = replace(target, version=target.version + 1, rev=0), ()
+            loses = (emptied(source), ()) if move.hashes is None else _without(source, every, move.hashes)
+            stored = {
+                move.source: source.write_ids,
+                move.target: [*(target.write_ids if target else ()), *source.write_ids],
+            }
+            won = self.carry_out([loses, gains], before, stored, moves=True)
+            moved.extend([category_from(won[move.target])] if won else [])
+            return bool(won)
+
+        self.until_won(attempt, names)
+        return moved[0]
+
+    def _is_moved(self, move: Move, leaving: Sequence[Reference], latest: Mapping[str, Category]) -> bool:
+        """Returns whether nothing is left to move, and the target has all references that were to move.
+
+        A missing source proves nothing: another writer may have removed it.
+        """
+        source, target = latest.get(move.source), latest.get(move.target)
+        if target is None or not target.write_ids:
+            return False
+        left = {key[2] for key in self.references.keys(source)} if source and source.write_ids else set()
+        if not left.isdisjoint(left if move.hashes is None else move.hashes):
+            return False
+        return {reference.key for reference in leaving} <= self.references.keys(target)
+
+    def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
+        """As `zsvec.store.store.Store.keep_calibration`."""
+        self.until_won(lambda: commit_calibration(self.catalog, calibration), [])
+
+    def _planned_each(
+        self, writes: Mapping[str, Write], before: State
+    ) -> tuple[list[Plan], dict[str, StoreError | InvalidInputError]]:
+        """Returns the plans of writes, and the errors of those that cannot be planned."""
+        plans, errors = [], {}
+        for name, write in writes.items():
+            try:
+                plans.append(self._planned(write, before.only([name]).categories().get(name)))
+            except StoreUnavailableError:
+                raise
+            except (StoreError, InvalidInputError) as exc:
+                errors[name] = exc
+        return plans, errors
+
+    def _planned(self, write: Write, current: Category | None) -> Plan:
+        """Returns the category as a write leaves it; `current` itself if the write changes nothing.
+
+        Raises:
+            ConflictError: Another writer has removed references that the write needs.
+            ChangedError: The category has been changed since.
+            InvalidInputError: The category would have no reference.
+        """
+        there = current if current and current.write_ids else None
+        kept = None if write.replace else there
+        keeps = write.keeps if write.replace else _ALL
+        present = self.references.keys(kept) if kept else set()
+        if write.needs is not None:
+            held = present if kept or not there else self.references.keys(there)
+            if there is None or not write.needs <= {digest for _, _, digest in held}:
+                if there and self._has_changed(there):
+                    raise ChangedError
+                raise ConflictError(
+                    f"another writer removed references of {write.name!r}, or the category, during this write: "
+                    "repeat it"
+                )
+        carried = self._read_all(there, keeps) if there and write.replace and keeps else []
+        fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
+        if write.replace and keeps & {"text", "image"} and not fresh:  # another writer removed the kept references
+            raise InvalidInputError(f"category {write.name!r} would have no reference: give it a text or an image")
+        texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
+        before = there.metadata if there and "metadata" in keeps else {}
+        metadata = dict(before if write.metadata is None else write.metadata)
+        if kept and not fresh and (texts, metadata) == (kept.texts, kept.metadata):
+            return kept, ()
+        write_ids = kept.write_ids if kept else ()
+        if kept and len(write_ids) >= _WRITES_KEPT:
+            fresh = [*self._read_all(kept), *fresh]
+            write_ids = ()
+        counts = Counter(kept.references if kept and write_ids else {})
+        counts.update(counted_by_expert(fresh))
+        category = Category(
+            name=write.name,
+            version=current.version + 1 if current else 1,
+            rev=0,
+            write_ids=(*write_ids, new_write_id()),
+            texts=texts,
+            references=dict(counts),
+            metadata=metadata,
+        )
+        return category, fresh
+
+    def _read_all(self, category: Category, modalities: Container[str] = _ALL) -> list[Reference]:
+        """Returns the references of a category, to be written again.
+
+        Raises:
+            ChangedError: References are missing, since the category has been changed.
+            StoreError: References are missing.
+        """
+        wanted = sum(n for expert, n in category.references.items() if encoder_and_modality(expert)[1] in modalities)
+        found = [reference for reference in self.references.read(category) if reference.modality in modalities]
+        if len(found) < wanted:
+            if self._has_changed(category):
+                raise ChangedError
+            raise StoreError(
+                f"category {category.name!r} has only {len(found)} of {wanted} references that it is to keep: look "
+                "with `zsvec doctor`, or replace all of them"
+            )
+        return found
+
+    def _has_changed(self, category: Category) -> bool:
+        now = self.catalog.find(category.name)
+        return now is None or now.version != category.version
+
+    def carry_out(
+        self,
+        plans: Sequence[Plan],
+        before: State,
+        stored: Mapping[str, Sequence[str]] | None = None,
+        *,
+        moves: bool = False,
+    ) -> dict[str, Mapping[str, Any]]:
+        """Writes references and commits, and returns the manifests of the commits that won, by category.
+
+        Args:
+            plans: The plans.
+            before: State that they were planned on.
+            stored: By category, the write ids of references that are written again; by default the replaced ones.
+            moves: Whether references move from the first of two categories to the second. Then both win, or none.
+        """
+        if not plans:
+            return {}
+        latest = before.categories()
+        writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
+        replaced = {
+            category.name: [w for w in latest[category.name].write_ids if w not in category.write_ids]
+            for category, _ in plans
+            if category.name in latest
+        }
+        categories = [category for category, _ in plans]
+        names = [category.name for category in categories]
+        with self.collector.intent(before, names, writes, replaced, moved=names if moves else ()) as intent:
+            self.references.put(plans)
+            if before.images:
+                self.references.images.put(plans, replaced if stored is None else stored)
+            if moves:
+                source, target = categories
+                intent.won.update(transfer(self.catalog, source, target, before, intent.change))
+            else:
+                intent.won.update(commit(self.catalog, categories, before, intent.change))
+        return intent.won
+
+    def until_won(self, attempt: Callable[[], bool], names: Iterable[str]) -> None:
+        """Repeats an attempt to commit these categories, or the calibration, as `until_won`."""
+
+        def message() -> str:
+            changed = ", ".join(map(repr, names)) or "the calibration"
+            return (
+                f"others changed {changed} in {self.catalog.location} at each of {_ATTEMPTS} attempts: try again when "
+                "they are done"
+            )
+
+        until_won(attempt, message)
 
 
-def carry_out_move(
-    catalog: Catalog,
-    references: ReferenceCollections,
-    collector: Collector,
-    loses: Plan,
-    gains: Plan,
-    before: State,
-    stored: Mapping[str, Sequence[str]],
-) -> dict[str, Mapping[str, Any]]:
-    """As `carry_out`, two categories of which one loses what the other gains: both, or none."""
-    plans, names = [gains, loses], [loses[0].name, gains[0].name]
-    writes, replaced = left_behind(plans, before.categories())
-    with collector.intent(before, names, writes, replaced, moved=names) as intent:
-        references.put(plans)
-        if before.images:
-            references.images.put(plans, stored)
-        intent.won.update(transfer(catalog, loses[0], gains[0], before, intent.change))
-    return intent.won
-
-
-def left_behind(plans: Sequence[Plan], latest: Mapping[str, Category]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """What plans may leave behind: by category, the write id of what they write, and those that they replace.
-
-    Args:
-        plans: To be carried out.
-        latest: The last commit of each category that there is.
-    """
-    writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
-    replaced = {
-        category.name: [w for w in latest[category.name].write_ids if w not in category.write_ids]
-        for category, _ in plans
-        if category.name in latest
-    }
-    return writes, replaced
-
-
-def until_won(attempt: Callable[[], bool], names: Iterable[str], location: str) -> None:
-    """Try a commit again until it wins.
-
-    Args:
-        attempt: Plans and commits once, and says whether it won.
-        names: The categories that are not committed yet; none for the calibration.
-        location: Of the store.
+def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
+    """Repeats an attempt until it returns True.
 
     Raises:
-        ConflictError: It lost `_ATTEMPTS` times.
+        ConflictError: All attempts were lost; with this message.
     """
     retrying = Retrying(
         retry=retry_if_not_result(bool) | retry_if_exception_type(ChangedError),
@@ -299,7 +382,49 @@ def until_won(attempt: Callable[[], bool], names: Iterable[str], location: str) 
     try:
         retrying(attempt)
     except RetryError as exc:
-        changed = ", ".join(map(repr, names)) or "the calibration"
-        raise ConflictError(
-            f"others changed {changed} in {location} at each of {_ATTEMPTS} attempts: try again when they are done"
-        ) from exc
+        raise ConflictError(message()) from exc
+
+
+def emptied(category: Category) -> Category:
+    """Returns the next version of a category, which removes it."""
+    return Category(name=category.name, version=category.version + 1, rev=0, write_ids=(), texts=(), references={})
+
+
+def counted_by_expert(references: Iterable[Reference]) -> dict[str, int]:
+    """Returns the number of references by expert."""
+    return dict(Counter(expert_name(reference.encoder, reference.modality) for reference in references))
+
+
+def _leaving(move: Move, source: Category, every: Sequence[Reference]) -> tuple[list[Reference], list[str]]:
+    leaving = [r for r in every if move.hashes is None or r.hash in move.hashes]
+    texts = [text for text in source.texts if move.hashes is None or text in {r.source for r in leaving}]
+    if move.renamed:
+        leaving = [*(r for r in leaving if r.hash not in move.renamed.hashes), *move.renamed.references]
+        texts = [move.renamed.new if text == move.renamed.old else text for text in texts]
+    return leaving, texts
+
+
+def _without(category: Category, every: Sequence[Reference], hashes: Collection[str]) -> Plan:
+    kept = [reference for reference in every if reference.hash not in hashes]
+    if not kept:
+        raise InvalidInputError(
+            f"category {category.name!r} would have no reference: remove it, or merge it into another"
+        )
+    removed = {reference.source for reference in every if reference.hash in hashes and reference.modality == "text"}
+    texts = [text for text in category.texts if text not in removed]
+    return replace(
+        category,
+        version=category.version + 1,
+        rev=0,
+        write_ids=(new_write_id(),),
+        texts=tuple(texts) if any(reference.modality == "text" for reference in kept) else (),
+        references=counted_by_expert(kept),
+    ), kept
+
+
+def _check_known(hashes: Collection[str], every: Sequence[Reference], name: str) -> None:
+    unknown = sorted(set(hashes) - {reference.hash for reference in every})
+    if unknown:
+        raise InvalidInputError(
+            f"category {name!r} has no reference {unknown[0]!r}: `zsvec show` lists those it has, by hash"
+        )

@@ -1,7 +1,7 @@
 """The catalog of a store: its records, read and replaced by compare-and-set.
 
-A category is committed by its manifest: references that no manifest names are not there. Clocks are not trusted: what
-orders the commits for readers is their ``rev``, which grows with every commit that its writer has seen.
+A manifest commits a category: references that no manifest names do not exist for readers. Clocks are not trusted. The
+``rev`` of a commit, larger than all that its writer has seen, orders the commits for readers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 from zsvec.errors import CategoryNotFoundError, StoreError
 from zsvec.store.backends.base import Backend, Put, Where
-from zsvec.store.catalog.records import damaged_manifest, is_believed, is_record, place_of
 from zsvec.store.catalog.schema import (
     CATALOG,
     CATALOG_INDEXES,
@@ -28,17 +27,21 @@ from zsvec.store.catalog.schema import (
     calibration_from,
     category_from,
     collection_name,
+    damaged_manifest,
     expected,
+    is_believed,
+    is_record,
     keeps_images,
+    place_of,
     record_id,
     store_payload,
 )
 from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
-"""How much smaller than the newest the ``rev`` of a commit may be that is acknowledged."""
+"""Largest difference between the newest ``rev`` and that of a commit when it is acknowledged."""
 PAUSES = (0.01, 0.05, 0.2)
-"""Seconds before a record is asked for again that must be there, and does not show since replicas differ."""
+"""Seconds before each further read of a record that exists but does not show, because replicas differ."""
 COMMITS = Where(match={"kind": ["manifest", "calibration"]})
 STORE = {"kind": "store"}
 
@@ -48,9 +51,9 @@ class State:
     """Records that were read in one request.
 
     Attributes:
-        store: Id of the store; empty without one.
-        manifests: Of categories that were ever committed, by name.
-        foreign: Records in the places of manifests that belong to a store that was dropped.
+        store: Id of the store; empty without a store.
+        manifests: Manifests by category, removed categories included.
+        foreign: Manifests by category that belong to a dropped store.
         images: Whether the store keeps small copies of images.
     """
 
@@ -60,30 +63,26 @@ class State:
     images: bool
 
     def categories(self) -> dict[str, Category]:
-        """The last commit of each category, by name; a removed one has no write ids.
+        """Returns the last commit of each category, by name; a removed category has no write ids.
 
         Raises:
-            StoreError: This version cannot read a manifest.
+            StoreError: A manifest cannot be read.
         """
         return {name: category_from(manifest) for name, manifest in self.manifests.items()}
 
     def only(self, names: Container[str]) -> State:
-        """Without the manifests of other categories than these."""
+        """Returns the state with the manifests of these categories alone."""
         return replace(self, manifests={name: one for name, one in self.manifests.items() if name in names})
 
 
 class Catalog:
     """The records of one namespace.
 
-    Args:
-        backend: Where the collections are.
-        namespace: Prefix of their names.
-
     Attributes:
         backend: Where the collections are.
         collection: Name of the collection of the records.
         exclusive: Whether no other process can write.
-        counts: How often what is rare has happened, by its name: see `zsvec.store.store.Store.stats`.
+        counts: Counts of rare events, as `zsvec.store.store.Store.stats` returns them.
     """
 
     def __init__(self, backend: Backend, namespace: str) -> None:
@@ -101,21 +100,21 @@ class Catalog:
     # The store
 
     def create(self, fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> None:
-        """Make the catalog, and the record of the store unless another writer has just made it."""
+        """Creates the catalog, and the record of the store unless another writer was faster."""
         self.backend.create(self.collection, 1, CATALOG_INDEXES, ordered=True)
         self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints, images))])
 
     def keep_images(self, images: KeepImages) -> None:
-        """Say in the record of the store whether it keeps small copies of images."""
+        """Records whether the store keeps small copies of images."""
         while (store := self.store()) is not None and store.get("images") != images:
             new = {**store, "version": store["version"] + 1, "images": images}
             self.put([Put(record_id("store"), new, expected(store))])
 
     def store(self) -> Mapping[str, Any] | None:
-        """The record of the store, if there is one.
+        """Returns the record of the store, if there is a store.
 
         Raises:
-            StoreError: The store has a schema that this version does not know.
+            StoreError: The store has another schema.
         """
         record = self.retrieve([record_id("store")]).get(record_id("store"))
         if record is None:
@@ -124,11 +123,7 @@ class Catalog:
         return record
 
     def check_schema(self, store: Mapping[str, Any]) -> None:
-        """Refuse the record of a store that another version wrote.
-
-        Raises:
-            StoreError: It has a schema that this version does not know.
-        """
+        """Raises StoreError if the record of a store has another schema than this version writes."""
         if store["schema"] != SCHEMA:
             action = "upgrade zsvec" if store["schema"] > SCHEMA else "import its images again into another store"
             raise StoreError(
@@ -136,10 +131,10 @@ class Catalog:
             )
 
     def encoders(self) -> dict[str, Fingerprint]:
-        """Fingerprint of each encoder whose vectors are stored; empty before the first write.
+        """Returns the fingerprint of each encoder whose vectors are stored; empty before the first write.
 
         Raises:
-            StoreError: The store has a schema that this version does not know.
+            StoreError: The store has another schema, or its record is damaged.
         """
         store = self.store()
         try:
@@ -151,25 +146,22 @@ class Catalog:
             ) from exc
 
     def collections(self) -> list[str]:
-        """What has the points of writes: the encoders, and `IMAGES` where there may be any; raises as `encoders`."""
-        return [*self.encoders(), *([IMAGES] if self.had_images() else [])]
-
-    def had_images(self) -> bool:
-        """Whether there may be small copies of images. Else a collection of their name is somebody else's."""
-        return "images" in (self.store() or ())
+        """Returns the encoders and `IMAGES`, whose collections have the points of writes; raises as `encoders`."""
+        encoders = self.encoders()
+        return [*encoders, IMAGES] if encoders else []
 
     # Reading
 
     def categories(self) -> tuple[list[Category], list[str]]:
-        """Committed categories, by name, and the names of those whose manifest this version cannot read."""
+        """Returns the committed categories, by name, and the names of those with an unreadable manifest."""
         categories, unreadable = readable(self.manifests())
         return [category for category in categories if category.write_ids], unreadable
 
     def manifests(self) -> list[Mapping[str, Any]]:
-        """The manifests of all categories that were ever committed.
+        """Returns the manifests of all categories, removed categories included.
 
         Raises:
-            StoreError: The store has a schema that this version does not know, or its catalog is damaged.
+            StoreError: The store has another schema, or its catalog is damaged.
         """
         records = self.scroll_all(Where(match={"kind": "manifest"}, or_match=STORE))
         stores = [record for record in records if record["kind"] == "store"]
@@ -181,31 +173,30 @@ class Catalog:
         return [record for record in records if record["kind"] != "store" and belongs(record, store)]
 
     def find(self, name: str) -> Category | None:
-        """The committed category of this name, if there is one."""
+        """Returns the committed category of this name, if it exists."""
         category = self.state([name]).categories().get(name)
         return category if category and category.write_ids else None
 
     def category(self, name: str) -> Category:
-        """The committed category of this name.
+        """Returns the committed category of this name.
 
         Raises:
-            CategoryNotFoundError: There is none.
+            CategoryNotFoundError: There is no such category.
         """
-        category = self.find(name)
-        if category is None:
-            raise self.not_found(name)
-        return category
+        return self.existing(name, self.find(name))
 
-    def not_found(self, name: str) -> CategoryNotFoundError:
-        """The error of who asks for a category that is not there."""
+    def existing(self, name: str, category: Category | None) -> Category:
+        """Returns a category that was looked for; raises CategoryNotFoundError if it does not exist or was removed."""
+        if category is not None and category.write_ids:
+            return category
         error = CategoryNotFoundError(
             f"there is no category {name!r} in {self.location}: `zsvec list` shows those there are"
         )
         error.name = name
-        return error
+        raise error
 
     def state(self, names: Iterable[str]) -> State:
-        """The manifests of some categories, and the store they are in."""
+        """Returns the manifests of some categories, and their store."""
         places = {record_id("category", name): name for name in names}
         found = self.retrieve([record_id("store"), *places])
         store = store_id(found.values())
@@ -220,12 +211,12 @@ class Catalog:
     # The calibration
 
     def calibration(self) -> Mapping[str, Any] | None:
-        """The calibration that is kept; ``None``, or empty, if there is none."""
+        """Returns the stored calibration; ``None`` or empty without one."""
         record = self.calibration_record()[1]
         return calibration_from(record) if record else None
 
     def calibration_state(self) -> CalibrationState | Literal["damaged"]:
-        """Whether categories have changed since the calibration was made; a damaged one is used as none."""
+        """Returns whether categories have changed since the calibration; a damaged calibration is not used."""
         kept = self.calibration()
         revision = calibrated_revision(kept)
         if revision is None:
@@ -236,20 +227,20 @@ class Catalog:
     def _is_calibration_damaged(self, kept: Mapping[str, Any] | None) -> bool:
         if kept:
             made = kept.get("format")
-            return not isinstance(made, int) or made == CALIBRATION_FORMAT  # else another version has made it
+            return not isinstance(made, int) or made == CALIBRATION_FORMAT  # another version wrote other formats
         place = record_id("calibration")
         found = self.backend.retrieve(self.collection, [place]).values()
         return not all(is_record(place, record) and calibration_from(record) is not NO_CALIBRATION for record in found)
 
     def calibration_record(self) -> tuple[str, Mapping[str, Any] | None]:
-        """The id of the store, and the record of the calibration."""
+        """Returns the id of the store, and the record of the calibration."""
         found = self.retrieve([record_id("store"), record_id("calibration")])
         store = store_id(found.values())
         record = found.get(record_id("calibration"))
         return store, record if record and belongs(record, store) else None
 
     def drop_damaged_calibration(self) -> None:
-        """Delete the record of the calibration if it cannot be read, so that another can be committed."""
+        """Deletes an unreadable record of the calibration, so that another can be committed."""
         place = record_id("calibration")
         found = self.backend.retrieve(self.collection, [place])
         if any(not is_record(place, record) for record in found.values()):
@@ -258,39 +249,39 @@ class Catalog:
     # Records
 
     def put(self, puts: Sequence[Put]) -> None:
-        """Write records, each by compare-and-set."""
+        """Writes records, each by compare-and-set."""
         self.backend.put(self.collection, puts)
 
     def drop(self, ids: Sequence[str]) -> None:
-        """Delete records."""
+        """Deletes records."""
         self.backend.drop(self.collection, ids)
 
     def heal(self, names: Iterable[str]) -> int:
-        """Make the copies of the manifests of categories agree: how many did not.
+        """Makes the replicas of manifests agree, and returns how many did not.
 
-        What copies differ in shows to nobody. That a node died at the wrong moment can leave it so.
+        A node that dies during a write can leave replicas different for good, and reads leave such a record out.
         """
         healed = self.backend.heal(self.collection, [record_id("category", name) for name in names])
         self.counts["healed_records"] += healed
         return healed
 
     def newest(self) -> int:
-        """The largest ``rev`` of a commit; 0 if there is none."""
+        """Returns the largest ``rev`` of a commit; 0 without commits."""
         return self.backend.newest(self.collection, replace(COMMITS, until=LATEST - 1))
 
     def next_rev(self) -> int:
-        """Microseconds now, and above the newest commit, whatever the clocks of other writers say."""
+        """Returns the time in microseconds since 1970, or the number above the newest commit if that is larger."""
         return max(time.time_ns() // 1000, self.newest() + 1)
 
     def scroll(self, where: Where, fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
-        """Returns all matching records, checked by `_read`."""
+        """Returns all matching records, validated by `_read`."""
         return self._read(self._found(where, fields))
 
     def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
-        """All records of kinds that are most of a catalog: where files can be damaged, without their index.
+        """Returns all records of some kinds; from files without their index, which may be damaged.
 
         Raises:
-            StoreError: A later version has written them, or the record of the store cannot be read.
+            StoreError: A later version wrote the store, or its record is damaged.
         """
         if not self.exclusive:
             return self.scroll(where)
@@ -302,23 +293,22 @@ class Catalog:
         return [record for record in self._read(records) if record["kind"] in kinds]
 
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Returns the records of these ids that exist, by id, checked by `_read`."""
+        """Returns the records of these ids that exist, by id, validated by `_read`."""
         found = self.backend.retrieve(self.collection, ids)
         return {identifier: read for identifier, record in found.items() for read in self._read([(identifier, record)])}
 
     def unreadable(self) -> list[str]:
-        """Returns the ids of damaged records that are not used, sorted. Damaged manifests are not among them."""
+        """Returns the ids of damaged records that are not used, sorted; manifests are not among them."""
         return sorted(identifier for identifier, record in self._found(Where()) if not is_believed(identifier, record))
 
     def _found(self, where: Where, fields: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        """Yields the ids and the unchecked records of all pages."""
         for page in self.backend.scroll(self.collection, where, fields=fields):
             yield from zip(page.ids, page.payloads, strict=True)
 
     def _read(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
         """Returns records that have all required fields.
 
-        A damaged record of a write, an undo or a calibration is left out. Any other one is replaced by a
+        A damaged record of a write, an undo or a calibration is left out. Any other is replaced by a
         `damaged_manifest`.
 
         Raises:
@@ -340,13 +330,9 @@ class Catalog:
         return read
 
     def check_not_lost(self, records: Collection[Mapping[str, Any]]) -> None:
-        """Refuse commits of no store, where nobody can just be making it.
+        """Raises StoreError if a folder has commits without a record of the store.
 
-        Args:
-            records: Of one scroll that asked for the record of the store as well, and found none.
-
-        Raises:
-            StoreError: There are some.
+        On a server, another writer may be creating the store.
         """
         if self.exclusive and records:
             raise StoreError(
@@ -360,22 +346,22 @@ def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:
 
 
 def store_id(records: Iterable[Mapping[str, Any]]) -> str:
-    """Id of the store whose record is among these; empty without one."""
+    """Returns the id of the store whose record is among these; empty without one."""
     return next((record.get("id", "") for record in records if record["kind"] == "store"), "")
 
 
 def belongs(record: Mapping[str, Any], store: str) -> bool:
-    """Whether a record is of this store; a damaged one may not say whose it is."""
+    """Returns whether a record is of this store; a damaged record may have no store."""
     return bool(record.get("store", store) == store)
 
 
 def id_of(record: Mapping[str, Any]) -> str:
-    """Where a manifest or a calibration is kept."""
+    """Returns the id of the record of a manifest or a calibration."""
     return record_id("calibration") if record["kind"] == "calibration" else record_id("category", record["category"])
 
 
 def readable(manifests: Iterable[Mapping[str, Any]]) -> tuple[list[Category], list[str]]:
-    """The categories of some manifests, by name, and the names of those whose manifest cannot be read."""
+    """Returns the categories of manifests, by name, and the names of those that cannot be read."""
     categories, unreadable = [], []
     for manifest in manifests:
         try:

@@ -1,8 +1,9 @@
-"""Committing: manifests replaced by compare-and-set, and what their writer can know of the outcome.
+"""Committing: manifests replaced by compare-and-set, and their outcome.
 
-A commit is *lost* only if the manifest has a version as high without the writer's token. Anything else that is no win
-is *unknown*: no answer, a time-out, a look that does not show it. Then the same record is tried again, which can land
-but once. A won commit is acknowledged when it is published: when the next look of every reader finds it.
+A commit is *lost* only if the manifest has a version at least as high without the writer's token. Any other outcome
+that is no win is *unknown*: no answer, a time-out, a read that does not show the commit. Then the same record is tried
+again, which can land only once. A won commit is acknowledged when it is published: when every reader's next look at the
+catalog finds it.
 """
 
 from __future__ import annotations
@@ -30,29 +31,29 @@ from zsvec.store.catalog.schema import (
 from zsvec.types import Category
 
 STEP = 1_000
-"""Between the revs of one write's commits: few of them are within `SLACK`, so a look at all of these takes no time."""
+"""Between the revs of one write's commits: a look takes no time if few commits are within `SLACK`."""
 
-_LOOKS = 8  # at records that do not show yet what was written …
-_HEALS = (4, 7)  # … after which copies may differ in them
+_LOOKS = 8  # reads of records that do not show a write
+_HEALS = (4, 7)  # the reads after which replicas may differ for good
 
 
 def commit(
     catalog: Catalog, categories: Sequence[Category], before: State, change: str | None = None
 ) -> dict[str, Mapping[str, Any]]:
-    """Commit categories by compare-and-set of their manifests.
+    """Commits categories by compare-and-set of their manifests.
 
     Args:
-        catalog: Of the store.
-        categories: Each with the version above the one that it replaces; the commit chooses its ``rev``.
-        before: What they were planned on.
-        change: Id of the change that they are, if that is kept.
+        catalog: The catalog.
+        categories: Categories with the next version; the commit chooses their ``rev``.
+        before: State that they were planned on.
+        change: Id of the change record, if a history is kept.
 
     Returns:
-        Of those whose commit won, by name, the manifest that was there right after it: this one, or a later one. The
-        others had been changed by somebody else: they are lost for good.
+        For each category whose commit won, the manifest right after the commit, or a later one. Another writer had
+        changed the others: their commits are lost.
 
     Raises:
-        StoreUnavailableError: It could not be found out whether a commit won.
+        StoreUnavailableError: The outcome of a commit is unknown.
         StoreError: The store was dropped.
     """
     writer, rev = uuid.uuid4().hex, catalog.next_rev()
@@ -64,13 +65,7 @@ def commit(
 def commit_manifests(
     catalog: Catalog, payloads: Sequence[Mapping[str, Any]], before: State
 ) -> dict[str, Mapping[str, Any]]:
-    """Commit manifests as `commit` does.
-
-    Args:
-        catalog: Of the store.
-        payloads: The manifests; the first of their writers is a token of this commit.
-        before: What they were planned on.
-    """
+    """Commits manifests, the first of whose writers is a token of this commit; otherwise as `commit`."""
     puts = {payload["category"]: _put(payload, before) for payload in payloads}
     had = {name: category_from(before.manifests[name]).write_ids for name in puts if name in before.manifests}
     won: dict[str, Mapping[str, Any]] = {}
@@ -88,7 +83,7 @@ def commit_manifests(
                     won[name] = manifest
             if puts:
                 catalog.counts["unknown_outcomes"] += len(puts)
-                if attempt.retry_state.attempt_number in _HEALS:  # it would be the same for ever
+                if attempt.retry_state.attempt_number in _HEALS:
                     catalog.heal(puts)
                 raise UnknownError
     return won
@@ -97,17 +92,17 @@ def commit_manifests(
 def publish(
     catalog: Catalog, manifests: Mapping[str, Mapping[str, Any]], unchanged: Container[str] = ()
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Make sure that the next look of every reader finds these categories as they are.
+    """Makes sure that every reader's next look finds these categories.
 
-    Whoever wrote a manifest: where its ``rev`` is too far below the newest, it gets a new one.
+    A manifest whose ``rev`` is too far below the newest gets a new one, even if another writer committed it.
 
     Args:
-        catalog: Of the store.
-        manifests: As they were read after they were committed, by category.
-        unchanged: Categories that were found as they were wanted, so that they have not changed now.
+        catalog: The catalog.
+        manifests: Manifests by category, read after their commit.
+        unchanged: Categories that this write did not change.
 
     Returns:
-        The manifests that are there now.
+        The present manifests.
     """
     while manifests and not catalog.exclusive:
         newest = catalog.newest()
@@ -121,13 +116,13 @@ def publish(
 
 
 def commit_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> bool:
-    """Commit a calibration by compare-and-set, unless the one that is kept was made from a later state.
+    """Commits a calibration by compare-and-set, unless the stored one was made from a later state.
 
     Returns:
-        False if somebody else committed one at the same time.
+        False if another writer committed one at the same time.
 
     Raises:
-        StoreUnavailableError: It could not be found out whether the commit won.
+        StoreUnavailableError: The outcome is unknown.
         StoreError: The store was dropped.
     """
     store, before = catalog.calibration_record()
@@ -159,13 +154,13 @@ def _put(payload: Mapping[str, Any], before: State) -> Put:
 
 
 def _restamped(manifest: Mapping[str, Any], rev: int, unchanged: Container[str]) -> Put:
-    changed = manifest.get("changed", manifest["rev"]) if manifest["category"] in unchanged else rev
-    payload = {**manifest, "version": manifest["version"] + 1, "rev": rev, "changed": changed}
+    changed = {} if manifest["category"] in unchanged else {"changed": rev}
+    payload = {**manifest, "version": manifest["version"] + 1, "rev": rev, **changed}
     return Put(id_of(manifest), payload, expected(manifest))
 
 
 def attempts(catalog: Catalog, names: Collection[str]) -> Retrying:
-    """Try again what may still come to show."""
+    """Returns attempts that repeat after `UnknownError`, and end in StoreUnavailableError."""
 
     def give_up(_: object) -> None:
         raise StoreUnavailableError(
@@ -188,10 +183,9 @@ class UnknownError(Exception):
 def _outcome(
     put: Put, found: Mapping[str, Any] | None, write_ids: Collection[str]
 ) -> Literal["won", "lost", "unknown"]:
-    """What the record says of a commit that is there after it. What does not show may be on its way."""
     if found is None:
         return "unknown"
-    # The write id outlives the token where many have written since.
+    # The write id outlives the token if many writers have followed.
     if put.payload["writers"][0] in writers(found) or set(write_ids) & set(found.get("writes", ())):
         return "won"
     return "lost" if found["version"] >= put.payload["version"] else "unknown"

@@ -1,13 +1,13 @@
-"""The history of a store: what each change of the last time was, and in which order changes can be taken back.
+"""The history of a store: its recent changes, and in which order they can be undone.
 
-An intent (`zsvec.store.collector`) tells what the manifests say that its write is to replace. When the write has won,
-it becomes a record of kind ``change``, and is kept for a while with the references that were replaced. The manifest
-names the change that made it, and the change what was *before*, with the change that had made that. So the changes of a
-category are a chain, whatever the clocks of its writers said. A change that is not in the chain of a category has not
-won there; one that no record tells of, such as that of a writer that keeps no history, ends it.
+An intent (`zsvec.store.collector`) describes the manifests that its write replaces. When the write has won, the intent
+becomes a record of kind ``change``, kept for a while with the replaced references. A manifest names the change that
+made it, and a change names, per category, the change before. So the changes of a category form a chain, independent of
+clocks. A change outside the chain of a category has not won there. A commit without a record, such as one of a writer
+that keeps no history, ends the chain.
 
-Taking back is a change as well. In effect are, from the newest on, all changes of the chain but those that were taken
-back: after one that takes back another, the chain goes on with what was before that one.
+An undo is a change as well. After an undo, the chain of changes *in effect* goes on with the change before the undone
+one.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from typing import Any, TypeAlias
 from zsvec.errors import InvalidInputError
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog, State
-from zsvec.store.catalog.records import is_told
-from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from
+from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from, is_told
 from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]
 
 FORGET = "forget"
-"""What cannot be taken back: what was before it can be, without what is forgotten."""
+"""The kind of change that cannot be undone."""
 
 _STATE = ("version", "writes", "references", "texts", "metadata", "change")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """What several writes are together: one change, for people.
+    """The cause that several writes share, which makes them one change.
 
     Attributes:
-        what: In one word.
-        by: Who makes it, if that is said.
-        id: Of the change.
-        undoes: Id of the write that is taken back, by a write that takes one back.
-        until: How long it is kept at least, in microseconds since 1970, by a process that keeps no history, too.
+        what: Kind of the change, one word.
+        by: Author of the change, if known.
+        id: Id of the change.
+        undoes: Id of the write that this write undoes.
+        until: End of the shortest time for which the change is kept, in microseconds since 1970, even by a process
+            that keeps no history.
     """
 
     what: str
@@ -56,15 +56,15 @@ class Cause:
 def told(
     cause: Cause, names: Iterable[str], before: State, at: int, seconds: float, moved: Sequence[str] = ()
 ) -> Record:
-    """What an intent tells of its change.
+    """Returns the description of a change, to be part of an intent.
 
     Args:
-        cause: What it is part of.
-        names: The categories that it is to change.
-        before: What they are planned on.
-        at: When it begins, in microseconds since 1970.
-        seconds: How long it is to be kept.
-        moved: The source and the target, of references that move.
+        cause: The cause of the write.
+        names: Categories that the write may change.
+        before: State that the write was planned on.
+        at: Begin of the write, in microseconds since 1970.
+        seconds: Undo window.
+        moved: Source and target of moved references.
     """
     optional = {"by": cause.by, "undoes": cause.undoes, "moved": list(moved) or None}
     return {
@@ -77,31 +77,28 @@ def told(
 
 
 def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, Any]:
-    """The record of the change that an intent has become.
+    """Returns the record of the change that an intent has become.
 
     Args:
-        intent: It.
-        won: The categories whose commits have won.
-        at: When they did, in microseconds since 1970.
+        intent: The intent.
+        won: Categories whose commits have won.
+        at: Time of the commits, in microseconds since 1970.
     """
     reduced = {key: {n: v for n, v in intent[key].items() if n in won} for key in ("writes", "replaced", "before")}
     return {**intent, **reduced, **PAST, "kind": "change", "version": intent["version"] + 1, "rev": at}
 
 
 def final_payload(record: Record) -> dict[str, Any]:
-    """The intent that a change becomes again that nobody can take back any more: its references are to be deleted."""
+    """Returns a change as an intent again, when it can no longer be undone and its references are garbage."""
     kept = {key: record[key] for key in ("id", "store", "replaced", "rev")}
     return {**kept, "kind": "intent", "version": record["version"] + 1, "writes": {}}
 
 
 class History:
-    """The changes of the last time, as the records told at one moment.
-
-    Args:
-        catalog: Of the store.
+    """The recent changes, as recorded at one moment.
 
     Attributes:
-        records: Of the changes, by id, and of writes that may have become some.
+        records: Changes by id, and intents that may have become changes.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -114,11 +111,7 @@ class History:
         self.catch_up(catalog.state({name for record in self.records.values() for name in record["before"]}))
 
     def catch_up(self, state: State) -> None:
-        """Take over what categories are now, and the changes that have made them so, if these are new.
-
-        Args:
-            state: Their manifests.
-        """
+        """Adds the manifests of categories, and the new changes that made them."""
         self._manifests |= state.manifests
         known = {None, *self.records}
         new = {_text(manifest, "change") for manifest in state.manifests.values()} - known
@@ -133,24 +126,24 @@ class History:
                 self._won.setdefault(record["id"], set()).add(name)
 
     def latest(self, record: Record) -> Record | None:
-        """A change as it is told now; ``None`` if it is final, so that somebody may have deleted what it replaced."""
+        """Returns the present record of a change; ``None`` if it is final, so that its references may be deleted."""
         return next(filter(is_told, self._catalog.retrieve([record["id"]]).values()), None)
 
     def won(self, record: Record) -> set[str]:
-        """The categories that a write has changed, as far as their history reaches."""
+        """Returns the categories that a write has changed, as far as their history reaches."""
         return self._won.get(record["id"], set())
 
     def needed(self) -> set[str]:
-        """The write ids that the changes have to have, to be taken back."""
+        """Returns the write ids without which the changes cannot be undone."""
         states = (was for record in self.records.values() for was in record["before"].values() if was)
         return {write_id for was in states for write_id in was["writes"]}
 
     def chain(self, name: str) -> Iterator[Record]:
-        """The changes of a category, newest first."""
+        """Yields the changes of a category, newest first."""
         return self._whole(self._walk(name, _change_before))
 
     def in_effect(self, name: str) -> Iterator[Record]:
-        """The changes of a category that were not taken back, newest first, with those that take back others."""
+        """Yields the changes of a category that were not undone, newest first, undos included."""
 
         def before(record: Record, name: str) -> str | None:
             undone = self._record(record["undoes"], name) if record.get("undoes") else record
@@ -159,23 +152,23 @@ class History:
         return self._whole(self._walk(name, before))
 
     def done(self, name: str) -> Iterator[Record]:
-        """The changes of a category that can be taken back one after the other, newest first."""
+        """Yields the changes of a category that can be undone one after the other, newest first."""
         return (r for r in self.in_effect(name) if not r.get("undoes") and r["what"] != FORGET)
 
     def _walk(self, name: str, before: Callable[[Record, str], str | None]) -> Iterator[Record]:
         identifier = _text(self._manifests.get(name, {}), "change")
-        seen: set[str] = set()  # whoever may write to the store can make a ring of them
+        seen: set[str] = set()  # other writers of the store can make a ring of them
         while (record := self._record(identifier, name)) and record["id"] not in seen:
             seen.add(record["id"])
             yield record
             identifier = before(record, name)
 
     def _whole(self, records: Iterator[Record]) -> Iterator[Record]:
-        """Those up to a move of which only one category still has the history."""
+        # Up to a move of which only one category still has the history.
         return takewhile(lambda record: self.won(record) >= set(record.get("moved", ())), records)
 
     def changes(self) -> list[Change]:
-        """All of them, newest first."""
+        """Returns all changes, newest first."""
         writes: dict[str, list[tuple[Record, str]]] = {}
         for name in self._manifests:
             for record in self.chain(name):
@@ -190,12 +183,12 @@ class History:
     def _is_undone(self, record: Record, name: str, effective: Collection[tuple[str, str]]) -> bool:
         if record["what"] == FORGET:
             return False
-        if record.get("undoes"):  # one that was made before what is in effect now is still no mistake
+        if record.get("undoes"):  # an undo before the changes in effect is still not undone
             return any(other.get("undoes") == record["id"] for other in self.chain(name))
         return (record["id"], name) not in effective
 
     def changed_by(self, writes: Sequence[tuple[Record, str]]) -> Change:
-        """The change that some writes of categories are together."""
+        """Returns the change of which these writes of categories are parts."""
         last = max((record for record, _ in writes), key=lambda record: record["rev"])
         return Change(
             id=last["change"],
@@ -206,11 +199,11 @@ class History:
         )
 
     def last_of(self, name: str) -> list[tuple[Record, list[str]]]:
-        """The writes of the last change of a category, newest first, each with the categories that it is taken back of.
+        """Returns the writes of the last change of a category, newest first, each with the categories to undo it for.
 
         Raises:
-            InvalidInputError: There is none that can be taken back; or a write has moved references between this
-                category and another one, which has been changed since.
+            InvalidInputError: No change can be undone, or a write has moved references to or from another category
+                that has been changed since.
         """
         done = list(self.done(name))
         if not done:
@@ -228,7 +221,7 @@ class History:
         return [(record, list(record.get("moved", [name]))) for record in ours]
 
     def last(self) -> Change | None:
-        """The newest change that is the last one of all categories where it is in effect; ``None`` without one."""
+        """Returns the newest change that is the last one of all categories where it is in effect, if there is one."""
         heads = {name: next(self.done(name), None) for name in self._manifests}
         for change in self.changes():
             left = [n for n in change.categories if any(record["change"] == change.id for record in self.done(n))]
@@ -237,10 +230,10 @@ class History:
         return None
 
     def to_take_back(self, change: Change) -> list[tuple[Record, list[str]]]:
-        """The writes of a change, newest first, each with its categories.
+        """Returns the writes of a change, newest first, each with its categories.
 
         Raises:
-            InvalidInputError: A category has been changed since; or all of it is taken back already, or cannot be.
+            InvalidInputError: A category has been changed since, or the change is undone already or cannot be undone.
         """
         if change.what == FORGET:
             raise InvalidInputError(f"the change {change.id[:8]} has forgotten an image: that cannot be taken back")
@@ -286,15 +279,15 @@ def _changed_since(name: str, since: Record) -> InvalidInputError:
 
 
 def state_before(record: Record, name: str) -> Category | None:
-    """A category as it was before a change; ``None`` if it was not there.
+    """Returns a category as it was before a change; ``None`` if it did not exist.
 
     Raises:
-        StoreError: That cannot be read.
+        StoreError: The record cannot be read.
     """
     before = record["before"][name]
     if not before or not before.get("writes"):
         return None
-    return category_from({**before, "kind": "manifest", "category": name, "rev": 0})
+    return category_from({**before, "kind": "manifest", "category": name, "changed": 0})
 
 
 def _kept(manifest: Record | None) -> dict[str, Any] | None:

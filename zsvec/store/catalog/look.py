@@ -1,34 +1,37 @@
-"""How a reader keeps in step with the catalog: a look finds every commit that was acknowledged before it began.
+"""How readers keep in step with the catalog: a look finds every commit that was acknowledged before it began.
 
-A look asks for the commits since a little before the newest that the reader had seen when the look *before* began:
-while a look goes through its pages, commits arrive that it misses, and that are older than what it finds on a later
-page. Writers acknowledge a commit only when it is among the newest (`zsvec.store.catalog.commit.publish`). So no clock
-matters.
+A look asks for commits since a little before the newest that the reader had seen when its *previous* look began. A look
+that goes through pages can miss commits that arrive meanwhile, and that are older than those on later pages. Writers
+acknowledge a commit only among the newest (`zsvec.store.catalog.commit.publish`), so clocks do not matter.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zsvec.store.catalog.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
-from zsvec.store.catalog.records import is_damaged
-from zsvec.store.catalog.schema import LOOK_FIELDS, calibration_from, requirements
+from zsvec.store.catalog.schema import LOOK_FIELDS, calibration_from, is_damaged, requirements
 from zsvec.types import Category
+
+if TYPE_CHECKING:
+    from zsvec.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """How far a reader has seen the commits of a store.
+    """Position of a reader in the commits of a store.
 
     Attributes:
-        store: Id of the store; empty without one, ``None`` before the first look at one that is there.
-        newest: The largest ``rev`` it has seen.
-        before: The largest it had seen when its last look began.
-        calibration: Version of the calibration it has seen.
-        writes: How many had come to an end when its last look began, where no other process writes.
+        store: Id of the store; empty without one, ``None`` before the first look at an existing store.
+        newest: Largest ``rev`` seen.
+        before: Largest ``rev`` seen when the last look began.
+        calibration: Version of the calibration seen.
+        writes: Number of writes before the last look, if no other process writes.
     """
 
     store: str | None = None
@@ -40,13 +43,13 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a look at the catalog found.
+    """Result of a look at the catalog.
 
     Attributes:
-        cursor: For the next look.
-        categories: Those that have changed, by name; removed ones have no write ids.
-        calibration: The calibration, if it has changed; an empty one is none.
-        reset: Whether the store of the look before was dropped: what the reader has of it is nothing any more.
+        cursor: Cursor for the next look.
+        categories: Changed categories, by name; removed ones have no write ids.
+        calibration: The calibration, if it has changed; empty if it was removed.
+        reset: Whether the store of the previous look was dropped, so that the reader must begin anew.
         unreadable: Categories whose manifests this version cannot read.
     """
 
@@ -61,10 +64,10 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     """As `zsvec.store.store.Store.look`."""
     fresh, writes = cursor.store is None, catalog.backend.writes
     if catalog.exclusive and not (fresh or whole) and writes == cursor.writes:
-        catalog.backend.exists(catalog.collection)  # raises where the folder is gone
+        catalog.backend.exists(catalog.collection)  # raises if the folder is gone
         return Look(cursor, [])
     where = COMMITS if fresh or whole else replace(COMMITS, since=_since(catalog, cursor))
-    at_once = catalog.exclusive or fresh  # else what has changed is found out first: most of it is known
+    at_once = catalog.exclusive or fresh  # otherwise most of the records are known, and only changed ones are read
     where = replace(where, or_match=STORE)
     if at_once and where.since is None:
         records = catalog.scroll_all(where)
@@ -94,11 +97,11 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
             time.sleep(pause)  # replicas differ at the moment
             found = {**found, **catalog.retrieve([place for place in places if place not in found])}
         if len(found) < len(places):
-            after = cursor  # so that the next look finds them again
+            after = cursor  # the next look asks for them again
         changed = list(found.values())
-    changed, whole_look = _with_required(catalog, changed, known)
-    if not whole_look:
-        after = cursor  # likewise
+    changed, complete = _with_required(catalog, changed, known)
+    if not complete:
+        after = cursor
     calibrations = [record for record in changed if record["kind"] == "calibration"]
     after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
@@ -109,25 +112,25 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
 def _with_required(
     catalog: Catalog, changed: Sequence[Mapping[str, Any]], known: Mapping[str, int]
 ) -> tuple[Sequence[Mapping[str, Any]], bool]:
-    """Changed records, and the manifests that have gained what these have lost since the look was at them.
+    """Adds the manifests of categories that have gained references from changed ones (`zsvec.store.transfer`).
 
-    See `zsvec.store.transfer`. What has been gained may have been lost to yet another category.
+    A gaining category may in turn have lost references to another.
 
     Returns:
-        The records, without those of known categories that have lost something to a manifest that does not show; and
-        whether all show.
+        The records without known categories that lost references to a manifest that does not show; and whether all
+        required manifests show.
     """
     pauses = list(PAUSES)
     while True:
-        seen = {record["category"]: record["version"] for record in changed if record["kind"] != "calibration"}
+        manifests = [record for record in changed if record["kind"] != "calibration"]
+        seen = {record["category"]: record["version"] for record in manifests}
         lacking = {
             record["category"]: {
                 name
                 for name, version in requirements(record).items()
                 if version > max(seen.get(name, 0), known.get(name, 0))
             }
-            for record in changed
-            if record["kind"] != "calibration"
+            for record in manifests
         }
         wanted = set().union(*lacking.values())
         if not wanted:
@@ -144,9 +147,45 @@ def _with_required(
 
 
 def _since(catalog: Catalog, cursor: Cursor) -> int:
-    # Where no other process writes, revs grow from commit to commit, and a look sees one instant.
+    # If no other process writes, revs grow from commit to commit, and a look sees one instant.
     return cursor.newest + 1 if catalog.exclusive else max(0, cursor.before - SLACK)
 
 
 def _version_seen(record: Mapping[str, Any], known: Mapping[str, int], cursor: Cursor) -> int:
     return cursor.calibration if record["kind"] == "calibration" else known.get(record["category"], 0)
+
+
+class Census:
+    """Counts categories and references. Each `update` after the first reads only the changes.
+
+    Args:
+        store: The store to count.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._cursor = Cursor()
+        self._versions: dict[str, int] = {}
+        self._live: dict[str, Mapping[str, int]] = {}
+        self._total: Counter[str] = Counter()
+        self._revision = 0
+
+    def update(self) -> tuple[int, dict[str, int], int]:
+        """Returns the number of categories, the number of references by expert, and the largest ``rev`` of a commit."""
+        with self._lock:
+            look = self._store.look(self._cursor, self._versions)
+            if look.reset:
+                self._begin()
+            for category in look.categories:
+                self._versions[category.name] = category.version
+                self._total.subtract(self._live.pop(category.name, {}))
+                if category.write_ids:
+                    self._live[category.name] = category.references
+                    self._total.update(category.references)
+            self._cursor = look.cursor
+            self._revision = max([self._revision, *(category.rev for category in look.categories)])
+            return len(self._live), dict(+self._total), self._revision

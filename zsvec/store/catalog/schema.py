@@ -1,30 +1,31 @@
-"""What zsvec keeps in Qdrant: the names of its collections, the ids of its points, and their payloads.
+"""Names of the collections of a store, ids of their points, and the payloads: the format of stores on disk.
 
-A store owns the collections of one namespace: one per encoder, whose points are references, one of small copies of
-images (`zsvec.store.collections.images`), if it keeps any, and the catalog, whose points are records:
+A store owns the collections of one namespace: one of references per encoder, one of small copies of images
+(`zsvec.store.collections.images`), the inbox, and the catalog. The points of the catalog are records:
 
 - one record for the store: the version of this schema, an id of its own, the fingerprint of each encoder, and whether
-  it keeps small copies of images (``images``: ``small`` or ``none``; without it none, and no collection for them);
+  small copies of images are kept (``images``: ``small`` or ``none``);
 - one manifest per category, which names the writes whose references are live;
 - one record for the calibration;
-- one intent per write that is under way, or has left something to be deleted: whatever it may leave behind;
-- one change per write of the last time (`zsvec.store.catalog.history`), which can be taken back: what its intent was,
-  and what the manifests were before.
+- one intent per write that is under way or has left something to delete;
+- one change per recent write that can be undone (`zsvec.store.catalog.history`): the intent, and the manifests before;
+- one record per undo that is under way.
 
-Every record has a version, 1 when it is new and one more for each replacement, and the id of its store; it is written
-by compare-and-set of both (`zsvec.store.catalog.commit`). What orders the commits for readers is their ``rev``; a
-manifest also keeps the one of its last change (``changed``), for it may get another without a change. The keys of the
-payloads are the format of stores on disk.
+Every record has a version, 1 when it is new and one more for each replacement, and the id of its store. Records are
+replaced by compare-and-set of both (`zsvec.store.catalog.commit`). The ``rev`` of a manifest orders the commits for
+readers. A manifest that gets a new ``rev`` without a change keeps the old one as ``changed``.
+
+Records are validated when read: files can be damaged, and a server may have other writers.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zsvec.errors import StoreError
 from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, KeepImages, Modality, SmallImage
@@ -50,32 +51,27 @@ _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its own after 
 
 
 def collection_name(namespace: str, encoder: str) -> str:
-    """Name of the collection of an encoder's references; of the catalog or the images, for `CATALOG` or `IMAGES`."""
+    """Returns the name of the collection of an encoder, or of `CATALOG`, `IMAGES` or the inbox."""
     return f"{namespace}__{encoder}"
 
 
 def point_id(encoder: str, category: str, modality: str, write_id: str, content_hash: str) -> str:
-    """Id of a reference: the same content in the same write is the same point."""
+    """Returns the id of a reference, so that the same content in the same write is the same point."""
     return str(uuid.uuid5(_NAMESPACE, "\0".join((encoder, category, modality, write_id, content_hash))))
 
 
 def record_id(kind: str, name: str = "") -> str:
-    """Id of a record of the catalog.
-
-    Args:
-        kind: ``store``, ``category`` or ``calibration``.
-        name: Of the category.
-    """
+    """Returns the id of a record of the catalog: ``store``, ``calibration``, or ``category`` with a name."""
     return str(uuid.uuid5(_NAMESPACE, f"{kind}\0{name}"))
 
 
 def new_write_id() -> str:
-    """A unique write id, which tells when the write began."""
+    """Returns a unique write id, which begins with the time."""
     return f"{time.time_ns() // 1000:014x}-{uuid.uuid4().hex[:12]}"
 
 
 def write_time(write_id: str) -> int:
-    """When a write began, in microseconds since 1970 by the clock of its writer; 0 for an id that zsvec never made."""
+    """Returns when a write began, in microseconds since 1970 by the clock of its writer; 0 for a foreign id."""
     try:
         return int(write_id.split("-")[0], 16)
     except ValueError:
@@ -91,15 +87,15 @@ class Reference:
 
     Attributes:
         encoder: Name of the encoder.
-        modality: What was embedded.
-        hash: Content hash of the text or image; one content is one reference of a category.
-        source: The text itself, or where the image came from.
+        modality: Text or image.
+        hash: Content hash of the text or image; a category has one reference per content and encoder.
+        source: The text itself, or the origin of the image.
         vector: float32 ``(dim,)``, unit norm.
-        prompt: What a generated image was drawn from.
-        group: Names the images of the category that it belongs together with, such as those of a burst.
-        added: When it was added (UTC); ``None`` if it was by a version that did not keep that.
-        by: Who added it, if that was said.
-        small: A copy of the image to keep with it. It is kept elsewhere, so a stored reference has none.
+        prompt: Prompt of a generated image.
+        group: Group of near-duplicate images of the category, such as those of a burst.
+        added: Time of addition (UTC), if known.
+        by: Author of the addition, if known.
+        small: Small copy of the image to write with the reference; ``None`` for a stored reference.
     """
 
     encoder: str
@@ -115,12 +111,12 @@ class Reference:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Encoder, modality and content hash: equal for the same reference of a category."""
+        """Encoder, modality and content hash, unique in a category."""
         return self.encoder, self.modality, self.hash
 
 
 def reference_payload(reference: Reference, category: str, write_id: str) -> dict[str, Any]:
-    """The payload of a reference."""
+    """Returns the payload of a reference."""
     payload = {
         "category": category,
         "modality": reference.modality,
@@ -134,29 +130,29 @@ def reference_payload(reference: Reference, category: str, write_id: str) -> dic
 
 
 def reference_from(encoder: str, payload: Mapping[str, Any], vector: NDArray[np.float32]) -> Reference:
-    """The reference of a payload."""
+    """Returns the reference of a payload."""
     always = (payload["modality"], payload["hash"], payload["source"])
     prompt, group, by = (text_from(payload, key) for key in ("prompt", "group", "by"))
     return Reference(encoder, *always, vector, prompt, group, time_from(payload), by)
 
 
 def text_from(payload: Mapping[str, Any], key: str) -> str | None:
-    """A text that a payload may have."""
+    """Returns a text of a payload; ``None`` for another type."""
     text = payload.get(key)
     return text if isinstance(text, str) else None
 
 
 def time_from(payload: Mapping[str, Any]) -> datetime | None:
-    """When the reference or the image of a payload was added, if it says so, with the zone."""
+    """Returns the time of addition in a payload, with its zone; ``None`` without a valid one."""
     try:
         added = datetime.fromisoformat(payload["added"])
     except (KeyError, TypeError, ValueError):
         return None
-    return added if added.tzinfo and 1970 <= added.year < 9999 else None  # in every zone
+    return added if added.tzinfo and 1970 <= added.year < 9999 else None  # other years overflow in some zone
 
 
 def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE) -> bool:
-    """Whether a payload has these fields, which that of every reference has."""
+    """Returns whether these fields of a payload are texts."""
     return all(isinstance(payload.get(name), str) for name in fields)
 
 
@@ -165,32 +161,32 @@ def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE)
 
 WRITE_KINDS = ("intent", "change")
 UNDO = "undo"
-"""The kind of the record that says what an undo under way takes back."""
+"""Kind of the record of an undo under way."""
 OWN_KINDS = (*WRITE_KINDS, UNDO)
-"""Kinds of records that choose their ids themselves."""
+"""Kinds of records with random ids."""
 PAST: Mapping[str, str] = {"past": "yes"}
-"""What changes have, which may be many, and no other record."""
+"""Payload that marks changes, of which there may be many, and no other record."""
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
-"""Above every version and ``rev``. Qdrant compares numbers as floats, which are exact below it."""
+"""Above every version and ``rev``. Qdrant compares numbers as float64, exact below this."""
 LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id")
-"""What tells whether a record has changed."""
+"""Fields that tell whether a record has changed."""
 
 
 def store_payload(fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> dict[str, Any]:
-    """The record of a new store: one for all encoders, so that it is there whole or not at all."""
+    """Returns the record of a new store."""
     encoders = {name: asdict(fingerprint) for name, fingerprint in fingerprints.items()}
     identity = {"kind": "store", "schema": SCHEMA, "version": 1, "id": uuid.uuid4().hex}
     return {**identity, "encoders": encoders, "images": images}
 
 
 def keeps_images(store: Mapping[str, Any] | None) -> bool:
-    """Whether a store keeps small copies of images, by its record."""
+    """Returns whether a store keeps small copies of images, by its record."""
     return store is not None and store.get("images") == "small"
 
 
 def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
-    """What a record must match to be the one that was read."""
+    """Returns the condition of a compare-and-set that replaces this record."""
     version: int = record["version"]
     return {"version": version, "store": record["store"]} if "store" in record else {"version": version}
 
@@ -198,14 +194,14 @@ def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
 def manifest_payload(
     category: Category, store: str, writer: str, before: Mapping[str, Any] | None, change: str | None = None
 ) -> dict[str, Any]:
-    """The manifest that commits a category; without write ids, the category is removed.
+    """Returns the manifest that commits a category; without write ids, the category is removed.
 
     Args:
         category: The category to commit.
         store: Id of the store.
         writer: Token by which the writer recognises its own commit.
-        before: The manifest that is replaced, if there is one.
-        change: Id of the change that it is of, if that is kept.
+        before: The manifest that is replaced, if any.
+        change: Id of the change record, if a history is kept.
     """
     required = requirements(before) if before else {}
     return {
@@ -227,53 +223,29 @@ def manifest_payload(
 
 
 def with_requirement(record: Mapping[str, Any], name: str, version: int) -> dict[str, int]:
-    """The last requirements of a record, with another one: readers whose look began before it go by them.
-
-    Args:
-        record: The record.
-        name: The category that is required.
-        version: The least version of it.
-    """
+    """Returns the last requirements of a record and a new one: at least this version of another category."""
     others = [(other, least) for other, least in requirements(record).items() if other != name]
     return dict([*others, (name, version)][-_REQUIRED:])
 
 
 def with_writer(writer: str, before: Mapping[str, Any] | None) -> list[str]:
-    """The last writers of a record, newest first.
-
-    Args:
-        writer: Token of the newest.
-        before: The record that it replaces, if there is one.
-    """
+    """Returns the tokens of the last writers, newest first, for a record that replaces `before`."""
     return [writer, *(writers(before) if before else ())][:_WRITERS_KEPT]
 
 
 def writers(record: Mapping[str, Any]) -> list[str]:
-    """The tokens of the last writers of a record, newest first."""
+    """Returns the tokens of the last writers of a record, newest first."""
     found = record.get("writers")
     return [token for token in found if isinstance(token, str)] if isinstance(found, list) else []
 
 
 def category_from(manifest: Mapping[str, Any]) -> Category:
-    """The category that a manifest commits.
+    """Returns the category that a manifest commits.
 
     Raises:
-        StoreError: It is not as this version of zsvec writes it.
+        StoreError: A field is damaged or of a newer version of zsvec.
     """
-    writes: Any = manifest.get("writes")
-    references: Any = manifest.get("references")
-    metadata: Any = manifest.get("metadata")
-    texts: Any = manifest.get("texts")
-    changed = manifest.get("changed", manifest["rev"])
-    fields = {
-        "version": is_number(manifest["version"]),
-        "changed": is_number(changed),
-        "writes": are_texts(writes),
-        "texts": are_texts(texts),
-        "references": isinstance(references, dict) and all(map(is_number, references.values())),
-        "metadata": isinstance(metadata, dict),
-    }
-    if unreadable := [name for name, fits in fields.items() if not fits]:
+    if unreadable := [name for name, fits in _MANIFEST.items() if not fits(manifest.get(name))]:
         raise StoreError(
             f"the manifest of {manifest['category']!r} cannot be read ({', '.join(unreadable)}): it is damaged, or a "
             "newer version of zsvec wrote it; upgrade zsvec, or restore the store from a copy"
@@ -281,26 +253,16 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
     return Category(
         name=manifest["category"],
         version=manifest["version"],
-        rev=changed,
-        write_ids=tuple(writes),
-        texts=tuple(texts),
-        references=references,
-        metadata=metadata,
+        rev=manifest["changed"],
+        write_ids=tuple(manifest["writes"]),
+        texts=tuple(manifest["texts"]),
+        references=manifest["references"],
+        metadata=manifest["metadata"],
     )
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a count, a version or a ``rev``: at least 0, and below 2⁵³, so that conditions are exact."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LATEST
-
-
-def are_texts(values: object) -> bool:
-    """Whether a value is a list of texts."""
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
 def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
-    """By category, the least version of it that has what the category of this record has lost to it."""
+    """Returns the least version of each category to which this one has lost references (`zsvec.store.transfer`)."""
     required = record.get("requires")
     found = required.items() if isinstance(required, dict) else ()
     return {name: version for name, version in found if is_number(version)}
@@ -309,15 +271,7 @@ def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
 def calibration_payload(
     calibration: Mapping[str, Any], store: str, writer: str, rev: int, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The record that commits a calibration.
-
-    Args:
-        calibration: JSON.
-        store: Id of the store.
-        writer: Token by which the writer recognises its own commit.
-        rev: Of this commit.
-        before: The record that is replaced, if there is one.
-    """
+    """Returns the record that commits a calibration in the place of `before`; arguments as `manifest_payload`."""
     return {
         "kind": "calibration",
         "store": store,
@@ -329,7 +283,7 @@ def calibration_payload(
 
 
 def calibration_from(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The calibration of a record, which may be empty; `NO_CALIBRATION` if it is damaged."""
+    """Returns the calibration of a record, which may be empty; `NO_CALIBRATION` if it is damaged."""
     calibration = record.get("fitted")
     return calibration if isinstance(calibration, dict) else NO_CALIBRATION
 
@@ -342,15 +296,15 @@ def intent_payload(
     replaced: Mapping[str, Sequence[str]],
     told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The record of what a write may leave behind.
+    """Returns the record of the garbage that a write may leave.
 
     Args:
-        identifier: Of the record.
+        identifier: Id of the record.
         store: Id of the store.
-        rev: When the write began.
-        writes: The write id under which references of each category are written.
-        replaced: The write ids that each category loses by the commit.
-        told: What is told of a change that can be taken back; see `zsvec.store.catalog.history`.
+        rev: Begin of the write, in microseconds since 1970.
+        writes: New write id by category.
+        replaced: Write ids that each category loses by the commit.
+        told: Description of the change, if a history is kept (`zsvec.store.catalog.history`).
     """
     return {
         "kind": "intent",
@@ -365,8 +319,125 @@ def intent_payload(
 
 
 def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
-    """Largest ``rev`` that a calibration was made from; ``None`` for none, one of another format, or damaged."""
+    """Returns the largest ``rev`` that a calibration was made from; ``None`` without a readable calibration."""
     if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
         return None
     revision = calibration.get("revision")
     return revision if isinstance(revision, int) and is_number(revision) else None
+
+
+# Validation
+
+
+_Checks: TypeAlias = Mapping[str, Callable[[Any], bool]]
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether a value is a count, a version or a ``rev``: from 0 to below 2⁵³."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LATEST
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _by_text(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _with(checks: _Checks) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(check(value.get(key)) for key, check in checks.items())
+
+
+_STATE: _Checks = {
+    "version": is_number,
+    "writes": _are_texts,
+    "texts": _are_texts,
+    "references": _by_text(is_number),
+    "metadata": _by_text(lambda value: True),
+}
+_MANIFEST: _Checks = {**_STATE, "changed": is_number}
+_RECORD: _Checks = {"version": is_number, "rev": is_number, "store": _is_text, "id": _is_text}
+_WRITE: _Checks = {**_RECORD, "writes": _by_text(_is_text), "replaced": _by_text(_are_texts)}
+_STEP: _Checks = {"id": _is_text, "categories": _are_texts}
+_KINDS: Mapping[str, _Checks] = {
+    "store": {"schema": is_number, "version": is_number, "store": _is_text, "id": _is_text},
+    "manifest": {**_RECORD, "category": _is_text},
+    "calibration": _RECORD,
+    "intent": _WRITE,
+    "change": _WRITE,
+    UNDO: {
+        **_RECORD,
+        "change": _is_text,
+        "until": is_number,
+        "by": _or_none(_is_text),
+        "takes": lambda value: isinstance(value, list) and all(map(_with(_STEP), value)),
+    },
+}
+_CHANGE: _Checks = {
+    **_WRITE,
+    "what": _is_text,
+    "change": _is_text,
+    "until": is_number,
+    "by": _or_none(_is_text),
+    "undoes": _or_none(_is_text),
+    "before": _by_text(_or_none(_with({**_STATE, "change": _or_none(_is_text)}))),
+    "moved": _are_texts,
+    "forgotten": _are_texts,
+}
+
+
+def is_record(identifier: str | None, record: Mapping[str, Any]) -> bool:
+    """Returns whether a record has the id and the required fields of its kind. `LOOK_FIELDS` suffice for a manifest."""
+    kind = record.get("kind")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        return False
+    absent = {} if kind in OWN_KINDS else {"store": "", "id": ""}
+    if not _with(_KINDS[kind])({**absent, **record}):
+        return False
+    if kind in OWN_KINDS:
+        return bool(identifier == record["id"])
+    return identifier == (place_of(record) if kind == "manifest" else record_id(kind))
+
+
+def place_of(record: Mapping[str, Any]) -> str | None:
+    """Returns the id of the manifest of the category that a record names; ``None`` without a category."""
+    name = record.get("category")
+    try:
+        return record_id("category", name) if isinstance(name, str) else None
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return None
+
+
+def is_believed(identifier: str, record: Mapping[str, Any]) -> bool:
+    """Returns whether a record is used: a damaged manifest still names its category; other damaged records are not."""
+    if not is_record(identifier, record):
+        return place_of(record) == identifier
+    return record["kind"] not in WRITE_KINDS or "what" not in record or is_told(record)
+
+
+def damaged_manifest(identifier: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a placeholder for an unreadable record, named after its category, or else after the record."""
+    name = record["category"] if identifier == place_of(record) else f"record {identifier}"
+    return {"kind": "manifest", "category": name, "version": -1, "rev": 0}
+
+
+def is_damaged(manifest: Mapping[str, Any]) -> bool:
+    """Returns whether a manifest is a `damaged_manifest`."""
+    return bool(manifest["version"] < 0)
+
+
+def is_told(record: Mapping[str, Any]) -> bool:
+    """Returns whether an intent or a change describes a change that can be undone."""
+    if not _with(_CHANGE)({"moved": [], "forgotten": [], **record}):
+        return False
+    moved = record.get("moved", ())
+    return len(moved) == len(set(moved)) in (0, 2) and set(moved) <= record["before"].keys()

@@ -1,8 +1,8 @@
-"""The collection of small copies of images: what people look at, and nothing that classifies reads.
+"""The collection of small copies of reference images, for people to look at; no classification reads them.
 
-A copy belongs to a write, as a reference does. It is written under the same write id, before the commit, and whatever
-deletes the references of a write deletes its copies. So there are as many points of an image as writes that have it:
-one that several writes share could not be deleted without knowing all of them.
+A copy belongs to a write, as a reference does: written under the same write id before the commit, and deleted with the
+references of the write. An image has one point for each write that has it, since a shared point could not be deleted
+without knowing all these writes.
 """
 
 from __future__ import annotations
@@ -30,28 +30,23 @@ _AT_ONCE = 256  # copies in one request
 
 
 class ImageCollection:
-    """The small copies of images of one namespace.
-
-    Args:
-        backend: Where the collection is.
-        namespace: Prefix of its name.
-    """
+    """The small copies of images of one namespace."""
 
     def __init__(self, backend: Backend, namespace: str) -> None:
         self._backend = backend
         self.name = collection_name(namespace, IMAGES)
 
     def create(self) -> None:
-        """Make the collection, unless it exists."""
+        """Creates the collection, unless it exists."""
         self._backend.create(self.name, 1, IMAGE_INDEXES)
 
     def put(self, planned: Iterable[tuple[Category, Sequence[Reference]]], stored: Mapping[str, Sequence[str]]) -> None:
-        """Keep copies of images whose references are written, each under the last write id of its category.
+        """Writes copies of images, each under the last write id of its category.
 
         Args:
-            planned: Categories, and the references that are written. One that brings no copy was stored before, and is
-                written again.
-            stored: By category, the write ids under which the copies of such references are.
+            planned: Categories with the references to write. The copy of a reference that brings none is taken from
+                the store.
+            stored: By category, the write ids under which such copies are stored.
         """
         rows = (
             (point_id(IMAGES, payload["category"], "image", payload["gen"], payload["hash"]), payload)
@@ -78,12 +73,8 @@ class ImageCollection:
                 yield from ({**payload, **belongs} for payload in page.payloads)
 
     def find(self, content_hash: str) -> SmallImage | None:
-        """The copy of an image, if there is one that can be read."""
-        for page in self._backend.scroll(self.name, Where(match={"hash": content_hash})):
-            for payload in page.payloads:
-                with suppress(ImageError):
-                    return small_image(payload)
-        return None
+        """Returns the copy of an image, if a readable one exists."""
+        return first_small_image(self._backend.scroll(self.name, Where(match={"hash": content_hash})))
 
 
 def _payload(small: SmallImage) -> dict[str, Any]:
@@ -97,13 +88,17 @@ def _payload(small: SmallImage) -> dict[str, Any]:
     return payload if small.added is None else {**payload, "added": small.added.isoformat(timespec="milliseconds")}
 
 
-def small_image(payload: Mapping[str, Any]) -> SmallImage:
-    """The copy of a payload, which anybody who may write to the store may have written.
+def first_small_image(pages: Iterable[Points]) -> SmallImage | None:
+    """Returns the first readable copy of an image. Other writers of the store may have written anything."""
+    for page in pages:
+        for payload in page.payloads:
+            with suppress(ImageError):
+                return _small_image(payload)
+    return None
 
-    Raises:
-        ImageError: It is none, or no image of its size.
-    """
-    from zsvec.inputs.small import open_small  # Pillow, which is not needed to list the categories of a store
+
+def _small_image(payload: Mapping[str, Any]) -> SmallImage:
+    from zsvec.inputs.small import open_small  # Pillow, which a list of categories does not need
 
     width, height = payload.get("width"), payload.get("height")
     try:

@@ -1,25 +1,24 @@
-"""The inbox of a store: images that wait for a label, with their vectors, by encoder, and small copies.
+"""The inbox of a store: images that wait for a label, with their vectors by encoder, and small copies.
 
-There is one point an image, by its content hash. Nothing that classifies reads it, and no record of the catalog says
-that it is there: each point has the id of its store. So points of a store that was dropped are told from those of the
-one that has the namespace now.
+There is one point per image, by its content hash. No classification reads the inbox, and no record of the catalog
+mentions it. Each point has the id of its store, which tells points of a dropped store from those of its successor in
+the same namespace.
 """
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from zsvec.errors import ImageError, InvalidInputError, StoreError
+from zsvec.errors import StoreError
 from zsvec.store.backends.base import Backend, Points, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import collection_name, point_id, text_from, time_from
-from zsvec.store.collections.images import small_image
-from zsvec.types import Fingerprint, SmallImage
+from zsvec.store.collections.images import first_small_image
+from zsvec.types import SmallImage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +28,7 @@ INBOX = "inbox"
 INBOX_INDEXES: Mapping[str, str] = {"hash": "keyword", "store": "keyword"}
 
 Why: TypeAlias = Literal["asked", "uncertain", "all"]
-"""Why an image was kept: somebody asked for it; it was uncertain; or all were to be kept."""
+"""Why an image was kept: on request, for its uncertain prediction, or because all images are kept."""
 
 _FIELDS = ("hash", "source", "added", "width", "height", "why", "dismissed")
 _AT_ONCE = 256  # images in one request
@@ -41,14 +40,14 @@ class InboxImage:
 
     Attributes:
         hash: Content hash of the image.
-        source: Where it came from.
-        added: When it was kept (UTC).
-        width: Of the image itself, upright, in pixels.
-        height: Likewise.
-        why: Why it was kept.
-        dismissed: Whether it waits no more, and is there so that nothing like it is kept again.
+        source: Origin of the image.
+        added: Time of addition (UTC).
+        width: Width of the upright image, in pixels.
+        height: Height of the upright image, in pixels.
+        why: Why the image was kept.
+        dismissed: Whether the image waits no more, and only keeps near-duplicates out.
         vectors: By encoder, float32 ``(dim,)``, unit norm; empty if not asked for.
-        content: Its small copy as a file, a JPEG; ``None`` without one, or if not asked for.
+        content: The small copy as a JPEG file; ``None`` without one, or if not asked for.
     """
 
     hash: str
@@ -63,56 +62,37 @@ class InboxImage:
 
 
 class InboxCollection:
-    """The inbox of one namespace.
-
-    Args:
-        backend: Where the collection is.
-        catalog: Of the store.
-        namespace: Prefix of its name.
-    """
+    """The inbox of one namespace."""
 
     def __init__(self, backend: Backend, catalog: Catalog, namespace: str) -> None:
         self._backend = backend
         self._catalog = catalog
-        self._made = ""  # for which store
+        self._made = ""  # id of the store for which the collection was made
         self.name = collection_name(namespace, INBOX)
 
     def create(self) -> None:
-        """Make the collection, unless it exists; the store is bound to its encoders.
+        """Creates the collection, unless it exists.
 
         Raises:
-            InvalidInputError: One of the encoders has the name of the collection.
-            StoreError: The collection belongs to somebody else.
+            StoreError: There is no store yet, or the collection is foreign.
         """
         if self._made == (store := self._store_id()):
             return
-        encoders = self._encoders()
         if not store:
             raise StoreError(f"{self._backend.location} is no store of this version yet: add a category first")
         stores = set(self._stores())
-        if stores and store not in stores:  # all of a store that was dropped, which may have had other encoders
+        if stores and store not in stores:  # all of a dropped store, which may have had other encoders
             self._backend.remove(self.name)
         elif others := stores - {store}:
             self._backend.delete(self.name, Where(match={"store": sorted(others)}))
-        dims = {name: fingerprint.dim for name, fingerprint in encoders.items()}
-        self._backend.create(self.name, dims, INBOX_INDEXES)
+        self._backend.create(self.name, self._dims(), INBOX_INDEXES)
         self._made = store
 
-    def _encoders(self) -> Mapping[str, Fingerprint]:
-        encoders = self._catalog.encoders()
-        if INBOX in encoders:  # of a version that did not reserve the name
-            raise InvalidInputError(
-                f"{self._catalog.location} cannot have an inbox, because one of its encoders is named {INBOX!r}: "
-                "import again with another name"
-            )
-        return encoders
+    def _dims(self) -> dict[str, int]:
+        return {name: fingerprint.dim for name, fingerprint in self._catalog.encoders().items()}
 
     def _stores(self) -> Iterator[str]:
-        """Ids of the stores that the points belong to.
-
-        Raises:
-            StoreError: A point is not one of zsvec.
-        """
+        """Yields the ids of the stores of all points; raises StoreError for a point that zsvec did not write."""
         for page in self._backend.scroll(self.name, Where(), fields=("store", "hash")):
             for place, payload in zip(page.ids, page.payloads, strict=True):
                 store, content_hash = payload.get("store"), payload.get("hash")
@@ -128,15 +108,15 @@ class InboxCollection:
         return identifier
 
     def read(self, hashes: Sequence[str] | None = None, *, vectors: bool = False) -> list[InboxImage]:
-        """The images of this store that can be read, those that were dismissed too; none has its copy.
+        """Returns the readable images of this store, dismissed ones included, without their small copies.
 
         Args:
-            hashes: Only these.
-            vectors: Whether to read the vectors; an image that lacks one is then left out.
+            hashes: Only these images.
+            vectors: Whether to read the vectors; an image that lacks one is left out.
         """
-        if INBOX in (encoders := self._catalog.encoders()) or not (store := self._store_id()):
+        if not (store := self._store_id()):
             return []
-        dims = {name: fingerprint.dim for name, fingerprint in encoders.items()} if vectors else {}
+        dims = self._dims() if vectors else {}
         return [
             image
             for where in _parts(store, hashes)
@@ -146,18 +126,13 @@ class InboxCollection:
         ]
 
     def small(self, content_hash: str) -> SmallImage | None:
-        """The small copy of an image, if there is one that can be read."""
-        if INBOX in self._catalog.encoders() or not (store := self._store_id()):
+        """Returns the small copy of an image, if a readable one exists."""
+        if not (store := self._store_id()):
             return None
-        for where in _parts(store, [content_hash]):
-            for page in self._backend.scroll(self.name, where):
-                for payload in page.payloads:
-                    with suppress(ImageError):
-                        return small_image(payload)
-        return None
+        return first_small_image(self._backend.scroll(self.name, _parts(store, [content_hash])[0]))
 
     def put(self, images: Sequence[InboxImage]) -> None:
-        """Write images, in the place of those of the same hash; raises as `create`."""
+        """Writes images, in the place of those of the same hash; raises as `create`."""
         self.create()
         for first in range(0, len(images), _AT_ONCE):
             some = images[first : first + _AT_ONCE]
@@ -169,32 +144,32 @@ class InboxCollection:
             self._backend.upsert(self.name, points)
 
     def delete(self, hashes: Collection[str]) -> None:
-        """Delete images, those that are there."""
+        """Deletes those of these images that exist."""
         if hashes and (store := self._store_id()) and self._backend.exists(self.name):
             for where in _parts(store, sorted(hashes)):
                 self._backend.delete(self.name, where)
 
     def forget(self, content_hash: str) -> int:
-        """Delete an image, and of an embedded store its bytes, and say how many there were; it may be kept again."""
+        """Deletes an image, and the bytes in an embedded store; returns the number of points. It may be added again."""
         found = len(self.read([content_hash]))
         self.delete({content_hash})
-        if INBOX not in self._catalog.encoders() and self._is_ours():
+        if self._is_own():
             self._backend.rewrite(self.name)
         return found
 
-    def _is_ours(self) -> bool:
+    def _is_own(self) -> bool:
         try:
             return set(self._stores()) <= {self._store_id()}
-        except StoreError:  # somebody else has filled it
+        except StoreError:
             return False
 
     def clear(self) -> None:
-        """Delete all images of this store. Where no other process can write, the files go too."""
-        encoders, store = self._catalog.encoders(), self._store_id()
-        if INBOX in encoders or not store or not self._backend.exists(self.name):
+        """Deletes all images of this store; of an embedded store the files as well."""
+        store = self._store_id()
+        if not store or not self._backend.exists(self.name):
             return
-        if self._backend.exclusive:  # what is only deleted stays in the files
-            list(self._stores())  # refuses somebody else's
+        if self._backend.exclusive:  # deleted points stay in the files
+            list(self._stores())  # refuses foreign points
             self._backend.remove(self.name)
             self._made = ""
         else:
@@ -227,7 +202,7 @@ def _payload(image: InboxImage, store: str) -> dict[str, Any]:
 
 
 def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> InboxImage | None:
-    """The image of a point, which anybody who may write to the store may have written; ``None`` if it is none."""
+    """Returns the image of a point; ``None`` if another writer of the store wrote something else."""
     content_hash, why, added = text_from(payload, "hash"), text_from(payload, "why"), time_from(payload)
     vectors = _vectors(row, dims)
     if content_hash is None or added is None or vectors is None:
@@ -236,7 +211,7 @@ def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> Inb
     return InboxImage(
         hash=content_hash,
         source=text_from(payload, "source") or "",
-        added=min(added.astimezone(UTC), datetime.now(UTC)),  # by a clock that is ahead, it would stay for ever
+        added=min(added.astimezone(UTC), datetime.now(UTC)),  # a time in the future would never expire
         width=width,
         height=height,
         why="uncertain" if why == "uncertain" else "all" if why == "all" else "asked",
@@ -246,8 +221,8 @@ def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> Inb
 
 
 def _vectors(row: Any, dims: Mapping[str, int]) -> dict[str, NDArray[np.float32]] | None:
-    """The vectors of a point; ``None`` if one is missing, of another dimension, or has no direction."""
-    import numpy as np  # slow to import, and not needed to list the categories of a store
+    """Returns the vectors of a point; ``None`` if one is missing, of another dimension, or has no direction."""
+    import numpy as np  # slow to import, and not needed to list categories
 
     if not isinstance(row, Mapping):
         return None

@@ -1,11 +1,10 @@
-"""Whose a store is: the encoders that made its vectors, and the collections that bear its namespace."""
+"""Ownership of a store: the encoders that made its vectors, and the collections in its namespace."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any
 
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.backends.base import Backend, Where
@@ -31,43 +30,29 @@ def bind(
     check_names(catalog, fingerprints)
     if catalog.store() is None:
         for collection in (catalog.collection, *map(references.collection, (*fingerprints, IMAGES))):
-            _refuse_foreign(collection, backend, catalog, lambda store: store is not None)
+            _refuse_foreign(collection, backend, catalog)
         catalog.create(fingerprints, images or "small")
     check_fingerprints(catalog, fingerprints)
     for name, fingerprint in fingerprints.items():
         references.create(name, fingerprint.dim)
-    if images == "small":
-        _begin_to_keep_images(backend, catalog, references)
-    if keeps_images(catalog.store()):
+    if images == "small" or keeps_images(catalog.store()):
         references.images.create()
-
-
-def _begin_to_keep_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
-    """Let a store keep small copies of images, if it does not."""
-    if IMAGES in catalog.encoders():  # of a version that did not reserve the name
-        raise InvalidInputError(
-            f"{catalog.location} cannot keep small copies of images, because one of its encoders is named {IMAGES!r}: "
-            "leave keep_images out, or import again with another name"
-        )
-    name = references.images.name
-    _refuse_foreign(name, backend, catalog, lambda store: store is not None and "images" in store)
-    references.images.create()  # first: whoever reads that there are copies may look for them
-    catalog.keep_images("small")
+    if images == "small":  # last: a reader of this record may look for copies
+        catalog.keep_images("small")
 
 
 def keep_no_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
     """As `zsvec.store.store.Store.drop_images`."""
-    if catalog.had_images():
-        catalog.keep_images("none")
-        drop_images(backend, catalog, references)
+    catalog.keep_images("none")
+    drop_images(backend, catalog, references)
 
 
 def drop_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
-    """Delete the copies that a store does not keep, but none of a writer that has begun to keep them again."""
-    if keeps_images(catalog.store()) or not catalog.had_images():
+    """Deletes copies that a store does not keep, but none of a writer that has begun to keep them again."""
+    if (store := catalog.store()) is None or keeps_images(store):
         return
     if backend.exclusive:
-        backend.remove(references.images.name)  # what is only deleted stays in the files
+        backend.remove(references.images.name)  # deleted points would stay in the files
         return
     write_ids = sorted({write_id for _, write_id in references.writes([IMAGES])})
     if not keeps_images(catalog.store()):
@@ -79,8 +64,7 @@ def check_names(catalog: Catalog, names: Iterable[str]) -> None:
     used, stored = set(names), catalog.encoders()
     for name in sorted(used):
         # With two underscores, a namespace and an encoder could have the collection of two others.
-        new = name not in stored and (name in _RESERVED or "__" in name)
-        if new or name == CATALOG or not _ENCODER_NAME.fullmatch(name):
+        if name in _RESERVED or "__" in name or not _ENCODER_NAME.fullmatch(name):
             raise InvalidInputError(
                 f"an encoder cannot be named {name!r}: it is part of the name of a collection, so take letters, "
                 f"digits, '-', '.' and single '_', and not {', '.join(map(repr, sorted(_RESERVED)))}"
@@ -106,7 +90,7 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
 
 
 def _differences(stored: Fingerprint, used: Fingerprint) -> str:
-    """What differs of two fingerprints; of long words, the parts that only one has."""
+    # Of long fields, only the parts that one of the two has.
     found = []
     for name, value in asdict(stored).items():
         there, here = (_PART.split(str(one)) for one in (value, getattr(used, name)))
@@ -118,12 +102,10 @@ def _differences(stored: Fingerprint, used: Fingerprint) -> str:
     return "; ".join(found)
 
 
-def _refuse_foreign(
-    collection: str, backend: Backend, catalog: Catalog, is_ours: Callable[[Mapping[str, Any] | None], bool]
-) -> None:
-    # Points are ours if by now another writer has made the collection: the record of the store comes before them.
+def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
+    # If another writer has made the collection meanwhile, the record of the store came before its points.
     pages = backend.scroll(collection, Where(), fields=())
-    if any(page.ids for page in pages) and not is_ours(catalog.store()):
+    if any(page.ids for page in pages) and catalog.store() is None:
         raise StoreError(
             f"{backend.location} already has a collection {collection!r} that zsvec did not make: "
             "choose another namespace"

@@ -1,15 +1,13 @@
-"""The collections of references: one per encoder. What is in them counts only where a manifest names its write.
+"""The collections of references: one per encoder. Readers use only the references of writes that a manifest names.
 
-The small copies of images, if there are any, come and go with the writes of the references.
+Small copies of images are written and deleted with the references of their write.
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextvars import copy_context
-from itertools import chain
-from typing import TYPE_CHECKING, TypeVar
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Backend, Hit, Points, Where
@@ -27,27 +25,18 @@ from zsvec.store.collections.images import ImageCollection
 from zsvec.types import Category, Modality, StoredReference, encoder_and_modality, expert_name
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     import numpy as np
     from numpy.typing import NDArray
 
 _HIT_FIELDS = ("category", "gen", "source", "hash")
 _WRITE_IDS = 256  # in one filter
-_AHEAD = 2  # threads that read: the server makes a page while another is taken apart
-
-T = TypeVar("T")
 
 
 class ReferenceCollections:
     """The collections of references of one namespace.
 
-    Args:
-        backend: Where the collections are.
-        namespace: Prefix of their names.
-
     Attributes:
-        images: The collection of small copies.
+        images: The collection of small copies of images.
     """
 
     def __init__(self, backend: Backend, namespace: str) -> None:
@@ -56,51 +45,44 @@ class ReferenceCollections:
         self._namespace = namespace
 
     def collection(self, encoder: str) -> str:
-        """Name of the collection of an encoder's references."""
+        """Returns the name of the collection of an encoder."""
         return collection_name(self._namespace, encoder)
 
     def create(self, encoder: str, dim: int) -> None:
-        """Make the collection of an encoder, unless it exists."""
+        """Creates the collection of an encoder, unless it exists."""
         self._backend.create(self.collection(encoder), dim, REFERENCE_INDEXES)
 
     # Reading
 
     def pages(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """References of these writes in one collection, page by page, without those whose payload cannot be read."""
-
-        def some(first: int) -> Iterator[Points]:
-            where = Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])})
-            return map(_readable, self._backend.scroll(self.collection(encoder), where, vectors=vectors))
-
-        firsts = range(0, len(write_ids), _WRITE_IDS)
-        ahead = len(firsts) > 1 and not self._backend.exclusive  # an engine in this process waits for nobody
-        yield from chain.from_iterable(
-            _read_ahead(lambda first: list(some(first)), firsts) if ahead else map(some, firsts)
-        )
+        """Yields pages of the references of these writes in one collection, without those of unreadable payload."""
+        for where in _wheres(write_ids):
+            for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors):
+                yield page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload)])
 
     def read(self, category: Category, *, vectors: bool = True) -> Iterator[Reference]:
-        """Every reference of a category; without `vectors`, the vectors are empty."""
+        """Yields every reference of a category; without `vectors`, the vectors are empty."""
         for encoder in dict.fromkeys(encoder_and_modality(expert)[0] for expert in category.references):
             for page in self.pages(encoder, category.write_ids, vectors=vectors):
                 for payload, vector in zip(page.payloads, page.vectors, strict=True):
                     yield reference_from(encoder, payload, vector)
 
     def described(self, category: Category) -> list[StoredReference]:
-        """What a category has: each text and image once, with the experts that have it; texts first, then by age."""
+        """Returns each text and image of a category once, with its experts; texts first, then by age."""
         found: dict[tuple[Modality, str], list[Reference]] = {}
         for reference in self.read(category, vectors=False):
             found.setdefault((reference.modality, reference.hash), []).append(reference)
-        described = [_described(category.name, references) for references in found.values()]
+        described = [_described(category.name, one) for one in found.values()]
         return sorted(described, key=lambda one: (one.modality == "image", str(one.added or ""), one.source, one.hash))
 
     def keys(self, category: Category) -> set[tuple[str, str, str]]:
-        """`Reference.key` of every reference of a category."""
+        """Returns the `Reference.key` of every reference of a category."""
         return {reference.key for reference in self.read(category, vectors=False)}
 
     def holders(self, hashes: Collection[str], categories: Sequence[Category]) -> dict[str, set[str]]:
-        """By content hash of an image, names of those of the categories that have it, in one pass over the references.
+        """Returns the names of the categories that have an image, by content hash, in one pass over the references.
 
-        There is no index of hashes, and a server may refuse a filter without one.
+        Hashes have no index, and a server may refuse a filter without one.
         """
         live = {write_id: category.name for category in categories for write_id in category.write_ids}
         experts = {encoder_and_modality(expert) for category in categories for expert in category.references}
@@ -115,8 +97,8 @@ class ReferenceCollections:
         return found
 
     def counts(self, category: Category) -> dict[str, int]:
-        """How many references of a category there are, by expert."""
-        if self._backend.exclusive:  # an index may count more than can be read
+        """Returns the number of references of a category that exist, by expert."""
+        if self._backend.exclusive:  # the index of a damaged file may count more than can be read
             read = Counter(expert_name(r.encoder, r.modality) for r in self.read(category, vectors=False))
             return {expert: read[expert] for expert in category.references} | read
         counted: dict[str, int] = {}
@@ -127,10 +109,9 @@ class ReferenceCollections:
         return counted
 
     def garbage(self, categories: Iterable[Category], encoders: Iterable[str], kept: Iterable[str]) -> int:
-        """How many references there are beyond those that these categories count, and those of writes that are kept."""
+        """Returns the number of references beyond those that these categories count, and those of kept writes."""
         named = sum(sum(category.references.values()) for category in categories)
-        writes = sorted(kept)
-        wheres = [Where(match={"gen": writes[i : i + _WRITE_IDS]}) for i in range(0, len(writes), _WRITE_IDS)]
+        wheres = _wheres(sorted(kept))
         names = [self.collection(encoder) for encoder in encoders]
         others = sum(self._backend.count(name, Where()) for name in names) - named
         return max(0, others - sum(self._backend.count(name, where) for name in names for where in wheres))
@@ -156,7 +137,7 @@ class ReferenceCollections:
     # Writing
 
     def put(self, planned: Iterable[tuple[Category, Sequence[Reference]]]) -> None:
-        """Write references of categories, each under the last write id of its category."""
+        """Writes references of categories, each under the last write id of its category."""
         rows: dict[str, list[tuple[Category, Reference]]] = {}
         for category, references in planned:
             for reference in references:
@@ -170,50 +151,31 @@ class ReferenceCollections:
             self._backend.upsert(self.collection(encoder), points)
 
     def writes(self, collections: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Category and write id of every reference that there is, and of every small copy of an image."""
+        """Yields category and write id of every reference and every small copy of an image in these collections."""
         for name in collections:
             for page in self._backend.scroll(self.collection(name), Where(), fields=("category", "gen")):
                 yield from ((p["category"], p["gen"]) for p in page.payloads if is_reference(p, ("category", "gen")))
 
     def delete(self, collections: Iterable[str], write_ids: Sequence[str]) -> int:
-        """Delete the references and small copies of these writes, and say how many references there were."""
+        """Deletes the references and small copies of these writes, and returns the number of references."""
         deleted = 0
         for name in collections:
-            if name == IMAGES and not self._backend.exists(self.collection(name)):
-                continue  # a writer was killed before it made it
-            for first in range(0, len(write_ids), _WRITE_IDS):
-                where = Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])})
+            collection = self.collection(name)
+            if name == IMAGES and not self._backend.exists(collection):
+                continue
+            for where in _wheres(write_ids):
                 if name != IMAGES:
-                    pages = self._backend.scroll(self.collection(name), where, fields=("gen",))
-                    deleted += sum(len(page.ids) for page in pages)
-                self._backend.delete(self.collection(name), where)
+                    deleted += sum(len(page.ids) for page in self._backend.scroll(collection, where, fields=("gen",)))
+                self._backend.delete(collection, where)
         return deleted
 
 
-def _read_ahead(read: Callable[[int], T], parts: Iterable[int]) -> Iterator[T]:
-    """What is read, in order; while one is looked at, other threads read the next."""
-    from concurrent.futures import ThreadPoolExecutor  # not needed to list the categories of a store
-
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(_AHEAD) as pool:
-        try:
-            for part in parts:
-                waiting.append(pool.submit(copy_context().run, read, part))
-                if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _readable(page: Points) -> Points:
-    return page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload)])
+def _wheres(write_ids: Sequence[str]) -> list[Where]:
+    starts = range(0, len(write_ids), _WRITE_IDS)
+    return [Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])}) for first in starts]
 
 
 def _described(category: str, references: Sequence[Reference]) -> StoredReference:
-    """One text or image of a category, by what each encoder has of it."""
     one = references[0]
     return StoredReference(
         category=category,

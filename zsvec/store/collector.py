@@ -223,7 +223,7 @@ class Collector:
         won = set() if final or intent["until"] <= now else history.won(intent)
         if not won >= set(intent.get("moved", ())):
             won = set()  # half a move cannot be undone
-        after = change_payload(intent, won, intent["rev"]) if won else final_payload(intent)
+        after = change_payload(intent, won, history.at(intent)) if won else final_payload(intent)
         self._catalog.put([Put(intent["id"], after, expected(intent))])
         return bool(won)
 

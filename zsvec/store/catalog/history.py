@@ -107,12 +107,16 @@ class History:
         self.records: dict[str, Record] = {}
         self._manifests: dict[str, Record] = {}
         self._won: dict[str, set[str]] = {}
+        self._revs: dict[str, int] = {}  # of the present manifests, by the change that made them
         self._add(catalog.scroll(Where(match={"kind": list(WRITE_KINDS)})))
         self.catch_up(catalog.state({name for record in self.records.values() for name in record["before"]}))
 
     def catch_up(self, state: State) -> None:
         """Adds the manifests of categories, and the new changes that made them."""
         self._manifests |= state.manifests
+        for manifest in state.manifests.values():
+            change = _text(manifest, "change") or ""
+            self._revs[change] = max(manifest["rev"], self._revs.get(change, 0))
         known = {None, *self.records}
         new = {_text(manifest, "change") for manifest in state.manifests.values()} - known
         while new:
@@ -187,13 +191,21 @@ class History:
             return any(other.get("undoes") == record["id"] for other in self.chain(name))
         return (record["id"], name) not in effective
 
+    def at(self, record: Record) -> int:
+        """Returns the time of a change by the order of the commits, in microseconds since 1970.
+
+        The intent of a killed writer has only the time of its begin, perhaps below the ``rev`` of commits before.
+        """
+        rev: int = record["rev"]
+        return rev if record["kind"] == "change" else max(rev, self._revs.get(record["id"], 0))
+
     def changed_by(self, writes: Sequence[tuple[Record, str]]) -> Change:
         """Returns the change of which these writes of categories are parts."""
-        last = max((record for record, _ in writes), key=lambda record: record["rev"])
+        last = max((record for record, _ in writes), key=self.at)
         return Change(
             id=last["change"],
             what=last["what"],
-            at=datetime.fromtimestamp(last["rev"] / 1e6, tz=UTC),
+            at=datetime.fromtimestamp(self.at(last) / 1e6, tz=UTC),
             by=last.get("by"),
             categories=tuple(sorted({name for _, name in writes})),
         )
@@ -247,7 +259,7 @@ class History:
             left[name] = ours
         ordered: list[tuple[Record, list[str]]] = []
         while heads := {records[0]["id"]: records[0] for records in left.values() if records}:
-            for record in sorted(heads.values(), key=lambda record: record["rev"], reverse=True):
+            for record in sorted(heads.values(), key=self.at, reverse=True):
                 names = [name for name in left if any(other["id"] == record["id"] for other in left[name])]
                 if all(left[name][0]["id"] == record["id"] for name in names):
                     break

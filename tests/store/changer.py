@@ -54,7 +54,6 @@ class Change:
 
 @cache
 def changes(seed: int) -> tuple[Change, ...]:
-    """The changes of a seed, each planned on what the one before it leaves."""
     draw, state, made = random.Random(seed), State(), []
     for number in range(CHANGES):
         made.append(_change(draw, state, number))
@@ -102,7 +101,7 @@ def make_changes(location: str, namespace: str, seed: str, first: str) -> None:
         if number >= int(first):
             try:
                 change.make(store)
-            except CategoryNotFoundError:  # a server may have got the removal just before who asked for it was killed
+            except CategoryNotFoundError:  # a server may have got a removal just before its client was killed
                 if (change.what, number) != ("remove", int(first)):
                     raise
             store = opened(location, namespace) if change.what == "close" else store
@@ -128,7 +127,6 @@ def found(store: Store) -> State:
 
 
 def is_one_of(state: State, before: State, after: State) -> bool:
-    """Whether a state is that before a change or that after it, category by category."""
     names = state.categories.keys() | before.categories.keys() | after.categories.keys()
     return state.calibration in (before.calibration, after.calibration) and all(
         state.categories.get(name) in (before.categories.get(name), after.categories.get(name)) for name in names

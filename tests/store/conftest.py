@@ -7,10 +7,19 @@ import pytest
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment, MemoryDeployment, fast_folder
 from zsvec.store import Store
 
+DEPLOYMENTS = ("edge", "memory", "local", "server")
 
-@pytest.fixture(params=["edge", "memory", "local", "server"])
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test in each deployment, or in those that its module names."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "deployment" in metafunc.fixturenames and not any("deployment" in mark.args[0] for mark in marks):
+        metafunc.parametrize("deployment", getattr(metafunc.module, "DEPLOYMENTS", DEPLOYMENTS), indirect=True)
+
+
+@pytest.fixture
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    """A place for a store: in a folder, in memory, in the client's local mode for a server, on a real server."""
+    """A folder, the memory of this process, the client's local mode in the place of a server, or a real server."""
     if request.param == "server":
         yield request.getfixturevalue("server")
         return

@@ -27,7 +27,6 @@ def batches() -> list[Sequence[Write]]:
 
 
 def write_all(folder: Path) -> Iterator[str]:
-    """Names of the categories as they are acknowledged."""
     with Store(EdgeBackend(folder), "zsvec") as store:
         store.bind(FINGERPRINTS)
         for batch in batches():

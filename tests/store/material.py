@@ -1,4 +1,4 @@
-"""References to write, and small copies of their images, made of words alone: no model, no client."""
+"""References to write, and small copies of images, made of words alone: no model, no client."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def reference(encoder: str, modality: Modality, content: str) -> Reference:
 
 
 def references(texts: Iterable[str] = (), images: Iterable[str] = ()) -> list[Reference]:
-    """What the builder would make: texts for the one encoder that reads, images for both."""
+    """Texts for the encoder that reads, images for both."""
     return [
         *(reference("clip", "text", text) for text in texts),
         *(reference(encoder, "image", image) for encoder in FINGERPRINTS for image in images),
@@ -58,7 +58,6 @@ def write_of(name: str, images: Iterable[str] = (), texts: Sequence[str] = (), *
 
 @cache
 def jpeg(content: str) -> bytes:
-    """A picture of its own for each content."""
     seed = int.from_bytes(hashlib.sha256(content.encode()).digest()[:4])
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(file, "JPEG")
@@ -71,7 +70,6 @@ def small(content: str) -> SmallImage:
 
 
 def pictured(name: str, images: Iterable[str] = (), texts: Sequence[str] = (), **changes: Any) -> Write:
-    """A write whose images have copies."""
     write = write_of(name, images, texts, **changes)
     with_copies = [replace(r, small=small(r.source)) if r.modality == "image" else r for r in write.references]
     return replace(write, references=with_copies)
@@ -85,7 +83,7 @@ def copies(store: Store) -> set[tuple[str, str, str]]:
 
 
 def live_copies(store: Store) -> set[tuple[str, str, str]]:
-    """Those of the committed references, where each write that has an image has a copy of it."""
+    """Copies of committed images, one for each write."""
     found = set()
     for category in store.categories():
         for page in store.references("dino", category.write_ids, vectors=False):

@@ -22,7 +22,6 @@ STEPS = {os: ("fsync", "mkdir", "rename", "replace", "rmdir", "unlink"), edge: (
 
 
 def rewrite(line: str) -> None:
-    """Do what a line says."""
     step, _, folder = line.partition(" ")
     number = count()
 

@@ -1,7 +1,7 @@
-"""A server in simulation: several processes, whose clocks differ, take turns at its calls, and anything may go wrong.
+"""A server in simulation: several processes with different clocks take turns at calls, and anything may go wrong.
 
-Each process is a thread that waits for its turn before every call of its backend, so histories are as
-random as their seed. Of the store under test nothing is simulated.
+Each process is a thread that waits for a turn before every call of the backend, so histories are as random
+as the seed. Of the store under test nothing is simulated.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Killed(BaseException):
 
 @dataclass(frozen=True)
 class Faults:
-    """How often what goes wrong, for each call of a backend.
+    """Rates of faults, for each call of a backend.
 
     Attributes:
         pause: The process sleeps, up to two hours.
         kill: The process ends.
-        lost: A write is made, and its answer is lost.
+        lost: A write is made, and the answer is lost.
         late: A write is given up, and lands later.
-        dropped: A read leaves out a record that was made a moment ago, as a quorum does whose replicas differ.
+        dropped: A read leaves out a record that was made a moment ago, as a quorum of differing replicas does.
         replaced: Or one that was replaced a moment ago.
     """
 
@@ -52,11 +52,11 @@ class Faults:
 
 
 class World:
-    """Time, the server's collections, and whose turn it is.
+    """Time, collections of the server, and turns of processes.
 
     Args:
         seed: Of the history.
-        faults: What goes wrong.
+        faults: Rates of faults.
     """
 
     def __init__(self, seed: int, faults: Faults) -> None:
@@ -67,7 +67,7 @@ class World:
         self.steps = 0
         self.processes: list[Process] = []
         self.late: list[tuple[int, Callable[[], None]]] = []
-        self.fresh: dict[str, int] = {}  # step in which a record was made that nobody has seen
+        self.fresh: dict[str, int] = {}  # step in which an unseen record was made
         self.removals: dict[str, int] = {}  # rev of the last removal of a category
 
     def start(self, name: str, work: Callable[[Process], None], skew: float = 0.0) -> Process:
@@ -79,10 +79,10 @@ class World:
     def live(
         self, kinds: Sequence[Callable[[Process], None]], skews: Sequence[float], steps: int, over: Callable[[], bool]
     ) -> None:
-        """Let processes of these kinds take turns, each begun anew where it ended, and finish.
+        """Let processes of these kinds take turns, restarted when they end, and finish.
 
         Args:
-            kinds: What each does.
+            kinds: Work of each.
             skews: By how many seconds the clock of each is wrong.
             steps: Turns in all.
             over: Whether to stop before.
@@ -118,7 +118,7 @@ class World:
                 self.random.choice(awake).step()
 
     def finish(self) -> None:
-        """End the processes where they are."""
+        """Kill all processes."""
         for process in self.processes:
             process.kill()
         for _, land in self.late:
@@ -127,12 +127,12 @@ class World:
 
 
 class Process:
-    """A thread that waits for its turn before each call of its backend.
+    """A thread that waits for a turn before each call of the backend.
 
     Attributes:
-        skew: How much its clock is ahead, in seconds.
-        asleep_until: The step before which it has no turn.
-        error: What ended it, unless it was killed.
+        skew: Seconds by which the clock is ahead.
+        asleep_until: First step of the next turn.
+        error: Error that ended the process.
     """
 
     def __init__(self, world: World, name: str, work: Callable[[Process], None], skew: float) -> None:
@@ -149,12 +149,10 @@ class Process:
         self._thread.start()
 
     def step(self) -> None:
-        """Give it a turn, and wait until it wants another."""
         self._go.release()
         self._done.acquire()
 
     def kill(self) -> None:
-        """End it at its next call."""
         if self.alive:
             self._killed = True
             self.step()
@@ -162,7 +160,6 @@ class Process:
         assert not self._thread.is_alive()
 
     def wait(self) -> None:
-        """Called by the process itself: until its next turn."""
         self._done.release()
         self._go.acquire()
         if self._killed:
@@ -175,7 +172,7 @@ class Process:
                 work(self)
         except Killed:
             pass
-        except BaseException as exc:  # noqa: BLE001 - it is shown by who looks at the process
+        except BaseException as exc:  # noqa: BLE001 - raised by the world
             self.error = exc
         self.alive = False
         self._done.release()
@@ -186,7 +183,7 @@ _CLOCKS: dict[str, Process] = {}
 
 @pytest.fixture
 def simulated_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Simulated processes have a time of their own, and sleep by giving up turns."""
+    """Gives simulated processes a time, in which they sleep by giving up turns."""
     real = time.time_ns, time.monotonic, time.sleep
 
     def time_ns() -> int:
@@ -217,8 +214,8 @@ class SimulatedBackend:
     """A process's connection to the server of a world.
 
     Attributes:
-        world: Where it is.
-        process: Whose it is; ``None`` for one that nothing interferes with.
+        world: The world.
+        process: The client; ``None`` for a backend without faults.
     """
 
     world: World
@@ -265,7 +262,7 @@ class SimulatedBackend:
         self._write(lambda: self.world.server.upsert(collection, points))
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
-        for put in self.world.random.sample(list(puts), len(puts)):  # each lands on its own
+        for put in self.world.random.sample(list(puts), len(puts)):  # each lands alone
             self._write(lambda put=put: self._put(collection, put))  # type: ignore[misc]
 
     def _put(self, collection: str, put: Put) -> None:
@@ -303,7 +300,7 @@ class SimulatedBackend:
         [points] = list(self.world.server.scroll(collection, where, vectors=vectors, fields=fields)) or [_NOTHING]
         middle = len(points.ids) // 2
         for part in (slice(0, middle), slice(middle, None)):
-            self._turn()  # what changes meanwhile may be seen or not; a page that was read stays as it is
+            self._turn()  # changes meanwhile may be seen or not; a read page does not change
             there = {place for page in self.world.server.scroll(collection, where, fields=()) for place in page.ids}
             kept = [
                 i for i, place in enumerate(points.ids[part], part.start or 0) if place in there and self._shown(place)
@@ -316,7 +313,7 @@ class SimulatedBackend:
             )
 
     def _shown(self, place: str) -> bool:
-        """What one reader has seen, all replicas have."""
+        """A record that a reader has seen is on all replicas."""
         new = self.world.steps - self.world.fresh.get(place, -1000) < 4
         if self.process and new and self.world.random.random() < self.world.faults.dropped:
             return False

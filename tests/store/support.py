@@ -38,13 +38,12 @@ _BLOCK = 4096
 
 
 class Hooked:
-    """A backend that can be interfered with from within its calls.
+    """A backend with hooks before its calls.
 
     Attributes:
         inner: The backend that does the work.
-        hooks: What to call, once, with the arguments of the next call of a method, before it; under ``commit``, before
-            the next that puts a manifest or a calibration; under a number, before the call that follows on so many
-            calls of any method.
+        hooks: Functions to call once, before the next call of a method, with the same arguments; under ``commit``,
+            before the next put of a manifest or a calibration; under a number, before the call after so many.
         dies_at: Number of calls from which on every one raises `Crash`, as if the process had died.
         calls: How often each method was called.
     """
@@ -75,7 +74,7 @@ class Hooked:
         return call
 
 
-class Crash(Exception):  # noqa: N818 - what a test throws in, not an error of anybody's
+class Crash(Exception):  # noqa: N818 - thrown in by a test
     """The writer dies here."""
 
 
@@ -86,12 +85,12 @@ LASTING = pytest.mark.parametrize("deployment", ["edge", "local", "server"], ind
 
 
 class Deployment:
-    """A place for collections: how to open it, and how to look at it past the store.
+    """A place for collections: opened as a store, and read past the store.
 
     Attributes:
         namespace: Of the store under test.
         shared: Whether several handles can be open at once.
-        exact: Whether a vector comes back with the bits it was written with.
+        exact: Whether vectors come back bit by bit.
     """
 
     namespace = "zsvec"
@@ -102,7 +101,6 @@ class Deployment:
         self._open: list[Backend] = []
 
     def backend(self) -> Hooked:
-        """A handle of its own, closed with the deployment."""
         inner = self.connect()
         self._open.append(inner)
         return Hooked(inner)
@@ -114,7 +112,7 @@ class Deployment:
         return store
 
     def another(self, store: Store) -> Store:
-        """What a second writer uses: another handle where there can be one."""
+        """Returns the store of a second writer: another handle, if the deployment is shared."""
         return self.open() if self.shared else store
 
     def clear(self, store: Store) -> None:
@@ -136,11 +134,7 @@ class Deployment:
         }
 
     def sizes(self, after: Store | None = None) -> dict[str, int]:
-        """Number of points of each encoder's collection.
-
-        Args:
-            after: A handle that first collects what was replaced: where others may be reading, that stays for a while.
-        """
+        """Returns the number of points of each encoder, after garbage collection by `after` if shared."""
         if after is not None and self.shared:
             after.gc(grace=0)
         return {encoder: len(self.points(encoder)) for encoder in FINGERPRINTS}
@@ -149,15 +143,15 @@ class Deployment:
         raise NotImplementedError
 
     def collections(self) -> set[str]:
-        """Names of all collections that there are, of whomever."""
+        """Names of all collections, foreign ones included."""
         raise NotImplementedError
 
     def make_foreign(self, collection: str) -> None:
-        """Somebody else's collection, with points."""
+        """Creates a collection of another program, with points."""
         raise NotImplementedError
 
     def state(self, collection: str) -> Any:
-        """Whatever can be read of a collection that is not open; equal if nothing touched it."""
+        """All that can be read of a closed collection, to compare."""
         raise NotImplementedError
 
     def content(self, collection: str) -> Any:
@@ -209,9 +203,8 @@ class EdgeDeployment(Deployment):
 
 
 def _digest(path: Path) -> bytes:
-    """Hash of what is not zero in a file; the engine's files are mostly holes, which read as zeros and take long.
-
-    Not of where the holes are: a system may fill one, or make one, while the content stays the same.
+    """Hash of the blocks of a file without zeros. The files of the engine are mostly holes, which are slow to read, and
+    which a system may fill or make.
     """
     digest, end = hashlib.sha256(), 0
     with path.open("rb") as file, suppress(OSError):  # there is no data after the last hole
@@ -258,7 +251,7 @@ class ClientDeployment(Deployment):
 
 
 class MemoryDeployment(Deployment):
-    """What ``open_store(":memory:")`` opens: it is gone with its handle, and nobody else can have collections in it."""
+    """The deployment of ``open_store(":memory:")``, which ends with its handle and has no foreign collections."""
 
     shared = False
     exact = True
@@ -271,7 +264,7 @@ class MemoryDeployment(Deployment):
 
 
 class LocalDeployment(ClientDeployment):
-    """The client's local mode in the place of a server: several handles share it."""
+    """The client's local mode in the place of a server, shared by several handles."""
 
     exact = False  # for cosine, unit vectors are normalised again
 
@@ -307,13 +300,13 @@ class ServerDeployment(ClientDeployment):
     def close(self) -> None:
         super().close()
         for collection in self.collections():
-            if self.namespace in collection:  # it is ours alone: nobody else draws this name
+            if self.namespace in collection:  # a random name
                 self.client.delete_collection(collection)
         self.client.close()
 
 
 class _SharedLocalClient:
-    """A client in local mode that several handles and threads use; it outlives each of them."""
+    """A client in local mode that several handles and threads use, and that none closes."""
 
     def __init__(self) -> None:
         self.local = QdrantClient(":memory:")
@@ -340,7 +333,7 @@ class _SharedLocalClient:
             with self._lock:
                 try:
                     return method(*args, **kwargs)
-                except ValueError as exc:  # a server says it so
+                except ValueError as exc:  # as a server says this
                     codes = {"not found": (404, "Not Found"), "already exists": (409, "Conflict")}
                     code = next((codes[words] for words in codes if words in str(exc)), None)
                     if code is None:
@@ -353,13 +346,13 @@ class _SharedLocalClient:
 _FOREIGN_PAYLOADS: list[dict[str, Any]] = [
     {"category": "red panda", "modality": "image", "gen": "00000000000001-aaaaaaaaaaaa"},
     {"kind": "category", "category": "red panda", "version": 1, "rev": 1, "gen": [], "deleted": True},
-    {"somebody": "else's"},
+    {"another": "program"},
 ]
 
 
 @contextmanager
 def fast_folder() -> Iterator[Path]:
-    """A new folder, in memory where there is room: the engine syncs every file that it makes."""
+    """A new folder, in memory if there is room, since the engine syncs every file."""
     in_memory = _SHM.is_dir() and shutil.disk_usage(_SHM).free > 2**30
     with TemporaryDirectory(prefix="zsvec-test-", dir=_SHM if in_memory else None) as folder:
         yield Path(folder)

@@ -34,7 +34,7 @@ def restore(rest: httpx.Client, collection: str, snapshot: bytes) -> None:
 
 
 def copied(server: ServerDeployment, rest: httpx.Client, *, first: str, write: Callable[[], object]) -> Store:
-    """A copy of the store, restored from snapshots between the first and second of which somebody writes."""
+    """A copy of the store, restored from snapshots between the first and second of which another client writes."""
     snapshots: dict[str, bytes] = {}
     for collection in sorted(COLLECTIONS, key=first.__ne__):
         if len(snapshots) == 1:
@@ -58,9 +58,7 @@ def state(store: Store) -> Mapping[str, Mapping[str, list[str]]]:
     return {category.name: sources(store, category.name) for category in store.categories()}
 
 
-def test_a_catalog_that_was_first_names_only_what_was_there(
-    server: ServerDeployment, rest: httpx.Client, store: Store
-) -> None:
+def test_an_older_catalog_names_existing_references(server: ServerDeployment, rest: httpx.Client, store: Store) -> None:
     """But for what was deleted meanwhile; and what was written meanwhile is garbage."""
     before = state(store)
 
@@ -84,14 +82,12 @@ def test_a_catalog_that_was_first_names_only_what_was_there(
     assert state(copy) == before
 
 
-def test_a_catalog_that_was_last_names_what_is_not_there(
-    server: ServerDeployment, rest: httpx.Client, store: Store
-) -> None:
+def test_a_newer_catalog_names_missing_references(server: ServerDeployment, rest: httpx.Client, store: Store) -> None:
     copy = copied(server, rest, first="clip", write=lambda: add(store, "added", ["3"]))
     assert copy.incomplete() == ["added"]
 
 
-def test_what_nobody_writes_to_is_restored_as_it_is(server: ServerDeployment, rest: httpx.Client, store: Store) -> None:
+def test_a_store_without_writers_is_restored_whole(server: ServerDeployment, rest: httpx.Client, store: Store) -> None:
     copy = copied(server, rest, first="dino", write=lambda: None)
     assert (copy.incomplete(), state(copy)) == ([], state(store))
     add(copy, "added", ["3"])

@@ -1,4 +1,4 @@
-"""A server whose answers do not end takes neither the memory nor the time of a store; large pages are read in parts."""
+"""A server with endless answers takes neither the memory nor the time of a store; large pages are read in parts."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def opened(url: str, **options: Any) -> Store:
 
 
 def opened_at_last(url: str, **options: Any) -> Store:
-    """Opens a store whose requests have little time, as often as a busy machine needs."""
+    """Opens a store with short deadlines, as often as a busy machine needs."""
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
@@ -107,7 +107,7 @@ def test_a_head_without_end_is_given_up(flood: str, while_open: bool) -> None:
 
 
 @pytest.mark.parametrize("flood", ENDLESS)
-def test_a_node_whose_answer_does_not_end_is_not_well(flood: str) -> None:
+def test_a_node_with_an_endless_answer_is_not_well(flood: str) -> None:
     with endless.serving(ENDLESS[flood]) as server, endless.bounded_memory():
         assert not Node(server.url, lambda *_: pytest.fail("it is not contacted"), 1).is_well()
         assert not left_behind()
@@ -174,7 +174,7 @@ def test_a_message_without_end_is_refused(attack: str) -> None:
 
 
 def attacked(attack: str) -> subprocess.CompletedProcess[str]:
-    """Runs a victim whose store answers well once, and then attacks."""
+    """Runs a victim of a store that answers well once, and then attacks."""
     said = protocol.HealthCheckReply(title="qdrant", version="1.18.3", commit="abc").SerializeToString()
     with beside_rest(root_only) as (rest, beside):
         answers = chain([http2.message(said)], repeat(ATTACKS[attack]))
@@ -290,7 +290,6 @@ def test_a_point_that_is_too_large_is_an_error(pages: tuple[str, list[int]], mon
 
 
 def test_a_point_that_could_not_be_read_is_not_written() -> None:
-    """As gRPC would write it."""
     fits = {"metadata": "é" * 19_000_000}
     assert 38_000_000 < size_of_point(4, fits) < ANSWER_BYTES
     with pytest.raises(StoreError, match="at most 40,000,000 bytes"):

@@ -14,6 +14,7 @@ from tests.store.support import Deployment
 from zsvec.store import Census, Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
 
 OpenStore = Callable[..., Store]
 
@@ -48,7 +49,7 @@ def test_in_step_with_other_handles(deployment: Deployment, open_store: OpenStor
     assert census.update() == counted(store)
 
 
-def test_reads_only_what_has_changed(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_only_changes(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
     store = open_store()
     for name in "abcde":
         add(store, name, [name])

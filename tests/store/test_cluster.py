@@ -77,7 +77,7 @@ def peer(node: Node) -> int:
     return int(node.get("/cluster")["peer_id"])
 
 
-def test_what_a_store_is_made_with_is_what_it_has(nodes: list[Node], namespace: str) -> None:
+def test_placement_of_a_store_is_as_asked(nodes: list[Node], namespace: str) -> None:
     urls = nodes[0].url
     placement = Placement(replicas=2, shards=3, write_consistency=2)
     with open_store(urls, namespace=namespace, placement=placement) as store:
@@ -105,7 +105,7 @@ def test_a_store_goes_on_without_any_one_node(nodes: list[Node], namespace: str,
             assert_answers(way, state)
         assert time.monotonic() - begun < 30 + BUSY * usual
         nodes[which].restart()
-        if replicas == 2:  # who comes back may answer its own readers from before, until it knows what it has missed
+        if replicas == 2:  # a node that comes back may give its readers an old state for a moment
             wait_until(lambda: len({node.get("/cluster")["raft_info"]["commit"] for node in nodes}) == 1)
         for node in nodes:  # by whichever is asked
             with opened([node], namespace) as alone:
@@ -228,7 +228,7 @@ def test_copies_that_differ_are_named_and_healed(nodes: list[Node], namespace: s
         assert_answers(searcher(store, "numpy"), STATE)
 
 
-def test_who_writes_to_a_record_whose_two_copies_differ_makes_them_agree(nodes: list[Node], namespace: str) -> None:
+def test_a_write_makes_two_differing_copies_agree(nodes: list[Node], namespace: str) -> None:
     with filled(nodes, namespace, 2) as store:
         written_to_one_copy(nodes, store.collection("catalog"), "lynx")
         assert "lynx" not in {category.name for category in store.categories()}

@@ -1,4 +1,4 @@
-"""What is written is read back, whatever the store is kept in."""
+"""Stores on every backend: writes are read back."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def no_second_stamps() -> Iterator[None]:
 # Reading back
 
 
-def test_what_is_written_is_read_back(deployment: Deployment, open_store: OpenStore) -> None:
+def test_references_are_read_back(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     written = references(texts=["a small reddish mammal"], images=["a.jpg", "b.jpg"])
     before = time.time()
@@ -123,7 +123,7 @@ def test_same_again_writes_nothing(deployment: Deployment) -> None:
         assert backend.calls[method] == calls[method]
 
 
-def test_addition_keeps_what_is_there(deployment: Deployment, open_store: OpenStore) -> None:
+def test_addition_keeps_present_references(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     add(store, "red panda", ["a", "b"], ["first"])
     before = vectors(store.stored("red panda"))
@@ -233,7 +233,7 @@ def test_removed_category_can_be_added_again(deployment: Deployment, open_store:
     assert (again.texts, again.metadata, again.references) == ((), {}, {"clip:image": 1, "dino:image": 1})
 
 
-def test_removal_of_what_never_was(open_store: OpenStore) -> None:
+def test_removal_of_an_unknown_category(open_store: OpenStore) -> None:
     with pytest.raises(CategoryNotFoundError, match="'red panda'"):
         open_store().remove("red panda")
 
@@ -325,7 +325,7 @@ def test_awkward_names_are_kept_apart(deployment: Deployment, open_store: OpenSt
     assert deployment.sizes(after=store) == {"clip": 0, "dino": 0}
 
 
-def test_a_look_finds_what_has_changed(open_store: OpenStore) -> None:
+def test_a_look_finds_changes(open_store: OpenStore) -> None:
     store = open_store()
     for name in ("a", "b", "c"):
         add(store, name, ["1"])
@@ -349,7 +349,7 @@ def test_a_look_finds_what_has_changed(open_store: OpenStore) -> None:
 
 
 @pytest.mark.parametrize("deployment", ["edge", "memory"], indirect=True)
-def test_where_nobody_else_writes_nothing_is_read_unless_something_was_written(
+def test_an_exclusive_store_is_read_again_only_after_writes(
     open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = open_store()
@@ -428,7 +428,7 @@ def test_query_finds_the_nearest_of_a_modality(deployment: Deployment, open_stor
     assert {hit.payload["source"] for hit in store.query("clip", "text", queries, limit=99)[0]} == set(texts)
 
 
-# What is in the deployment
+# Content of the deployment
 
 
 def test_payloads_and_ids_are_as_documented(deployment: Deployment, open_store: OpenStore) -> None:
@@ -537,7 +537,7 @@ def test_reopening_finds_everything(deployment: Deployment, open_store: OpenStor
     assert store.category("lynx").version == 3
 
 
-def test_what_is_written_anew_answers_the_same(deployment: Deployment, open_store: OpenStore) -> None:
+def test_a_rewritten_store_answers_the_same(deployment: Deployment, open_store: OpenStore) -> None:
     backend = deployment.backend()
     store = deployment.open(backend)
     add(store, "red panda", ["a", "b"], ["text"])
@@ -756,7 +756,7 @@ def test_info_says_whether_categories_have_changed_since_the_calibration(
 
     before = newest(store)
     add(other, "c", ["1"])
-    store.keep_calibration(made_from(before))  # it was made before, and committed after
+    store.keep_calibration(made_from(before))  # made before the change, and committed after
     assert store.info()["calibration"] == "stale"
 
 
@@ -772,7 +772,7 @@ OPERATIONS = st.lists(
 
 
 class Model:
-    """What a store of one process at a time must be, as plain dicts."""
+    """A store of one process at a time, as plain dicts."""
 
     def __init__(self) -> None:
         self.versions: Counter[str] = Counter()
@@ -805,7 +805,7 @@ def check_against_model(deployment: Deployment, operations: list[tuple[str, str,
             store = deployment.open()
         elif operation == "gc":
             collected = store.gc(grace=0)
-            assert not collected or deployment.shared  # what was replaced goes at once where nobody else reads
+            assert not collected or deployment.shared  # replaced references go at once without other readers
         elif name in model.keys:
             store.remove(name)
             model.remove(name)

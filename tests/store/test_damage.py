@@ -1,4 +1,4 @@
-"""Damaged files of an embedded store: an error of ours, or what is missing is named; and nothing else is deleted."""
+"""Damaged files of an embedded store: an error of zsvec, or the loss is named; and nothing else is deleted."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ kill()
 
 
 def killed(folder: Path, *then: str) -> Path:
-    """The same store, in a folder, whose writer was killed, perhaps after doing something more."""
+    """The same store in a folder, of a writer that was killed after these further lines."""
     command = [sys.executable, "-c", WRITER, str(folder), *then]
     assert subprocess.run(command, cwd=ROOT).returncode == -signal.SIGKILL
     return folder
@@ -91,7 +91,6 @@ def unclosed() -> Iterator[Path]:
 
 @pytest.fixture
 def open_folder(unclosed: Path, parent: Path) -> Path:
-    """A copy of it."""
     return copy(unclosed, parent / "store")
 
 
@@ -107,7 +106,7 @@ def flushed() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def written_since() -> Iterator[Path]:
-    """The store has what it had when it was flushed."""
+    """With the same content as when flushed."""
     with fast_folder() as parent:
         yield killed(parent / "store", "store.flush()", "add(store, 'desk', ['5'])", "store.remove('desk')")
 
@@ -209,7 +208,7 @@ LOG = "wal/open-*"
 
 
 def log_zeroed(collection: str, word: bytes, length: int | None = 4096) -> Callable[[Path], None]:
-    """From the last time on that a word is in it."""
+    """From the last place of a word on."""
 
     def zero(folder: Path) -> None:
         damaged = file(folder, collection, LOG)
@@ -273,90 +272,79 @@ CALLS: dict[str, Callable[[Store], object]] = {
 }
 
 
-class AnyDamage:
-    """Holds also for damage that is not told."""
+IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"  # of the engine, about a collection that cannot be flushed
 
-    def test_only_errors_of_ours(self, folder: Path, damage: Callable[[Path], object]) -> None:
-        damage(folder)
-        store, failed = Store(EdgeBackend(folder), "zsvec"), dict[str, str]()
-        for name, call in CALLS.items():
-            try:
-                call(store)
-            except ZSVecError as error:  # also CategoryNotFoundError: a damaged log of a killed process has lost it
-                failed[name] = str(error)
-        assert all(str(folder) in message for message in failed.values())
+pytestmark = pytest.mark.filterwarnings(IGNORED)
 
 
-class Damage(AnyDamage):
-    """Holds for damage that is told."""
-
-    def test_no_live_reference_is_collected(self, folder: Path, damage: Callable[[Path], object]) -> None:
-        """There is no garbage in the store."""
-        damage(folder)
-        backend = EdgeBackend(folder)
-        before = points(backend)
-        with suppress(StoreError):
-            Store(backend, "zsvec").gc(grace=0)
-        assert points(backend) >= before
-        with suppress(StoreError):
-            backend.close()
-
-    def test_what_is_missing_is_told(self, folder: Path, damage: Callable[[Path], object]) -> None:
-        damage(folder)
-        store = Store(EdgeBackend(folder), "zsvec")
+def check_errors(folder: Path) -> None:
+    """All calls succeed, or name the folder in an error of zsvec."""
+    store, failed = Store(EdgeBackend(folder), "zsvec"), dict[str, str]()
+    for name, call in CALLS.items():
         try:
-            found = {category.name: sources(store, category.name) for category in store.categories()}
-            missing = {name for name in STORED if found.get(name) != STORED[name]}
-            assert missing <= set(store.incomplete())
-            told = bool(missing)
-        except StoreError:
-            told = True
-        assert told
-        with suppress(StoreError):
-            store.close()
+            call(store)
+        except (
+            ZSVecError
+        ) as error:  # also CategoryNotFoundError, if the damaged log of a killed process has lost a category
+            failed[name] = str(error)
+    assert all(str(folder) in message for message in failed.values())
 
 
-IGNORED = "ignore::pytest.PytestUnraisableExceptionWarning"  # the engine, of a collection that it cannot flush
+def check_nothing_is_collected(folder: Path) -> None:
+    """No live reference is deleted; there is no garbage in the store."""
+    backend = EdgeBackend(folder)
+    before = points(backend)
+    with suppress(StoreError):
+        Store(backend, "zsvec").gc(grace=0)
+    assert points(backend) >= before
+    with suppress(StoreError):
+        backend.close()
+
+
+def check_loss_is_told(folder: Path) -> None:
+    store = Store(EdgeBackend(folder), "zsvec")
+    try:
+        found = {category.name: sources(store, category.name) for category in store.categories()}
+        missing = {name for name in STORED if found.get(name) != STORED[name]}
+        assert missing <= set(store.incomplete())
+        told = bool(missing)
+    except StoreError:
+        told = True
+    assert told
+    with suppress(StoreError):
+        store.close()
+
+
+def check(folder: Path, damage: Callable[[Path], object]) -> None:
+    for number, one in enumerate((check_errors, check_nothing_is_collected, check_loss_is_told)):
+        damaged = copy(folder, folder.with_name(f"damaged {number}"))
+        damage(damaged)
+        one(damaged)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.filterwarnings(IGNORED)
-class TestClosed(Damage):
-    pass
+def test_a_closed_store(folder: Path, damage: Callable[[Path], object]) -> None:
+    check(folder, damage)
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-@pytest.mark.filterwarnings(IGNORED)
-class TestFlushed(Damage):
-    """And killed before anybody read or wrote again."""
-
-    @pytest.fixture
-    def folder(self, flushed: Path, parent: Path) -> Path:
-        return copy(flushed, parent / "store")
+def test_a_store_that_was_flushed_and_killed(flushed: Path, parent: Path, damage: Callable[[Path], object]) -> None:
+    check(copy(flushed, parent / "store"), damage)
 
 
 @pytest.mark.parametrize("damage", MISSING.values(), ids=MISSING)
-@pytest.mark.filterwarnings(IGNORED)
-class TestUnclosed(Damage):
-    @pytest.fixture
-    def folder(self, open_folder: Path) -> Path:
-        return open_folder
-
-
-@pytest.mark.parametrize("damage", MISSING.values(), ids=MISSING)
-@pytest.mark.filterwarnings(IGNORED)
-class TestWrittenSinceItWasFlushed(Damage):
-    @pytest.fixture
-    def folder(self, written_since: Path, parent: Path) -> Path:
-        return copy(written_since, parent / "store")
+def test_a_store_that_was_not_closed(
+    open_folder: Path, written_since: Path, parent: Path, damage: Callable[[Path], object]
+) -> None:
+    check(open_folder, damage)
+    (parent / "since").mkdir()
+    check(copy(written_since, parent / "since" / "store"), damage)
 
 
 @pytest.mark.parametrize("damage", DAMAGED_LOGS.values(), ids=DAMAGED_LOGS)
-@pytest.mark.filterwarnings(IGNORED)
-class TestDamagedLogOfAnUnclosedStore(AnyDamage):
-    @pytest.fixture
-    def folder(self, open_folder: Path) -> Path:
-        return open_folder
+def test_a_damaged_log_of_a_store_that_was_not_closed(open_folder: Path, damage: Callable[[Path], object]) -> None:
+    damage(open_folder)
+    check_errors(open_folder)
 
 
 def points(backend: EdgeBackend) -> set[tuple[str, str]]:
@@ -368,7 +356,7 @@ def points(backend: EdgeBackend) -> set[tuple[str, str]]:
     return found
 
 
-def test_a_store_that_is_only_read_stays_as_it_was_closed(folder: Path) -> None:
+def test_a_store_that_is_only_read_stays_closed(folder: Path) -> None:
     """The engine changes its files; readers may be killed, and each of those that are not closes the store."""
     for number in range(4):
         with Store(EdgeBackend(folder), "zsvec") as store:
@@ -420,14 +408,14 @@ ADD = "add(store, 'desk', ['5'])"
     ],
     ids=", ".join,
 )
-def test_what_was_killed_at_any_point_is_no_damage(parent: Path, then: list[str]) -> None:
+def test_a_process_killed_at_any_point_leaves_no_damage(parent: Path, then: list[str]) -> None:
     folder = killed(parent / "store", *then)
     for _ in range(2):
         found = state(folder)
         assert {name: found[name] for name in STORED} == STORED
 
 
-def test_a_store_that_nobody_closes_warns_of_nothing(folder: Path) -> None:
+def test_a_store_that_is_never_closed_warns_of_nothing(folder: Path) -> None:
     add(Store(EdgeBackend(folder), "zsvec"), "desk", ["5"])
     gc.collect()
 
@@ -482,7 +470,6 @@ def test_the_checksum_of_a_file_depends_on_each_byte_and_on_the_size(tmp_path: P
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the script forks, and limits its memory")
 def test_damage_at_random() -> None:
-    """Some of what `scripts.damage` does."""
     command = [sys.executable, "-m", "scripts.damage", "--stores", "20", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
@@ -499,8 +486,8 @@ def test_a_damaged_index_hides_no_category(open_folder: Path) -> None:
         assert store.gc() == 0
 
 
-def test_what_the_log_of_a_killed_writer_has_lost_is_not_collected(folder: Path) -> None:
-    """References whose commit is not there, nor what announced them: their catalog is from before."""
+def test_references_of_a_lost_commit_are_not_collected(folder: Path) -> None:
+    """References without commit and intent, since the catalog is an older copy."""
     before = folder.with_name("before")
     shutil.copytree(folder, before)
     with Store(EdgeBackend(folder), "zsvec") as store:
@@ -519,8 +506,8 @@ def test_what_the_log_of_a_killed_writer_has_lost_is_not_collected(folder: Path)
         assert store.gc() == 4
 
 
-def test_what_can_never_be_settled_keeps_nothing_else_waiting(folder: Path) -> None:
-    """Intents of a category whose manifest was lost: nothing of it is deleted, but what another write has left."""
+def test_intents_of_a_lost_manifest_block_no_others(folder: Path) -> None:
+    """Intents of a lost manifest: garbage of other writes is deleted."""
     with Store(EdgeBackend(folder), "zsvec") as store:
         backend, catalog, dead = cast("EdgeBackend", store._backend), store._catalog, new_write_id()
         before = points(backend)

@@ -1,4 +1,4 @@
-"""Deployments that limit what may be asked, and by whom: strict mode, rights, certificates of one's own."""
+"""Deployments with limits and rights: strict mode, rights, certificates of one's own."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def token(namespace: str, access: str) -> str:
     return jwt.encode({"access": [{"collection": name, "access": access} for name in names]}, KEY, algorithm="HS256")
 
 
-def test_rights_on_one_namespace_are_enough_once_it_is_made(guarded: Node) -> None:
+def test_rights_on_one_namespace_are_enough(guarded: Node) -> None:
     with open_store(guarded.url, namespace="birds", api_key=KEY) as store:
         store.bind(FINGERPRINTS)
     with open_store(guarded.url, namespace="birds", api_key=token("birds", "rw")) as store:
@@ -169,7 +169,7 @@ def test_other_keys_are_refused_at_once(guarded: Node, key: str | None) -> None:
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a server's certificate and key, and the certificate of who has signed it."""
+    """A folder with a server's certificate and key, and the certificate of the authority."""
     folder = tmp_path_factory.mktemp("authority")
     ours = trustme.CA()
     ours.cert_pem.write_to_path(folder / "ca.pem")

@@ -42,7 +42,7 @@ def test_points_left_out_take_conditions_too() -> None:
     assert [part.match["gen"] for part in parts(where, limits, without=3)] == [("a", "b"), ("c", "d"), ("e",)]
 
 
-def test_what_cannot_be_split_stays_as_it_is() -> None:
+def test_a_filter_without_lists_is_not_split() -> None:
     limits = Limits(conditions=1)
     for where in (Where(), Where(match={"kind": "store"}), Where(match={"gen": FIVE}, or_match={"kind": "store"})):
         assert parts(where, limits) == [where]

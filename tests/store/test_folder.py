@@ -71,12 +71,12 @@ WRITES: dict[str, Callable[[Store], object]] = {
 
 
 class Disk:
-    """What `shutil.disk_usage` says.
+    """A fake of `shutil.disk_usage`.
 
     Attributes:
         total: Bytes.
         free: Bytes.
-        looks: How often it was asked.
+        looks: Number of calls.
         full_at: The look from which on nothing is free.
     """
 
@@ -116,7 +116,7 @@ def test_writes_are_refused_while_the_disk_is_full(
 def test_a_disk_that_fills_up_between_two_steps_of_a_write(
     folder: Path, disk: Disk, write: Callable[[Store], object]
 ) -> None:
-    """Whichever it is, the store is as before or as after, and what was refused can be done again."""
+    """The store is as before or as after, and a refused write can be repeated."""
     for step in range(100):
         shutil.rmtree(folder, ignore_errors=True)
         store = open_(folder)
@@ -152,7 +152,7 @@ def test_the_room_for_a_write_grows_with_it(store: Store, disk: Disk) -> None:
     assert [category.name for category in store.categories()] == ["desk", "lynx", "red panda"]
 
 
-def test_a_file_system_that_does_not_say_what_is_free(store: Store, disk: Disk) -> None:
+def test_a_file_system_without_a_free_size(store: Store, disk: Disk) -> None:
     disk.total = disk.free = 0
     add(store, "desk", ["4"])
     store.close()
@@ -214,7 +214,7 @@ def test_a_store_is_closed_and_read_again_where_checksums_find_no_room(
     assert all(file.stat().st_size for file in folder.glob("*/checksums.json"))
 
 
-def test_a_store_whose_writer_was_killed_is_opened_when_there_is_room(store: Store, folder: Path, disk: Disk) -> None:
+def test_a_store_of_a_killed_writer_is_opened_when_there_is_room(store: Store, folder: Path, disk: Disk) -> None:
     before, copy = state(store), folder.with_name("copy")
     shutil.copytree(folder, copy, ignore=shutil.ignore_patterns(".lock-*"))
     disk.free = 2**20
@@ -253,7 +253,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, length: int) -> None:
     try:
         command = [sys.executable, "-c", FILLER, str(small / "store"), str(length)]
         filler = subprocess.run(command, capture_output=True, text=True)
-        assert (filler.returncode, filler.stderr) == (0, "")  # without the look, it is -SIGBUS
+        assert (filler.returncode, filler.stderr) == (0, "")  # -SIGBUS, without the check
         *acknowledged, refused = filler.stdout.splitlines()
         assert "MiB are needed for this: make room" in refused
         shutil.copytree(small / "store", tmp_path / "larger")
@@ -264,7 +264,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, length: int) -> None:
         assert store.incomplete() == []
 
 
-# What an open store has in memory
+# Memory of an open store
 
 MAPPED = """
 import sys
@@ -318,20 +318,20 @@ GONE = [deleted, moved, replaced, without_catalog]
 
 
 @pytest.mark.parametrize("gone", GONE)
-@pytest.mark.parametrize("call", [*WRITES.values(), Store.gc, Store.flush, Store.categories, Store.info, state])
-def test_nothing_is_acknowledged_when_the_folder_is_gone(
-    store: Store, folder: Path, gone: Callable[[Path], None], call: Callable[[Store], object]
-) -> None:
-    gone(folder)
-    with pytest.raises(
-        StoreUnavailableError, match="was deleted, moved, replaced or made inaccessible while it was open"
-    ) as refused:
-        call(store)
-    assert str(folder.absolute()) in str(refused.value)
-    with pytest.raises(StoreUnavailableError, match="was deleted, moved, replaced"):
-        store.close()  # what was written since it was opened
-    with pytest.raises(StoreError, match="is closed"):
-        store.categories()
+def test_nothing_is_acknowledged_when_the_folder_is_gone(folder: Path, gone: Callable[[Path], None]) -> None:
+    message = "was deleted, moved, replaced or made inaccessible while it was open"
+    for number, call in enumerate((*WRITES.values(), Store.gc, Store.flush, Store.categories, Store.info, state)):
+        place = folder.with_name(str(number)) / "store"
+        store = open_(place)
+        add(store, "lynx", ["1", "2"], ["text"])
+        gone(place)
+        with pytest.raises(StoreUnavailableError, match=message) as refused:
+            call(store)
+        assert str(place.absolute()) in str(refused.value)
+        with pytest.raises(StoreUnavailableError, match=message):
+            store.close()  # with writes since it was opened
+        with pytest.raises(StoreError, match="is closed"):
+            store.categories()
 
 
 @pytest.mark.parametrize("name", ["add", "extend", "replace"])
@@ -356,8 +356,8 @@ def test_a_folder_that_goes_between_two_steps_of_a_write(folder: Path, write: Ca
             store.close()
 
 
-def test_what_took_the_place_of_a_store_is_left_alone(store: Store, folder: Path) -> None:
-    """The engine flushes by path what it has open: into the copy that was put back."""
+def test_a_copy_in_the_place_of_a_store_is_left_alone(store: Store, folder: Path) -> None:
+    """The engine flushes open collections by path, into the copy that was put back."""
     store.flush()
     replaced(folder)
     with pytest.raises(StoreUnavailableError):

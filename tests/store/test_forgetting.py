@@ -1,4 +1,4 @@
-"""An image that is forgotten is nowhere: in no category, no copy, no change, no write of anybody, and in no file."""
+"""A forgotten image is in no category, copy, change, write of another process, and in no file."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from zsvec.store import InboxImage, Move, Store
 from zsvec.store.backends.base import Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
 
 DAY = 86_400.0
 GONE = content_hash("gone")
@@ -57,7 +58,7 @@ def filled(store: Store) -> None:
     store.move(Move(source="from", target="to", hashes=[GONE]))
 
 
-def test_it_is_in_no_category_and_no_collection(store: Store) -> None:
+def test_a_forgotten_image_is_in_no_category_and_no_collection(store: Store) -> None:
     filled(store)
     assert {"clip", "dino", "images"} <= set(mentions(store, GONE))
     assert store.forget(GONE).categories == ("alone", "cat", "to")
@@ -70,7 +71,7 @@ def test_it_is_in_no_category_and_no_collection(store: Store) -> None:
     assert store.forget(GONE).categories == ()
 
 
-def test_undo_brings_back_all_but_it(store: Store) -> None:
+def test_undo_brings_back_all_but_the_forgotten_image(store: Store) -> None:
     filled(store)
     store.forget(GONE)
     for _ in range(8):
@@ -81,7 +82,7 @@ def test_undo_brings_back_all_but_it(store: Store) -> None:
         assert mentions(store, GONE) == []
         assert store.incomplete() == []
     assert store.categories() == []
-    filled(store)  # who has it may add it again
+    filled(store)  # the image may be added again
     store.forget(GONE)
     store.undo("removed")
     assert sources(store, "removed") == {"clip:image": ["one more"], "dino:image": ["one more"]}
@@ -89,7 +90,7 @@ def test_undo_brings_back_all_but_it(store: Store) -> None:
     assert sources(store, "replaced") == {"clip:image": ["other"], "dino:image": ["other"]}
 
 
-def test_that_it_was_forgotten_cannot_be_taken_back(store: Store) -> None:
+def test_forgetting_cannot_be_undone(store: Store) -> None:
     store.write([pictured("cat", ["gone", "tom"])])
     store.forget(GONE)
     (forgotten,) = [change for change in store.changes() if change.what == "forget"]
@@ -114,7 +115,7 @@ def test_two_images_of_one_write_are_forgotten_one_after_the_other(store: Store)
 
 
 def test_a_writer_at_work_loses_and_begins_anew(deployment: Deployment) -> None:
-    """It has written the image again, as part of what stays, and is about to commit."""
+    """The writer has written the image again, and is about to commit."""
     if not deployment.shared:
         pytest.skip("no other process can write")
     store, backend = opened(deployment), deployment.backend()
@@ -132,7 +133,7 @@ def test_a_writer_at_work_loses_and_begins_anew(deployment: Deployment) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_killed_process_does_it_at_the_second_time(deployment: Deployment, seed: int) -> None:
+def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, seed: int) -> None:
     backend, chance = deployment.backend(), random.Random(seed)
     store = opened(deployment, backend)
     for _ in range(8):
@@ -151,7 +152,7 @@ def test_a_killed_process_does_it_at_the_second_time(deployment: Deployment, see
         store.gc(0)
 
 
-def test_it_waits_in_no_inbox(store: Store) -> None:
+def test_a_forgotten_image_is_in_no_inbox(store: Store) -> None:
     waiting = [waits("gone"), waits("waits")]
     store.inbox.put(waiting)
     store.inbox.put([replace(waits("dismissed"), dismissed=True, hash=content_hash("dismissed"))])
@@ -167,7 +168,7 @@ def waits(content: str) -> InboxImage:
     return InboxImage(hash=content_hash(content), source=content, added=added, vectors=vectors, content=jpeg(content))
 
 
-def test_its_bytes_are_in_no_file(tmp_path: Path) -> None:
+def test_the_bytes_of_a_forgotten_image_are_in_no_file(tmp_path: Path) -> None:
     deployment = EdgeDeployment(tmp_path / "store")
     store = opened(deployment)
     filled(store)

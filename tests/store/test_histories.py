@@ -27,12 +27,12 @@ QUERIES = {name: unit_vector(fingerprint.dim, "query")[None] for name, fingerpri
 
 
 class History:
-    """What happens in a world, and what must be seen in it.
+    """Events in a world, and what readers must see.
 
     Attributes:
         acknowledged: The ``rev`` of each category that every batch must see which begins now, or a later one.
         added: Sources that were added to growing categories and acknowledged.
-        wrong: What readers saw that they must not.
+        wrong: Wrong reads.
     """
 
     def __init__(self, seed: int, faults: Faults, images: KeepImages, skew: float = 2 * HOURS) -> None:
@@ -150,7 +150,7 @@ def test_random_histories(seed: int) -> None:
     assert history.collected > 10
 
 
-# That these histories would find what was wrong before
+# Known defects, which these histories find
 
 
 def no_second_stamp(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +174,7 @@ def no_fence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Collector, "fence", unchanged)
 
 
-# With the faults and the clocks that show each of them in one of ten histories or more.
+# With faults and clocks by which at least one of ten histories shows the defect.
 DEFECTS = [
     (no_second_stamp, Faults(pause=0.03), 0.0),
     (what_does_not_show_is_lost, Faults(pause=0.05, late=0.05, dropped=0.5), 2 * HOURS),
@@ -183,7 +183,7 @@ DEFECTS = [
 
 
 @pytest.mark.parametrize(("defect", "faults", "skew"), DEFECTS)
-def test_they_find(
+def test_random_histories_find_known_defects(
     defect: Callable[[pytest.MonkeyPatch], None], faults: Faults, skew: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defect(monkeypatch)

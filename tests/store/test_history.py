@@ -1,4 +1,4 @@
-"""Changes and taking them back, on every kind of store, against a plain model; and whatever is killed on the way."""
+"""Changes and undo against a plain model, and killed processes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.schema import expected, record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
 
 DAY = 86_400.0
 NAMES = ("here", "there", "elsewhere")
@@ -30,8 +31,6 @@ NAMES = ("here", "there", "elsewhere")
 
 @dataclass(frozen=True)
 class Category:
-    """What a category has, as the model knows it."""
-
     images: frozenset[str] = frozenset()
     texts: tuple[str, ...] = ()
     metadata: tuple[tuple[str, Any], ...] = ()
@@ -41,7 +40,6 @@ State = Mapping[str, Category]
 
 
 def state_of(store: Store) -> dict[str, Category]:
-    """All categories, as every encoder has them."""
     found = {}
     for category in store.categories():
         by_encoder: dict[str, set[str]] = {encoder: set() for encoder in FINGERPRINTS}
@@ -60,18 +58,17 @@ def state_of(store: Store) -> dict[str, Category]:
 
 @dataclass
 class Model:
-    """What a store should have, and what of it can be taken back.
+    """The expected categories, and the changes that can be undone.
 
     Attributes:
         now: By name.
-        done: Changes in effect, oldest first: what each category was before, ``None`` if it was not there.
+        done: Changes in effect, oldest first: each category before, ``None`` if absent.
     """
 
     now: dict[str, Category] = field(default_factory=dict)
     done: list[dict[str, Category | None]] = field(default_factory=list)
 
     def become(self, after: State, touched: Collection[str]) -> None:
-        """A change, if it is one."""
         names = {*touched, *(name for name in {*self.now, *after} if self.now.get(name) != after.get(name))}
         if names:
             self.done.append({name: self.now.get(name) for name in names})
@@ -98,14 +95,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that is done to a store.
+    """An operation on a store.
 
     Attributes:
-        what: In words.
-        act: Does it.
-        after: What the store should have then; ``None``: it is refused.
-        undoes: The change that it takes back.
-        touched: Categories that it changes even if they have the same then.
+        what: Description.
+        act: The operation.
+        after: The expected categories; ``None`` if the operation is refused.
+        undoes: The undone change.
+        touched: Categories with a new version, though perhaps of equal content.
     """
 
     what: str
@@ -227,7 +224,7 @@ def test_random_changes_are_taken_back(store: Store, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(9))
 def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) -> None:
-    """Each step is done or not at all, what was acknowledged stays, and what was done can be taken back."""
+    """Each step is done or not at all, acknowledged steps stay, and done ones can be undone."""
     backend = deployment.backend()
     store, model, chance = opened(deployment, backend), Model(), random.Random(seed)
     killed = 0
@@ -283,7 +280,7 @@ CHANGES: dict[str, Callable[[Store], object]] = {
 
 
 def imported(backend: Hooked, namespace: str, change: str) -> tuple[Store, State]:
-    """A store with a change of four categories, and what it had before."""
+    """A store with a change of four categories, and its state before."""
     store = Store(backend, namespace, history=DAY)
     store.bind(FINGERPRINTS)
     store.write([pictured(name, [name, "old"]) for name in NAMES])
@@ -295,6 +292,7 @@ def imported(backend: Hooked, namespace: str, change: str) -> tuple[Store, State
     return store, before
 
 
+@pytest.mark.parametrize("deployment", ["edge", "memory", "local", "server"], indirect=True)
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("how", ["undo", "undo of the undo", "by category"])
 def test_an_undo_that_is_killed_is_finished_by_the_next_process(deployment: Deployment, change: str, how: str) -> None:
@@ -360,7 +358,7 @@ def test_an_undo_that_is_killed_is_finished_when_an_embedded_store_is_opened() -
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_whoever_writes_during_an_undo_finishes_it_first(deployment: Deployment, change: str) -> None:
+def test_a_writer_during_an_undo_finishes_the_undo_first(deployment: Deployment, change: str) -> None:
     """Whichever call of the undo the other writer comes before, all categories are taken back, or none."""
     if not deployment.shared:
         pytest.skip("no other process can write")
@@ -369,7 +367,7 @@ def test_whoever_writes_during_an_undo_finishes_it_first(deployment: Deployment,
         store, before = imported(backend, f"{deployment.namespace}-{position}", change)
         after, to_undo = state_of(store), store.changes()[0].id
         other = Store(deployment.backend(), store.namespace, history=DAY)
-        act = partial(Context().run, other.write, [pictured("here", ["late"])])  # it is no part of the undo
+        act = partial(Context().run, other.write, [pictured("here", ["late"])])  # no part of the undo
         backend.hooks[backend.calls.total() + position] = lambda *_, act=act, **__: act()
         try:
             store.undo(change=to_undo)
@@ -387,11 +385,11 @@ def test_whoever_writes_during_an_undo_finishes_it_first(deployment: Deployment,
     assert together > 3
 
 
-# What collectors, dead writers and enemies do meanwhile
+# Collectors, dead writers and enemies
 
 
-def test_what_is_replaced_while_garbage_is_collected_can_be_taken_back(deployment: Deployment) -> None:
-    """It was written by a process that keeps no history, so that only the change that replaces it speaks of it."""
+def test_references_replaced_during_collection_can_be_brought_back(deployment: Deployment) -> None:
+    """Written by a process without history, so that only the replacing change names the references."""
     if not deployment.shared:
         pytest.skip("no other process can write")
     old, store, other = deployment.open(), opened(deployment, deployment.backend()), deployment.open()
@@ -409,7 +407,9 @@ def test_what_is_replaced_while_garbage_is_collected_can_be_taken_back(deploymen
 
 
 @pytest.mark.parametrize("committed", [False, True])
-def test_what_a_dead_writer_without_history_replaced_is_still_needed(deployment: Deployment, committed: bool) -> None:
+def test_references_replaced_by_a_dead_writer_without_history_are_needed(
+    deployment: Deployment, committed: bool
+) -> None:
     backend = deployment.backend()
     old = deployment.open(backend)
     old.write([pictured("cat", ["tom"])])
@@ -471,16 +471,20 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-@pytest.mark.parametrize("named", [False, True])
-def test_a_record_that_no_zsvec_wrote_stops_nobody(odd: str, named: bool) -> None:
-    """Whoever may write to a server may put it there, and let a manifest name it."""
-    deployment = LocalDeployment()
+def test_a_foreign_record_stops_no_other_category(odd: str) -> None:
+    for named in (False, True):
+        deployment = LocalDeployment()
+        use_with_record(deployment, ODD[odd], named=named)
+        deployment.close()
+
+
+def use_with_record(deployment: Deployment, odd: Mapping[str, Any], *, named: bool) -> None:
     store = opened(deployment, deployment.backend())
     store.write([pictured("cat", ["tom", "felix"]), pictured("dog", ["rex"])])
     place, catalog = "00000000-0000-4000-8000-000000000000", store._catalog
     now, state = time.time_ns() // 1000, catalog.state(["cat"])
     payload = {"kind": "change", "id": place, "store": state.store, "version": 1, "rev": now, "until": now + 10**12}
-    payload |= {"writes": {}, "replaced": {}, "what": "add", "change": place, "before": {"cat": None}} | ODD[odd]
+    payload |= {"writes": {}, "replaced": {}, "what": "add", "change": place, "before": {"cat": None}} | odd
     catalog.put([Put(place, {key: value for key, value in payload.items() if value is not None})])
     if named:
         manifest = state.manifests["cat"]
@@ -496,4 +500,3 @@ def test_a_record_that_no_zsvec_wrote_stops_nobody(odd: str, named: bool) -> Non
     for grace in (None, 0, float("-inf")):
         store.gc(grace)
     assert store.incomplete() == []
-    deployment.close()

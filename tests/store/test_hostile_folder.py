@@ -1,4 +1,4 @@
-"""A store folder from elsewhere: it decides neither which files are written nor how long a call takes."""
+"""A store folder from elsewhere: neither other files are written, nor does a call hang."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -38,7 +38,7 @@ OTHERS = [
 
 
 def use(folder: Path) -> str:
-    """Do everything there is to do with a store, and return its errors."""
+    """Uses a store in all ways, and returns the errors."""
     store, errors = Store(EdgeBackend(folder), "zsvec"), []
     calls: list[Callable[[], object]] = [
         lambda: [sources(store, category.name) for category in store.categories()],
@@ -80,6 +80,12 @@ def victim(folder: Path) -> Path:
     return file
 
 
+def copies(folder: Path, *ways: Any) -> Iterator[tuple[Path, Any]]:
+    """A copy of a store for each way to attack it."""
+    for number, way in enumerate(ways):
+        yield shutil.copytree(folder, folder.with_name(f"copy {number}")), way
+
+
 def put(path: Path, make: Callable[[Path], object]) -> None:
     """Replace a file."""
     path.unlink(missing_ok=True)
@@ -87,29 +93,29 @@ def put(path: Path, make: Callable[[Path], object]) -> None:
 
 
 @pytest.mark.parametrize("name", [*HIDDEN, *CHECKSUMS])
-@pytest.mark.parametrize("suffix", ["", ".new"])
-@pytest.mark.parametrize("target", ["victim", "nothing"])
-def test_no_file_elsewhere_is_written(folder: Path, victim: Path, name: str, suffix: str, target: str) -> None:
-    """Whichever of the hidden files is a link: to a file of the user, or to one that could be made."""
-    put(folder / f"{name}{suffix}", lambda path: path.symlink_to(victim.with_name(target)))
-    use(folder)
-    assert victim.read_text() == SECRET
-    assert not victim.with_name("nothing").exists()
+def test_no_file_elsewhere_is_written(folder: Path, victim: Path, name: str) -> None:
+    """A hidden file is a link to a file of the user, or to one that could be made."""
+    ways = [(suffix, target) for suffix in ("", ".new") for target in ("victim", "nothing")]
+    for copy, (suffix, target) in copies(folder, *ways):
+        put(copy / f"{name}{suffix}", lambda path, target=target: path.symlink_to(victim.with_name(target)))  # type: ignore[misc]
+        use(copy)
+        assert victim.read_text() == SECRET
+        assert not victim.with_name("nothing").exists()
 
 
-@pytest.mark.parametrize("checked", [True, False])
 @pytest.mark.parametrize("name", [*HIDDEN, *CHECKSUMS, *OTHERS])
-def test_no_file_with_another_name_is_written(folder: Path, victim: Path, name: str, checked: bool) -> None:
-    """Whichever file is a hard link to a file of the user; those that the engine writes are refused."""
-    if not checked:
-        for checksums in folder.glob("*/checksums.json"):
-            checksums.unlink()
-    parent, _, last = name.rpartition("/")
-    [place] = folder.glob(parent) if parent else [folder]
-    put(place / last, lambda path: os.link(victim, path))
-    errors = use(folder)
-    assert victim.read_text() == SECRET
-    assert name in HIDDEN or str(place / last) in errors
+def test_no_file_with_another_name_is_written(folder: Path, victim: Path, name: str) -> None:
+    """A file is a hard link to a file of the user. Those that the engine writes are refused."""
+    for copy, checked in copies(folder, True, False):
+        if not checked:
+            for checksums in copy.glob("*/checksums.json"):
+                checksums.unlink()
+        parent, _, last = name.rpartition("/")
+        [place] = copy.glob(parent) if parent else [copy]
+        put(place / last, lambda path: os.link(victim, path))
+        errors = use(copy)
+        assert victim.read_text() == SECRET
+        assert name in HIDDEN or str(place / last) in errors
 
 
 def test_a_copy_of_a_store_with_hard_links_can_be_used(folder: Path) -> None:
@@ -138,7 +144,7 @@ def use_with_pipes(folder: Path) -> None:
 
 @pytest.mark.parametrize("checked", [True, False])
 def test_a_pipe_is_never_waited_for(folder: Path, checked: bool) -> None:
-    """In a process of its own, which can be ended."""
+    """In another process, which can be killed."""
     if not checked:
         for checksums in folder.glob("*/checksums.json"):
             checksums.unlink()
@@ -151,7 +157,7 @@ def test_a_pipe_is_never_waited_for(folder: Path, checked: bool) -> None:
 
 
 def test_a_link_to_a_folder_is_refused(folder: Path) -> None:
-    """A pipe in it would be waited for."""
+    """The engine would wait for a pipe in the folder."""
     pool = folder / "pool"
     pool.mkdir()
     os.mkfifo(pool / "segment.json")
@@ -195,7 +201,7 @@ def test_checksums_larger_than_any_are_not_read(folder: Path) -> None:
 
 
 def test_no_file_beyond_the_folder_is_read(folder: Path, victim: Path) -> None:
-    """Its checksums are in no error, and a file that only they name is missing."""
+    """The error names no checksum of such a file."""
     file = folder / "zsvec__catalog" / "checksums.json"
     recorded = json.loads(file.read_bytes())
     file.write_text(json.dumps({"../../victim": [len(SECRET), 0], **recorded}))

@@ -18,6 +18,7 @@ from zsvec.store.backends.base import Points, Where
 from zsvec.types import SmallImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
 
 
 def kept(deployment: Deployment) -> list[tuple[str, str]]:
@@ -26,7 +27,7 @@ def kept(deployment: Deployment) -> list[tuple[str, str]]:
 
 
 def collected(deployment: Deployment, store: Store) -> list[tuple[str, str]]:
-    """`kept`, when what was replaced is collected."""
+    """`kept`, after garbage collection."""
     store.gc(grace=0)
     return kept(deployment)
 
@@ -92,7 +93,6 @@ def test_a_copy_goes_with_its_last_reference(deployment: Deployment) -> None:
 
 
 def test_references_that_are_written_again_bring_their_copies(deployment: Deployment) -> None:
-    """Images that a replacement keeps, or is given again as stored references, have no copies of their own."""
     store = deployment.open()
     store.write([pictured("red panda", ["a", "b"], ["old"])])
     store.write([Write(name="red panda", references=references(["new"]), replace=True, keeps=frozenset({"image"}))])
@@ -138,10 +138,10 @@ def test_a_writer_that_loses_leaves_no_copy_and_takes_none_away(deployment: Depl
     assert_found(store, "d", "e")
 
 
-# What is kept, and until when
+# Settings
 
 
-def test_a_store_that_was_made_to_keep_none_begins_when_it_is_told(deployment: Deployment) -> None:
+def test_a_store_without_copies_keeps_them_when_asked(deployment: Deployment) -> None:
     store = Store(deployment.backend(), deployment.namespace)
     store.bind(FINGERPRINTS, images="none")
     store.write([pictured("red panda", ["a"])])
@@ -153,7 +153,7 @@ def test_a_store_that_was_made_to_keep_none_begins_when_it_is_told(deployment: D
     store.bind(FINGERPRINTS, images="small")
     store.write([pictured("red panda", ["a", "b"])])
     assert kept(deployment) == [("red panda", "b")]
-    store.bind(FINGERPRINTS, images="none")  # of this process alone: what it writes has no copies
+    store.bind(FINGERPRINTS, images="none")  # of this process alone
     assert store.keeps_images()
     assert_found(store, "b")
 
@@ -198,7 +198,7 @@ def test_a_copy_of_a_writer_at_work_is_left_to_the_collector_when_all_are_droppe
     backend = deployment.backend()
     store = deployment.open(backend)
     dropping = deployment.another(store)
-    # Between the look at whether copies are kept, and their upsert.
+    # After the record of the store was read, and before copies are written.
     backend.hooks["upsert"] = lambda *_: dropping.drop_images()
     store.write([pictured("red panda", ["a"])])
     assert kept(deployment) == [("red panda", "a")]
@@ -208,7 +208,7 @@ def test_a_copy_of_a_writer_at_work_is_left_to_the_collector_when_all_are_droppe
 
 
 @pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
-def test_what_is_kept_again_meanwhile_is_not_dropped(deployment: Deployment) -> None:
+def test_copies_that_are_kept_again_meanwhile_are_not_dropped(deployment: Deployment) -> None:
     backend = deployment.backend()
     store = deployment.open(backend)
     other = deployment.another(store)
@@ -221,12 +221,12 @@ def test_what_is_kept_again_meanwhile_is_not_dropped(deployment: Deployment) -> 
         other.bind(FINGERPRINTS, images="small")
         other.write([pictured("lynx", ["b"])])
 
-    backend.hooks["scroll"] = begin_again  # the list of what there is
+    backend.hooks["scroll"] = begin_again  # of the copies to delete
     store.drop_images()
     assert_found(store, "b")
 
 
-# Damage, and what an enemy may write
+# Damage and foreign points
 
 
 def write_point(deployment: Deployment, store: Store, payload: dict[str, Any]) -> None:
@@ -241,36 +241,37 @@ def bomb() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {},
-        {"small": None},
-        {"small": 7},
-        {"small": ["x"]},
-        {"small": "no base64 at all!"},
-        {"small": "é"},
-        {"small": ""},
-        {"small": b64encode(b"no image").decode()},
-        {"small": b64encode(jpeg("a")[:100]).decode()},
-        {"small": b64encode(bomb()).decode()},
-        {"small": b64encode(jpeg("a") + bytes(30_000)).decode()},
-        {"small": b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode()},
-    ],
-    ids=str,
-)
-def test_a_damaged_copy_is_none(deployment: Deployment, damage: dict[str, Any]) -> None:
+DAMAGED: list[dict[str, Any]] = [
+    {},
+    *({"small": value} for value in (None, 7, ["x"], "no base64 at all!", "é", "")),
+    *(
+        {"small": b64encode(content).decode()}
+        for content in (
+            b"no image",
+            jpeg("a")[:100],
+            bomb(),
+            jpeg("a") + bytes(30_000),
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        )
+    ),
+]
+
+
+def test_a_damaged_copy_is_none(deployment: Deployment) -> None:
     store = deployment.open()
     digest = content_hash("a")
-    write_point(deployment, store, {"hash": digest, **damage})
-    assert store.image(digest) is None
+    for damage in DAMAGED:
+        write_point(deployment, store, {"hash": digest, **damage})
+        assert store.image(digest) is None, damage
     store.write([pictured("red panda", ["a"])])
-    assert_found(store, "a")  # beside it
+    for damage in DAMAGED:
+        write_point(deployment, store, {"hash": digest, **damage})
+        assert_found(store, "a")  # beside it
     store.write([Write(name="red panda", references=references(["t"]), replace=True, keeps=frozenset({"image"}))])
     assert_found(store, "a")
 
 
-def test_what_is_said_of_a_copy_may_be_anything(deployment: Deployment) -> None:
+def test_a_copy_with_odd_fields(deployment: Deployment) -> None:
     store = deployment.open()
     content = {"small": b64encode(jpeg("a")).decode()}
     said = {"width": "wide", "height": None, "source": 7, "added": "yesterday", "category": [], "gen": {}}
@@ -279,7 +280,7 @@ def test_what_is_said_of_a_copy_may_be_anything(deployment: Deployment) -> None:
     store.gc(grace=0)
 
 
-# Who added what, and when
+# Authors and times
 
 
 def test_date_and_author_are_kept_through_compaction(deployment: Deployment) -> None:

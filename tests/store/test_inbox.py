@@ -1,4 +1,4 @@
-"""The inbox of a store: what waits for a label, whatever the store is kept in, and whoever wrote there."""
+"""The inbox of a store, and foreign points in it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from zsvec.store import InboxImage, Store
 from zsvec.store.backends.base import Points, Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
 
 OpenStore = Callable[..., Store]
 
@@ -45,7 +46,7 @@ def by_hash(store: Store, *, vectors: bool = False) -> dict[str, InboxImage]:
     return {one.hash: one for one in store.inbox.read(vectors=vectors)}
 
 
-def test_what_is_kept_is_read_back(deployment: Deployment, open_store: OpenStore) -> None:
+def test_images_are_read_back(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     assert store.inbox.read() == []
     store.inbox.put([image("a", why="uncertain"), image("b", content=None, why="all")])
@@ -75,7 +76,7 @@ def test_an_image_that_is_kept_again_takes_its_place(open_store: OpenStore) -> N
         content_hash("a"): True,
         content_hash("b"): False,
     }
-    assert store.inbox.small(content_hash("a")) is None  # its copy is gone with it
+    assert store.inbox.small(content_hash("a")) is None
     store.inbox.delete([content_hash("a"), content_hash("x")])
     assert by_hash(store).keys() == {content_hash("b")}
     store.inbox.clear()
@@ -120,11 +121,11 @@ def test_holders_are_the_categories_that_have_an_image_now(deployment: Deploymen
     assert deployment.another(store).holders(wanted) == {content_hash("a"): {"red panda"}, content_hash("c"): {"owl"}}
 
 
-# Whose it is
+# Ownership
 
 
 @LASTING
-def test_somebody_elses_collection_is_refused(deployment: Deployment) -> None:
+def test_a_foreign_collection_is_refused(deployment: Deployment) -> None:
     name = f"{deployment.namespace}__inbox"
     deployment.make_foreign(name)
     before = deployment.content(name)
@@ -164,52 +165,40 @@ def test_images_of_a_dropped_store_with_other_encoders(deployment: Deployment, o
     assert [one.hash for one in again.inbox.read(vectors=True)] == [kept.hash]
 
 
-# What an enemy may write
+# Foreign points
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"hash": 7},
-        {"hash": None},
-        {"added": "yesterday"},
-        {"added": "2026-01-01T00:00:00"},
-        {"added": 10**15},
-        {"added": ["2026-01-01T00:00:00+00:00"]},
-    ],
-    ids=str,
-)
-def test_a_damaged_image_is_none(open_store: OpenStore, damage: dict[str, Any]) -> None:
+def test_a_damaged_image_is_none(open_store: OpenStore) -> None:
     store = open_store()
-    store.inbox.put([image("a"), image("b")])
-    _overwrite(store, content_hash("b"), damage)
+    damages: list[dict[str, Any]] = [
+        *({"hash": value} for value in (7, None)),
+        *({"added": value} for value in ("yesterday", "2026-01-01T00:00:00", 10**15, ["2026-01-01T00:00:00+00:00"])),
+    ]
+    store.inbox.put([image("a"), *(image(str(damage)) for damage in damages)])
+    for damage in damages:
+        _overwrite(store, content_hash(str(damage)), damage)
     assert {one.hash for one in store.inbox.read(vectors=True)} == {content_hash("a")}
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        {"small": None},
-        {"small": "no base64 at all!"},
-        {"small": "aGVsbG8="},
+def test_damage_that_an_image_survives(open_store: OpenStore) -> None:
+    store = open_store()
+    damages: list[dict[str, Any]] = [
+        *({"small": value} for value in (None, "no base64 at all!", "aGVsbG8=")),
         {"width": "x", "height": [1]},
         {"source": 3},
         {"why": {"x": 1}},
         {"dismissed": True},
-    ],
-    ids=str,
-)
-def test_damage_that_an_image_survives(open_store: OpenStore, damage: dict[str, Any]) -> None:
-    store = open_store()
-    store.inbox.put([image("a")])
-    _overwrite(store, content_hash("a"), damage)
-    [one] = store.inbox.read(vectors=True)
-    assert isinstance(one.source, str)
-    assert isinstance(one.width, int)
-    assert one.why == "asked"
-    assert not one.dismissed
-    if "small" in damage:
-        assert store.inbox.small(one.hash) is None
+    ]
+    for damage in damages:
+        store.inbox.put([image("a")])
+        _overwrite(store, content_hash("a"), damage)
+        [one] = store.inbox.read(vectors=True)
+        assert isinstance(one.source, str)
+        assert isinstance(one.width, int)
+        assert one.why == "asked"
+        assert not one.dismissed
+        if "small" in damage:
+            assert store.inbox.small(one.hash) is None
 
 
 @pytest.mark.parametrize("added", [NOW + timedelta(days=10_000), NOW - timedelta(days=10_000)])

@@ -1,4 +1,4 @@
-"""Whatever is killed at any instant leaves whole categories, and can be run again."""
+"""A process that is killed at any instant leaves whole categories, and can be run again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What grows with what users give is cut into requests that a server takes, by REST too."""
+"""Large writes, filters and reads are cut into requests that a server accepts, also by REST."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_nothing_is_lost_and_no_part_is_too_large(sizes: list[int], most: int) -
     st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=20),
     st.dictionaries(st.text(), st.text() | st.integers() | st.lists(st.text())),
 )
-def test_a_point_is_no_larger_than_it_is_taken_for(vector: list[float], payload: dict[str, object]) -> None:
+def test_the_estimated_size_of_a_point_is_an_upper_bound(vector: list[float], payload: dict[str, object]) -> None:
     point = models.PointStruct(id=record_id("store"), vector=vector, payload=payload)
     assert len(point.model_dump_json().encode(errors="surrogatepass")) <= size_of_point(len(vector), payload)
 
@@ -154,7 +154,7 @@ def test_as_many_ids_as_one_likes(server: ServerDeployment, backend: ServerBacke
     assert not all_of(backend, name)
 
 
-def test_a_point_that_is_too_large_for_a_server_is_an_error_of_ours(server: ServerDeployment) -> None:
+def test_a_point_that_is_too_large_for_a_server_is_a_store_error(server: ServerDeployment) -> None:
     client = QdrantClient(server.url, check_compatibility=False, timeout=120)
     with closing(
         ServerBackend(Connection(server.url, 120, [Node(server.url, lambda *_: (client, False), 120)]))

@@ -38,7 +38,7 @@ def test_info_names_the_place() -> None:
         assert store.info()["store"] == ":memory:"
 
 
-def test_what_the_client_refuses_is_an_error_of_ours() -> None:
+def test_a_refusal_of_the_client_is_a_store_error() -> None:
     with opened() as store, pytest.raises(StoreError, match=":memory:"):
         store.query("clip", "image", unit_vector(16, "query")[None], 1)
 

@@ -1,4 +1,4 @@
-"""Requests that do not end hold up no other of the same node, and end soon after nobody waits for them."""
+"""Requests that do not end hold up no other of the same node, and end soon after their deadline."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ VERSION = "1.18.3"
 
 
 class Client(QdrantClient):
-    """One that keeps its connections, of this host too, and tells when it is closed."""
+    """A client that keeps connections, and tells when closed."""
 
     def __init__(self, url: str, sockets: Sockets) -> None:
         self.closed = threading.Event()
@@ -48,7 +48,7 @@ class Client(QdrantClient):
 
 
 class Held:
-    """A request that waits until it may go on, and then asks for the version."""
+    """A request for the version that first waits."""
 
     def __init__(self, node: Node, left: float) -> None:
         self.go_on = threading.Event()
@@ -64,25 +64,23 @@ class Held:
         return client.info().version
 
     def answer(self) -> str:
-        """Whatever has become of it."""
         try:
             return self._answer.result(ENOUGH)
         finally:
             self._pool.shutdown()
 
     def end(self) -> None:
-        """Let its thread go on, to the end."""
         self.go_on.set()
         self._begun.result().join(ENOUGH)
 
 
 class Server(ThreadingHTTPServer):
-    """Says its version.
+    """Answers with a version.
 
     Attributes:
-        go_on: Until then it says nothing of the collection ``slow``, and drips of ``drips``.
-        slow: Whether it was asked of that.
-        connections: How many there were.
+        go_on: Ends the silence about the collection ``slow``, and the drip about ``drips``.
+        slow: Whether a request for ``slow`` has come.
+        connections: Number of connections so far.
     """
 
     def __init__(self) -> None:
@@ -125,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def drip(connection: socket.socket, until: threading.Event) -> None:
     """A byte now and then."""
-    with suppress(OSError):  # who asked has gone
+    with suppress(OSError):  # the client has gone
         connection.sendall(b"HTTP/1.1 200 OK\r\nx-drip: ")
         while not until.wait(0.05):
             connection.sendall(b"x")
@@ -178,7 +176,7 @@ def test_a_first_contact_that_does_not_end_holds_up_no_later_request(server: Ser
         node.ask(version, left=0.1)
     assert node.ask(version, left=ENOUGH) == VERSION
     good = made[0]
-    ended.set()  # what the late one has made is closed, and not the other
+    ended.set()  # closes the late client alone
     while len(made) < 2:
         ended.wait(0.01)
     assert made[1].closed.wait(ENOUGH)
@@ -218,7 +216,7 @@ def drips(client: QdrantClient, _: int | None) -> bool:
 
 
 @pytest.mark.parametrize("before", [0, 1], ids=["new connection", "kept connection"])
-def test_what_drips_is_left_when_nobody_waits_for_it(
+def test_a_dripping_request_is_left_after_its_deadline(
     node: Node, server: Server, clients: list[Client], before: int
 ) -> None:
     for _ in range(before):
@@ -231,7 +229,7 @@ def test_what_drips_is_left_when_nobody_waits_for_it(
     assert node.ask(version, left=ENOUGH) == VERSION
 
 
-def test_what_drips_is_left_only_when_no_request_beside_it_is_in_time(node: Node, server: Server) -> None:
+def test_a_dripping_request_is_left_when_no_other_of_its_client_is_in_time(node: Node, server: Server) -> None:
     node.ask(version, left=ENOUGH)
     with ThreadPoolExecutor(1) as pool:
         beside = pool.submit(node.ask, lambda client, _: client.collection_exists("slow"), left=ENOUGH)
@@ -256,14 +254,14 @@ def test_a_first_contact_that_drips_is_left(server: Server) -> None:
     assert not left_behind()
 
 
-def test_a_look_whether_it_is_well_that_drips_is_left(server: Server) -> None:
+def test_a_dripping_health_check_is_left(server: Server) -> None:
     assert not Node(f"{server.url}/drips", lambda *_: pytest.fail("it is not contacted"), 1).is_well()
     assert not left_behind()
 
 
 class Handshake(BaseRequestHandler):
     def handle(self) -> None:
-        with suppress(OSError):  # who asked has gone
+        with suppress(OSError):  # the client has gone
             self.request.recv(1)
             self.request.sendall(b"\x16\x03\x03\x40\x00")  # a record of 16 KiB …
             while True:
@@ -273,9 +271,9 @@ class Handshake(BaseRequestHandler):
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_a_handshake_that_drips_is_left(scheme: str) -> None:
-    """By `http://` too, where who does not answer it is asked whether it speaks TLS."""
+    """By `http://` too, where a silent server is probed for TLS."""
     with ThreadingTCPServer(("127.0.0.1", 0), Handshake) as server:
-        server.daemon_threads = True  # they end with who asks
+        server.daemon_threads = True  # end with their clients
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         url = f"{scheme}://127.0.0.1:{server.server_address[1]}"

@@ -76,7 +76,7 @@ def test_it_ends_when_the_write_is_answered(write: Any, *, expected: bool) -> No
     assert ends == [expected]
 
 
-def test_it_ends_when_the_node_that_is_asked_knows_who_is_away() -> None:
+def test_a_notice_ends_when_the_asked_node_knows_of_the_failure() -> None:
     stuck = threading.Event()
     cluster = Cluster(lambda: stuck.wait())
     one, ends = notice(cluster)
@@ -101,7 +101,7 @@ def test_it_ends_when_the_connection_is_closed_during_the_write() -> None:
     assert ends == [False]
 
 
-def test_where_nobody_answers_it_tries_again_without_haste() -> None:
+def test_without_answers_a_notice_tries_again_slowly() -> None:
     cluster = Cluster(nobody)
     one, _ = notice(cluster)
     begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Records that zsvec never wrote, or that were damaged: each stops nothing but what it tells of."""
+"""Foreign and damaged records: each affects its own category alone."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def opened(backend: MemoryBackend) -> Classifier:
         temperatures={"clip:text": 0.01, "clip:image": 0.05, "dino:image": 0.05},
         prompts={},
     )
-    clf._calibrator._automatic = False  # it takes long, and would replace what is damaged
+    clf._calibrator._automatic = False  # slow, and would replace a damaged calibration
     return clf
 
 
@@ -144,7 +144,7 @@ def answered(clf: Classifier) -> None:
         assert prediction.to_dict()
 
 
-# What has nothing to do with the category red.
+# Independent of the category red.
 OTHERS: dict[str, Callable[[Classifier], object]] = {
     "list": shown,
     "classify": answered,
@@ -157,7 +157,7 @@ OTHERS: dict[str, Callable[[Classifier], object]] = {
     "new": lambda clf: clf.add_category("new", images=[photo(51)]),
     "undo": lambda clf: clf.history.undo("blue"),
 }
-# What may be refused, by an error of zsvec.
+# May be refused by an error of zsvec.
 ALL: dict[str, Callable[[Classifier], object]] = {
     "undo": lambda clf: clf.history.undo(),
     "remove": lambda clf: clf.remove_category("red"),
@@ -193,7 +193,7 @@ def test_an_odd_record_stops_nothing_else(filled: MemoryBackend, which: str, exc
                 continue
 
 
-# What was found
+# Past defects
 
 
 def with_record(filled: MemoryBackend, which: str, **changes: Any) -> MemoryBackend:
@@ -248,7 +248,7 @@ def test_a_calibration_takes_the_place_of_an_odd_record(filled: MemoryBackend, c
     assert clf.classify(coloured("red", 1)).calibration == "current"
 
 
-def test_what_a_dead_writer_left_of_a_damaged_category_stops_no_writer_of_another(filled: MemoryBackend) -> None:
+def test_garbage_of_a_damaged_category_stops_no_writer_of_another(filled: MemoryBackend) -> None:
     backend = copied(filled, exclusive=True)
     odd: dict[str, dict[str, Any]] = {record_id("category", "red"): {"texts": None}, PLACES["intent"]: {"what": 5}}
     for place, changes in odd.items():

@@ -292,7 +292,7 @@ def refusal(operation: Callable[[Store], Any], store: Store) -> str:
 # open_store
 
 
-def test_an_embedded_store_is_opened_without_what_it_does_not_need(tmp_path: Path) -> None:
+def test_an_embedded_store_is_opened_without_heavy_packages(tmp_path: Path) -> None:
     program = f"""\
 import sys
 from zsvec.store import open_store
@@ -369,7 +369,7 @@ def test_folder_in_a_place_that_cannot_be_written(deployment: EdgeDeployment) ->
 
 @pytest.mark.parametrize("deployment", ["edge"], indirect=True)
 @pytest.mark.parametrize("damaged", ["catalog", "clip"])
-def test_damaged_folder_is_an_error_of_ours(deployment: EdgeDeployment, damaged: str) -> None:
+def test_damaged_folder_is_a_store_error(deployment: EdgeDeployment, damaged: str) -> None:
     store = deployment.open()
     add(store, "red panda", ["a"])
     store.close()

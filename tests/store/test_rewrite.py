@@ -1,4 +1,4 @@
-"""A collection that is written anew: its files hold nothing that was deleted, and it is as it was, whatever happens."""
+"""A rewritten collection: its files hold nothing deleted, and its content is the same after any failure."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def content(backend: EdgeBackend) -> Content:
 
 
 def found(folder: Path) -> dict[str, set[str]]:
-    """Where in the files of a store what is to be forgotten is."""
+    """Files of a store that have traces of the deleted point."""
     places: dict[str, set[str]] = {name: set() for name in NEEDLES}
     for file in folder.rglob("*"):
         if file.is_file():
@@ -88,7 +88,7 @@ def found(folder: Path) -> dict[str, set[str]]:
 
 
 def data(file: Path) -> bytes:
-    """What a file has but its holes, which take long to read."""
+    """Content of a file without holes, which are slow to read."""
     read, end = b"", 0
     with file.open("rb") as opened, suppress(OSError):  # there is no data after the last hole
         while True:
@@ -118,11 +118,11 @@ def backend(folder: Path) -> Iterator[EdgeBackend]:
     opened.close()
 
 
-# What is gone
+# Deleted points
 
 
 @pytest.mark.parametrize("before", [EdgeBackend.flush, EdgeBackend.close, lambda _: None], ids=["flush", "close", "-"])
-def test_what_was_deleted_is_in_no_file(folder: Path, before: Callable[[EdgeBackend], None]) -> None:
+def test_deleted_points_are_in_no_file(folder: Path, before: Callable[[EdgeBackend], None]) -> None:
     backend = EdgeBackend(folder)
     fill(backend)
     backend.drop(COLLECTION, [FORGOTTEN])
@@ -131,7 +131,7 @@ def test_what_was_deleted_is_in_no_file(folder: Path, before: Callable[[EdgeBack
         backend = EdgeBackend(folder)
     there = content(backend)
     backend.flush()
-    assert found(folder).keys() == NEEDLES.keys()  # deleting alone leaves them
+    assert found(folder).keys() == NEEDLES.keys()  # deletion alone leaves traces
     backend.rewrite(COLLECTION)
     assert found(folder) == {}
     assert names(folder) == {f".lock-{COLLECTION}", f".collection-{COLLECTION}", COLLECTION}
@@ -149,15 +149,15 @@ def test_what_was_deleted_is_in_no_file(folder: Path, before: Callable[[EdgeBack
 
 
 @pytest.mark.parametrize("shown", NEEDLES)
-def test_what_is_still_there_is_found(backend: EdgeBackend, folder: Path, shown: str) -> None:
+def test_traces_are_found(backend: EdgeBackend, folder: Path, shown: str) -> None:
     (folder / ".hidden").write_bytes(b"x" + NEEDLES[shown])
     backend.rewrite(COLLECTION)
     assert found(folder) == {shown: {".hidden"}}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is mapped")
-def test_the_room_of_what_was_deleted_is_free(backend: EdgeBackend) -> None:
-    """What is mapped or open is on the disk still."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells mapped files")
+def test_the_room_of_deleted_points_is_free(backend: EdgeBackend) -> None:
+    """Mapped and open files still take room."""
     for _ in range(3):
         backend.rewrite(COLLECTION)
         backend.count(COLLECTION, Where())
@@ -194,11 +194,11 @@ def test_the_indexes_are_the_same(backend: EdgeBackend) -> None:
     assert after.keys() == INDEXES.keys()
 
 
-# What tells of damage
+# Damage
 
 
-def test_its_damage_is_told(backend: EdgeBackend, folder: Path) -> None:
-    """Closed, or killed before it was loaded again."""
+def test_damage_of_a_rewritten_collection_is_told(backend: EdgeBackend, folder: Path) -> None:
+    """Closed, or killed before the next load."""
     backend.rewrite(COLLECTION)
     killed = copy(folder, folder.with_name("killed"))
     backend.count(COLLECTION, Where())
@@ -227,14 +227,14 @@ class EdgeStore:
 
 
 def copy(folder: Path, other: Path) -> Path:
-    """A store as it is after its writer was killed."""
+    """A store as after a killed writer."""
     return shutil.copytree(folder, other, ignore=shutil.ignore_patterns(".lock-*"))
 
 
-# While it is used
+# Concurrent use
 
 
-def test_who_reads_meanwhile_has_a_whole_answer(backend: EdgeBackend) -> None:
+def test_concurrent_readers_have_whole_answers(backend: EdgeBackend) -> None:
     there, vectors = content(backend), np.eye(3, DIM, dtype=np.float32)
     nearest = backend.query(COLLECTION, vectors, Where(), 5, ["rev"])
     failed, done, answers = list[BaseException](), threading.Event(), [0, 0, 0]
@@ -244,7 +244,7 @@ def test_who_reads_meanwhile_has_a_whole_answer(backend: EdgeBackend) -> None:
             try:
                 ask()
                 answers[which] += 1
-            except BaseException as error:  # noqa: BLE001 - whatever it is
+            except BaseException as error:  # noqa: BLE001
                 failed.append(error)
                 return
 
@@ -272,21 +272,21 @@ def test_who_reads_meanwhile_has_a_whole_answer(backend: EdgeBackend) -> None:
     assert min(answers) > 0
 
 
-def test_a_scroll_goes_on_in_what_was_written_anew(backend: EdgeBackend) -> None:
+def test_a_scroll_goes_on_in_the_rewritten_collection(backend: EdgeBackend) -> None:
     pages = backend.scroll(COLLECTION, Where(), vectors=True)
     first = next(pages)
     backend.rewrite(COLLECTION)
     assert len(first.ids) + sum(len(page.ids) for page in pages) == KEPT
 
 
-def test_another_process_is_told_that_it_is_open(backend: EdgeBackend, folder: Path) -> None:
+def test_another_process_finds_the_store_open(backend: EdgeBackend, folder: Path) -> None:
     backend.rewrite(COLLECTION)
     with EdgeStore(folder) as other, pytest.raises(StoreError, match="already open"):
         other.rewrite(COLLECTION)
     assert backend.count(COLLECTION, Where()) == KEPT
 
 
-# What goes wrong
+# Failures
 
 
 @pytest.fixture
@@ -296,8 +296,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return disk
 
 
-def test_a_full_disk_leaves_it_as_it_was(backend: EdgeBackend, folder: Path, disk: Disk) -> None:
-    """Whenever it fills up."""
+def test_a_full_disk_leaves_the_old_collection(backend: EdgeBackend, folder: Path, disk: Disk) -> None:
     there = content(backend)
     backend.flush()
     for step in range(100):
@@ -319,7 +318,7 @@ def test_a_full_disk_leaves_it_as_it_was(backend: EdgeBackend, folder: Path, dis
     assert content(backend) == there
 
 
-def test_the_room_that_is_needed_grows_with_what_is_there(backend: EdgeBackend, disk: Disk) -> None:
+def test_the_needed_room_grows_with_the_collection(backend: EdgeBackend, disk: Disk) -> None:
     disk.free = ROOM + 1000
     with pytest.raises(StoreUnavailableError, match=r"16\.0 MiB free, and (1[7-9]|2\d)\.\d MiB are needed"):
         backend.rewrite(COLLECTION)
@@ -359,7 +358,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     try:
         command = [sys.executable, "-c", FORGETTER, str(small / "store")]
         forgetter = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        assert (forgetter.returncode, forgetter.stderr) == (0, "")  # without the look, it is -SIGBUS
+        assert (forgetter.returncode, forgetter.stderr) == (0, "")  # -SIGBUS, without the check
         assert "MiB are needed for this: make room" in forgetter.stdout
         assert len(names(small / "store")) == 3
     finally:
@@ -367,7 +366,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", ["fsync", "rename", "replace"])
-def test_a_failing_disk_leaves_it_as_it_was_or_written_anew(
+def test_a_failing_disk_leaves_the_old_or_the_new_collection(
     backend: EdgeBackend, folder: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     there = content(backend)
@@ -398,7 +397,7 @@ def test_a_failing_disk_leaves_it_as_it_was_or_written_anew(
     assert found(folder) == {}
 
 
-def test_what_took_the_place_of_the_store_is_left_alone(backend: EdgeBackend, folder: Path) -> None:
+def test_a_copy_in_the_place_of_the_store_is_left_alone(backend: EdgeBackend, folder: Path) -> None:
     backend.flush()
     copy(folder, folder.with_name("copy"))
     folder.rename(folder.with_name("moved"))
@@ -409,13 +408,13 @@ def test_what_took_the_place_of_the_store_is_left_alone(backend: EdgeBackend, fo
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_what_took_the_place_of_the_store_meanwhile_is_left_alone(
+def test_a_copy_that_took_the_place_meanwhile_is_left_alone(
     backend: EdgeBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.flush()
     there, elsewhere = folder.with_name("copy"), folder.with_name("moved")
     copy(folder, there)
-    (there / f".{COLLECTION}.01234567").mkdir()  # of a process that has its lock
+    (there / f".{COLLECTION}.01234567").mkdir()  # of a process with the lock
     before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
     page = edge._page
 
@@ -454,13 +453,7 @@ class Rewriter:
         self._process = process
 
     def run(self, folder: Path, step: int = -1, delay: float | None = None) -> list[str] | None:
-        """Write a collection anew: the steps that it took, or ``None`` if it was killed.
-
-        Args:
-            folder: Of the store.
-            step: Before which it is killed.
-            delay: Seconds after which it is killed.
-        """
+        """Rewrites a collection, and returns the steps; ``None`` if killed before a step, or after `delay` seconds."""
         asked, told = self._process.stdin, self._process.stdout
         assert asked is not None
         assert told is not None
@@ -488,7 +481,7 @@ def rewriter() -> Iterator[Rewriter]:
 
 
 def filled(folder: Path) -> Content:
-    """A store to kill the rewriter of, and what it has."""
+    """Content of a new store."""
     with EdgeStore(folder) as backend:
         fill(backend, 200)
         backend.drop(COLLECTION, [FORGOTTEN])
@@ -496,7 +489,7 @@ def filled(folder: Path) -> Content:
 
 
 def assert_whole(folder: Path, there: Content) -> bool:
-    """It is as before or written anew, with nothing beside it: which of the two."""
+    """Whether the collection is rewritten; otherwise, it is as before."""
     with EdgeStore(folder) as backend:
         assert backend.exists(COLLECTION)
         assert content(backend) == there
@@ -525,7 +518,7 @@ def test_killed_at_each_step(rewriter: Rewriter, folder: Path) -> None:
         if rewriter.run(folder, step) is None:
             anew.append(assert_whole(folder, there))
     assert len(anew) > 20
-    assert anew == sorted(anew)  # from one step on, it is the new one
+    assert anew == sorted(anew)  # from one step on
     assert set(anew) == {False, True}
 
 
@@ -556,7 +549,7 @@ def kill_at_random(rewriter: Rewriter, folder: Path, times: int, seed: int) -> N
 # A store
 
 
-def test_a_store_whose_collections_are_written_anew(folder: Path) -> None:
+def test_a_store_with_rewritten_collections(folder: Path) -> None:
     with Store(EdgeBackend(folder), "zsvec") as store:
         store.bind(FINGERPRINTS)
         add(store, "lynx", ["1", "2"], ["text"])

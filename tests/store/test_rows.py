@@ -1,4 +1,4 @@
-"""What a server sends by gRPC, where it is not what zsvec has stored."""
+"""Points from a server by gRPC, also points that zsvec did not write."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_vectors_are_those_that_were_sent_to_the_last_bit(former: bool, dim: int
     np.testing.assert_array_equal(found.view(np.uint32), sent.view(np.uint32))
 
 
-def test_what_a_later_server_adds_to_a_vector_is_passed_over() -> None:
+def test_fields_that_a_later_server_adds_to_a_vector_are_ignored() -> None:
     one, other = point(1, 0.5, 1.0), point(2, 0.25, 2.0)
     unknown = b"\x78\x05"  # field 15, a number
     other.vectors.vector.dense.MergeFromString(unknown)
@@ -56,7 +56,7 @@ def test_what_a_later_server_adds_to_a_vector_is_passed_over() -> None:
         {},
     ],
 )
-def test_a_payload_is_what_was_sent(payload: dict[str, Any]) -> None:
+def test_a_payload_is_converted_unchanged(payload: dict[str, Any]) -> None:
     sent = protocol.RetrievedPoint(payload=RestToGrpc.convert_payload(payload))
     assert _payload(sent) == payload
 
@@ -64,13 +64,13 @@ def test_a_payload_is_what_was_sent(payload: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "points", [[(1, 1.0, 2.0), (2,)], [(2,)], [(1, 1.0, 2.0), (2, 1.0)], [(1, 1.0), (2, 1.0, 3.0)]]
 )
-def test_a_point_without_its_vector_is_an_error_of_ours(points: list[Any]) -> None:
+def test_a_point_without_a_vector_is_a_store_error(points: list[Any]) -> None:
     number = next(p[0] for p in points if len(p) != len(points[0]) or len(p) == 1)
     with pytest.raises(StoreError, match=f"the point {number} of 'c' has a vector of"):
         _vectors([point(*p) for p in points], "c")
 
 
-def test_vectors_of_some_points_are_none_of_ours() -> None:
+def test_vectors_of_some_points_are_refused() -> None:
     assert Points(["a", "b"], [None, None], [{}, {}]).vectors.shape == (2, 0)
     with pytest.raises((TypeError, ValueError)):
         _ = Points(["a", "b"], [None, [1.0]], [{}, {}]).vectors

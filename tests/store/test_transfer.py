@@ -1,4 +1,4 @@
-"""What moves from one category to another is never in none, and in the end in one, whatever is killed or late."""
+"""A moved image is never in no category, and in the end in one, after any kill or delay."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ TWICE = ITEMS[:2]  # in two categories from the beginning
 
 
 class Moves:
-    """Images that several processes move between categories, and what readers see meanwhile.
+    """Images that several processes move between categories, and concurrent reads.
 
     Attributes:
-        wrong: What readers saw that they must not.
+        wrong: Wrong reads.
     """
 
     def __init__(self, seed: int, faults: Faults, history: float = 0.0) -> None:
@@ -32,7 +32,7 @@ class Moves:
         self.history = history
         self.wrong: list[str] = []
         self.moved = self.undone = self.refused = self.seen = self.twice = 0
-        store = Store(SimulatedBackend(self.world), "zsvec")  # what it writes cannot be taken back
+        store = Store(SimulatedBackend(self.world), "zsvec")  # without history
         store.bind(FINGERPRINTS)
         begin = {"here": ITEMS, "there": TWICE, "elsewhere": []}
         store.write([write_of(name, [f"of {name}", *begin[name]]) for name in NAMES])
@@ -83,7 +83,7 @@ class Moves:
                 except StoreUnavailableError:
                     continue
                 if not searcher._snapshot.catalog.keys() >= set(NAMES):
-                    continue  # a look that is the first may miss all of a category whose copies differ
+                    continue  # a first look may miss a category with differing replicas
                 self.seen += 1
                 for expert, indexed in found.items():
                     times = [indexed.sources.count(item) for item in ITEMS]

@@ -19,6 +19,7 @@ from zsvec.store.backends.base import Points
 from zsvec.store.catalog.schema import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+DEPLOYMENTS = ("edge", "local", "server")
 
 Operation = Callable[[Store], Any]
 
@@ -30,7 +31,7 @@ def backend(deployment: Deployment) -> Hooked:
 
 @pytest.fixture
 def store(deployment: Deployment, backend: Hooked) -> Store:
-    """A store with one category, whose backend can be interfered with."""
+    """A store with one category and a hooked backend."""
     store = deployment.open(backend)
     add(store, "red panda", ["old"], ["old text"])
     return store
@@ -68,7 +69,7 @@ def assert_no_garbage(deployment: Deployment, store: Store) -> None:
 # Lost races
 
 RACES: dict[str, tuple[Operation, Operation, list[str], int]] = {
-    # mine, what another commits before it, images in the end, version in the end
+    # this write, an earlier commit of another writer, final images, final version
     "add, add": (
         lambda s: add(s, "red panda", ["mine"]),
         lambda s: add(s, "red panda", ["theirs"]),
@@ -142,9 +143,7 @@ def test_metadata_of_a_category_that_another_removes_are_refused(backend: Hooked
     assert store.categories() == []
 
 
-def test_replacement_that_keeps_what_another_removes_leaves_no_category_without_references(
-    backend: Hooked, store: Store, other: Store
-) -> None:
+def test_replacement_without_references_to_keep_is_refused(backend: Hooked, store: Store, other: Store) -> None:
     def theirs(*_: Any) -> None:
         other.remove_references("red panda", [content_hash("old")])
 
@@ -192,7 +191,7 @@ def test_removal_after_a_lost_race(deployment: Deployment, backend: Hooked, stor
     assert_no_garbage(deployment, store)
 
 
-def test_removal_of_what_another_removes_first(backend: Hooked, store: Store, other: Store) -> None:
+def test_removal_of_a_category_that_another_removes_first(backend: Hooked, store: Store, other: Store) -> None:
     backend.hooks["commit"] = lambda *_: other.remove("red panda")
     with pytest.raises(CategoryNotFoundError):
         store.remove("red panda")
@@ -276,7 +275,7 @@ def test_many_threads_add_to_one_category(deployment: Deployment, store: Store) 
 
 
 def test_many_threads_write_everything_else(deployment: Deployment, store: Store) -> None:
-    """Each thread has a category of its own in the end, whatever it did to it."""
+    """Each thread has one category in the end."""
     writers = [deployment.another(store) for _ in range(4)]
 
     def work(writer: int) -> None:
@@ -300,7 +299,7 @@ def test_many_threads_write_everything_else(deployment: Deployment, store: Store
 # Writers that die
 
 DEADLY: dict[str, tuple[Operation, list[str] | None]] = {
-    # what a writer was at, and the images of the category when it is done
+    # a write, and the images of the category after it
     "add": (lambda s: add(s, "red panda", ["new", "newer"], ["new text"]), ["new", "newer", "old"]),
     "replace": (lambda s: add(s, "red panda", ["new", "newer"], ["new text"], replace=True), ["new", "newer"]),
     "remove": (lambda s: s.remove("red panda"), None),
@@ -312,7 +311,7 @@ DEADLY: dict[str, tuple[Operation, list[str] | None]] = {
 }
 
 
-@LASTING  # a store in memory dies with its writer
+@LASTING
 @pytest.mark.parametrize("operation", DEADLY)
 def test_writer_may_die_between_any_two_calls(
     deployment: Deployment, backend: Hooked, store: Store, operation: str, monkeypatch: pytest.MonkeyPatch
@@ -330,7 +329,7 @@ def test_writer_may_die_between_any_two_calls(
             break
         try:
             act(store)
-        except CategoryNotFoundError:  # it was removed before it died
+        except CategoryNotFoundError:  # removed before the writer died
             assert operation == "remove"
         done = contents(store)
         for name in seen | before | done:
@@ -342,7 +341,7 @@ def test_writer_may_die_between_any_two_calls(
 
 
 def dies(backend: Hooked, calls: int, act: Callable[[], Any]) -> bool:
-    """Whether a writer dies when it can make only so many calls; then another process goes on."""
+    """Whether a writer that dies after so many calls dies; then another process goes on."""
     backend.dies_at = backend.calls.total() + calls
     try:
         act()
@@ -383,7 +382,7 @@ def test_first_writer_may_die_between_any_two_calls(deployment: Deployment, back
 
 
 def test_two_first_writers_at_once(deployment: Deployment, backend: Hooked) -> None:
-    """Whichever call of a first bind another writer comes before, both get their way."""
+    """Another writer comes before any call of a first bind, and both succeed."""
     for position in itertools.count():
         namespace = f"{deployment.namespace}-{position}"
         mine, theirs = Store(backend, namespace), Store(backend.inner, namespace)
@@ -514,7 +513,7 @@ def test_many_threads_calibrate(deployment: Deployment, store: Store) -> None:
 
 
 def leave_garbage(backend: Hooked, store: Store, name: str = "red panda") -> int:
-    """A writer dies before its commit; how many references it leaves."""
+    """The number of references that a writer leaves which dies before the commit."""
 
     def die(*_: Any) -> None:
         raise Crash
@@ -525,9 +524,7 @@ def leave_garbage(backend: Hooked, store: Store, name: str = "red panda") -> int
     return 4
 
 
-def test_garbage_is_collected_when_it_is_asked_for(
-    deployment: Deployment, backend: Hooked, store: Store, other: Store
-) -> None:
+def test_garbage_is_collected_on_request(deployment: Deployment, backend: Hooked, store: Store, other: Store) -> None:
     before = contents(store)
     left = leave_garbage(backend, store) + leave_garbage(backend, store, "never committed")
 
@@ -585,7 +582,7 @@ def test_collection_of_garbage_spares_a_writer_at_work(
 def test_a_writer_that_slept_too_long_begins_anew(
     deployment: Deployment, backend: Hooked, store: Store, other: Store
 ) -> None:
-    """Whichever of its calls it slept before: collected meanwhile are references that it was about to commit."""
+    """Asleep before any call, while the collector deletes the references to commit."""
     collected: list[int] = []
     for position in itertools.count():
         reset(deployment, store)
@@ -600,10 +597,10 @@ def test_a_writer_that_slept_too_long_begins_anew(
 
 
 @pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
-def test_a_collector_that_slept_spares_what_was_committed_meanwhile(
+def test_a_collector_that_slept_spares_later_commits(
     deployment: Deployment, backend: Hooked, store: Store, other: Store
 ) -> None:
-    """Whichever of its calls it slept before."""
+    """Asleep before any call."""
     for position in itertools.count():
         reset(deployment, store)
         leave_garbage(backend, store)
@@ -667,7 +664,7 @@ def test_a_commit_on_a_late_commit_of_a_dead_writer_is_seen(
 def test_second_stamps_are_counted(
     deployment: Deployment, backend: Hooked, store: Store, other: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit between whose plan and whose end somebody writes with a clock that is ahead."""
+    """Another writer with a fast clock comes between plan and commit."""
     real = time.time_ns
 
     def ahead(*_: Any) -> None:
@@ -685,7 +682,7 @@ def test_second_stamps_are_counted(
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("deployment", ["local", "server"], indirect=True)
 def test_unknown_outcomes_are_counted(backend: Hooked, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look after the commit that does not show it."""
+    """A read after the commit does not show the commit."""
     retrieve = backend.inner.retrieve
     backend.hooks["commit"] = lambda *_: monkeypatch.setattr(
         backend.inner, "retrieve", lambda *asked: next(looks, None) or retrieve(*asked)

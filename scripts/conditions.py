@@ -4,7 +4,7 @@
     python scripts/conditions.py SET…
 
 SET has the folders `references` and `photos`, each with a sub-folder per category. Every draw pools the images of both,
-and divides them anew; photos are never references of the same draw. The conditions:
+and divides anew; photos are never references of the same draw. The conditions:
 
 - equal numbers of references, and uneven ones: log-uniform, or half of the categories with three;
 - wrong labels, the same pictures in two categories, and bursts: each reference five times, flipped, cropped, blurred;

@@ -2,19 +2,19 @@
 """Measures which damage of embedded stores is told, and whether a healthy store is ever called damaged.
 
     python -m scripts.damage --stores 2000 --seed 1     from the root of the repository
-    python -m scripts.damage --stores 1 --seed 417      one of them: each store has a seed of its own
+    python -m scripts.damage --stores 1 --seed 417      one of them: each store has another seed
 
-Each store is made by the changes of `tests.store.changer`. Then the store is closed; or flushed, and its writer killed;
+Each store is made by the changes of `tests.store.changer`. Then the store is closed; or flushed, and the writer killed;
 or the writer is killed between two changes, and perhaps a reader after that. One to three files of a closed or flushed
-store are damaged (the checksums only alone); those of a killed writer are left as they are. A process of its own opens
+store are damaged (the checksums only alone); those of a killed writer are not damaged. Another process opens
 the store, reads, collects garbage and writes. Damage is *told* if zsvec raises an error, or names a category as
 incomplete; a store with neither that nor a fault is *unharmed*. The faults:
 
-- *ended*: the engine ended the process; *hung*: it took more than a minute;
+- *ended*: the engine ended the process; *hung*: no end within a minute;
 - *other errors*: that are not zsvec's;
-- *unreported*: a category, or one of its references, is missing or of another commit, and nothing says so;
+- *unreported*: a category or a reference is missing or of another commit, without a finding;
 - *collected*: `gc` deleted a reference of a live category, or anything where the catalog cannot be read;
-- *false alarm*: something is told of a store that nobody damaged.
+- *false alarm*: a finding about an undamaged store.
 
 Exits with 1 if there is any fault. Linux only: the processes are forked.
 """
@@ -55,7 +55,7 @@ T = TypeVar("T")
 NAMESPACE, STORE = "zsvec", "store"
 PAGE = 4096
 LIMIT = 60.0  # seconds
-MEMORY = 16 * 2**30  # bytes of addresses: a damaged number must not take those of the machine
+MEMORY = 16 * 2**30  # bytes of addresses: a damaged number must not take the memory of the machine
 FAULTS = ("ended", "hung", "other errors", "unreported", "collected", "false alarm")
 STATES = ("closed", "flushed", "killed", "killed reader")
 
@@ -64,7 +64,7 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Stored:
-    """A category: its version, its write ids, and the sources of its references by expert."""
+    """A category: version, write ids, and the sources of references by expert."""
 
     version: int
     write_ids: tuple[str, ...]
@@ -80,7 +80,7 @@ class Seen:
 
 
 def make(folder: Path, seed: int, state: str, result: Connection) -> None:
-    """Make the store of a seed, send its categories, and leave it in a state."""
+    """Make the store of a seed, send the categories, and leave the store in a state."""
     store = changer.opened(str(folder), NAMESPACE)
     for change in changer.changes(seed)[: 4 + seed % 17]:
         change.make(store)
@@ -142,7 +142,7 @@ def truncate(file: Path, draw: random.Random) -> None:
 
 
 def delete(file: Path, draw: random.Random) -> None:
-    """It alone."""
+    """The file alone."""
     file.unlink()
 
 
@@ -277,7 +277,7 @@ def are_alike(found: Mapping[str, Sequence[str]], stored: Mapping[str, Sequence[
 
 
 def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, str]]:
-    """Encoder and id of the references of the categories that were stored, as far as they can be read."""
+    """Encoder and id of the references of the categories that were stored, as far as readable."""
     write_ids, found = {w for category in stored.values() for w in category.write_ids}, set()
     for encoder in FINGERPRINTS:
         with suppress(ZSVecError):
@@ -292,7 +292,7 @@ def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, s
 
 
 def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None]:
-    """The object that a process sends, if any, and its exit code; ``None`` if it took too long."""
+    """The object that a process sends, if any, and its exit code; ``None`` after the time limit."""
     receiver, sender = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=work, args=(*args, sender))
     process.start()
@@ -310,7 +310,7 @@ def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None
 
 def attack(seed: int) -> tuple[str, list[str], Seen]:
     """State, damages and faults of the store of a seed."""
-    draw = random.Random(seed)  # noqa: S311 - it is no secret
+    draw = random.Random(seed)  # noqa: S311 - no secret
     state = draw.choice(STATES)
     with fast_folder() as parent:
         folder = parent / STORE

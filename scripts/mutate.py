@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""Damaged images, and the process that reads them.
+"""Damaged images, and a process that reads these.
 
     python -m scripts.mutate --images 100000 --seed 1 --threads 4      from the root of the repository
 
-Images of every format, of 1 pixel to 100 megapixels, are mutated and read, as a stream does it, in threads of one
+Images of every format, of 1 pixel to 100 megapixels, are mutated and read, as in a stream, in threads of one
 process, under the settings of the command line. Each must be read, or refused by an `ImageError`, in at most 5 seconds
 of CPU; the process may grow by `image_memory` and a rest. The same seed gives the same images.
 """
@@ -38,14 +38,14 @@ from zsvec.inputs.images import reading
 from zsvec.inputs.memory import DEFAULT
 
 SECONDS = 5.0  # of CPU, for one image
-# MiB beside `image_memory`, for each thread: its bytes, and two heaps of 64 MiB of the GNU C library. `malloc_trim`
-# leaves it the free end of a heap.
+# MiB beside `image_memory`, for each thread: the bytes of an image, and two heaps of 64 MiB of the GNU C library, which
+# keeps the free end of a heap after `malloc_trim`.
 REST = 128
 ADDRESSES = 8 * 2**30  # bytes, of the process
 STUCK = 600  # seconds without another image
-WAITING = 1000  # images in the queue at most: 100,000 of them would take 190 MiB
+WAITING = 1000  # images in the queue at most: 100,000 would take 190 MiB
 
-# Sizes, and how often each is drawn. The largest are of one colour, so that their files are small.
+# Sizes, and how often each is drawn. The largest are of one colour, for small files.
 SIZES = {
     (1, 1): 60,
     (19, 13): 400,
@@ -147,7 +147,7 @@ KINDS: dict[str, Kind] = {
     "JPEG 2000": saved("JPEG2000", most=SMALL),
     "AVIF": saved("AVIF", most=SMALL),
 }
-_NEEDED = {"WEBP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}  # of the build of Pillow that writes them
+_NEEDED = {"WEBP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}  # of the build of Pillow
 KINDS = {name: kind for name, kind in KINDS.items() if features.check(_NEEDED.get(name.partition(",")[0], "zlib"))}
 
 
@@ -196,7 +196,7 @@ _SEGMENTS = re.compile(
 
 
 def drawn(seed: int, number: int) -> tuple[Choice, Choice, Random]:
-    """An image, another one to splice it with, and the source of chance that goes on from there."""
+    """An image, another one to splice in, and the source of further chance."""
     draw = Random(f"{seed} {number}")  # noqa: S311 - no secret
 
     def choose() -> Choice:
@@ -217,7 +217,7 @@ def mutated(data: bytes, other: bytes, draw: Random) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG whose chunks have the checksums of what is in them; anything else as it is."""
+    """A PNG with right checksums of all chunks; other files unchanged."""
     at, right = 8, bytearray(data)
     while data.startswith(b"\x89PNG") and at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -231,7 +231,7 @@ def with_checksums(data: bytes) -> bytes:
 
 
 class Outcome(NamedTuple):
-    """What an image led to: `read`, `refused` or another error, after so many seconds of CPU."""
+    """Result of an image: `read`, `refused` or another error, after so many seconds of CPU."""
 
     kind: str
     outcome: str
@@ -248,7 +248,7 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[O
         threads: That read at once.
 
     Returns:
-        What came of each image; and the MiB by which the process grew.
+        The outcome of each image, and the MiB by which the process grew.
     """
     import resource  # not on Windows
 
@@ -256,7 +256,7 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[O
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
     warnings.simplefilter("ignore")  # of Pillow, for damaged files
     stderr = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff says there what is damaged
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff reports damage there
     originals = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def read(number: int) -> Outcome:
@@ -300,7 +300,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the mutations.")] = 1,
     threads: Annotated[int, typer.Option(help="That read at once.")] = 4,
 ) -> None:
-    """Read mutated images and print a table; exit 1 if one of them, or the process, is not as it must be."""
+    """Read mutated images and print a table; exit 1 if an image or the process fails."""
     with tempfile.TemporaryDirectory() as name:
         for kind, size in {choice for number in range(images) for choice in drawn(seed, number)[:2]}:
             Path(name, str((kind, size))).write_bytes(KINDS[kind].encode(size))

@@ -4,8 +4,8 @@
     python -m scripts.outages                       every case, one after the other, from the root of the repository
     python -m scripts.outages --seconds 20 killed   one of them: quiet, killed, nodes, leader, paused
 
-Three writers replace 20 categories, four readers read all of them before each batch, each in a process of its own. The
-references of a category tell which commit they are of. A batch is *stale* if a category is older in it than the last
+Three writers replace 20 categories, four readers read all before each batch, each in another process. The
+references of a category name a commit. A batch is *stale* if a category is older than the last
 commit that was acknowledged before the batch began, *torn* if references of two commits are in one, and *missing*
 if a committed category is neither there nor named as incomplete. Needs a `qdrant` command on the PATH.
 """
@@ -45,7 +45,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass
 class Commits:
-    """Commits of a writer: category, mark and version of each, and when it was acknowledged."""
+    """Commits of a writer: category, mark, version, and time of acknowledgement."""
 
     acknowledged: list[tuple[str, int, int, float]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
@@ -54,7 +54,7 @@ class Commits:
 
 @dataclass
 class Batches:
-    """What a reader saw: when each batch began, the marks in each category, and the categories named incomplete."""
+    """Batches of a reader: begin, marks in each category, and the categories named incomplete."""
 
     seen: list[tuple[float, dict[str, frozenset[int]], tuple[str, ...]]] = field(default_factory=list)
     torn: int = 0
@@ -203,13 +203,13 @@ def in_turn(nodes: Sequence[Node], seconds: float) -> None:
 
 
 def leader_lost(nodes: Sequence[Node], seconds: float) -> None:
-    """The node whose peer is the highest, which orders the writes, killed for good."""
+    """The node with the highest peer, which orders the writes, killed for good."""
     time.sleep(seconds / 4)
     max(nodes, key=lambda node: int(node.get("/cluster")["peer_id"])).kill()
 
 
 def paused(nodes: Sequence[Node], seconds: float) -> None:
-    """One node stopped where it stands, and resumed."""
+    """One node stopped, and resumed."""
     time.sleep(seconds / 12)
     nodes[1].pause()
     time.sleep(min(PAUSE, seconds * 3 / 4))

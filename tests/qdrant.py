@@ -1,4 +1,4 @@
-"""Qdrant servers to test with: the one that there is, or processes of a test's own, alone or as a cluster."""
+"""Qdrant servers for tests: a given one, or new processes, alone or as a cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SETTINGS = {
     "QDRANT__SERVICE__HOST": "127.0.0.1",
     "QDRANT__TELEMETRY_DISABLED": "true",
 }
-# Becomes the server, which Linux then kills together with the thread that started it, however that ends.
+# Becomes the server, which Linux then kills at the end of the thread that started this.
 _BECOME = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":
@@ -61,12 +61,12 @@ def any_server(folder: Path) -> Iterator[str]:
 
 
 class Node:
-    """A Qdrant in a process of its own.
+    """A Qdrant in another process.
 
     Attributes:
-        url: Of its REST interface; gRPC is on the next port.
-        peer: Where other nodes of its cluster reach it.
-        folder: Of its data, and of its log.
+        url: URL of REST; gRPC is on the next port.
+        peer: URL for other nodes of the cluster.
+        folder: Folder of data and log.
         process: The server; another one after `restart`.
     """
 
@@ -98,7 +98,7 @@ class Node:
         self.process.wait()
 
     def pause(self) -> None:
-        """Stop the server where it stands: connections to it stay open, and nothing answers."""
+        """Stop the server: connections stay open, without answers."""
         self.process.send_signal(signal.SIGSTOP)
 
     def resume(self) -> None:
@@ -106,7 +106,7 @@ class Node:
         self.process.send_signal(signal.SIGCONT)
 
     def restart(self) -> None:
-        """Kill the server, if it runs, and start it again on its data and ports; this thread must outlive it."""
+        """Kill the server, if running, and start a new one on the same data and ports, tied to this thread."""
         self.kill()
         self.process = self._start()
         self.wait_until_ready()
@@ -118,7 +118,7 @@ class Node:
             return json.load(response)["result"]
 
     def log(self) -> str:
-        """The end of what it has printed."""
+        """The end of the output."""
         return self._log.read_text(errors="replace")[-5000:]
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -139,11 +139,11 @@ class Node:
 
 @contextmanager
 def running_server(folder: Path, **environment: str) -> Iterator[Node]:
-    """A server in a process of its own, from the `qdrant` on the PATH; skips where there is none.
+    """A server in another process, from the `qdrant` on the PATH; skips without one.
 
     Args:
-        folder: Where it keeps its data and its log.
-        environment: Settings as Qdrant takes them, such as ``QDRANT__SERVICE__API_KEY``.
+        folder: Folder of data and log.
+        environment: Settings of Qdrant, such as ``QDRANT__SERVICE__API_KEY``.
     """
     program = shutil.which("qdrant")
     if program is None:
@@ -159,7 +159,7 @@ def running_server(folder: Path, **environment: str) -> Iterator[Node]:
 
 @contextmanager
 def running_cluster(folder: Path, nodes: int = 3, **environment: str) -> Iterator[list[Node]]:
-    """Servers that are one cluster; the first was its first leader."""
+    """Servers that are one cluster; the first was the first leader."""
     clustered = {"QDRANT__CLUSTER__ENABLED": "true", **environment}
     with ExitStack() as stack:
         started: list[Node] = []
@@ -174,7 +174,7 @@ def running_cluster(folder: Path, nodes: int = 3, **environment: str) -> Iterato
 
 
 def _is_member(cluster: Mapping[str, Any], nodes: int) -> bool:
-    """Whether a node knows as many, and the leader among them, and has a vote."""
+    """Whether a node knows so many nodes and a leader, and has a vote."""
     consensus = cluster["raft_info"]
     return len(cluster["peers"]) == nodes and consensus["leader"] is not None and consensus["is_voter"]
 
@@ -203,7 +203,7 @@ def composed(file: Path, **environment: str) -> Iterator[str]:
     """URL of the server of a compose file, in a container as long as the block; skips where Docker cannot start one.
 
     Args:
-        file: Its service ``qdrant`` has the ports ``ZSVEC_QDRANT_PORT`` and ``ZSVEC_QDRANT_GRPC_PORT``.
+        file: Compose file with a service ``qdrant`` at the ports ``ZSVEC_QDRANT_PORT`` and ``ZSVEC_QDRANT_GRPC_PORT``.
         environment: Other variables of the file.
     """
     command = _compose_command()
@@ -248,7 +248,7 @@ def wait_until(condition: Callable[[], bool], explain: Callable[[], str] = str) 
 
     Args:
         condition: Is asked again and again.
-        explain: Says why it may not hold, if it does not before the deadline.
+        explain: Returns an explanation for a condition that fails until the deadline.
     """
     end = time.monotonic() + DEADLINE
     while not condition():

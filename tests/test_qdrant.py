@@ -1,4 +1,4 @@
-"""Servers of a test's own are what the other tests take them for."""
+"""Servers that tests start: paused, killed, restarted, and in a cluster."""
 
 from __future__ import annotations
 

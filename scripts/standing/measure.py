@@ -37,13 +37,13 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial with its references laid out and calibrated.
+    """A trial with references laid out and calibrated.
 
     Attributes:
         images: Of the set.
         trial: The references, and the images to classify.
         references: By expert.
-        calibration: Learned from them; ``None`` if they teach nothing.
+        calibration: Learned from the references; ``None`` without a fit.
     """
 
     images: Images

@@ -23,12 +23,12 @@ from zsvec.inputs.images import load_image
 from zsvec.settings.profiles import PROFILES
 
 progress = Console(stderr=True)
-_BATCH = 16  # images that are embedded at once, each with five that are made from it
+_BATCH = 16  # images that are embedded at once, each with five variants
 
 
 @dataclass(frozen=True)
 class Images:
-    """A set, embedded once. Images have numbers; variants of an image have numbers of their own.
+    """A set, embedded once. Images have numbers; variants of an image have other numbers.
 
     Attributes:
         name: Of the set.
@@ -37,8 +37,8 @@ class Images:
         vectors: By encoder, of all images, float32 ``(n_images, dim)``.
         pool: Numbers of the references and photos of each category.
         most: References of a category, at most; the others are photos.
-        bursts: By image of the pool, numbers of its variants.
-        copies: By image of the pool, the number of its copy, which was saved again.
+        bursts: By image of the pool, numbers of the variants.
+        copies: By image of the pool, the number of the copy that was saved again.
     """
 
     name: str
@@ -56,7 +56,7 @@ def embed(folder: Path, profile: str) -> Images:
 
     Args:
         folder: With ``references`` and ``photos``, each with a sub-folder per category.
-        profile: Its prompts make the text of a category without definition texts.
+        profile: Profile with the encoders, and prompts for categories without definition texts.
     """
     specs = PROFILES[profile].encoders
     encoders = load_encoders(specs, device="auto", dtype="auto", batch_size=64)

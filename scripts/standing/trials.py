@@ -1,4 +1,4 @@
-"""Trials: which references a store has, and which images it is asked about."""
+"""Trials: references of a store, and images to classify."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Rows = Sequence[tuple[int, str]]
 FEW = 3  # references of a category that is said to have few
 RATES = (0.01, 0.02, 0.05, 0.10)  # false-unknown rates that are asked for
 BATCHES = {64: 10, 256: 4}  # sizes of batches, and how many skewed ones a draw has
-SKEW = 0.3  # of the Dirichlet distribution of their categories
+SKEW = 0.3  # of the Dirichlet distribution of categories
 
 
 @dataclass(frozen=True)
 class Trial:
-    """References, and the images that are classified by them.
+    """References, and images to classify.
 
     Attributes:
         rows: The references.
         batches: By name of the condition, numbers of the images of each batch.
         truth: Category of each image.
-        few: Categories whose images are also counted apart.
+        few: Categories with images that are also counted apart.
         rate: False-unknown rate that is asked for.
     """
 
@@ -68,7 +68,7 @@ class Draw:
         return str(self.random.choice([other for other in self.names if other != name]))
 
     def balanced(self, size: int = 256) -> list[Numbers]:
-        """All photos, in batches in which categories are as frequent as among them."""
+        """All photos, in batches of representative frequencies."""
         shuffled = self.random.permutation(self.photos)
         return [shuffled[first : first + size] for first in range(0, len(shuffled), size)]
 

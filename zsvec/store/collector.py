@@ -1,12 +1,11 @@
 """Garbage collection: references that no manifest names and no writer can commit any more are deleted.
 
-References that a change has replaced are kept until the change is *final*, so that it can be undone
-(`zsvec.store.catalog.history`).
+References that a change has replaced are kept for undo until the change is *final* (`zsvec.store.catalog.history`).
 
-A write first declares the garbage that it may leave: its *intent*. So collection after a write need not scan all
-references. The collector *fences* a category before it deletes references that a writer may still commit: it raises the
-version of the manifest, so that every commit that was planned before is lost. Safety needs no clock. The age of an
-intent only decides whether to end the attempt of a slow writer, or to delete what a slow reader may be reading.
+A write first declares possible garbage: the *intent*. So collection after a write need not scan all references. Before
+the collector deletes references that a writer may still commit, the category is *fenced*: the version of the manifest
+is raised, so that every commit that was planned before is lost. Safety needs no clock. The age of an intent only
+decides whether to end the attempt of a slow writer, or to delete references that a slow reader may be reading.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class Intent:
 
 
 class Collector:
-    """The garbage of one store, whose changes can be undone for `history` seconds.
+    """The garbage of one store with an undo window of `history` seconds.
 
     Attributes:
         cause: Cause of the present write.
@@ -93,7 +92,7 @@ class Collector:
             writes: New write id by category.
             replaced: Write ids that each category loses by the commit.
             moved: Source and target of a transfer. Other processes may still carry out a transfer that did not win, so
-                its references are collected later. Any other commit that did not win is lost for good.
+                the references are collected later. Any other commit that did not win is lost for good.
 
         Yields:
             The intent, in which the caller notes the commits that won.
@@ -138,7 +137,7 @@ class Collector:
         return deleted, [change for change in could if change.id not in can]
 
     def _finalize(self, grace: float | None) -> None:
-        """Makes changes final whose time is over; with `grace`, those older than that many seconds."""
+        """Makes expired changes final; with `grace`, changes older than that many seconds."""
         now = time.time_ns() // 1000
         age = self._history if grace is None else grace
         records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
@@ -165,7 +164,7 @@ class Collector:
 
     def _oldest(self) -> list[Mapping[str, Any]]:
         intents = self._intents()
-        if len(intents) > _AT_ONCE:  # those of lost manifests can never be settled, and must not block the others
+        if len(intents) > _AT_ONCE:  # intents of lost manifests can never be settled, and must not block the others
             there = self._catalog.state({name for intent in intents for name in intent["replaced"]}).manifests
             intents = [intent for intent in intents if intent["replaced"].keys() <= there.keys()]
         return intents[:_AT_ONCE]
@@ -199,7 +198,7 @@ class Collector:
                 if write_id not in replaced and write_id not in _named(state.manifests.get(name))
             }
             undecided = {name for name, _ in open_writes}
-            if history and is_told(intent):  # its writer was killed, or others finished it
+            if history and is_told(intent):  # the writer was killed, or others finished the write
                 history.catch_up(state)
                 undecided |= set(intent["before"]) - history.won(intent)
             young = (now - intent["rev"]) / 1e6 < writers
@@ -219,7 +218,7 @@ class Collector:
         return self._delete(left)
 
     def _has_become_change(self, intent: Mapping[str, Any], history: History, now: int, *, final: bool) -> bool:
-        """Records the change of a killed writer, and returns whether it can still be undone."""
+        """Records the change of a killed writer, and returns whether undo is still possible."""
         won = set() if final or intent["until"] <= now else history.won(intent)
         if not won >= set(intent.get("moved", ())):
             won = set()  # half a move cannot be undone
@@ -231,7 +230,7 @@ class Collector:
         """Deletes garbage writes except those that a change needs, and returns the number of references.
 
         Args:
-            left: Id of an intent, deleted with its writes, or ``None``; and the write ids that no manifest names.
+            left: Id of an intent, deleted with the writes, or ``None``; and the write ids that no manifest names.
         """
         if not left:
             return 0
@@ -253,7 +252,7 @@ class Collector:
             manifests: The manifests of those that have one.
 
         Returns:
-            The manifests with raised versions; ``None`` if they do not show.
+            The manifests with raised versions; ``None`` if these do not show.
         """
         names = list(names)
         if not names:
@@ -276,7 +275,7 @@ class Collector:
         return found
 
     def _sweep(self, found: Iterable[tuple[str, str]], at_work: set[str]) -> int:
-        """Deletes references of writes that no manifest, intent or change names, and returns their number.
+        """Deletes references of writes that no manifest, intent or change names, and returns the number.
 
         Args:
             found: Category and write id of all references, read before the intents.

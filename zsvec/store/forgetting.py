@@ -1,8 +1,8 @@
 """Erasure of an image: from all categories, copies, changes and collections, at once and for good.
 
-The categories that have the image are committed without it, and the changes that can be undone count it no more. Then
-all points of the image are deleted, those of replaced writes and of present writers included. These writers are fenced
-(`zsvec.store.collector`): their commits are lost, and they plan again.
+Categories are committed without the image, and changes that can be undone no longer count the image. Then
+all points of the image are deleted, also of replaced writes and of present writers. These writers are fenced
+(`zsvec.store.collector`), lose, and plan again.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
 
 
 def _discounted(record: Record, places: Iterable[_Place]) -> dict[str, Any] | None:
-    """Returns a change without these references; ``None`` if it counts none of them."""
+    """Returns a change without these references; ``None`` without effect."""
     forgotten = set(record.get("forgotten", ()))  # counted off already
     before = dict(record["before"])
     for place in places:

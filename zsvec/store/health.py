@@ -1,4 +1,4 @@
-"""The state of a store: its size, missing references, unreadable records, and garbage."""
+"""The state of a store: size, missing references, unreadable records, and garbage."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Block:
-    """A block of writes that are one change, and the functions to call once at its end."""
+    """A block of writes that are one change, and the functions to call once at the end."""
 
     cause: Cause
     followed_by: dict[Callable[[], None], None] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class _Block:
             follow()
 
 
-# For the thread, or its task, and for all stores.
+# For this thread or task, and for all stores.
 _BLOCK: ContextVar[_Block | None] = ContextVar("block", default=None)
 _BY: ContextVar[str | None] = ContextVar("by", default=None)
 
@@ -61,7 +61,7 @@ class Store:
 
     Args:
         backend: Where the collections are.
-        namespace: Prefix of their names. Nothing else in the deployment is read or written.
+        namespace: Prefix of the collections. Nothing else in the deployment is read or written.
         profile_of: Returns the profile with these encoders, if there is one, for the error about other encoders.
         history: Undo window in seconds; 0 keeps no history.
         by: Author recorded with each change.
@@ -143,8 +143,8 @@ class Store:
 
         Args:
             fingerprints: Fingerprints of the encoders in use, by name.
-            images: Whether to keep small copies of images. ``small`` keeps them from now on; ``none`` applies to a new
-                store alone. By default a new store keeps them, and another store is not changed.
+            images: Whether to keep small copies of images. ``small`` starts with this call; ``none`` applies to a new
+                store alone. By default a new store keeps copies, and another store is not changed.
 
         Raises:
             EncoderMismatchError: The stored vectors were made by other encoders.
@@ -268,7 +268,7 @@ class Store:
         """Returns counts of rare events of this handle.
 
         ``second_stamps``: commits that were stamped anew after others; ``unknown_outcomes``: commits that did not show
-        at once; ``healed_records``: records whose replicas were made equal.
+        at once; ``healed_records``: records with replicas that were made equal.
         """
         return dict(self._catalog.counts)
 
@@ -298,8 +298,8 @@ class Store:
         """Undoes a change, and returns it.
 
         Args:
-            name: The category whose last change to undo; by default the last change of all.
-            change: Id of the change, or its first characters. An undo can be undone by its id.
+            name: Category of the last change to undo; by default the last change of all.
+            change: Id of the change, or the first characters. An undo can be undone by id.
 
         Raises:
             InvalidInputError: There is no such change, or a category has been changed since.
@@ -316,10 +316,10 @@ class Store:
 
     @contextmanager
     def one_change(self, what: str) -> Iterator[str]:
-        """Makes all writes of a block one change of this kind, and yields its id. Inner blocks belong to the outer.
+        """Makes all writes of a block one change of this kind, and yields the id. Inner blocks belong to the outer.
 
-        The functions of `after_changes` run at the end, and after an error, too, since earlier commits stay. They do
-        not run after an interrupt, such as a KeyboardInterrupt, nor while the server is unavailable.
+        The functions of `after_changes` run at the end, and after an error, too, since earlier commits stay. None
+        runs after an interrupt, such as a KeyboardInterrupt, nor while the server is unavailable.
         """
         if (outer := _BLOCK.get()) is not None:
             outer.followed_by[self._follow] = None
@@ -380,7 +380,7 @@ class Store:
             return self._writer.write(writes)
 
     def remove(self, name: str) -> None:
-        """Removes a category and its references.
+        """Removes a category with all references.
 
         Raises:
             CategoryNotFoundError: There is no such category.
@@ -401,7 +401,7 @@ class Store:
             return self._writer.remove_references(name, hashes)
 
     def forget(self, content_hash: str) -> Forgotten:
-        """Erases an image from all categories, copies, changes and the inbox. No undo brings it back.
+        """Erases an image from all categories, copies, changes and the inbox. No undo brings the image back.
 
         A category without other references is removed. The files of an embedded store are rewritten.
 
@@ -421,7 +421,7 @@ class Store:
     def move(self, move: Move) -> Category:
         """Moves references from one category to another, and returns the target.
 
-        For an instant the references are in both, never in neither. Killed at any time, they end in one of them.
+        For an instant the references are in both, never in neither. After a kill at any time, each is in one of them.
 
         Raises:
             CategoryNotFoundError: There is no such source.
@@ -433,7 +433,7 @@ class Store:
             return self._writer.move(move)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Commits a calibration, unless the stored one was made from a later state. An empty one removes it.
+        """Commits a calibration, unless the stored one was made from a later state. An empty one removes the stored.
 
         Raises:
             ConflictError: Others committed one at each attempt.
@@ -442,7 +442,7 @@ class Store:
             self._writer.keep_calibration(calibration)
 
     def gc(self, grace: float | None = None, *, on_final: Callable[[Change], None] = lambda change: None) -> int:
-        """Deletes the references that no manifest names, and returns their number.
+        """Deletes the references that no manifest names, and returns the number.
 
         Args:
             grace: Age in seconds from which references cannot belong to a present writer, and changes become final.

@@ -2,8 +2,8 @@
 
 No request to Qdrant changes two records atomically. So a *transfer* is first recorded in the manifest of the category
 that loses references, the *source*: the next manifests of the source and of the *target*. Each later step is a
-compare-and-set that any process may do. A process does all steps before it writes to one of the two or collects their
-garbage, whether the writer of the transfer still runs or not. No clock is involved.
+compare-and-set that any process may do. A process does all steps before writing to one of the two or collecting garbage
+there, whether the writer of the transfer still runs or not. No clock is involved.
 
 1. Source: the present manifest with the transfer. If the source has changed, the transfer is lost: plan again.
 2. Target: the new manifest, which names the transfer. If the target has changed, the transfer is off.
@@ -50,8 +50,8 @@ def transfer(
 
     Args:
         catalog: The catalog.
-        source: The losing category, with its next version.
-        target: The gaining category, with its next version.
+        source: The losing category, with the next version.
+        target: The gaining category, with the next version.
         before: State that both were planned on, from `settled`.
         change: Id of the change record, if a history is kept.
 
@@ -88,7 +88,7 @@ def transfer(
 
 
 def settled(catalog: Catalog, names: Iterable[str]) -> State:
-    """Returns the manifests of some categories after finishing all transfers that change them.
+    """Returns the manifests of some categories after finishing all transfers there.
 
     Raises:
         StoreUnavailableError: The state of a transfer is unknown.
@@ -113,7 +113,7 @@ def finish(catalog: Catalog, source: str) -> None:
         with attempt:
             while (step := _step(catalog, source)) is not None:
                 manifest, before = step
-                commit_manifests(catalog, [manifest], before)  # if lost, another process has done it
+                commit_manifests(catalog, [manifest], before)  # if lost, another process has done the step
 
 
 def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:

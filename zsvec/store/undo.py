@@ -1,4 +1,4 @@
-"""Undo: categories become again as they were before a change.
+"""Undo: categories become again as before a change.
 
 Replaced references are written again under a new write id, as moved references are, unless the category still has the
 old writes. So a replaced write is never named again, and the collector may delete it without asking. Before the
@@ -55,7 +55,7 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
 def _planned(
     history: History, name: str | None, identifier: str | None
 ) -> tuple[Change, list[tuple[Record, list[str]]]]:
-    """Returns the change to undo, and its writes, newest first, each with its categories.
+    """Returns the change to undo, and the writes, newest first, each with the categories.
 
     Raises:
         InvalidInputError: There is no such change, or a category has been changed since.
@@ -68,7 +68,7 @@ def _planned(
 
 
 def _has_begun(history: History, undo_record: Record) -> bool:
-    """Returns whether another process has found the record of an undo and begun to carry it out."""
+    """Returns whether another process has found the record of an undo and begun the undo."""
     own = (record for record in history.records.values() if record["change"] == undo_record["change"])
     return not {step["id"] for step in undo_record["takes"]}.isdisjoint(record.get("undoes") for record in own)
 
@@ -83,7 +83,7 @@ def finish_undos(writer: Writer) -> None:
         for record in sorted(found, key=lambda record: record["rev"]):
             if record["store"] == store:
                 writer.collector.cause = Cause(what=UNDO, by=record.get("by"), id=record["change"])
-                with suppress(InvalidInputError):  # a changed category stays as it is
+                with suppress(InvalidInputError):  # a changed category stays
                     _carry_out(writer, History(writer.catalog), record)
 
 
@@ -125,7 +125,7 @@ def _carry_out(writer: Writer, history: History, undo_record: Record) -> None:
 
 
 def _chosen(history: History, identifier: str | None) -> Change:
-    """Returns the change with this id, or the first characters of it; by default the last change.
+    """Returns the change with this id, or these first characters; by default the last change.
 
     Raises:
         InvalidInputError: There is no such change.
@@ -148,7 +148,7 @@ def _chosen(history: History, identifier: str | None) -> Change:
 
 
 def _take_back(writer: Writer, history: History, record: Record, names: Sequence[str]) -> None:
-    """Undoes one write for some of its categories, and brings `history` up to date.
+    """Undoes one write for some categories, and brings `history` up to date.
 
     Raises:
         InvalidInputError: A category has been changed since, or the change is final.

@@ -1,7 +1,7 @@
 """Writing categories: an intent, references, the commit, and then the acknowledgement.
 
-A category is planned on its last commit, and the write declares its garbage (`zsvec.store.collector`). New references
-go to the collection of every encoder under a new write id, with small copies of their images
+A category is planned on the last commit, and the write declares garbage (`zsvec.store.collector`). New references
+go to the collection of every encoder under a new write id, with small copies of images
 (`zsvec.store.collections.images`). The manifest is replaced by compare-and-set (`zsvec.store.catalog.commit`), and the
 commit is published to all readers. References that the new manifest no longer names are left to the collector. A writer
 that loses plans again on the newer commit, under a new write id.
@@ -34,7 +34,7 @@ from zsvec.store.collector import Collector
 from zsvec.store.transfer import settled, transfer
 from zsvec.types import Category, encoder_and_modality, expert_name
 
-_WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all its references into one write
+_WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all references into one write
 _ATTEMPTS = 12
 _ALL = frozenset({"text", "image", "metadata"})  # of a category
 
@@ -72,7 +72,7 @@ class Move:
 
     Attributes:
         source: The category that loses the references.
-        target: The category that gains them; created if it does not exist.
+        target: The category that gains the references; created if missing.
         hashes: Content hashes of the references; ``None`` moves all references and the metadata, and removes the
             source.
         new: Whether the target must not exist yet.
@@ -131,7 +131,7 @@ class Writer:
             latest = before.categories()
             complete = [category.name for category, _ in plans if category == latest.get(category.name)]
             manifests = self.carry_out([plan for plan in plans if plan[0].name not in complete], before)
-            if complete and not self.catalog.exclusive:  # others may have changed them since
+            if complete and not self.catalog.exclusive:  # others may have changed the categories since
                 manifests |= self.catalog.state(complete).manifests
             wanted = {category.name: category.write_ids for category, _ in plans}
             published = publish(self.catalog, manifests, complete)
@@ -220,7 +220,7 @@ class Writer:
     def _is_moved(self, move: Move, leaving: Sequence[Reference], latest: Mapping[str, Category]) -> bool:
         """Returns whether nothing is left to move, and the target has all references that were to move.
 
-        A missing source proves nothing: another writer may have removed it.
+        A missing source proves nothing: another writer may have removed the source.
         """
         source, target = latest.get(move.source), latest.get(move.target)
         if target is None or not target.write_ids:
@@ -329,7 +329,7 @@ class Writer:
 
         Args:
             plans: The plans.
-            before: State that they were planned on.
+            before: State of the plans.
             stored: By category, the write ids of references that are written again; by default the replaced ones.
             moves: Whether references move from the first of two categories to the second. Then both win, or none.
         """
@@ -386,7 +386,7 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
 
 
 def emptied(category: Category) -> Category:
-    """Returns the next version of a category, which removes it."""
+    """Returns the version that removes a category."""
     return Category(name=category.name, version=category.version + 1, rev=0, write_ids=(), texts=(), references={})
 
 

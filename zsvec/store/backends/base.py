@@ -199,7 +199,7 @@ class InProcess:
 class Backend(Protocol):
     """Collections of points, in process or on a server.
 
-    Every failure is an error of `zsvec.errors`. A write is visible to all clients when its method returns.
+    Every failure is an error of `zsvec.errors`. A finished write is visible to all clients.
     """
 
     exclusive: bool  # no other process can write

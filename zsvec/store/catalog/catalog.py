@@ -146,7 +146,7 @@ class Catalog:
             ) from exc
 
     def collections(self) -> list[str]:
-        """Returns the encoders and `IMAGES`, whose collections have the points of writes; raises as `encoders`."""
+        """Returns the encoders and `IMAGES`: all collections with points of writes. Raises as `encoders`."""
         encoders = self.encoders()
         return [*encoders, IMAGES] if encoders else []
 
@@ -196,7 +196,7 @@ class Catalog:
         raise error
 
     def state(self, names: Iterable[str]) -> State:
-        """Returns the manifests of some categories, and their store."""
+        """Returns the manifests of some categories, and the store."""
         places = {record_id("category", name): name for name in names}
         found = self.retrieve([record_id("store"), *places])
         store = store_id(found.values())
@@ -278,7 +278,7 @@ class Catalog:
         return self._read(self._found(where, fields))
 
     def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
-        """Returns all records of some kinds; from files without their index, which may be damaged.
+        """Returns all records of some kinds; from files without an index, which may be damaged.
 
         Raises:
             StoreError: A later version wrote the store, or its record is damaged.
@@ -346,7 +346,7 @@ def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:
 
 
 def store_id(records: Iterable[Mapping[str, Any]]) -> str:
-    """Returns the id of the store whose record is among these; empty without one."""
+    """Returns the id of the store among these records; empty without one."""
     return next((record.get("id", "") for record in records if record["kind"] == "store"), "")
 
 

@@ -1,9 +1,9 @@
-"""Committing: manifests replaced by compare-and-set, and their outcome.
+"""Committing: manifests replaced by compare-and-set, and the outcomes.
 
 A commit is *lost* only if the manifest has a version at least as high without the writer's token. Any other outcome
 that is no win is *unknown*: no answer, a time-out, a read that does not show the commit. Then the same record is tried
-again, which can land only once. A won commit is acknowledged when it is published: when every reader's next look at the
-catalog finds it.
+again, which can land only once. A won commit is acknowledged when published: when every reader's next look at the
+catalog will find the commit.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ _HEALS = (4, 7)  # the reads after which replicas may differ for good
 def commit(
     catalog: Catalog, categories: Sequence[Category], before: State, change: str | None = None
 ) -> dict[str, Mapping[str, Any]]:
-    """Commits categories by compare-and-set of their manifests.
+    """Commits categories by compare-and-set of the manifests.
 
     Args:
         catalog: The catalog.
-        categories: Categories with the next version; the commit chooses their ``rev``.
-        before: State that they were planned on.
+        categories: Categories with the next version; the commit chooses each ``rev``.
+        before: State that the categories were planned on.
         change: Id of the change record, if a history is kept.
 
     Returns:
-        For each category whose commit won, the manifest right after the commit, or a later one. Another writer had
-        changed the others: their commits are lost.
+        By category, the manifest right after a won commit, or a later manifest. The other commits are lost, since
+        another writer had changed the category.
 
     Raises:
         StoreUnavailableError: The outcome of a commit is unknown.
@@ -65,7 +65,7 @@ def commit(
 def commit_manifests(
     catalog: Catalog, payloads: Sequence[Mapping[str, Any]], before: State
 ) -> dict[str, Mapping[str, Any]]:
-    """Commits manifests, the first of whose writers is a token of this commit; otherwise as `commit`."""
+    """Commits manifests as `commit`. The first writer in each is a token of this commit."""
     puts = {payload["category"]: _put(payload, before) for payload in payloads}
     had = {name: category_from(before.manifests[name]).write_ids for name in puts if name in before.manifests}
     won: dict[str, Mapping[str, Any]] = {}
@@ -94,11 +94,11 @@ def publish(
 ) -> Mapping[str, Mapping[str, Any]]:
     """Makes sure that every reader's next look finds these categories.
 
-    A manifest whose ``rev`` is too far below the newest gets a new one, even if another writer committed it.
+    A manifest with a ``rev`` too far below the newest gets a new one, even if committed by another writer.
 
     Args:
         catalog: The catalog.
-        manifests: Manifests by category, read after their commit.
+        manifests: Manifests by category, read after the commit.
         unchanged: Categories that this write did not change.
 
     Returns:

@@ -1,6 +1,6 @@
-"""The history of a store: its recent changes, and in which order they can be undone.
+"""The history of a store: the recent changes, and the order of undo.
 
-An intent (`zsvec.store.collector`) describes the manifests that its write replaces. When the write has won, the intent
+An intent (`zsvec.store.collector`) describes the manifests that a write replaces. When the write has won, the intent
 becomes a record of kind ``change``, kept for a while with the replaced references. A manifest names the change that
 made it, and a change names, per category, the change before. So the changes of a category form a chain, independent of
 clocks. A change outside the chain of a category has not won there. A commit without a record, such as one of a writer
@@ -35,7 +35,7 @@ _STATE = ("version", "writes", "references", "texts", "metadata", "change")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """The cause that several writes share, which makes them one change.
+    """The cause that the writes of one change share.
 
     Attributes:
         what: Kind of the change, one word.
@@ -81,7 +81,7 @@ def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, A
 
     Args:
         intent: The intent.
-        won: Categories whose commits have won.
+        won: Categories with a won commit.
         at: Time of the commits, in microseconds since 1970.
     """
     reduced = {key: {n: v for n, v in intent[key].items() if n in won} for key in ("writes", "replaced", "before")}
@@ -89,7 +89,7 @@ def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, A
 
 
 def final_payload(record: Record) -> dict[str, Any]:
-    """Returns a change as an intent again, when it can no longer be undone and its references are garbage."""
+    """Returns a change as an intent again, when undo is no longer possible and the references are garbage."""
     kept = {key: record[key] for key in ("id", "store", "replaced", "rev")}
     return {**kept, "kind": "intent", "version": record["version"] + 1, "writes": {}}
 
@@ -107,12 +107,12 @@ class History:
         self.records: dict[str, Record] = {}
         self._manifests: dict[str, Record] = {}
         self._won: dict[str, set[str]] = {}
-        self._revs: dict[str, int] = {}  # of the present manifests, by the change that made them
+        self._revs: dict[str, int] = {}  # of the present manifests, by change
         self._add(catalog.scroll(Where(match={"kind": list(WRITE_KINDS)})))
         self.catch_up(catalog.state({name for record in self.records.values() for name in record["before"]}))
 
     def catch_up(self, state: State) -> None:
-        """Adds the manifests of categories, and the new changes that made them."""
+        """Adds the manifests of categories, and the new changes."""
         self._manifests |= state.manifests
         for manifest in state.manifests.values():
             change = _text(manifest, "change") or ""
@@ -130,11 +130,11 @@ class History:
                 self._won.setdefault(record["id"], set()).add(name)
 
     def latest(self, record: Record) -> Record | None:
-        """Returns the present record of a change; ``None`` if it is final, so that its references may be deleted."""
+        """Returns the present record of a change; ``None`` if final, so that references may be deleted."""
         return next(filter(is_told, self._catalog.retrieve([record["id"]]).values()), None)
 
     def won(self, record: Record) -> set[str]:
-        """Returns the categories that a write has changed, as far as their history reaches."""
+        """Returns the categories that a write has changed, as far as the history reaches."""
         return self._won.get(record["id"], set())
 
     def needed(self) -> set[str]:
@@ -161,7 +161,7 @@ class History:
 
     def _walk(self, name: str, before: Callable[[Record, str], str | None]) -> Iterator[Record]:
         identifier = _text(self._manifests.get(name, {}), "change")
-        seen: set[str] = set()  # other writers of the store can make a ring of them
+        seen: set[str] = set()  # other writers of the store can make a ring
         while (record := self._record(identifier, name)) and record["id"] not in seen:
             seen.add(record["id"])
             yield record
@@ -194,7 +194,7 @@ class History:
     def at(self, record: Record) -> int:
         """Returns the time of a change by the order of the commits, in microseconds since 1970.
 
-        The intent of a killed writer has only the time of its begin, perhaps below the ``rev`` of commits before.
+        The intent of a killed writer has only the time of the begin, perhaps below the ``rev`` of commits before.
         """
         rev: int = record["rev"]
         return rev if record["kind"] == "change" else max(rev, self._revs.get(record["id"], 0))
@@ -211,7 +211,7 @@ class History:
         )
 
     def last_of(self, name: str) -> list[tuple[Record, list[str]]]:
-        """Returns the writes of the last change of a category, newest first, each with the categories to undo it for.
+        """Returns the writes of the last change of a category, newest first, each with the categories to undo.
 
         Raises:
             InvalidInputError: No change can be undone, or a write has moved references to or from another category
@@ -233,7 +233,7 @@ class History:
         return [(record, list(record.get("moved", [name]))) for record in ours]
 
     def last(self) -> Change | None:
-        """Returns the newest change that is the last one of all categories where it is in effect, if there is one."""
+        """Returns the newest change that is the last one in effect of all its categories, if there is one."""
         heads = {name: next(self.done(name), None) for name in self._manifests}
         for change in self.changes():
             left = [n for n in change.categories if any(record["change"] == change.id for record in self.done(n))]
@@ -242,7 +242,7 @@ class History:
         return None
 
     def to_take_back(self, change: Change) -> list[tuple[Record, list[str]]]:
-        """Returns the writes of a change, newest first, each with its categories.
+        """Returns the writes of a change, newest first, each with the categories.
 
         Raises:
             InvalidInputError: A category has been changed since, or the change is undone already or cannot be undone.
@@ -291,7 +291,7 @@ def _changed_since(name: str, since: Record) -> InvalidInputError:
 
 
 def state_before(record: Record, name: str) -> Category | None:
-    """Returns a category as it was before a change; ``None`` if it did not exist.
+    """Returns a category before a change; ``None`` without one.
 
     Raises:
         StoreError: The record cannot be read.

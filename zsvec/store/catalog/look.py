@@ -1,6 +1,6 @@
-"""How readers keep in step with the catalog: a look finds every commit that was acknowledged before it began.
+"""How readers keep in step with the catalog: a look finds every commit that was acknowledged before.
 
-A look asks for commits since a little before the newest that the reader had seen when its *previous* look began. A look
+A look asks for commits since a little before the newest that the reader had seen when the *previous* look began. A look
 that goes through pages can miss commits that arrive meanwhile, and that are older than those on later pages. Writers
 acknowledge a commit only among the newest (`zsvec.store.catalog.commit.publish`), so clocks do not matter.
 """
@@ -50,7 +50,7 @@ class Look:
         categories: Changed categories, by name; removed ones have no write ids.
         calibration: The calibration, if it has changed; empty if it was removed.
         reset: Whether the store of the previous look was dropped, so that the reader must begin anew.
-        unreadable: Categories whose manifests this version cannot read.
+        unreadable: Categories with a manifest that this version cannot read.
     """
 
     cursor: Cursor

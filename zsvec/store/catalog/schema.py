@@ -1,11 +1,11 @@
-"""Names of the collections of a store, ids of their points, and the payloads: the format of stores on disk.
+"""Names of the collections of a store, ids of points, and payloads: the format of stores on disk.
 
 A store owns the collections of one namespace: one of references per encoder, one of small copies of images
 (`zsvec.store.collections.images`), the inbox, and the catalog. The points of the catalog are records:
 
-- one record for the store: the version of this schema, an id of its own, the fingerprint of each encoder, and whether
+- one record for the store: the version of this schema, an id, the fingerprint of each encoder, and whether
   small copies of images are kept (``images``: ``small`` or ``none``);
-- one manifest per category, which names the writes whose references are live;
+- one manifest per category, which names the live writes;
 - one record for the calibration;
 - one intent per write that is under way or has left something to delete;
 - one change per recent write that can be undone (`zsvec.store.catalog.history`): the intent, and the manifests before;
@@ -71,7 +71,7 @@ def new_write_id() -> str:
 
 
 def write_time(write_id: str) -> int:
-    """Returns when a write began, in microseconds since 1970 by the clock of its writer; 0 for a foreign id."""
+    """Returns when a write began, in microseconds since 1970 by the clock of the writer; 0 for a foreign id."""
     try:
         return int(write_id.split("-")[0], 16)
     except ValueError:
@@ -143,7 +143,7 @@ def text_from(payload: Mapping[str, Any], key: str) -> str | None:
 
 
 def time_from(payload: Mapping[str, Any]) -> datetime | None:
-    """Returns the time of addition in a payload, with its zone; ``None`` without a valid one."""
+    """Returns the time of addition in a payload, with a zone; ``None`` without a valid one."""
     try:
         added = datetime.fromisoformat(payload["added"])
     except (KeyError, TypeError, ValueError):

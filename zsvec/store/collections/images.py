@@ -41,7 +41,7 @@ class ImageCollection:
         self._backend.create(self.name, 1, IMAGE_INDEXES)
 
     def put(self, planned: Iterable[tuple[Category, Sequence[Reference]]], stored: Mapping[str, Sequence[str]]) -> None:
-        """Writes copies of images, each under the last write id of its category.
+        """Writes copies of images, each under the last write id of the category.
 
         Args:
             planned: Categories with the references to write. The copy of a reference that brings none is taken from

@@ -1,8 +1,8 @@
-"""The inbox of a store: images that wait for a label, with their vectors by encoder, and small copies.
+"""The inbox of a store: images that wait for a label, with vectors by encoder, and small copies.
 
-There is one point per image, by its content hash. No classification reads the inbox, and no record of the catalog
-mentions it. Each point has the id of its store, which tells points of a dropped store from those of its successor in
-the same namespace.
+There is one point per image, by content hash. No classification reads the inbox, and no record of the catalog mentions
+the inbox. Each point has the id of the store, so that points of a dropped store do not show in a later store of the
+same namespace.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class InboxCollection:
         return identifier
 
     def read(self, hashes: Sequence[str] | None = None, *, vectors: bool = False) -> list[InboxImage]:
-        """Returns the readable images of this store, dismissed ones included, without their small copies.
+        """Returns the readable images of this store, dismissed ones included, without small copies.
 
         Args:
             hashes: Only these images.
@@ -132,7 +132,7 @@ class InboxCollection:
         return first_small_image(self._backend.scroll(self.name, _parts(store, [content_hash])[0]))
 
     def put(self, images: Sequence[InboxImage]) -> None:
-        """Writes images, in the place of those of the same hash; raises as `create`."""
+        """Writes images, replacing equal hashes; raises as `create`."""
         self.create()
         for first in range(0, len(images), _AT_ONCE):
             some = images[first : first + _AT_ONCE]
@@ -144,13 +144,13 @@ class InboxCollection:
             self._backend.upsert(self.name, points)
 
     def delete(self, hashes: Collection[str]) -> None:
-        """Deletes those of these images that exist."""
+        """Deletes images, if they exist."""
         if hashes and (store := self._store_id()) and self._backend.exists(self.name):
             for where in _parts(store, sorted(hashes)):
                 self._backend.delete(self.name, where)
 
     def forget(self, content_hash: str) -> int:
-        """Deletes an image, and the bytes in an embedded store; returns the number of points. It may be added again."""
+        """Deletes an image, and the bytes in an embedded store; returns the number of points."""
         found = len(self.read([content_hash]))
         self.delete({content_hash})
         if self._is_own():

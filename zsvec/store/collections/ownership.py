@@ -1,4 +1,4 @@
-"""Ownership of a store: the encoders that made its vectors, and the collections in its namespace."""
+"""Ownership of a store: the encoders of the vectors, and the collections in the namespace."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def keep_no_images(backend: Backend, catalog: Catalog, references: ReferenceColl
 
 
 def drop_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
-    """Deletes copies that a store does not keep, but none of a writer that has begun to keep them again."""
+    """Deletes copies that a store does not keep, but none of a writer that keeps copies again."""
     if (store := catalog.store()) is None or keeps_images(store):
         return
     if backend.exclusive:
@@ -103,7 +103,7 @@ def _differences(stored: Fingerprint, used: Fingerprint) -> str:
 
 
 def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
-    # If another writer has made the collection meanwhile, the record of the store came before its points.
+    # If another writer has made the collection meanwhile, the record of the store came before the points.
     pages = backend.scroll(collection, Where(), fields=())
     if any(page.ids for page in pages) and catalog.store() is None:
         raise StoreError(

@@ -1,6 +1,6 @@
 """The collections of references: one per encoder. Readers use only the references of writes that a manifest names.
 
-Small copies of images are written and deleted with the references of their write.
+Small copies of images are written and deleted with the references of a write.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ReferenceCollections:
     # Reading
 
     def pages(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """Yields pages of the references of these writes in one collection, without those of unreadable payload."""
+        """Yields pages of the references of these writes in one collection, without unreadable payloads."""
         for where in _wheres(write_ids):
             for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors):
                 yield page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload)])
@@ -68,7 +68,7 @@ class ReferenceCollections:
                     yield reference_from(encoder, payload, vector)
 
     def described(self, category: Category) -> list[StoredReference]:
-        """Returns each text and image of a category once, with its experts; texts first, then by age."""
+        """Returns each text and image of a category once, with all experts; texts first, then by age."""
         found: dict[tuple[Modality, str], list[Reference]] = {}
         for reference in self.read(category, vectors=False):
             found.setdefault((reference.modality, reference.hash), []).append(reference)
@@ -109,7 +109,7 @@ class ReferenceCollections:
         return counted
 
     def garbage(self, categories: Iterable[Category], encoders: Iterable[str], kept: Iterable[str]) -> int:
-        """Returns the number of references beyond those that these categories count, and those of kept writes."""
+        """Returns the number of references that neither these categories nor kept writes count."""
         named = sum(sum(category.references.values()) for category in categories)
         wheres = _wheres(sorted(kept))
         names = [self.collection(encoder) for encoder in encoders]
@@ -137,7 +137,7 @@ class ReferenceCollections:
     # Writing
 
     def put(self, planned: Iterable[tuple[Category, Sequence[Reference]]]) -> None:
-        """Writes references of categories, each under the last write id of its category."""
+        """Writes references of categories, each under the last write id of the category."""
         rows: dict[str, list[tuple[Category, Reference]]] = {}
         for category, references in planned:
             for reference in references:

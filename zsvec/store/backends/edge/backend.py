@@ -2,7 +2,7 @@
 
 One process at a time: the log is locked while a collection is open. A finished write survives a killed process, and
 after `flush` a loss of power. The engine holds the GIL and does not survive a fork. `optimize` must never be called
-here: it stops every search for seconds.
+here, since every search would stop for seconds.
 
 A dropped shard flushes by path, into any folder that is there by then, and however full the disk is. So a shard that
 must not flush is kept until the process ends.
@@ -124,7 +124,7 @@ class EdgeBackend(InProcess):
             self._owed.pop(collection, None)
 
     def _put_away(self, collection: str) -> None:
-        """Flushes and closes a collection, to be loaded again by the next call that needs it."""
+        """Flushes and closes a collection. The next call loads the shard again."""
         self._check_there(collection)
         self._flush(collection, self._shards[collection])
         checksums = self._checksums[collection]
@@ -265,7 +265,7 @@ class EdgeBackend(InProcess):
         self._owed.pop(collection, None)
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
-        """Writes some points, whose vectors and payloads have `size` bytes.
+        """Writes points with `size` bytes of vectors and payloads.
 
         Raises:
             StoreUnavailableError: The disk has no room, or the folder is gone.
@@ -308,9 +308,9 @@ class EdgeBackend(InProcess):
         return self._shards[collection]
 
     def _hold(self, collection: str) -> None:
-        """Locks a collection. The engine's own lock is free while a shard is still being closed.
+        """Locks a collection. The lock of the engine is free while a shard is still being closed.
 
-        A process that loads the shard then misses unwritten points, and overwrites them.
+        A process that loads the shard then would miss unwritten points, and overwrite them.
         """
         if collection not in self._held:
             file = inside(self._folder, self._folder / f".lock-{collection}")
@@ -404,7 +404,7 @@ def _made(folder: Path, dim: Dims) -> qe.EdgeShard:
 def _page(
     shard: qe.EdgeShard, found: qe.Filter, offset: Any, *, vectors: bool, fields: Sequence[str] | None
 ) -> tuple[Points, Any]:
-    """Returns matching points in the order of their ids, and the offset of the next page, if there is one."""
+    """Returns matching points in the order of ids, and the offset of the next page, if there is one."""
     request = qe.ScrollRequest(
         offset=offset,
         limit=_PAGE,
@@ -423,7 +423,7 @@ def _page(
 
 
 def _upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:
-    """Yields operations that write points, each with its number of points and the bytes of vectors and payloads."""
+    """Yields operations that write points, each with the number of points and the bytes of vectors and payloads."""
     for first in range(0, len(points.ids), _CHUNK):
         some = points.chosen(range(first, min(first + _CHUNK, len(points.ids))))
         rows = [qe.Point(i, v, dict(p)) for i, v, p in zip(some.ids, some.plain, some.payloads, strict=True)]

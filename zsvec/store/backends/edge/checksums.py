@@ -1,11 +1,11 @@
-"""Checksums of the files of a collection, kept in its folder while the engine does not have it open.
+"""Checksums of the files of a collection, kept in the folder while the collection is closed.
 
 The engine may read fewer points from damaged files, without an error. So the size and the CRC-32 of each file are
 written when a collection is closed or flushed, and compared before the engine loads the collection again. Loading
 changes files, even for a reader: the checksums are first removed, durably. The files of a killed process are not
 compared.
 
-Checksums detect damage, not forgery: an author of files can write their checksums as well.
+Checksums detect damage, not forgery: an author of files can write checksums as well.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ZEROS = bytes(_BLOCK)
 
 
 class DamagedError(Exception):
-    """Files are missing, or not as they were."""
+    """Files are missing or have changed."""
 
 
 class Checksums:
@@ -50,7 +50,7 @@ class Checksums:
         """Whether the collection was closed or flushed, and not loaded since."""
 
     def check(self) -> None:
-        """Compares the files with their checksums, if recorded.
+        """Compares the files with the recorded checksums.
 
         Raises:
             DamagedError: A file is missing, was added or has changed, has hard links, or is no regular file.
@@ -78,7 +78,7 @@ class Checksums:
         """Removes the checksums, before files change.
 
         Raises:
-            OSError: They cannot be removed.
+            OSError: The file cannot be removed.
         """
         if self.closed:
             self._file.unlink()
@@ -102,7 +102,7 @@ class Checksums:
                 write_whole(self._file, b"")
 
     def _sync_changes(self, files: Mapping[str, list[int]]) -> None:
-        """Makes changed files durable, so that no power failure leaves older files than their checksums."""
+        """Makes changed files durable, so that no power failure leaves older files than checksums."""
         before = self._recorded
         changed = {name for name in before.keys() | files.keys() if before.get(name) != files.get(name)}
         paths = {self._collection / name for name in changed}

@@ -1,12 +1,12 @@
-"""Folders of an embedded store: their disk space, whether they are still there, and how they are atomically replaced.
+"""Folders of an embedded store: disk space, presence, and atomic replacement.
 
 The engine writes through memory maps of files that are mostly holes. If the disk has no block left for a hole, the
 system reports no error, but ends the process (SIGBUS). So the free space is checked before each write. A map also
-outlives its file: a write to a deleted folder succeeds, and is lost.
+outlives the file: a write to a deleted folder succeeds, and is lost.
 
-A new folder of a collection has another name until it is complete. A folder that is to replace a collection is first
-renamed to the *next* of the collection: from then on, it is the collection. The process that opens the collection next
-finishes the replacement and deletes incomplete folders (`settle`), under the lock of the collection.
+A new folder of a collection has another name until complete. A folder that is to replace a collection is first
+renamed to the *next* of the collection, which from then on counts as the collection. The next process that opens the
+collection finishes the replacement and deletes incomplete folders (`settle`), under the lock of the collection.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def room_to_open(collection: Path, closed: bool) -> int:
 
     Args:
         collection: Folder of the collection.
-        closed: Whether it was closed; otherwise the engine may write the content of the log again.
+        closed: Whether the collection was closed; otherwise the engine may write the content of the log again.
     """
     needed = 0 if closed else ROOM + log_size(collection)
     if _in_memory(collection):  # in a tmpfs, reading a hole takes as much as writing it
@@ -56,7 +56,7 @@ def room_to_open(collection: Path, closed: bool) -> int:
 
 
 def room_to_rewrite(collection: Path) -> int:
-    """Returns the bytes that must be free to begin to rewrite a collection: for the copy and for its log."""
+    """Returns the bytes that must be free to begin to rewrite a collection, for the copy and a log."""
     return ROOM + 2 * sum(_taken(path) for path in (collection / "segments").rglob("*") if path.is_file())
 
 
@@ -66,7 +66,7 @@ def log_size(collection: Path) -> int:
 
 
 def read_ahead(collection: Path) -> None:
-    """Asks the system to read the vectors of a collection in order, since the engine reads them in any order.
+    """Asks the system to read the vectors of a collection in order, since the engine reads in any order.
 
     For 100,000 vectors of 512 dimensions that are in no cache, this takes .8 s instead of 4.6 s.
     """
@@ -96,7 +96,7 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 class OpenedFolder:
-    """An opened folder, which can tell whether its path still leads to it.
+    """An opened folder, which can tell whether the path still leads there.
 
     Args:
         path: Absolute path.
@@ -144,7 +144,7 @@ def _taken(path: Path) -> int:
 
 
 def exists(folder: Path, collection: str) -> bool:
-    """Returns whether a collection exists in the folder of a store, also while it is being replaced.
+    """Returns whether a collection exists in the folder of a store, also during a replacement.
 
     Raises:
         DamagedError: The folder of the collection is gone, and no call removed the collection.
@@ -170,7 +170,7 @@ def mark(folder: Path, collection: str) -> None:
 
 
 def begin(folder: Path, collection: str) -> Path:
-    """Creates an empty folder for a new collection; raises OSError if it cannot be created."""
+    """Creates an empty folder for a new collection, or raises OSError."""
     made = _unnamed(folder, collection)
     made.mkdir()
     return made
@@ -210,7 +210,7 @@ def settle(folder: Path, collection: str) -> None:
 
 
 def remove(folder: Path, collection: str) -> None:
-    """Deletes the files of a closed collection, atomically; raises OSError if they cannot be deleted."""
+    """Deletes the files of a closed collection, atomically, or raises OSError."""
     _mark(folder, collection).unlink(missing_ok=True)
     removed = _unnamed(folder, collection)
     (folder / collection).rename(removed)

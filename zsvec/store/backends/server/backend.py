@@ -41,7 +41,7 @@ def connect(
     first_contact: float = FIRST_CONTACT,
     placement: Placement | None = None,
 ) -> ServerBackend:
-    """Connects to a deployment, by the first of its nodes that answers.
+    """Connects to a deployment, by the first node that answers.
 
     Args:
         urls: URLs of the nodes, ``http://`` or ``https://``; the default port is 6333.
@@ -53,7 +53,7 @@ def connect(
 
     Raises:
         InvalidInputError: A URL has no host and port, or the file of certificates cannot be read.
-        StoreUnavailableError: No server can be reached, or it refuses the key, or is too old.
+        StoreUnavailableError: No server can be reached, or the server refuses the key or is too old.
     """
     found = connections.connect(urls, api_key, ca_certificate, timeout, min(first_contact, timeout))
     return ServerBackend(found, placement)
@@ -128,7 +128,7 @@ class ServerBackend:
         self._connection.call(lambda client, patience: client.delete_collection(collection, timeout=patience))
 
     def rewrite(self, collection: str) -> None:
-        """Does nothing: no request makes a server rewrite its log."""
+        """Does nothing: no request makes a server rewrite a log."""
 
     def upsert(self, collection: str, points: Points) -> None:
         structs = [
@@ -365,13 +365,13 @@ class ServerBackend:
         return len(found)
 
     def flush(self) -> None:
-        """Does nothing: the server writes its log to disk on its own schedule."""
+        """Does nothing: the server flushes on a schedule."""
 
     def close(self) -> None:
         self._connection.close()
 
     def _within_limits(self, collection: str, request: Callable[[Limits], _T]) -> _T:
-        """Makes a request within the limits of a collection, again if they have changed or the answer is too large."""
+        """Makes a request within the limits of a collection, again after changed limits or too large an answer."""
         while True:
             limits = self._limits.get(collection) or self._read_limits(collection)
             try:

@@ -1,4 +1,4 @@
-"""Diagnostics of a deployment: its nodes and their versions, rights of the key, limits, and agreement of replicas."""
+"""Diagnostics of a deployment: nodes, versions, rights of the key, limits, and agreement of replicas."""
 
 from __future__ import annotations
 

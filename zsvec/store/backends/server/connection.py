@@ -1,7 +1,7 @@
 """Connections to a deployment: first contact, certificates, failover to the next node, and errors.
 
-Every request is idempotent, and repeated until its deadline while the server is away, busy or slow (`is_transient`).
-Clients do not survive a fork, so each process opens its own.
+Every request is idempotent, and repeated until a deadline while the server is away, busy or slow (`is_transient`).
+Clients do not survive a fork, so each process opens new ones.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ _T = TypeVar("_T")
 
 
 class Connection:
-    """The nodes of one deployment. One is asked, and the next if it does not answer.
+    """The nodes of one deployment. One is asked, and the next if there is no answer.
 
     Args:
         location: Name of the deployment in messages.
@@ -116,10 +116,10 @@ class Connection:
         """Makes a request, again after transient failures until the deadline.
 
         Args:
-            request: Called with the client of a node, and its time-out in seconds (``None``: that of the client).
+            request: Called with the client of a node and a time-out in seconds (``None``: the default of the client).
             missing: Answer if the collection does not exist; by default an error.
-            before: Called before each attempt with the deadline, in seconds of `time.monotonic`. A failure of it is a
-                failure of the attempt.
+            before: Called before each attempt with the deadline, in seconds of `time.monotonic`. A failure here is one of
+                the attempt.
 
         Raises:
             StoreUnavailableError: There was no answer in time, or the server refuses the request.
@@ -152,14 +152,14 @@ class Connection:
         raise AssertionError("tenacity ends with an answer or an error")
 
     def close(self) -> None:
-        """Closes the connections, unless they are of the process that this one was forked from."""
+        """Closes the connections, unless this process was forked after the connect."""
         if not self._handle.forked:
             self._handle.close()
             for node in self.nodes:
                 node.close()
 
     def _ask(self, request: Request[_T], attempt: int, until: float, before: Callable[[float], None]) -> _T:
-        # The time-out grows when all nodes have been asked twice, since they may only be slow.
+        # The time-out grows when all nodes have been asked twice, since slow nodes need more.
         turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())
         node = self._asked
@@ -187,7 +187,7 @@ class Connection:
         return len(self.nodes) >= number and all(node.is_well() for node in self.nodes)
 
     def _well(self, first: int) -> int:
-        # A single node is not asked for its health.
+        # The health of a single node does not matter.
         if len(self.nodes) == 1:
             return 0
         order = [(first + step) % len(self.nodes) for step in range(len(self.nodes))]
@@ -252,7 +252,7 @@ def connect(
             grpc_port=port or 0,
             prefer_grpc=port is not None,
             event_hooks=hooks(answer_bytes, sockets.watch),
-            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client modifies its options
+            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client modifies the options
         )
         return client, port is not None
 
@@ -264,7 +264,7 @@ def connect(
 
 
 def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | None:
-    """Returns the gRPC port of a server, if it is next to the REST port. No request has the key.
+    """Returns the port after the REST port, if the server speaks gRPC there. No request has the key.
 
     Raises:
         StoreUnavailableError: The server is too old, or no Qdrant.
@@ -287,7 +287,7 @@ def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | 
 
 
 def _version_beside(address: str, options: Mapping[str, Any], url: str, patience: float) -> tuple[str, str] | None:
-    """Returns version and commit of the Qdrant at a gRPC port, without sending it the key."""
+    """Returns version and commit of the Qdrant at a gRPC port, by a request without the key."""
     if url.startswith("https:"):
         trusted = grpc.ssl_channel_credentials(options["grpc_options"].get("root_certificates"))
         channel = grpc.secure_channel(address, trusted, list(_GRPC_OPTIONS.items()))

@@ -23,13 +23,13 @@ from zsvec.store.backends.server.limits import Limits, cut
 
 Consistency = models.ReadConsistencyType | int
 
-_CHARACTER, _AROUND = 6, 3  # largest bytes of a character of a value, and of its quotes
+_CHARACTER, _AROUND = 6, 3  # largest bytes of a character of a value, and of the quotes
 
 # Filters
 
 
 def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
-    """Returns a filter of all matching points except those of some ids."""
+    """Returns a filter of all matching points without some ids."""
     must = _conditions(where.match, limits)
     if where.ranged:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since, lte=where.until)))
@@ -202,14 +202,7 @@ def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
                 f"the point {_id(point.id)} of {collection!r} has a vector of {len(vector.data)} numbers, and another "
                 f"one {dim or 'some'}: it is not of zsvec; delete it"
             )
-    # A serialised vector is a head of a few bytes and its numbers as in memory, without one object for each.
-    numbers = 4 * dim
-    head = protocol.DenseVector(data=[0.0] * dim).ByteSize() - numbers
-    written = [vector.SerializeToString() for vector in dense]
-    if any(len(row) != head + numbers for row in written):  # with fields of a later version
-        return np.array([vector.data for vector in dense], dtype=np.float32)
-    rows = np.frombuffer(b"".join(written), dtype=np.uint8).reshape(len(dense), -1)[:, head:]
-    return np.ascontiguousarray(rows).view("<f4").astype(np.float32, copy=False)
+    return np.array([vector.data for vector in dense], dtype=np.float32)
 
 
 def _dense(vector: Any) -> Any:

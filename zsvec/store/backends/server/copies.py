@@ -1,13 +1,13 @@
 """Collections with several replicas: consistency of reads, failure detection, and repair.
 
-The consensus of a cluster takes a replica for active until a write to it has failed, which takes the server nine
-seconds per shard and collection, and a node takes as many writes at once as it has cores. So when a request is slow, or
-a node does not answer, an empty write goes to all shards of all collections at once. The client gives it up soon, while
-the server goes on with it, until the consensus knows which node is away. Other writes wait meanwhile, since each would
+The consensus of a cluster takes a replica for active until a write there has failed, which takes the server nine
+seconds per shard and collection, and a node takes one write per core at once. So when a request is slow, or
+a node does not answer, an empty write goes to all shards of all collections at once. The client gives up soon, while
+the server goes on, until the consensus knows which node is away. Other writes wait meanwhile, since each would
 wait for that node anew.
 
 A conditional write can reach a single replica, if the node that leads it dies between two sends. Reads of several
-replicas leave such a record out until it is repaired.
+replicas leave such a record out until the repair.
 """
 
 from __future__ import annotations

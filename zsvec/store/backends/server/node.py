@@ -1,4 +1,4 @@
-"""One server of a deployment: its client, and the replacement of a client that is stuck."""
+"""One server of a deployment: a client, replaced when stuck."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zsvec.inputs.sockets import Sockets
 from zsvec.store.backends.server.limits import answer_bytes
 
 _WELL = 0.25  # seconds within which a healthy node answers
-_ABOUT = 1.0  # seconds by which a gRPC call may miss its deadline, so that it needs no waiting thread
+_ABOUT = 1.0  # seconds by which a gRPC call may miss the deadline, so that no thread needs to wait
 
 _T = TypeVar("_T")
 Request = Callable[[QdrantClient, int | None], _T]
@@ -27,14 +27,14 @@ Request = Callable[[QdrantClient, int | None], _T]
 
 
 class _Line:
-    """A client of a node, from before its first contact until no thread uses it any more.
+    """A client of a node, from before the first contact to the end of the last request.
 
     Attributes:
         client: ``None`` before the first contact.
         sockets: Sockets of the client and of the first contact.
         speaks_grpc: Whether the client uses gRPC.
         waiting: Number of requests in time.
-        late: Threads of requests past their time.
+        late: Threads of late requests.
     """
 
     def __init__(self) -> None:
@@ -60,8 +60,8 @@ class Node:
 
     Args:
         url: URL of the REST interface.
-        contact: Returns a client with a time-out in seconds and these sockets, and whether it uses gRPC. May raise the
-            errors of the client.
+        contact: Returns a client with a time-out in seconds and these sockets, and whether the client uses gRPC. May
+            raise errors of the client.
         patience: Time-out of the client, in seconds.
         verify: Trusted authorities, as of httpx.
 
@@ -111,7 +111,7 @@ class Node:
         Args:
             request: As of `Connection.call`.
             left: Seconds to the deadline.
-            seconds: Time-out of the request; infinite: that of the client.
+            seconds: Time-out of the request; infinite: as of the client.
 
         Raises:
             LateError: There was no whole answer in time.
@@ -139,7 +139,7 @@ class Node:
                 line.close()
 
     def _forget(self, line: _Line, late: Future[Any]) -> None:
-        # The connection of a request that does not end is in the pool of its client.
+        # The connection of an endless request is in the pool of this client.
         with self._lock:
             if line.speaks_grpc and line is self._line:
                 return

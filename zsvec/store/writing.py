@@ -127,9 +127,7 @@ class Writer:
             refused.extend(errors.values())
             for name in errors:
                 del pending[name]
-            before = before.only(pending)
-            latest = before.categories()
-            complete = [category.name for category, _ in plans if category == latest.get(category.name)]
+            complete = {category.name: category for category, _ in plans if category == before.category(category.name)}
             manifests = self.carry_out([plan for plan in plans if plan[0].name not in complete], before)
             if complete and not self.catalog.exclusive:  # others may have changed the categories since
                 manifests |= self.catalog.state(complete).manifests
@@ -137,7 +135,7 @@ class Writer:
             published = publish(self.catalog, manifests, complete)
             there = {name: category_from(manifest) for name, manifest in published.items()}
             if self.catalog.exclusive:
-                there |= {name: latest[name] for name in complete}
+                there |= complete
             for name, category in there.items():
                 if set(wanted[name]) <= set(category.write_ids):
                     done[name] = category
@@ -156,7 +154,7 @@ class Writer:
             before = settled(self.catalog, [name])
             if name not in before.manifests and self.catalog.heal([name]):
                 before = settled(self.catalog, [name])
-            category = self.catalog.existing(name, before.categories().get(name))
+            category = self.catalog.existing(name, before.category(name))
             return bool(publish(self.catalog, self.carry_out([(emptied(category), ())], before)))
 
         self.until_won(attempt, [name])
@@ -169,7 +167,7 @@ class Writer:
             if left:  # committed, but perhaps not published
                 return bool(publish(self.catalog, self.catalog.state([name]).manifests))
             before = settled(self.catalog, [name])
-            category = self.catalog.existing(name, before.categories().get(name))
+            category = self.catalog.existing(name, before.category(name))
             every = self._read_all(category)
             _check_known(hashes, every, name)
             won = self.carry_out([_without(category, every, hashes)], before)
@@ -241,7 +239,7 @@ class Writer:
         plans, errors = [], {}
         for name, write in writes.items():
             try:
-                plans.append(self._planned(write, before.only([name]).categories().get(name)))
+                plans.append(self._planned(write, before.category(name)))
             except StoreUnavailableError:
                 raise
             except (StoreError, InvalidInputError) as exc:
@@ -335,12 +333,11 @@ class Writer:
         """
         if not plans:
             return {}
-        latest = before.categories()
         writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
         replaced = {
-            category.name: [w for w in latest[category.name].write_ids if w not in category.write_ids]
+            category.name: [w for w in was.write_ids if w not in category.write_ids]
             for category, _ in plans
-            if category.name in latest
+            if (was := before.category(category.name))
         }
         categories = [category for category, _ in plans]
         names = [category.name for category in categories]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -70,9 +70,9 @@ class State:
         """
         return {name: category_from(manifest) for name, manifest in self.manifests.items()}
 
-    def only(self, names: Container[str]) -> State:
-        """Returns the state with the manifests of these categories alone."""
-        return replace(self, manifests={name: one for name, one in self.manifests.items() if name in names})
+    def category(self, name: str) -> Category | None:
+        """Returns the last commit of a category, if there is one; raises as `categories`."""
+        return category_from(self.manifests[name]) if name in self.manifests else None
 
 
 class Catalog:
@@ -174,7 +174,7 @@ class Catalog:
 
     def find(self, name: str) -> Category | None:
         """Returns the committed category of this name, if it exists."""
-        category = self.state([name]).categories().get(name)
+        category = self.state([name]).category(name)
         return category if category and category.write_ids else None
 
     def category(self, name: str) -> Category:

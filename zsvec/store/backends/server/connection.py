@@ -118,8 +118,8 @@ class Connection:
         Args:
             request: Called with the client of a node and a time-out in seconds (``None``: the default of the client).
             missing: Answer if the collection does not exist; by default an error.
-            before: Called before each attempt with the deadline, in seconds of `time.monotonic`. A failure here is one of
-                the attempt.
+            before: Called before each attempt, with the deadline in seconds of `time.monotonic`. A failure fails the
+                attempt.
 
         Raises:
             StoreUnavailableError: There was no answer in time, or the server refuses the request.

@@ -10,8 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,8 @@ import pytest
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store.backends.base import Dims, Hit, Points, Put, Where
+from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
 from zsvec.store.backends.memory import MemoryBackend
-from zsvec.types import Finding
 
 HOURS = 3600.0
 
@@ -209,21 +207,22 @@ def simulated_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _CLOCKS.clear()
 
 
-@dataclass
-class SimulatedBackend:
+class SimulatedBackend(InProcess):
     """A process's connection to the server of a world.
 
-    Attributes:
+    Args:
         world: The world.
         process: The client; ``None`` for a backend without faults.
     """
 
-    world: World
-    process: Process | None = None
-    location: str = "simulated"
-    place: str = ""
-    exclusive: bool = field(default=False, init=False)
-    writes: int = field(default=0, init=False)
+    exclusive = False
+    location = "simulated"
+    place = ""
+
+    def __init__(self, world: World, process: Process | None = None) -> None:
+        super().__init__(self.location)
+        self.world = world
+        self.process = process
 
     def _turn(self) -> None:
         if self.process is None:
@@ -237,12 +236,6 @@ class SimulatedBackend:
             if self.world.random.random() < 0.2:
                 self.world.now += self.world.random.uniform(0, 2 * HOURS)
             self.process.wait()
-
-    def check(self) -> None:
-        self.world.server.check()
-
-    def within(self, seconds: float) -> AbstractContextManager[None]:
-        return nullcontext()
 
     def exists(self, collection: str) -> bool:
         self._turn()
@@ -336,15 +329,6 @@ class SimulatedBackend:
 
     def versions(self) -> Mapping[str, str]:
         return {}
-
-    def placement(self, collection: str) -> None:
-        """There are no nodes."""
-
-    def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
-        return iter(())
-
-    def heal(self, collection: str, ids: Sequence[str]) -> int:
-        return 0
 
     def flush(self) -> None:
         """Do nothing."""

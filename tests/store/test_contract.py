@@ -177,38 +177,28 @@ def test_many_additions_are_compacted_and_keep_every_vector(deployment: Deployme
     assert store.incomplete() == []
 
 
-def test_prompts_are_kept_with_their_images_through_compaction(deployment: Deployment, open_store: OpenStore) -> None:
+def test_prompts_and_groups_are_kept_through_compaction(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
-    written = references(texts=["text"], images=["a.jpg", "b.jpg"])
-    drawn = [replace(r, prompt=f"a picture of {r.source}") if r.source == "a.jpg" else r for r in written]
-    store.write([Write(name="red panda", references=drawn)])
-    expected = {r.key: r.prompt for r in drawn}
+    prompts = {"a.jpg": "a picture of a.jpg"}
+    groups = {"a.jpg": "burst 1", "b.jpg": "burst 1", "c.jpg": "burst 2"}
+    written = [
+        replace(r, prompt=prompts.get(r.source), group=groups.get(r.source))
+        for r in references(["text"], ["a.jpg", "b.jpg", "c.jpg", "d.jpg"])
+    ]
+    store.write([Write(name="red panda", references=written)])
+    expected = {r.key: (r.prompt, r.group) for r in written}
     for further in range(35):
-        assert {r.key: r.prompt for r in store.stored("red panda") if r.key in expected} == expected
+        stored = store.stored("red panda")
+        assert {r.key: (r.prompt, r.group) for r in stored if r.key in expected} == expected
         deployment.sizes(after=store)
         for encoder in FINGERPRINTS:
-            prompts = [payload.get("prompt", "-") for payload in deployment.points(encoder).values()]
-            assert sorted(prompts) == ["-"] * (len(prompts) - 1) + ["a picture of a.jpg"]
+            payloads = deployment.points(encoder).values()
+            assert sorted(p["prompt"] for p in payloads if "prompt" in p) == list(prompts.values())
+            assert sorted(p["group"] for p in payloads if "group" in p) == sorted(groups.values())
         add(store, "red panda", [str(further)])
     assert len(store.category("red panda").write_ids) < 32
     described = {r.source: r.prompt for r in store.stored_references("red panda")}
     assert (described["a.jpg"], described["b.jpg"], described["34"]) == ("a picture of a.jpg", None, None)
-
-
-def test_groups_are_kept_with_their_images_through_compaction(deployment: Deployment, open_store: OpenStore) -> None:
-    store = open_store()
-    grouped = {"a.jpg": "burst 1", "b.jpg": "burst 1", "c.jpg": "burst 2"}
-    written = [replace(r, group=grouped.get(r.source)) for r in references(["text"], [*grouped, "d.jpg"])]
-    store.write([Write(name="red panda", references=written)])
-    expected = {r.key: r.group for r in written}
-    for further in range(35):
-        assert {r.key: r.group for r in store.stored("red panda") if r.key in expected} == expected
-        deployment.sizes(after=store)
-        for encoder in FINGERPRINTS:
-            groups = [payload.get("group", "-") for payload in deployment.points(encoder).values()]
-            assert sorted(groups) == ["-"] * (len(groups) - 3) + ["burst 1", "burst 1", "burst 2"]
-        add(store, "red panda", [str(further)])
-    assert len(store.category("red panda").write_ids) < 32
 
 
 def test_removed_category_can_be_added_again(deployment: Deployment, open_store: OpenStore) -> None:

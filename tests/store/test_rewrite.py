@@ -21,12 +21,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.store.material import FINGERPRINTS, add, sources
 from tests.store.rewriter import COLLECTION
 from tests.store.support import fast_folder
 from tests.store.test_folder import Disk
 from zsvec.errors import StoreError, StoreUnavailableError, ZSVecError
-from zsvec.store import Store
 from zsvec.store.backends.base import Points, Where
 from zsvec.store.backends.edge import backend as edge
 from zsvec.store.backends.edge.backend import EdgeBackend
@@ -146,13 +144,6 @@ def test_deleted_points_are_in_no_file(folder: Path, before: Callable[[EdgeBacke
     assert content(backend).keys() == there.keys()
     backend.close()
     assert found(folder) == {}
-
-
-@pytest.mark.parametrize("shown", NEEDLES)
-def test_traces_are_found(backend: EdgeBackend, folder: Path, shown: str) -> None:
-    (folder / ".hidden").write_bytes(b"x" + NEEDLES[shown])
-    backend.rewrite(COLLECTION)
-    assert found(folder) == {shown: {".hidden"}}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells mapped files")
@@ -523,11 +514,7 @@ def test_killed_at_each_step(rewriter: Rewriter, folder: Path) -> None:
 
 
 def test_killed_at_any_instant(rewriter: Rewriter, folder: Path) -> None:
-    kill_at_random(rewriter, folder, 25, seed=1999)
-
-
-def kill_at_random(rewriter: Rewriter, folder: Path, times: int, seed: int) -> None:
-    there, draw = filled(folder), random.Random(seed)
+    there, draw, times = filled(folder), random.Random(1999), 25
     begun = time.monotonic()
     rewriter.run(folder)
     longest = time.monotonic() - begun
@@ -544,26 +531,3 @@ def kill_at_random(rewriter: Rewriter, folder: Path, times: int, seed: int) -> N
         assert rewriter.run(folder) is not None
         assert assert_whole(folder, there)
     assert killed > times / 4
-
-
-# A store
-
-
-def test_a_store_with_rewritten_collections(folder: Path) -> None:
-    with Store(EdgeBackend(folder), "zsvec") as store:
-        store.bind(FINGERPRINTS)
-        add(store, "lynx", ["1", "2"], ["text"])
-        add(store, "red panda", [SECRET])
-        store.remove("red panda")
-        store.gc(grace=0)
-        for name in ("catalog", "images", *FINGERPRINTS):
-            store._backend.rewrite(f"zsvec__{name}")
-        assert found(folder) == {}
-        add(store, "lynx", ["3"])
-    with Store(EdgeBackend(folder), "zsvec") as store:
-        assert sources(store, "lynx") == {
-            "clip:image": ["1", "2", "3"],
-            "clip:text": ["text"],
-            "dino:image": ["1", "2", "3"],
-        }
-        assert store.incomplete() == []

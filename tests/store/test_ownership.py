@@ -49,66 +49,62 @@ OPERATIONS: Mapping[str, Callable[[Store], Any]] = {
 # Encoders
 
 
-@pytest.mark.parametrize(
-    ("used", "named"),
-    [
-        ({"clip": replace(CLIP, dim=512), "dino": DINO}, ["another encoder (dim: 16 there, 512 in use)"]),
-        ({"clip": replace(CLIP, model="other"), "dino": DINO}, ["(model: test/clip there, other in use)"]),
-        ({"clip": replace(CLIP, revision="4567def"), "dino": DINO}, ["(revision: 0123abc there, 4567def in use)"]),
-        (
-            {"clip": CLIP, "dino": replace(DINO, preprocessing="crop")},
-            ["(preprocessing: resize 518 there, crop in use)"],
-        ),
-        (
-            {"clip": CLIP, "dino": replace(DINO, preprocessing=f"{DINO.preprocessing}; int8 0a1b")},
-            ["(preprocessing: nothing there, int8 0a1b in use)"],
-        ),
-        ({"clip": CLIP}, ["encoders clip, dino", "clip are in use"]),
-        ({**FINGERPRINTS, "sift": DINO}, ["encoders clip, dino", "clip, dino, sift are in use"]),
-        ({"clip": CLIP, "sift": DINO}, ["encoders clip, dino", "clip, sift are in use"]),
-    ],
-)
-def test_other_encoders_are_refused(deployment: Deployment, used: dict[str, Fingerprint], named: list[str]) -> None:
+OTHER_ENCODERS: list[tuple[dict[str, Fingerprint], list[str]]] = [
+    ({"clip": replace(CLIP, dim=512), "dino": DINO}, ["another encoder (dim: 16 there, 512 in use)"]),
+    ({"clip": replace(CLIP, model="other"), "dino": DINO}, ["(model: test/clip there, other in use)"]),
+    ({"clip": replace(CLIP, revision="4567def"), "dino": DINO}, ["(revision: 0123abc there, 4567def in use)"]),
+    ({"clip": CLIP, "dino": replace(DINO, preprocessing="crop")}, ["(preprocessing: resize 518 there, crop in use)"]),
+    (
+        {"clip": CLIP, "dino": replace(DINO, preprocessing=f"{DINO.preprocessing}; int8 0a1b")},
+        ["(preprocessing: nothing there, int8 0a1b in use)"],
+    ),
+    ({"clip": CLIP}, ["encoders clip, dino", "clip are in use"]),
+    ({**FINGERPRINTS, "sift": DINO}, ["encoders clip, dino", "clip, dino, sift are in use"]),
+    ({"clip": CLIP, "sift": DINO}, ["encoders clip, dino", "clip, sift are in use"]),
+]
+
+
+def test_other_encoders_are_refused(deployment: Deployment) -> None:
     store = deployment.open()
     add(store, "red panda", ["a"])
     before = deployment.collections()
-
-    with pytest.raises(EncoderMismatchError) as caught:
-        store.bind(used)
-
-    for part in [*named, store.location]:
-        assert part in str(caught.value)
+    for used, named in OTHER_ENCODERS:
+        with pytest.raises(EncoderMismatchError) as caught:
+            store.bind(used)
+        for part in [*named, store.location]:
+            assert part in str(caught.value)
     assert deployment.collections() == before
     assert store.encoders() == FINGERPRINTS
     store.bind(FINGERPRINTS)
     assert sources(store, "red panda") == {"clip:image": ["a"], "dino:image": ["a"]}
 
 
-@pytest.mark.parametrize("schema", [1, 2, 4])
-def test_store_of_another_schema_is_refused(deployment: Deployment, schema: int) -> None:
+def test_store_of_another_schema_is_refused(deployment: Deployment) -> None:
     backend = deployment.backend()
     store = deployment.open(backend)
     add(store, "red panda", ["a"])
     catalog = store.collection("catalog")
     identifier = record_id("store")
     stored = backend.retrieve(catalog, [identifier])[identifier]
-    backend.put(catalog, [Put(identifier, {**stored, "version": 2, "schema": schema}, {"version": 1})])
     backend.put(catalog, [Put(str(uuid.uuid4()), {"kind": "a kind that is not known yet", "rev": 7})])
+    for version, schema in enumerate((1, 2, 4), 1):
+        changed = {**stored, "version": version + 1, "schema": schema}
+        backend.put(catalog, [Put(identifier, changed, {"version": version})])
+        calls: list[Callable[[], Any]] = [
+            *(partial(OPERATIONS[operation], store) for operation in ("bind", "encoders")),
+            *(partial(store.check, FINGERPRINTS), store.categories, partial(store.look, Cursor(), {})),
+        ]
+        for call in calls:
+            with pytest.raises(StoreError, match=rf"schema {schema} .* knows 3"):
+                call()
 
-    for operation in ("bind", "encoders"):
-        with pytest.raises(StoreError, match=rf"schema {schema} .* knows 3"):
-            OPERATIONS[operation](store)
-    for read in (partial(store.check, FINGERPRINTS), store.categories, partial(store.look, Cursor(), {})):
-        with pytest.raises(StoreError, match=rf"schema {schema} .* knows 3"):
-            read()
 
-
-@pytest.mark.parametrize("name", ["x__clip", "images", "inbox", "catalog"])
-def test_encoder_names_that_could_be_of_another_collection_are_refused(deployment: Deployment, name: str) -> None:
+def test_encoder_names_that_could_be_of_another_collection_are_refused(deployment: Deployment) -> None:
     store = Store(deployment.backend(), deployment.namespace)
-    for operation in (store.bind, store.check):
-        with pytest.raises(InvalidInputError, match=repr(name)):
-            operation({name: CLIP})
+    for name in ("x__clip", "images", "inbox", "catalog"):
+        for operation in (store.bind, store.check):
+            with pytest.raises(InvalidInputError, match=repr(name)):
+                operation({name: CLIP})
 
 
 # Collections

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from zsvec.store.backends.base import Backend
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
 from zsvec.store.collections.references import ReferenceCollections
@@ -46,7 +45,7 @@ def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool
         yield Finding("garbage", True, said, "run `zsvec gc`, if no writer is at work")
 
 
-def info(backend: Backend, namespace: str, catalog: Catalog, references: ReferenceCollections) -> dict[str, Any]:
+def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> dict[str, Any]:
     """As `zsvec.store.store.Store.info`."""
     categories, unreadable = catalog.categories()
     counts: Counter[str] = Counter()
@@ -54,11 +53,11 @@ def info(backend: Backend, namespace: str, catalog: Catalog, references: Referen
         counts.update(category.references)
     encoders = catalog.encoders()
     names = [catalog.collection, *map(references.collection, encoders)] if catalog.store() else []
-    placements = {name: asdict(placement) for name in names if (placement := backend.placement(name))}
+    placements = {name: asdict(placement) for name in names if (placement := catalog.backend.placement(name))}
     return {
-        "store": backend.location,
+        "store": catalog.backend.location,
         "namespace": namespace,
-        **backend.versions(),
+        **catalog.backend.versions(),
         "categories": len(categories),
         "unreadable": unreadable,
         "references": dict(counts),

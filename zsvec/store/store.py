@@ -88,7 +88,7 @@ class Store:
         self._writer = Writer(self._catalog, self._references, self._collector)
         self._by = by
         self._follow: Callable[[], None] = lambda: None
-        self.inbox = InboxCollection(backend, self._catalog, namespace)
+        self.inbox = InboxCollection(self._catalog, namespace)
         self._lock = threading.RLock()
         self._may_be_undoing = True  # here, or in a killed process
 
@@ -152,7 +152,7 @@ class Store:
             StoreError: A needed collection is foreign.
         """
         with self._writing(), self._naming_the_profile():
-            ownership.bind(self._backend, self._catalog, self._references, fingerprints, images)
+            ownership.bind(self._catalog, self._references, fingerprints, images)
 
     def check(self, names: Iterable[str]) -> None:
         """Checks the names of the encoders in use.
@@ -262,7 +262,7 @@ class Store:
 
     def info(self) -> dict[str, Any]:
         """Returns place, size, encoders and calibration of the store, and versions of its engine, as JSON."""
-        return health.info(self._backend, self.namespace, self._catalog, self._references)
+        return health.info(self.namespace, self._catalog, self._references)
 
     def stats(self) -> dict[str, int]:
         """Returns counts of rare events of this handle.
@@ -451,7 +451,7 @@ class Store:
         """
         with self._writing():
             # Of writers that began before the copies were dropped.
-            ownership.drop_images(self._backend, self._catalog, self._references)
+            ownership.drop_images(self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
         for change in final:
             on_final(change)
@@ -463,7 +463,7 @@ class Store:
         A present writer may leave some, which are not read and which `gc` deletes.
         """
         with self._writing():
-            ownership.keep_no_images(self._backend, self._catalog, self._references)
+            ownership.keep_no_images(self._catalog, self._references)
 
     def flush(self) -> None:
         """Makes all commits survive a loss of power. A killed process never loses one."""

@@ -175,12 +175,13 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
         latest = before.categories()
         if not latest.keys() >= set(pending):  # replicas differ
             raise ChangedError
-        read = [(latest[name], _references_before(writer, record, name)) for name in pending]
+        was = {name: state_before(record, name) for name in pending}
+        read = {name: list(writer.references.read(state)) if state else [] for name, state in was.items()}
         told = history.latest(record)  # may count fewer references, if an image was forgotten
         if told is None:
             raise InvalidInputError(f"the change {record['change'][:8]} has been made final, and cannot be taken back")
-        plans = [_as_before(told, now, found) for now, found in read]
-        stored = {name: [*latest[name].write_ids, *_writes_before(record, name)] for name in pending}
+        plans = [_as_before(told, latest[name], found) for name, found in read.items()]
+        stored = {name: [*latest[name].write_ids, *(state.write_ids if state else ())] for name, state in was.items()}
         if moved:
             plans.sort(key=lambda plan: moved.index(plan[0].name))
             won = writer.carry_out(plans, before, stored, moves=True)
@@ -220,11 +221,6 @@ def _is_taken_back(history: History, record: Record, name: str, cause: Cause) ->
     return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 
-def _references_before(writer: Writer, record: Record, name: str) -> Sequence[Reference]:
-    was = state_before(record, name)
-    return list(writer.references.read(was)) if was else []
-
-
 def _as_before(record: Record, now: Category, found: Sequence[Reference]) -> Plan:
     """Returns the plan that makes a category as it was before a change, from the references found of then.
 
@@ -243,8 +239,3 @@ def _as_before(record: Record, now: Category, found: Sequence[Reference]) -> Pla
         return emptied(now), ()
     counts = counted_by_expert(found)
     return replace(was, version=now.version + 1, write_ids=(new_write_id(),), references=counts), found
-
-
-def _writes_before(record: Record, name: str) -> Sequence[str]:
-    was = state_before(record, name)
-    return was.write_ids if was else ()

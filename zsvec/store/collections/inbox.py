@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from zsvec.errors import StoreError
-from zsvec.store.backends.base import Backend, Points, Where
+from zsvec.store.backends.base import Points, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import collection_name, point_id, text_from, time_from
 from zsvec.store.collections.images import first_small_image
@@ -64,8 +64,8 @@ class InboxImage:
 class InboxCollection:
     """The inbox of one namespace."""
 
-    def __init__(self, backend: Backend, catalog: Catalog, namespace: str) -> None:
-        self._backend = backend
+    def __init__(self, catalog: Catalog, namespace: str) -> None:
+        self._backend = catalog.backend
         self._catalog = catalog
         self._made = ""  # id of the store for which the collection was made
         self.name = collection_name(namespace, INBOX)

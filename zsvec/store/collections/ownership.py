@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
-from zsvec.store.backends.base import Backend, Where
+from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import CATALOG, IMAGES, keeps_images
 from zsvec.store.collections.inbox import INBOX
@@ -20,7 +20,6 @@ _ENCODER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 
 
 def bind(
-    backend: Backend,
     catalog: Catalog,
     references: ReferenceCollections,
     fingerprints: Mapping[str, Fingerprint],
@@ -30,7 +29,7 @@ def bind(
     check_names(catalog, fingerprints)
     if catalog.store() is None:
         for collection in (catalog.collection, *map(references.collection, (*fingerprints, IMAGES))):
-            _refuse_foreign(collection, backend, catalog)
+            _refuse_foreign(collection, catalog)
         catalog.create(fingerprints, images or "small")
     check_fingerprints(catalog, fingerprints)
     for name, fingerprint in fingerprints.items():
@@ -41,18 +40,18 @@ def bind(
         catalog.keep_images("small")
 
 
-def keep_no_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
+def keep_no_images(catalog: Catalog, references: ReferenceCollections) -> None:
     """As `zsvec.store.store.Store.drop_images`."""
     catalog.keep_images("none")
-    drop_images(backend, catalog, references)
+    drop_images(catalog, references)
 
 
-def drop_images(backend: Backend, catalog: Catalog, references: ReferenceCollections) -> None:
+def drop_images(catalog: Catalog, references: ReferenceCollections) -> None:
     """Deletes copies that a store does not keep, but none of a writer that keeps copies again."""
     if (store := catalog.store()) is None or keeps_images(store):
         return
-    if backend.exclusive:
-        backend.remove(references.images.name)  # deleted points would stay in the files
+    if catalog.exclusive:
+        catalog.backend.remove(references.images.name)  # deleted points would stay in the files
         return
     write_ids = sorted({write_id for _, write_id in references.writes([IMAGES])})
     if not keeps_images(catalog.store()):
@@ -102,11 +101,11 @@ def _differences(stored: Fingerprint, used: Fingerprint) -> str:
     return "; ".join(found)
 
 
-def _refuse_foreign(collection: str, backend: Backend, catalog: Catalog) -> None:
+def _refuse_foreign(collection: str, catalog: Catalog) -> None:
     # If another writer has made the collection meanwhile, the record of the store came before the points.
-    pages = backend.scroll(collection, Where(), fields=())
+    pages = catalog.backend.scroll(collection, Where(), fields=())
     if any(page.ids for page in pages) and catalog.store() is None:
         raise StoreError(
-            f"{backend.location} already has a collection {collection!r} that zsvec did not make: "
+            f"{catalog.backend.location} already has a collection {collection!r} that zsvec did not make: "
             "choose another namespace"
         )

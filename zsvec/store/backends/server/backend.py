@@ -21,7 +21,7 @@ from zsvec.store.backends.server import conversion
 from zsvec.store.backends.server.checkup import check_peers, check_up
 from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.conversion import Consistency, filter_of, parts
-from zsvec.store.backends.server.copies import Copies, Records, differing, heal
+from zsvec.store.backends.server.copies import Copies, Records, Replicas, differing, heal
 from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
 from zsvec.types import Finding
 
@@ -139,12 +139,7 @@ class ServerBackend:
 
         def write(limits: Limits) -> None:
             for some in cut(structs, limits.points, lambda point: size_of_point(numbers, point.payload)):
-                self._copies.write(
-                    collection,
-                    lambda client, patience, _, some=some: client.upsert(  # type: ignore[misc]
-                        collection, some, wait=True, timeout=patience
-                    ),
-                )
+                self._copies.write(collection, partial(_write_points, collection, some))
 
         self._within_limits(collection, write)
 
@@ -307,26 +302,14 @@ class ServerBackend:
     def delete(self, collection: str, where: Where) -> None:
         def delete(limits: Limits) -> None:
             for part in parts(where, limits):
-                self._delete_all(collection, filter_of(part, limits))
+                chosen = models.FilterSelector(filter=filter_of(part, limits))
+                self._copies.write(collection, partial(_delete, collection, chosen))
 
         self._within_limits(collection, delete)
 
-    def _delete_all(self, collection: str, chosen: models.Filter) -> None:
-        self._copies.write(
-            collection,
-            lambda client, patience, _: client.delete(
-                collection, models.FilterSelector(filter=chosen), wait=True, timeout=patience
-            ),
-        )
-
     def drop(self, collection: str, ids: Sequence[str]) -> None:
         for some in cut(ids, size=lambda _: ID):
-            self._copies.write(
-                collection,
-                lambda client, patience, _, some=some: client.delete(  # type: ignore[misc]
-                    collection, models.PointIdsList(points=list(some)), wait=True, timeout=patience
-                ),
-            )
+            self._copies.write(collection, partial(_delete, collection, models.PointIdsList(points=list(some))))
 
     def count(self, collection: str, where: Where) -> int:
         def count(limits: Limits) -> int:
@@ -393,6 +376,18 @@ class ServerBackend:
         allowed = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
         self._limits[collection] = allowed.halved(self._halvings[collection])
         return self._limits[collection]
+
+
+def _write_points(
+    collection: str, points: Sequence[models.PointStruct], client: QdrantClient, timeout: int | None, _: Replicas
+) -> None:
+    client.upsert(collection, points, wait=True, timeout=timeout)
+
+
+def _delete(
+    collection: str, chosen: models.PointsSelector, client: QdrantClient, timeout: int | None, _: Replicas
+) -> None:
+    client.delete(collection, chosen, wait=True, timeout=timeout)
 
 
 def _retrieve(

@@ -1,8 +1,8 @@
 """A program that changes stores in every way there is, for `test_kill` to kill.
 
-``python -m tests.store.changer`` reads lines of a location, a namespace, a seed and a number: it opens that store, and
-makes the changes of the seed from that number on, in a process for each line. A process says ``ready PID``, and the
-number of each change when the store has acknowledged it. When it has ended, ``ended`` is said, with its exit code.
+``python -m tests.store.changer`` reads lines of a location, a namespace, a seed and a number: a process for
+each line opens that store, and makes the changes of the seed from that number on. A process prints ``ready PID``, and
+the number of each acknowledged change. The end is printed as ``ended`` with the exit code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAMES = [f"category {i}" for i in range(6)]
 
 @dataclass(frozen=True)
 class State:
-    """What a store holds.
+    """Content of a store.
 
     Attributes:
         categories: The sources of each category's texts and images.
@@ -42,9 +42,9 @@ class Change:
     """One change.
 
     Attributes:
-        what: In a word.
-        make: Makes it.
-        after: The store, then.
+        what: Kind of the change.
+        make: The change.
+        after: The store after the change.
     """
 
     what: str
@@ -101,7 +101,7 @@ def make_changes(location: str, namespace: str, seed: str, first: str) -> None:
         if number >= int(first):
             try:
                 change.make(store)
-            except CategoryNotFoundError:  # a server may have got a removal just before its client was killed
+            except CategoryNotFoundError:  # a server may have got a removal just before the client was killed
                 if (change.what, number) != ("remove", int(first)):
                     raise
             store = opened(location, namespace) if change.what == "close" else store
@@ -110,13 +110,13 @@ def make_changes(location: str, namespace: str, seed: str, first: str) -> None:
 
 
 def found(store: Store) -> State:
-    """What a store holds, read through it; all of it is there."""
+    """Content of a complete store."""
     assert store.incomplete() == []
     assert live_copies(store) <= copies(store)
     categories: dict[str, Any] = {}
     for category in store.categories():
         stored = store.stored(category.name)
-        if not stored:  # what was on its way when its writer was killed has removed it since
+        if not stored:  # removed by a late request of a killed writer
             continue
         of_experts: dict[str, set[str]] = {}
         for reference in stored:

@@ -11,7 +11,7 @@ DEPLOYMENTS = ("edge", "memory", "local", "server")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test in each deployment, or in those that its module names."""
+    """Runs a test in each deployment, or in the `DEPLOYMENTS` of the module."""
     marks = metafunc.definition.iter_markers("parametrize")
     if "deployment" in metafunc.fixturenames and not any("deployment" in mark.args[0] for mark in marks):
         metafunc.parametrize("deployment", getattr(metafunc.module, "DEPLOYMENTS", DEPLOYMENTS), indirect=True)

@@ -1,8 +1,8 @@
 """A program that imports categories into embedded stores, for `test_kill` to kill.
 
-``python -m tests.store.importer`` imports into each folder that it reads, in a process for each line, one after the
-other. A process says ``ready PID`` when it begins, and the name of each category, a line each, when the store has
-acknowledged it. When it has ended, ``ended`` is said, with its exit code.
+``python -m tests.store.importer`` reads folders, and imports into each in another process, one after the other.
+A process prints ``ready PID``, and the name of each acknowledged category. The end is printed as ``ended`` with the
+exit code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BATCH = 3  # categories a write
 
 
 def batches() -> list[Sequence[Write]]:
-    """Every category with a text and three images; then two more images for some of them."""
+    """Every category with a text and three images; then two more images for some."""
     new = [pictured(name, [f"{name}, {i}" for i in range(3)], [f"text of {name}"]) for name in NAMES]
     additions = [pictured(name, [f"{name}, {i}" for i in (3, 4)]) for name in NAMES[::5]]
     return [part[first : first + BATCH] for part in (new, additions) for first in range(0, len(part), BATCH)]
@@ -35,7 +35,7 @@ def write_all(folder: Path) -> Iterator[str]:
 
 
 def import_into(folder: str) -> None:
-    """Import, and say what is committed."""
+    """Import, and print committed categories."""
     for name in write_all(Path(folder)):
         say(name)
 

@@ -1,7 +1,7 @@
 """A program that writes collections of embedded stores anew, for `test_rewrite` to kill.
 
-``python -m tests.store.rewriter`` reads lines ``STEP FOLDER``. Each is a process that writes the collection of the
-folder anew, names each step of it, and kills itself before that one. At step -1 it ends when it is done.
+``python -m tests.store.rewriter`` reads lines ``STEP FOLDER``. For each, a process rewrites the collection of
+the folder, prints each step, and is killed before the given one; at step -1, never.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Crash(Exception):  # noqa: N818 - thrown in by a test
 # Deployments
 
 LASTING = pytest.mark.parametrize("deployment", ["edge", "local", "server"], indirect=True)
-"""For tests of collections that are there before or after a handle: of somebody else, or reopened."""
+"""For tests of collections before or after a handle: foreign or reopened ones."""
 
 
 class Deployment:

@@ -1,4 +1,4 @@
-"""A store is restored from snapshots of its collections, which are not of one instant."""
+"""A store is restored from snapshots of collections at several instants."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def state(store: Store) -> Mapping[str, Mapping[str, list[str]]]:
 
 
 def test_an_older_catalog_names_existing_references(server: ServerDeployment, rest: httpx.Client, store: Store) -> None:
-    """But for what was deleted meanwhile; and what was written meanwhile is garbage."""
+    """Without later deletions; later writes are garbage."""
     before = state(store)
 
     def write() -> None:
@@ -72,7 +72,7 @@ def test_an_older_catalog_names_existing_references(server: ServerDeployment, re
     assert sources(copy, "kept") == before["kept"]
     copy.remove("replaced")
     add(copy, "replaced", ["1", "2"], ["text"])
-    with pytest.raises(StoreError, match="'added'"):  # for all that is known, its manifest was lost
+    with pytest.raises(StoreError, match="'added'"):  # as if the manifest was lost
         copy.gc(grace=0)
     add(copy, "added", ["3"])
     copy.remove("added")

@@ -1,4 +1,4 @@
-"""A census is in step with what any handle commits, and reads nothing twice."""
+"""A census keeps in step with commits of any handle, and reads nothing twice."""
 
 from __future__ import annotations
 

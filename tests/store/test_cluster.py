@@ -22,13 +22,13 @@ from zsvec.store import Placement, Store, open_store
 from zsvec.store.backends.server.copies import Replicas
 from zsvec.store.catalog.schema import record_id
 
-BUSY = 20  # times as long as usual a few requests may take, beside the seconds that a quiet machine has for them
+BUSY = 20  # allowed factor of the usual time, beside the seconds for a quiet machine
 STATE = {name: references(images=[name]) for name in ("lynx", "red panda", "wolf")}
 
 
 @pytest.fixture
 def nodes(qdrant_cluster: list[Node]) -> Iterator[list[Node]]:
-    """The cluster; whatever a test does to it, all of it is there again after it, and empty."""
+    """The cluster, restored and emptied after each test."""
     yield qdrant_cluster
     for node in qdrant_cluster:
         if node.process.poll() is not None:
@@ -86,7 +86,7 @@ def test_placement_of_a_store_is_as_asked(nodes: list[Node], namespace: str) -> 
         with closing(QdrantClient(urls, check_compatibility=False)) as client:
             params = client.get_collection(store.collection("clip")).config.params
     assert clip == {"replicas": 2, "shards": 3, "write_consistency": 2}
-    assert catalog == {"replicas": 2, "shards": 1, "write_consistency": 2}  # its commits have one order
+    assert catalog == {"replicas": 2, "shards": 1, "write_consistency": 2}  # one order of commits
     assert params.read_fan_out_delay_ms  # a copy that stands still does not hold a read that has another one
 
 
@@ -105,7 +105,7 @@ def test_a_store_goes_on_without_any_one_node(nodes: list[Node], namespace: str,
             assert_answers(way, state)
         assert time.monotonic() - begun < 30 + BUSY * usual
         nodes[which].restart()
-        if replicas == 2:  # a node that comes back may give its readers an old state for a moment
+        if replicas == 2:  # a node that comes back may give readers an old state for a moment
             wait_until(lambda: len({node.get("/cluster")["raft_info"]["commit"] for node in nodes}) == 1)
         for node in nodes:  # by whichever is asked
             with opened([node], namespace) as alone:
@@ -200,7 +200,7 @@ def copies_of(nodes: list[Node], collection: str) -> list[Node]:
 
 
 def written_to_one_copy(nodes: list[Node], catalog: str, name: str) -> None:
-    """The next version of a category in one copy: as its leader asks for it, and dies before it asks the others."""
+    """The next version of a category in one copy: as after a leader that dies before asking the others."""
     place = record_id("category", name)
     chosen = copies_of(nodes, catalog)[0]
     with closing(QdrantClient(chosen.url, check_compatibility=False, timeout=30)) as client:
@@ -221,7 +221,7 @@ def test_copies_that_differ_are_named_and_healed(nodes: list[Node], namespace: s
         assert "lynx" in found["catalog"].detail
         assert "--repair" in found["catalog"].advice
         assert_answers(searcher(store, "numpy"), STATE)
-        assert store.category("lynx").version == 1  # as most copies have it
+        assert store.category("lynx").version == 1  # as in most copies
         assert {finding.what: finding.ok for finding in store.check_up(repair=True)}["catalog"]
         assert all(finding.ok for finding in store.check_up())
         assert (store.category("lynx").version, store.category("lynx").metadata) == (3, {"seen": "by one"})

@@ -834,7 +834,7 @@ def test_edge_store_is_like_the_model(operations: list[tuple[str, str, list[str]
 
 
 def test_points_have_vectors_by_name(deployment: Deployment, open_store: OpenStore) -> None:
-    """Of several dimensions, written and read page by page; and again, with others in their place."""
+    """Of several dimensions, written and read page by page; and replaced."""
     backend = open_store()._backend
     name = "zsvec__several"
     backend.create(name, {"a": 3, "b": 2}, {"hash": "keyword"})

@@ -357,7 +357,7 @@ def points(backend: EdgeBackend) -> set[tuple[str, str]]:
 
 
 def test_a_store_that_is_only_read_stays_closed(folder: Path) -> None:
-    """The engine changes its files; readers may be killed, and each of those that are not closes the store."""
+    """The engine changes files; readers may be killed, and each of those that are not closes the store."""
     for number in range(4):
         with Store(EdgeBackend(folder), "zsvec") as store:
             assert {category.name: sources(store, category.name) for category in store.categories()} == STORED
@@ -468,7 +468,7 @@ def test_the_checksum_of_a_file_depends_on_each_byte_and_on_the_size(tmp_path: P
     assert len(set(found)) == len(contents)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the script forks, and limits its memory")
+@pytest.mark.skipif(sys.platform != "linux", reason="the script forks, and limits memory")
 def test_damage_at_random() -> None:
     command = [sys.executable, "-m", "scripts.damage", "--stores", "20", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

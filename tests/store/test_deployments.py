@@ -36,7 +36,7 @@ def strict(server: ServerDeployment, **limits: Any) -> None:
 
 
 def live(store: Store, before: Mapping[str, Any]) -> None:
-    """Import, replace, add, remove and collect; the store is left with what it was filled with."""
+    """Import, replace, add, remove and collect; the store ends with the same content."""
     fill(store, before)
     store.write([write_of("images only", ["other"], replace=True), write_of("new", [str(i) for i in range(30)])])
     assert len(sources(store, "new")["clip:image"]) == 30
@@ -182,7 +182,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def private(authority: Path) -> Iterator[Node]:
-    """A server that speaks TLS, with a certificate that is signed by an authority of its own."""
+    """A server that speaks TLS, with a certificate of a private authority."""
     settings = {
         "QDRANT__SERVICE__ENABLE_TLS": "true",
         "QDRANT__TLS__CERT": str(authority / "cert.pem"),

@@ -1,4 +1,4 @@
-"""The folder beneath an embedded store: no room on its disk, or deleted, moved or replaced while it is open."""
+"""The folder beneath an embedded store: a full disk, or a folder deleted, moved or replaced while open."""
 
 from __future__ import annotations
 
@@ -329,7 +329,7 @@ def test_nothing_is_acknowledged_when_the_folder_is_gone(folder: Path, gone: Cal
             call(store)
         assert str(place.absolute()) in str(refused.value)
         with pytest.raises(StoreUnavailableError, match=message):
-            store.close()  # with writes since it was opened
+            store.close()  # with unflushed writes
         with pytest.raises(StoreError, match="is closed"):
             store.categories()
 

@@ -27,7 +27,7 @@ QUERIES = {name: unit_vector(fingerprint.dim, "query")[None] for name, fingerpri
 
 
 class History:
-    """Events in a world, and what readers must see.
+    """Events in a world, and expected reads.
 
     Attributes:
         acknowledged: The ``rev`` of each category that every batch must see which begins now, or a later one.

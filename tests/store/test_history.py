@@ -280,7 +280,7 @@ CHANGES: dict[str, Callable[[Store], object]] = {
 
 
 def imported(backend: Hooked, namespace: str, change: str) -> tuple[Store, State]:
-    """A store with a change of four categories, and its state before."""
+    """A store with a change of four categories, and the state before."""
     store = Store(backend, namespace, history=DAY)
     store.bind(FINGERPRINTS)
     store.write([pictured(name, [name, "old"]) for name in NAMES])

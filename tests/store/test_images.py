@@ -1,4 +1,4 @@
-"""Small copies of images: written and deleted with the references of their write, and read by nothing else."""
+"""Small copies of images: written and deleted with the references of a write, and never read to classify."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_a_damaged_copy_is_none(deployment: Deployment) -> None:
     store.write([pictured("red panda", ["a"])])
     for damage in DAMAGED:
         write_point(deployment, store, {"hash": digest, **damage})
-        assert_found(store, "a")  # beside it
+        assert_found(store, "a")  # beside the damaged copy
     store.write([Write(name="red panda", references=references(["t"]), replace=True, keeps=frozenset({"image"}))])
     assert_found(store, "a")
 

@@ -43,7 +43,7 @@ STATES = states()
 
 @pytest.fixture(scope="module")
 def killed() -> Iterator[Callable[[Path, int, float], int]]:
-    """Runs the importer, and kills it some seconds after it has said so many lines: batches that it acknowledged."""
+    """Runs the importer, kills it some seconds after so many lines, and returns the acknowledged batches."""
     command = [sys.executable, "-m", "tests.store.importer"]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
@@ -56,7 +56,7 @@ def killed() -> Iterator[Callable[[Path, int, float], int]]:
             for line in told:
                 if line.startswith("ended "):
                     assert line in (f"ended {-signal.SIGKILL}\n", "ended 0\n")
-                    return -(-len(said[1:]) // BATCH)  # a batch is acknowledged before its first line
+                    return -(-len(said[1:]) // BATCH)  # acknowledged before the first line of the batch
                 said.append(line)
                 if len(said) == lines:
                     time.sleep(delay)  # the instant is the point
@@ -69,7 +69,7 @@ def killed() -> Iterator[Callable[[Path, int, float], int]]:
 
 
 def assert_whole(folder: Path, acknowledged: int) -> None:
-    """Each category is as one of two batches left it: the last acknowledged one, or that after it."""
+    """Each category is as after the last acknowledged batch, or after the next."""
     deployment = EdgeDeployment(folder)
     store = Store(deployment.backend(), deployment.namespace)
     assert store.incomplete() == []
@@ -132,7 +132,7 @@ def test_import_that_is_killed_again_and_again(killed: Callable[[Path, int, floa
 
 
 def collect(folder: Path) -> None:
-    """Delete what is left of a writer that was killed before its commit, if the next was killed right after its own."""
+    """Collects garbage of a writer killed before the commit, after another killed right after one."""
     deployment = EdgeDeployment(folder)
     deployment.open().gc()
     deployment.close()
@@ -145,21 +145,21 @@ class Changer:
     """`tests.store.changer`, for one store.
 
     Args:
-        process: That runs it.
-        location: Of the store.
-        namespace: Of the store.
-        seed: Of the changes, and of the instants at which it is killed.
-        pause: Seconds within which it is killed after something that it said.
+        process: Process of the changer.
+        location: Location of the store.
+        namespace: Namespace of the store.
+        seed: Seed of the changes and of the instants of kills.
+        pause: Largest time from a line to a kill, in seconds.
     """
 
     def __init__(self, process: subprocess.Popen[str], location: str, namespace: str, seed: int, pause: float) -> None:
         self._process, self._location, self._namespace, self._seed = process, location, namespace, seed
         self._draw, self._pause = random.Random(seed), pause
         self.done = 0  # changes that are in the store
-        self.killed: Counter[str] = Counter()  # by what it was about to do
+        self.killed: Counter[str] = Counter()  # by kind of the next change
 
     def run(self) -> None:
-        """Make changes from the first that is not done on, until it is killed; and look at what is there then."""
+        """Makes the next changes until a kill, and checks the store."""
         made = changer.changes(self._seed)
         acknowledged = self._until_killed(self._draw.randint(1, 9), self._draw.uniform(0, self._pause))
         before = made[acknowledged - 1].after if acknowledged else changer.State()
@@ -167,7 +167,7 @@ class Changer:
         with open_store(self._location, namespace=self._namespace) as store:
             found = changer.found(store)
         assert changer.is_one_of(found, before, after), (acknowledged, found)
-        # One that is done in part, or not at all, is made again; but what was removed cannot be.
+        # A change that is not done is made again, except a removal.
         self.done = acknowledged + (found == after)
 
     def _until_killed(self, lines: int, delay: float) -> int:
@@ -200,7 +200,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
 
 
 def kill_until_done(process: subprocess.Popen[str], location: str, namespace: str, seed: int, pause: float) -> Changer:
-    """Kill it again and again: no change that was acknowledged is lost, none is torn, nothing comes back."""
+    """No acknowledged change is lost, none is torn, and nothing comes back."""
     killed = Changer(process, location, namespace, seed, pause)
     while killed.done < changer.CHANGES:
         killed.run()

@@ -33,7 +33,7 @@ def test_nothing_is_lost_and_no_part_is_too_large(sizes: list[int], most: int) -
     found = list(cut(sizes, most, lambda size: size))
     assert list(itertools.chain.from_iterable(found)) == sizes
     assert all(len(part) == 1 or (len(part) <= most and sum(part) <= BYTES) for part in found)
-    for part, following in itertools.pairwise(found):  # and none is smaller than it must be
+    for part, following in itertools.pairwise(found):  # no part is smaller than necessary
         assert len(part) == most or sum(part) + following[0] > BYTES
 
 

@@ -1,4 +1,4 @@
-"""`open_store(":memory:")`: a store of its own each time, quiet and offline. The rest is in the contract."""
+"""`open_store(":memory:")`: a new store each time, quiet and offline. The rest is in the contract."""
 
 from __future__ import annotations
 

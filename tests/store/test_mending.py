@@ -193,7 +193,7 @@ class Model:
 
 
 class Changes:
-    """Changes of a store and of its model, each drawn at random."""
+    """Random changes of a store and of a model."""
 
     def __init__(self, store: Store, seed: int) -> None:
         self.store, self.model, self.random = store, Model(), random.Random(seed)

@@ -1,4 +1,4 @@
-"""Foreign and damaged records: each affects its own category alone."""
+"""Foreign and damaged records: each affects one category alone."""
 
 from __future__ import annotations
 

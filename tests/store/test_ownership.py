@@ -1,4 +1,4 @@
-"""Whose a store is: which encoders, which collections, which process, and until when."""
+"""Ownership of a store: encoders, collections, and processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A rewritten collection: its files hold nothing deleted, and its content is the same after any failure."""
+"""A rewritten collection: its files hold nothing deleted, and the content is the same after any failure."""
 
 from __future__ import annotations
 

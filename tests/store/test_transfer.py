@@ -112,9 +112,9 @@ class Moves:
         self.check()
 
     def check(self) -> None:
-        """After what was begun is done and taken back, each is in one category, and there is no garbage."""
+        """After all transfers and undos, each image is in one category, without garbage."""
         store = self.open()
-        store.gc()  # what was begun is done then
+        store.gc()  # finishes transfers
         for _ in store.changes():
             for name in NAMES:
                 with suppress(InvalidInputError):  # until there is nothing that can be

@@ -131,7 +131,7 @@ class Store:
     # Encoders
 
     def encoders(self) -> dict[str, Fingerprint]:
-        """Returns the fingerprint of each encoder whose vectors are stored; empty before the first write.
+        """Returns the fingerprints of the stored encoders, by name; empty before the first write.
 
         Raises:
             StoreError: The store has another schema.
@@ -345,7 +345,7 @@ class Store:
 
     @contextmanager
     def acting(self, by: str | None) -> Iterator[None]:
-        """Overrides the recorded author within this block; ``None`` keeps that of the settings."""
+        """Overrides the recorded author within this block; ``None`` keeps the author of the settings."""
         token = _BY.set(by)
         try:
             yield

@@ -1,1 +1,1 @@
-"""The catalog: one record per category, replaced by compare-and-set, and how readers keep in step with it."""
+"""The catalog: one record per category, replaced by compare-and-set, and incremental reads."""

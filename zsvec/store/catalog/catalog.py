@@ -131,7 +131,7 @@ class Catalog:
             )
 
     def encoders(self) -> dict[str, Fingerprint]:
-        """Returns the fingerprint of each encoder whose vectors are stored; empty before the first write.
+        """Returns the fingerprints of the stored encoders, by name; empty before the first write.
 
         Raises:
             StoreError: The store has another schema, or its record is damaged.

@@ -92,7 +92,7 @@ class Reference:
         source: The text itself, or the origin of the image.
         vector: float32 ``(dim,)``, unit norm.
         prompt: Prompt of a generated image.
-        group: Group of near-duplicate images of the category, such as those of a burst.
+        group: Group of near-duplicate images of the category, such as a burst.
         added: Time of addition (UTC), if known.
         by: Author of the addition, if known.
         small: Small copy of the image to write with the reference; ``None`` for a stored reference.

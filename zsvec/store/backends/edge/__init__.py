@@ -1,1 +1,1 @@
-"""A store in a folder: Qdrant Edge, one folder per collection, replaced whole and checked when it is opened."""
+"""A store in a folder: Qdrant Edge, one folder per collection, replaced atomically and checked on opening."""

@@ -478,7 +478,7 @@ def test_a_foreign_record_stops_no_other_category(odd: str) -> None:
         deployment.close()
 
 
-def use_with_record(deployment: Deployment, odd: Mapping[str, Any], *, named: bool) -> None:
+def use_with_record(deployment: Deployment, odd: dict[str, Any], *, named: bool) -> None:
     store = opened(deployment, deployment.backend())
     store.write([pictured("cat", ["tom", "felix"]), pictured("dog", ["rex"])])
     place, catalog = "00000000-0000-4000-8000-000000000000", store._catalog

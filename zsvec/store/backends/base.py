@@ -162,22 +162,11 @@ class Handle:
         self._closed = True
 
 
-class InProcess:
-    """Base of backends that keep collections in this process: no other process can write, and there are no replicas.
-
-    Args:
-        name: Name of the store in messages.
-    """
+class InProcess(Handle):
+    """Base of backends that keep collections in this process: no other process can write, and there are no replicas."""
 
     exclusive = True
-
-    def __init__(self, name: str) -> None:
-        self._handle = Handle(name)
-        self.writes = 0
-
-    def check(self) -> None:
-        """As `Backend.check`."""
-        self._handle.check()
+    writes = 0
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         """As `Backend.within`."""

@@ -123,7 +123,7 @@ class MemoryBackend(InProcess):
         """Does nothing: there is no disk."""
 
     def close(self) -> None:
-        self._handle.close()
+        super().close()
         self._collections = {}
 
     @contextmanager

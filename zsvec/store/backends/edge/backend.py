@@ -229,13 +229,13 @@ class EdgeBackend(InProcess):
                     self._put_away(collection)
 
     def close(self) -> None:
-        if self._handle.forked:
+        if self.forked:
             return  # the files are the parent's
         with self._lock:
             if self._shards and self._opened[""].is_there():
                 with self._failures(next(iter(self._shards))):
                     self._check_room(0)  # a store that stays open can be closed when there is room
-            self._handle.close()
+            super().close()
             held, opened, checksums, shards = self._held, self._opened, self._checksums, self._shards
             self._held, self._opened, self._checksums, self._shards = {}, {}, {}, {}
             with ExitStack() as last:  # every step runs, even after a failure

@@ -63,7 +63,7 @@ _URL = TypeAdapter(HttpUrl)
 _T = TypeVar("_T")
 
 
-class Connection:
+class Connection(Handle):
     """The nodes of one deployment. One is asked, and the next if there is no answer.
 
     Args:
@@ -78,13 +78,13 @@ class Connection:
     """
 
     def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
+        super().__init__(location)
         self.location = location
         self.nodes = nodes
         self.when_away: Callable[[], None] = lambda: None
         self._timeout = timeout
         self._asked = 0  # the node
         self._patience = ContextVar("patience", default=math.inf)  # seconds of a request
-        self._handle = Handle(location)
 
     @property
     def deadline(self) -> float:
@@ -105,10 +105,6 @@ class Connection:
             yield
         finally:
             self._patience.reset(before)
-
-    def check(self) -> None:
-        """As `zsvec.store.backends.base.Backend.check`."""
-        self._handle.check()
 
     def call(
         self, request: Request[_T], *, missing: Any = None, before: Callable[[float], None] = lambda until: None
@@ -153,8 +149,8 @@ class Connection:
 
     def close(self) -> None:
         """Closes the connections, unless this process was forked after the connect."""
-        if not self._handle.forked:
-            self._handle.close()
+        if not self.forked:
+            super().close()
             for node in self.nodes:
                 node.close()
 

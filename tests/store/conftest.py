@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.store.support import Deployment, EdgeDeployment, LocalDeployment, MemoryDeployment, fast_folder
+from tests.store.support import Deployment, Disk, EdgeDeployment, LocalDeployment, MemoryDeployment, fast_folder
 from zsvec.store import Store
 
 DEPLOYMENTS = ("edge", "memory", "local", "server")
@@ -39,3 +40,10 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
 def open_store(deployment: Deployment) -> Callable[..., Store]:
     """Opens a handle of the store under test, ready to be written."""
     return deployment.open
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(shutil, "disk_usage", disk.usage)
+    return disk

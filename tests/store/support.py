@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import subprocess
 import threading
 import time
 import uuid
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import httpx
@@ -105,9 +107,9 @@ class Deployment:
         self._open.append(inner)
         return Hooked(inner)
 
-    def open(self, backend: Hooked | None = None) -> Store:
+    def open(self, backend: Hooked | None = None, *, history: float = 0.0) -> Store:
         """A store ready to be written."""
-        store = Store(backend or self.backend(), self.namespace)
+        store = Store(backend or self.backend(), self.namespace, history=history)
         store.bind(FINGERPRINTS)
         return store
 
@@ -356,6 +358,39 @@ def fast_folder() -> Iterator[Path]:
     in_memory = _SHM.is_dir() and shutil.disk_usage(_SHM).free > 2**30
     with TemporaryDirectory(prefix="zsvec-test-", dir=_SHM if in_memory else None) as folder:
         yield Path(folder)
+
+
+class Disk:
+    """A fake of `shutil.disk_usage`.
+
+    Attributes:
+        total: Bytes.
+        free: Bytes.
+        looks: Number of calls.
+        full_at: The look from which on nothing is free.
+    """
+
+    def __init__(self) -> None:
+        self.total, self.free, self.looks, self.full_at = 2**41, 2**40, 0, -1
+
+    def usage(self, _: Path) -> SimpleNamespace:
+        self.looks += 1
+        return SimpleNamespace(total=self.total, free=0 if 0 <= self.full_at < self.looks else self.free)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 52 MiB; skips where none can be mounted."""
+    folder.mkdir()
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        pytest.skip("only root mounts a small disk")
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=52m", "none", folder], capture_output=True, text=True)
+    if mount.returncode:
+        pytest.skip(f"no small disk can be mounted: {mount.stderr}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def left_behind() -> list[threading.Thread]:

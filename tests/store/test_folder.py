@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import os
 import re
 import shutil
 import subprocess
@@ -12,13 +11,12 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from tests.store.material import FINGERPRINTS, add, sources, write_of
-from tests.store.support import Hooked, fast_folder
+from tests.store.support import Disk, Hooked, fast_folder, small_disk
 from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.inputs.files import write_whole
 from zsvec.store import Store, open_store
@@ -68,31 +66,6 @@ WRITES: dict[str, Callable[[Store], object]] = {
 
 
 # A full disk
-
-
-class Disk:
-    """A fake of `shutil.disk_usage`.
-
-    Attributes:
-        total: Bytes.
-        free: Bytes.
-        looks: Number of calls.
-        full_at: The look from which on nothing is free.
-    """
-
-    def __init__(self) -> None:
-        self.total, self.free, self.looks, self.full_at = 2**41, 2**40, 0, -1
-
-    def usage(self, _: Path) -> SimpleNamespace:
-        self.looks += 1
-        return SimpleNamespace(total=self.total, free=0 if 0 <= self.full_at < self.looks else self.free)
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    monkeypatch.setattr(shutil, "disk_usage", disk.usage)
-    return disk
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
@@ -242,23 +215,15 @@ with open_(Path(sys.argv[1])) as store:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts a small disk")
 @pytest.mark.parametrize("length", [100_000, 3_000_000])
 def test_a_disk_that_is_really_full(tmp_path: Path, length: int) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=52m", "none", small], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"no small disk can be mounted: {mount.stderr}")
-    try:
+    with small_disk(tmp_path / "small") as small:
         command = [sys.executable, "-c", FILLER, str(small / "store"), str(length)]
         filler = subprocess.run(command, capture_output=True, text=True)
         assert (filler.returncode, filler.stderr) == (0, "")  # -SIGBUS, without the check
         *acknowledged, refused = filler.stdout.splitlines()
         assert "MiB are needed for this: make room" in refused
         shutil.copytree(small / "store", tmp_path / "larger")
-    finally:
-        subprocess.run(["umount", "-l", small], check=True)
     with open_(tmp_path / "larger") as store:
         assert len(store.categories()) == len(acknowledged) > 0
         assert store.incomplete() == []

@@ -23,15 +23,9 @@ DAY = 86_400.0
 GONE = content_hash("gone")
 
 
-def opened(deployment: Deployment, backend: Hooked | None = None) -> Store:
-    store = Store(backend or deployment.backend(), deployment.namespace, history=DAY)
-    store.bind(FINGERPRINTS)
-    return store
-
-
 @pytest.fixture
 def store(deployment: Deployment) -> Store:
-    return opened(deployment)
+    return deployment.open(history=DAY)
 
 
 def mentions(store: Store, what: str) -> list[str]:
@@ -118,9 +112,9 @@ def test_a_writer_at_work_loses_and_begins_anew(deployment: Deployment) -> None:
     """The writer has written the image again, and is about to commit."""
     if not deployment.shared:
         pytest.skip("no other process can write")
-    store, backend = opened(deployment), deployment.backend()
+    store, backend = deployment.open(history=DAY), deployment.backend()
     store.write([pictured("cat", ["gone", "tom", "other"])])
-    writer = opened(deployment, backend)
+    writer = deployment.open(backend, history=DAY)
 
     def forget(*_: object) -> None:
         store.forget(GONE)
@@ -135,7 +129,7 @@ def test_a_writer_at_work_loses_and_begins_anew(deployment: Deployment) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, seed: int) -> None:
     backend, chance = deployment.backend(), random.Random(seed)
-    store = opened(deployment, backend)
+    store = deployment.open(backend, history=DAY)
     for _ in range(8):
         filled(store)
         dying = Hooked(backend.inner)
@@ -143,7 +137,7 @@ def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, see
         with pytest.raises(Crash):
             while True:
                 Store(dying, deployment.namespace, history=DAY).forget(GONE)
-        store = opened(deployment, backend)
+        store = deployment.open(backend, history=DAY)
         assert store.incomplete() == []
         store.forget(GONE)
         assert mentions(store, GONE) == []
@@ -170,7 +164,7 @@ def waits(content: str) -> InboxImage:
 
 def test_the_bytes_of_a_forgotten_image_are_in_no_file(tmp_path: Path) -> None:
     deployment = EdgeDeployment(tmp_path / "store")
-    store = opened(deployment)
+    store = deployment.open(history=DAY)
     filled(store)
     store.inbox.put([waits("gone"), waits("waits")])
     store.close()
@@ -181,13 +175,13 @@ def test_the_bytes_of_a_forgotten_image_are_in_no_file(tmp_path: Path) -> None:
     traces = [GONE.encode(), unit_vector(16, "clip image gone").tobytes(), unit_vector(8, "dino image gone").tobytes()]
     traces.append(b64encode(jpeg("gone"))[40:-40])
     assert all(files_with(trace) for trace in traces)
-    store = opened(deployment)
+    store = deployment.open(history=DAY)
     store.forget(GONE)
     assert not any(files_with(trace) for trace in traces)
     store.close()
     assert not any(files_with(trace) for trace in traces)
     assert files_with(content_hash("tom").encode())
-    store = opened(deployment)
+    store = deployment.open(history=DAY)
     assert store.incomplete() == []
     (image,) = store.inbox.read(vectors=True)
     assert image.vectors["clip"].tolist() == unit_vector(16, "clip image waits").tolist()

@@ -192,15 +192,9 @@ def taken(model: Model, step: Step) -> None:
         model.become(step.after, step.touched)
 
 
-def opened(deployment: Deployment, backend: Hooked) -> Store:
-    store = Store(backend, deployment.namespace, history=DAY)
-    store.bind(FINGERPRINTS)
-    return store
-
-
 @pytest.fixture
 def store(deployment: Deployment) -> Store:
-    return opened(deployment, deployment.backend())
+    return deployment.open(history=DAY)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -226,7 +220,7 @@ def test_random_changes_are_taken_back(store: Store, seed: int) -> None:
 def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) -> None:
     """Each step is done or not at all, acknowledged steps stay, and done ones can be undone."""
     backend = deployment.backend()
-    store, model, chance = opened(deployment, backend), Model(), random.Random(seed)
+    store, model, chance = deployment.open(backend, history=DAY), Model(), random.Random(seed)
     killed = 0
     for _ in range(80):
         step = steps(model, chance)
@@ -243,7 +237,7 @@ def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) 
         except Crash:
             killed += 1
             done = False
-        store = opened(deployment, backend)  # another process
+        store = deployment.open(backend, history=DAY)  # another process
         store.gc()
         found = state_of(store)
         assert found == (dict(step.after) if done else found), step.what
@@ -392,7 +386,7 @@ def test_references_replaced_during_collection_can_be_brought_back(deployment: D
     """Written by a process without history, so that only the replacing change names the references."""
     if not deployment.shared:
         pytest.skip("no other process can write")
-    old, store, other = deployment.open(), opened(deployment, deployment.backend()), deployment.open()
+    old, store, other = deployment.open(), deployment.open(history=DAY), deployment.open()
     old.write([pictured("cat", ["tom"])])
     settle = other._collector._settle
 
@@ -425,7 +419,7 @@ def test_references_replaced_by_a_dead_writer_without_history_are_needed(
         dying.hooks["commit"] = die
     with pytest.raises(Crash):
         writer.write([pictured("cat", ["felix"], replace=True)])
-    store = opened(deployment, backend)
+    store = deployment.open(backend, history=DAY)
     was = state_of(store)
     store.remove("cat")
     store.gc()
@@ -436,9 +430,9 @@ def test_references_replaced_by_a_dead_writer_without_history_are_needed(
 
 
 def test_changes_made_at_once_over_the_same_categories_are_taken_back_by_category(deployment: Deployment) -> None:
-    store = opened(deployment, deployment.backend())
+    store = deployment.open(history=DAY)
     store.write([pictured("cat", ["tom"]), pictured("dog", ["rex"])])
-    other = opened(deployment, deployment.backend()) if deployment.shared else store
+    other = deployment.open(history=DAY) if deployment.shared else store
     with store.one_change("import"):
         store.write([pictured("cat", ["a"])])
         cause = store_module._BLOCK.set(None)
@@ -479,7 +473,7 @@ def test_a_foreign_record_stops_no_other_category(odd: str) -> None:
 
 
 def use_with_record(deployment: Deployment, odd: dict[str, Any], *, named: bool) -> None:
-    store = opened(deployment, deployment.backend())
+    store = deployment.open(history=DAY)
     store.write([pictured("cat", ["tom", "felix"]), pictured("dog", ["rex"])])
     place, catalog = "00000000-0000-4000-8000-000000000000", store._catalog
     now, state = time.time_ns() // 1000, catalog.state(["cat"])

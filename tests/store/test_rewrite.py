@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ import numpy as np
 import pytest
 
 from tests.store.rewriter import COLLECTION
-from tests.store.support import fast_folder
-from tests.store.test_folder import Disk
+from tests.store.support import Disk, fast_folder, small_disk
 from zsvec.errors import StoreError, StoreUnavailableError, ZSVecError
 from zsvec.store.backends.base import Points, Where
 from zsvec.store.backends.edge import backend as edge
@@ -198,23 +197,10 @@ def test_damage_of_a_rewritten_collection_is_told(backend: EdgeBackend, folder: 
         [ids] = (store / COLLECTION).glob("segments/*/mutable_id_tracker.mappings")
         os.truncate(ids, ids.stat().st_size // 2)
         with (
-            EdgeStore(store) as damaged,
+            closing(EdgeBackend(store)) as damaged,
             pytest.raises(StoreError, match="has changed since the collection was closed"),
         ):
             damaged.count(COLLECTION, Where())
-
-
-class EdgeStore:
-    """A backend that is closed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._backend = EdgeBackend(folder)
-
-    def __enter__(self) -> EdgeBackend:
-        return self._backend
-
-    def __exit__(self, *_: object) -> None:
-        self._backend.close()
 
 
 def copy(folder: Path, other: Path) -> Path:
@@ -272,19 +258,12 @@ def test_a_scroll_goes_on_in_the_rewritten_collection(backend: EdgeBackend) -> N
 
 def test_another_process_finds_the_store_open(backend: EdgeBackend, folder: Path) -> None:
     backend.rewrite(COLLECTION)
-    with EdgeStore(folder) as other, pytest.raises(StoreError, match="already open"):
+    with closing(EdgeBackend(folder)) as other, pytest.raises(StoreError, match="already open"):
         other.rewrite(COLLECTION)
     assert backend.count(COLLECTION, Where()) == KEPT
 
 
 # Failures
-
-
-@pytest.fixture
-def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    disk = Disk()
-    monkeypatch.setattr(shutil, "disk_usage", disk.usage)
-    return disk
 
 
 def test_a_full_disk_leaves_the_old_collection(backend: EdgeBackend, folder: Path, disk: Disk) -> None:
@@ -318,9 +297,10 @@ def test_the_needed_room_grows_with_the_collection(backend: EdgeBackend, disk: D
 FORGETTER = """
 import sys
 from pathlib import Path
-from tests.store.test_rewrite import COLLECTION, EdgeStore, Points, content, fill, kept
+from contextlib import closing
+from tests.store.test_rewrite import COLLECTION, EdgeBackend, Points, content, fill, kept
 from zsvec.errors import StoreUnavailableError
-with EdgeStore(Path(sys.argv[1])) as backend:
+with closing(EdgeBackend(Path(sys.argv[1]))) as backend:
     fill(backend, 1)
     points = kept(200_000)
     try:
@@ -339,21 +319,13 @@ with EdgeStore(Path(sys.argv[1])) as backend:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root mounts a small disk")
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=52m", "none", small], capture_output=True, text=True)
-    if mount.returncode:
-        pytest.skip(f"no small disk can be mounted: {mount.stderr}")
-    try:
+    with small_disk(tmp_path / "small") as small:
         command = [sys.executable, "-c", FORGETTER, str(small / "store")]
         forgetter = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert (forgetter.returncode, forgetter.stderr) == (0, "")  # -SIGBUS, without the check
         assert "MiB are needed for this: make room" in forgetter.stdout
         assert len(names(small / "store")) == 3
-    finally:
-        subprocess.run(["umount", "-l", small], check=True)
 
 
 @pytest.mark.parametrize("failing", ["fsync", "rename", "replace"])
@@ -428,7 +400,7 @@ def test_a_link_in_a_store_is_not_followed(backend: EdgeBackend, folder: Path, l
     elsewhere.mkdir()
     (elsewhere / "seal").write_text("mine")
     (folder / link).symlink_to(elsewhere)
-    with EdgeStore(folder) as opened, pytest.raises(ZSVecError):
+    with closing(EdgeBackend(folder)) as opened, pytest.raises(ZSVecError):
         opened.count(COLLECTION, Where())
     assert (elsewhere / "seal").read_text() == "mine"
     assert names(elsewhere) == {"seal"}
@@ -473,7 +445,7 @@ def rewriter() -> Iterator[Rewriter]:
 
 def filled(folder: Path) -> Content:
     """Content of a new store."""
-    with EdgeStore(folder) as backend:
+    with closing(EdgeBackend(folder)) as backend:
         fill(backend, 200)
         backend.drop(COLLECTION, [FORGOTTEN])
         return content(backend)
@@ -481,7 +453,7 @@ def filled(folder: Path) -> Content:
 
 def assert_whole(folder: Path, there: Content) -> bool:
     """Whether the collection is rewritten; otherwise, it is as before."""
-    with EdgeStore(folder) as backend:
+    with closing(EdgeBackend(folder)) as backend:
         assert backend.exists(COLLECTION)
         assert content(backend) == there
         assert names(folder) == {f".lock-{COLLECTION}", f".collection-{COLLECTION}", COLLECTION}

@@ -6,7 +6,7 @@
 
 Each store is made by the changes of `tests.store.changer`. Then the store is closed; or flushed, and the writer killed;
 or the writer is killed between two changes, and perhaps a reader after that. One to three files of a closed or flushed
-store are damaged (the checksums only alone); those of a killed writer are not damaged. Another process opens
+store are damaged (the checksums only alone); a killed writer leaves undamaged files. Another process opens
 the store, reads, collects garbage and writes. Damage is *told* if zsvec raises an error, or names a category as
 incomplete; a store with neither that nor a fault is *unharmed*. The faults:
 

@@ -274,7 +274,7 @@ class LocalDeployment(ClientDeployment):
         super().__init__(_SharedLocalClient())
 
     def connect(self) -> Backend:
-        # As if by gRPC, whose calls need no thread to keep a deadline.
+        # As by gRPC, where no thread has to keep a deadline.
         return ServerBackend(Connection(":memory:", 5, [Node(":memory:", lambda *_: (self.client, True), 5)]))
 
     def clear(self, store: Store) -> None:

@@ -54,8 +54,8 @@ def open_store(
     """Opens a store. Nothing is created before the first write.
 
     Args:
-        location: Folder of an embedded store, an ``http://`` or ``https://`` URL, or several of one deployment with
-            commas between them. ``:memory:`` is a new store in the memory of this process, for tests; closing drops it.
+        location: Folder of an embedded store, an ``http://`` or ``https://`` URL, or several URLs of one deployment,
+            separated by commas. ``:memory:`` is a new store in the memory of this process, for tests; closing drops it.
         namespace: Prefix of the collections that the store owns.
         api_key: Key of the server.
         ca_certificate: PEM file of the authorities to trust, instead of the usual ones.
@@ -108,7 +108,7 @@ def open_store(
 
 def _folder(location: str, within: Path) -> Path:
     try:
-        # Absolute, since the process may change its working folder before the first write.
+        # Absolute, since the process may change the working folder before the first write.
         folder = (within / Path(location).expanduser()).absolute()
         taken = folder.exists() and not folder.is_dir()
     except (OSError, RuntimeError) as exc:  # too long a name, or an unknown user

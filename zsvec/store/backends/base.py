@@ -1,4 +1,4 @@
-"""The contract of a backend, which holds the collections of a store, and the types in it."""
+"""The contract of a backend, which holds the collections of a store, and its types."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class Backend(Protocol):
 
     @property
     def place(self) -> str:
-        """Identity of the deployment; empty if it ends with the process."""
+        """Identity of the deployment; empty for one that ends with the process."""
 
     def check(self) -> None:
         """Raises StoreError if the backend is closed, or was opened before this process was forked."""
@@ -212,7 +212,7 @@ class Backend(Protocol):
         """Returns whether there is a collection of this name."""
 
     def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
-        """Creates a collection for exact cosine search with its payload indexes, unless it exists.
+        """Creates a collection for exact cosine search with payload indexes, unless one exists.
 
         Args:
             collection: Name of the collection.
@@ -222,10 +222,10 @@ class Backend(Protocol):
         """
 
     def remove(self, collection: str) -> None:
-        """Deletes a collection, if it exists, with all its files."""
+        """Deletes a collection, if there is one, with all files."""
 
     def rewrite(self, collection: str) -> None:
-        """Rewrites the files of a collection, if it exists, without its deleted points.
+        """Rewrites the files of a collection, if there is one, without deleted points.
 
         The collection does not change. A server rewrites files on its own schedule, and nothing is done.
 

@@ -1,4 +1,4 @@
-"""Servers that tests share. And none reaches a service that costs money, neither here nor in a process it starts."""
+"""Fixtures of all tests. No test, and no process of a test, reaches a service that costs money."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from zsvec.encoders import EncoderSet
 
 os.environ["ZSVEC_ALLOW_REQUESTS"] = "0"  # before anything of zsvec is imported
-# Teams of threads gain nothing on what is as small as here, and wait for each other where several tests run at once.
+# Teams of threads gain nothing on small arrays, and compete where several tests run at once.
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 for name in [name for name in os.environ if name.startswith("OPENAI_") or name.lower().endswith("_proxy")]:
     del os.environ[name]
-# What is written to be read again, and synced, need not outlive the machine.
+# Files of tests need not survive the machine.
 if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
 
@@ -51,14 +51,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_garbage_collections() -> None:
-    """Hide from the garbage collector what outlives a module: imports, above all. It went through them in each test."""
+    """Hide objects that outlive a module, above all imports, from the garbage collector."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_command_line() -> Iterator[None]:
-    """The command line is made once from its functions, not for each command that is run."""
+    """Build the command line once, not for each command."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
         yield
@@ -66,7 +66,7 @@ def one_command_line() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def vectors_read_when_needed() -> Iterator[None]:
-    """The engine fills 32 MiB of memory for each collection that it opens; those of tests hold a handful of vectors."""
+    """The engine fills 32 MiB of memory for each open collection; collections of tests hold a handful of vectors."""
     import qdrant_edge
 
     with pytest.MonkeyPatch.context() as patch:
@@ -77,7 +77,7 @@ def vectors_read_when_needed() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_is_remembered_for_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Exports and rates of models are kept for these tests, and not for who runs them."""
+    """Exports and rates of models are cached for these tests, not for the user."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("user") / "encoders"
         patch.setattr("zsvec.encoders.hardware.cache_folder", lambda: folder)
@@ -106,7 +106,7 @@ def load_once() -> Callable[..., EncoderSet]:
         embed_texts = SentenceModel.embed_texts
 
         def embed_once(model: SentenceModel, texts: Sequence[str]) -> NDArray[np.float32]:
-            """The thousand labels of ConSE take most of the time, and are embedded in float32 whatever the format."""
+            """The thousand labels of ConSE take most of the time, and are embedded in float32 for every format."""
             if (key := (repr(dict(specs)), tuple(texts))) not in embedded:
                 embedded[key] = embed_texts(model, texts)
             return embedded[key]
@@ -115,7 +115,7 @@ def load_once() -> Callable[..., EncoderSet]:
         if key not in loaded:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(SentenceModel, "embed_texts", embed_once)
-                # not what the user of this machine has exported
+                # no exports of the user
                 chosen: Any = "torch" if runtime == "auto" else runtime
                 options: Any = {"device": device, "dtype": dtype, "runtime": chosen, "compiled": compiled}
                 loaded[key] = load_encoders(specs, batch_size=batch_size, **options)
@@ -126,7 +126,7 @@ def load_once() -> Callable[..., EncoderSet]:
 
 @pytest.fixture(scope="session")
 def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``SSL_CERT_FILE`` may name: each client reads all certificates, and none is needed on the loopback."""
+    """A short ``SSL_CERT_FILE``: each client reads all certificates, and the loopback needs none."""
     end = "-----END CERTIFICATE-----\n"
     file = tmp_path_factory.mktemp("certificates") / "one.pem"
     file.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
@@ -135,7 +135,7 @@ def one_certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def qdrant_url() -> Iterator[str]:
-    """URL of a real server that this process shares with nobody, unless the environment names one."""
+    """URL of a real server of this process, unless the environment names one."""
     from tests.store.support import fast_folder
 
     with fast_folder() as folder, any_server(folder) as url:
@@ -144,7 +144,7 @@ def qdrant_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def qdrant_cluster() -> Iterator[list[Node]]:
-    """Three nodes of one cluster, all of them up: whoever stops one starts it again."""
+    """Three running nodes of one cluster; a test that stops one starts the node again."""
     from tests.store.support import fast_folder
 
     with fast_folder() as folder, running_cluster(folder) as nodes:

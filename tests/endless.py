@@ -1,4 +1,4 @@
-"""Servers on the loopback whose answers do not end, or grow in the memory of their reader."""
+"""Servers on the loopback with endless answers, or answers that grow in the memory of the reader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Reply = Callable[[bytes, threading.Event], Iterator[bytes]]
 
 
 def repeated(head: bytes, block: bytes) -> Reply:
-    """Returns a reply that sends a block again and again, as fast as it is read."""
+    """Returns a reply that repeats a block, as fast as the client reads."""
 
     def reply(path: bytes, stopped: threading.Event) -> Iterator[bytes]:
         yield head
@@ -96,7 +96,7 @@ class Server(ThreadingTCPServer):
     Attributes:
         reply: Of the next request.
         sent: Bytes of answers that the system took.
-        url: Where it is.
+        url: URL of the server.
     """
 
     allow_reuse_address = True

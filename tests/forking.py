@@ -1,4 +1,4 @@
-"""Programs for tests to kill: each line of stdin is work for a process of its own, forked from one that is warm."""
+"""Programs for tests to kill: each line of stdin is work for a new process, forked from a warm one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 
 def say(word: str) -> None:
-    """Print a line in one piece: it is said, or it is not."""
+    """Print a whole line, or nothing."""
     os.write(sys.stdout.fileno(), f"{word}\n".encode())
 
 
 def serve(work: Callable[[str], object]) -> None:
-    """Do the work of each line, and say when it begins, where, and how it has ended."""
+    """Do the work of each line, and print the process id at the start and the exit code at the end."""
     for line in sys.stdin:
         say(f"ended {_in_a_process(work, line.rstrip())}")
 
@@ -27,7 +27,7 @@ def _in_a_process(work: Callable[[str], object], line: str) -> int:
     try:
         say(f"ready {os.getpid()}")
         work(line)
-    except BaseException:  # noqa: BLE001 - it must not go on in the loop of its parent
+    except BaseException:  # noqa: BLE001 - a child must not go on in the loop of the parent
         traceback.print_exc()
         os._exit(1)
     os._exit(0)

@@ -1,10 +1,10 @@
-"""Classifiers with fast encoders, images to classify, and what a store holds, to be compared."""
+"""Classifiers with fast encoders, images to classify, and contents of stores to compare."""
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 import zsvec
 from tests.store.support import fast_folder
 from zsvec.classifier import Classifier
+from zsvec.encoders import EncoderSet
 from zsvec.generation.access import SWITCH_VARIABLE
 from zsvec.inputs.categories import CategoryInput
-from zsvec.settings.settings import Settings
+from zsvec.settings.settings import Settings, load_settings
 from zsvec.settings.trust import trust
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
@@ -30,6 +31,7 @@ __all__ = [
     "COLOURS",
     "REUSING",
     "Reusing",
+    "classifier_over",
     "coloured",
     "coloured_set",
     "coloured_store",
@@ -61,7 +63,7 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def trusted_settings(toml: str) -> None:
-    """Write the ``zsvec.toml`` of the working folder, and trust it."""
+    """Write and trust the ``zsvec.toml`` of the working folder."""
     file = Settings.toml_files[1]
     file.write_text(toml)
     trust(file, Settings.marks())
@@ -77,7 +79,7 @@ def photos(*seeds: int) -> list[Image.Image]:
 
 
 class Reusing:
-    """Sources of images that use one object again for the next image, or close it."""
+    """Sources of images that reuse or close one object."""
 
     def __init__(self, images: Sequence[Image.Image]) -> None:
         self._images = [image.copy() for image in images]
@@ -156,6 +158,19 @@ def open_classifier(folder: Path, *encoders: HashEncoder, **settings: Any) -> Cl
     return zsvec.open(str(folder / "store"), encoders=encoders or two_encoders(), **settings)
 
 
+def classifier_over(store: Store, load: Callable[[], EncoderSet] | None = None, **settings: Any) -> Classifier:
+    """A classifier over a store that is open, with `two_encoders`."""
+    encoders = EncoderSet(two_encoders())
+    temperatures = {"clip:text": 0.01, "clip:image": 0.05, "dino:image": 0.05}
+    return Classifier(
+        store,
+        load_settings(**settings),
+        load_encoders=load or (lambda: encoders),
+        temperatures=temperatures,
+        prompts={},
+    )
+
+
 def sources(store: Store, name: str) -> dict[str, list[str]]:
     """Where the references of a category come from, by expert, sorted: a text, or a path, with the prompt if any."""
     found: dict[str, list[str]] = {expert: [] for expert in store.category(name).references}
@@ -208,7 +223,7 @@ def coloured_store(images: int) -> Iterator[Classifier]:
 
 
 def run_script(script: ModuleType, *arguments: Any) -> str:
-    """What a script with an ``app`` prints, if it succeeds."""
+    """Output of a script with an ``app``."""
     result = CliRunner().invoke(script.app, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.stdout

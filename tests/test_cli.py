@@ -1341,8 +1341,8 @@ def test_calibrate_says_that_labelled_images_do_not_count_any_more(filled: Calla
     assert scale < 0.9
     result = filled("calibrate")
     assert result.err == (
-        f"labelled images had scaled the evidence by {scale:.2f}; it is as the references say again: "
-        "clf.calibrate(labelled=…) learns from such images\n"
+        f"the scale {scale:.2f} learned from labelled images was reset to 1: learn it again by "
+        "clf.calibrate(labelled=…)\n"
     )
     assert filled("calibrate").err == CURRENT
 

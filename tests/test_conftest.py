@@ -1,4 +1,4 @@
-"""What the tests say of themselves."""
+"""The summary of skipped tests."""
 
 from __future__ import annotations
 

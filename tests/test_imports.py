@@ -1,4 +1,4 @@
-"""What an import and a command load: heavy packages only where something needs them."""
+"""Imports: heavy packages are loaded only where needed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ("torch", "openai", "qdrant_client", "qdrant_edge", "scipy", "sklearn", "transformers")
-# What no command needs that works on an embedded store with encoders of its own.
+# Needed by no command on an embedded store with its own encoders.
 SLOW = (*HEAVY, "httpx", "huggingface_hub", "rich.live", "rich.markdown", "rich.progress", "PIL.PdfImagePlugin")
 COMPUTES = (
     "numpy",
@@ -25,7 +25,7 @@ COMPUTES = (
 
 
 def loaded_after(statements: str, watched: Sequence[str] = HEAVY) -> tuple[str, list[str]]:
-    """Run statements in a new interpreter: what they print, and which of these packages they leave loaded."""
+    """Output of statements in a new interpreter, and the watched packages that are loaded afterwards."""
     code = f"import sys\n{statements}\nprint('loaded:', *sorted(sys.modules.keys() & set({watched!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=120
@@ -42,20 +42,8 @@ def test_a_loaded_package_is_noticed() -> None:
 
 def test_importing_zsvec_loads_nothing_heavy() -> None:
     assert loaded_after("import zsvec") == ("", [])
-
-
-def test_a_store_is_listed_without_what_decides(tmp_path: Path) -> None:
-    """`zsvec list` imports the engine of its store, and nothing that computes."""
-    _, loaded = loaded_after(
-        f"""
-sys.argv = ["zsvec", "--store", {str(tmp_path)!r}, "list"]
-from zsvec.cli import main
-try:
-    main()
-except SystemExit: ...
-"""
-    )
-    assert loaded == ["qdrant_edge"]
+    slow = ("torch", "sklearn", "scipy.stats", "matplotlib")  # an installation without torch has none of them
+    assert loaded_after("import zsvec.evaluation, zsvec.cli.evaluate", slow) == ("", [])
 
 
 CALIBRATED = """
@@ -71,7 +59,17 @@ with zsvec.open("{store}", encoders=[HashEncoder("conse"), HashEncoder("efficien
     assert clf._store.calibration() is not None
 """
 
-COMMAND = """
+RUN = """
+sys.argv = ["zsvec", *{arguments!r}]
+from zsvec.cli import main
+try:
+    code = main()
+except SystemExit as stop:
+    code = stop.code
+assert not code, code
+"""
+
+HASH_ENCODERS = """
 import zsvec.encoders
 
 def load_encoders(specs, **options):
@@ -81,64 +79,43 @@ def load_encoders(specs, **options):
     return EncoderSet([HashEncoder(name, modalities=spec.modalities) for name, spec in specs.items()])
 
 zsvec.encoders.load_encoders = load_encoders
-sys.argv = ["zsvec", "--profile", "offline", "--store", "{store}", *{arguments!r}]
-from zsvec.cli import main
-try:
-    code = main()
-except SystemExit as stop:
-    code = stop.code
-assert not code, code
 """
+
+
+@pytest.fixture(scope="module")
+def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a calibrated store, and an image."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    Image.new("RGB", (16, 16), "grey").save(folder / "image.jpg")
+    loaded_after(CALIBRATED.format(store=folder / "store"))
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("arguments", "unneeded"),
+    ("commands", "unneeded"),
     [
-        (["list"], (*SLOW, *COMPUTES)),
-        (["list", "--json"], (*SLOW, *COMPUTES)),
-        (["info"], (*SLOW, *COMPUTES)),
-        (["show", "dark"], (*SLOW, "zsvec.classifier", "zsvec.method.predict.fusion")),
-        (["classify", "{image}"], SLOW),
-        (["classify", "--explain", "{image}"], SLOW),
+        ((["list"], ["list", "--json"], ["info"]), (*SLOW, *COMPUTES)),
+        ((["show", "dark"],), (*SLOW, "zsvec.classifier", "zsvec.method.predict.fusion")),
+        ((["classify", "{image}"], ["classify", "--explain", "{image}"]), SLOW),
     ],
 )
-def test_a_command_imports_what_it_needs(arguments: list[str], unneeded: Sequence[str], tmp_path: Path) -> None:
-    """Of an embedded store that is calibrated."""
-    store, image = tmp_path / "store", tmp_path / "image.jpg"
-    Image.new("RGB", (16, 16), "grey").save(image)
-    loaded_after(CALIBRATED.format(store=store))
-    given = [argument.format(image=image) for argument in arguments]
-    printed, loaded = loaded_after(
-        COMMAND.format(store=store, arguments=given), (*unneeded, "zsvec.store.backends.edge.backend")
-    )
+def test_imports_of_commands(commands: Sequence[list[str]], unneeded: Sequence[str], calibrated: Path) -> None:
+    store = ["--profile", "offline", "--store", str(calibrated / "store")]
+    image = str(calibrated / "image.jpg")
+    run = [RUN.format(arguments=[*store, *(word.format(image=image) for word in command)]) for command in commands]
+    edge = "zsvec.store.backends.edge.backend"
+    printed, loaded = loaded_after(HASH_ENCODERS + "".join(run), (*unneeded, edge))
     assert printed
-    assert loaded == ["qdrant_edge", "zsvec.store.backends.edge.backend"]
+    assert loaded == ["qdrant_edge", edge]
 
 
-def test_an_evaluation_needs_no_package_that_an_installation_without_torch_lacks() -> None:
-    slow = ("torch", "sklearn", "scipy.stats", "matplotlib")
-    assert loaded_after("import zsvec.evaluation, zsvec.cli.evaluate", slow) == ("", [])
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["classify", "--help"]])
-def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
-    printed, loaded = loaded_after(
-        f"""
-sys.argv = ["zsvec", *{arguments!r}]
-from zsvec.cli import main
-try:
-    code = main()
-except SystemExit as stop:
-    code = stop.code
-assert not code, code
-"""
-    )
+def test_help_loads_nothing_heavy() -> None:
+    printed, loaded = loaded_after(RUN.format(arguments=["--help"]) + RUN.format(arguments=["classify", "--help"]))
     assert "classify" in printed
     assert loaded == []
 
 
-def test_classifying_with_encoders_of_ones_own_does_not_load_torch(tmp_path: Path) -> None:
-    """On a CPU references are compared by numpy."""
+def test_classifying_with_hash_encoders_does_not_load_torch(tmp_path: Path) -> None:
     _, loaded = loaded_after(
         f"""
 import zsvec

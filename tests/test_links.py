@@ -1,7 +1,7 @@
 """No file that zsvec writes in a folder from elsewhere is written through a link that is there.
 
-Each writer first writes into an empty folder. Then each name of a file or folder that it made is planted as a link, in
-a folder of its own for each way in which a link can lead, and the writer writes there.
+Each writer first writes into an empty folder. Then each name of a written file or folder is planted as a link, in one
+new folder for each kind of target, and the writer writes there.
 """
 
 from __future__ import annotations
@@ -218,7 +218,7 @@ def test_nothing_is_written_through_a_link(writer: str, tmp_path: Path) -> None:
 
 
 def written(write: Callable[[Path], None], folder: Path) -> set[str]:
-    """Names of the files that a writer makes in a new folder, of those too that it renames or removes."""
+    """Names of the files of a writer in a new folder, renamed and removed ones included."""
     folder.mkdir(parents=True)
     opened = watched_files()
     opened.clear()
@@ -231,7 +231,7 @@ def written(write: Callable[[Path], None], folder: Path) -> set[str]:
 
 @cache
 def watched_files() -> set[Path]:
-    """The paths of files that the process has opened to write, or renamed, since they were last cleared."""
+    """Paths that the process has opened for writing, or renamed, since the last clear."""
     opened: set[Path] = set()
 
     def note(event: str, args: tuple[Any, ...]) -> None:

@@ -88,41 +88,22 @@ def test_prediction_to_dict() -> None:
     }
 
 
-def test_unknown_prediction_to_dict() -> None:
+def test_prediction_of_an_unknown_or_unreadable_image_to_dict() -> None:
     assert STRANGE.to_dict() == {**CAT.to_dict(), "label": None, "unknown": True, "novelty": 0.7}
+    filled = {"source": "broken.jpg", "error": "broken.jpg is empty", "ranking": [], "experts": {}, "incomplete": []}
+    values = {"unknown": False, "calibration": "none", "stale_seconds": 0.0}
+    assert BROKEN.to_dict() == dict.fromkeys(CAT.to_dict()) | filled | values
 
 
-def test_prediction_of_an_unreadable_image_to_dict() -> None:
-    assert BROKEN.to_dict() == {
-        "source": "broken.jpg",
-        "label": None,
-        "nearest": None,
-        "probability": None,
-        "unknown": False,
-        "novelty": None,
-        "distance": None,
-        "ranking": [],
-        "experts": {},
-        "fusion": None,
-        "calibration": "none",
-        "incomplete": [],
-        "stale_seconds": 0.0,
-        "error": "broken.jpg is empty",
-        "hash": None,
-    }
-
-
-@pytest.mark.parametrize("prediction", [CAT, BROKEN, STRANGE])
-def test_prediction_keys_are_those_of_the_design(prediction: Prediction) -> None:
-    said = prediction.to_dict()
-    assert list(said) == [
-        *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
-    ]
-    for expert in said["experts"].values():
-        assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
-        assert [list(place) for place in expert["ranking"]] == [["label", "probability"]] * len(expert["ranking"])
-    assert [list(place) for place in said["ranking"]] == [["label", "probability"]] * len(said["ranking"])
+def test_prediction_keys_are_those_of_the_design() -> None:
+    for prediction in (CAT, BROKEN, STRANGE):
+        written = prediction.to_dict()
+        assert list(written) == [
+            *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
+            *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
+        ]
+        for expert in written["experts"].values():
+            assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
 
 
 def test_category_to_dict() -> None:
@@ -135,14 +116,11 @@ def test_category_to_dict() -> None:
     }
 
 
-def test_category_keys_are_those_of_the_design() -> None:
-    assert list(PANDA.to_dict()) == ["category", "version", "updated", "texts", "references"]
-
-
-@pytest.mark.parametrize("value", [CAT, BROKEN, PANDA])
-def test_dicts_are_json(value: Prediction | Category) -> None:
-    said = value.to_dict()
-    assert json.loads(json.dumps(said, allow_nan=False)) == said
+def test_dicts_are_json() -> None:
+    values: list[Prediction | Category] = [CAT, BROKEN, PANDA]
+    for value in values:
+        written = value.to_dict()
+        assert json.loads(json.dumps(written, allow_nan=False)) == written
 
 
 def test_dicts_are_copies() -> None:
@@ -159,30 +137,20 @@ def test_dicts_are_copies() -> None:
 # ---- read by people
 
 
-@pytest.mark.parametrize(
-    ("prediction", "text"),
-    [
-        (CAT, "photo.jpg: cat 81.2% (then dog 12.5%, fox 6.2%), novelty 0.12"),
-        (replace(CAT, ranking=(*CAT.ranking, ("owl", 0.0))), str(CAT)),  # three categories are enough
-        (replace(CAT, ranking=(("cat", 0.8125),)), "photo.jpg: cat 81.2%, novelty 0.12"),
-        (
-            STRANGE,
-            "photo.jpg: unknown; nearest is cat 81.2% (then dog 12.5%, fox 6.2%), novelty 0.70",
-        ),
-        (replace(CAT, novelty=None), "photo.jpg: cat 81.2% (then dog 12.5%, fox 6.2%), distance 0.25"),
-        (BROKEN, "broken.jpg: not classified, broken.jpg is empty"),
-    ],
-)
-def test_prediction_as_text(prediction: Prediction, text: str) -> None:
-    assert str(prediction) == text
+def test_prediction_as_text() -> None:
+    others = "(then dog 12.5%, fox 6.2%)"
+    assert str(CAT) == f"photo.jpg: cat 81.2% {others}, novelty 0.12"
+    assert str(replace(CAT, ranking=(*CAT.ranking, ("owl", 0.0)))) == str(CAT)  # three categories are enough
+    assert str(replace(CAT, ranking=(("cat", 0.8125),))) == "photo.jpg: cat 81.2%, novelty 0.12"
+    assert str(STRANGE) == f"photo.jpg: unknown; nearest is cat 81.2% {others}, novelty 0.70"
+    assert str(replace(CAT, novelty=None)) == f"photo.jpg: cat 81.2% {others}, distance 0.25"
+    assert str(BROKEN) == "broken.jpg: not classified, broken.jpg is empty"
 
 
-@pytest.mark.parametrize(
-    ("revision", "text"),
-    [("abc123", "org/model@abc123 (512-d, resize 224)"), (None, "org/model (512-d, resize 224)")],
-)
-def test_fingerprint_as_text(revision: str | None, text: str) -> None:
-    assert str(Fingerprint(model="org/model", revision=revision, dim=512, preprocessing="resize 224")) == text
+def test_fingerprint_as_text() -> None:
+    fingerprint = Fingerprint(model="org/model", revision="abc123", dim=512, preprocessing="resize 224")
+    assert str(fingerprint) == "org/model@abc123 (512-d, resize 224)"
+    assert str(replace(fingerprint, revision=None)) == "org/model (512-d, resize 224)"
 
 
 def test_expert_name() -> None:
@@ -193,32 +161,19 @@ def test_expert_name() -> None:
 # ---- values
 
 
-@pytest.mark.parametrize(
-    ("value", "attribute"),
-    [
-        (CAT, "label"),
-        (PANDA, "version"),
-        (TEXT, "weight"),
-        (TEXT.neighbors[0], "similarity"),
-        (Fingerprint(model="m", revision=None, dim=2, preprocessing=""), "dim"),
-    ],
-)
-def test_frozen(value: object, attribute: str) -> None:
-    before = getattr(value, attribute)
-    with pytest.raises(FrozenInstanceError):
-        setattr(value, attribute, None)
-    with pytest.raises(FrozenInstanceError):
-        delattr(value, attribute)
-    assert getattr(value, attribute) is before
-
-
-@pytest.mark.parametrize("value", [CAT, PANDA, TEXT, Fingerprint(model="m", revision=None, dim=2, preprocessing="")])
-def test_keyword_only(value: Any) -> None:
-    with pytest.raises(TypeError, match="positional argument"):
-        type(value)("x", 1)
-
-
-def test_equal_by_value() -> None:
+def test_frozen_keyword_only_and_equal_by_value() -> None:
+    fingerprint = Fingerprint(model="m", revision=None, dim=2, preprocessing="")
+    for value, name in ((CAT, "label"), (PANDA, "version"), (TEXT, "weight"), (NEAR, "hash"), (fingerprint, "dim")):
+        before = getattr(value, name)
+        with pytest.raises(FrozenInstanceError):
+            setattr(value, name, None)
+        with pytest.raises(FrozenInstanceError):
+            delattr(value, name)
+        assert getattr(value, name) is before
+    keyword_only: tuple[Any, ...] = (CAT, PANDA, TEXT, fingerprint)
+    for value in keyword_only:
+        with pytest.raises(TypeError, match="positional argument"):
+            type(value)("x", 1)
     assert replace(CAT) == CAT
     assert replace(CAT, novelty=0.2) != CAT
     assert {NEAR, replace(NEAR)} == {NEAR}

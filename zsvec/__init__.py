@@ -1,4 +1,4 @@
-"""Image classification whose categories live in Qdrant.
+"""Image classification with categories that live in Qdrant.
 
 ```python
 import zsvec
@@ -168,7 +168,7 @@ __all__ = [
     "load_image",
 ]
 
-# By module, the names that `import zsvec` does not import: numpy, Pillow and pydantic are slow to import.
+# Names that are imported on first access, by module: numpy, Pillow and pydantic are slow to import.
 _LATE = {
     "zsvec.classifier": "Classifier",
     "zsvec.curation.audit": "Audit Confusion Duplicates Outlier StoredImage ThinCategory",
@@ -212,22 +212,22 @@ def __dir__() -> list[str]:
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     store: str | _os.PathLike[str] | None = None, *, encoders: _Iterable[Encoder] | None = None, **settings: _Any
 ) -> Classifier:
-    """Open a store of categories and classify by it.
+    """Open a store of categories, and classify by its references.
 
     Args:
         store: Folder of an embedded store, ``http://`` or ``https://`` URL of a Qdrant server, or ``:memory:`` for a
-            store that is gone when it is closed. Made by the first write. By default ``ZSVEC_STORE``, or ``store``
-            of ``zsvec.toml``.
-        encoders: Encoder objects of your own, in the place of a profile's.
+            store that is gone when closed. Made by the first write. By default ``ZSVEC_STORE``, or ``store`` of
+            ``zsvec.toml``.
+        encoders: Your own encoder objects, instead of a profile's.
         **settings: Any field of `zsvec.settings.settings.Settings`, such as ``profile``, ``namespace``,
-            ``api_key``, ``device``, ``fusion``; what is not given comes from the environment
-            (``ZSVEC_PROFILE`` …), from ``zsvec.toml``, or is the default.
+            ``api_key``, ``device``, ``fusion``; other fields come from the environment (``ZSVEC_PROFILE`` …), from
+            ``zsvec.toml``, or have their default.
 
     Returns:
         A classifier; also a context manager.
 
     Raises:
-        InvalidInputError: A setting cannot be used.
+        InvalidInputError: A setting is unusable.
         EncoderMismatchError: The store was made with other encoders.
         StoreLockedError: The embedded store is open in another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.
@@ -239,31 +239,33 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     from zsvec.types import expert_name
 
     chosen = load_settings(store=_os.fspath(store) if isinstance(store, _os.PathLike) else store, **settings)
-    if encoders is not None:
-        own = EncoderSet(encoders, batch_size=chosen.batch_size)
-        return Classifier(
-            chosen.open_store(),
-            chosen,
-            load_encoders=lambda: own,
-            temperatures={expert_name(e.name, m): TEMPERATURES[m] for e in own for m in e.modalities},
-            prompts={},
-        )
-    specs = chosen.encoder_specs()
-    return Classifier(
-        chosen.open_store(),
-        chosen,
-        load_encoders=lambda: load_encoders(
+    own = None if encoders is None else EncoderSet(encoders, batch_size=chosen.batch_size)
+    specs = chosen.encoder_specs() if own is None else {}
+
+    def load() -> EncoderSet:
+        if own is not None:
+            return own
+        return load_encoders(
             specs,
             device=chosen.device,
             dtype=chosen.dtype,
             runtime=chosen.runtime,
             compiled=chosen.compile,
             batch_size=chosen.batch_size,
-        ),
-        temperatures={
+        )
+
+    if own is not None:
+        temperatures = {expert_name(e.name, m): TEMPERATURES[m] for e in own for m in e.modalities}
+    else:
+        temperatures = {
             expert_name(name, m): spec.temperature.get(m, TEMPERATURES[m])
             for name, spec in specs.items()
             for m in spec.modalities
-        },
+        }
+    return Classifier(
+        chosen.open_store(),
+        chosen,
+        load_encoders=load,
+        temperatures=temperatures,
         prompts={name: spec.prompt for name, spec in specs.items()},
     )

@@ -2,24 +2,24 @@
 
 ```
 ZSVecError
-├── InvalidInputError          a value that the caller gave cannot be used
+├── InvalidInputError          an argument is unusable
 │   └── CategoryNotFoundError  no such category in the store
-├── ImageError                 one image cannot be read
+├── ImageError                 one image is unreadable
 ├── MissingExtraError          an optional package is not installed
-├── GenerationError            a service that describes or draws cannot do what was asked
-│   └── GenerationUnavailableError  it cannot be reached, or is too slow or too busy
+├── GenerationError            a service that describes or draws refuses a request
+│   └── GenerationUnavailableError  the service is unreachable, too slow or too busy
 ├── EncoderError               an encoder broke its contract
-│   └── WeightsUnavailableError    its weights cannot be loaded here
-└── StoreError                 the store cannot do what was asked
+│   └── WeightsUnavailableError    the weights of an encoder cannot be loaded here
+└── StoreError                 the store refuses a request
     ├── LargeAnswerError       a server's answer has more bytes than its bound
     ├── StoreUnavailableError  away, slow, full, read-only, or refusing the key
-    ├── StoreLockedError       an embedded store that another process has open
-    ├── EncoderMismatchError   its vectors come from other encoders
-    └── ConflictError          another writer changed the category first
+    ├── StoreLockedError       an embedded store is open in another process
+    ├── EncoderMismatchError   the stored vectors come from other encoders
+    └── ConflictError          the state of a category does not allow the change
 ```
 
-Each message says what happened, with which value, and what to do next. Errors of the libraries
-underneath are mapped where they are called and kept as `__cause__`. No message has a password of a URL.
+Each message names the problem, the value, and the fix. Errors of libraries are mapped at the call and kept as
+`__cause__`. No message has a password of a URL.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from __future__ import annotations
 import re
 import reprlib
 
-# A name and a password before an @.
+# A user name and a password before an @.
 _USER_INFO = re.compile(
     r"""(?<=://)[^\s/?#]*@"""  # of a URL: up to the last @ before its path
     r"""|(?<=://)[^\s/?#:@\[]*:(?!\d*[/?#,])\S*@"""  # with a / in it, which a port would not have before it
@@ -40,11 +40,12 @@ _SHORT.maxstring = 100  # characters
 
 
 def without_password(text: str) -> str:
-    """A text whose URLs do not say who logs in, and by which password.
+    """Removes user names and passwords from the URLs of a text.
 
-    A password may have apostrophes and quotes. A URL must have it encoded where it has a space, ``/``, ``?`` or ``#``.
-    If it is not, it is left out nevertheless, but for three kinds that cannot be told from a host and its path: with
-    a space, without a name and a colon before it, or with nothing but digits, or an ``@``, before its first ``/``.
+    A password may have apostrophes and quotes. A space, ``/``, ``?`` or ``#`` in a password must be percent-encoded in
+    a URL. An unencoded password is removed as well, except for three kinds that look like a host and a path: with a
+    space, without a user name and a colon before the password, or with only digits, or an ``@``, before the first
+    ``/``.
     """
     return _USER_INFO.sub("***@", text)
 
@@ -65,11 +66,11 @@ class ZSVecError(Exception):
 
 
 class InvalidInputError(ZSVecError):
-    """A value that the caller gave cannot be used."""
+    """An argument is unusable."""
 
 
 class CategoryNotFoundError(InvalidInputError):
-    """The store holds no category of this name.
+    """The store has no category of this name.
 
     Attributes:
         name: The name.
@@ -79,7 +80,7 @@ class CategoryNotFoundError(InvalidInputError):
 
 
 class ImageError(ZSVecError):
-    """An image cannot be read: missing, empty, truncated, too large, or no image at all."""
+    """An image is unreadable: missing, empty, truncated, too large, or no image at all."""
 
 
 class MissingExtraError(ZSVecError):
@@ -87,18 +88,18 @@ class MissingExtraError(ZSVecError):
 
 
 class GenerationError(ZSVecError):
-    """A service that describes categories or draws references cannot do what was asked.
+    """A service that describes categories or draws references refuses a request.
 
     Attributes:
-        generated: The `zsvec.generation.facet.Generated` of the run that this error ended: what had arrived by
-            then, and is stored.
+        generated: The `zsvec.generation.facet.Generated` of the run that this error ended, with the images that had
+            arrived and are stored.
     """
 
     generated: object = None
 
 
 class GenerationUnavailableError(GenerationError):
-    """The service cannot be reached, answers too late, or is too busy, until the deadline or for over two minutes."""
+    """The service is unreachable, too slow or too busy, until the deadline or for over two minutes."""
 
 
 class EncoderError(ZSVecError):
@@ -110,7 +111,7 @@ class WeightsUnavailableError(EncoderError):
 
 
 class StoreError(ZSVecError):
-    """The store cannot do what was asked."""
+    """The store refuses a request."""
 
 
 class LargeAnswerError(StoreError):
@@ -118,7 +119,7 @@ class LargeAnswerError(StoreError):
 
 
 class StoreUnavailableError(StoreError):
-    """The store cannot be reached, answers too late, has no room left, or refuses access."""
+    """The store is unreachable, too slow or full, or refuses access."""
 
 
 class StoreLockedError(StoreError):
@@ -130,4 +131,7 @@ class EncoderMismatchError(StoreError):
 
 
 class ConflictError(StoreError):
-    """Another writer changed the category first, again and again."""
+    """The state of a category does not allow the change.
+
+    Other writers changed the category first at every attempt, or the category would have no reference.
+    """

@@ -17,12 +17,12 @@ _SIDE = 8  # pixels of the thumbnail that an image's vector is made from
 
 
 class HashEncoder(BatchEncoder):
-    """Vectors that depend on the content alone: images that look alike are near, as are texts that share words.
+    """An encoder with vectors of the content alone: similar images are near, and so are texts that share words.
 
     Args:
-        name: Its name in the profile.
+        name: Name of the encoder in the profile.
         dim: Dimension of the vectors.
-        modalities: Which references it embeds.
+        modalities: Modalities of references to embed.
 
     Attributes:
         images_encoded: Number of images embedded so far.
@@ -36,7 +36,7 @@ class HashEncoder(BatchEncoder):
         super().__init__(name, fingerprint, modalities=modalities)
         self.images_encoded = 0
         self.texts_encoded = 0
-        # Fixed directions; the vector of an image is their sum, weighted by its pixels.
+        # Fixed directions; the vector of an image is the sum of all, weighted by pixels.
         self._directions = np.random.default_rng(0).standard_normal((_SIDE * _SIDE * 3 + 1, dim))
 
     def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[np.float64]:

@@ -1,11 +1,14 @@
-"""The words of zsvec as frozen dataclasses: what the store holds, and what a classification says."""
+"""Frozen dataclasses of stored categories, references and changes, and of predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Modality: TypeAlias = Literal["text", "image"]
 CalibrationState: TypeAlias = Literal["current", "stale", "none"]
@@ -14,29 +17,29 @@ Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 CALIBRATION_FORMAT = 4
-"""Of the calibration that is kept with a store; one of another format counts as none."""
+"""Format of stored calibrations; a calibration of another format is ignored."""
 
 
 def expert_name(encoder: str, modality: Modality) -> str:
-    """Name of the expert that compares an image with the references of one encoder and modality."""
+    """Name of the expert that compares images with the references of one encoder and modality."""
     return f"{encoder}:{modality}"
 
 
 def encoder_and_modality(expert: str) -> tuple[str, Modality]:
-    """What `expert_name` made an expert's name from."""
+    """Inverse of `expert_name`."""
     encoder, _, modality = expert.rpartition(":")
     return encoder, "text" if modality == "text" else "image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """What must be equal for two vectors to be comparable.
+    """Identity of an encoder: vectors of different fingerprints are not comparable.
 
     Attributes:
-        model: Model id, or ``sha256:…`` of the weights when they were loaded from a local path.
-        revision: Commit of the hub's repository, where the weights come from one.
+        model: Model id, or ``sha256:…`` of weights loaded from a local path.
+        revision: Commit of the hub's repository, for weights of a hub.
         dim: Dimension of the vectors.
-        preprocessing: From pixels and words to what the model eats, in words.
+        preprocessing: Description of the preprocessing of pixels and words.
     """
 
     model: str
@@ -51,16 +54,16 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Category:
-    """A committed category: what its manifest in the catalog says.
+    """A committed category, from its manifest in the catalog.
 
     Attributes:
         name: The label.
         version: 1 for the first commit, and higher for each later one.
-        rev: Microseconds since 1970 of the last change, by the clock of its writer; above all that it had seen.
-        write_ids: Ids of the writes whose references count. References of other writes are ignored.
+        rev: Microseconds since 1970 of the last change, by the writer's clock; above all revisions the writer had seen.
+        write_ids: Ids of the committed writes. References of other writes are ignored.
         texts: Definition texts.
         references: Number of references of each expert, ``{"clip:text": 2, "clip:image": 5}``.
-        metadata: Whatever the user stored with it; JSON.
+        metadata: The user's JSON.
     """
 
     name: str
@@ -73,12 +76,12 @@ class Category:
 
     @property
     def updated(self) -> datetime:
-        """When the last commit was made (UTC)."""
+        """Time of the last commit (UTC)."""
         return datetime.fromtimestamp(self.rev / 1e6, tz=UTC)
 
     @property
     def images(self) -> int:
-        """Number of reference images; where encoders differ, of the one that has most."""
+        """Number of reference images; if encoders differ, the largest."""
         counts = (n for expert, n in self.references.items() if encoder_and_modality(expert)[1] == "image")
         return max(counts, default=0)
 
@@ -95,18 +98,18 @@ class Category:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredReference:
-    """A text or an image of a category, as the store has it.
+    """A stored text or image of a category.
 
     Attributes:
-        category: Whose reference it is.
+        category: Category of the reference.
         hash: Content hash of the text or image.
-        modality: What it is.
-        source: The text itself, or where the image came from.
-        prompt: What a generated image was drawn from.
-        group: Names the images of the category that it belongs together with, such as those of a burst.
-        added: When it was added (UTC); ``None`` if it was by a version that did not keep that.
-        by: Who added it, if that was said.
-        experts: Names of the experts that have it.
+        modality: Text or image.
+        source: The text itself, or the path or name of the image.
+        prompt: Prompt of a generated image.
+        group: Name of a group of images of the category, such as a burst.
+        added: Time of addition (UTC), if known.
+        by: Recorded author, if any.
+        experts: Names of the experts that compare images with the reference.
     """
 
     category: str
@@ -120,22 +123,22 @@ class StoredReference:
     experts: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """An entry of what ``zsvec show --json`` prints."""
+        """An entry of the output of ``zsvec show --json``."""
         added = self.added and self.added.isoformat(timespec="seconds")
         return {**asdict(self), "added": added, "experts": list(self.experts)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmallImage:
-    """A small copy of an image, for people to look at.
+    """A small copy of an image, for display.
 
     Attributes:
         hash: Content hash of the image.
-        content: The copy as a file: a JPEG.
-        width: Of the image itself, upright, in pixels.
-        height: Likewise.
-        source: Where the image came from.
-        added: When it was added (UTC), if that is known.
+        content: The copy, a JPEG file.
+        width: Width of the original image, upright, in pixels.
+        height: Height, likewise.
+        source: Path or name of the image.
+        added: Time of addition (UTC), if known.
     """
 
     hash: str
@@ -148,15 +151,15 @@ class SmallImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A change of categories that can be taken back, or was.
+    """A change of categories within the undo window.
 
     Attributes:
-        id: Names it.
-        what: In one word, such as ``add`` or ``rename``.
-        at: When it was made (UTC).
-        by: Who made it, if that was said.
-        categories: Those that it has changed, by name.
-        undone: Whether it is taken back.
+        id: Id of the change.
+        what: Kind of the change in one word, such as ``add`` or ``rename``.
+        at: Time of the change (UTC).
+        by: Recorded author, if any.
+        categories: Names of the changed categories.
+        undone: Whether the change was undone.
     """
 
     id: str
@@ -167,17 +170,17 @@ class Change:
     undone: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """An entry of what ``zsvec history --json`` prints."""
+        """An entry of the output of ``zsvec history --json``."""
         return {**asdict(self), "at": self.at.isoformat(timespec="seconds"), "categories": list(self.categories)}
 
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """What there was of an image that is forgotten.
+    """The erased points of a forgotten image.
 
     Attributes:
-        categories: Those that had it, by name.
-        points: How many points of all collections had it: references, also replaced ones, copies and one that waited.
+        categories: Names of the categories that had the image.
+        points: Number of erased points of all collections: references, replaced ones included, copies, and the inbox.
     """
 
     categories: tuple[str, ...]
@@ -186,13 +189,13 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """A reference near to the image: evidence.
+    """A reference near the image, as evidence.
 
     Attributes:
-        category: Whose reference it is.
+        category: Category of the reference.
         similarity: Cosine of image and reference, -1 to 1.
-        source: Where the reference came from: the text itself, a path, or ``image``.
-        hash: Content hash of the text or image, by which `Classifier.image` finds its small copy.
+        source: The text itself, or the path or name of the image.
+        hash: Content hash of the text or image, for `Classifier.image`.
     """
 
     category: str
@@ -203,12 +206,12 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertOutput:
-    """What one expert says about one image.
+    """Evidence of one expert on one image.
 
     Attributes:
-        weight: Its share in the fusion; the shares of all experts sum to 1.
-        entropy: Entropy of its distribution over the categories it covers, in nats.
-        ranking: Its best categories with their probabilities, best first.
+        weight: Share of the expert in the fusion; the shares of all experts sum to 1.
+        entropy: Entropy, in nats, of the expert's distribution over the categories of its coverage.
+        ranking: The most probable categories with their probabilities, 0 to 1, best first.
         neighbors: The references nearest to the image, nearest first.
     """
 
@@ -220,30 +223,29 @@ class ExpertOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """The answer for one image, with its evidence.
+    """The prediction for one image, with its evidence.
 
     Attributes:
-        source: Where the image came from.
-        label: The most probable category; ``None`` when the image is unknown, or could not be read.
+        source: Path or name of the image.
+        label: The most probable category; ``None`` for an unknown or unreadable image.
         nearest: The most probable category, of an unknown image too.
-        probability: Its fused probability, 0 to 1.
-        unknown: Whether the novelty is above the threshold in force (never, without one).
+        probability: Fused probability of `nearest`, 0 to 1.
+        unknown: Whether the novelty is above the threshold in force; False without a threshold.
         novelty: Novelty, 0 to 1. With a calibrated threshold, `false_unknown_rate` of the known images exceed 0.5.
             ``None`` without a calibration.
-        distance: 1 - the largest cosine to a reference image, under the encoder that sees the image farthest; to a text
-            where there are no images. 0 (a reference itself) to 2.
-        ranking: The best categories with their fused probabilities, best first.
-        experts: What each expert says, by name.
-        fusion: The strategy that ran: the one that was chosen, or what it had to fall back to.
-        calibration: Whether the store's calibration was used: ``current``, ``stale`` if categories have
-            changed since it was made, ``none`` if there is none, or none for these settings.
-        incomplete: Committed categories of which not all references could be read at the moment. They count as they
-            were before, or not at all.
-        stale_seconds: How long ago the state of the store was read that answered, while the store is away; 0 if it is
-            not away (`max_staleness`).
-        error: Why there is no answer, or ``None``.
-        hash: Content hash of the image, by which `Classifier.keep` and `Classifier.correct` find it; ``None`` unless it
-            was asked for (by ``keep``, in a stream) or is of a path that was classified alone.
+        distance: 1 - the largest cosine to a reference image, under the encoder with the largest distance; to a text
+            without any images. 0 (an image equal to a reference) to 2.
+        ranking: The most probable categories with their fused probabilities, best first.
+        experts: Evidence of each expert, by name.
+        fusion: The strategy that ran: the chosen one, or its fallback.
+        calibration: Use of the store's calibration: ``current``, ``stale`` if categories have changed since, ``none``
+            without a calibration for these settings.
+        incomplete: Committed categories of which not all references could be read. They count with their last whole
+            state, or not at all.
+        stale_seconds: Age of the state of the store, while the store is unavailable; else 0 (`max_staleness`).
+        error: Reason why there is no prediction, or ``None``.
+        hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`; ``None`` unless requested (by
+            ``keep``, in a stream) or for a path that was classified alone.
     """
 
     source: str
@@ -264,31 +266,16 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec classify --json`` prints."""
-        return {
-            "source": self.source,
-            "label": self.label,
-            "nearest": self.nearest,
-            "probability": self.probability,
-            "unknown": self.unknown,
-            "novelty": self.novelty,
-            "distance": self.distance,
-            "ranking": _labelled(self.ranking),
-            "experts": {
-                name: {
-                    "weight": expert.weight,
-                    "entropy": expert.entropy,
-                    "ranking": _labelled(expert.ranking),
-                    "neighbors": [asdict(neighbor) for neighbor in expert.neighbors],
-                }
-                for name, expert in self.experts.items()
-            },
-            "fusion": self.fusion,
-            "calibration": self.calibration,
-            "incomplete": list(self.incomplete),
-            "stale_seconds": self.stale_seconds,
-            "error": self.error,
-            "hash": self.hash,
+        experts = {
+            name: {
+                **fields_of(expert),
+                "ranking": _labelled(expert.ranking),
+                "neighbors": [asdict(neighbor) for neighbor in expert.neighbors],
+            }
+            for name, expert in self.experts.items()
         }
+        ranking, incomplete = _labelled(self.ranking), list(self.incomplete)
+        return {**fields_of(self), "ranking": ranking, "experts": experts, "incomplete": incomplete}
 
     def __str__(self) -> str:
         if self.error is not None:
@@ -300,15 +287,20 @@ class Prediction:
 
 
 def how_far(prediction: Prediction) -> str:
-    """The novelty of an image in words; without a calibration, its distance."""
+    """The novelty of an image, for display; without a calibration, its distance."""
     if prediction.novelty is None:
         return f"distance {prediction.distance:.2f}"
     return f"novelty {prediction.novelty:.2f}"
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number of things, such as ``1 image`` or ``2 categories``; `many` is `one` with an s where it is not given."""
+    """A number with its noun, such as ``1 image`` or ``2 categories``; by default the plural has an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def fields_of(value: DataclassInstance) -> dict[str, Any]:
+    """The fields of a dataclass by name; nested values are not converted, unlike by `dataclasses.asdict`."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _labelled(ranking: Ranking) -> list[dict[str, Any]]:
@@ -317,13 +309,13 @@ def _labelled(ranking: Ranking) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was examined.
+    """Result of one check of ``zsvec doctor``.
 
     Attributes:
-        what: The thing.
-        ok: Whether it works, or is not needed.
-        detail: What was found.
-        advice: What to do; empty if nothing.
+        what: Name of the check.
+        ok: Whether the checked thing works, or is not needed.
+        detail: Result in words.
+        advice: Recommended action; empty if none.
     """
 
     what: str

@@ -1,4 +1,4 @@
-"""What an audit says of reference images: by hand, of a store, and of photographs."""
+"""Audits of reference images: by hand, of a store, and of photographs."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ def circle(**categories: Sequence[float]) -> dict[str, dict[str, tuple[float, fl
 # ---- by hand
 
 
-def test_labels_and_confusions_are_what_is_said() -> None:
+def test_labels_and_confusions_follow_the_verdicts() -> None:
     said = [
         verdict("a", "a0", 0.2, "b"),
-        verdict("a", "a40", 0.9, "c"),  # doubtful, so that it says nothing of how the categories are told apart
+        verdict("a", "a40", 0.9, "c"),  # doubtful, so no evidence of a confusion
         verdict("b", "b100", 0.1, "c", mistaken=False),
         verdict("b", "b140", 0.3, "a"),
         verdict("c", "c200", 0.95, "a"),
@@ -109,7 +109,7 @@ def test_categories_with_few_images_and_few_pictures() -> None:
     assert found.thin[3].spread == pytest.approx(1 - np.cos(np.radians(40)), abs=1e-6)
 
 
-def test_a_category_whose_images_differ_less_than_those_of_all_others() -> None:
+def test_a_category_of_uniform_images() -> None:
     rng = np.random.default_rng(1)
     vectors = {name: dict(images) for name, images in clusters(rng, dict.fromkeys("abcdef", 9), signal=1.0).items()}
     centre = np.array(next(iter(vectors["c"].values())))
@@ -130,11 +130,12 @@ def test_the_encoder_that_tells_categories_apart_compares() -> None:
     assert found.duplicates == []
 
 
-@pytest.mark.parametrize("said", [None, []])
-def test_without_images_nothing_is_doubtful(said: list[Verdict] | None) -> None:
-    found = audited({"clip:text": references({"a": {"t": (1.0, 0.0)}, "b": {"t": (0.0, 1.0)}})}, said)
-    assert found == Audit(images=0, judged=0, calibrated=said is not None)
-    assert audited({}, said) == found
+def test_without_images_nothing_is_doubtful() -> None:
+    texts = {"clip:text": references({"a": {"t": (1.0, 0.0)}, "b": {"t": (0.0, 1.0)}})}
+    for verdicts in (None, []):
+        found = audited(texts, verdicts)
+        assert found == Audit(images=0, judged=0, calibrated=verdicts is not None)
+        assert audited({}, verdicts) == found
 
 
 def test_lines_are_json_with_a_summary_first() -> None:
@@ -197,7 +198,7 @@ def test_vectors_are_read_once(clf: Classifier, monkeypatch: pytest.MonkeyPatch)
     assert reads.call_count == 1
 
 
-def test_what_needs_no_calibration_is_said_without_one() -> None:
+def test_findings_without_a_calibration() -> None:
     with zsvec.open(":memory:", encoders=[ENCODER], calibration="off") as clf:
         assert clf.references.audit() == Audit(images=0, judged=0, calibrated=False)
         vectors = clusters(np.random.default_rng(1), dict.fromkeys("ab", 4), signal=3.0)

@@ -20,6 +20,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import InvalidInputError
 from zsvec.generation.facet import Generated
 from zsvec.generation.gate import EVERYDAY
+from zsvec.ingest.embedding import Embedder
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
 from zsvec.inputs.images import content_hash
@@ -161,7 +162,8 @@ def test_names_are_said_in_the_words_of_the_encoder(monkeypatch: pytest.MonkeyPa
         clf, encoders = studio.clf, EncoderSet(studio.encoders)
         clf._store.bind(encoders.fingerprints)
         prompts = {"clip": "a photo of a {name}"}
-        builder = Builder(clf._store, encoders, prompts=prompts, batch_size=8, max_pixels=10_000)
+        embedder = Embedder(lambda: encoders, {"max_pixels": 10_000})
+        builder = Builder(clf._store, embedder, prompts=prompts, batch_size=8)
         monkeypatch.setattr(clf.generation, "_builder", lambda: builder)
         studio.generate("red_panda", per_category=1)
         assert sources(studio.clf._store, "red_panda")["clip:text"] == ["a photo of a red panda", PANDA]
@@ -444,7 +446,8 @@ class Bench:
         self.studio = studio
         self.encoders = EncoderSet(studio.encoders)
         studio.clf._store.bind(self.encoders.fingerprints)
-        self.builder = Builder(studio.clf._store, self.encoders, prompts={}, batch_size=8, max_pixels=10_000)
+        embedder = Embedder(lambda: self.encoders, {"max_pixels": 10_000})
+        self.builder = Builder(studio.clf._store, embedder, prompts={}, batch_size=8)
 
     def add(self, *images: Any, **options: Any) -> Any:
         (category,) = self.builder.build([CategoryInput(name="red panda", texts=[], images=images)], **options)

@@ -54,7 +54,7 @@ def test_ready_once_the_encoders_are_loaded(
         if len(tried) < 3:
             raise WeightsUnavailableError("no weights yet") if len(tried) == 1 else RuntimeError("a defect")
 
-    monkeypatch.setattr(classifier, "load", load)
+    monkeypatch.setattr(Classifier, "encoders", property(lambda _: load()))
     monkeypatch.setattr("zsvec.service.operations._LOAD_RETRY_S", 0.01)
     with asked(classifier) as client:
         assert "loaded" in ready(client)

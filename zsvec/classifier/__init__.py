@@ -1,4 +1,4 @@
-"""The classifier: what users hold, and how it predicts."""
+"""The classifier: the façade, and predictions."""
 
 from zsvec.classifier.facade import Classifier
 

@@ -13,7 +13,6 @@ from numpy.typing import ArrayLike
 from PIL.Image import Image
 
 from zsvec.classifier.predictor import Predictor
-from zsvec.classifier.single import SingleImages
 from zsvec.curation.retention import Keeper
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, ZSVecError
@@ -34,23 +33,24 @@ from zsvec.streams.stream import AsyncStream, Stream, iterate_async_source, iter
 from zsvec.types import Category, Keep, Prediction, encoder_and_modality
 
 if TYPE_CHECKING:
-    from zsvec.curation.feedback import Teaching
     from zsvec.curation.history import ChangeHistory
-    from zsvec.curation.inbox import Inbox
+    from zsvec.curation.inbox import Feedback, Inbox
     from zsvec.curation.references import StoredReferences
     from zsvec.generation.facet import Generation
+    from zsvec.method.predict.scoring import Scoring
+    from zsvec.method.similarities import References
 
 
 class Classifier:
     """Classifies images by the categories of a store, which may change at any time.
 
-    Made by `zsvec.open`. Encoders are loaded when first needed. Safe in several threads; after a fork, open another.
+    Made by `zsvec.open`. Encoders are loaded on first use. Thread-safe; after a fork, open another classifier.
 
     Args:
-        store: Where the categories are.
+        store: Store of the categories.
         settings: How to encode, search and fuse.
-        load_encoders: Gives the encoders; called once, when they are first needed.
-        temperatures: By expert, what its similarities are divided by; names the encoders.
+        load_encoders: Returns the encoders; called once, on first use.
+        temperatures: By expert, the divisor of similarities; names the encoders.
         prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
 
     Attributes:
@@ -72,7 +72,7 @@ class Classifier:
         self.settings = settings
         self._prompts = prompts
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
-        self._embedder = Embedder(load_encoders, **settings.image_limits(), check=store.check_open)
+        self._embedder = Embedder(load_encoders, settings.image_limits(), store.check_open)
         self._searcher = Searcher(
             store,
             kind=settings.index,
@@ -83,16 +83,15 @@ class Classifier:
             cached=settings.index_cache,
         )
         self._scoring = settings.scoring(temperatures)
-        self._predictor = Predictor(store, self._searcher, self._scoring, self._embedder, settings)
+        self._keeper = Keeper(store, settings)
+        self._predictor = Predictor(store, self._searcher, self._scoring, self._embedder, self._keeper, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         store.after_changes(self._calibrator.calibrate_if_cheap)
-        self._keeper = Keeper(store, settings)
-        self._single = SingleImages(self._predictor, self._embedder, self._keeper, store, settings.max_wait_ms / 1000)
         try:
             settings.check_experts(temperatures)
             store.check(self._encoder_names)
         except ZSVecError:
-            store.close()  # nobody else has it, and an embedded one stays locked while it is open
+            store.close()  # an embedded store stays locked while open
             raise
 
     def __enter__(self) -> Classifier:
@@ -114,29 +113,29 @@ class Classifier:
         metadata: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> Category:
-        """Add a category, or references to one that exists; seen by every process at its next batch.
+        """Add a category, or references to an existing one; visible to every process in its next batch.
 
-        Nothing is retrained. References that the category has already are recognised by their content: they are
-        not embedded again, and adding the same twice changes nothing.
+        Nothing is retrained. Adding is idempotent: references that the category already has are recognised by
+        content, and not embedded again.
 
         Args:
             name: The label.
-            texts: Definition texts. Without any, a new category gets its name for one.
-            images: Reference images: paths, bytes, files, PIL images, arrays; or `ReferenceImage`, with more of them.
-            vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. They are
-                recognised if the same experts are given together again.
+            texts: Definition texts. Without any, a new category is defined by the name.
+            images: Reference images: paths, bytes, files, PIL images, arrays; or `ReferenceImage`, with metadata.
+            vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. Recognised if
+                the same experts are given together again.
             metadata: JSON to keep with the category.
-            replace: Whether the images, texts and metadata that are given take the place of those that the category
-                has. What is not given stays.
+            replace: Whether given images, texts and metadata replace those of the category. The rest stays.
 
         Returns:
             The category as committed.
 
         Raises:
-            InvalidInputError: A name, text or vector cannot be used, or there is no reference at all.
-            ImageError: An image cannot be read; nothing was stored.
+            InvalidInputError: A name, text or vector is unusable, or a new category has no reference.
+            ImageError: An image is unreadable; nothing was stored.
             EncoderMismatchError: The store was made with other encoders.
-            ConflictError: Other writers changed the category at every attempt.
+            ConflictError: The category would have no reference, or other writers changed the category at every
+                attempt.
         """
         given = CategoryInput(
             name=name, texts=texts, images=images, vectors={} if vectors is None else vectors, metadata=metadata
@@ -152,20 +151,24 @@ class Classifier:
         on_error: Callable[[str, ImageError], None] | None = None,
         on_commit: Callable[[Category], None] | None = None,
     ) -> list[Category]:
-        """Add many categories, whose references share batches; then calibrate the store, if that is cheap.
+        """Add many categories with shared batches; then calibrate the store, if that is cheap.
+
+        After an error, earlier categories stay committed and are calibrated. After an interrupt
+        (``KeyboardInterrupt``), earlier categories stay committed as well, but the stored calibration is stale until
+        the next write or `calibrate`.
 
         Args:
-            categories: At most one of each name; iterated in a thread of its own.
-            replace: Whether what is given of them takes the place of what exists, as in `add_category`.
-            on_error: Called with source and error for each image that cannot be read and is left out; a category whose
-                images were to be replaced is then left as it is. Without it, such an error is raised.
-            on_commit: Called with each category when it is committed: from then on it survives a kill at any instant.
+            categories: At most one of each name; iterated in a separate thread.
+            replace: As for `add_category`.
+            on_error: Called with source and error for each unreadable image, which is left out; with `replace`, the
+                category then keeps its present images. By default, the error is raised.
+            on_commit: Called with each category when it is committed: the commit survives a kill at any instant.
 
         Returns:
             The categories as committed, in order.
 
         Raises:
-            ZSVecError: As `add_category`. What was committed before stays.
+            ZSVecError: As `add_category`.
         """
         committed, replace, refuse = [], checked_flag("replace", replace), checked_callback("on_error", on_error)
         notify = checked_callback("on_commit", on_commit) or (lambda category: None)
@@ -176,7 +179,7 @@ class Classifier:
         return committed
 
     def remove_category(self, name: str) -> None:
-        """Remove a category and its references; CategoryNotFoundError if there is none of this name."""
+        """Remove a category and its references; raises CategoryNotFoundError for an unknown name."""
         self._store.remove(checked_name(name))
 
     def categories(self) -> list[Category]:
@@ -184,33 +187,33 @@ class Classifier:
         return self._store.categories()
 
     def category(self, name: str) -> Category:
-        """The committed category of this name; CategoryNotFoundError if there is none."""
+        """The committed category of this name; raises CategoryNotFoundError for an unknown name."""
         return self._store.category(checked_name(name))
 
     @cached_property
     def generation(self) -> Generation:
-        """References from a language model and an image model (paper, section 3.1)."""
+        """Generates references by a language model and an image model (paper, section 3.1)."""
         from zsvec.generation.facet import Generation
 
         return Generation(self._store, self.settings.generation, self._searcher, self._calibrator, self._builder)
 
     @cached_property
     def references(self) -> StoredReferences:
-        """Looks after the references: moves and removes them, and says which are probably under a wrong category."""
+        """Moves, removes and audits references."""
         from zsvec.curation.references import StoredReferences
 
         return StoredReferences(self._store, self._searcher, self._calibrator, self._builder)
 
     @cached_property
     def history(self) -> ChangeHistory:
-        """The changes of categories of the last time, which can be taken back."""
+        """Recent changes of categories, which can be undone."""
         from zsvec.curation.history import ChangeHistory
 
         return ChangeHistory(self._store)
 
     @cached_property
     def inbox(self) -> Inbox:
-        """Images that wait for a label: what to label next, and groups that may be categories which are missing."""
+        """Images that wait for a label (active learning), and groups that may be missing categories."""
         from zsvec.curation.inbox import Inbox
 
         experts = map(encoder_and_modality, self._scoring.temperatures)
@@ -218,33 +221,36 @@ class Classifier:
         return Inbox(self._store, self._keeper, self._predictor.predict_each, names, lambda: self.encoders)
 
     @cached_property
-    def _teaching(self) -> Teaching:
-        from zsvec.curation.feedback import Teaching
+    def _feedback(self) -> Feedback:
+        from zsvec.curation.inbox import Feedback
 
-        parts = self._store, self.inbox, self._keeper, self._embedder, self.settings.image_limits()
-
-        def add(name: str, image: ReferenceImage) -> Category:
-            return self.add_category(name, images=[image])
-
-        return Teaching(*parts, create=self.create, predict=self._predictor.predict_each, add=add)
+        return Feedback(
+            self._store,
+            self.inbox,
+            self._keeper,
+            self._embedder,
+            create=self.create,
+            predict=self._predictor.predict_each,
+            add=self.add_categories,
+        )
 
     def keep(self, image: ImageInput | Prediction) -> str | None:
-        """Keep an image in the inbox; or that of a prediction which has a `hash`, if its file is still the same.
+        """Keep an image in the inbox, or the image of a prediction that has a `hash`, if the file is unchanged.
 
         Returns:
-            Its content hash; ``None`` if it does not wait, because it equals, or nearly equals, a reference, an image
-            that was asked for before, or one that was dismissed.
+            Content hash of the image; ``None`` for an image that is not kept, because it is a near-duplicate of a
+            reference, of an image that was kept on request before, or of a dismissed one.
 
         Raises:
-            ImageError: It cannot be read, or its file has changed.
+            ImageError: The image is unreadable, or its file has changed.
             InvalidInputError: The prediction has no hash.
         """
-        return self._teaching.keep(image)
+        return self._feedback.keep(image)
 
     def correct(self, image: ImageInput | Prediction, name: str) -> Category:
-        """Make an image a reference of the right category, from the next image of every process on.
+        """Make an image a reference of the right category, from the next batch of every process on.
 
-        One that is a reference of another category is moved. One that waits in the inbox is not embedded again.
+        A reference of another category is moved. An image of the inbox is not embedded again.
 
         Args:
             image: An image, or a prediction, as for `keep`.
@@ -254,23 +260,23 @@ class Classifier:
             The category as committed.
 
         Raises:
-            ImageError: It cannot be read, or its file has changed.
-            InvalidInputError: The name cannot be used, the prediction has no hash, or another category would lose its
-                last reference.
-            ConflictError: Other writers changed a category at every attempt.
+            ImageError: The image is unreadable, or its file has changed.
+            InvalidInputError: The name is unusable, or the prediction has no hash.
+            ConflictError: Another category would lose its last reference, or other writers changed a category at
+                every attempt.
         """
-        return self._teaching.correct(image, name)
+        return self._feedback.correct(image, name)
 
     def image(self, content_hash: str) -> Image | None:
-        """The small copy of a reference image, or of one that waits; ``None`` without one that can be read."""
+        """The small copy of a reference image, or of an image of the inbox; ``None`` without a readable copy."""
         small = self.references.small(content_hash) or self.inbox.small(content_hash)
         return open_small(small.content) if small else None
 
     def thumbnail(self, image: ImageInput) -> bytes:
-        """A JPEG of any image, as `image` finds it of a stored one: its shorter side has 256 pixels at most.
+        """A JPEG of any image, like the small copies of `image`: the shorter side has at most 256 pixels.
 
         Raises:
-            ImageError: It cannot be read.
+            ImageError: The image is unreadable.
         """
         return small_copy(load_image(image, side=SIDE, **self.settings.image_limits()))
 
@@ -290,26 +296,26 @@ class Classifier:
         errors: Errors = "raise",
         keep: Keep | None = None,
     ) -> Prediction | list[Prediction]:
-        """Classify one image, in the calling thread (threads that call at once share batches), or a list, as a stream.
+        """Classify one image in the calling thread (concurrent threads share batches), or a list as a stream.
 
         Args:
             images: A path, bytes, file, PIL image or array; or a list or tuple.
             top_k: Categories in the rankings.
-            errors: For an image that cannot be read, ``raise``, or ``report`` a `Prediction` with ``error``.
-            keep: As for `classify_stream`; of one image ``None`` is ``none``.
+            errors: For an unreadable image, ``raise``, or ``report`` a `Prediction` with ``error``.
+            keep: As for `classify_stream`; ``none`` by default for one image.
 
         Returns:
-            A prediction for an image, a list of them, in order, for a list.
+            A prediction for an image; for a list, one per image, in order.
 
         Raises:
-            ImageError: An image cannot be read.
+            ImageError: An image is unreadable.
             StoreError: The store has no category.
-            EncoderMismatchError: It was made with other encoders.
+            EncoderMismatchError: The store was made with other encoders.
         """
         if isinstance(images, list | tuple):
             with self.classify_stream(images, top_k=top_k, errors=errors, keep=keep) as stream:
                 return list(stream) if images else []
-        return self._single.classify(cast("ImageInput", images), top_k, errors, keep)
+        return self._predictor.classify(cast("ImageInput", images), top_k, errors, keep)
 
     @overload
     async def aclassify(  # type: ignore[overload-overlap]
@@ -327,7 +333,7 @@ class Classifier:
         errors: Errors = "raise",
         keep: Keep | None = None,
     ) -> Prediction | list[Prediction]:
-        """`classify` in a thread, so that an event loop goes on meanwhile."""
+        """`classify` in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(self.classify, images, top_k=top_k, errors=errors, keep=keep)
 
     def classify_stream(
@@ -340,27 +346,26 @@ class Classifier:
         errors: Errors = "report",
         keep: Keep | None = None,
     ) -> Stream[Prediction]:
-        """Classify images as they come, in order and in bounded memory, endless sources included.
+        """Classify images as they come, in order and in bounded memory, from endless sources too.
 
-        Threads decode ahead of the encoders. Each batch sees every category committed before it is searched.
+        Threads decode ahead of the encoders. Each batch sees every category committed before its search.
 
         Args:
-            images: Iterated in a thread of its own.
-            batch_size: Images that an encoder takes at once; by default the setting.
-            max_wait_ms: Milliseconds that a batch waits, from its first image on, for images that have not come; by
+            images: Iterated in a separate thread.
+            batch_size: Images per batch of an encoder; by default the setting.
+            max_wait_ms: Milliseconds, from its first image, after which an incomplete batch is classified; by
                 default 50.
             top_k: Categories in the rankings.
-            errors: For an image that cannot be read, ``report`` a `Prediction` with ``error``, or ``raise``.
-            keep: Which images wait in the inbox for a label: ``none``, those that are ``uncertain``, or ``all``; by
-                default the setting.
+            errors: For an unreadable image, ``report`` a `Prediction` with ``error``, or ``raise``.
+            keep: Images to keep in the inbox for a label: ``none``, ``uncertain`` ones, or ``all``; by default the
+                setting.
 
         Returns:
-            An iterator of predictions with its ``stats``. Close it, or use it as a context manager, to stop early.
-            It raises as `classify`.
+            An iterator of predictions with ``stats``. Close the iterator, or use it as a context manager, to stop
+            early. Raises as `classify`.
         """
         flow = Flow()
-        keeper = self._keeper.of_stream(keep, flow)
-        return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keeper), flow)
+        return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keep), flow)
 
     def aclassify_stream(
         self,
@@ -372,31 +377,27 @@ class Classifier:
         errors: Errors = "report",
         keep: Keep | None = None,
     ) -> AsyncStream[Prediction]:
-        """`classify_stream` for an event loop, whose images may come from one; cancelled or closed, its threads end."""
+        """`classify_stream` for an event loop, also of async sources; cancelling or closing ends its threads."""
         flow = Flow()
         if isinstance(images, AsyncIterable):
             images = iterate_async_source(images, flow)
-        keeper = self._keeper.of_stream(keep, flow)
-        predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keeper)
+        predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keep)
         return AsyncStream(iterate_in_thread(predictions, flow), flow)
 
     @property
     def stats(self) -> StreamStats:
-        """What has been done so far, and the store's counters; from any thread.
-
-        All streams of predictions count, and the images that were classified alone.
-        """
+        """Statistics of all streams and of images classified one at a time, and the store's counters."""
         return with_changes(self._predictor.totals.stats(), store=self._store.stats())
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
-        """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for keeping.
+        """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for storage.
 
         Args:
-            images: Iterated in a thread of its own.
-            batch_size: Images that an encoder takes at once; by default the setting.
+            images: Iterated in a separate thread.
+            batch_size: Images per batch of an encoder; by default the setting.
 
         Returns:
-            An iterator of embeddings, each with its ``error`` if the image cannot be read; raises as `load`.
+            An iterator of embeddings, with an ``error`` for an unreadable image; raises as `encoders`.
         """
         size = checked_batch_size(self.settings.batch_size if batch_size is None else batch_size)
         return self._embedder.stream(checked_images(images), size)
@@ -405,11 +406,11 @@ class Classifier:
         """Classify images that are already embedded.
 
         Args:
-            vectors: By encoder, all of them, float ``(n_images, dim)`` of any norm; the same images in each.
+            vectors: By encoder, for each encoder, float ``(n_images, dim)`` of any norm; the same images in each.
             top_k: Categories in the rankings.
 
         Raises:
-            InvalidInputError: They are of other encoders, of other shapes, zero or not finite.
+            InvalidInputError: Vectors have other encoders or other shapes, are zero, or not finite.
             StoreError: The store has no category.
         """
         return self._predictor.predict_embedded(vectors, top_k)
@@ -417,17 +418,20 @@ class Classifier:
     def calibrate(
         self, *, false_unknown_rate: float | None = None, labelled: Iterable[tuple[ImageInput, str]] | None = None
     ) -> CalibrationReport:
-        """Learn temperatures, expert weights and unknown thresholds from the stored references, and keep them there.
+        """Learn temperatures, expert weights and rejection thresholds from the references, and store them.
 
-        Without `labelled`, no encoder runs. A write does this unasked while it is cheap; else the store turns stale.
+        Without `labelled`, no encoder runs. Each write calibrates automatically while that is cheap; else the stored
+        calibration becomes stale.
 
         Args:
-            false_unknown_rate: Of images of known categories; by default the setting, the present one, or 0.05.
-            labelled: Images and their categories: how sure to be of such is learned, and kept until called without any.
+            false_unknown_rate: Target rate, 0 to 1, of images of known categories that are rejected as unknown; by
+                default the setting, the stored rate, or 0.05.
+            labelled: Images and their categories, from which the confidence on such images is learned. Kept until a
+                call without any.
 
         Raises:
             InvalidInputError: `false_unknown_rate` is not between 0 and 1, or a label is no category of the store.
-            ZSVecError: As `classify`; or there are no two categories, or no reference image.
+            ZSVecError: As `classify`; or the store has no two categories, or no reference image.
         """
         known = None
         if labelled is not None:
@@ -436,18 +440,18 @@ class Classifier:
         return self._calibrator.calibrate(false_unknown_rate, known)
 
     def create(self) -> None:
-        """Make the collections of the store; then a key that may write to them is enough. Raises as a write does."""
+        """Make the collections of the store, so that later writes need no key for that. Raises as a write."""
         self._store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
         if self.settings.keep != "none":
             self._store.inbox.create()
 
     @property
     def location(self) -> str:
-        """Folder or URL of the store, and its namespace."""
+        """Folder or URL of the store, and the namespace."""
         return self._store.location
 
     def info(self) -> dict[str, Any]:
-        """Place, size, encoders and calibration of the store, and versions of its engine; JSON.
+        """Location, size, encoders and calibration of the store, and versions of its engine; JSON.
 
         Raises:
             StoreError: The store cannot be read.
@@ -455,11 +459,11 @@ class Classifier:
         return facts(self._store, self.settings)
 
     def ping(self) -> None:
-        """Ask the store for one record; raises a StoreError if it does not answer, or cannot be read."""
+        """Read one record of the store; raises a StoreError if the store does not answer."""
         self._store.encoders()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Give each request of this thread to a server no more than so many seconds, in a block.
+        """Limit each request of this thread to a server to so many seconds, within the block.
 
         ```python
         with clf.within(2):
@@ -468,30 +472,36 @@ class Classifier:
         """
         return self._store.within(seconds)
 
-    def load(self) -> None:
-        """Load the encoders now, not with the first image; raises as `encoders`."""
-        _ = self.encoders
-
     @property
     def encoders(self) -> EncoderSet:
-        """The encoders, loaded when first asked for; WeightsUnavailableError where there are no weights."""
+        """The encoders, loaded on first access; raises WeightsUnavailableError without weights."""
         return self._embedder.encoders
 
     def close(self) -> None:
-        """Make everything written durable and let go of the store."""
-        self._single.close()
+        """Make all writes durable and release the store."""
+        self._predictor.close()
         self._searcher.close()
         self._store.close()
 
     def _builder(self) -> Builder:
-        chosen = self.settings
         self.create()
         return Builder(
             self._store,
-            self.encoders,
+            self._embedder,
             prompts=self._prompts,
-            batch_size=chosen.batch_size,
-            keep_images=chosen.keep_images != "none" and self._store.keeps_images(),
-            by=self._store.by,
-            **chosen.image_limits(),
+            batch_size=self.settings.batch_size,
+            keep_images=self.settings.keep_images != "none" and self._store.keeps_images(),
         )
+
+
+def basis_of(classifier: Classifier) -> tuple[Mapping[str, References], Scoring, float]:
+    """The parts of a classifier that an evaluation on its references needs.
+
+    Returns:
+        References by expert in use, the scoring, and the target false-unknown rate, 0 to 1.
+
+    Raises:
+        StoreError: The references cannot be read.
+    """
+    calibrator = classifier._calibrator
+    return dict(sorted(calibrator.references().items())), classifier._scoring, calibrator.false_unknown_rate

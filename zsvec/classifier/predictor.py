@@ -1,22 +1,24 @@
-"""From the vectors of images to predictions: what the store knows now, searched and scored."""
+"""Predictions for images: embedded, compared with the references of the store, and scored."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace as with_changes
 
 from numpy.typing import ArrayLike
 
-from zsvec.curation.retention import StreamKeeper
+from zsvec.curation.retention import Keeper, StreamKeeper
 from zsvec.encoders import EncoderSet
 from zsvec.errors import StoreError
-from zsvec.ingest.embedding import Embedder, PreparedImage, Vectors, Wanted
+from zsvec.ingest.embedding import Embedder, PreparedImage, Vectors
 from zsvec.ingest.validation import (
     Errors,
     check_answers,
     checked_batch_size,
     checked_count,
+    checked_keep,
     checked_queries,
     checked_wait,
 )
@@ -28,48 +30,72 @@ from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, Totals
-from zsvec.types import Fingerprint, Prediction
+from zsvec.types import Fingerprint, Keep, Prediction
 
-_NEAREST = 3  # references that a prediction shows for each expert
+_NEIGHBORS = 3  # of each expert in a prediction
 
 
 class Predictor:
-    """Predicts by the references of a store.
-
-    Args:
-        store: Where they are.
-        searcher: Compares vectors with them.
-        scoring: From similarities to predictions.
-        embedder: Has the encoders, which must be those of the store.
-        settings: How large a batch is, and where references in memory are compared.
-
-    Attributes:
-        totals: What all streams together have done.
-    """
+    """Predicts by the references of a store; `totals` are the statistics of all streams together."""
 
     def __init__(
-        self, store: Store, searcher: Searcher, scoring: Scoring, embedder: Embedder, settings: Settings
+        self,
+        store: Store,
+        searcher: Searcher,
+        scoring: Scoring,
+        embedder: Embedder,
+        keeper: Keeper,
+        settings: Settings,
     ) -> None:
         self._store = store
         self._searcher = searcher
         self._scoring = scoring
         self._embedder = embedder
+        self._keeper = keeper
         self._settings = settings
-        self.totals = Totals()
         self._fingerprints: Mapping[str, Fingerprint] | None = None
+        self.totals = Totals()
+        self._singles = Flow()  # of images that are classified one at a time
+        self.totals.add(self._singles)
+        self._keepers: dict[Keep, StreamKeeper | None] = {}
 
     def encoders_to_read(self) -> EncoderSet:
-        """The encoders, checked against the store; from then on the search checks them."""
+        """The encoders, checked against the store once; then the search checks them when categories change."""
         if self._fingerprints is None:
             if not self._store.encoders():
-                raise self.empty()
+                raise self._empty_store()
             self._store.check_fingerprints(self._embedder.encoders.fingerprints)
             self._fingerprints = self._embedder.encoders.fingerprints
         return self._embedder.encoders
 
-    def empty(self) -> StoreError:
-        """The error of who asks a store that has nothing to compare with."""
+    def _empty_store(self) -> StoreError:
         return StoreError(f"{self._store.location} has no category yet: add one with `zsvec add` or `zsvec import`")
+
+    def classify(self, image: ImageInput, top_k: int, errors: Errors, keep: Keep | None) -> Prediction:
+        """As `zsvec.classifier.Classifier.classify` with one image; threads share the encoders' batches."""
+        check_answers(top_k, errors)
+        chosen = checked_keep("none" if keep is None else keep)
+        flow = self._singles
+        if chosen not in self._keepers:
+            self._keepers[chosen] = self._keeper.of_stream(chosen, flow)
+        keeper = self._keepers[chosen]
+        encoders = self.encoders_to_read()
+        hashed = keeper is not None or isinstance(image, str | os.PathLike)
+        small = keeper is not None and self._store.keeps_images()
+        with flow.at_work():
+            with encoders.shared.coming():
+                prepared = self._embedder.prepare(image, flow, hashed=hashed, small=small)
+            if prepared.error is not None:
+                return next(self._answers([prepared], {}, top_k, errors, flow))
+            max_wait = self._settings.max_wait_ms / 1000
+            with encoders.shared.turn(prepared, (top_k, chosen), max_wait=max_wait) as turn:
+                if turn.items:
+                    with flow.encoding(len(turn.items)):
+                        vectors = encoders.encode_images([image.inputs for image in turn.items])
+                    answers = self._answers(turn.items, vectors, top_k, errors, flow, keeper, related=False)
+                    turn.results = list(answers)
+        prediction: Prediction = turn.result
+        return with_changes(prediction, hash=prepared.hash) if prepared.hash else prediction
 
     def stream(
         self,
@@ -79,13 +105,10 @@ class Predictor:
         max_wait_ms: float | None,
         top_k: int,
         errors: Errors,
-        keeper: StreamKeeper | None = None,
+        keep: Keep | None,
     ) -> Generator[Prediction, None, None]:
-        """Predictions of images as they come; see `zsvec.classifier.Classifier.classify_stream`.
-
-        Raises:
-            InvalidInputError: At once, for an argument that cannot be used.
-        """
+        """As `zsvec.classifier.Classifier.classify_stream`; refuses unusable arguments at once."""
+        keeper = self._keeper.of_stream(keep, flow)
         size = checked_batch_size(self._settings.batch_size if batch_size is None else batch_size)
         check_answers(top_k, errors)
         max_wait = checked_wait(max_wait_ms)
@@ -93,45 +116,38 @@ class Predictor:
 
         def answers() -> Generator[Prediction, None, None]:
             self.encoders_to_read()
-            wanted = Wanted(hash=keeper is not None, small=keeper is not None and self._store.keeps_images())
-            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait, wanted=wanted)
+            small = keeper is not None and self._store.keeps_images()
+            hashed = keeper is not None
+            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait, hashed=hashed, small=small)
             self.totals.add(flow)
             with closing(batches), flow:
                 for batch, vectors in batches:
-                    yield from self.answers(batch, vectors, top_k, errors, flow, keeper)
+                    yield from self._answers(batch, vectors, top_k, errors, flow, keeper)
 
         return answers()
 
-    def answers(
+    def _answers(
         self,
         batch: Sequence[PreparedImage],
         vectors: Vectors,
         top_k: int,
         errors: Errors,
-        flow: Flow | None,
+        flow: Flow,
         keeper: StreamKeeper | None = None,
         *,
         related: bool = True,
     ) -> Iterator[Prediction]:
-        """Predictions of a batch, in order, with an error for each image that could not be read.
-
-        Args:
-            batch: All of it.
-            vectors: Of those images that could be read.
-            top_k: Categories in the rankings.
-            errors: For the others, ``report`` or ``raise``.
-            flow: Of the stream that the batch is of, if it is of one.
-            keeper: Keeps some of the images for labelling, if any are to be kept.
-            related: As for `predict`.
-        """
+        """Predictions of a batch, in order; `vectors` are those of its readable images."""
         readable = [image for image in batch if image.error is None]
         sources = [image.source for image in readable]
-        answered = self.predict(sources, vectors, top_k, flow, related=related) if sources else []
+        answered: list[Prediction] = []
+        if sources:
+            answered, ranks = self._predict(sources, vectors, top_k, flow, related=related)
+            flow.rank(ranks)
         if keeper is not None:
             answered = [with_changes(a, hash=image.hash) for a, image in zip(answered, readable, strict=True)]
             keeper.offer(readable, vectors, answered)
-        if flow is not None:
-            flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
+        flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
         answers = iter(answered)
         for image in batch:
             if image.error is None:
@@ -146,44 +162,40 @@ class Predictor:
         checked_count("top_k", top_k)
         fingerprints = self._store.encoders()
         if not fingerprints:
-            raise self.empty()
+            raise self._empty_store()
         queries = checked_queries(vectors, fingerprints)
         sources = [f"vector {i}" for i in range(len(next(iter(queries.values()))))]
-        return self.predict(sources, queries, top_k, None) if sources else []
-
-    def predict(
-        self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow | None, *, related: bool = True
-    ) -> list[Prediction]:
-        """Predictions for embedded images.
-
-        Args:
-            sources: Where the images came from.
-            vectors: Of them, in the same order.
-            top_k: Categories in the rankings.
-            flow: Of the stream that they are of, if they are of one.
-            related: Whether they were given together, so that they may help each other.
-
-        Raises:
-            StoreError: There is nothing to compare with.
-        """
-        with flow.stage("search") if flow else nullcontext():
-            found = self._searcher.search(vectors, _NEAREST, self._index(), self._fingerprints)
-        # A modality that is not in use any more may still have references.
-        used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
-        if not used:
-            raise self.empty()  # or known by other modalities alone
-        with flow.stage("fuse") if flow else nullcontext():
-            parts = self._scoring.predict_in_parts(with_changes(found, experts=used), sources, top_k, related=related)
-            if flow:
-                flow.rank([rank for scores, _ in parts for rank in scores.rank.tolist()])
-            return [answer for _, answers in parts for answer in answers]
+        return self._predict(sources, queries, top_k, Flow())[0] if sources else []
 
     def predict_each(self, sources: Sequence[str], vectors: Vectors, top_k: int) -> list[Prediction]:
-        """`predict` for images that do not belong together, and are of no stream."""
-        return self.predict(sources, vectors, top_k, None, related=False)
+        """Predictions of embedded images, each independent of the others."""
+        return self._predict(sources, vectors, top_k, Flow(), related=False)[0]
+
+    def _predict(
+        self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow, *, related: bool = True
+    ) -> tuple[list[Prediction], list[float]]:
+        """Predictions as of `predict_each`, and the rank of each image for `Flow.rank`.
+
+        With `related`, images of a batch may inform each other's predictions.
+        """
+        with flow.stage("search"):
+            found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
+        # A modality that is no longer in use may still have references.
+        used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
+        if not used:
+            raise self._empty_store()
+        with flow.stage("fuse"):
+            parts = self._scoring.predict_in_parts(with_changes(found, experts=used), sources, top_k, related=related)
+            ranks = [rank for scores, _ in parts for rank in scores.rank.tolist()]
+            return [answer for _, answers in parts for answer in answers], ranks
 
     def _index(self) -> IndexSpec:
-        encoders = self._embedder.loaded  # until they are, numpy compares
+        encoders = self._embedder.loaded  # numpy compares before encoders are loaded
         on = encoders.device if encoders else "cpu"
         device = on if self._settings.index_device == "auto" else self._settings.index_device
         return in_memory(device, self._settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
+
+    def close(self) -> None:
+        """Wait until the images to be kept are written."""
+        self._singles.end()
+        self._singles.wait()

@@ -1,1 +1,1 @@
-"""Looks after what a store knows: finds what is wrong among its references. It knows no classifier."""
+"""Keeps the references of a store right: label errors, duplicates, the inbox, undo. Independent of the classifier."""

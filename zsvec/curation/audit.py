@@ -1,13 +1,13 @@
-"""An audit: what is doubtful among the reference images of a store. It changes nothing.
+"""Audit of the reference images of a store. Nothing is changed.
 
-- *Labels*: images that the others put into another category (`zsvec.method.quality.suspects`).
-- *Duplicates*: the same picture twice, within a category or across (`zsvec.method.quality.neighborhoods`).
-- *Outliers*: images whose nearest others are far (the weight of Angiulli & Pizzuti, "Fast outlier detection in high
-  dimensional spaces", 2002; from where on is said in `zsvec.method.quality.outliers`).
-- *Thin categories*: too few pictures, or pictures that differ much less than those of other categories.
-- *Confusions*: categories whose images the others take for each other, without those whose label is doubtful.
+- *Labels*: images that the other references put into another category (`zsvec.method.quality.suspects`).
+- *Duplicates*: near-duplicates within a category or across (`zsvec.method.quality.neighborhoods`).
+- *Outliers*: images with distant nearest neighbors (the weight of Angiulli & Pizzuti, "Fast outlier detection in high
+  dimensional spaces", 2002; threshold in `zsvec.method.quality.outliers`).
+- *Thin categories*: too few pictures, or pictures that differ much less than in other categories.
+- *Confusions*: pairs of categories with confused images, except those of doubtful label.
 
-Labels and confusions take a calibration, which says what the evidence of each expert is worth; the others take none.
+Labels and confusions need a calibration, for the weight of each expert's evidence.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from zsvec.method.quality.scenes import image_rows, most_discriminating
 from zsvec.method.quality.suspects import Suspect, Verdict, suspects
 from zsvec.method.similarities import References, category_names, image_experts
 
-_STRANGE = 2.0  # distances of the quartiles below which an outlier is nearer to no other image
-_UNIFORM = 3.0  # the same of the logarithm of a category's spread
-_LEAST_SPREAD = 1e-6  # of images that do not differ, but for rounding
+_OUTLIER_FENCE = 2.0  # interquartile distances below the lower quartile of closeness
+_UNIFORM_FENCE = 3.0  # interquartile distances below the lower quartile of log spread
+_LEAST_SPREAD = 1e-6  # of equal images, above rounding errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredImage:
-    """A reference image by its names.
+    """A reference image.
 
     Attributes:
-        category: Its category.
-        hash: Its content hash.
-        source: Where it comes from.
+        category: Category of the image.
+        hash: Content hash.
+        source: Path or name of the image.
     """
 
     category: str
@@ -52,9 +52,9 @@ class Duplicates:
     """Reference images that show the same picture.
 
     Attributes:
-        images: Two or more.
-        across: Whether they are of several categories, of which one at most is right.
-        likeness: The least cosine by which one of them was taken for another one, -1 to 1.
+        images: Two or more images.
+        across: Whether the images are in several categories, of which at most one is right.
+        likeness: Least cosine between an image and its duplicate, -1 to 1.
     """
 
     images: Sequence[StoredImage]
@@ -64,7 +64,7 @@ class Duplicates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlier:
-    """A reference image that is like no other.
+    """A reference image unlike all others.
 
     Attributes:
         image: The image.
@@ -77,15 +77,14 @@ class Outlier:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThinCategory:
-    """A category whose reference images show little of it.
+    """A category with too few different reference images.
 
     Attributes:
-        category: Its name.
-        images: How many reference images it has.
-        pictures: How many of them are left if the same picture counts once.
-        spread: Median distance (1 - cosine) of two of its images, 0 to 2; ``None`` of fewer than two.
-        uniform: Whether it has enough images, but these show few pictures, or differ much less than those of other
-            categories.
+        category: Name of the category.
+        images: Number of reference images.
+        pictures: Number of different pictures; duplicates count once.
+        spread: Median distance (1 - cosine) of two images, 0 to 2; ``None`` for fewer than two.
+        uniform: Whether enough images show few pictures, or differ much less than in other categories.
     """
 
     category: str
@@ -97,11 +96,11 @@ class ThinCategory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:
-    """Two categories whose reference images the others take for each other.
+    """Two categories with confused reference images.
 
     Attributes:
-        categories: Their names, ascending.
-        images: Those that are taken for one of the other category.
+        categories: Names of the categories, ascending.
+        images: Images that the other references put into the other category.
     """
 
     categories: tuple[str, str]
@@ -110,18 +109,18 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What is doubtful among the reference images of a store, of each kind the most doubtful first.
+    """Findings among the reference images of a store, of each kind the most doubtful first.
 
     Attributes:
         images: Number of reference images.
-        judged: Of how many the label could be judged: not without a calibration, nor where an image is the only one of
-            its category, or an encoder has not embedded it.
+        judged: Number of images with a judged label: none without a calibration, and no image that is the only one
+            of its category, or lacks the vector of an encoder.
         calibrated: Whether there is a calibration to judge labels by.
-        labels: Images that are probably under a wrong category, by falling probability.
-        duplicates: The same picture twice: across categories first, then by number of images.
-        outliers: Images that are like no other, the farthest first.
-        thin: Categories whose images show little of them, fewest pictures first.
-        confusions: Pairs of categories, by falling number of images.
+        labels: Probable label errors, by falling probability.
+        duplicates: Near-duplicates: across categories first, then by number of images.
+        outliers: Outliers, the farthest first.
+        thin: Categories with too few different images, fewest pictures first.
+        confusions: Confused pairs of categories, by falling number of images.
     """
 
     images: int
@@ -135,6 +134,13 @@ class Audit:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The objects that ``zsvec audit --json`` prints: a summary, then the findings, each with its kind."""
+        kinds: dict[str, Sequence[Suspect | Duplicates | Outlier | ThinCategory | Confusion]] = {
+            "label": self.labels,
+            "duplicates": self.duplicates,
+            "outlier": self.outliers,
+            "thin": self.thin,
+            "confusion": self.confusions,
+        }
         yield {
             "finding": "summary",
             "images": self.images,
@@ -142,46 +148,35 @@ class Audit:
             "calibrated": self.calibrated,
             **{name: len(getattr(self, name)) for name in ("labels", "duplicates", "outliers", "thin", "confusions")},
         }
-        for kind, found in (
-            ("label", self.labels),
-            ("duplicates", self.duplicates),
-            ("outlier", self.outliers),
-            ("thin", self.thin),
-            ("confusion", self.confusions),
-        ):
+        for kind, found in kinds.items():
             yield from ({"finding": kind, **asdict(one)} for one in found)
 
 
-def audited(references: Mapping[str, References], said: Sequence[Verdict] | None) -> Audit:
-    """Audit reference images, which are compared with each other in blocks.
-
-    Args:
-        references: By expert, all of them.
-        said: Of their categories; ``None`` without a calibration.
-    """
+def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | None) -> Audit:
+    """Audit references by expert, compared in blocks; without a calibration, `verdicts` are ``None``."""
     stored = {
         key: StoredImage(category=key[0], hash=key[1], source=source)
         for found in image_experts(references).values()
         for key, source in zip(found.keys, found.sources, strict=True)
     }
-    labels = suspects(references, said or ())
+    labels = suspects(references, verdicts or ())
     if not stored:
-        return Audit(images=0, judged=0, calibrated=said is not None)
+        return Audit(images=0, judged=0, calibrated=verdicts is not None)
     best = references[most_discriminating(references, image_rows(references), stored)]
     spread = spreads(best)
     compared = neighborhoods(best, spread)
     return Audit(
         images=len(stored),
-        judged=len(said or ()),
-        calibrated=said is not None,
+        judged=len(verdicts or ()),
+        calibrated=verdicts is not None,
         labels=labels,
         duplicates=_duplicates(compared, stored),
         outliers=[
             Outlier(image=stored[compared.keys[image]], similarity=float(compared.nearest[image]))
-            for image in far_below(closeness(compared.nearest, best.starts), _STRANGE)
+            for image in far_below(closeness(compared.nearest, best.starts), _OUTLIER_FENCE)
         ],
         thin=_thin(category_names(references), compared, spread),
-        confusions=_confusions(said or (), {(suspect.category, suspect.hash) for suspect in labels}, stored),
+        confusions=_confusions(verdicts or (), {(suspect.category, suspect.hash) for suspect in labels}, stored),
     )
 
 
@@ -191,7 +186,9 @@ def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> l
         members[int(compared.pictures[image])].append(image)
     found = [
         Duplicates(
-            images=sorted((stored[compared.keys[image]] for image in images), key=_by_source),
+            images=sorted(
+                (stored[compared.keys[image]] for image in images), key=lambda one: (one.category, one.source, one.hash)
+            ),
             across=len({compared.keys[image][0] for image in images}) > 1,
             likeness=float(compared.likeness[images].min()),
         )
@@ -200,17 +197,13 @@ def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> l
     return sorted(found, key=lambda one: (not one.across, -len(one.images), -one.likeness))
 
 
-def _by_source(image: StoredImage) -> tuple[str, str, str]:
-    return image.category, image.source, image.hash
-
-
 def _thin(names: Sequence[str], compared: Neighborhoods, spread: Mapping[str, float]) -> list[ThinCategory]:
-    """Categories that have no image are among them: others have."""
+    """Thin categories, among them those without an image: others have some."""
     images = Counter(name for name, _ in compared.keys)
     shown = zip(compared.keys, compared.pictures.tolist(), strict=True)
     pictures = Counter(name for name, _ in {(key[0], picture) for key, picture in shown})
     scales = np.log(np.maximum(list(spread.values()), _LEAST_SPREAD))
-    differ_little = {list(spread)[position] for position in far_below(scales, _UNIFORM)}
+    differ_little = {list(spread)[position] for position in far_below(scales, _UNIFORM_FENCE)}
     found = [
         ThinCategory(
             category=name,
@@ -225,9 +218,9 @@ def _thin(names: Sequence[str], compared: Neighborhoods, spread: Mapping[str, fl
     return sorted(found, key=lambda one: (one.pictures, -one.images))
 
 
-def _confusions(said: Sequence[Verdict], doubtful: set[Key], stored: Mapping[Key, StoredImage]) -> list[Confusion]:
+def _confusions(verdicts: Sequence[Verdict], doubtful: set[Key], stored: Mapping[Key, StoredImage]) -> list[Confusion]:
     pairs: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
-    for verdict in said:
+    for verdict in verdicts:
         if verdict.mistaken and verdict.key not in doubtful:
             one, other = sorted((verdict.key[0], verdict.instead))
             pairs[one, other].append(verdict)

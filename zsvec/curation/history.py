@@ -1,4 +1,4 @@
-"""`ChangeHistory`: what a classifier offers to see what was changed, and to take it back."""
+"""Recent changes of categories, and undo: `ChangeHistory`."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from zsvec.types import Change
 
 
 class ChangeHistory:
-    """The changes of the last time (setting ``history``), by whatever process. It is ``clf.history`` of a classifier.
+    """The changes within the undo window (setting ``history``), of all processes: ``clf.history`` of a classifier.
 
-    Iterates them, newest first. What belongs together is one change, such as an import or a move.
-
-    Args:
-        store: Where the categories are.
+    Iterating gives the changes, newest first. Writes that belong together, such as an import, are one change.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def __iter__(self) -> Iterator[Change]:
-        """The changes, newest first, and those that were taken back.
+        """The changes, newest first, undone ones included.
 
         Raises:
-            StoreError: They cannot be read.
+            StoreError: The changes cannot be read.
         """
         return iter(self._store.changes())
 
@@ -37,7 +34,7 @@ class ChangeHistory:
         return [change for change in self if name in change.categories]
 
     def one_change(self, what: str) -> AbstractContextManager[str]:
-        """Make all that is changed in a block one change, and give its id. Inner blocks belong to it.
+        """Make all writes of a block, and of inner blocks, one change. The block gets the change's id.
 
         ```python
         with clf.history.one_change("import"):
@@ -46,30 +43,33 @@ class ChangeHistory:
         ```
 
         Args:
-            what: The change, in one word.
+            what: Kind of the change, in one word.
         """
         return self._store.one_change(what)
 
     def acting(self, by: str | None) -> AbstractContextManager[None]:
-        """Record another author of the changes of a block than the setting ``added_by`` says.
+        """Override the recorded author of changes (setting ``added_by``) within a block.
 
         Args:
-            by: The author; ``None`` for that of the setting.
+            by: The author; ``None`` for the setting.
         """
         return self._store.acting(by)
 
     def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
-        """Take a change back, and give it: its categories become what they were before. Nothing is embedded again.
+        """Undo a change: its categories become as they were before. Nothing is embedded again.
 
-        What is taken back is a change again, which its id takes back.
+        An undo is a change as well, and can be undone by its id.
 
         Args:
-            category: Name of a category, whose last change it is; by default the last one of all.
-            change: Its id, or the first characters of that.
+            category: Undo the last change of this category; by default the last change of all.
+            change: Id of the change, or its first characters.
+
+        Returns:
+            The change that was undone.
 
         Raises:
-            InvalidInputError: There is no such change; or a category has been changed since by another one, which has
-                to be taken back first.
+            InvalidInputError: There is no such change, or a later change of one of the categories must be undone
+                first.
             ConflictError: Other writers changed a category at every attempt.
         """
         if change is not None and not isinstance(change, str):

@@ -1,9 +1,9 @@
-"""`Inbox`: what a classifier offers for the images that wait for a label."""
+"""Active learning: images that wait for a label (`Inbox`), and feedback on single images (`Feedback`)."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from datetime import UTC, datetime
@@ -12,18 +12,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.curation.clustering import groups_of
-from zsvec.curation.retention import Keeper, matrices
+from zsvec.curation.retention import Keeper, inbox_image, is_a_reference, matrices
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.words import common_words
-from zsvec.errors import InvalidInputError
-from zsvec.ingest.embedding import Vectors
+from zsvec.errors import ImageError, InvalidInputError
+from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
-from zsvec.inputs.categories import checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
+from zsvec.inputs.images import ImageInput, content_hash, source_of, taken
 from zsvec.method.quality.unlabelled import most_useful, uncertainty, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
-from zsvec.types import Category, Prediction, SmallImage
+from zsvec.types import Category, Prediction, SmallImage, fields_of
 
+_FEWEST = 5  # images of a group
 _PROPOSED = 3  # names of a group
 
 
@@ -32,13 +33,13 @@ class Unlabelled:
     """An image that waits for a label.
 
     Attributes:
-        hash: Content hash, by which `Inbox.label` and `Classifier.image` find it.
-        source: Where it came from.
-        added: When it was kept (UTC).
-        width: Of the image itself, upright, in pixels; 0 if that is not known.
-        height: Likewise.
-        prediction: What it would be classified as now; ``None`` of a store without categories.
-        urgency: How much its label would tell, 0 to 1.
+        hash: Content hash, for `Inbox.label` and `Classifier.image`.
+        source: Path or name of the image.
+        added: Time at which the image was kept (UTC).
+        width: Width of the image, upright, in pixels; 0 if unknown.
+        height: Height, likewise.
+        urgency: Expected value of a label, 0 to 1.
+        prediction: Prediction by the present categories; ``None`` without any.
     """
 
     hash: str
@@ -46,35 +47,28 @@ class Unlabelled:
     added: datetime
     width: int
     height: int
-    prediction: Prediction | None
     urgency: float
+    prediction: Prediction | None
 
     @property
     def uncertainty(self) -> Literal["unknown", "close", "disputed"] | None:
-        """Why its label would tell much by now: no category fits, two fit about as well, or the experts are at odds."""
+        """Reason for a high urgency: no category fits, two fit about equally, or the experts disagree."""
         return uncertainty(self.prediction) if self.prediction else None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec inbox --json`` prints."""
-        return {
-            "hash": self.hash,
-            "source": self.source,
-            "added": self.added.isoformat(timespec="seconds"),
-            "width": self.width,
-            "height": self.height,
-            "urgency": self.urgency,
-            "prediction": self.prediction and self.prediction.to_dict(),
-        }
+        added = self.added.isoformat(timespec="seconds")
+        return {**fields_of(self), "added": added, "prediction": self.prediction and self.prediction.to_dict()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Unknown images that look alike: perhaps a category that is missing.
+    """Similar unknown images: perhaps a missing category.
 
     Attributes:
         images: The images, the most typical first.
-        likeness: Mean cosine of two of them, over all encoders, -1 to 1.
-        names: Words that may name it, the likeliest first; empty without an encoder of texts, or words.
+        likeness: Mean cosine of two images, over all encoders, -1 to 1.
+        names: Proposed names, the likeliest first; empty without an encoder of texts, or words.
     """
 
     images: Sequence[Unlabelled]
@@ -88,17 +82,9 @@ class Group:
 
 
 class Inbox:
-    """The images that wait for a label. It is ``clf.inbox`` of a classifier.
+    """The images that wait for a label: ``clf.inbox`` of a classifier.
 
-    Nothing here needs an encoder, but for the names of groups. Iterated, it gives the images, the most useful first
-    (`rank`).
-
-    Args:
-        store: Where they are.
-        keeper: Keeps the bounds.
-        predict: From sources, vectors and the number of categories in the rankings to predictions.
-        image_encoders: Names of the encoders that have references of images.
-        encoders: Gives the encoders.
+    Iterating gives the images, the most useful first (`rank`). Only the names of groups need an encoder.
     """
 
     def __init__(
@@ -128,19 +114,19 @@ class Inbox:
         return [image.hash for image in self._waiting()]
 
     def small(self, content_hash: str) -> SmallImage | None:
-        """The small copy of an image that waits; ``None`` without one that can be read."""
+        """The small copy of an image that waits; ``None`` without a readable copy."""
         return self._store.inbox.small(checked_hash(content_hash))
 
     def rank(self, number: int | None = None) -> list[Unlabelled]:
-        """What to label next: images whose label would tell much, and that differ from each other.
+        """The images to label next: informative ones that differ from each other.
 
-        They are classified anew by the categories of now, from the vectors that were kept.
+        The images are classified by the present categories, from their stored vectors.
 
         Args:
             number: How many, at most; by default all.
 
         Raises:
-            InvalidInputError: It is no number from 1 up.
+            InvalidInputError: `number` is no number from 1 up.
             StoreError: The store cannot be read.
         """
         waiting = self._waiting()
@@ -152,13 +138,13 @@ class Inbox:
         return [found[row] for row in most_useful(urgencies, nearness, matrices(waiting), wanted)]
 
     def groups(self, *, names: bool = True) -> list[Group]:
-        """Unknown images that look alike, the largest group first: each may be a category that is missing.
+        """Groups of five or more similar unknown images, the largest first: each may be a missing category.
 
-        Of a store without categories, all images are unknown. Five images or more make a group.
+        In a store without categories, all images are unknown.
 
         Args:
-            names: Whether to propose names, for which the encoders are loaded: of ImageNet's words, those whose
-                vectors as texts are nearest to the mean of the images.
+            names: Whether to propose names, which loads the encoders: ImageNet labels with the text vectors nearest
+                to the mean of the images.
 
         Raises:
             InvalidInputError: `names` is no truth value.
@@ -172,15 +158,15 @@ class Inbox:
         if not rows:
             return []
         unknown = matrices([waiting[row] for row in rows])
-        found = groups_of(unknown)
-        proposed = self._names(unknown, [group.rows for group in found]) if names and found else [()] * len(found)
+        found = _similar(unknown)
+        proposed = self._names(unknown, [group for group, _ in found]) if names and found else [()] * len(found)
         return [
-            Group(images=[described[rows[i]] for i in group.rows], likeness=group.likeness, names=words)
-            for group, words in zip(found, proposed, strict=True)
+            Group(images=[described[rows[i]] for i in group], likeness=likeness, names=words)
+            for (group, likeness), words in zip(found, proposed, strict=True)
         ]
 
     def _names(self, vectors: Vectors, groups: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
-        """Words that may name groups of images, by the encoders of texts and images together."""
+        """Proposed names of groups of images, by the encoders of both texts and images."""
         words = common_words()
         both = [encoder for encoder in self._encoders() if {"text", "image"} <= set(encoder.modalities)]
         if not (words and both):
@@ -188,7 +174,7 @@ class Inbox:
         scores = np.zeros((len(groups), len(words)))
         for encoder in both:
             means = np.array([vectors[encoder.name][list(rows)].mean(axis=0) for rows in groups])
-            with self._lock:  # a thousand words take long: they are embedded once
+            with self._lock:  # a thousand words take long: embedded once
                 if encoder.name not in self._words:
                     self._words[encoder.name] = encoder.encode_texts(words)
             cosines = means @ self._words[encoder.name].T
@@ -199,9 +185,9 @@ class Inbox:
     def label(self, hashes: str | Collection[str], name: str) -> Category:
         """Make images references of a category, which is made if there is none. No encoder runs.
 
-        They are references from the next image of every process on, with their source, and wait no more. An image
-        that is a reference of another category is moved. A category that is made so has no definition text:
-        `StoredReferences.update` gives it one. Killed on the way, it can be done again.
+        The images are references from the next batch of every process on, with their source, and leave the inbox. A
+        reference of another category is moved. A new category has no definition text: `StoredReferences.update` adds
+        one. Labelling is idempotent: repeat it after a kill.
 
         Args:
             hashes: Content hash of an image, or several.
@@ -211,40 +197,31 @@ class Inbox:
             The category as committed.
 
         Raises:
-            InvalidInputError: No such image waits, or the name cannot be used.
-            ConflictError: Other writers changed the category at every attempt.
+            InvalidInputError: No such image waits, or the name is unusable.
+            ConflictError: Another category would lose its last reference, or other writers changed a category at
+                every attempt.
         """
         wanted, target = checked_hashes(hashes), checked_name(name)
         images = {image.hash: image for image in self._store.inbox.read(sorted(wanted), vectors=True)}
         holders = self._store.holders(wanted)
-        if missing := sorted(one for one in wanted if one not in images and target not in holders.get(one, ())):
-            raise InvalidInputError(f"no image {missing[0]!r} waits in the inbox: `zsvec inbox` lists those that do")
+        _check_waiting({one for one in wanted if one not in images and target not in holders.get(one, ())})
         with self._store.one_change("label"):
-            category = self._gathered(holders, target, [images[one] for one in sorted(wanted) if one in images])
-            self._store.inbox.delete(wanted)  # last: killed before, they wait, and are references already
+            category = self._relabel(holders, target, [images[one] for one in sorted(wanted) if one in images])
+            self._store.inbox.delete(wanted)  # last: after a kill, the images are references and still wait
         return category
 
-    def _gathered(
+    def _relabel(
         self, holders: Mapping[str, Collection[str]], target: str, images: Sequence[InboxImage] = ()
     ) -> Category:
-        """Give a category images: those that wait, and those that categories have.
+        """Make images of the inbox, and those that `holders` names by their content hash, references of one category.
 
-        Args:
-            holders: By content hash, the categories that have the image.
-            target: The category.
-            images: That wait, with their vectors.
-
-        Returns:
-            The category as committed, which has all of them.
-
-        Raises:
-            ConflictError: Another writer has removed an image that does not wait.
+        Raises a ConflictError if another writer has removed a reference.
         """
         by_source: dict[str, set[str]] = {}
-        for content_hash, names in holders.items():
+        for digest, names in holders.items():
             for name in names:
                 if name != target:
-                    by_source.setdefault(name, set()).add(content_hash)
+                    by_source.setdefault(name, set()).add(digest)
         for source, hashes in sorted(by_source.items()):
             self._store.move(Move(source=source, target=target, hashes=frozenset(hashes)))
         references = [reference for image in images for reference in self._references(image)]
@@ -253,7 +230,7 @@ class Inbox:
         return category
 
     def dismiss(self, hashes: str | Collection[str]) -> None:
-        """Let images wait no more. Until they are too old, neither they nor any nearly like them are kept again.
+        """Take images out of the inbox. Until expiry, neither these images nor near-duplicates are kept again.
 
         Raises:
             InvalidInputError: No such image waits.
@@ -261,19 +238,18 @@ class Inbox:
         """
         wanted = checked_hashes(hashes)
         images = self._store.inbox.read(sorted(wanted), vectors=True)
-        if missing := sorted(wanted - {image.hash for image in images}):
-            raise InvalidInputError(f"no image {missing[0]!r} waits in the inbox: `zsvec inbox` lists those that do")
+        _check_waiting(wanted - {image.hash for image in images})
         self._store.inbox.put([with_changes(image, dismissed=True) for image in images])
 
     def clear(self) -> None:
-        """Delete all images, and forget which were dismissed."""
+        """Delete all images of the inbox, dismissed ones included."""
         self._store.inbox.clear()
 
     def _waiting(self) -> list[InboxImage]:
         return [image for image in self._keeper.present() if not image.dismissed]
 
     def _described(self, images: Sequence[InboxImage]) -> list[Unlabelled]:
-        """Images with their predictions of now."""
+        """Images with their predictions by the present categories."""
         if not images:
             return []
         predictions: Sequence[Prediction | None] = [None] * len(images)
@@ -293,7 +269,6 @@ class Inbox:
         ]
 
     def _references(self, image: InboxImage) -> list[Reference]:
-        """What each encoder has of an image as a reference."""
         small, added = self._store.inbox.small(image.hash), datetime.now(UTC)
         return [
             Reference(
@@ -310,7 +285,117 @@ class Inbox:
         ]
 
 
+def _check_waiting(missing: Collection[str]) -> None:
+    if missing:
+        raise InvalidInputError(f"no image {min(missing)!r} waits in the inbox: `zsvec inbox` lists those that do")
+
+
 def _usefulness(one: Unlabelled) -> tuple[float, float]:
-    """How urgent an image is, and its cosine to the nearest reference; with nothing to compare with, 0."""
+    """Urgency of an image, and its cosine to the nearest reference; 0 without any."""
     distance = one.prediction.distance if one.prediction else None
     return one.urgency, 0.0 if distance is None else 1 - distance
+
+
+def _similar(vectors: Vectors) -> list[tuple[list[int], float]]:
+    """Rows and mean cosine of each group of similar images, the largest first, then the more similar.
+
+    Groups are dense regions between sparse ones (HDBSCAN: Campello, Moulavi & Sander, "Density-based clustering based
+    on hierarchical density estimates", 2013), so neither a number of groups nor a threshold of similarity is needed,
+    and most images may belong to none.
+    """
+    cosines: NDArray[np.float64] = np.mean([rows @ rows.T for rows in vectors.values()], axis=0, dtype=np.float64)
+    if len(cosines) < _FEWEST:
+        return []
+    from sklearn.cluster import HDBSCAN  # slow to import
+
+    distances = np.clip(1 - cosines, 0, 2)
+    found = HDBSCAN(_FEWEST, metric="precomputed", copy=True).fit(distances).labels_
+    if found.max() < 0:  # perhaps one group; always allowing a single one would take in many more images
+        found = HDBSCAN(_FEWEST, metric="precomputed", copy=True, allow_single_cluster=True).fit(distances).labels_
+    groups = []
+    for label in range(found.max() + 1):
+        rows = np.flatnonzero(found == label)
+        inner = cosines[np.ix_(rows, rows)]
+        typical = (inner.sum(axis=1) - inner.diagonal()) / (len(rows) - 1)
+        groups.append((rows[np.argsort(-typical, kind="stable")].tolist(), float(typical.mean())))
+    return sorted(groups, key=lambda group: (-len(group[0]), -group[1]))
+
+
+class Feedback:
+    """Keeps and corrects single images. A prediction can stand for its image, by the content hash."""
+
+    def __init__(
+        self,
+        store: Store,
+        inbox: Inbox,
+        keeper: Keeper,
+        embedder: Embedder,
+        *,
+        create: Callable[[], None],
+        predict: Callable[[Sequence[str], Vectors, int], list[Prediction]],
+        add: Callable[[Iterable[CategoryInput]], list[Category]],
+    ) -> None:
+        self._store = store
+        self._inbox = inbox
+        self._keeper = keeper
+        self._embedder = embedder
+        self._create = create
+        self._predict = predict
+        self._add = add
+
+    def keep(self, image: ImageInput | Prediction) -> str | None:
+        """As `zsvec.classifier.Classifier.keep`."""
+        if isinstance(image, Prediction):
+            known = _hash_of(image)
+            if self._keeper.ask(known):
+                return known
+            image = self._unchanged(image)
+        self._create()
+        prepared = self._embedder.prepare(image, hashed=True, small=self._store.keeps_images())
+        if prepared.error is not None:
+            raise prepared.error
+        vectors = self._embedder.encoders.encode_images([prepared.inputs])
+        if self._store.categories():
+            (prediction,) = self._predict([prepared.source], vectors, 1)
+            if is_a_reference(prediction):
+                return None
+        row = {name: rows[0] for name, rows in vectors.items()}
+        if self._keeper.ask(prepared.hash):
+            return prepared.hash
+        kept = self._keeper.keep([inbox_image(prepared, row, "asked", datetime.now(UTC))])
+        return prepared.hash if prepared.hash in kept else None
+
+    def correct(self, image: ImageInput | Prediction, name: str) -> Category:
+        """As `zsvec.classifier.Classifier.correct`."""
+        target = checked_name(name)
+        with self._store.one_change("correct"):
+            if isinstance(image, Prediction):
+                known = _hash_of(image)
+            else:
+                image = taken(image, **self._embedder.limits)  # read twice
+                known = content_hash(image, **self._embedder.limits)
+            if self._store.inbox.read([known], vectors=True):
+                return self._inbox.label(known, target)
+            if holders := self._store.holders({known}):
+                category = self._inbox._relabel(holders, target)
+                self._store.inbox.delete({known})
+                return category
+            if isinstance(image, Prediction):
+                image = self._unchanged(image)
+            reference = ReferenceImage(image=image, source=source_of(image))
+            (category,) = self._add([CategoryInput(name=target, images=[reference])])
+            return category
+
+    def _unchanged(self, prediction: Prediction) -> str:
+        if content_hash(prediction.source, **self._embedder.limits) != prediction.hash:
+            raise ImageError(f"{prediction.source}: it has changed since it was classified; classify it again")
+        return prediction.source
+
+
+def _hash_of(prediction: Prediction) -> str:
+    if prediction.hash is None:
+        raise InvalidInputError(
+            f"the prediction of {prediction.source!r} cannot stand for its image, because it has no hash: give the "
+            "image itself, or classify a path alone, or a stream with keep"
+        )
+    return checked_hash(prediction.hash)

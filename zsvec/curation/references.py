@@ -1,4 +1,4 @@
-"""`StoredReferences`: what a classifier offers to look after its references."""
+"""Changes, label errors and audit of stored references: `StoredReferences`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,9 @@ _HASH = re.compile("[0-9a-f]{64}")
 
 
 class StoredReferences:
-    """The references of a store. It is ``clf.references`` of a classifier.
+    """The references of a store: ``clf.references`` of a classifier.
 
-    No image is embedded again by anything here. A change is in the next batch of every process.
-
-    Args:
-        store: Where they are.
-        searcher: Of the store.
-        calibrator: Of the store.
-        builder: Gives a builder, whose encoders embed texts that are new.
+    No method embeds an image again. A change is visible in the next batch of every process.
     """
 
     def __init__(
@@ -41,44 +35,52 @@ class StoredReferences:
         self._builder = builder
 
     def remove(self, name: str, hashes: str | Collection[str]) -> Category:
-        """Remove references of a category, and give it as it is then.
+        """Remove references of a category.
 
         Args:
             name: The category.
             hashes: Content hash of a text or an image, or several.
 
+        Returns:
+            The category as committed.
+
         Raises:
-            CategoryNotFoundError: There is none of this name.
-            InvalidInputError: It has no such reference, or would have none at all.
-            ConflictError: Other writers changed it at every attempt.
+            CategoryNotFoundError: There is no such category.
+            InvalidInputError: The category has no such reference.
+            ConflictError: The category would have no reference, or other writers changed the category at every
+                attempt.
         """
         return self._store.remove_references(checked_name(name), checked_hashes(hashes))
 
     def move(self, hashes: str | Collection[str], *, source: str, target: str) -> Category:
-        """Move references from one category to another, which is made if there is none, and give that.
+        """Move references from one category to another, which is made if there is none.
 
-        For an instant they are in both, never in neither; a process that is killed on the way leaves them in one.
+        The references are in both categories for an instant, never in neither; after a kill they are in one.
 
         Args:
             hashes: Content hash of a text or an image, or several.
-            source: The category that has them.
-            target: The category that gets them.
+            source: The category that has the references.
+            target: The category that gets the references.
+
+        Returns:
+            The target as committed.
 
         Raises:
             CategoryNotFoundError: There is no such source.
-            InvalidInputError: It has no such reference, or would have none at all; or both are the same.
-            ConflictError: Other writers changed one of the two at every attempt.
+            InvalidInputError: The source has no such reference, or is the target.
+            ConflictError: The source would have no reference, or other writers changed one of the two at every
+                attempt.
         """
         return self._moved(
             Move(source=checked_name(source), target=checked_name(target), hashes=checked_hashes(hashes))
         )
 
     def rename(self, name: str, new: str) -> Category:
-        """Give a category another name. If its name is one of its definition texts, so is the new one then.
+        """Rename a category. A definition text that is the old name becomes the new one.
 
         Raises:
-            CategoryNotFoundError: There is none of the old name.
-            InvalidInputError: There is one of the new name; or both are the same.
+            CategoryNotFoundError: There is no category of the old name.
+            InvalidInputError: There is a category of the new name, or both names are the same.
             ConflictError: Other writers changed one of the two at every attempt.
         """
         old, wanted = checked_name(name), checked_name(new)
@@ -91,10 +93,10 @@ class StoredReferences:
             return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
 
     def merge(self, source: str, target: str) -> Category:
-        """Move all that a category has to another one, and remove it. Metadata of the target win.
+        """Move all references of a category to another one, and remove the category. Metadata of the target win.
 
         Raises:
-            CategoryNotFoundError: One of them is not there.
+            CategoryNotFoundError: One of the categories does not exist.
             InvalidInputError: Both are the same.
             ConflictError: Other writers changed one of the two at every attempt.
         """
@@ -104,21 +106,21 @@ class StoredReferences:
     def update(
         self, name: str, *, texts: Sequence[str] | None = None, metadata: Mapping[str, Any] | None = None
     ) -> Category:
-        """Give a category other definition texts, other metadata, or both in one change. Its images stay.
+        """Replace the definition texts of a category, its metadata, or both in one change. Images stay.
 
         Args:
             name: The category.
-            texts: In the place of those that it has, which are not embedded again if they are among them. ``None``
-                keeps them.
-            metadata: JSON in the place of what is kept with it; likewise.
+            texts: New definition texts; present ones among them are not embedded again. ``None`` keeps the texts.
+            metadata: New metadata, JSON; ``None`` keeps the metadata.
 
         Returns:
             The category as committed.
 
         Raises:
-            CategoryNotFoundError: There is none of this name.
-            InvalidInputError: A text or the metadata cannot be used, or there would be no reference at all.
-            ConflictError: Other writers changed it at every attempt.
+            CategoryNotFoundError: There is no such category.
+            InvalidInputError: A text or the metadata is unusable.
+            ConflictError: The category would have no reference, or other writers changed the category at every
+                attempt.
         """
         if texts is None and metadata is None:
             raise InvalidInputError("update must be given texts, metadata or both. Got neither")
@@ -133,25 +135,23 @@ class StoredReferences:
         return category
 
     def forget(self, content_hash: str) -> Forgotten:
-        """Remove an image from every category, the inbox, the kept copies and the history: no undo brings it back.
+        """Erase an image from every category, the inbox, the small copies and the history, without undo.
 
-        Whoever has its file can add it again.
-
-        A category that has nothing else is removed. Of an embedded store, the files of all references are written anew,
-        so that nothing of the image stays in them. A server deletes it as well, and overwrites its files when it sees
-        fit. What this user keeps of the store for the next process is deleted; other users' is renewed when they
-        open the store again.
+        A later write may add the image again. A category without other references is removed. An embedded store
+        rewrites the files of all references, so that no trace of the image remains. A server deletes the points, and
+        overwrites its files at its own time. The cache of this user is deleted; other users' caches are renewed when
+        the store is opened again.
 
         Args:
-            content_hash: Of the image.
+            content_hash: Content hash of the image.
 
         Returns:
-            What there was of it. Without any, it was not in this store: its file may have changed since.
+            The erased points; none for an image that was not in this store, for instance after a change of the file.
 
         Raises:
-            InvalidInputError: It is no content hash, of 64 characters.
+            InvalidInputError: The value is no content hash of 64 characters.
             StoreError: There is no store.
-            StoreUnavailableError: There is no room to write the files anew; the references are deleted.
+            StoreUnavailableError: The disk has no room to rewrite the files; the references are deleted.
             ConflictError: Other writers add the image again and again.
         """
         digest = checked_hash(content_hash).lower()
@@ -172,27 +172,27 @@ class StoredReferences:
         """The references of a category: each text and image once, texts first, then by age.
 
         Raises:
-            CategoryNotFoundError: There is no category of this name.
+            CategoryNotFoundError: There is no such category.
         """
         return self._store.stored_references(checked_name(name))
 
     def small(self, content_hash: str) -> SmallImage | None:
-        """The small copy of a reference image; ``None`` without one that can be read."""
+        """The small copy of a reference image; ``None`` without a readable copy."""
         return self._store.image(checked_hash(content_hash))
 
     def suspects(self) -> list[Suspect]:
-        """The reference images that are probably under a wrong category, most doubtful first; nothing is changed.
+        """Probable label errors among the reference images, most doubtful first; nothing is changed.
 
-        Every reference image is compared with all others by the present calibration. As for a calibration, all vectors
-        are read into the process; beyond them, memory is bounded. (The report of `Classifier.calibrate` names suspects
-        only among the images that it left out.)
+        Every reference image is compared with all others by the stored calibration. All vectors are read into the
+        process; other memory is bounded. (The report of `Classifier.calibrate` names suspects only among the images
+        that were left out.)
 
-        Not judged are texts, an image that has no other of its category to be compared with, and, of a picture that is
-        in several categories, all where one of these has no other image.
+        Texts are not judged, nor is an image without another of its category. A picture in several categories is
+        judged only if each of these has another image.
 
         Returns:
-            Each with the probability that its category is wrong, above 0.5, and the category that the others say
-            instead.
+            Each suspect with the probability, above 0.5, of a wrong category, and the category that the other
+            references make most probable.
 
         Raises:
             StoreError: There is no calibration for the experts and the aggregation in use.
@@ -200,12 +200,11 @@ class StoredReferences:
         return self._calibrator.suspects()
 
     def audit(self) -> Audit:
-        """What is doubtful among the reference images, of each kind the most doubtful first; nothing is changed.
+        """Audit the reference images; findings of each kind, the most doubtful first. Nothing is changed.
 
-        Labels, as `suspects` judges them; the same picture twice; images that are like no other; categories with too
-        few different images; and pairs of categories whose images are taken for each other. Without a calibration,
-        labels and confusions are missing. All vectors are read into the process once; beyond them, memory grows with
-        the number of images, and the time with its square.
+        Label errors, as of `suspects`; near-duplicates; outliers; categories with too few different images; and pairs
+        of confused categories. Label errors and confusions need a calibration. All vectors are read
+        into the process once; other memory grows with the number of images, and the time with its square.
 
         Raises:
             StoreError: References cannot be read.

@@ -1,8 +1,8 @@
-"""Which images the inbox keeps: bounded in number and age, no two nearly alike, whoever else writes.
+"""Retention of the inbox: bounded in number and age, without near-duplicates, under concurrent writers.
 
-Whoever has written looks at all that is there, and deletes by one rule (`surplus`) what is too much. Of two processes
-that write at once, the one that looks last sees both. So the bounds hold when all are done; an image may be lost where
-two delete at once, and never a reference.
+After each write, the writer reads the whole inbox and deletes the surplus by one rule (`surplus`). Of two concurrent
+processes, the last reader sees both writes, so the bounds hold once all are done. Concurrent deletions may lose an
+image of the inbox, never a reference.
 """
 
 from __future__ import annotations
@@ -28,17 +28,12 @@ from zsvec.types import Keep, Prediction
 _log = logging.getLogger(__name__)
 
 _EVICTED: Sequence[Why] = ("all", "uncertain", "asked")  # in this order
-_AHEAD = 8  # batches of a stream that wait to be written
-_PATIENCE = 5.0  # seconds that one request may take; the end of a stream waits for it
+_MAX_WAITING_BATCHES = 8  # of a stream, to be written
+_REQUEST_TIMEOUT_S = 5.0  # the end of a stream waits for one request
 
 
 class Keeper:
-    """Keeps images in the inbox of a store. Safe in several threads.
-
-    Args:
-        store: Bound to its encoders before the first write.
-        settings: How many images may wait, and for how long; which of a stream are kept.
-    """
+    """Keeps images in the inbox of a store. Thread-safe."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
@@ -49,22 +44,14 @@ class Keeper:
         self._lock = threading.RLock()
 
     def of_stream(self, keep: Keep | None, flow: Flow) -> StreamKeeper | None:
-        """What keeps images of a stream; ``None``: none are.
-
-        Args:
-            keep: ``none``, ``uncertain`` or ``all``; by default the setting.
-            flow: Of the stream.
-
-        Raises:
-            InvalidInputError: `keep` is none of these.
-        """
+        """Returns the keeper of a stream, ``None`` for none; raises InvalidInputError for an unusable `keep`."""
         chosen = checked_keep(self._default if keep is None else keep)
         return None if chosen == "none" else StreamKeeper(self, self._store, chosen, flow)
 
     def present(self) -> list[InboxImage]:
-        """The images that are there and not too old, with their vectors, those that were dismissed too.
+        """The unexpired images with their vectors, dismissed ones included.
 
-        The vectors of an image never change, so each is read once.
+        The vectors of an image never change, so they are read once.
         """
         with self._lock:
             oldest = datetime.now(UTC) - self._age
@@ -76,11 +63,7 @@ class Keeper:
             return [replace(image, vectors=self._vectors[image.hash]) for image in found if image.hash in self._vectors]
 
     def ask(self, content_hash: str) -> bool:
-        """Keep an image that waits as one that was asked for; whether it waits.
-
-        Raises:
-            StoreError: The inbox cannot be read or written.
-        """
+        """Mark an image of the inbox as kept on request. Returns False if no such image waits."""
         with self._lock:
             found = [image for image in self.present() if image.hash == content_hash and not image.dismissed]
             for image in found:
@@ -90,15 +73,9 @@ class Keeper:
             return bool(found)
 
     def keep(self, images: Sequence[InboxImage]) -> set[str]:
-        """Keep those of the images that equal none that is there, nor nearly; give the hashes of those that wait then.
+        """Keep the images that are no near-duplicates. Returns the hashes of the images that wait then.
 
-        One that is asked for takes the place of those that are nearly equal and were not asked for.
-
-        Args:
-            images: With their vectors.
-
-        Raises:
-            StoreError: The inbox cannot be written.
+        An image kept on request replaces near-duplicates from streams.
         """
         with self._lock:
             there = self.present()
@@ -113,25 +90,19 @@ class Keeper:
             return {image.hash for image in there if not image.dismissed} & {image.hash for image in images}
 
     def _settled(self) -> list[InboxImage]:
-        """Delete what is too much; what is left."""
         there = self.present()
         gone = surplus(there, self._size)
         every = {image.hash for image in self._store.inbox.read()}
-        self._store.inbox.delete(gone | every - {image.hash for image in there})  # too old, or without its vectors
+        self._store.inbox.delete(gone | every - {image.hash for image in there})  # expired, or without vectors
         return [image for image in there if image.hash not in gone]
 
 
 def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
-    """Hashes of the images that are too much.
+    """Hashes of the images to delete.
 
-    Of those that wait, these nearly equal one that was dismissed, was asked for, or has waited longer. Of the others,
-    the oldest go beyond `size`: first those that were not uncertain, then those that were, and last those that were
-    asked for. So images of streams never evict one that was asked for. Of those that were dismissed, the oldest go
-    beyond as many.
-
-    Args:
-        images: With their vectors.
-        size: How many may wait; and how many that were dismissed may stay.
+    Near-duplicates of a dismissed image, of one kept on request, or of an older one are surplus. Beyond `size`, so are
+    the oldest of the remaining waiting images: first certain ones, then uncertain ones, and last those kept on request,
+    which images of streams therefore never evict. Of the dismissed images, the oldest beyond `size` are surplus.
     """
     dismissed = sorted((image for image in images if image.dismissed), key=_age)
     waiting = sorted(
@@ -144,7 +115,7 @@ def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
 
 
 def _new(images: Sequence[InboxImage], there: Sequence[InboxImage]) -> list[InboxImage]:
-    """Those of the images that nearly equal none that is there, nor one before them."""
+    """The images that are no near-duplicates of images that are there, nor of an earlier one."""
     return [images[row - len(there)] for row in distinct(matrices([*there, *images]), first=len(there))]
 
 
@@ -161,12 +132,11 @@ def matrices(images: Sequence[InboxImage]) -> Vectors:
 def inbox_image(
     image: PreparedImage, vectors: Mapping[str, NDArray[np.float32]], why: Why, added: datetime
 ) -> InboxImage:
-    """An image that was read with its hash, as the inbox keeps it."""
+    """A prepared image, with its hash, as an image of the inbox."""
     width, height = image.size
-    source = image.source.encode(errors="backslashreplace").decode()  # a path may be any bytes
     return InboxImage(
         hash=image.hash,
-        source=source,
+        source=image.stored_source,
         added=added,
         width=width,
         height=height,
@@ -177,46 +147,34 @@ def inbox_image(
 
 
 def is_a_reference(prediction: Prediction) -> bool:
-    """Whether an image equals a reference, or nearly."""
+    """Whether an image is a near-duplicate of a reference."""
     return prediction.distance is not None and prediction.distance <= 1 - ALIKE
 
 
 class StreamKeeper:
-    """Keeps images of a stream, in a thread of its own: the stream waits for nothing, and goes on whatever fails.
+    """Keeps images of a stream in a separate thread: the stream never waits, and survives errors of the store.
 
-    Images are left out while more than a few batches wait to be written.
-
-    Args:
-        keeper: Writes them.
-        store: Theirs.
-        keep: ``uncertain`` or ``all``.
-        flow: Of the stream, whose end waits until the last ones are written.
+    Images are dropped while too many batches wait to be written. The end of the stream waits for the last write.
     """
 
     def __init__(self, keeper: Keeper, store: Store, keep: Keep, flow: Flow) -> None:
         self._keeper = keeper
         self._store = store
-        self._why: Why = "all" if keep == "all" else "uncertain"
+        self._all = keep == "all"
         self._flow = flow
         self._batches = flow.new_queue()
         self._started = False
         self._failed = False
 
     def offer(self, images: Sequence[PreparedImage], vectors: Vectors, predictions: Sequence[Prediction]) -> None:
-        """Keep those of a batch that are wanted.
-
-        Args:
-            images: That could be read, with their hashes.
-            vectors: Of them.
-            predictions: Of them.
-        """
+        """Keep the wanted ones of readable images with hashes."""
         now = datetime.now(UTC)
         chosen = [
             inbox_image(image, {name: rows[i] for name, rows in vectors.items()}, why, now)
             for i, (image, prediction) in enumerate(zip(images, predictions, strict=True))
             if (why := self._reason(prediction)) and not is_a_reference(prediction)
         ]
-        if chosen and self._batches.qsize() < _AHEAD:
+        if chosen and self._batches.qsize() < _MAX_WAITING_BATCHES:
             if not self._started:
                 self._started = True
                 self._flow.start(self._work, "zsvec-keep")
@@ -225,12 +183,12 @@ class StreamKeeper:
     def _reason(self, prediction: Prediction) -> Why | None:
         if uncertainty(prediction):
             return "uncertain"
-        return "all" if self._why == "all" else None
+        return "all" if self._all else None
 
     def _work(self) -> None:
         while (chosen := self._batches.get()) is not None:
             try:
-                with self._store.within(_PATIENCE):
+                with self._store.within(_REQUEST_TIMEOUT_S):
                     self._keeper.keep(chosen)
                 self._failed = False
             except ZSVecError as exc:

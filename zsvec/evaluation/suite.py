@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from zsvec.classifier import Classifier
-from zsvec.classifier.basis import basis_of
+from zsvec.classifier.facade import basis_of
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.evaluation.evaluate import check_labels
 from zsvec.evaluation.study import (
@@ -114,8 +114,7 @@ def run(
         raise InvalidInputError(
             f"the report cannot be kept in {folder}: {exc}; give a folder that can be made"
         ) from exc
-    basis = basis_of(classifier)
-    references = basis.references
+    references, scoring, false_unknown_rate = basis_of(classifier)
     names = category_names(references)
     check_labels(names, [label for _, label in images], images=name, location=classifier.location)
 
@@ -137,8 +136,8 @@ def run(
     study = Study(
         references,
         sample,
-        replace(basis.scoring, calibrated=True, unknown_above=None),
-        basis.false_unknown_rate,
+        replace(scoring, calibrated=True, unknown_above=None),
+        false_unknown_rate,
         [known_categories(labels, seed) for seed in range(DRAWS)] if len(labels) > 1 else [],
     )
     made = []

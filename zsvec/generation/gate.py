@@ -151,7 +151,7 @@ class Gate:
 
     def _prepare(self, image: GeneratedImage) -> tuple[GeneratedImage, Any]:
         try:
-            rgb = load_image(image.path, max_pixels=self._builder.max_pixels, image_memory=self._builder.image_memory)
+            rgb = load_image(image.path, **self._builder.limits)
         except ImageError as exc:
             image.flags.append(f"unreadable: {exc}")
             return image, None

@@ -1,11 +1,11 @@
-"""Images → vectors: decoded, preprocessed and encoded, with an error for each image that cannot be read."""
+"""Images → vectors: decoded, preprocessed and encoded, with an error for each unreadable image."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,7 +17,6 @@ from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.inputs.categories import checked_name, is_several
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
-from zsvec.inputs.memory import DEFAULT
 from zsvec.inputs.small import small_copy
 from zsvec.streams.flow import Flow
 from zsvec.streams.stream import ahead, prefetch
@@ -28,12 +27,12 @@ Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """An image as the encoders see it.
+    """Vectors of one image.
 
     Attributes:
-        source: Where the image came from.
-        vectors: By encoder, float32 ``(dim,)``, unit norm; empty if the image could not be read.
-        error: Why the image could not be read, or ``None``.
+        source: Path or name of the image.
+        vectors: By encoder, float32 ``(dim,)``, unit norm; empty for an unreadable image.
+        error: Reason why the image is unreadable, or ``None``.
     """
 
     source: str
@@ -43,15 +42,15 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """An image ready for the encoders, or why it is not.
+    """A decoded image on its way to the encoders, the inbox or a category; or the error of an unreadable one.
 
     Attributes:
-        source: Where the image came from.
-        inputs: What `EncoderSet.encode_images` takes.
-        error: Why the image cannot be read, or ``None``.
-        hash: Content hash; empty if not asked for.
-        size: Width and height, upright, in pixels; (0, 0) if no hash was asked for.
-        small: A small copy, a JPEG; ``None`` if not asked for.
+        source: Path or name of the image.
+        inputs: Argument of `EncoderSet.encode_images`.
+        error: Reason why the image is unreadable, or ``None``.
+        hash: Content hash; empty unless requested.
+        size: Width and height, upright, in pixels; (0, 0) unless the hash was requested.
+        small: Small copy, a JPEG; ``None`` unless requested.
     """
 
     source: str
@@ -61,84 +60,45 @@ class PreparedImage:
     size: tuple[int, int] = (0, 0)
     small: bytes | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What else of an image is wanted than its vectors.
-
-    Attributes:
-        hash: Whether its content hash.
-        small: Whether a small copy.
-    """
-
-    hash: bool = False
-    small: bool = False
-
-
-_NOTHING_ELSE = Wanted()
-
-
-def _unmeasured(stage: str) -> AbstractContextManager[None]:
-    return nullcontext()
+    @property
+    def stored_source(self) -> str:
+        """The source as valid Unicode; a path may have any bytes."""
+        return self.source.encode(errors="backslashreplace").decode()
 
 
 class Embedder:
-    """Embeds images. The encoders are loaded when they are first needed.
-
-    Args:
-        load: Returns the encoders; called once.
-        max_pixels: Largest image that is decoded; see `zsvec.inputs.images.load_image`.
-        image_memory: Likewise.
-        check: Raises an error in a process forked from that which made the embedder.
-    """
+    """Embeds images. Encoders are loaded on first use; `check` raises an error in a forked process."""
 
     def __init__(
-        self,
-        load: Callable[[], EncoderSet],
-        *,
-        max_pixels: int | None = None,
-        image_memory: int = DEFAULT,
-        check: Callable[[], None],
+        self, load: Callable[[], EncoderSet], limits: ImageLimits, check: Callable[[], None] = lambda: None
     ) -> None:
         self._load = load
         self._check = check
         self._pid = os.getpid()
-        self._max_pixels, self._image_memory = max_pixels, image_memory
         self._lock = threading.RLock()
-        self._side: int | None = None
+        self.limits = limits
         self.loaded: EncoderSet | None = None
 
     @property
     def encoders(self) -> EncoderSet:
-        """The encoders.
-
-        Raises:
-            StoreError: This process was forked since.
-            WeightsUnavailableError: Weights can be loaded neither from disk nor from a hub.
-        """
+        """The encoders; raises a StoreError in a forked process, or a WeightsUnavailableError."""
         if os.getpid() != self._pid:
-            self._check()  # before the lock and the encoders: their threads are not in a fork, and would be waited for
+            self._check()  # before the lock and the encoders: their threads do not exist in a fork
         with self._lock:
             if self.loaded is None:
-                loaded = self._load()
-                self._side, self.loaded = loaded.side, loaded
+                self.loaded = self._load()
             return self.loaded
 
     def labelled(
         self, labelled: object, batch_size: int, check: Callable[[Sequence[str]], None]
     ) -> tuple[list[str], Vectors]:
-        """The categories of labelled images, as they are stored, and the vectors of the images.
-
-        Args:
-            labelled: Pairs of an image and the name of its category.
-            batch_size: Images that an encoder takes at once.
-            check: Called with the categories before an image is read; raises where one is not of the store.
+        """Returns the categories of pairs of image and category, after their `check`, and the vectors of the images.
 
         Raises:
-            InvalidInputError: They are no such pairs, or there is none; or as `check`.
-            ImageError: An image cannot be read.
+            InvalidInputError: The value is no such pairs, or empty; or as `check`.
+            ImageError: An image is unreadable.
         """
-        names, images = _labelled(labelled)
+        names, images = _pairs(labelled)
         check(names)
         parts: dict[str, list[NDArray[np.float32]]] = {}
         flow = Flow()
@@ -151,42 +111,23 @@ class Embedder:
         return names, {name: np.concatenate(rows) for name, rows in parts.items()}
 
     def prepare(
-        self,
-        image: ImageInput,
-        wanted: Wanted = _NOTHING_ELSE,
-        flow: Flow | None = None,
+        self, image: ImageInput, flow: Flow | None = None, *, hashed: bool = False, small: bool = False
     ) -> PreparedImage:
-        """Decode and preprocess one image.
-
-        Args:
-            image: A path, bytes, file, PIL image or array.
-            wanted: What else of it is wanted.
-            flow: Of the stream that it is of, if it is of one.
-        """
+        """Decode and preprocess one image; with its content hash, and with a small copy, if requested."""
         encoders = self.encoders
-        stage = flow.stage if flow else _unmeasured
+        flow = flow or Flow()
+        source = source_of(image)
         try:
             with ExitStack() as memory:
-                with stage("decode"):
-                    limits: ImageLimits = {"max_pixels": self._max_pixels, "image_memory": self._image_memory}
-                    loaded = [read_held(image, memory, side=self._side, hashed=wanted.hash, **limits)]
-                    found: dict[str, Any] = {}
-                    if wanted.hash:
-                        found = {"hash": loaded[0].content_hash, "size": loaded[0].size}
-                    if wanted.small:
-                        found["small"] = small_copy(loaded[0].image)
-                with stage("preprocess"):  # which forgets the image before its memory is given back
-                    return PreparedImage(source_of(image), encoders.preprocess(loaded.pop().image), **found)
+                with flow.stage("decode"):
+                    loaded = [read_held(image, memory, side=encoders.side, hashed=hashed, **self.limits)]
+                    content_hash, size = loaded[0].content_hash, loaded[0].size if hashed else (0, 0)
+                    copy = small_copy(loaded[0].image) if small else None
+                with flow.stage("preprocess"):  # releases the image before its memory is given back
+                    inputs = encoders.preprocess(loaded.pop().image)
+                return PreparedImage(source, inputs, hash=content_hash, size=size, small=copy)
         except ImageError as exc:
-            return PreparedImage(source_of(image), error=exc)
-
-    def _encode(self, images: Sequence[PreparedImage], flow: Flow) -> Vectors:
-        """Vectors of the images that can be read, in their order; empty if there is none."""
-        readable = [image.inputs for image in images if image.error is None]
-        if not readable:
-            return {}
-        with flow.encoding(len(readable)):
-            return self.encoders.encode_images(readable)
+            return PreparedImage(source, error=exc)
 
     def batches(
         self,
@@ -195,43 +136,36 @@ class Embedder:
         flow: Flow,
         *,
         max_wait: float | None = None,
-        wanted: Wanted = _NOTHING_ELSE,
+        hashed: bool = False,
+        small: bool = False,
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
-        """Batches of images, and the vectors of those that can be read.
+        """Batches of images, and the vectors of the readable ones. Threads decode ahead of the encoders.
 
-        Threads decode ahead of the encoders.
-
-        Args:
-            images: Iterated in a thread of its own.
-            batch_size: Images that an encoder takes at once.
-            flow: Shared by the stages of the stream.
-            max_wait: Seconds, from its first image, after which an incomplete batch is passed on.
-            wanted: What else of the images is wanted.
+        After `max_wait` seconds from the first image, an incomplete batch is passed on.
         """
-        encoded = self._encoded(images, batch_size, flow, max_wait, wanted)
-        return ahead(encoded, flow, "encode") if _work_ahead(self.encoders) else encoded
 
-    def _encoded(
-        self, images: Iterable[ImageInput], batch_size: int, flow: Flow, max_wait: float | None, wanted: Wanted
-    ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         def take(image: ImageInput) -> ImageInput | PreparedImage:
-            if opened(image):
-                return prepare(image)
-            return taken(image, max_pixels=self._max_pixels, image_memory=self._image_memory)
+            return prepare(image) if opened(image) else taken(image, **self.limits)
 
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
-            return image if isinstance(image, PreparedImage) else self.prepare(image, wanted, flow)
+            if isinstance(image, PreparedImage):
+                return image
+            return self.prepare(image, flow, hashed=hashed, small=small)
 
-        taking = map(take, images)  # in the thread of the source, before that goes on
-        for batch in prefetch(prepare, taking, batch_size, max_wait=max_wait, flow=flow):
-            yield batch, self._encode(batch, flow)
+        def encoded() -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
+            own = map(take, images)  # in the source's thread, before the source advances
+            for batch in prefetch(prepare, own, batch_size, max_wait=max_wait, flow=flow):
+                inputs = [image.inputs for image in batch if image.error is None]
+                vectors: Vectors = {}
+                if inputs:
+                    with flow.encoding(len(inputs)):
+                        vectors = self.encoders.encode_images(inputs)
+                yield batch, vectors
+
+        return ahead(encoded(), flow, "encode") if _work_ahead(self.encoders) else encoded()
 
     def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:
-        """Vectors of images, in order and in bounded memory.
-
-        Yields:
-            One embedding for each image, with its ``error`` if it cannot be read.
-        """
+        """As `zsvec.classifier.Classifier.embed_stream`."""
         flow = Flow()
         with closing(self.batches(images, batch_size, flow)) as batches, flow:
             for batch, vectors in batches:
@@ -244,7 +178,7 @@ class Embedder:
                         yield Embedding(image.source, {name: matrix[row] for name, matrix in vectors.items()})
 
 
-def _labelled(labelled: object) -> tuple[list[str], list[ImageInput]]:
+def _pairs(labelled: object) -> tuple[list[str], list[ImageInput]]:
     pairs = list(labelled) if is_several(labelled) else []
     if not pairs or any(not isinstance(pair, tuple | list) or len(pair) != 2 for pair in pairs):
         raise InvalidInputError(
@@ -257,6 +191,6 @@ def _labelled(labelled: object) -> tuple[list[str], list[ImageInput]]:
 def _work_ahead(encoders: EncoderSet) -> bool:
     """Whether encoders work ahead of the search.
 
-    Not on a CPU: the search would compete with the network for cores. Two cores classified an eighth fewer images.
+    On a CPU the search would compete with the network for cores: two cores classified an eighth fewer images.
     """
     return encoders.device != "cpu"

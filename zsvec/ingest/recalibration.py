@@ -1,8 +1,8 @@
-"""When a store is calibrated again: after a change while that is cheap, and when somebody asks for it."""
+"""Calibration of a store: after each change while that is cheap, and on request."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from numbers import Real
 
@@ -35,19 +35,15 @@ from zsvec.settings.settings import Settings
 from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
 
-_CHEAP = 2 * 10**10  # multiplications: some half a second on two cores
-_RARE = 5 * _CHEAP  # that the backgrounds may cost, since they are learned once a tenth of the references is new
-_FITTING = 20_000  # multiplications that fitting costs for each image, category and aggregation
+_CHEAP = 2 * 10**10  # multiplications: about half a second on two cores
+_RARE = 5 * _CHEAP  # multiplications for backgrounds, which are learned only once a tenth of the references is new
+_FITTING = 20_000  # multiplications of fitting for each image, category and aggregation
 
 
 class Calibrator:
-    """Calibrates a store from its references and keeps the calibration with it.
+    """Calibrates a store from its references, and stores the calibration.
 
-    Args:
-        store: To calibrate.
-        searcher: Of the store; gives the references.
-        settings: Say what to calibrate for, and whether `calibrate_if_cheap` calibrates.
-        temperatures: By expert, taken where there is nothing to learn from. Other experts are left out.
+    `temperatures`, by expert in use, apply without references to learn from.
     """
 
     def __init__(self, store: Store, searcher: Searcher, settings: Settings, temperatures: Mapping[str, float]) -> None:
@@ -63,23 +59,16 @@ class Calibrator:
 
     @property
     def false_unknown_rate(self) -> float:
-        """The target rate of a calibration for which no other is given."""
+        """The default target rate: the setting, the stored rate, or `FALSE_UNKNOWN_RATE`."""
         present = self._present()
         return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
 
     def calibrate(
         self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
     ) -> CalibrationReport:
-        """Calibrate now, whatever it costs, and keep it.
+        """As `zsvec.classifier.Classifier.calibrate`, by categories and vectors of labelled images.
 
-        Args:
-            false_unknown_rate: Between 0 and 1; by default the property of this name.
-            labelled: Categories of images, at least one, and their vectors: how sure to be of such images is learned
-                from them, and kept by `calibrate_if_cheap`. Without any, it is as the references say.
-
-        Raises:
-            InvalidInputError: `false_unknown_rate` is not between 0 and 1, or an image is of no category of the store.
-            StoreError: There are no two categories, or no reference image.
+        The scale of the evidence is learned from labelled images; `calibrate_if_cheap` keeps the scale.
         """
         rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
         if not (isinstance(rate, Real) and 0 < rate < 1):
@@ -108,36 +97,36 @@ class Calibrator:
             quality(after, sample),
             doubtful,
             *by_label,
-            notes=tuple(self._notes(calibration, former, references)),
+            notes=self._notes(calibration, former, references),
         )
 
-    def _notes(
-        self, made: Calibration, former: Calibration | None, references: Mapping[str, References]
-    ) -> Iterator[str]:
-        """As `CalibrationReport.notes`."""
-        counts = [dict(zip(r.names, np.diff(r.starts), strict=True)) for r in image_experts(references).values()]
-        names = category_names(references)
-        few = [name for name in names if min((images.get(name, 0) for images in counts), default=0) < FEWEST]
+    def _notes(self, made: Calibration, former: Calibration | None, references: Mapping[str, References]) -> list[str]:
+        notes = []
+        images = [dict(zip(r.names, np.diff(r.starts), strict=True)) for r in image_experts(references).values()]
+        few = [
+            name
+            for name in category_names(references)
+            if min((counts.get(name, 0) for counts in images), default=0) < FEWEST
+        ]
         if self._fusion.classwise and made.classwise is None and few:
             others = f" and {len(few) - 1} more have" if len(few) > 1 else " has"
-            yield (
+            notes.append(
                 f"log_linear_views runs: log_linear_gda takes {FEWEST} images of each category, "
                 f"{few[0]!r}{others} fewer"
             )
         if former is not None and former.scale != 1 == made.scale:
-            yield (
-                f"labelled images had scaled the evidence by {former.scale:.2f}; it is as the references say again: "
-                "clf.calibrate(labelled=…) learns from such images"
+            notes.append(
+                f"the scale {former.scale:.2f} learned from labelled images was reset to 1: learn it again by "
+                "clf.calibrate(labelled=…)"
             )
-        if former is not None and _learned_from(former) == _learned_from(made):
-            yield "the calibration was already current: nothing has changed"
+        if former is not None and _determinants(former) == _determinants(made):
+            notes.append("the calibration was already current: nothing has changed")
+        return notes
 
-    def check_labels(self, names: Sequence[str]) -> None:
-        """Raise InvalidInputError where a label is no category of the store."""
-        self._check_labels(names, self.references())
-
-    def _check_labels(self, names: Sequence[str], references: Mapping[str, References]) -> None:
-        if unknown := sorted(set(names) - set(category_names(references))):
+    def check_labels(self, names: Sequence[str], references: Mapping[str, References] | None = None) -> None:
+        """Raise InvalidInputError for a label that is no category of the store, or of the given references."""
+        known = category_names(self.references() if references is None else references)
+        if unknown := sorted(set(names) - set(known)):
             raise InvalidInputError(
                 f"labelled images are of categories that {self._store.location} does not have: "
                 f"{', '.join(map(repr, unknown[:5]))}{' …' if unknown[5:] else ''}; add these, or leave the images out"
@@ -146,8 +135,8 @@ class Calibrator:
     def _scaled(
         self, references: Mapping[str, References], calibration: Calibration, names: Sequence[str], vectors: Vectors
     ) -> tuple[Calibration, Quality, Quality]:
-        """A calibration for images such as these, and how good it is on them before and after."""
-        self._check_labels(names, references)
+        """A calibration scaled by labelled images, and its quality on them before and after."""
+        self.check_labels(names, references)
         pool = self._pool(calibration)
         categories, evidence = pooled_evidence(references, vectors, pool, calibration)
         truth = np.searchsorted(categories, names)
@@ -156,33 +145,22 @@ class Calibrator:
         return scaled(calibration, factor), before, after
 
     def _pool(self, calibration: Calibration) -> LogLinear:
-        """The one that images are classified by, if every reference is compared."""
+        """The opinion pool in force, if every reference is compared."""
         return (calibration.classwise if self._fusion.classwise else None) or calibration.aggregations
 
     def suspects(self) -> list[Suspect]:
-        """All reference images that are probably under a wrong category, by the present calibration.
-
-        Raises:
-            StoreError: There is no calibration for these experts and this aggregation.
-        """
+        """As `zsvec.curation.references.StoredReferences.suspects`."""
         references = self.references()
-        said = self.verdicts(references)
-        if said is None:
+        judged = self.verdicts(references)
+        if judged is None:
             raise StoreError(
                 f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
                 "`zsvec calibrate` or clf.calibrate()"
             )
-        return suspects(references, said)
+        return suspects(references, judged)
 
     def verdicts(self, references: Mapping[str, References]) -> list[Verdict] | None:
-        """What the present calibration says of the categories of all reference images.
-
-        Args:
-            references: From `references`.
-
-        Returns:
-            ``None`` where there is no calibration for these experts and this aggregation.
-        """
+        """Verdicts on the categories of all reference images; ``None`` without a calibration for these experts."""
         present = self._present()
         if present is None or not present.fits(references, self._aggregation, self._top_m):
             return None
@@ -193,7 +171,7 @@ class Calibrator:
         return self._references()[0]
 
     def calibrate_if_cheap(self) -> None:
-        """Calibrate after a change if that is cheap and the stored calibration is outdated; else it turns stale.
+        """Calibrate after a change if that is cheap; else the stored calibration becomes stale.
 
         A calibration for another aggregation stays.
         """
@@ -207,26 +185,18 @@ class Calibrator:
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             current = present is not None and present.revision >= revision
             if not for_others and not current and self._cheap(categories, references, present):
-                scale = present.scale if present else 1.0  # learned from images that are not here any more
+                scale = present.scale if present else 1.0  # learned from images that are not stored
                 former = present and scaled(present, 1 / scale)
                 made = self._fit(*self._references(), self.false_unknown_rate, former)
                 now = self._present()
-                if made is None or now is None or now.revision < made[0].revision:  # else somebody has, meanwhile
+                if made is None or now is None or now.revision < made[0].revision:  # no newer one meanwhile
                     self._keep(made and scaled(made[0], scale))
 
-    def fitted(self, false_unknown_rate: float | None = None) -> tuple[Calibration, LeftOut] | None:
-        """What a calibration would be now, and what it is learned from; nothing is kept.
-
-        Args:
-            false_unknown_rate: Between 0 and 1; by default the property of this name.
-
-        Returns:
-            ``None`` where there are no two categories, or no reference image.
-        """
-        return self._fit(*self._references(), false_unknown_rate or self.false_unknown_rate)
+    def fitted(self) -> tuple[Calibration, LeftOut] | None:
+        """A calibration with its training data, which is not stored; ``None`` if the store cannot be calibrated."""
+        return self._fit(*self._references(), self.false_unknown_rate)
 
     def _references(self) -> tuple[dict[str, References], int]:
-        """The references of the experts in use, and the largest ``rev`` of their categories."""
         references, revision = self._searcher.references()
         return {expert: found for expert, found in references.items() if expert in self._temperatures}, revision
 
@@ -248,14 +218,14 @@ class Calibrator:
         )
 
     def _keep(self, calibration: Calibration | None) -> None:
-        """Keep a calibration with the store; none, where the store cannot be calibrated any more."""
+        """Store a calibration; an empty one if the store can no longer be calibrated."""
         if calibration is not None:
             self._store.keep_calibration(calibration.to_dict())
         elif self._store.calibration() and not self._calibratable():
-            self._store.keep_calibration({})  # it is of categories that are gone
+            self._store.keep_calibration({})  # of categories that are gone
 
     def _calibratable(self) -> bool:
-        """Whether a process with other experts could calibrate the store."""
+        """Whether a process with any experts could calibrate the store."""
         categories, references, _ = self._census.update()
         return categories > 1 and bool(image_experts(references))
 
@@ -263,7 +233,7 @@ class Calibrator:
         return Calibration.from_dict(self._store.calibration())
 
     def _cheap(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> bool:
-        """Whether there are few multiplications: products of images and references, steps of fitting, backgrounds."""
+        """Whether few multiplications are needed for products of images and references, fitting, and backgrounds."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         dim = {expert: dims[encoder_and_modality(expert)[0]] for expert in references}
         images = min(max(references.values(), default=0), largest_sample(categories))
@@ -274,8 +244,8 @@ class Calibrator:
         return products + images * categories * 2 * len(references) * _FITTING <= _CHEAP and of_means <= _RARE
 
 
-def _learned_from(made: Calibration) -> tuple[object, ...]:
-    """What decides a calibration; its numbers come back from a store with other last digits."""
+def _determinants(made: Calibration) -> tuple[object, ...]:
+    """The values that decide a calibration; a store returns other numbers with rounding errors."""
     return (
         made.revision,
         made.false_unknown_rate,
@@ -288,6 +258,6 @@ def _learned_from(made: Calibration) -> tuple[object, ...]:
 
 
 def _background_cost(n: int, dim: int, images: int) -> int:
-    """Multiplications of the scatter, of taking it apart, and of leaving images out of it."""
+    """Multiplications of the scatter, its decomposition, and leaving images out."""
     rank = min(n, dim)
     return n * dim * rank + 10 * rank**3 + 3 * images * dim * rank

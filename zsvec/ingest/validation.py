@@ -1,4 +1,4 @@
-"""What is given to a classifier, checked."""
+"""Checks of a classifier's arguments."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from numbers import Real
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeGuard, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,6 +22,7 @@ Choice = TypeVar("Choice", bound=str)
 Callback = TypeVar("Callback", bound=Callable[..., object])
 
 _HASH = re.compile("[0-9A-Za-z]{1,64}")
+_LISTS = "`zsvec show --json` and `zsvec inbox --json` list hashes"
 
 
 def checked_count(name: str, value: object, most: int | None = None) -> int:
@@ -34,12 +35,12 @@ def checked_count(name: str, value: object, most: int | None = None) -> int:
 
 
 def checked_batch_size(value: object) -> int:
-    """Returns the number of images that an encoder takes at once; raises InvalidInputError for anything else."""
+    """Returns the number of images per batch of an encoder; raises InvalidInputError for anything else."""
     return checked_count("batch_size", value, LARGEST_BATCH)
 
 
 def check_answers(top_k: object, errors: object) -> None:
-    """Raises InvalidInputError for an unusable number of categories, or way to answer for an unreadable image."""
+    """Raises InvalidInputError for an unusable number of categories, or handling of unreadable images."""
     checked_count("top_k", top_k)
     checked_choice("errors", errors, ("raise", "report"))
 
@@ -68,70 +69,49 @@ def checked_callback(name: str, value: Callback | None) -> Callback | None:
 
 
 def checked_keep(value: object) -> Keep:
-    """Returns which images wait in the inbox; raises InvalidInputError for anything else."""
+    """Returns the images of a stream to keep in the inbox; raises InvalidInputError for anything else."""
     return checked_choice("keep", value, get_args(Keep))
 
 
-def checked_wait(max_wait_ms: float | None) -> float | None:
+def checked_wait(max_wait_ms: object) -> float | None:
     """Returns milliseconds from 0 up as seconds, ``None`` as it is; raises InvalidInputError for anything else."""
     if max_wait_ms is None:
         return None
-    if not (isinstance(max_wait_ms, Real) and max_wait_ms >= 0 and _is_finite(max_wait_ms)):
-        raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {shown(max_wait_ms)} instead")
-    return float(max_wait_ms) / 1000
-
-
-def _is_finite(number: float) -> bool:
     try:
-        return math.isfinite(number)
-    except OverflowError:  # a whole number beyond every float
-        return False
+        milliseconds = float(max_wait_ms) if isinstance(max_wait_ms, Real) else math.nan
+    except OverflowError:  # an int beyond every float
+        milliseconds = math.inf
+    if not 0 <= milliseconds < math.inf:
+        raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {shown(max_wait_ms)} instead")
+    return milliseconds / 1000
 
 
 def checked_hash(content_hash: object) -> str:
-    """Returns a content hash; raises InvalidInputError for a value that can be none."""
-    return _checked_hash("hash", content_hash, content_hash)
-
-
-def checked_hashes(hashes: object) -> frozenset[str]:
-    """Returns one or several content hashes as a set.
-
-    Raises:
-        InvalidInputError: There is none, or a value that can be none.
-    """
-    if isinstance(hashes, str):
-        return frozenset([_checked_hash("hashes", hashes, hashes)])
-    if not is_several(hashes) or isinstance(hashes, Mapping):
-        raise _no_hash("hashes", hashes)
-    found = frozenset(_checked_hash("hashes", one, hashes) for one in hashes)
-    if not found:
-        raise _no_hash("hashes", hashes)
-    return found
-
-
-def _checked_hash(name: str, content_hash: object, given: object) -> str:
-    if isinstance(content_hash, str) and _HASH.fullmatch(content_hash):
+    """Returns a content hash; raises InvalidInputError for anything else."""
+    if _is_hash(content_hash):
         return content_hash
-    raise _no_hash(name, given)
-
-
-def _no_hash(name: str, given: object) -> InvalidInputError:
-    return InvalidInputError(
-        f"{name} must be {'a content hash' if name == 'hash' else 'one or more content hashes'} of 64 characters. "
-        f"Got {shown(given)} instead: `zsvec show --json` and `zsvec inbox --json` list them"
+    raise InvalidInputError(
+        f"hash must be a content hash of 64 characters. Got {shown(content_hash)} instead: {_LISTS}"
     )
 
 
+def checked_hashes(hashes: object) -> frozenset[str]:
+    """Returns one or several content hashes as a set; raises InvalidInputError for none, or for anything else."""
+    several = [hashes] if isinstance(hashes, str) else hashes
+    found = list(several) if is_several(several) and not isinstance(several, Mapping) else []
+    if not found or not all(map(_is_hash, found)):
+        raise InvalidInputError(
+            f"hashes must be one or more content hashes of 64 characters. Got {shown(hashes)} instead: {_LISTS}"
+        )
+    return frozenset(found)
+
+
+def _is_hash(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and bool(_HASH.fullmatch(value))
+
+
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:
-    """Vectors of images that were embedded elsewhere, with rows of unit norm.
-
-    Args:
-        vectors: By encoder, float ``(n_images, dim)`` of any norm.
-        fingerprints: Of all encoders.
-
-    Raises:
-        InvalidInputError: Vectors are of other encoders or of another shape, zero, or not finite.
-    """
+    """Returns vectors of all encoders for the same images, with rows of unit norm; raises InvalidInputError else."""
     if not isinstance(vectors, Mapping):
         raise InvalidInputError(f"vectors must be a mapping of encoders to arrays. Got {shown(vectors)} instead")
     if set(vectors) != set(fingerprints):

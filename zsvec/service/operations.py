@@ -50,7 +50,7 @@ class Health:
         """Loads the encoders; retries after any failure."""
         while True:
             try:
-                await asyncio.to_thread(self._classifier.load)
+                await asyncio.to_thread(lambda: self._classifier.encoders)
             except Exception as exc:  # noqa: BLE001 - retried
                 is_defect = not isinstance(exc, ZSVecError)
                 _log.warning("the encoders cannot be loaded: %s", exc, exc_info=is_defect)

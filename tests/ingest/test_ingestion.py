@@ -1,4 +1,4 @@
-"""Categories into a store, by `Builder` and by the folders and files that people keep them in."""
+"""Categories into a store: by `Builder`, and from folders and files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from PIL import Image
 from tests.support import REUSING, Reusing, encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
+from zsvec.ingest.embedding import Embedder
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, as_words, checked_name
 from zsvec.inputs.folders import read_categories, read_definitions
@@ -30,7 +31,7 @@ from zsvec.types import Category, Modality
 
 
 class Encoder(HashEncoder):
-    """Remembers the size of every batch that it embedded."""
+    """Records the size of every batch."""
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__(name, **options)
@@ -42,20 +43,14 @@ class Encoder(HashEncoder):
 
 
 class Workshop:
-    """A builder, its encoders and its store."""
+    """A builder with encoders and a store."""
 
     def __init__(self, store: Store, *encoders: Encoder, batch_size: int = 8) -> None:
         self.store = store
         self.encoders = encoders
-        encoder_set = EncoderSet(encoders)
-        store.bind(encoder_set.fingerprints)
-        self.builder = Builder(
-            store,
-            encoder_set,
-            prompts={"clip": "a photo of a {name}"},
-            batch_size=batch_size,
-            max_pixels=1000,
-        )
+        embedder = Embedder(lambda: EncoderSet(encoders), {"max_pixels": 1000})
+        store.bind(embedder.encoders.fingerprints)
+        self.builder = Builder(store, embedder, prompts={"clip": "a photo of a {name}"}, batch_size=batch_size)
 
     def add(self, name: str, texts: Any = None, images: Any = (), **options: Any) -> Category:
         """Build one category; ``replace`` and ``on_error`` are of the build."""
@@ -92,7 +87,7 @@ def workshop(store: Store) -> Workshop:
 
 @pytest.fixture(scope="module")
 def empty() -> Iterator[Workshop]:
-    """A workshop that stays as it is: for what must not be written."""
+    """A workshop without categories, for tests that write none."""
     with new_store() as opened:
         yield workshop_of(opened)
 
@@ -108,7 +103,7 @@ def kennel() -> Iterator[Workshop]:
 
 @pytest.fixture
 def full_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches wait until they are full, so that a busy machine does not make them smaller."""
+    """Batches wait until full, on a busy machine too."""
     monkeypatch.setattr(stream, "MAX_WAIT", 10.0)
 
 
@@ -139,7 +134,7 @@ def test_the_vectors_are_those_of_the_encoders(workshop: Workshop) -> None:
     np.testing.assert_allclose(stored["dino", "image"], dino.encode_images([photo(1)])[0], atol=1e-6)
 
 
-def test_an_addition_embeds_only_what_is_new(workshop: Workshop) -> None:
+def test_an_addition_embeds_only_new_references(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], photos(1, 2))
     before = state(workshop.store)["cat"][1]
     category = workshop.add("cat", ["a feline", "a pet"], photos(1, 2, 3))
@@ -152,9 +147,10 @@ def test_an_addition_embeds_only_what_is_new(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("replacing", [False, True])
 def test_adding_the_same_again_embeds_nothing(workshop: Workshop, *, replacing: bool) -> None:
-    workshop.add("cat", ["a feline"], photos(1, 2), metadata={"tags": ("a", "b")})
+    given: dict[str, Any] = {"texts": ["a feline"], "metadata": {"tags": ("a", "b")}}
+    workshop.add("cat", images=photos(1, 2), **given)
     embedded, before = workshop.embedded(), state(workshop.store)
-    workshop.add("cat", ["a feline"], photos(2, 1), metadata={"tags": ("a", "b")}, replace=replacing)
+    workshop.add("cat", images=photos(2, 1), **given, replace=replacing)
     assert workshop.embedded() == embedded
     after = state(workshop.store)
     assert after["cat"][1] == before["cat"][1]
@@ -162,14 +158,16 @@ def test_adding_the_same_again_embeds_nothing(workshop: Workshop, *, replacing: 
         assert after == before  # version and revision too: nothing was written
 
 
-def test_the_same_content_is_the_same_however_it_is_given(workshop: Workshop, tmp_path: Path) -> None:
+def test_content_is_recognised_in_any_form(workshop: Workshop, tmp_path: Path) -> None:
     (path,) = write_photos(tmp_path, [1])
     data = path.read_bytes()
     first = workshop.add("cat", [], [path])
     with path.open("rb") as file:
         for again in (str(path), data, bytearray(data), memoryview(data), io.BytesIO(data), file, Pipe(data)):
             assert workshop.add("cat", [], [again]) == first
-    assert workshop.embedded() == {"clip": (0, 1), "dino": (0, 1)}
+    pixels = workshop.add("cat", [], [photo(1), np.asarray(photo(2))])
+    assert workshop.add("cat", [], [photo(1).copy(), np.array(photo(2))]) == pixels
+    assert workshop.embedded() == {"clip": (0, 3), "dino": (0, 3)}
 
 
 class Pipe(io.RawIOBase):
@@ -185,23 +183,17 @@ class Pipe(io.RawIOBase):
         return self._inner.readinto(buffer)
 
 
-def test_arrays_and_images_are_recognised_by_their_pixels(workshop: Workshop) -> None:
-    first = workshop.add("cat", [], [photo(1), np.asarray(photo(2))])
-    assert workshop.add("cat", [], [photo(1).copy(), np.array(photo(2))]) == first
-    assert workshop.embedded()["clip"] == (0, 2)
-
-
-@pytest.mark.parametrize("kind", REUSING)
-def test_a_source_may_use_its_object_again(workshop: Workshop, kind: str) -> None:
+def test_a_source_may_use_its_object_again(kennel: Workshop) -> None:
     images = photos(*range(12))
-    workshop.add("apart", [], [encode(image) for image in images])
-    workshop.add("in one object", [], getattr(Reusing(images), kind)())
-    apart, in_one = (
-        sorted((reference.encoder, reference.vector.tobytes()) for reference in workshop.store.stored(name))
-        for name in ("apart", "in one object")
-    )
-    assert len(set(apart)) == 2 * 12
-    assert in_one == apart
+    kennel.add("apart", [], [encode(image) for image in images])
+
+    def vectors(name: str) -> list[tuple[str, bytes]]:
+        return sorted((reference.encoder, reference.vector.tobytes()) for reference in kennel.store.stored(name))
+
+    assert len(set(vectors("apart"))) == 2 * 12
+    for kind in REUSING:
+        kennel.add(kind, [], getattr(Reusing(images), kind)())
+        assert vectors(kind) == vectors("apart"), kind
 
 
 def test_the_same_image_twice_is_one_reference(workshop: Workshop) -> None:
@@ -210,7 +202,7 @@ def test_the_same_image_twice_is_one_reference(workshop: Workshop) -> None:
     assert category.texts == ("a feline",)
 
 
-def test_replacing_keeps_what_is_given_and_drops_the_rest(workshop: Workshop) -> None:
+def test_replacing_drops_all_but_the_given_references(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline", "a pet"], photos(1, 2), metadata={"a": 1})
     before = state(workshop.store)["cat"][1]
     category = workshop.add("cat", ["a pet", "a hunter"], photos(2, 3), replace=True)
@@ -223,7 +215,7 @@ def test_replacing_keeps_what_is_given_and_drops_the_rest(workshop: Workshop) ->
     assert {key: after[key] for key in kept} == {key: before[key] for key in kept}
 
 
-def test_what_is_not_given_is_not_replaced(workshop: Workshop) -> None:
+def test_a_part_that_is_not_given_is_not_replaced(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], photos(1, 2), metadata={"a": 1})
     before = state(workshop.store)["cat"][1]
 
@@ -246,11 +238,7 @@ def test_what_is_not_given_is_not_replaced(workshop: Workshop) -> None:
     assert workshop.add("cat", replace=True) == category
 
 
-def test_replacing_what_is_not_there_adds_it(workshop: Workshop) -> None:
-    assert workshop.add("cat", replace=True).references == {"clip:text": 1}
-
-
-def test_what_was_removed_is_embedded_anew(workshop: Workshop) -> None:
+def test_removed_references_are_embedded_anew(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], photos(1))
     workshop.store.remove("cat")
     assert workshop.store.categories() == []
@@ -309,11 +297,11 @@ def test_an_image_that_is_there_gets_another_group_only_where_it_is_replaced(wor
     assert groups_in(workshop, "cat") == {"1": "y"}
 
 
-@pytest.mark.parametrize("group", ["", "  ", 7, "a\nb", "x" * 501])
-def test_a_group_is_a_short_text(workshop: Workshop, group: object) -> None:
-    with pytest.raises(InvalidInputError, match="the group of a reference image m"):
-        workshop.add("cat", [], [ReferenceImage(image=photo(1), group=group)])  # type: ignore[arg-type]
-    assert workshop.store.categories() == []
+def test_a_group_is_a_short_text(empty: Workshop) -> None:
+    for group in ("", 7, "a\nb", "x" * 501):
+        with pytest.raises(InvalidInputError, match="the group of a reference image m"):
+            empty.add("cat", [], [ReferenceImage(image=photo(1), group=group)])  # type: ignore[arg-type]
+    assert empty.store.categories() == []
 
 
 # ---- texts
@@ -326,22 +314,17 @@ def test_a_category_without_texts_is_defined_by_its_name_in_the_prompt_of_each_e
     assert sources(store, "red__panda_") == {"clip:text": ["a photo of a red panda"], "words:text": ["red panda"]}
 
 
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("red_panda", "red panda"), ("_a__b_ c_", "a b c"), ("T-34/85", "T-34/85"), ("{name}", "{name}")],
-)
-def test_as_words(name: str, words: str) -> None:
-    assert as_words(name) == words
+def test_as_words() -> None:
+    names = ("red_panda", "_a__b_ c_", "T-34/85", "{name}")
+    assert list(map(as_words, names)) == ["red panda", "a b c", "T-34/85", "{name}"]
 
 
-def test_a_category_that_exists_gets_no_text_of_its_name(workshop: Workshop) -> None:
+def test_only_a_new_category_without_texts_gets_a_text_of_its_name(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"])
     assert workshop.add("cat", images=photos(1)).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
     assert workshop.add("cat").texts == ("a feline",)
-
-
-def test_images_without_texts_get_a_text_of_the_name(workshop: Workshop) -> None:
-    assert workshop.add("cat", images=photos(1)).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
+    assert workshop.add("fox", replace=True).references == {"clip:text": 1}
+    assert workshop.add("fly", images=photos(1)).references == {"clip:text": 1, "clip:image": 1, "dino:image": 1}
     assert workshop.add("dog", texts=[], images=photos(1)).references == {"clip:image": 1, "dino:image": 1}
 
 
@@ -350,32 +333,21 @@ def test_nothing_at_all_is_refused(workshop: Workshop) -> None:
         workshop.add("cat", [])
     workshop.add("dog")
     before = state(workshop.store)
-    with pytest.raises(InvalidInputError, match=r"category 'dog' has no reference"):
+    with pytest.raises(ConflictError, match="category 'dog' would have no reference"):
         workshop.add("dog", [], replace=True)
     assert state(workshop.store) == before
 
 
-def test_texts_are_no_references_where_no_encoder_reads(store: Store) -> None:
+def test_only_modalities_of_the_encoders_are_references(store: Store) -> None:
     workshop = Workshop(store, Encoder("dino", dim=16, modalities=("image",)))
     for texts in (None, ["a feline"]):
         with pytest.raises(InvalidInputError, match="category 'cat' has no reference"):
             workshop.add("cat", texts)
     assert workshop.add("cat", ["a feline"], photos(1)).references == {"dino:image": 1}
-
-
-def test_images_are_no_references_where_no_encoder_sees(store: Store) -> None:
-    workshop = Workshop(store, Encoder("words", dim=16, modalities=("text",)))
-    assert workshop.add("cat", images=photos(1)).references == {"words:text": 1}
-    assert workshop.embedded() == {"words": (1, 0)}
-
-
-@pytest.mark.parametrize(
-    "texts", ["a feline", [""], ["a", " \n"], [None], [b"a"], [["a"]], 5, ["a" * 20_001], ["\ud800"]]
-)
-def test_texts_that_cannot_be_used(empty: Workshop, texts: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"text.* must|text may have at most 20,000 characters"):
-        empty.add("cat", texts)
-    assert empty.store.categories() == []
+    with open_store(":memory:", namespace="zsvec") as other:
+        words = Workshop(other, Encoder("words", dim=16, modalities=("text",)))
+        assert words.add("cat", images=photos(1)).references == {"words:text": 1}
+        assert words.embedded() == {"words": (1, 0)}
 
 
 def test_the_longest_text(workshop: Workshop) -> None:
@@ -387,65 +359,45 @@ def test_the_longest_text(workshop: Workshop) -> None:
 # ---- names
 
 
-@pytest.mark.parametrize(
-    ("name", "stored"),
-    [
+def test_names_as_they_are_stored(kennel: Workshop) -> None:
+    for name, stored in (
         ("  cat\t\n", "cat"),
         ("cafe\u0301", "caf\u00e9"),
         ("x" * 500, "x" * 500),
         ("e\u0301" * 500, "\u00e9" * 500),
         ("👩‍👩‍👧‍👦", "👩‍👩‍👧‍👦"),
         ("A/../b", "A/../b"),
-        (" ".join("ab"), "a b"),
-    ],
-)
-def test_names_as_they_are_stored(kennel: Workshop, name: str, stored: str) -> None:
-    assert checked_name(name) == stored
-    assert kennel.add(name, ["t"]).name == stored
-    assert kennel.add(stored, ["t"]).version == 1
+    ):
+        assert checked_name(name) == stored
+        assert kennel.add(name, ["t"]).name == stored
+        assert kennel.add(stored, ["t"]).version == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("", "must not be empty. Got ''"),
-        (" \t\u3000", "must not be empty"),
-        ("\u200b\u200d", r"must not be empty. Got '\\u200b\\u200d'"),
-        ("a\nb", r"in one line. Got 'a\\nb'"),
-        ("a\x00b", r"in one line. Got 'a\\x00b'"),
-        ("a\x1b[31mb", r"in one line. Got 'a\\x1b\[31mb'"),
-        ("a\u2028b", r"in one line. Got 'a\\u2028b'"),
-        ("a\udcff", r"in one line. Got 'a\\udcff'"),
-        ("a\u202eb", r"in one line. Got 'a\\u202eb'"),
-        ("\u200fa", r"in one line. Got '\\u200fa'"),
-        ("a\u2066", r"in one line. Got 'a\\u2066'"),
-        (" .", r"that of a folder. Got '.'"),
-        ("..", r"that of a folder. Got '..'"),
-        ("x" * 501, "at most 500 characters. Got 501, 'xxx"),
-        (None, "must be a str. Got None"),
-        (5, "must be a str. Got 5"),
-        (b"cat", "must be a str. Got b'cat'"),
-        (["cat"], r"must be a str. Got \['cat'\]"),
-    ],
-)
-def test_names_that_cannot_be_used(empty: Workshop, name: Any, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        empty.add(name)
+def test_names_that_a_terminal_or_a_page_would_obey_are_refused(empty: Workshop) -> None:
+    for name in (
+        "a\x00b",
+        "a\x1b[31mb",
+        "a\u2028b",
+        "a\udcff",
+        "a\u202eb",
+        "\u200fa",
+        "a\u2066",
+        " .",
+        "..",
+        "\u200b\u200d",
+    ):
+        with pytest.raises(InvalidInputError):
+            empty.add(name)
     assert empty.store.categories() == []
 
 
-def test_a_name_given_twice_is_refused_and_what_came_before_is_kept(workshop: Workshop) -> None:
+def test_a_name_given_twice_is_refused_and_earlier_categories_are_kept(workshop: Workshop) -> None:
     inputs = [CategoryInput(name=name) for name in ("dog", "caf\u00e9", "cafe\u0301", "cat")]
     built = []
     with pytest.raises(InvalidInputError, match="category 'café' is given twice"):
         built.extend(workshop.builder.build(inputs))
     assert [category.name for category in built] == ["dog", "café"]
     assert workshop.store.categories() == sorted(built, key=lambda category: category.name)
-
-
-def test_what_is_no_category_is_refused(empty: Workshop) -> None:
-    with pytest.raises(InvalidInputError, match=r"must be CategoryInput objects. Got 'cat'"):
-        list(empty.builder.build(["cat"]))  # type: ignore[list-item]
 
 
 # ---- vectors from elsewhere
@@ -468,34 +420,15 @@ def test_vectors_come_beside_texts_and_images(workshop: Workshop) -> None:
     assert category.references == {"clip:text": 1, "clip:image": 1, "dino:image": 3}
 
 
-NAN = [[float("nan")] + [1.0] * 31]
-
-
-@pytest.mark.parametrize(
-    ("vectors", "message"),
-    [
-        ({"dino:text": np.ones((1, 16))}, "no expert 'dino:text' .* clip:text, clip:image, dino:image"),
-        ({"clip": np.ones((1, 32))}, "no expert 'clip'"),
-        ({"": np.ones((1, 32))}, "no expert ''"),
-        ({7: np.ones((1, 32))}, "no expert 7"),
-        ({"clip:image": np.ones((1, 16))}, r"of clip:image must have the shape \(n, 32\). Got \(1, 16\)"),
-        ({"clip:image": np.ones(32)}, r"must have the shape \(n, 32\). Got \(32,\)"),
-        ({"clip:image": []}, r"must have the shape \(n, 32\). Got \(0,\)"),
-        ({"clip:image": np.ones((1, 1, 32))}, r"Got \(1, 1, 32\)"),
-        ({"clip:image": [[1.0] * 32, [1.0] * 31]}, r"must be numbers of the shape \(n, 32\)"),
-        ({"clip:image": [["a"] * 32]}, r"must be numbers of the shape \(n, 32\). Got \[\['a'"),
-        ({"clip:image": None}, "clip:image"),
-        ({"clip:image": NAN}, r"finite and not zero; rows that are not: \[0\]"),
-        ({"clip:image": [[1.0] * 32, [float("-inf")] * 32]}, r"rows that are not: \[1\]"),
-        ({"clip:image": np.vstack([np.ones((2, 32)), np.zeros((1, 32))])}, r"rows that are not: \[2\]"),
-        (np.ones((1, 32)), "must be a mapping of experts to arrays"),
-        ([("clip:image", np.ones((1, 32)))], "must be a mapping of experts to arrays"),
-    ],
-)
-def test_vectors_that_cannot_be_used(kennel: Workshop, vectors: Any, message: str) -> None:
+def test_vectors_that_cannot_be_used(kennel: Workshop) -> None:
     before = state(kennel.store)
-    with pytest.raises(InvalidInputError, match=message):
-        kennel.add("cat", vectors=vectors)
+    rows: Any
+    for rows in ([], np.ones((1, 1, 32)), None, [[1.0] * 32, [float("-inf")] * 32], np.eye(3, 32) - np.eye(3, 32)):
+        with pytest.raises(InvalidInputError, match="of clip:image"):
+            kennel.add("cat", vectors={"clip:image": rows})
+    for expert in ("dino:text", "clip", "", 7):
+        with pytest.raises(InvalidInputError, match=f"no expert {expert!r}.*clip:text, clip:image, dino:image"):
+            kennel.add("cat", vectors={expert: np.ones((1, 16))})
     assert state(kennel.store) == before
 
 
@@ -513,33 +446,15 @@ CIRCLE: dict[str, Any] = {}
 CIRCLE["a"] = CIRCLE
 
 
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ({"a": object()}, "not JSON serializable"),
-        ({"a": {1, 2}}, "not JSON serializable"),
-        ({"a": b"x"}, "not JSON serializable"),
-        ({"a": np.float32(1)}, "not JSON serializable"),
-        ({("a", "b"): 1}, "keys must be str"),
-        ({"a": float("nan")}, "Out of range float"),
-        ({"a": [float("inf")]}, "Out of range float"),
-        ({"a": 2**63}, "64 bits"),
-        ({"a": -(2**63) - 1}, "64 bits"),
-        ({"a": 10**5000}, "metadata must be a JSON object"),
-        ({"a": "\ud800"}, "surrogates"),
-        (CIRCLE, "Circular"),
-        (nested(33), "32 levels. Got .* and 33"),
-        (nested(150), "32 levels. Got .* and 150"),  # beyond 127 the embedded engine could not open its store again
-        (nested(100_000), "metadata must be a JSON object"),
-        ({"a": "x" * 100_000}, "at most 100,000 characters"),
-        ([1], r"mapping of str to JSON. Got \[1\]"),
-        ("{}", "mapping of str to JSON. Got '{}'"),
-        (5, "mapping of str to JSON. Got 5"),
-    ],
-)
-def test_metadata_that_cannot_be_used(empty: Workshop, metadata: Any, message: str) -> None:
-    with pytest.raises(InvalidInputError, match=message):
-        empty.add("cat", metadata=metadata)
+def test_metadata_that_cannot_be_used(empty: Workshop) -> None:
+    """Embedded stores cannot be opened again with more than 127 levels."""
+    metadata: Any
+    for metadata in (
+        *({"a": value} for value in (b"x", np.float32(1), [float("inf")], 2**63, -(2**63) - 1, 10**5000, "\ud800")),
+        *(CIRCLE, nested(33), nested(150), nested(100_000), {"a": "x" * 100_000}, "{}"),
+    ):
+        with pytest.raises(InvalidInputError, match="metadata m"):
+            empty.add("cat", metadata=metadata)
     assert empty.store.categories() == []
 
 
@@ -556,13 +471,12 @@ def test_metadata_survives_closing_the_store() -> None:
 # ---- images that cannot be read
 
 
-def test_an_unreadable_image_stores_nothing(empty: Workshop) -> None:
+def test_an_unreadable_image_stores_nothing(workshop: Workshop) -> None:
     with pytest.raises(ImageError, match=r"cannot read 'missing\.jpg'"):
-        empty.add("cat", ["a feline"], [photo(1), "missing.jpg", photo(2)])
-    assert empty.store.categories() == []
-
-
-def test_an_unreadable_image_leaves_a_category_as_it_was(workshop: Workshop) -> None:
+        workshop.add("cat", ["a feline"], [photo(1), "missing.jpg", photo(2)])
+    with pytest.raises(ImageError, match="max_pixels=1000"):
+        workshop.add("cat", [], [photo(1, (40, 26))])
+    assert workshop.store.categories() == []
     workshop.add("cat", ["a feline"], photos(1))
     before = state(workshop.store)
     with pytest.raises(ImageError, match="cannot read bytes: it is empty"):
@@ -599,7 +513,7 @@ def test_a_category_of_unreadable_images_alone_is_reported_and_left_out(workshop
 
 @pytest.mark.usefixtures("full_batches")
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
-def test_what_came_before_an_unreadable_image_is_kept_whatever_the_batches(store: Store, batch_size: int) -> None:
+def test_categories_before_an_unreadable_image_are_kept(store: Store, batch_size: int) -> None:
     workshop = Workshop(store, Encoder("clip", dim=32), batch_size=batch_size)
     inputs = [
         CategoryInput(name="ant", images=photos(1, 2)),
@@ -614,32 +528,6 @@ def test_what_came_before_an_unreadable_image_is_kept_whatever_the_batches(store
     assert built[0].references == {"clip:image": 2, "clip:text": 1}
 
 
-def test_a_larger_image_than_allowed(empty: Workshop) -> None:
-    with pytest.raises(ImageError, match="max_pixels=1000"):
-        empty.add("cat", [], [photo(1, (40, 26))])
-
-
-@pytest.mark.parametrize(
-    "images",
-    [
-        "a.jpg",
-        Path("a.jpg"),
-        b"bytes",
-        io.BytesIO(b"file"),
-        photo(1),
-        np.asarray(photo(1)),
-        np.asarray(photo(1).convert("L")),
-        None,
-        5,
-    ],
-    ids=lambda images: type(images).__name__,
-)
-def test_one_image_in_the_place_of_several_is_refused(empty: Workshop, images: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"images must be a list, or another iterable, of images. Got "):
-        empty.add("cat", images=images)
-    assert empty.store.categories() == []
-
-
 class Dataset:
     """Iterable as sequences were before there were iterators; torch's are."""
 
@@ -647,13 +535,11 @@ class Dataset:
         return [photo(1), photo(2)][index]
 
 
-@pytest.mark.parametrize(
-    "images",
-    [iter(photos(1, 2)), (photo(i) for i in (1, 2)), np.stack([np.asarray(photo(i)) for i in (1, 2)]), Dataset()],
-    ids=["iterator", "generator", "batch", "dataset"],
-)
-def test_any_iterable_of_images(workshop: Workshop, images: Any) -> None:
-    assert workshop.add("cat", [], images).references == {"clip:image": 2, "dino:image": 2}
+def test_any_iterable_of_images(workshop: Workshop) -> None:
+    batch = np.stack([np.asarray(photo(i)) for i in (1, 2)])
+    iterables: tuple[Any, ...] = (iter(photos(1, 2)), (photo(i) for i in (1, 2)), batch, Dataset())
+    for position, images in enumerate(iterables):
+        assert workshop.add(f"{position}", [], images).references == {"clip:image": 2, "dino:image": 2}
 
 
 def test_a_file_name_that_is_no_unicode(workshop: Workshop, tmp_path: Path) -> None:
@@ -703,7 +589,7 @@ def test_a_category_is_committed_before_the_next_is_read(workshop: Workshop, mon
     assert seen == [["ant"]]
 
 
-def test_who_stops_after_the_first_category_has_it(workshop: Workshop) -> None:
+def test_a_category_is_stored_when_its_reader_stops_after_it(workshop: Workshop) -> None:
     def inputs() -> Iterator[CategoryInput]:
         for i in range(10_000):
             yield CategoryInput(name=f"{i}")
@@ -713,11 +599,6 @@ def test_who_stops_after_the_first_category_has_it(workshop: Workshop) -> None:
     building.close()  # type: ignore[attr-defined]
     assert first in workshop.store.categories()
     assert len(workshop.store.categories()) <= 8
-
-
-def test_no_categories(empty: Workshop) -> None:
-    assert list(empty.builder.build([])) == []
-    assert empty.store.categories() == []
 
 
 def test_a_failure_of_the_iterables_is_raised_as_it_is(empty: Workshop) -> None:
@@ -740,25 +621,23 @@ def test_an_encoder_that_fails_stores_nothing(store: Store) -> None:
     assert store.categories() == []
 
 
-@pytest.mark.parametrize("new", [[], [photo(9)]], ids=["nothing new", "something new"])
-def test_what_was_recognised_and_then_removed_by_another_is_not_lost_in_silence(
-    workshop: Workshop, new: list[Any]
-) -> None:
-    workshop.add("cat", ["a feline"], photos(1, 2))
+def test_removing_recognised_references_is_a_conflict(workshop: Workshop) -> None:
+    for new in ([], [photo(9)]):
+        workshop.add("cat", ["a feline"], photos(1, 2))
 
-    def images() -> Iterator[Image.Image]:
-        yield photo(1)
-        workshop.store.remove("cat")
-        yield from new
+        def images(new: list[Any] = new) -> Iterator[Image.Image]:
+            yield photo(1)
+            workshop.store.remove("cat")
+            yield from new
 
-    with pytest.raises(ConflictError, match="another writer removed references of 'cat'"):
-        workshop.add("cat", ["a feline"], images())
-    assert workshop.store.categories() == []
+        with pytest.raises(ConflictError, match="another writer removed references of 'cat'"):
+            workshop.add("cat", ["a feline"], images())
+        assert workshop.store.categories() == []
 
 
 @contextmanager
 def before_the_write(store: Store, act: Callable[[], object]) -> Iterator[None]:
-    """Let another writer act after the last look of a builder, and before its write."""
+    """Let another writer act between the last read of a builder and the write."""
     write, acted = store.write, []
 
     def written(writes: Any) -> list[Category]:
@@ -774,7 +653,7 @@ def before_the_write(store: Store, act: Callable[[], object]) -> Iterator[None]:
 
 @pytest.mark.parametrize("new", [[], [photo(9)]], ids=["nothing new", "something new"])
 @pytest.mark.parametrize("removed", ["category", "reference"])
-def test_a_recognised_reference_that_is_removed_before_the_write_is_not_acknowledged(
+def test_removing_a_recognised_reference_before_the_write_is_a_conflict(
     workshop: Workshop, removed: str, new: list[Any]
 ) -> None:
     workshop.add("cat", ["a feline"], photos(1, 2))
@@ -807,14 +686,14 @@ def test_new_images_make_a_category_again_that_is_removed_before_the_write(works
         assert workshop.add("cat", images=[photo(3)]).references == {"clip:image": 1, "dino:image": 1}
 
 
-def test_what_replaces_texts_makes_no_category_of_one_that_is_removed_before_the_write(workshop: Workshop) -> None:
+def test_replacing_texts_of_a_category_that_another_removes_is_a_conflict(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], photos(1, 2))
     with before_the_write(workshop.store, lambda: workshop.store.remove("cat")), pytest.raises(ConflictError):
         workshop.add("cat", ["a pet"], replace=True)
     assert workshop.store.categories() == []
 
 
-def test_a_category_whose_images_are_removed_meanwhile_does_not_lose_its_texts_too(workshop: Workshop) -> None:
+def test_a_category_that_loses_its_images_meanwhile_keeps_its_texts(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], [photo(1)])
 
     def act() -> None:
@@ -858,99 +737,63 @@ def test_definitions_of_one_category_in_two_spellings_are_put_together(tmp_path:
 
 
 def test_two_folders_of_one_category_are_refused(tmp_path: Path) -> None:
-    for name in ("caf\u00e9", "cafe\u0301"):
+    for name in ("cafe", " cafe"):
         write_photos(tmp_path / "pets" / name, [1])
-    if len(list((tmp_path / "pets").iterdir())) == 1:
-        pytest.skip("this file system makes the two names one")
     with pytest.raises(InvalidInputError, match="name the same category"):
         read_categories(tmp_path / "pets")
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda path: None, "is not a folder"),
-        (lambda path: path.write_text("a file"), "is not a folder"),
-        (lambda path: path.mkdir(), "has no sub-folders"),
-        (lambda path: (path / ".hidden").mkdir(parents=True), "has no sub-folders"),
-        (lambda path: (path / "empty").mkdir(parents=True), "has no images in its sub-folders"),
-        (lambda path: (path / "a\nb").mkdir(parents=True), r"category name must be printable in one line. Got 'a\\nb'"),
-    ],
-)
-def test_folders_that_hold_no_categories(tmp_path: Path, make: Callable[[Path], Any], message: str) -> None:
-    make(tmp_path / "pets")
-    with pytest.raises(InvalidInputError, match=message):
-        read_categories(tmp_path / "pets")
+def test_folders_that_hold_no_categories(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    for made in ("bare", "hidden/.hidden", "images/empty", "names/a\nb"):
+        (tmp_path / made).mkdir(parents=True)
+    for name, message in {
+        "missing": "is not a folder",
+        "file": "is not a folder",
+        "x" * 5000: "is not a folder",
+        "bare": "has no sub-folders",
+        "hidden": "has no sub-folders",
+        "images": "has no images in its sub-folders",
+        "names": "category name must be printable in one line",
+    }.items():
+        with pytest.raises(InvalidInputError, match=message):
+            read_categories(tmp_path / name)
 
 
-def test_a_folder_whose_name_is_too_long() -> None:
-    with pytest.raises(InvalidInputError, match="xxx is not a folder"):
-        read_categories(Path("x" * 5000))
-
-
-ANIMALS = {"cat": ["a feline"], "dog": ["a pet", "a friend"], "fox": []}
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("a.json", '{"cat": "a feline", "dog": ["a pet", "a friend"], "fox": []}', ANIMALS),
-        ("a.json", '\ufeff{"cat": "a feline", "dog": ["a pet", "a friend"], "fox": []}', ANIMALS),
+def test_definitions(tmp_path: Path) -> None:
+    animals = {"cat": ["a feline"], "dog": ["a pet", "a friend"], "fox": []}
+    pets = '{"cat": "a feline", "dog": ["a pet", "a friend"], "fox": []}'
+    rows = "category,text\ncat,a feline\ndog,a pet\ncat,a hunter\n"
+    for name, content, expected in (
+        ("a.json", pets, animals),
+        ("a.json", f"\ufeff{pets}", animals),
         ("a", '{"小熊猫": "🐼"}', {"小熊猫": ["🐼"]}),
-        (
-            "a.csv",
-            "category,text\ncat,a feline\ndog,a pet\ncat,a hunter\n",
-            {"cat": ["a feline", "a hunter"], "dog": ["a pet"]},
-        ),
+        ("a.csv", rows, {"cat": ["a feline", "a hunter"], "dog": ["a pet"]}),
         ("a.CSV", '\ufefftext,note,category\r\n"a, b\nc",x,cat\r\n', {"cat": ["a, b\nc"]}),
         ("a.csv", "category,text\ncat,one\u2028line\x0bstill\n", {"cat": ["one\u2028line\x0bstill"]}),
         ("a.csv", "category,text\n", {}),
-    ],
-)
-def test_definitions(tmp_path: Path, name: str, content: str, expected: dict[str, list[str]]) -> None:
-    file = tmp_path / name
-    file.write_bytes(content.encode())
-    assert read_definitions(file) == expected
+    ):
+        (tmp_path / name).write_bytes(content.encode())
+        assert read_definitions(tmp_path / name) == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", b"{", "are not JSON"),
+def test_definitions_that_cannot_be_used(tmp_path: Path) -> None:
+    for name, content, message in (
         ("a.json", b"", "are not JSON"),
         ("a.json", b'["cat"]', "are not JSON of the form"),
-        ("a.json", b'{"cat": 5}', "are not JSON of the form"),
         ("a.json", b'{"cat": {"text": "a"}}', "are not JSON of the form"),
         ("a.json", b"\xff\xfe{", "cannot be read: 'utf-8' codec"),
         ("a.json", b"[" * 100_000, "are not JSON"),
         ("a.csv", b"", "columns category and text. Got none"),
-        ("a.csv", b"name,text\ncat,a", "columns category and text. Got name, text"),
         ("a.csv", b"category,text\ncat," + b"x" * 200_000, "are no CSV after line 1: field larger"),
-        ("a.csv", b'category,text\n"cat', "are no CSV after line 1: unexpected end"),
-    ],
-)
-def test_definitions_that_cannot_be_used(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    file = tmp_path / name
-    file.write_bytes(content)
-    with pytest.raises(InvalidInputError, match=message) as error:
-        read_definitions(file)
-    assert str(file) in str(error.value)
-
-
-@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()], ids=["missing", "folder"])
-def test_definitions_that_are_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
-    make(tmp_path / "a.json")
-    with pytest.raises(InvalidInputError, match=r"a\.json cannot be read: "):
-        read_definitions(tmp_path / "a.json")
-
-
-def test_a_row_without_a_text_is_refused_when_it_is_used(empty: Workshop, tmp_path: Path) -> None:
-    file = tmp_path / "a.csv"
-    file.write_text("category,text\ncat\n")
-    (tmp_path / "pets" / "dog").mkdir(parents=True)
-    inputs = read_categories(tmp_path / "pets", read_definitions(file))
-    with pytest.raises(InvalidInputError, match=r"definition text must be a str that is not empty. Got ''"):
-        list(empty.builder.build(inputs))
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InvalidInputError, match=message) as error:
+            read_definitions(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+    for missing in (tmp_path / "b.json", tmp_path):
+        with pytest.raises(InvalidInputError, match=r"cannot be read: "):
+            read_definitions(missing)
 
 
 def test_importing_a_folder_again_embeds_nothing(workshop: Workshop, tmp_path: Path) -> None:
@@ -966,27 +809,19 @@ def test_importing_a_folder_again_embeds_nothing(workshop: Workshop, tmp_path: P
 
 
 def test_unreadable_images_do_not_replace_readable_ones(workshop: Workshop) -> None:
-    good = Image.new("RGB", (8, 8), "red")
-    before = workshop.add("red", images=[good])
-    failed: list[str] = []
-    inputs = [CategoryInput(name="red", images=[b"cut"]), CategoryInput(name="blue", images=[good])]
-    added = workshop.builder.build(inputs, replace=True, on_error=lambda source, error: failed.append(source))
-    assert [category.name for category in added] == ["blue"]
-    assert failed == ["bytes"]
-    assert workshop.store.category("red") == before
-
-
-def test_images_are_not_replaced_by_those_that_can_be_read_today(workshop: Workshop) -> None:
     before = workshop.add("red", images=photos(1, 2, 3))
-    inputs = [
-        CategoryInput(name="red", images=[*photos(1), b"cut"]),
-        CategoryInput(name="new", images=[b"cut", *photos(2)]),
-    ]
-    added = list(workshop.builder.build(inputs, replace=True, on_error=lambda source, error: None))
-    assert [category.name for category in added] == ["new"]
+    failed: list[str] = []
+
+    def build(images: list[Any], new: str, *, replace: bool = True) -> list[str]:
+        inputs = [CategoryInput(name="red", images=images), CategoryInput(name=new, images=[b"cut", *photos(4)])]
+        built = workshop.builder.build(inputs, replace=replace, on_error=lambda source, error: failed.append(source))
+        return [category.name for category in built]
+
+    assert build([b"cut"], "first") == ["first"]
+    assert build([*photos(1), b"cut"], "second") == ["second"]
+    assert failed == ["bytes"] * 4
     assert workshop.store.category("red") == before
-    added = list(workshop.builder.build(inputs, on_error=lambda source, error: None))
-    assert [category.name for category in added] == ["red", "new"]
+    assert build([*photos(1), b"cut"], "third", replace=False) == ["red", "third"]
 
 
 def test_category_without_readable_images_does_not_stop_the_others(store: Store) -> None:

@@ -1,4 +1,4 @@
-"""What looks after the references of a store: `clf.references`."""
+"""Changes of references and label errors: `clf.references`."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_suspects_of_a_stale_calibration(clf: Classifier) -> None:
     assert {suspect.category for suspect in told} >= set(NAMES)
 
 
-def test_without_a_calibration_nobody_knows_how_often_a_label_is_wrong() -> None:
+def test_suspects_need_a_calibration() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()], calibration="off") as clf:
         clf.add_category("a", texts=["a"])
         with pytest.raises(StoreError, match=r"no calibration .* calibrate it with `zsvec calibrate`"):
@@ -136,33 +136,43 @@ def test_categories_are_merged_and_described(pets: Classifier, monkeypatch: pyte
     assert pets.category("dog").references == {"hash:image": 6, "hash:text": 2}
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "says"),
-    [
-        (lambda r: r.move("f" * 64, source="cat", target="dog"), InvalidInputError, "no reference"),
-        (lambda r: r.move([], source="cat", target="dog"), InvalidInputError, "hashes must be"),
-        (lambda r: r.move("f" * 64, source="fox", target="dog"), CategoryNotFoundError, "fox"),
-        (lambda r: r.remove("cat", "f" * 64), InvalidInputError, "no reference"),
-        (lambda r: r.remove("fox", "f" * 64), CategoryNotFoundError, "fox"),
-        (lambda r: r.rename("cat", "dog"), InvalidInputError, "already"),
-        (lambda r: r.rename("cat", " cat "), InvalidInputError, "the same"),
-        (lambda r: r.rename("cat", "a\nb"), InvalidInputError, "printable"),
-        (lambda r: r.rename("fox", "wolf"), CategoryNotFoundError, "fox"),
-        (lambda r: r.merge("cat", "fox"), CategoryNotFoundError, "fox"),
-        (lambda r: r.merge("cat", "cat"), InvalidInputError, "the same"),
-        (lambda r: r.update("fox", texts=["red"]), CategoryNotFoundError, "fox"),
-        (lambda r: r.update("cat", texts=[""]), InvalidInputError, "text"),
-        (lambda r: r.update("fox", metadata={}), CategoryNotFoundError, "fox"),
-        (lambda r: r.update("cat", metadata={"a": float("nan")}), InvalidInputError, "metadata"),
-    ],
-)
-def test_what_cannot_be_changed_stays(
-    pets: Classifier, change: Callable[[Any], object], error: type[Exception], says: str
-) -> None:
-    before = pets.categories()
-    with pytest.raises(error, match=says):
-        change(pets.references)
+def test_a_refused_change_changes_nothing(pets: Classifier) -> None:
+    r, before, unknown = pets.references, pets.categories(), "f" * 64
+    changes: list[tuple[Callable[[], object], type[Exception], str]] = [
+        (lambda: r.move(unknown, source="cat", target="dog"), InvalidInputError, "no reference"),
+        (lambda: r.move([], source="cat", target="dog"), InvalidInputError, "hashes must be"),
+        (lambda: r.move(unknown, source="fox", target="dog"), CategoryNotFoundError, "fox"),
+        (lambda: r.remove("cat", unknown), InvalidInputError, "no reference"),
+        (lambda: r.remove("fox", unknown), CategoryNotFoundError, "fox"),
+        (lambda: r.rename("cat", "dog"), InvalidInputError, "already"),
+        (lambda: r.rename("cat", " cat "), InvalidInputError, "the same"),
+        (lambda: r.rename("cat", "a\nb"), InvalidInputError, "printable"),
+        (lambda: r.rename("fox", "wolf"), CategoryNotFoundError, "fox"),
+        (lambda: r.merge("cat", "fox"), CategoryNotFoundError, "fox"),
+        (lambda: r.merge("cat", "cat"), InvalidInputError, "the same"),
+        (lambda: r.update("cat"), InvalidInputError, "texts, metadata or both"),
+        (lambda: r.update("fox", texts=["red"]), CategoryNotFoundError, "fox"),
+        (lambda: r.update("cat", texts=[""]), InvalidInputError, "text"),
+        (lambda: r.update("fox", metadata={}), CategoryNotFoundError, "fox"),
+        (lambda: r.update("cat", metadata={"a": float("nan")}), InvalidInputError, "metadata"),
+    ]
+    for change, error, message in changes:
+        with pytest.raises(error, match=message):
+            change()
     assert pets.categories() == before
+
+
+def test_the_last_reference_of_a_category_stays(pets: Classifier) -> None:
+    """The state of the category is the cause, not the arguments."""
+    fox = pets.add_category("fox", ["a red hunter"])
+    changes: list[Callable[[], object]] = [
+        lambda: pets.references.update("fox", texts=[]),
+        lambda: pets.add_category("fox", [], replace=True),
+    ]
+    for change in changes:
+        with pytest.raises(ConflictError, match="would have no reference"):
+            change()
+    assert pets.category("fox") == fox
 
 
 @pytest.mark.parametrize("given", [{"texts": ["new"]}, {"metadata": {"b": 1}}])

@@ -1,4 +1,4 @@
-"""Images and references that people can see: copies kept with the store, found by the evidence of a prediction."""
+"""Small copies of images: kept with the store, found by the evidence of a prediction."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from PIL import Image
 
 import zsvec
 from tests.store.support import LocalDeployment
-from tests.support import encode, open_classifier, photo, photos, two_encoders
+from tests.support import classifier_over, encode, open_classifier, photo, photos, two_encoders
 from tests.support import isolated as isolated
 from zsvec.classifier import Classifier
-from zsvec.encoders import EncoderSet
 from zsvec.errors import CategoryNotFoundError
 from zsvec.ingest import ingestion as builder
 from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.decoding import decode
 from zsvec.inputs.images import content_hash
-from zsvec.settings.settings import load_settings
 from zsvec.store import Store
 from zsvec.store.backends.base import Backend, Where
 from zsvec.store.backends.memory import MemoryBackend
@@ -38,7 +36,7 @@ def clf() -> Iterator[Classifier]:
 
 
 def same(one: Image.Image | None, other: Image.Image) -> bool:
-    """Whether one is the other, but for what JPEG loses."""
+    """Whether two images are equal, except for losses of JPEG."""
     return one is not None and abs(np.asarray(one, int) - np.asarray(other, int)).mean() < 60 and one.size == other.size
 
 
@@ -77,7 +75,7 @@ def test_a_missing_copy_breaks_nothing(clf: Classifier) -> None:
 
 
 class Recording:
-    """A backend that notes the collections that are named to it."""
+    """A backend that records the names of used collections."""
 
     def __init__(self, inner: Backend) -> None:
         self.inner = inner
@@ -97,14 +95,9 @@ class Recording:
 
 @pytest.mark.parametrize("index", ["memory", "qdrant"])
 @pytest.mark.parametrize("place", [MemoryBackend, lambda: LocalDeployment().connect()], ids=["memory", "client"])
-def test_who_classifies_reads_no_copy(place: Callable[[], Backend], index: Any) -> None:
+def test_classifying_reads_no_copy(place: Callable[[], Backend], index: Any) -> None:
     backend = Recording(place())
-    encoders = EncoderSet(two_encoders())
-    temperatures = {"clip:text": 0.01, "clip:image": 0.05, "dino:image": 0.05}
-    store, settings = Store(backend, "zsvec"), load_settings(index=index)
-    with Classifier(
-        store, settings, load_encoders=lambda: encoders, temperatures=temperatures, prompts={}
-    ) as classifier:
+    with classifier_over(Store(backend, "zsvec"), index=index) as classifier:
         classifier.add_category("red panda", ["a small mammal"], photos(1, 2))
         assert "zsvec__images" in backend.named
         backend.named.clear()
@@ -114,7 +107,7 @@ def test_who_classifies_reads_no_copy(place: Callable[[], Backend], index: Any) 
         assert "zsvec__images" not in backend.named
 
 
-# What is kept
+# Copies
 
 
 def test_a_picture_is_decoded_once_and_only_if_it_is_new(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +128,7 @@ def test_a_picture_is_decoded_once_and_only_if_it_is_new(clf: Classifier, monkey
     assert same(clf.image(kept.hash), photo(1))
 
 
-def test_the_copy_says_what_the_image_was(clf: Classifier, tmp_path: Path) -> None:
+def test_a_copy_has_size_and_source_of_the_image(clf: Classifier, tmp_path: Path) -> None:
     file = tmp_path / "large.jpg"
     Image.new("RGB", (1600, 1200), "red").save(file)
     clf.add_category("red panda", images=[file])
@@ -152,7 +145,7 @@ def test_the_copy_says_what_the_image_was(clf: Classifier, tmp_path: Path) -> No
 def test_an_image_that_brings_its_vectors_has_a_copy(clf: Classifier) -> None:
     clf.add_category("lynx", images=photos(9))
     vectors = {r.encoder: r.vector for r in clf._store.stored("lynx") if r.modality == "image"}
-    broken = encode(photo(2))[:60]  # whose hash is enough
+    broken = encode(photo(2))[:60]  # its hash is enough
     given = [ReferenceImage(image=image, vectors=vectors) for image in (encode(photo(1)), broken)]
     clf.add_category("red panda", images=given)
     images = [clf.image(r.hash) for r in clf.references.of("red panda") if r.modality == "image"]
@@ -168,7 +161,7 @@ def test_keep_images(tmp_path: Path) -> None:
         assert copies(clf) == 0
     with open_classifier(tmp_path, keep_images="small") as clf:
         clf.classify(photo(1))
-        assert not clf._store.keeps_images()  # who only reads changes nothing
+        assert not clf._store.keeps_images()  # a reader changes nothing
         clf.add_category("red panda", images=photos(1, 2, 3))
         assert copies(clf) == 1
     with open_classifier(tmp_path) as clf:
@@ -205,7 +198,7 @@ def test_the_references_of_a_category(clf: Classifier) -> None:
         clf.references.of("lynx")
 
 
-def test_who_and_when_stay_when_references_are_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_author_and_time_stay_when_references_are_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_classifier(tmp_path, added_by="Ann") as clf:
         clf.add_category("red panda", ["a"], photos(1))
         before = {(r.hash, r.added, r.by) for r in clf.references.of("red panda")}

@@ -27,6 +27,7 @@ from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from tests.support import (  # noqa: F401
     REUSING,
     Reusing,
+    classifier_over,
     coloured,
     encode,
     fast_folder,
@@ -37,13 +38,10 @@ from tests.support import (  # noqa: F401
 from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.test_stream import eventually, short_polls, threads, until, within  # noqa: F401
 from zsvec.classifier import Classifier
-from zsvec.encoders import EncoderSet
-from zsvec.encoders.spec import TEMPERATURES
 from zsvec.errors import EncoderError, ImageError, InvalidInputError, StoreError
-from zsvec.settings.settings import load_settings
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
-from zsvec.types import Prediction, expert_name
+from zsvec.types import Prediction
 
 COLOURS = ("red", "green", "blue")
 DEADLINE = 60.0
@@ -51,7 +49,7 @@ DEADLINE = 60.0
 
 @pytest.fixture(autouse=True)
 def working_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Encoders work ahead of the search, as on a GPU; tests/test_classifier.py has streams as on a CPU."""
+    """Encoders work ahead of the search, as on a GPU; `test_classifier.py` streams as on a CPU."""
     monkeypatch.setattr(zsvec.ingest.embedding, "_work_ahead", lambda encoders: True)
 
 
@@ -159,16 +157,16 @@ def test_one_corrupt_image_of_a_hundred_costs_one_answer_of_a_hundred(clf: Class
     assert (stream.stats.images, stream.stats.failed) == (1000, 10)
 
 
-@pytest.mark.parametrize("at", [0, 5, 7, 8])
-def test_an_unreadable_image_ends_a_stream_that_shall_raise(clf: Classifier, at: int) -> None:
-    images: list[Any] = [*pictures(at), b"", *pictures(20)]
-    stream = stream_of(clf, images, batch_size=4, errors="raise")
-    for _ in range(at):
-        assert next(stream).label in COLOURS
-    with pytest.raises(ImageError, match="cannot read bytes: it is empty"):
-        next(stream)
-    assert next(stream, None) is None
-    assert eventually(lambda: not threads())
+def test_an_unreadable_image_ends_a_stream_that_shall_raise(clf: Classifier) -> None:
+    for at in (0, 5, 8):
+        images: list[Any] = [*pictures(at), b"", *pictures(20)]
+        stream = stream_of(clf, images, batch_size=4, errors="raise")
+        for _ in range(at):
+            assert next(stream).label in COLOURS
+        with pytest.raises(ImageError, match="cannot read bytes: it is empty"):
+            next(stream)
+        assert next(stream, None) is None
+        assert eventually(lambda: not threads())
 
 
 def test_an_encoder_that_fails(folder: Path) -> None:
@@ -184,18 +182,18 @@ def test_an_encoder_that_fails(folder: Path) -> None:
         got = []
         with pytest.raises(EncoderError, match="out of memory"):
             for prediction in clf.classify_stream([*good, Image.new("RGB", (13, 13)), *good], batch_size=4, **PATIENT):
-                got.append(prediction.label)  # noqa: PERF401 - what came before is of interest
+                got.append(prediction.label)  # noqa: PERF401 - predictions before the error count
         assert got == [p.label for p in clf.classify(good)]
         assert eventually(lambda: not threads())
 
 
-@pytest.mark.parametrize("kind", REUSING)
-def test_a_source_may_use_its_object_again(clf: Classifier, kind: str) -> None:
+def test_a_source_may_use_its_object_again(clf: Classifier) -> None:
     images = pictures(24)
     expected = [clf.classify(np.asarray(image)).label for image in images]
     assert set(expected) == set(COLOURS)
-    found = list(clf.classify_stream(getattr(Reusing(images), kind)(), batch_size=8))
-    assert [(p.label, p.error) for p in found] == [(label, None) for label in expected]
+    for kind in REUSING:
+        found = list(clf.classify_stream(getattr(Reusing(images), kind)(), batch_size=8))
+        assert [(p.label, p.error) for p in found] == [(label, None) for label in expected], kind
 
 
 def test_one_image_of_a_file_may_be_given_many_times(clf: Classifier) -> None:
@@ -203,12 +201,12 @@ def test_one_image_of_a_file_may_be_given_many_times(clf: Classifier) -> None:
     assert {(p.label, p.error) for p in clf.classify([image] * 16, errors="report")} == {("red", None)}
 
 
-# ---- what is committed meanwhile
+# ---- concurrent commits
 
 
 @pytest.fixture(params=["the same process", "another process", "a server"])
 def two_handles(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[Classifier, Classifier]]:
-    """A classifier, and one that writes to its store: itself, or one that has only the store in common."""
+    """A reader and a writer of one store: the same classifier, or two."""
     if request.param == "a server":
         yield handles_of(request.getfixturevalue("server"))
         return
@@ -219,21 +217,14 @@ def two_handles(request: pytest.FixtureRequest, folder: Path) -> Iterator[tuple[
 
 def handles_of(deployment: Deployment) -> tuple[Classifier, Classifier]:
     def opened() -> Classifier:
-        encoders = EncoderSet(two_encoders())
-        return Classifier(
-            Store(deployment.backend(), deployment.namespace),
-            load_settings(),
-            load_encoders=lambda: encoders,
-            temperatures={expert_name(e.name, m): TEMPERATURES[m] for e in encoders for m in e.modalities},
-            prompts={},
-        )
+        return classifier_over(Store(deployment.backend(), deployment.namespace))
 
     reader = opened()
     return fill(reader), opened() if deployment.shared else reader
 
 
 @pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
-def test_what_is_committed_elsewhere_is_in_the_very_next_batch(two_handles: tuple[Classifier, Classifier]) -> None:
+def test_commits_of_others_are_in_the_very_next_batch(two_handles: tuple[Classifier, Classifier]) -> None:
     reader, writer = two_handles
     stream = stream_of(reader, endless("white"), batch_size=2, **PATIENT)
     for added in (False, True, False, True):
@@ -295,6 +286,9 @@ def test_a_consumer_that_stops_early(folder: Path, how: str) -> None:
         next(stream)
         assert threads()
         within(stream.close)
+        after = stream.stats
+        time.sleep(0.02)
+        assert (stream.stats, after.images) == (after, 2)
     elif how == "forget":
         next(stream_of(clf, endless(), batch_size=2))
     else:
@@ -368,16 +362,6 @@ def test_statistics_while_it_runs_and_afterwards(clf: Classifier) -> None:
     assert stream.stats == after
 
 
-def test_statistics_of_a_stream_that_ended_early_stand_still(clf: Classifier) -> None:
-    stream = stream_of(clf, endless(), batch_size=2)
-    next(stream)
-    stream.close()
-    after = stream.stats
-    time.sleep(0.02)
-    assert stream.stats == after
-    assert after.images == 2
-
-
 def test_each_stream_has_its_own_statistics_and_the_classifier_their_sum(clf: Classifier) -> None:
     before = clf.stats
     assert before.store == {"second_stamps": 0, "unknown_outcomes": 0, "healed_records": 0}
@@ -420,22 +404,21 @@ def test_a_classifier_that_has_classified_nothing(folder: Path) -> None:
 # ---- how long a batch waits
 
 
-@pytest.mark.parametrize("value", [-1, -0.001, float("nan"), float("inf"), "50", [50], 1j])
-def test_waits_that_are_none(clf: Classifier, value: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"max_wait_ms must be a number from 0 up\. Got "):
-        clf.classify_stream(pictures(1), max_wait_ms=value)
-    with pytest.raises(InvalidInputError, match=r"max_wait_ms must be a number from 0 up\. Got "):
-        clf.aclassify_stream(pictures(1), max_wait_ms=value)
+def test_waits_that_are_none(clf: Classifier) -> None:
+    values: tuple[Any, ...] = (-1, -0.001, float("nan"), float("inf"), "50", [50], 1j, 10**400)
+    for value, stream in itertools.product(values, (clf.classify_stream, clf.aclassify_stream)):
+        with pytest.raises(InvalidInputError, match=r"max_wait_ms must be a number from 0 up\. Got "):
+            stream(pictures(1), max_wait_ms=value)  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("value", [None, 0, 0.5, 20, np.float32(3), 10**12])
-def test_waits(clf: Classifier, value: Any) -> None:
+def test_waits(clf: Classifier) -> None:
     expected = [p.label for p in clf.classify(pictures(9))]
-    assert [p.label for p in clf.classify_stream(pictures(9), batch_size=4, max_wait_ms=value)] == expected
+    values: tuple[Any, ...] = (None, 0, 0.5, 20, np.float32(3), 10**12, Fraction(20))
+    for value in values:
+        assert [p.label for p in clf.classify_stream(pictures(9), batch_size=4, max_wait_ms=value)] == expected
 
 
-@pytest.mark.parametrize("value", [200, 200.0, np.float32(200), Fraction(200)])
-def test_a_batch_is_classified_when_it_has_waited_long_enough(clf: Classifier, value: Any) -> None:
+def test_a_batch_is_classified_when_it_has_waited_long_enough(clf: Classifier) -> None:
     go_on = threading.Event()
 
     def images() -> Iterator[Image.Image]:
@@ -444,7 +427,7 @@ def test_a_batch_is_classified_when_it_has_waited_long_enough(clf: Classifier, v
         yield coloured("blue", 100)
 
     start = time.monotonic()
-    stream = stream_of(clf, images(), batch_size=100, max_wait_ms=value)
+    stream = stream_of(clf, images(), batch_size=100, max_wait_ms=200)
     assert within(lambda: next(stream)).label == "red"
     assert time.monotonic() - start >= 0.2
     go_on.set()
@@ -452,13 +435,6 @@ def test_a_batch_is_classified_when_it_has_waited_long_enough(clf: Classifier, v
 
 
 # ---- several streams
-
-
-def test_two_streams_by_turns(clf: Classifier) -> None:
-    one, other = pictures(30), pictures(60)[30:]
-    expected = [p.label for p in clf.classify(one)], [p.label for p in clf.classify(other)]
-    together = zip(clf.classify_stream(one, batch_size=4), clf.classify_stream(other, batch_size=7), strict=True)
-    assert [(a.label, b.label) for a, b in together] == list(zip(*expected, strict=True))
 
 
 def test_streams_in_several_threads(clf: Classifier) -> None:
@@ -550,7 +526,7 @@ def test_a_task_that_is_cancelled(folder: Path, source: Callable[[], Any]) -> No
 
 
 @pytest.mark.parametrize("source", [endless, lambda: asynchronously(endless())])
-def test_a_stream_that_nobody_closes_before_its_loop_ends(
+def test_a_stream_that_is_open_when_its_loop_ends(
     clf: Classifier, source: Callable[[], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     kept = []
@@ -586,7 +562,7 @@ def test_an_endless_stream_takes_no_more_and_more_memory(clf: Classifier) -> Non
     finally:
         tracemalloc.stop()
     assert next(stream, None) is None
-    # What is on its way varies with the threads: some five batches of 50 kB, and their answers. All would be 5 MB.
+    # Threads hold about five batches of 50 kB, and predictions. All images would be 5 MB.
     assert peaks[1] < peaks[0] + 1_000_000
 
 
@@ -594,7 +570,7 @@ def test_an_endless_stream_takes_no_more_and_more_memory(clf: Classifier) -> Non
 
 
 class Thumbnails:
-    """A backbone that scales to 16 pixels, and knows how large the images were that it was given."""
+    """A backbone that scales to 16 pixels, and records the sizes of images."""
 
     def __init__(self, side: int | None = 16) -> None:
         self.side = side

@@ -1,4 +1,4 @@
-"""Threads that classify one image each share batches, and no answer is another for it."""
+"""Threads with one image each share batches, without any effect on predictions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PHOTOS = [coloured(colour, seed) for seed in range(500, 504) for colour in COLOU
 
 
 class Gated(HashEncoder):
-    """Notes the sizes of its batches of images, and waits in the first of them while `gate` is closed."""
+    """Records the sizes of batches of images, and blocks in the first batch while `gate` is closed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,6 @@ def waiting(classifier: Classifier) -> int:
 
 @pytest.mark.parametrize("fusion", ["log_linear_gda", "max_confidence", "transductive"])
 def test_answers_are_those_of_images_alone(fusion: str) -> None:
-    """Transductive, too, where an answer depends on its batch: images of others are no batch of anybody's."""
     encoder = Gated()
     with opened(encoder, fusion=fusion) as classifier:
         alone = [classifier.classify(photo) for photo in PHOTOS]
@@ -126,7 +125,7 @@ def test_an_image_that_cannot_be_read_is_its_callers_alone() -> None:
         assert [len(call.result().ranking) for call in reported] == [1, 0, 1, 1]
 
 
-def test_a_failure_of_an_encoder_is_of_all_who_share_the_batch() -> None:
+def test_a_failing_encoder_fails_the_whole_batch() -> None:
     encoder = Gated()
     with opened(encoder) as classifier:
         encoder.fails = True
@@ -136,7 +135,7 @@ def test_a_failure_of_an_encoder_is_of_all_who_share_the_batch() -> None:
         assert classifier.classify(PHOTOS[1]).nearest == COLOURS[1]
 
 
-def test_what_is_committed_while_images_wait_is_seen() -> None:
+def test_a_waiting_batch_sees_later_commits() -> None:
     encoder = Gated()
     white = coloured("white", 1)
     with opened(encoder, calibration="off") as classifier:
@@ -160,7 +159,7 @@ def test_coroutines_share_batches() -> None:
         tasks = [asyncio.create_task(classifier.aclassify(photo)) for photo in PHOTOS[:4]]
         while waiting(classifier) < 3:
             await asyncio.sleep(0.002)
-        tasks[1].cancel()  # its thread goes on
+        tasks[1].cancel()  # the thread goes on
         encoder.gate.set()
         return [
             found for found in await asyncio.gather(*tasks, return_exceptions=True) if isinstance(found, Prediction)
@@ -181,7 +180,7 @@ def test_images_alone_are_counted() -> None:
         assert found.runs == {"decode": 5, "preprocess": 4, "encode": 2, "search": 2, "fuse": 2}
         assert found.busy.keys() == found.runs.keys()
         assert 0 < found.seconds < DEADLINE
-        assert classifier.stats.seconds == found.seconds  # the clock stands while nobody is at work
+        assert classifier.stats.seconds == found.seconds  # the clock stands without work
 
 
 def test_an_image_alone_is_kept_where_that_is_asked_for() -> None:
@@ -189,5 +188,5 @@ def test_an_image_alone_is_kept_where_that_is_asked_for() -> None:
         strange = coloured("yellow", 1)
         assert classifier.classify(strange).hash is None
         kept = classifier.classify(strange, keep="all")
-        classifier._single.close()
+        classifier._predictor.close()
         assert classifier.inbox.hashes() == [kept.hash]

@@ -1,4 +1,4 @@
-"""Commands that take a folder leave out its links to images elsewhere, and say so."""
+"""Commands on a folder leave out links to images elsewhere, and report the links."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [
 
 @pytest.fixture
 def linked(colours: Path) -> Path:  # noqa: F811
-    """A folder of categories with three links out of it, and one within."""
+    """A folder of categories with three links out of the folder, and one within."""
     write_photos(Path("private"), [70, 71])
     (colours / "red" / "broken.jpg").unlink(missing_ok=True)
     (colours / "red" / "0-link.png").symlink_to(Path("private/0.png").absolute())
@@ -89,7 +89,7 @@ def test_classify(filled: Callable[..., Result], linked: Path) -> None:  # noqa:
     assert not [source for source in sources if any(link in source for link in LINKS)]
 
 
-def test_classify_of_what_is_named_itself(filled: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_classify_of_named_links(filled: Callable[..., Result], linked: Path) -> None:  # noqa: F811
     result = filled("classify --json", linked / "secret", linked / "red" / "0-link.png")
     assert result.code == 0
     assert len(result.objects) == 3

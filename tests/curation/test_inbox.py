@@ -565,7 +565,7 @@ def test_a_correction_moves_the_image(clf: Classifier) -> None:
     clf.correct(wrong, "new")
     assert clf.category("new").texts == ()
     assert encoded(clf) == before
-    with pytest.raises(InvalidInputError, match="would have no reference"):
+    with pytest.raises(ConflictError, match="would have no reference"):
         clf.correct(wrong, "red")
 
 

@@ -165,9 +165,12 @@ def test_a_refused_change_changes_nothing(pets: Classifier) -> None:
 def test_the_last_reference_of_a_category_stays(pets: Classifier) -> None:
     """The state of the category is the cause, not the arguments."""
     fox = pets.add_category("fox", ["a red hunter"])
+    (only,) = pets.references.of("fox")
     changes: list[Callable[[], object]] = [
         lambda: pets.references.update("fox", texts=[]),
         lambda: pets.add_category("fox", [], replace=True),
+        lambda: pets.references.remove("fox", only.hash),
+        lambda: pets.references.move(only.hash, source="fox", target="dog"),
     ]
     for change in changes:
         with pytest.raises(ConflictError, match="would have no reference"):

@@ -699,7 +699,7 @@ def test_a_category_that_loses_its_images_meanwhile_keeps_its_texts(workshop: Wo
     def act() -> None:
         workshop.store.remove_references("cat", [content_hash(photo(1))])
 
-    with before_the_write(workshop.store, act), pytest.raises(InvalidInputError, match="no reference"):
+    with before_the_write(workshop.store, act), pytest.raises(ConflictError, match="no reference"):
         workshop.add("cat", [], replace=True)
     assert sources(workshop.store, "cat") == {"clip:text": ["a feline"]}
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.store.material import FINGERPRINTS, add, content_hash, sources, write_of
 from tests.store.support import LASTING, Crash, Deployment, Hooked
-from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError
+from zsvec.errors import CategoryNotFoundError, ConflictError
 from zsvec.store import Cursor, Move, Store
 from zsvec.store.backends.base import Points
 from zsvec.store.catalog.schema import record_id
@@ -148,7 +148,7 @@ def test_replacement_without_references_to_keep_is_refused(backend: Hooked, stor
         other.remove_references("red panda", [content_hash("old")])
 
     backend.hooks["commit"] = theirs
-    with pytest.raises(InvalidInputError, match="no reference"):
+    with pytest.raises(ConflictError, match="no reference"):
         store.write([write_of("red panda", replace=True, keeps=frozenset({"image"}))])
     assert sources(store, "red panda") == {"clip:text": ["old text"]}
 

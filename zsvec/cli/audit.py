@@ -14,7 +14,7 @@ from rich.text import Text
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, answering, app, is_terminal
-from zsvec.errors import CategoryNotFoundError, InvalidInputError
+from zsvec.errors import ConflictError, InvalidInputError
 
 if TYPE_CHECKING:
     from zsvec import Audit, Category, Confusion, Duplicates, Outlier, StoredImage, StoredReferences, ThinCategory
@@ -120,7 +120,7 @@ def _try(change: Callable[[], Category]) -> None:
     """Do what was chosen; what cannot be done is said, and the next question asked."""
     try:
         changed = change()
-    except (CategoryNotFoundError, InvalidInputError) as exc:  # others may have changed it meanwhile
+    except (ConflictError, InvalidInputError) as exc:  # others may have changed it meanwhile
         output.print_note(f"not done: {exc}")
     else:
         output.print_note(f"done: {changed.name} has {output.counted(sum(changed.references.values()), 'reference')}")

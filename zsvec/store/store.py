@@ -372,9 +372,8 @@ class Store:
             The categories after the write, in order.
 
         Raises:
-            ConflictError: Others changed a category at each attempt, or removed references that the write needs. The
-                other categories are committed.
-            InvalidInputError: A category would have no reference. The other categories are committed.
+            ConflictError: Others changed a category at each attempt or removed references that the write needs, or the
+                category would have no reference. The other categories are committed.
         """
         with self._changing("replace" if any(write.replace for write in writes) else "add"):
             return self._writer.write(writes)
@@ -394,8 +393,8 @@ class Store:
 
         Raises:
             CategoryNotFoundError: There is no such category.
-            InvalidInputError: The category has no reference of such a hash, or would have no reference.
-            ConflictError: Others changed it at each attempt.
+            InvalidInputError: The category has no reference of such a hash.
+            ConflictError: The category would have no reference, or others changed it at each attempt.
         """
         with self._changing("remove"):
             return self._writer.remove_references(name, hashes)
@@ -425,9 +424,8 @@ class Store:
 
         Raises:
             CategoryNotFoundError: There is no such source.
-            InvalidInputError: The source has no reference of such a hash, or would have no reference; or the target
-                must not exist and does.
-            ConflictError: Others changed one of the two at each attempt.
+            InvalidInputError: The source has no reference of such a hash, or the target must not exist and does.
+            ConflictError: The source would have no reference, or others changed one of the two at each attempt.
         """
         with self._changing("merge" if move.hashes is None else "move"):
             return self._writer.move(move)

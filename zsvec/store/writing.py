@@ -250,9 +250,9 @@ class Writer:
         """Returns the category as a write leaves it; `current` itself if the write changes nothing.
 
         Raises:
-            ConflictError: Another writer has removed references that the write needs.
+            ConflictError: The category would have no reference, or another writer removed references that the write
+                needs.
             ChangedError: The category has been changed since.
-            InvalidInputError: The category would have no reference.
         """
         there = current if current and current.write_ids else None
         kept = None if write.replace else there
@@ -270,7 +270,7 @@ class Writer:
         carried = self._read_all(there, keeps) if there and write.replace and keeps else []
         fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
         if write.replace and keeps & {"text", "image"} and not fresh:  # another writer removed the kept references
-            raise InvalidInputError(f"category {write.name!r} would have no reference: give it a text or an image")
+            raise ConflictError(f"category {write.name!r} would have no reference: give it a text or an image")
         texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
         before = there.metadata if there and "metadata" in keeps else {}
         metadata = dict(before if write.metadata is None else write.metadata)
@@ -404,9 +404,7 @@ def _leaving(move: Move, source: Category, every: Sequence[Reference]) -> tuple[
 def _without(category: Category, every: Sequence[Reference], hashes: Collection[str]) -> Plan:
     kept = [reference for reference in every if reference.hash not in hashes]
     if not kept:
-        raise InvalidInputError(
-            f"category {category.name!r} would have no reference: remove it, or merge it into another"
-        )
+        raise ConflictError(f"category {category.name!r} would have no reference: remove it, or merge it into another")
     removed = {reference.source for reference in every if reference.hash in hashes and reference.modality == "text"}
     texts = [text for text in category.texts if text not in removed]
     return replace(

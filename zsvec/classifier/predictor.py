@@ -137,7 +137,7 @@ class Predictor:
         *,
         related: bool = True,
     ) -> Iterator[Prediction]:
-        """Predictions of a batch, in order; `vectors` are those of its readable images."""
+        """Predictions of a batch, in order, from the vectors of the readable images."""
         readable = [image for image in batch if image.error is None]
         sources = [image.source for image in readable]
         answered: list[Prediction] = []

@@ -113,7 +113,7 @@ class Audit:
 
     Attributes:
         images: Number of reference images.
-        judged: Number of images with a judged label: none without a calibration, and no image that is the only one
+        judged: Number of judged labels: none without a calibration, nor for an image that is the only one
             of its category, or lacks the vector of an encoder.
         calibrated: Whether there is a calibration to judge labels by.
         labels: Probable label errors, by falling probability.

@@ -185,7 +185,7 @@ class Inbox:
     def label(self, hashes: str | Collection[str], name: str) -> Category:
         """Make images references of a category, which is made if there is none. No encoder runs.
 
-        The images are references from the next batch of every process on, with their source, and leave the inbox. A
+        The images are references from the next batch of every process on, with the same source, and leave the inbox. A
         reference of another category is moved. A new category has no definition text: `StoredReferences.update` adds
         one. Labelling is idempotent: repeat it after a kill.
 
@@ -249,7 +249,7 @@ class Inbox:
         return [image for image in self._keeper.present() if not image.dismissed]
 
     def _described(self, images: Sequence[InboxImage]) -> list[Unlabelled]:
-        """Images with their predictions by the present categories."""
+        """Images with predictions by the present categories."""
         if not images:
             return []
         predictions: Sequence[Prediction | None] = [None] * len(images)
@@ -291,7 +291,7 @@ def _check_waiting(missing: Collection[str]) -> None:
 
 
 def _usefulness(one: Unlabelled) -> tuple[float, float]:
-    """Urgency of an image, and its cosine to the nearest reference; 0 without any."""
+    """Urgency of an image, and the cosine to the nearest reference; 0 without any."""
     distance = one.prediction.distance if one.prediction else None
     return one.urgency, 0.0 if distance is None else 1 - distance
 

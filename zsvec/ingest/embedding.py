@@ -92,7 +92,7 @@ class Embedder:
     def labelled(
         self, labelled: object, batch_size: int, check: Callable[[Sequence[str]], None]
     ) -> tuple[list[str], Vectors]:
-        """Returns the categories of pairs of image and category, after their `check`, and the vectors of the images.
+        """Returns the categories of pairs of image and category, after `check`, and the vectors of the images.
 
         Raises:
             InvalidInputError: The value is no such pairs, or empty; or as `check`.
@@ -113,7 +113,7 @@ class Embedder:
     def prepare(
         self, image: ImageInput, flow: Flow | None = None, *, hashed: bool = False, small: bool = False
     ) -> PreparedImage:
-        """Decode and preprocess one image; with its content hash, and with a small copy, if requested."""
+        """Decode and preprocess one image; with content hash and small copy, if requested."""
         encoders = self.encoders
         flow = flow or Flow()
         source = source_of(image)

@@ -1,6 +1,6 @@
 """Texts and images of categories → encoders → store.
 
-References of many categories share the encoders' batches. A category is committed as soon as all of its references are
+References of many categories share the encoders' batches. A category is committed as soon as all references are
 embedded. References that a category already has are recognised by content, and not embedded again.
 
 A category has three shapes on this way: the user's `CategoryInput`, the draft that collects references from several
@@ -166,11 +166,11 @@ class Builder:
         return bool(self._text_encoders)
 
     def prompt(self, encoder: str, name: str) -> str:
-        """The text that defines a category by its name, in the words of an encoder."""
+        """The text of an encoder that defines a category by name."""
         return self._prompts.get(encoder, "{name}").replace("{name}", as_words(name))
 
     def renamed(self, old: str, new: str) -> Renamed:
-        """The texts and references of a new name, for a category that is defined by its name."""
+        """The texts and references of a new name that defines a category."""
         hashes = {_text_hash(as_words(old)), *(_text_hash(self.prompt(name, old)) for name in self._text_encoders)}
         draft = _Draft(CategoryInput(name=new), replace=False, stored={}, by=self._by)
         for encoder in self._text_encoders:
@@ -212,7 +212,7 @@ class Builder:
                 raise failure
 
     def _steps(self, categories: Iterable[CategoryInput], *, replace: bool, create: bool) -> Iterator[_Draft | _Image]:
-        """Each image with its draft, taken before its source advances. A draft after its last image is complete."""
+        """Each image with its draft, taken before the source advances. A draft after the last image is complete."""
         if not is_several(categories):
             raise InvalidInputError(f"categories must be a list of CategoryInput. Got {shown(categories)} instead")
         seen = set()
@@ -351,7 +351,7 @@ def _text_hash(text: str) -> str:
 def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[Reference]:
     """References embedded elsewhere.
 
-    Calibration compares the experts' evidence on one image, by its hash. Rows of the same position therefore have one
+    Calibration compares the experts' evidence on one image, by hash. Rows of the same position therefore have one
     hash where all experts of a modality have as many rows.
 
     Args:

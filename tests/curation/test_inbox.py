@@ -70,6 +70,12 @@ def held(clf: Classifier) -> set[str]:
     return {one.hash for one in clf.inbox}
 
 
+def kept(clf: Classifier, image: Any) -> str:
+    digest = clf.keep(image)
+    assert digest
+    return digest
+
+
 def encoded(clf: Classifier) -> int:
     return sum(encoder.images_encoded + encoder.texts_encoded for encoder in clf.encoders)  # type: ignore[attr-defined]
 
@@ -141,8 +147,7 @@ def test_copies_are_kept_where_those_of_references_are(keep_images: Any) -> None
 def test_a_label_makes_a_reference_without_an_encoder(tmp_path: Path) -> None:
     with open_classifier(tmp_path, *two_encoders()) as clf:
         fill(clf)
-        digest = clf.keep(photo(1))
-        assert digest
+        digest = kept(clf, photo(1))
 
     def load() -> EncoderSet:
         raise AssertionError("no encoder is needed")
@@ -167,8 +172,7 @@ def test_a_label_makes_a_reference_without_an_encoder(tmp_path: Path) -> None:
 
 
 def test_a_label_that_cannot_be(clf: Classifier) -> None:
-    digest = clf.keep(photo(1))
-    assert digest
+    digest = kept(clf, photo(1))
     with pytest.raises(InvalidInputError, match="no image 'x' waits in the inbox: `zsvec inbox` lists those that do"):
         clf.inbox.label([digest, "x"], "red")
     with pytest.raises(InvalidInputError, match="category name"):
@@ -179,8 +183,7 @@ def test_a_label_that_cannot_be(clf: Classifier) -> None:
 
 
 def test_a_label_moves_a_reference_of_another_category(clf: Classifier) -> None:
-    digest = clf.keep(photo(1))
-    assert digest
+    digest = kept(clf, photo(1))
     clf.add_category("green", images=[photo(1)])
     assert clf.inbox.label(digest, "red").references["dino:image"] == 4
     assert clf._store.holders({digest}) == {digest: {"red"}}
@@ -194,8 +197,7 @@ def test_an_image_that_waits_survives_the_removal_of_its_category_on_the_way(
 ) -> None:
     """Another writer removes the category after the image was found there."""
     image = photo(1)
-    digest = clf.keep(image)
-    assert digest
+    digest = kept(clf, image)
     names = {"target": ["right"], "other": ["wrong"], "none": []}[held_by]
     clf.add_categories(CategoryInput(name=name, texts=[], images=[image]) for name in names)
     holders = clf._store.holders
@@ -247,7 +249,7 @@ def test_killed_while_labelling() -> None:
         backend = Hooked(MemoryBackend())
         clf = classifier_over(Store(backend, "zsvec"), calibration="off")
         clf.add_category("red", images=[coloured("red", 0)])
-        waiting = {clf.keep(photo(seed)) or "" for seed in (1, 2)}
+        waiting = {kept(clf, photo(seed)) for seed in (1, 2)}
         assert held(clf) == waiting
         backend.dies_at = backend.calls.total() + dies_at
         died = True
@@ -266,9 +268,7 @@ def test_killed_while_labelling() -> None:
 
 
 def test_a_dismissed_image_waits_no_more_nor_one_like_it(clf: Classifier) -> None:
-    first, second = clf.keep(photo(1)), clf.keep(photo(2))
-    assert first
-    assert second
+    first, second = kept(clf, photo(1)), kept(clf, photo(2))
     clf.inbox.dismiss(first)
     assert held(clf) == {second}
     assert clf.image(first) is None
@@ -419,8 +419,7 @@ def test_nearly_the_same_is_for_every_encoder() -> None:
 
 
 def test_old_images_go(clf: Classifier) -> None:
-    digest = clf.keep(photo(1))
-    assert digest
+    digest = kept(clf, photo(1))
     [one] = clf._store.inbox.read(vectors=True)
     old = InboxImage(hash="old", source="", added=NOW - timedelta(days=31), vectors=one.vectors)
     clf._store.inbox.put([old])
@@ -570,8 +569,7 @@ def test_a_correction_moves_the_image(clf: Classifier) -> None:
 
 
 def test_an_image_of_the_inbox_is_corrected_without_an_encoder(clf: Classifier) -> None:
-    digest = clf.keep(photo(1))
-    assert digest
+    digest = kept(clf, photo(1))
     before = encoded(clf)
     clf.correct(photo(1), "red")
     assert (encoded(clf), len(clf.inbox)) == (before, 0)
@@ -633,8 +631,7 @@ def test_an_untrusted_file_keeps_and_deletes_nothing() -> None:
 
 
 def test_forged_vectors_do_not_count(clf: Classifier) -> None:
-    digest = clf.keep(photo(1))
-    assert digest
+    digest = kept(clf, photo(1))
     [one] = clf._store.inbox.read(vectors=True)
     bad = {name: np.full_like(vector, np.nan) for name, vector in one.vectors.items()}
     clf._store.inbox.put([InboxImage(hash="bad", source="\x1b[2J", added=NOW, vectors=bad)])

@@ -7,12 +7,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from zsvec.curation.audit import Audit, audited
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, StoreError
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, as_words, checked_category, checked_name
-from zsvec.method.quality.suspects import Suspect
+from zsvec.method.quality.suspects import Suspect, suspects
 from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Renamed, Store, Write
 from zsvec.types import Category, Forgotten, SmallImage, StoredReference, encoder_and_modality
@@ -197,7 +197,14 @@ class StoredReferences:
         Raises:
             StoreError: There is no calibration for the experts and the aggregation in use.
         """
-        return self._calibrator.suspects()
+        references = self._calibrator.references()
+        verdicts = self._calibrator.verdicts(references)
+        if verdicts is None:
+            raise StoreError(
+                f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
+                "`zsvec calibrate` or clf.calibrate()"
+            )
+        return suspects(references, verdicts)
 
     def audit(self) -> Audit:
         """Audit the reference images; findings of each kind, the most doubtful first. Nothing is changed.

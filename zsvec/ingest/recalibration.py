@@ -28,7 +28,7 @@ from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.pooled import pooled_evidence
 from zsvec.method.quality.judgement import judge
-from zsvec.method.quality.suspects import Suspect, Verdict, suspects, verdicts
+from zsvec.method.quality.suspects import Verdict, suspects, verdicts
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
@@ -148,17 +148,6 @@ class Calibrator:
         """The opinion pool in force, if every reference is compared."""
         return (calibration.classwise if self._fusion.classwise else None) or calibration.aggregations
 
-    def suspects(self) -> list[Suspect]:
-        """As `zsvec.curation.references.StoredReferences.suspects`."""
-        references = self.references()
-        judged = self.verdicts(references)
-        if judged is None:
-            raise StoreError(
-                f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
-                "`zsvec calibrate` or clf.calibrate()"
-            )
-        return suspects(references, judged)
-
     def verdicts(self, references: Mapping[str, References]) -> list[Verdict] | None:
         """Verdicts on the categories of all reference images; ``None`` without a calibration for these experts."""
         present = self._present()
@@ -221,13 +210,10 @@ class Calibrator:
         """Store a calibration; an empty one if the store can no longer be calibrated."""
         if calibration is not None:
             self._store.keep_calibration(calibration.to_dict())
-        elif self._store.calibration() and not self._calibratable():
-            self._store.keep_calibration({})  # of categories that are gone
-
-    def _calibratable(self) -> bool:
-        """Whether a process with any experts could calibrate the store."""
-        categories, references, _ = self._census.update()
-        return categories > 1 and bool(image_experts(references))
+        elif self._store.calibration():
+            categories, references, _ = self._census.update()  # of all experts, not of those in use
+            if categories < 2 or not image_experts(references):
+                self._store.keep_calibration({})
 
     def _present(self) -> Calibration | None:
         return Calibration.from_dict(self._store.calibration())

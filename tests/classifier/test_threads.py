@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import zsvec
+from tests.streams.test_stream import DEADLINE, eventually
 from tests.support import COLOURS, coloured, isolated
-from tests.test_stream import DEADLINE, eventually
 from zsvec.classifier import Classifier
 from zsvec.errors import EncoderError, ImageError
 from zsvec.inputs.categories import CategoryInput

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_stream import DEADLINE, eventually
+from tests.streams.test_stream import DEADLINE, eventually
 from zsvec.encoders import dynamic_batching
 from zsvec.encoders.dynamic_batching import DynamicBatcher
 

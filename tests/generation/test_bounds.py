@@ -16,7 +16,7 @@ import pytest
 from tests import endless
 from tests.generation.fake_openai import KEY, noise
 from tests.generation.scripted import Reply, Scripted, Sent, chat, pictures, scripted
-from tests.network.support import left_behind
+from tests.store.support import left_behind
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import client as module
 from zsvec.generation import prompts

@@ -20,7 +20,7 @@ import pytest
 
 from tests.qdrant import DEADLINE
 from tests.service.support import red
-from tests.test_stream import eventually
+from tests.streams.test_stream import eventually
 from zsvec.errors import InvalidInputError
 from zsvec.service.admission.backpressure import PART_BYTES
 from zsvec.service.server import NOT_READY_NOTICE_S, JsonLines, listening

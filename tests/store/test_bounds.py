@@ -20,8 +20,8 @@ from qdrant_client import grpc as protocol
 
 from tests import endless
 from tests.generation.scripted import Reply, Scripted, Sent, scripted
-from tests.network.support import left_behind
 from tests.store import http2
+from tests.store.support import left_behind
 from zsvec.errors import LargeAnswerError, StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
 from zsvec.store.backends.base import Where

@@ -18,9 +18,7 @@ from qdrant_client import QdrantClient
 
 from tests.store.support import left_behind
 from zsvec.errors import StoreUnavailableError
-from zsvec.inputs.answers import hooks
-from zsvec.inputs.deadline import LateError
-from zsvec.inputs.sockets import Sockets
+from zsvec.inputs.answers import LateError, Sockets, hooks
 from zsvec.store import open_store
 from zsvec.store.backends.server.limits import answer_bytes
 from zsvec.store.backends.server.node import Node

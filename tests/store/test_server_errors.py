@@ -22,7 +22,7 @@ from tests.qdrant import running_server
 from tests.store.material import FINGERPRINTS, write_of
 from tests.store.support import fast_folder, left_behind
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.inputs.deadline import LateError, in_time
+from zsvec.inputs.answers import LateError, in_time
 from zsvec.store import Store, open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")

@@ -18,7 +18,7 @@ from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
 from zsvec.encoders import describe_device, missing_weights
 from zsvec.errors import ZSVecError, without_password
-from zsvec.inputs.deadline import LateError, in_time
+from zsvec.inputs.answers import LateError, in_time
 from zsvec.settings.settings import Settings
 from zsvec.types import Finding
 

@@ -39,9 +39,7 @@ from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation.access import KEY_VARIABLE, URL_VARIABLE, Key, base_url, check_allowed, host_of
 from zsvec.generation.prices import Usage
 from zsvec.generation.prompts import Form, Items, Question
-from zsvec.inputs.answers import AnswerError, hooks
-from zsvec.inputs.deadline import LateError, in_time
-from zsvec.inputs.sockets import Sockets
+from zsvec.inputs.answers import AnswerError, LateError, Sockets, hooks, in_time
 from zsvec.settings.settings import GenerationSettings
 
 MAX_UNUSABLE = 3

@@ -1,19 +1,27 @@
-"""Answers over HTTP, read whole within a bound.
+"""HTTP answers bounded in size and in time.
 
-An HTTP client reads as many bytes as a server sends, and decompresses them to as many as they become. It decodes
-text by any codec that a ``charset`` names; punycode takes minutes for a few MB. The hooks of this module ask for
-answers as they are, stop reading at a bound, and have text decoded as UTF-8. They fit `httpx` and `httpx2`, which
-replaces it in newer versions of `openai`.
+An HTTP client reads as many bytes as a server sends, and decompresses them to any size. Its timeout begins anew with
+every byte that arrives, and a name lookup has no timeout at all. A ``charset`` may name a codec that takes minutes for
+a few MB, such as punycode. `hooks` reads each answer up to a bound and decodes text as UTF-8. `in_time` sets a deadline
+for a whole exchange. At the deadline, `Sockets` ends the exchange. All three fit `httpx` and `httpx2`, the successor
+that newer versions of `openai` use.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import copy_context
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
+_T = TypeVar("_T")
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # by the first bytes
 _ENCODINGS = ("gzip", "deflate")
 
@@ -26,15 +34,103 @@ class AnswerTooLargeError(AnswerError):
     """An answer has more bytes than its bound."""
 
 
+class LateError(Exception):
+    """No whole answer arrived by the deadline."""
+
+
+def in_time(
+    act: Callable[[], _T], seconds: float, *, when_late: Callable[[Future[_T]], None] = lambda future: None
+) -> _T:
+    """Returns the result of a function, or raises its error, unless the function takes too long.
+
+    Args:
+        act: Runs in another thread, with the context variables of the caller. After the deadline, nothing waits for
+            that thread.
+        seconds: Until the deadline.
+        when_late: Called at the deadline with the future result of the thread; may shut down the socket that the thread
+            waits for.
+
+    Raises:
+        LateError: The function took too long.
+    """
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(act())
+        except BaseException as exc:  # noqa: BLE001 - the caller raises it
+            future.set_exception(exc)
+
+    threading.Thread(target=copy_context().run, args=(run,), name="zsvec-in-time", daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():  # at the last moment; or the function itself raised the error
+            return future.result()
+        when_late(future)
+        raise LateError(f"timed out: no whole answer within {seconds:.3g} s") from None
+
+
+class Sockets:
+    """The sockets of HTTP clients, which any thread can shut down to end a read.
+
+    A socket is shut down and not closed: the system may give the number of a closed socket to another file before the
+    reading thread notices.
+    """
+
+    def __init__(self) -> None:
+        self._known: WeakSet[socket.socket] = WeakSet()
+        self._over = False
+        self._lock = threading.Lock()
+
+    def add(self, one: socket.socket) -> None:
+        """Adds a socket; shuts it down at once if `shut_down` was called before."""
+        with self._lock:
+            self._known.add(one)
+            over = self._over
+        if over:
+            _shut_down(one)
+
+    def shut_down(self) -> None:
+        """Shuts down all sockets, and each socket that is added later."""
+        with self._lock:
+            self._over = True
+            known = list(self._known)
+        for one in known:
+            _shut_down(one)
+
+    def watch(self, request: Any) -> None:
+        """Adds the sockets that are opened for a request of `httpx` or `httpx2`."""
+        opened: list[socket.socket] = []
+
+        def note(event: str, told: Mapping[str, Any]) -> None:
+            step = event.partition(".")[2]
+            if step == "start_tls.started":  # ssl detaches the socket, and gives a new one at the end
+                opened.append(opened[-1].dup())
+                self.add(opened[-1])
+            elif step in ("start_tls.complete", "start_tls.failed"):
+                opened.pop().close()
+            if step in ("connect_tcp.complete", "start_tls.complete"):
+                opened.append(told["return_value"].get_extra_info("socket"))
+                self.add(opened[-1])
+
+        request.extensions["trace"] = note
+
+
+def _shut_down(one: socket.socket) -> None:
+    with suppress(OSError):  # closed meanwhile
+        socket.socket.shutdown(one, socket.SHUT_RDWR)  # ssl.SSLSocket.shutdown is not thread-safe
+
+
 def hooks(most: Callable[[str], int], watch: Callable[[Any], None]) -> Mapping[str, list[Callable[..., Any]]]:
     """Returns ``event_hooks`` of a client, which read each answer whole before the client sees it.
 
-    The client raises `AnswerError` in the place of an answer that is too large. The head of an answer is bounded by
-    `httpcore`, to 100 KiB.
+    The client raises `AnswerError` in the place of an answer that is too large. `httpcore` bounds the head of an
+    answer to 100 KiB.
 
     Args:
         most: From the path of a request to the most bytes of its answer, compressed or not.
-        watch: Is called with each request, as `zsvec.inputs.sockets.Sockets.watch`.
+        watch: Called with each request, such as `Sockets.watch`.
     """
     return {"request": [_ask_for_identity, watch], "response": [partial(_read_whole, most)]}
 
@@ -49,7 +145,7 @@ def _read_whole(most: Callable[[str], int], response: Any) -> None:
     if announced.isdigit() and int(announced) > bound:
         raise _too_large(bound)
     unpack = _unpacker(response.headers.get("content-encoding", "identity").strip().lower())
-    body = bytearray()  # grows by what arrives: a list of small parts would take many times as much memory
+    body = bytearray()  # a list of small parts would take many times as much memory
     received = 0
     for part in response.stream:
         received += len(part)
@@ -65,11 +161,11 @@ def _read_whole(most: Callable[[str], int], response: Any) -> None:
 
 
 def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
-    """Returns a function of some bytes and the most that it may make of them."""
+    """Returns a function of some bytes and the most bytes that may become of them."""
     if encoding in ("identity", ""):
         return lambda part, most: part
     if encoding not in _ENCODINGS:
-        raise AnswerError(f"the answer is compressed as {encoding[:40]!r}, and was asked for as it is")
+        raise AnswerError(f"the answer is compressed as {encoding[:40]!r}, although identity was requested")
     unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
 
     def unpack(part: bytes, most: int) -> bytes:

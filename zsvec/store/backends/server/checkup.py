@@ -12,7 +12,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import StoreError, StoreUnavailableError
-from zsvec.inputs.deadline import in_time
+from zsvec.inputs.answers import in_time
 from zsvec.store.backends.server.connection import Connection, check_version
 from zsvec.store.backends.server.conversion import Consistency
 from zsvec.store.backends.server.copies import Records, Replicas, differing, heal

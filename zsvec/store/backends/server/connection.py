@@ -30,9 +30,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from zsvec.errors import InvalidInputError, LargeAnswerError, StoreError, StoreUnavailableError, shown
-from zsvec.inputs.answers import hooks
-from zsvec.inputs.deadline import LateError
-from zsvec.inputs.sockets import Sockets
+from zsvec.inputs.answers import LateError, Sockets, hooks
 from zsvec.store.backends.base import Handle
 from zsvec.store.backends.server.failures import (
     FAILURES,

@@ -11,8 +11,7 @@ from pydantic import ValidationError
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from zsvec.inputs.answers import AnswerError, AnswerTooLargeError
-from zsvec.inputs.deadline import LateError
+from zsvec.inputs.answers import AnswerError, AnswerTooLargeError, LateError
 
 _REFUSED = {401, 403, 405, grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 _MISSING = {404, grpc.StatusCode.NOT_FOUND}

@@ -13,9 +13,7 @@ from typing import Any, TypeVar
 import httpx
 from qdrant_client import QdrantClient
 
-from zsvec.inputs.answers import AnswerError, hooks
-from zsvec.inputs.deadline import LateError, in_time
-from zsvec.inputs.sockets import Sockets
+from zsvec.inputs.answers import AnswerError, LateError, Sockets, hooks, in_time
 from zsvec.store.backends.server.limits import answer_bytes
 
 _WELL = 0.25  # seconds within which a healthy node answers

@@ -11,8 +11,7 @@ import pytest
 
 from tests import endless
 from tests.generation.scripted import Reply, Scripted, Sent, scripted
-from zsvec.inputs.answers import AnswerError, AnswerTooLargeError, hooks
-from zsvec.inputs.sockets import Sockets
+from zsvec.inputs.answers import AnswerError, AnswerTooLargeError, Sockets, hooks
 
 BOUND = 1_000_000
 TEXT = b"an answer" * 1000

@@ -19,8 +19,7 @@ from tests.store.support import fast_folder
 from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
 from zsvec.service.auth.keys import Keys
 from zsvec.service.server import LAST_RESPONSES_S, NOT_READY_NOTICE_S
-from zsvec.settings.settings import load_settings
-from zsvec.settings.sources import OTHER_VARIABLES
+from zsvec.settings.settings import OTHER_VARIABLES, load_settings
 from zsvec.store.backends.server.backend import connect
 
 SERVICE_FILE = COMPOSE_FILE.with_name("docker-compose.yml")

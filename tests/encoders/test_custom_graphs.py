@@ -219,7 +219,7 @@ text_model = "{clip.as_posix()}/onnx/text_model.onnx"
 preprocessing = {{ size = 32, mean = [0.5, 0.5, 0.5], std = [0.5, 0.5, 0.5] }}
 """
     )
-    monkeypatch.setattr("zsvec.settings.sources.require_trust", lambda *_: None)
+    monkeypatch.setattr("zsvec.settings.settings.require_trust", lambda *_: None)
     with zsvec.open(tmp_path / "store", calibration="off") as clf:
         clf.add_category("red", texts=["a red thing"], images=[Image.new("RGB", (40, 40), "red")])
         assert dict(clf.categories()[0].references) == {"it:text": 1, "it:image": 1}

@@ -13,7 +13,7 @@ from tests.support import encode, isolated, photo, two_encoders  # noqa: F401
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.coco import from_coco
-from zsvec.inputs.regions import Region
+from zsvec.inputs.images import Region
 
 SIZE = (80, 60)
 CATEGORIES = [{"id": 1, "name": "cat", "supercategory": "animal"}, {"id": 7, "name": "dog"}]

@@ -13,8 +13,7 @@ import zsvec
 from tests.inputs.pictures import read_image
 from tests.support import encode, isolated, photo, two_encoders, write_photos  # noqa: F401
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.inputs.images import content_hash, load_image, source_of
-from zsvec.inputs.regions import Region
+from zsvec.inputs.images import Region, content_hash, load_image, source_of
 
 BOX = (10, 20, 40, 50)
 

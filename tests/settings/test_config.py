@@ -17,8 +17,7 @@ from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.settings.profiles import PROFILES, other_profile
-from zsvec.settings.settings import Settings, load_settings
-from zsvec.settings.sources import OTHER_VARIABLES
+from zsvec.settings.settings import OTHER_VARIABLES, Settings, load_settings
 from zsvec.types import Fingerprint
 
 __all__ = ["isolated"]
@@ -110,7 +109,7 @@ def test_a_variable_that_something_reads_is_no_cause_of_a_warning(
 
 
 def test_every_variable_of_the_code_is_a_setting_or_in_the_table() -> None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     text = "".join(
         path.read_text(encoding="utf-8")
         for folder in ("zsvec", "scripts", "docker")

@@ -25,8 +25,8 @@ from zsvec.inputs.images import ImageInput, load_image
 from zsvec.inputs.small import SIDE, open_small, small_copy
 from zsvec.method.calibrate.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
-from zsvec.settings.info import info as facts
 from zsvec.settings.settings import Settings
+from zsvec.settings.settings import info as facts
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, StreamStats
 from zsvec.streams.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread

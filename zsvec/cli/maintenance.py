@@ -19,7 +19,7 @@ images = typer.Typer(help="Look after the small copies of reference images that 
 @app.command()
 def info(context: typer.Context, json: Json = False) -> None:
     """Show the store's contents, encoders, their speed, and the engine."""
-    from zsvec.settings.info import info as facts
+    from zsvec.settings.settings import info as facts
 
     with context.obj.open_store() as store:
         found = facts(store, context.obj.settings())

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group, checked_name, checked_path
-from zsvec.inputs.regions import Region
+from zsvec.inputs.images import Region
 from zsvec.inputs.tables import Gathered, LeftOutError, OnError, folder_of, opened_text, path_in
 
 _Id = int | Annotated[str, Field(max_length=200)]

@@ -1,1 +1,1 @@
-"""Settings: where each value comes from, which of them need trust, and what they say of a store."""
+"""Settings, profiles, and trust in settings files."""

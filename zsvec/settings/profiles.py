@@ -82,16 +82,16 @@ PROFILES: Mapping[str, Profile] = {
 
 
 def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> Mapping[str, EncoderSpec]:
-    """The encoders of a profile, by name.
+    """Returns the encoders of a profile, by name.
 
     Args:
-        profile: Its name, or the folder of exported encoders.
-        profiles: Those that have a name.
-        within: What the path of a folder is relative to.
+        profile: Name of a profile, or folder of exported encoders.
+        profiles: The named profiles.
+        within: Base of a relative folder.
 
     Raises:
         InvalidInputError: No profile has this name.
-        WeightsUnavailableError: No encoders were exported to the folder, or they are damaged.
+        WeightsUnavailableError: The folder has no exported encoders, or damaged ones.
     """
     if profile in profiles:
         return profiles[profile].encoders
@@ -109,14 +109,14 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
 def other_profile(
     stored: Mapping[str, Fingerprint], profiles: Mapping[str, Profile], present: str | None = None
 ) -> str | None:
-    """Name of the one other profile that vectors may come from; ``None`` if there is no such profile, or several.
+    """Returns the name of the one other profile that vectors may come from; ``None`` for no such profile, or several.
 
-    A pinned revision tells which weights an encoder has. Weights without one are told by the name of the encoder alone.
+    A pinned revision identifies the weights of an encoder. Other weights are identified by the name of the encoder.
 
     Args:
         stored: Fingerprints by name of the encoder.
-        profiles: Those to choose from.
-        present: Name of the one in use.
+        profiles: The profiles to choose from.
+        present: Name of the profile in use.
     """
     fitting = [
         name

@@ -1,14 +1,16 @@
-"""Settings and profiles: everything that can be chosen, checked where it enters.
+"""All settings, checked where they enter, and their sources.
 
-Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_PROFILE`` …), then
-``zsvec.toml`` in the working directory, as far as the user trusts that, then ``config.toml`` in the user's
-configuration folder.
+Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_PROFILE`` …), then ``zsvec.toml`` in the
+working directory, as far as the user trusts that file, then ``config.toml`` in the user's configuration folder.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -25,16 +27,22 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from zsvec.encoders.spec import LARGEST_BATCH, Device, Dtype, EncoderSpec, RuntimeName, Temperature
-from zsvec.errors import InvalidInputError, shown, without_password
+from zsvec.errors import InvalidInputError, ZSVecError, shown, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.settings.profiles import PROFILES, Profile, encoders_of, other_profile
-from zsvec.settings.sources import Environment, File, LocalFile, no_setting
-from zsvec.settings.trust import is_private
+from zsvec.settings.trust import is_private, read_settings, require_trust
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.types import Keep, KeepImages
 
@@ -46,15 +54,94 @@ IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
 
 
+# Variables with the prefix of the settings that are no settings, and their readers.
+OTHER_VARIABLES = {
+    "ZSVEC_ALLOW_REQUESTS": "zsvec.generation.access",
+    "ZSVEC_DATA": "tests that need the research data",
+    "ZSVEC_QDRANT_GRPC_PORT": "docker/docker-compose.yml",
+    "ZSVEC_QDRANT_MEMORY": "docker/docker-compose.yml",
+    "ZSVEC_QDRANT_PORT": "docker/docker-compose.yml",
+    "ZSVEC_SERVE_KEYS": "zsvec.service.auth.keys",
+    "ZSVEC_SERVE_MEMORY": "docker/docker-compose.yml",
+    "ZSVEC_SERVE_PORT": "docker/docker-compose.yml",
+    "ZSVEC_TEST_QDRANT_URL": "tests that need a server",
+}
+
+
+def _did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Returns a question to append to an error; empty if no name is near. Letter case does not count."""
+    spelled = {known.lower(): known for known in names}
+    near = get_close_matches(name.lower(), spelled, n=1)
+    return f"; did you mean {spelled[near[0]]!r}?" if near else ""
+
+
+class _Environment(EnvSettingsSource):
+    """The variables of the environment, in any letter case."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls, case_sensitive=False)
+
+    def __call__(self) -> dict[str, Any]:
+        """Returns the settings of the variables, and warns of unread ones. Other programs may share the prefix."""
+        settings = [f"{self.env_prefix}{name.upper()}" for name in self.settings_cls.model_fields]
+        for variable in sorted(map(str.upper, self.env_vars)):
+            ours = variable.startswith(self.env_prefix) and variable not in OTHER_VARIABLES
+            if ours and variable.partition(self.env_nested_delimiter or "__")[0] not in settings:
+                message = f"the variable {variable} is no setting and has no effect{_did_you_mean(variable, settings)}"
+                warnings.warn(message, UserWarning, stacklevel=1)
+        return super().__call__()
+
+    def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
+        """Returns the value of a variable; raises InvalidInputError for a table that is not JSON."""
+        try:
+            return super().prepare_field_value(field_name, field, value, value_is_complex)
+        except ValueError as exc:
+            variable = f"{self.env_prefix}{field_name}".lower()
+            given = [name.upper() for name in self.env_vars if name == variable or name.startswith(f"{variable}__")]
+            raise InvalidInputError(
+                f"{' or '.join(sorted(given))} in the environment is a table and must be JSON, "
+                f'such as {{"a": 1}}: {exc}'
+            ) from exc
+
+
+class _File(TomlConfigSettingsSource):
+    """A settings file.
+
+    Args:
+        settings_cls: The settings.
+        file: Path of the file, if there is one.
+        marks: Folder of the user's marks of trust, for the untrusted file of the working directory.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], file: Path, marks: Path | None = None) -> None:
+        self._names = settings_cls.model_fields.keys()
+        self._marks = marks
+        super().__init__(settings_cls, file)
+
+    def _read_file(self, file_path: Path | Traversable) -> dict[str, Any]:
+        file = Path(str(file_path))
+        content, values = read_settings(file)
+        if self._marks is not None:
+            for name in values:  # before trust: a misspelled name is no reason to trust a file
+                if name not in self._names:
+                    raise InvalidInputError(f"{file.absolute()}: {_no_setting(name, self._names)}")
+            require_trust(file, content, values, self._marks)
+        return values
+
+
+def _no_setting(name: str, names: Iterable[str]) -> str:
+    return f"there is no setting {name!r}{_did_you_mean(name, names)}"
+
+
 def _working_folder() -> Path:
     try:
         return Path().absolute()
-    except OSError:  # it was deleted: what is relative to it cannot be found
+    except OSError:  # the folder was deleted
         return Path()
 
 
 def _one_of(table: str) -> AfterValidator:
-    """Checks that a name is of a table of the method: slow to import, and not needed for the default."""
+    """Checks that a table of the method has a name. Tables are slow to import, and not needed for the default."""
 
     def check(name: str) -> str:
         if name not in (known := resolve_name(f"zsvec.method.predict.{table}")):
@@ -65,7 +152,7 @@ def _one_of(table: str) -> AfterValidator:
 
 
 class ModelPrice(BaseModel):
-    """What a generative model costs, in US dollars.
+    """Prices of a generative model, in US dollars.
 
     Attributes:
         input: A million input tokens.
@@ -83,7 +170,7 @@ class ModelPrice(BaseModel):
 
 
 class _Masked(BaseModel):
-    """Settings whose representation has no password of a URL."""
+    """Settings without passwords of URLs in their representation."""
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -91,7 +178,7 @@ class _Masked(BaseModel):
 
 
 class GenerationSettings(_Masked):
-    """What describes categories and draws references; the key comes from ``OPENAI_API_KEY`` alone.
+    """Models that describe categories and draw references; the key comes from ``OPENAI_API_KEY`` alone.
 
     Attributes:
         base_url: URL of a service with OpenAI's interface; by default ``OPENAI_BASE_URL``, or OpenAI.
@@ -121,7 +208,7 @@ class GenerationSettings(_Masked):
 
 
 class Settings(_Masked, BaseSettings):
-    """What a classifier is opened with.
+    """Settings of a classifier and its store.
 
     Attributes:
         store: Folder of an embedded store, or URL of a Qdrant server; several URLs of one deployment with commas.
@@ -166,7 +253,7 @@ class Settings(_Masked, BaseSettings):
             of the profile, as the paper does.
         false_unknown_rate: Images of known categories that may be called unknown; by default the present rate, or 0.05.
         unknown_above: Novelty above which an image is unknown, 0.5 by default; no effect without a calibration.
-        unknown_per_category: Use a threshold of its own for each category with enough references (19, at 5 %).
+        unknown_per_category: Use a separate threshold for each category with enough references (19, at 5 %).
         max_pixels: Largest image in pixels, 100 million by default; a JPEG counts as decoded.
         image_memory: Bytes for decoding, over all threads; larger images are refused, others wait.
         generation: Settings of `zsvec generate`.
@@ -240,22 +327,22 @@ class Settings(_Masked, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, environment, TOML files; first one wins."""
+        """Returns arguments, environment and TOML files; the first one wins."""
         users, local = cls.toml_files
-        trusted = LocalFile(settings_cls, local, cls.marks())
-        return init_settings, Environment(settings_cls), trusted, File(settings_cls, users)
+        trusted = _File(settings_cls, local, cls.marks())
+        return init_settings, _Environment(settings_cls), trusted, _File(settings_cls, users)
 
     @classmethod
     def marks(cls) -> Path:
-        """Folder of what the user trusts."""
+        """Returns the folder of the user's marks of trust."""
         return cls.toml_files[0].parent / "trusted"
 
     def open_store(self) -> Store:
-        """The store that is named.
+        """Opens the store.
 
         Raises:
-            InvalidInputError: As `zsvec.store.open_store`, or others could read the key on its way.
-            StoreUnavailableError: Likewise.
+            InvalidInputError: As `zsvec.store.open_store`, or the key would be sent in clear text.
+            StoreUnavailableError: As `zsvec.store.open_store`.
         """
         if self.api_key and "://" in self.store and not self.allow_http:
             for url in self.store.split(","):
@@ -280,18 +367,21 @@ class Settings(_Masked, BaseSettings):
         )
 
     def image_limits(self) -> ImageLimits:
-        """What an image may be and take."""
+        """Returns the limits of an image, as arguments of `load_image`."""
         return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
-        """The encoders of the chosen profile, by name; raises as `zsvec.settings.profiles.encoders_of`."""
+        """Returns the encoders of the chosen profile, by name; raises as `zsvec.settings.profiles.encoders_of`."""
         return encoders_of(self.profile, {**PROFILES, **self.profiles}, self._made_in)
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
-        """From similarities to predictions, as these settings say, with the temperatures of the profile by expert."""
-        from zsvec.method.predict.scoring import (
-            Scoring,  # slow to import, and not needed to list the categories of a store
-        )
+        """Returns the scoring of these settings.
+
+        Args:
+            temperatures: Temperatures of the profile, by expert.
+        """
+        # Slow to import, and not needed to list the categories of a store.
+        from zsvec.method.predict.scoring import Scoring
 
         return Scoring(
             temperatures=temperatures,
@@ -306,10 +396,10 @@ class Settings(_Masked, BaseSettings):
         )
 
     def check_experts(self, experts: Collection[str]) -> None:
-        """Refuse weights and temperatures of experts that there are not.
+        """Checks that weights and temperatures name existing experts.
 
         Raises:
-            InvalidInputError: There are such, or no expert at all.
+            InvalidInputError: A name is unknown, or there is no expert at all.
         """
         if not experts:
             raise InvalidInputError("there are no encoders: give at least one")
@@ -320,7 +410,7 @@ class Settings(_Masked, BaseSettings):
 
 
 def load_settings(**arguments: Any) -> Settings:
-    """Settings from arguments, environment and TOML files.
+    """Returns settings from arguments, environment and TOML files.
 
     Args:
         **arguments: Fields of `Settings`; `None` means not given.
@@ -343,15 +433,35 @@ def load_settings(**arguments: Any) -> Settings:
 
 
 def _problem(error: ErrorDetails) -> str:
-    """One thing that is wrong with settings, in words that say which, and nothing of a key."""
+    """Returns the message for one error of pydantic, with the name of the setting and without any key."""
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         table = name.rpartition(".")[0]
         tables: Mapping[str, type[BaseModel]] = {"": Settings, "generation": GenerationSettings}
         known = tables[table].model_fields if table in tables else ()
-        return no_setting(name, [f"{table}.{field}".lstrip(".") for field in known])
+        return _no_setting(name, [f"{table}.{field}".lstrip(".") for field in known])
     given = error["input"]
     plain = isinstance(given, int | float) or (isinstance(given, str) and "@" not in given)  # name:password@host
     hidden = "api_key" in error["loc"] or error["type"] == "model_type" or not plain
     value = "" if hidden else f" (got {shown(given)})"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"
+
+
+def info(store: Store, settings: Settings) -> dict[str, Any]:
+    """Returns the object that ``zsvec info --json`` prints: contents, encoders and speed.
+
+    Args:
+        store: A store, possibly with other encoders than the settings.
+        settings: Settings that name the encoders.
+
+    Raises:
+        StoreError: The store cannot be read.
+    """
+    from zsvec.encoders.cache import measured  # not needed for settings
+
+    found = store.info()
+    try:
+        rates: object = measured(settings.encoder_specs())
+    except ZSVecError as exc:  # the contents do not need the encoders of the profile
+        rates = str(exc)
+    return {**found, "measured": rates} if rates else found  # exported encoders have onnxruntime alone

@@ -1,9 +1,9 @@
-"""What an untrusted settings file may set, and which addresses are private.
+"""Trust in settings files of the working directory, and the check for private addresses.
 
-Anybody may have put a ``zsvec.toml`` into the working directory: with a clone, an archive, a shared folder. Such a file
-may set only what is harmless. Every other setting is refused until the user has trusted the file. A mark in the user's
-configuration folder records the trust. The mark is named by the digest of path and content: a changed or moved file has
-none.
+A ``zsvec.toml`` in the working directory may come from elsewhere: a clone, an archive, a shared folder. Such a file may
+change harmless settings only. Every other setting is refused until the user has trusted the file. A mark in the user's
+configuration folder records the trust. The name of the mark is a digest of path and content, so that a changed or moved
+file has no mark.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import inside, open_regular
 
-# Settings that change only the answers of this process: they cost nothing, take no more memory, delete and send
-# nothing, and the store keeps nothing of them. Every other setting needs trust, a new one too.
+# Settings that change only the answers of this process, at no cost: no memory, no deletion, no request, no trace in the
+# store. Every other setting needs trust, a new one too.
 HARMLESS = frozenset(
     {
         "device",
@@ -37,7 +37,6 @@ HARMLESS = frozenset(
         "weights",
     }
 )
-
 
 MAX_BYTES = 2**20
 """Largest settings file that is read."""
@@ -67,11 +66,11 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
     Args:
         file: The settings file.
         content: Of the file, as `read_settings` returned it.
-        values: Likewise.
+        values: Settings in the file, as `read_settings` returned them.
         marks: Folder of the user's marks.
 
     Raises:
-        InvalidInputError: The file needs trust and has none.
+        InvalidInputError: The file is not trusted, and needs to be.
     """
     refused = needing_trust(file, values)
     if refused and not _mark(file, content, marks).exists():
@@ -100,18 +99,18 @@ def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_folder(profile: str) -> bool:
-    """Whether a profile is no name but the path of a folder: it has a separator, or begins with ``.`` or ``~``."""
+    """Returns whether a profile is the path of a folder: with a separator, or with ``.`` or ``~`` in front."""
     return profile.startswith((".", "~")) or any(separator in profile for separator in {"/", os.sep})
 
 
 def trust(file: Path, marks: Path) -> dict[str, Any]:
-    """Trusts a file as it is now.
+    """Trusts the present content of a file.
 
     Returns:
         The settings that need this trust.
 
     Raises:
-        InvalidInputError: The file cannot be read, or is no TOML, or the mark cannot be kept.
+        InvalidInputError: The file cannot be read, or is no TOML, or the mark cannot be written.
     """
     content, values = _read(file)
     with _writable(marks):
@@ -132,7 +131,7 @@ def distrust(file: Path, marks: Path) -> None:
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their dotted names."""
+    """Yields settings by their dotted names."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from flattened(value, f"{prefix}{name}.")
@@ -141,11 +140,11 @@ def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def is_private(url: str) -> bool:
-    """Whether nobody on the way can read what is sent to an address: it speaks TLS, or is on this machine."""
+    """Returns whether requests to a URL are encrypted (``https``) or stay on this machine."""
     try:
         parts = urlsplit(url)
         return parts.scheme == "https" or parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
-    except ValueError:  # a name of another machine, or no address at all
+    except ValueError:  # another host name, or no URL
         return False
 
 
@@ -164,11 +163,13 @@ def _writable(marks: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise InvalidInputError(f"what you trust cannot be kept in {marks}: {exc}; make that folder writable") from exc
+        raise InvalidInputError(
+            f"marks of trust cannot be written to {marks}: {exc}; make that folder writable"
+        ) from exc
 
 
 def _location(file: Path) -> Path:
-    """Returns the place of a file; of a link the place of the link, which the paths in the file are relative to."""
+    """Returns the absolute path of a file; of a link the path of the link, the base of paths in the file."""
     return file.parent.resolve() / file.name
 
 
@@ -178,9 +179,9 @@ def _mark(file: Path, content: bytes, marks: Path) -> Path:
 
 
 def _is_within(store: Any, folder: Path) -> bool:
-    """Whether a store is a folder in this one, wherever links lead; what is no text is refused later.
+    """Returns whether a store is a folder within another, links resolved. Values of other types are refused later.
 
-    With a colon, it may be the address of a server, or memory that ends with the process.
+    A store with a colon may be the address of a server, or memory that ends with the process.
     """
     if not isinstance(store, str):
         return True
@@ -188,6 +189,6 @@ def _is_within(store: Any, folder: Path) -> bool:
         return False
     try:
         inside(folder, folder / Path(store).expanduser())
-    except (InvalidInputError, RuntimeError):  # it leads elsewhere, or to the home of an unknown user
+    except (InvalidInputError, RuntimeError):  # outside, or the home of an unknown user
         return False
     return True

@@ -105,7 +105,7 @@ REASONS = {
     "cut short": "Invalid data found when processing input",
     "no video": "Invalid data found when processing input",
     "empty": "Invalid data found when processing input",
-    "sound": "it has no video; give one that has",
+    "sound": "it has no video track; give a file with one",
     "folder": "Is a directory",
     "missing": "No such file or directory",
 }

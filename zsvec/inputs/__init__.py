@@ -1,6 +1,6 @@
-"""The way in: whatever a caller gives, checked where it enters.
+"""Inputs, checked where they enter: images, category definitions, folders, tables, videos, HTTP answers.
 
-`images` reads and decodes an image, `categories` checks what a category is made of, `folders` finds images and
-categories on disk, `tables` and `coco` find them in files, frames and data sets, `watch` gives the images that appear
-in a folder, and `video` the frames of a video or camera.
+`images` reads and decodes images, `categories` checks the parts of a category, `folders` finds images and categories on
+disk, `tables` and `coco` read labels from files, frames and data sets, `watch` yields new images of a folder, `video`
+the frames of a video or camera.
 """

@@ -1,4 +1,4 @@
-"""Categories as a user gives them: `CategoryInput`, and the checks of names, texts, images, vectors and metadata."""
+"""Category definitions as users give them, and the checks of names, texts, images, vectors and metadata."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from zsvec.inputs.images import ImageInput
 LONGEST_NAME = 500
 LONGEST_TEXT = 20_000
 LONGEST_METADATA = 100_000
-_DEEPEST_METADATA = 32  # far below 128, from where on the embedded engine cannot read its own log again
+_DEEPEST_METADATA = 32  # far below 128: deeper records make the log of the embedded engine unreadable
 
-# Characters that a terminal or a page obeys: control characters, line breaks, and controls of the writing direction,
-# which make a name look like another.
+# Control characters of a terminal or page, line breaks, and marks of the writing direction, which let one name look
+# like another.
 _OBEYED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 _SURROGATES = r"\ud800-\udfff"
-_AROUND = r"[\s\x1c-\x1f]*"  # that Python takes away
+_AROUND = r"[\s\x1c-\x1f]*"  # stripped by Python
 _INSIDE, _VISIBLE, _FIRST = f"[^{_OBEYED}]", rf"[^\s{_OBEYED}]", rf"[^.\s{_OBEYED}]"
 NAME_PATTERN = rf"^{_AROUND}({_FIRST}({_INSIDE}*{_VISIBLE})?|\.{_FIRST}|\.{_INSIDE}+{_VISIBLE}){_AROUND}$"
 """Regular expression of Python and of ECMA 262 for the name of a category."""
@@ -39,12 +39,12 @@ class ReferenceImage:
 
     Attributes:
         image: The image.
-        source: Where the image comes from; by default its path.
+        source: Origin of the image; by default its path.
         prompt: The prompt that the image was generated from.
         vectors: Vector of each image encoder, float32 ``(dim,)``, unit norm. An image with vectors is not embedded
             again.
-        group: Names the images of the category that it belongs together with: a burst, a video, a session. They are no
-            evidence for each other, so calibration leaves them out together.
+        group: Name of a group of related images within the category: a burst, a video, a session. Images of a group
+            are no evidence for each other, so calibration leaves them out together.
     """
 
     image: ImageInput
@@ -56,15 +56,15 @@ class ReferenceImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CategoryInput:
-    """A category to be built.
+    """The definition of a category.
 
     Attributes:
         name: The label.
         texts: Definition texts. ``None``: the name, in each encoder's prompt, unless the category exists.
         images: Reference images; iterated once, possibly in another thread.
-        vectors: References embedded elsewhere with the same encoder: by expert, such as
-            ``clip:image``, float ``(n, dim)`` of any norm. Where several encoders are given as many rows, those
-            of the same position are of the same image.
+        vectors: References embedded elsewhere with the same encoder: by expert, such as ``clip:image``, float
+            ``(n, dim)`` of any norm. If several encoders have the same number of rows, rows of the same position belong
+            to the same image.
         metadata: JSON to keep with the category.
     """
 
@@ -76,16 +76,16 @@ class CategoryInput:
 
 
 def is_several(value: object) -> TypeGuard[Iterable[Any]]:
-    """Returns whether a value can be iterated and is neither one text nor one number of numpy."""
+    """Returns whether a value is iterable, and neither a text nor a number of numpy."""
     one = isinstance(value, str | bytes | bytearray | np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
     return not one and isinstance(value, Iterable)
 
 
 def checked_path(name: str, path: object) -> Path:
-    """Returns a path, whether a file is there or not.
+    """Returns a path, of an existing file or not.
 
     Raises:
-        InvalidInputError: The value is no path that a file may have.
+        InvalidInputError: No file can have this path.
     """
     try:
         found = Path(cast("str", path))
@@ -97,9 +97,9 @@ def checked_path(name: str, path: object) -> Path:
 
 
 def checked_category(category: object) -> CategoryInput:
-    """A category whose name, texts and metadata are as they are stored.
+    """Returns a category with name, texts and metadata in their stored form.
 
-    Its images are not iterated, and its vectors are not looked at: `checked_vectors` needs their dimension.
+    Images are not iterated. Vectors are not checked: `checked_vectors` needs their dimension.
 
     Raises:
         InvalidInputError: The category is no `CategoryInput`, or one of its fields cannot be used.
@@ -120,20 +120,20 @@ def checked_category(category: object) -> CategoryInput:
 
 
 def checked_name(name: object) -> str:
-    """A category name as it is stored: Unicode in composed form, without space around it.
+    """Returns a category name in its stored form: composed Unicode, without surrounding space.
 
     Raises:
-        InvalidInputError: It is no text, empty, longer than `LONGEST_NAME`, has control characters, also those of the
-            writing direction, or is ``.`` or ``..``, which browsers take out of the address of its page.
+        InvalidInputError: The name is no text, empty, longer than `LONGEST_NAME`, has control characters or marks of
+            the writing direction, or is ``.`` or ``..``, which browsers remove from URLs.
     """
     checked = _short_text(name, "a category name")
     if checked in {".", ".."}:
-        raise InvalidInputError(f"a category name must not be that of a folder. Got {checked!r}: take another name")
+        raise InvalidInputError(f"a category name must not be '.' or '..', got {checked!r}. Take another name")
     return checked
 
 
 def checked_group(group: object) -> str:
-    """The group of a reference image as it is stored; raises as `checked_name`."""
+    """Returns the group of a reference image in its stored form; raises as `checked_name`."""
     return _short_text(group, "the group of a reference image")
 
 
@@ -153,10 +153,10 @@ def _short_text(text: object, what: str) -> str:
 
 
 def checked_text(text: object) -> str:
-    """A definition text without space around it.
+    """Returns a definition text without surrounding space.
 
     Raises:
-        InvalidInputError: It is no text, empty, longer than `LONGEST_TEXT`, or no valid Unicode.
+        InvalidInputError: The text is no str, empty, longer than `LONGEST_TEXT`, or no valid Unicode.
     """
     if not isinstance(text, str) or not text.strip():
         raise InvalidInputError(f"a definition text must be a str that is not empty. Got {shown(text)} instead")
@@ -170,10 +170,10 @@ def checked_text(text: object) -> str:
 
 
 def checked_texts(texts: object) -> list[str]:
-    """Definition texts, each without space around it.
+    """Returns definition texts without surrounding space.
 
     Raises:
-        InvalidInputError: They are one str, no iterable, or one of them cannot be used.
+        InvalidInputError: The texts are one str or no iterable, or one text is invalid.
     """
     if not is_several(texts):
         raise InvalidInputError(f"texts must be a list of str. Got {shown(texts)} instead")
@@ -181,10 +181,10 @@ def checked_texts(texts: object) -> list[str]:
 
 
 def checked_images(images: object) -> Iterable[Any]:
-    """Images to iterate. One image alone is refused: a path would be read letter by letter, an array row by row.
+    """Returns an iterable of images. One image is refused: a path would be iterated by letter, an array by row.
 
     Raises:
-        InvalidInputError: It is one image, or cannot be iterated.
+        InvalidInputError: The value is one image, or no iterable.
     """
     alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.generic)
     row_by_row = isinstance(images, np.ndarray) and images.ndim < (1 if images.dtype == object else 4)
@@ -196,19 +196,19 @@ def checked_images(images: object) -> Iterable[Any]:
 
 
 def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.float32]:
-    """Vectors with rows of unit L2 norm, float32 ``(n, dim)``.
+    """Returns vectors with rows of unit L2 norm, float32 ``(n, dim)``.
 
     Args:
         vectors: Numbers of this shape, rows of any norm.
         dim: Dimension of the encoder.
-        name: Their expert or encoder, for messages.
+        name: Expert or encoder, for messages.
 
     Raises:
-        InvalidInputError: They are no numbers, of another shape, or a row is zero or not finite.
+        InvalidInputError: The values are no numbers, of another shape, or a row is zero or not finite.
     """
     try:
         rows = as_numbers(vectors)
-    except Exception as exc:  # an array of another library converts itself, and raises what it likes
+    except Exception as exc:  # arrays of other libraries may raise anything
         raise InvalidInputError(
             f"vectors of {name} must be numbers of the shape (n, {dim}). Got {shown(vectors)} instead"
         ) from exc
@@ -225,11 +225,11 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
 
 
 def as_numbers(values: object) -> NDArray[np.float64]:
-    """An array of real numbers.
+    """Returns an array of real numbers.
 
     Raises:
-        TypeError: They are texts or complex.
-        Exception: Whatever an array of another library raises that cannot be converted, as a tensor with a gradient.
+        TypeError: The values are texts or complex.
+        Exception: Any error of the conversion, such as of a tensor with a gradient.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "biufO":
@@ -238,10 +238,10 @@ def as_numbers(values: object) -> NDArray[np.float64]:
 
 
 def checked_metadata(metadata: object) -> dict[str, Any]:
-    """Metadata as a store returns it.
+    """Returns metadata in its stored form.
 
     Raises:
-        InvalidInputError: It is no JSON object, has numbers beyond 64 bits, or is too long or too deep.
+        InvalidInputError: The metadata is no JSON object, has numbers beyond 64 bits, or is too long or too deep.
     """
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(f"metadata must be a mapping of str to JSON. Got {shown(metadata)} instead")
@@ -251,7 +251,7 @@ def checked_metadata(metadata: object) -> dict[str, Any]:
         plain: dict[str, Any] = json.loads(text, parse_int=_int64)
         depth = _depth(plain)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise InvalidInputError(f"metadata must be a JSON object, and cannot be written as such: {exc}") from exc
+        raise InvalidInputError(f"metadata must be a JSON object: {exc}") from exc
     if len(text) > LONGEST_METADATA or depth > _DEEPEST_METADATA:
         raise InvalidInputError(
             f"metadata may have at most {LONGEST_METADATA:,} characters as JSON and {_DEEPEST_METADATA} levels. "
@@ -273,5 +273,5 @@ def _depth(value: object) -> int:
 
 
 def as_words(name: str) -> str:
-    """A category name with spaces for underscores, which folder names often have."""
+    """Returns a category name with spaces for underscores, which folder names often have."""
     return " ".join(name.replace("_", " ").split())

@@ -1,7 +1,7 @@
-"""Files in folders that zsvec did not make: read without waiting, written without following links.
+"""Files in untrusted folders: reads never block, writes follow no links.
 
-A folder from elsewhere (a clone, an archive, a shared disk) may hold a named pipe, which blocks its reader for good, or
-a symbolic or hard link, which leads a writer to any file of the user. `inside` checks the folders of a path.
+A folder from elsewhere (a clone, an archive, a shared disk) may contain a named pipe, which blocks its reader for good,
+or a symbolic or hard link, which leads a writer to any file of the user. `inside` checks the folders of a path.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from typing import BinaryIO
 
 from zsvec.errors import InvalidInputError
 
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has none of these three
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # not on Windows
 _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
-    """Opens a regular file to be read.
+    """Opens a regular file for reading.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         follow_links: Whether the last part of the path may be a symbolic link.
 
     Raises:
-        OSError: It cannot be opened, or is a folder, a named pipe, a socket or a device.
+        OSError: The file cannot be opened, or is a folder, a named pipe, a socket or a device.
     """
     return os.fdopen(_regular(path, os.O_RDONLY | (0 if follow_links else _NO_FOLLOW)), "rb")
 
 
-def read_regular(path: Path, *, follow_links: bool = True) -> bytes:
+def read_regular(path: Path) -> bytes:
     """Returns the content of a regular file; raises as `open_regular`."""
-    with open_regular(path, follow_links=follow_links) as file:
+    with open_regular(path) as file:
         return file.read()
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Opens a regular file to be read and appended to; makes it if it is missing. No link is followed.
+    """Opens or creates a regular file for reading and appending. No link is followed.
 
     Raises:
-        OSError: It cannot be opened or made, has hard links, or is a link, a named pipe, a socket or a device.
+        OSError: The file cannot be opened, has hard links, or is a link, a named pipe, a socket or a device.
     """
     descriptor = _regular(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | _NO_FOLLOW)
     if os.fstat(descriptor).st_nlink > 1:
@@ -66,17 +66,17 @@ def read_named(path: Path) -> bytes:
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterator[BinaryIO]:
-    """Writes a new file beside a path, which takes its place once the block ends without an error.
+    """Replaces a file atomically: yields a temporary file, which is moved to the path if the block succeeds.
 
-    A link or any file of that name is replaced, never written to.
+    An existing link or file is replaced, never written to.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         mode: Permissions of the new file, less the umask.
         durable: Whether the file survives a loss of power once its folder was synchronised.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     with _beside(path, mode) as (file, partial):
         yield file
@@ -89,31 +89,31 @@ def replacing_named(path: Path) -> Iterator[BinaryIO]:
     """Writes a file that a user named: as `replacing`, or into a pipe or device in `/dev`, such as `/dev/stdout`.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     with path.open("wb") if _is_of_shell(path) else replacing(path) as file:
         yield file
 
 
 def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Writes a file, whole or not at all; arguments and errors as `replacing`."""
+    """Replaces a file atomically and durably; arguments and errors as `replacing`."""
     with replacing(path, mode=mode) as file:
         file.write(content)
 
 
 def write_new(path: Path, content: bytes, *, mode: int = 0o666) -> bool:
-    """Writes a file, whole or not at all, unless there is anything of its name, a link included.
+    """Creates a file, whole or not at all, unless the path exists already, be it as a link.
 
     Args:
-        path: Of the file.
-        content: Of the file.
+        path: Path of the file.
+        content: Content of the file.
         mode: Permissions of the file, less the umask.
 
     Returns:
-        Whether this call made the file; of several processes, one does.
+        Whether this call created the file; among several processes, one does.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: The file cannot be written.
     """
     with _beside(path, mode) as (file, partial):
         file.write(content)
@@ -126,7 +126,7 @@ def write_new(path: Path, content: bytes, *, mode: int = 0o666) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether only this user can have written into a folder; on Windows, whether it is there."""
+    """Returns whether only this user can have written to a folder; on Windows, whether the folder exists."""
     try:
         found = folder.stat()
     except OSError:
@@ -135,16 +135,16 @@ def is_ours(folder: Path) -> bool:
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """A path below a folder, as it is given; whoever made the folder does not decide which other files are written.
+    """Returns a path unchanged if it stays below a folder with links resolved.
 
     Raises:
-        InvalidInputError: It leads out of the folder, by ``..`` or by a symbolic link, or to nowhere.
+        InvalidInputError: The path leads out of the folder, by ``..`` or by a symbolic link, or cannot be resolved.
     """
     try:
         target = _target(path)
         if target.is_relative_to(folder.resolve()):
             return path
-    except (OSError, ValueError, RuntimeError) as exc:  # a NUL in it, or a link to itself
+    except (OSError, ValueError, RuntimeError) as exc:  # a NUL, or a link to itself
         raise InvalidInputError(f"{str(path)!r} cannot be a path in {folder}: {exc}; take another folder") from exc
     raise InvalidInputError(
         f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
@@ -152,7 +152,7 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def _target(path: Path) -> Path:
-    """Returns where a path leads. A link to itself is a RuntimeError before Python 3.13, then an OSError."""
+    """Resolves a path. A link to itself is a RuntimeError before Python 3.13, then an OSError."""
     target = path.resolve()
     if os.path.islink(target):  # noqa: PTH114 - Path.is_symlink raises an error for a name that is too long
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -161,7 +161,7 @@ def _target(path: Path) -> Path:
 
 @contextmanager
 def _beside(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
-    """Yields a new file in the folder of another, which is deleted in the end unless it was moved."""
+    """Yields a temporary file in the folder of a path, and deletes the file at the end unless it was moved."""
     partial = path.with_name(f".zsvec-{uuid.uuid4().hex}.new")
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW, mode)
     try:
@@ -179,10 +179,10 @@ def _finish(file: BinaryIO, durable: bool = True) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes the content of a file, or the names in a folder, survive a loss of power.
+    """Writes the content of a file, or the names in a folder, to the disk: both survive a loss of power.
 
     Raises:
-        OSError: The system cannot do it.
+        OSError: The system call failed.
     """
     if path.is_dir() and os.name != "posix":  # Windows opens no folder
         return
@@ -194,12 +194,11 @@ def sync(path: Path) -> None:
 
 
 def _is_of_shell(path: Path) -> bool:
-    """Returns whether a path is one under which a shell passes an open pipe, such as `/dev/fd/63` and `/dev/stdin`."""
+    """Returns whether a path may be an open pipe from a shell, such as `/dev/fd/63` or `/dev/stdin`."""
     return path.parent.resolve() in (Path("/dev"), Path("/dev/fd").resolve())
 
 
 def _regular(path: Path, flags: int) -> int:
-    """Opens a regular file, and refuses all else."""
     try:
         descriptor = os.open(path, flags | _BINARY | _NO_WAIT, 0o666)
     except OSError as exc:

@@ -1,8 +1,7 @@
-"""The memory that images take while they are decoded: one account for all threads of the process.
+"""Memory budget of images that are being decoded, shared by all threads of the process.
 
-Who decodes an image says first how much it will take, and waits while others have too much. Nobody waits for more
-while holding some, so nobody waits for ever: a thread that holds some, such as that of an encoder whose `preprocess`
-reads another image, takes more at once.
+Decoders reserve memory first, and block while the budget is exhausted. A thread that has reserved memory does not
+block again, which would deadlock: for example, the `preprocess` of an encoder may read another image.
 """
 
 from __future__ import annotations
@@ -17,24 +16,23 @@ from queue import Empty, SimpleQueue
 from zsvec.errors import ImageError
 
 DEFAULT = 512 * 2**20
-"""Bytes that all images being decoded may take together, by default."""
+"""Default budget, in bytes."""
 
 _LARGE = 16 * 2**20
 
-
-# Returns what is free to the system. The GNU C library keeps memory that a thread has freed, in that thread's heap, out
-# of reach of the others: four threads had twice the memory that was taken.
+# Returns free memory to the system. glibc keeps freed memory in the heap of each thread, out of reach of other threads:
+# four threads had twice the reserved memory.
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Account:
-    """What is taken of the memory, by all threads together. Whoever waits goes before those that come later."""
+    """Reservations of all threads, granted in order of arrival."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew: in a forked process, threads that took memory or waited are not there."""
+        """Drops all reservations: a forked process has none of the threads that made them."""
         self._turn = threading.Lock()
         self._taken = 0
         self._returned: SimpleQueue[int] = SimpleQueue()
@@ -42,30 +40,30 @@ class Account:
 
     @property
     def taken(self) -> int:
-        """Bytes that are taken."""
+        """Reserved bytes."""
         with self._turn:
             self._count_returned()
             return self._taken
 
     def take(self, size: int, limit: int, held: ExitStack) -> None:
-        """Wait until there is room, and take it until the end of a stack. Who holds some does not wait.
+        """Blocks until there is room, and reserves memory. A thread with reservations does not block.
 
         Args:
             size: Bytes.
-            limit: Bytes that all may take together, as this one sees it.
-            held: At its end, the bytes are returned.
+            limit: Budget of all threads, in bytes.
+            held: Releases the memory when closed, in any thread.
 
         Raises:
-            ImageError: It is more than all of it.
+            ImageError: `size` is above `limit`.
         """
         if size > limit:
             raise ImageError(
                 f"decoding it would take {size:,} bytes, which is more than image_memory={limit:,}; "
                 "scale it down, or raise that"
             )
-        own: list[int] = self._of_thread.__dict__.setdefault("held", [])  # another thread may end the stack
+        own: list[int] = self._of_thread.__dict__.setdefault("held", [])  # another thread may close the stack
         if own:
-            self._returned.put(-size)  # not in turn: whoever has that may wait for what this thread holds
+            self._returned.put(-size)  # without the turn: its holder may wait for this thread
         else:
             with self._turn:
                 self._count_returned()
@@ -76,7 +74,7 @@ class Account:
         held.callback(own.remove, size)
         held.callback(self._returned.put, size)
         if size >= _LARGE and _malloc_trim is not None:
-            held.callback(_malloc_trim, 0)  # and before that
+            held.callback(_malloc_trim, 0)  # the last callback runs first
 
     def _count_returned(self) -> None:
         with suppress(Empty):

@@ -16,14 +16,14 @@ CAMERA = "/dev/video"
 
 
 def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.Image]:
-    """Frames of a video file, a stream or a camera.
+    """Yields frames of a video file, a stream or a camera.
 
     Args:
         source: A path, a URL that FFmpeg opens (``rtsp://…``), or a device such as ``/dev/video0``.
-        every: Yield one frame in so many, beginning with the first; the others are not converted.
+        every: Yield every n-th frame, beginning with the first; other frames are not converted.
 
     Yields:
-        RGB images, whose ``filename`` is the source and the number of the frame: ``clip.mp4#25``.
+        RGB images; their ``filename`` is the source and the number of the frame: ``clip.mp4#25``.
 
     Raises:
         MissingExtraError: PyAV is not installed.
@@ -40,7 +40,7 @@ def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.
     try:
         with av.open(name, format="v4l2" if name.startswith(CAMERA) else None) as container:
             if not container.streams.video:
-                raise ImageError(f"cannot read {name!r}: it has no video; give one that has")
+                raise ImageError(f"cannot read {name!r}: it has no video track; give a file with one")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             number = -1

@@ -1,11 +1,10 @@
-"""The images that appear in a folder: each is yielded once, even if files change or processes are killed."""
+"""New images of a folder: each is yielded once, even if files change or processes are killed."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -25,13 +24,11 @@ from zsvec.inputs.files import inside, open_regular, open_to_append, write_whole
 from zsvec.inputs.folders import find_images, unlisted
 
 _log = logging.getLogger(__name__)
-_SHARE = 0.05  # of a core that looks at the whole folder take at most, where the system says what changes
-# The beginning of a line, as a kill leaves it. A state whose last line has another form is refused, and stays as it is.
-_TORN = re.compile(rb'(\[("([^"\\]|\\.)*(\\|"(,( (\d+(,( \d*)?)?)?)?)?)?)?)?')
+_SHARE = 0.05  # of a core, at most, for scans of the whole folder while the system reports changes
 
 
 class _File(NamedTuple):
-    """One state of a file: a file that is replaced or changed is another one.
+    """One version of a file: a changed or replaced file is another version.
 
     Attributes:
         path: Path relative to the folder.
@@ -45,12 +42,12 @@ class _File(NamedTuple):
 
 
 class Watch:
-    """The images that appear in a folder, each once, in the order in which they are complete.
+    """New images of a folder, each once, in the order of their last change.
 
-    A file is complete when it has not changed for `settle` seconds, and can be opened; a file that is replaced later is
-    a new one. What cannot be opened, or listed, is looked at again, and named in the log. Links that lead out of the
-    folder are left out, and named in the log.
-    `done` writes to a state file that an image has been processed, so that a later watch goes on from there:
+    A file is complete when unchanged for `settle` seconds, and readable. A file that is replaced later counts as new.
+    Unreadable files and folders are tried again, and named in the log. So are links that lead out of the folder, which
+    are left out.
+    `done` records a processed image in a state file, so that a later watch continues from there:
 
     ```python
     with Watch("incoming/") as watch:
@@ -61,13 +58,13 @@ class Watch:
 
     Args:
         folder: Folder to watch, with its sub-folders; hidden files are left out.
-        state: File of the images that are done; by default ``.zsvec-watch.jsonl`` in the folder.
+        state: File of the processed images; by default ``.zsvec-watch.jsonl`` in the folder.
         settle: Seconds without a change after which a file is complete.
-        poll: Seconds between two looks at the folder. One of very many files is looked at as a whole less often: the
-            system says what changes in it. Where it does not, as for what other machines write, that takes longer.
+        poll: Seconds between two scans of the folder. While the system reports changes, a very large folder is scanned
+            as a whole less often; files that another machine writes are not reported, and take longer.
 
     Raises:
-        InvalidInputError: The folder or the state file cannot be used, or another watch uses this state file.
+        InvalidInputError: The folder or the state file is unusable, or another watch uses this state file.
     """
 
     def __init__(
@@ -78,13 +75,12 @@ class Watch:
         self._poll = poll
         self._closed = Event()
         self._given: dict[str, list[_File]] = {}
-        self._giving = Lock()
-        self._writing = Lock()
+        self._recording = Lock()
         self._logged: set[str] = set()
         self._find()
         self._file = file = state or inside(self.folder, self.folder / ".zsvec-watch.jsonl")
         lock = file.with_name(f"{file.name}.lock")
-        # Any thread may close it.
+        # Any thread may close the watch.
         self._lock = FileLock(lock if state else inside(self.folder, lock), thread_local=False)
         try:
             self._lock.acquire(blocking=False)
@@ -104,15 +100,13 @@ class Watch:
         self.close()
 
     def __iter__(self) -> Iterator[Path]:
-        """Paths of complete files that are not done, until the watch is closed."""
+        """Yields paths of complete files that are not done, until the watch is closed."""
         waiting: dict[_File, float] = {}
         given = set(self._done)
-        with self._giving:
-            self._given.clear()  # by an iteration that has ended, and that may have lost some on their way
-        changes = self._changes()
-        changed: list[Path] | None = []
+        with self._recording:
+            self._given.clear()  # an earlier iteration may have lost some files
         due = 0.0
-        while not self._closed.is_set():
+        for changed in self._changes():
             now = time.monotonic()
             if changed is None or perf_counter() >= due:
                 spent = thread_time()
@@ -126,39 +120,37 @@ class Watch:
                 path = self.folder / file.path
                 if now - waiting[file] >= self._settle and not self._closed.is_set() and self._opens(path):
                     given.add(file)
-                    with self._giving:
+                    with self._recording:
                         files = self._given.setdefault(str(path), [])
                         if file not in files:
                             files.append(file)
                     yield path
-            changed = next(changes)
 
     def done(self, source: str) -> None:
-        """Record on disk that an image has been processed: no watch with this state file gives it again.
+        """Records on disk that an image has been processed: no later watch with this state file yields the image.
 
-        What cannot be opened at the moment is not recorded: the next watch gives it again.
+        An image that cannot be opened at the moment is not recorded: the next watch yields it again.
 
         Args:
-            source: The path that was given. A file that was replaced and given again is recorded by a second call.
+            source: A yielded path. A replaced file that was yielded again needs a second call.
         """
-        with self._giving:
+        with self._recording:
             given = self._given.pop(source, [])
             if given[1:]:
                 self._given[source] = given[1:]
-        for file in given[:1] if self._opens(Path(source)) else ():
-            with self._writing:
-                self._write(_line(file))
-            self._done.add(file)
+            if given and self._opens(Path(source)):
+                self._write(_line(given[0]))
+                self._done.add(given[0])
 
     def close(self) -> None:
-        """End the iteration and release the state file."""
+        """Ends the iteration and releases the state file."""
         self._closed.set()
         if not self._state.closed:
             self._state.close()
             self._lock.release()
 
     def _write(self, line: bytes) -> None:
-        """Appends a line, durably. The first one is written whole or not at all, because a state is known by it."""
+        """Appends a line, durably. The first line is written atomically, because it identifies a state file."""
         if self._state.seek(0, os.SEEK_END):
             self._state.write(line)
             self._state.flush()
@@ -172,11 +164,9 @@ class Watch:
 
     def _look(self, paths: Iterable[Path]) -> Iterator[_File]:
         for path in paths:
-            try:
+            with suppress(OSError):  # the file has just been removed
                 status = path.stat()
-            except OSError:  # the file has just been removed
-                continue
-            yield _File(str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns)
+                yield _File(str(path.relative_to(self.folder)), status.st_size, status.st_mtime_ns)
 
     def _find(self, folder: Path | None = None) -> list[Path]:
         return find_images(
@@ -184,13 +174,13 @@ class Watch:
         )
 
     def _changes(self) -> Iterator[list[Path] | None]:
-        """Waits for a change, or `poll` seconds, and yields the images that may have changed.
+        """Yields nothing at first, then after each change, or `poll` seconds, the images that may have changed.
 
-        Yields ``None`` where the system does not say what changes: there are too many folders, or its file system is
-        none that does. It never says what other machines write.
+        Yields ``None`` if the system reports no changes: for too many folders, or on some file systems.
         """
+        yield []
         moment = max(1, round(1000 * self._poll))
-        told = watch(
+        changes = watch(
             self.folder,
             watch_filter=None,
             stop_event=self._closed,
@@ -201,12 +191,11 @@ class Watch:
             ignore_permission_denied=True,
         )
         try:
-            for changed in told:
+            for changed in changes:
                 yield [path for _, name in changed for path in self._images_at(Path(name))]
         except (OSError, RuntimeError) as error:
-            _log.info("what changes in %s is not told (%s): all of it is looked at again and again", self.folder, error)
-        while True:
-            self._closed.wait(self._poll)
+            _log.info("changes in %s are not reported (%s): the whole folder is scanned each time", self.folder, error)
+        while not self._closed.wait(self._poll):
             yield None
 
     def _images_at(self, changed: Path) -> list[Path]:
@@ -220,14 +209,14 @@ class Watch:
         return [path] if path.suffix.lower() in SUFFIXES else []
 
     def _leave_out(self, error: OSError) -> None:
-        """Leave out a sub-folder that cannot be listed now."""
+        """Leaves out a sub-folder that cannot be listed now."""
         if Path(error.filename) == self.folder:
             unlisted(error)
-        if not isinstance(error, FileNotFoundError):  # it has just been removed
+        if not isinstance(error, FileNotFoundError):  # the folder has just been removed
             self._log_unread(error)
 
     def _stays_inside(self, path: Path) -> bool:
-        """Returns whether a path leads out of the folder by none of its parts, which may have become links."""
+        """Returns whether no part of a path leads out of the folder; any part may have become a link."""
         try:
             inside(self.folder, path)
         except InvalidInputError as error:
@@ -236,12 +225,11 @@ class Watch:
         return True
 
     def _leave_link_out(self, error: InvalidInputError) -> None:
-        """Says once which link leads out of the folder."""
         self._log(str(error))
 
     def _opens(self, path: Path) -> bool:
         try:
-            if path.is_file():  # to open a pipe may take for ever
+            if path.is_file():  # opening a pipe may block
                 open_regular(path).close()
         except OSError as error:
             self._log_unread(error)
@@ -259,38 +247,38 @@ class Watch:
 
 
 def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
-    """Opens a state to append lines, and returns the files in it. Removes a last line that a kill has cut short.
+    """Opens a state file to append lines, and returns the files in it. Removes a last line that a kill has cut short.
 
     Raises:
-        OSError: It cannot be read and written.
-        ValueError: A line is of no state. The file stays as it is.
+        OSError: The file cannot be read and written.
+        ValueError: The file is no state file. Its content stays.
     """
     with ExitStack() as unusable:
         state = unusable.enter_context(open_to_append(file))
         *lines, last = state.read().split(b"\n")
         done = {_checked(line) for line in lines}
-        if lines and _TORN.fullmatch(last):
-            state.truncate(sum(len(line) + 1 for line in lines))
-        elif last:
-            done.add(_checked(last))
-            state.write(b"\n")
-            state.flush()
+        if last:
+            try:
+                done.add(_checked(last))
+                state.write(b"\n")
+                state.flush()
+            except ValueError:
+                if not (lines and last.startswith(b"[")):
+                    raise
+                state.truncate(sum(len(line) + 1 for line in lines))
         unusable.pop_all()
     return state, done
 
 
 def _checked(line: bytes) -> _File:
-    """Returns the file in a line without its end; ValueError unless the line is as a watch writes it."""
+    """Returns the file in a line without its end; ValueError unless a watch wrote the line."""
     with suppress(OverflowError, RecursionError, TypeError, ValueError):
-        if _line(file := _file(line)) == line + b"\n":
+        path, size, changed = json.loads(line)
+        file = _File(str(path), int(size), int(changed))
+        if _line(file) == line + b"\n":
             return file
-    raise ValueError(f"a line must be as a watch writes it, got {line[:40]!r}. Give another file")
+    raise ValueError(f"each line must be [path, size, time], as a watch writes it, got {line[:40]!r}. Use another file")
 
 
 def _line(file: _File) -> bytes:
     return json.dumps(file).encode() + b"\n"
-
-
-def _file(line: bytes) -> _File:
-    path, size, changed = json.loads(line)
-    return _File(str(path), int(size), int(changed))

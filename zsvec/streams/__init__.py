@@ -1,1 +1,1 @@
-"""Stages that run in threads, bounded and in order, and what they tell of themselves."""
+"""Bounded, ordered stages in threads, and their shared state."""

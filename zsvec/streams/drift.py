@@ -1,9 +1,9 @@
-"""Whether the images of a stream have moved away from the references that a store was calibrated on.
+"""Drift: how far the images of a stream have moved away from the references of the calibration.
 
-The largest evidence of an image, which novelty is made of, has a rank among that of the images that calibration left
-out. As long as images are like the references, all ranks are as frequent. Blurred, dark or foreign images have the low
-ones. So drift is the largest excess of low ranks: of the last images, the fraction with less evidence than k of 20
-parts of the left-out ones, minus k / 20 (the one-sided distance of Kolmogorov and Smirnov).
+Calibration computes the largest evidence of each left-out image, the basis of novelty. The evidence of a new image has
+a rank among these values. Ranks of images like the references are uniform; blurred, dark or foreign images have low
+ranks. So drift is the largest excess of low ranks: of the last images, the fraction with less evidence than k of 20
+parts of the left-out images, minus k / 20 (the one-sided Kolmogorov-Smirnov distance).
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections import deque
 from collections.abc import Iterable
 
 PARTS = 20
-"""Equal parts of the left-out images, by their evidence."""
+"""Equal parts of the left-out images, by evidence."""
 WINDOW = 256
-"""Images that are looked back on."""
+"""Last images that count."""
 FEWEST = 64
-"""Images from which on drift is told."""
+"""Fewest images for a value of drift."""
 FAR = 0.3
-"""Drift of a whole window that is warned of."""
+"""Drift of a whole window that triggers a warning."""
 
 
 class Drift:
@@ -30,13 +30,13 @@ class Drift:
         self._warned = False
 
     def add(self, ranks: Iterable[float]) -> float | None:
-        """Add images.
+        """Adds images.
 
         Args:
-            ranks: Fraction of the left-out images that have less evidence, 0 to 1; NaN where it is not known.
+            ranks: Fraction of the left-out images with less evidence, 0 to 1; NaN if unknown.
 
         Returns:
-            The drift, where it is above `FAR` for a whole window, and was not before.
+            The drift, when first above `FAR` for a whole window; else ``None``.
         """
         for rank in ranks:
             if 0 <= rank <= 1:
@@ -52,7 +52,7 @@ class Drift:
 
     @property
     def value(self) -> float | None:
-        """0 to 1 over the last `WINDOW` images whose rank is known; ``None`` for fewer than `FEWEST`."""
+        """Drift of the last `WINDOW` images with a known rank, 0 to 1; ``None`` for fewer than `FEWEST`."""
         n = len(self._last)
         if n < FEWEST:
             return None

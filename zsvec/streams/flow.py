@@ -1,7 +1,7 @@
-"""What the stages of a stream share: its end, the channels between them, and what they have done.
+"""Shared state of the stages of a stream: its end, the channels between stages, and counters.
 
-A stream that nobody holds any more is ended by Python's collector of garbage, in any thread and wherever that is, a
-lock of ours or of Python's included. So `Flow.end`, all that a generator does when it is closed, waits for nobody.
+The garbage collector may close an abandoned stream in any thread, even under a lock. So `Flow.end`, the only action of
+a generator that is closed, never blocks.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, slots=True)
 class StreamStats:
-    """What a stream has done so far.
+    """Counters of a stream, or of all streams of a classifier.
 
     Attributes:
-        images: How many have been classified or could not be read; of a batch, all at once.
-        failed: How many of them could not be read.
-        stale: How many of them were answered from an earlier state of the store, while that was away.
-        seconds: Since its first stage began, until its end; of images that were classified alone, those in which there
-            was one.
+        images: Images that were classified or could not be read; a batch is counted at once.
+        failed: Images that could not be read.
+        stale: Images that were classified with an earlier state of the store, during an outage.
+        seconds: From the start of the first stage to the end of the stream; of images classified without a stream, the
+            time with at least one such image in progress.
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
-        runs: How often each stage has worked: once an image, or once a batch.
-        batches: How many batches have been encoded, by their number of images.
-        waiting: Results that a stage has finished and the next has not taken, by the finished stage. Images or batches.
+        runs: Runs of each stage: one for each image or batch.
+        batches: Encoded batches, by number of images.
+        waiting: Results of a finished stage that the next stage has not taken, by finished stage. Images or batches.
         store: Counters of the store's writes (`zsvec.store.store.Store.stats`), in the totals of a classifier.
-        drift: How far the last images have moved away from the references, 0 to 1 (`zsvec.streams.drift`); in totals,
-            the largest of the streams. ``None`` for few images, and without a calibration that can tell.
+        drift: Distance of the last images from the references, 0 to 1 (`zsvec.streams.drift`); in totals, the largest
+            of the streams. ``None`` for few images, or without a calibration of novelty.
     """
 
     images: int = 0
@@ -84,11 +84,11 @@ def _sum(one: Mapping[Key, Number], other: Mapping[Key, Number]) -> Mapping[Key,
 
 
 class Flow:
-    """What the stages of one stream share; as a context manager it ends them.
+    """Shared state of the stages of one stream. As a context manager, ends the stages.
 
     Attributes:
         loop: Event loop served by `iterate_in_thread`.
-        pending_read: The task of that loop which waits for the next item of an async source.
+        pending_read: Task of that loop that waits for the next item of an async source.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -111,12 +111,12 @@ class Flow:
 
     @property
     def stopped(self) -> bool:
-        """Whether the stages shall end, or have ended."""
+        """Whether the stream was ended; its stages end, or have ended."""
         return self._ended is not None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time of a stage's work, unless the stream ends meanwhile."""
+        """Counts the time of the block as work of a stage, unless the stream ends meanwhile."""
         start = time.perf_counter()
         try:
             yield
@@ -129,7 +129,7 @@ class Flow:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Let the clock of a flow without channels run while anybody is in this block."""
+        """Runs the clock of a flow without channels during the block, in one or more threads."""
         with self._lock:
             self._workers += 1
             if self._workers == 1:
@@ -144,34 +144,34 @@ class Flow:
 
     @contextmanager
     def encoding(self, images: int) -> Iterator[None]:
-        """Count a batch of so many images, and the time of its encoders."""
+        """Counts a batch of images, and the time of the block as work of the encoders."""
         with self.stage("encode"):
             yield
         with self._lock:
             self._batches[images] += 1
 
     def count(self, images: int, failed: int, stale: int) -> None:
-        """Count results that the stream has yielded."""
+        """Counts results that the stream has yielded."""
         with self._lock:
             self._images += images
             self._failed += failed
             self._stale += stale
 
     def rank(self, ranks: Iterable[float]) -> None:
-        """Note how images rank among the left-out references (`Drift.add`), and warn once if they have moved away."""
+        """Adds the ranks of images among the left-out references (`Drift.add`), and warns once of drift."""
         with self._lock:
             moved = self._drift.add(ranks)
         if moved is not None:
             _log.warning(
                 "the last %d images are less like the references than these are like each other (drift %.2f): add "
-                "references from where these images come from, give some of them with their categories to "
-                "clf.calibrate(labelled=…), or see whether many show none of the categories",
+                "references from the same source, give some of these images with their categories to "
+                "clf.calibrate(labelled=…), or check whether many show none of the categories",
                 WINDOW,
                 moved,
             )
 
     def new_channel(self, name: str, size: int) -> Channel[Any]:
-        """A channel between a stage of this name and the next, for at most `size` results."""
+        """Returns a channel from a stage to the next, for at most `size` results."""
         channel: Channel[Any] = Channel(self, size)
         with self._lock:
             self._channels[name] = channel
@@ -179,7 +179,7 @@ class Flow:
         return channel
 
     def new_queue(self) -> SimpleQueue[Any]:
-        """A queue into which the end puts a ``None``, so that nobody waits at it any more."""
+        """Returns a queue that `end` puts a ``None`` into, so that its readers wake up."""
         queue: SimpleQueue[Any] = SimpleQueue()
         self._queues.append(queue)
         if self.stopped:
@@ -187,7 +187,7 @@ class Flow:
         return queue
 
     def start(self, work: Callable[[], None], name: str) -> None:
-        """Start a thread for which `wait` waits, and the end of the process."""
+        """Starts a thread that `wait`, and the exit of the process, wait for."""
         thread = Thread(target=work, name=name, daemon=True)
         _flows.add(self)
         thread.start()
@@ -202,19 +202,19 @@ class Flow:
         self.end()
 
     def end(self) -> None:
-        """Stop all stages, and the clock. Takes no lock and waits for nobody: the collector of garbage may call it."""
+        """Stops all stages, and the clock. Takes no lock and never blocks: the garbage collector may call it."""
         if self._ended is None:
             self._ended = time.monotonic()
         for queue in self._queues:
-            queue.put(None)  # reentrant, as no method of `queue.Queue` is
+            queue.put(None)  # reentrant, unlike `queue.Queue.put`
 
     def wait(self) -> None:
-        """Wait until the stages, which have been stopped, have finished what they had begun."""
+        """Waits until the stopped stages have finished their work in progress."""
         for thread in self._threads:
             thread.join()
 
     def stats(self) -> StreamStats:
-        """What has been done so far; may be called from any thread."""
+        """Returns the counters; may be called from any thread."""
         with self._lock:
             now = self._ended or time.monotonic()
             worked = self._worked + (now - self._since if self._workers else 0.0)
@@ -236,18 +236,18 @@ _flows: WeakSet[Flow] = WeakSet()
 
 @atexit.register
 def _end_all() -> None:
-    """End the streams that are open: Python does not stop threads that are in C++ without a crash."""
+    """Ends open streams: the exit of Python crashes under threads that run C++."""
     for flow in list(_flows):
         flow.end()
         flow.wait()
 
 
 class Channel(Generic[Item]):
-    """Results on their way from one stage to the next, in order.
+    """A bounded queue of results from one stage to the next.
 
     Args:
-        flow: Its end is seen at once by those who wait here.
-        size: Results that may be on their way; who puts another waits.
+        flow: The stream; at its end, all waiting threads wake up.
+        size: Results that the channel holds; `put` blocks while the channel is full.
     """
 
     def __init__(self, flow: Flow, size: int) -> None:
@@ -260,18 +260,18 @@ class Channel(Generic[Item]):
 
     @property
     def waiting(self) -> int:
-        """Results on their way."""
+        """Results in the channel."""
         return self._size - self._room.qsize()
 
     def put(self, item: Item) -> bool:
-        """Put a result once there is room. Returns False if the stream was stopped first."""
+        """Puts a result once there is room. Returns False if the stream was stopped first."""
         if self._take(self._room) is None:
             return False
         self._items.put(item)
         return True
 
     def get(self, due: float = math.inf) -> Item | None:
-        """Take the next result; ``None`` once the stream has stopped.
+        """Takes the next result; ``None`` once the stream has stopped.
 
         Args:
             due: Time on the monotonic clock until which to wait for a result.
@@ -291,7 +291,7 @@ class Channel(Generic[Item]):
 
 
 class Totals:
-    """What all streams of one owner have done so far. Safe in several threads."""
+    """Counters of all streams of one owner. Thread-safe."""
 
     def __init__(self) -> None:
         self._ended = StreamStats()
@@ -299,19 +299,19 @@ class Totals:
         self._lock = Lock()
 
     def add(self, flow: Flow) -> None:
-        """Count a stream, which begins."""
+        """Adds a stream that begins."""
         with self._lock:
             self._settle()
             self._flows.append(flow)
 
     def stats(self) -> StreamStats:
-        """The sum over all streams; their seconds add up, too."""
+        """Returns the sum over all streams, seconds included."""
         with self._lock:
             self._settle()
             return sum((flow.stats() for flow in self._flows), self._ended)
 
     def _settle(self) -> None:
-        """Add up the streams that have ended. They do not do it themselves: an end takes no lock."""
+        """Adds up ended streams. `Flow.end` cannot, because that takes no lock."""
         ended = [flow for flow in self._flows if flow.stopped]
         self._flows = [flow for flow in self._flows if flow not in ended]
         self._ended = sum((flow.stats() for flow in ended), self._ended)

@@ -1,8 +1,8 @@
-"""Stages in threads: each works ahead of the next, in order, in bounded memory, and is measured.
+"""Stages of a stream in threads: ordered, bounded, measured, each ahead of the next.
 
 Several threads prepare items (`prefetch`), and one may encode batches (`ahead`). The consumer's thread does the rest.
-The stages of a stream share a `Flow`, which stops and measures them. No thread knows the generator that it works for,
-so that a stream ends when its consumer drops it.
+The stages of a stream share a `Flow`, which stops and measures the stages. No thread refers to the generator that the
+consumer holds, so that a dropped stream ends.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WAIT = 0.05
-"""Seconds, from its first item, after which an incomplete batch is passed on."""
+"""Seconds after its first item until an incomplete batch is yielded."""
 _POLL = 0.1
 _END: Any = object()
 
 
 class Stream(Iterator[Item]):
-    """The items of a stream, and its statistics. As a context manager it closes the stream.
+    """The items of a stream, and its statistics. As a context manager, closes the stream.
 
     Args:
         items: Generator that ends the flow when it is closed.
@@ -55,11 +55,11 @@ class Stream(Iterator[Item]):
 
     @property
     def stats(self) -> StreamStats:
-        """What the stream has done so far; may be asked from any thread."""
+        """Counters of the stream; may be read from any thread."""
         return self._flow.stats()
 
     def close(self) -> None:
-        """End the stream and its threads; no more items are yielded."""
+        """Ends the stream and its threads; no more items are yielded."""
         _close(self._items, self._flow)
 
 
@@ -93,11 +93,11 @@ class AsyncStream(AsyncIterator[Item]):
 
     @property
     def stats(self) -> StreamStats:
-        """What the stream has done so far; may be asked from any thread."""
+        """Counters of the stream; may be read from any thread."""
         return self._flow.stats()
 
     async def aclose(self) -> None:
-        """End the stream and its threads; no more items are yielded."""
+        """Ends the stream and its threads; no more items are yielded."""
         await self._items.aclose()
 
 
@@ -109,24 +109,23 @@ def prefetch(
     max_wait: float | None = None,
     flow: Flow | None = None,
 ) -> Iterator[list[Result]]:
-    """Apply a function in threads and yield its results in batches, in the order of the items.
+    """Applies a function in threads and yields its results in batches, in the order of the items.
 
-    While the caller uses a batch, up to two more are prepared. A batch is full unless the items end
-    or their source pauses.
+    While the caller uses a batch, up to two more are prepared. A batch is full unless the items end or their source
+    pauses. Closing the iterator ends its threads; unprocessed items are dropped.
 
     Args:
         function: Called in several threads at once.
-        items: Iterated in a thread of its own.
+        items: Iterated in another thread.
         batch_size: Results per batch.
-        max_wait: Seconds, from its first item, after which an incomplete batch is passed on; by default `MAX_WAIT`.
-        flow: Shared by the stages of the stream; the caller ends it. By default prefetch makes and ends its own.
+        max_wait: Seconds after its first item until an incomplete batch is yielded; by default `MAX_WAIT`.
+        flow: Shared by the stages of the stream, and ended by the caller. By default, a private flow.
 
     Yields:
         1 to ``batch_size`` results.
 
     Raises:
-        Exception: What ``function`` or the iteration raised, in the place of the result. Close the iterator to stop
-            early: its threads end, and items not yet begun are dropped.
+        Exception: An error of ``function`` or of the iteration, in the place of the result.
     """
     shared = flow or Flow()
     feeder = _Feeder(function, items, shared, ahead=2 * batch_size)
@@ -144,7 +143,7 @@ def prefetch(
             if future is None:
                 break
             if batch and future.exception() is not None:
-                yield batch  # what came before the failure is not lost with it
+                yield batch  # results before the failure
                 batch = []
             if (result := future.result()) is _END:
                 break
@@ -162,10 +161,10 @@ def prefetch(
 
 
 class _Feeder(Thread, Generic[Item, Result]):
-    """Hands each item to threads that work, and keeps a bounded number of futures, in order."""
+    """Distributes items to worker threads, and keeps a bounded number of futures, in order."""
 
     def __init__(self, function: Callable[[Item], Result], items: Iterable[Item], flow: Flow, ahead: int) -> None:
-        super().__init__(name="zsvec-feed", daemon=True)  # a source that blocks must not keep the process alive
+        super().__init__(name="zsvec-feed", daemon=True)  # a blocked source must not keep the process alive
         self._function = function
         self._items = items
         self._flow = flow
@@ -180,13 +179,13 @@ class _Feeder(Thread, Generic[Item, Result]):
                 future: Future[Result] = Future()
                 if self._flow.stopped:
                     break
-                self._tasks.put((future, item))  # first: every future that is waited for is in the hands of a thread
+                self._tasks.put((future, item))  # first, so that each awaited future has a worker
                 if number < workers:
                     self._flow.start(self._work, f"zsvec-decode_{number}")
                 if not self.waiting.put(future):
                     break
             last.set_result(_END)
-        except BaseException as exc:  # noqa: BLE001 - not handled here: `Future.result` raises it
+        except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
             last.set_exception(exc)
         self._tasks.put(None)
         self.waiting.put(last)
@@ -196,14 +195,14 @@ class _Feeder(Thread, Generic[Item, Result]):
             future, item = task
             try:
                 future.set_result(_END if self._flow.stopped else self._function(item))
-            except BaseException as exc:  # noqa: BLE001 - not handled here: `Future.result` raises it
+            except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
                 future.set_exception(exc)
-            del task, future, item  # while it waits for the next
+            del task, future, item  # not held while waiting for the next
         self._tasks.put(None)  # for the next thread
 
 
 def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Generator[Result, None, None]:
-    """Run a stage in its own thread, one batch ahead of the consumer. Ends the flow.
+    """Runs a stage in its own thread, one batch ahead of the consumer. Ends the flow.
 
     Args:
         batches: Results of the stage; closed in that thread.
@@ -211,7 +210,7 @@ def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Gen
         stage: Name of the stage in the statistics.
 
     Raises:
-        Exception: What the iteration raised, after the batches before it.
+        Exception: The error of the iteration, after the batches before that error.
     """
     channel = flow.new_channel(stage, 1)
 
@@ -221,7 +220,7 @@ def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Gen
             for batch in batches:
                 if not channel.put((batch, None)):
                     break
-        except BaseException as exc:  # noqa: BLE001 - not handled here: the consumer raises it
+        except BaseException as exc:  # noqa: BLE001 - the consumer raises this
             failure = exc
         finally:
             batches.close()
@@ -241,7 +240,7 @@ def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Gen
 
 
 async def iterate_in_thread(items: Generator[Item, None, None], flow: Flow) -> AsyncGenerator[Item, None]:
-    """Iterate in a thread of its own, so that the event loop can run other tasks. Ends the flow.
+    """Iterates in another thread, so that the event loop can run other tasks. Ends the flow.
 
     Args:
         items: Closed in that thread, also if the loop's task is cancelled.
@@ -258,11 +257,11 @@ async def iterate_in_thread(items: Generator[Item, None, None], flow: Flow) -> A
             flow.pending_read.cancel()
         closing = loop.run_in_executor(pool, _close, items, flow)
         pool.shutdown(wait=False)
-        await asyncio.shield(closing)  # closing goes on if this task is cancelled, too
+        await asyncio.shield(closing)  # closing continues if this task is cancelled again
 
 
 def iterate_async_source(items: AsyncIterable[Item], flow: Flow) -> Iterator[Item]:
-    """Iterate an async source in any thread but the event loop's. Ends when the flow is stopped."""
+    """Iterates an async source in any thread but the event loop's. Ends when the flow is stopped."""
     iterator = aiter(items)
 
     async def following() -> Any:

@@ -189,7 +189,7 @@ def test_an_annotation_that_cannot_be_used(folder: Path, changed: Any, reason: s
         ({"width": 0}, "width: "),
         ({"height": 10**40}, "height: "),
         ({"height": None}, "height: "),
-        ({"id": 101}, r"images\[1\]: the id 101 is that of another image already"),
+        ({"id": 101}, r"images\[1\]: the id 101 is taken by another image"),
         ({"id": "x" * 201}, "id: "),
     ],
     ids=range(12),
@@ -212,7 +212,7 @@ def test_a_category_that_cannot_be_used(folder: Path) -> None:
     file = written(folder, annotations, categories=names)
     assert list(boxes_of(file, on_error=lambda error: said.append(str(error).partition(", ")[2]))) == ["cat"]
     assert [reason[:40] for reason in said] == [
-        "categories[1]: the id 1 is that of 'cat'",
+        "categories[1]: the id 1 is taken by 'cat'",
         "categories[2]: a category name must be p",
         "categories[3]: name: Field required. Got",
         "annotations[1]: there is no category of ",

@@ -1,4 +1,4 @@
-"""Categories from annotations in COCO's format: of whole images, or of the objects in their boxes.
+"""Categories from COCO annotations: whole images, or objects in boxes.
 
 Source of the format: Lin et al. (2014), "Microsoft COCO", arXiv:1405.0312, and its "Data format" page.
 """
@@ -68,24 +68,23 @@ def from_coco(
     boxes: bool = False,
     on_error: OnError | None = None,
 ) -> list[CategoryInput]:
-    """Categories from a JSON file of COCO annotations.
+    """Reads categories from a JSON file of COCO annotations.
 
     Args:
         file: The JSON file, up to 1 GiB.
-        images: Folder where the paths of images begin, and which none may leave, as in `from_csv`; by default the
-            folder of the file.
-        boxes: Whether the references are the objects in their boxes, each a `Region` of its image, and those of one
-            image one group. A box is rounded outwards to whole pixels and ends with the image; crowds are left out. By
-            default the references are whole images, each of the category that its annotations name; an image without
-            any is left out.
-        on_error: Called with the error of each annotation that cannot be used, and with what is left out; by default,
-            the first that cannot be used is raised. An image of several categories is such a one, without `boxes`.
+        images: Base of image paths, which no path may leave, as in `from_csv`; by default the folder of the file.
+        boxes: Whether the references are objects in boxes: each a `Region` of an image, grouped by image. A box is
+            rounded outwards to whole pixels and cut at the border of the image; crowds are left out. By default the
+            references are whole images of the category that their annotations name; an image without annotations is
+            left out, an image of several categories is invalid.
+        on_error: Called with an error for each invalid and each left-out annotation or image; by default, the first
+            invalid one is raised.
 
     Returns:
         The categories for `add_categories`, sorted by name. No image is read yet.
 
     Raises:
-        InvalidInputError: The file cannot be read or is none of COCO, an annotation cannot be used, or none can.
+        InvalidInputError: The file cannot be read or has another form, an annotation is invalid, or none is valid.
     """
     file = checked_path("file", file)
     content = _read(file)
@@ -115,7 +114,7 @@ def _names(rows: list[Any], gathered: Gathered) -> dict[int | str, str]:
             category = _checked(_Category, row)
             name = checked_name(category.name)
             if names.setdefault(category.id, name) != name:
-                raise InvalidInputError(f"the id {category.id!r} is that of {names[category.id]!r} already")
+                raise InvalidInputError(f"the id {category.id!r} is taken by {names[category.id]!r}")
     return names
 
 
@@ -127,7 +126,7 @@ def _pictures(rows: list[Any], folder: Path, gathered: Gathered) -> dict[int | s
             checked_group(picture.file_name)
             image = _Image(path_in(folder, picture.file_name), picture)
             if pictures.setdefault(picture.id, image) is not image:
-                raise InvalidInputError(f"the id {picture.id!r} is that of another image already")
+                raise InvalidInputError(f"the id {picture.id!r} is taken by another image")
     return pictures
 
 
@@ -164,7 +163,7 @@ def _add_boxes(
 
 
 def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of a box, whole and within the image; raises InvalidInputError if nothing is."""
+    """Returns left, top, right and bottom in whole pixels of the image; raises InvalidInputError for no pixel."""
     x, y, width, height = bbox
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = (math.ceil(min(end, side)) for end, side in ((x + width, size[0]), (y + height, size[1])))
@@ -174,7 +173,7 @@ def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> t
 
 
 def _known(model: type[A], row: Any, names: Mapping[int | str, str], pictures: Mapping[int | str, _Image]) -> A:
-    """The annotation, if its category and its image are in the file."""
+    """Returns an annotation; raises InvalidInputError unless its category and image are known."""
     annotation = _checked(model, row)
     if annotation.category_id not in names:
         raise InvalidInputError(f"there is no category of the id {annotation.category_id!r}")

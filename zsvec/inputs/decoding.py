@@ -1,6 +1,6 @@
-"""Image content → an 8-bit RGB ``PIL.Image``: formats, orientation, depth, alpha, and the limits of memory.
+"""Image content → an 8-bit RGB ``PIL.Image``: orientation, depth, alpha, and limits of size and memory.
 
-Errors here say what is wrong; `zsvec.inputs.images` adds which image it is.
+`zsvec.inputs.images` adds the name of the image to the errors.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from zsvec.inputs.encoded import Encoded, canvas_of, check_scans, count_numbers,
 from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
-"""Largest image that is decoded by default. A JPEG that is decoded at a fraction counts as large as that."""
+"""Default for the largest image. A JPEG counts with its decoded size."""
 MAX_BYTES = 2**28
-"""Most bytes that are read of a stream that does not say its size."""
+"""Most bytes that are read from a stream of unknown size."""
 LONGEST_SIDE = 1_000_000
-"""Pixels. Decoders of raw rows take time that grows with the square of a row."""
+"""Pixels. The time of decoders of raw rows grows with the square of a row."""
 
-_BAND = 2**18  # pixels that are converted at once
+_BAND = 2**18  # pixels converted at once
 
-_DRAFT = 2  # a JPEG file is decoded at least this many times as large as it will be scaled to
+_DRAFT = 2  # least ratio of the decoded to the final size of a JPEG file
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -40,17 +40,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow brings these PNG samples to 8 bits, but not the transparent colour that they are compared with.
+# Pillow converts these PNG samples to 8 bits, but not their transparent colour.
 _TRANSPARENT_TO_8_BITS = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What an image may be and take.
+    """Limits of an image.
 
     Attributes:
-        max_pixels: Of the image; by default `MAX_PIXELS`, of what is decoded of it.
-        image_memory: Bytes that all images being decoded may take together.
+        max_pixels: Largest image; by default `MAX_PIXELS` decoded pixels.
+        image_memory: Bytes for all images that are being decoded.
     """
 
     max_pixels: int | None = None
@@ -59,12 +59,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How an image will be decoded.
+    """The memory and the scale of a decoding.
 
     Attributes:
-        memory: Bytes that it will take, its encoded bytes excluded.
-        size: Width and height in pixels of encoded bytes; ``None`` for what is decoded.
-        scale: The fraction of its size at which a JPEG is decoded: 1, 2, 4 or 8.
+        memory: Bytes that decoding takes, encoded bytes excluded.
+        size: Width and height in pixels of an encoded image; ``None`` for an array or a PIL image.
+        scale: Divisor of the size of a JPEG: 1, 2, 4 or 8.
     """
 
     memory: int
@@ -72,23 +72,23 @@ class Plan:
     scale: int = 1
 
     def size_of(self, decoded: Image.Image) -> tuple[int, int]:
-        """Width and height of the whole image, turned as what was decoded of it."""
+        """Returns width and height of the whole image, turned like the decoded one."""
         width, height = self.size or decoded.size
         turned = (width - height) * (decoded.width - decoded.height) < 0
         return (height, width) if turned else (width, height)
 
 
 def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
-    """How encoded bytes will be decoded.
+    """Plans the decoding of an encoded image.
 
     Args:
-        file: The bytes, of which only the header is read.
-        limits: A larger image is refused.
+        file: The encoded image; only the header is read.
+        limits: Larger images are refused.
         side: Pixels to which the shorter side will be scaled.
 
     Raises:
         ImageError: The content is no image, or too large.
-        Exception: Whatever Pillow raises for damaged files.
+        Exception: Any error of Pillow, for damaged files.
     """
     if file.format == "WEBP" and (canvas := canvas_of(file)) != (0, 0):
         _check_pixels(canvas, limits, "WEBP")
@@ -104,13 +104,13 @@ def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
 
 
 def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
-    """How an array or a PIL image will be brought to RGB; the arguments and errors are those of `plan_encoded`."""
+    """Plans the conversion of an array or a PIL image to RGB; errors as in `plan_encoded`."""
     if isinstance(content, Image.Image):
         _check_pixels(content.size, limits, content.format)
         lazy = opened(content) and bool(getattr(content, "tile", None))
-        turned = lazy or _orientation(content) in _TURNS  # that of a PNG is not known before it is decoded
+        turned = lazy or _orientation(content) in _TURNS  # unknown for a PNG that is not decoded
         if content.mode == "RGB" and not content.has_transparency_data:
-            made = lazy + (opened(content) or turned)  # the turned image is in the place of the copy
+            made = lazy + (opened(content) or turned)  # the turned image replaces the copy
         else:
             made = lazy + 1 + turned
         return Plan(content.width * content.height * 4 * made + 2**20)
@@ -119,15 +119,15 @@ def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
 
 
 def decode(content: bytes | NDArray[Any] | Image.Image, plan: Plan) -> Image.Image:
-    """Content in RGB, upright; see `zsvec.inputs.images.load_image`.
+    """Decodes content to RGB, upright; see `zsvec.inputs.images.load_image`.
 
     Args:
         content: Encoded bytes, an array or a PIL image.
-        plan: Of this content.
+        plan: The plan of this content.
 
     Raises:
         ImageError: The content is damaged.
-        Exception: Whatever Pillow raises for damaged files.
+        Exception: Any error of Pillow, for damaged files.
     """
     if isinstance(content, bytes):
         image = _open(content, plan)
@@ -138,16 +138,16 @@ def decode(content: bytes | NDArray[Any] | Image.Image, plan: Plan) -> Image.Ima
         image = _from_array(content)
     turn = _TURNS.get(_orientation(image))
     rgb = _to_rgb(image)
-    del image  # its pixels are not needed while these are turned
+    del image  # not held while the result is turned
     if turn is not None:
         upright = rgb.transpose(turn)
-        upright.info.clear()  # who reads it again must not turn it again
+        upright.info.clear()  # a second reader must not turn the image again
         return upright
     return rgb.copy() if rgb is content and opened(content) else rgb
 
 
 def opened(image: object) -> bool:
-    """Whether it is a PIL image of a file: its owner may turn it to another picture of the file, or close that."""
+    """Returns whether an image is a PIL image of a file: the owner may select another frame or close the file."""
     return isinstance(image, ImageFile.ImageFile)
 
 
@@ -156,14 +156,14 @@ def _open(data: bytes, plan: Plan) -> Image.Image:
     header = open_encoded(file)
     image = header.image
     if Plan(header.memory(plan.scale), image.size, plan.scale) != plan:
-        raise ImageError("it was changed while it was read; read it again")
+        raise ImageError("the file changed during the read; read it again")
     if image.format == "JPEG":
         check_scans(data)
         image.draft(None, (image.width // plan.scale, image.height // plan.scale))
     elif image.format == "PNG":
         _fit_transparent_colour(image)
     image.load()
-    # Pillow refuses a truncated file by itself, unless the application told it not to.
+    # Pillow refuses truncated files, unless the application disabled that.
     if ImageFile.LOAD_TRUNCATED_IMAGES and file.exhausted:
         raise ImageError("image file is truncated; give the whole file")
     return image
@@ -192,10 +192,10 @@ def _fit_transparent_colour(image: ImageFile.ImageFile) -> None:
 
 
 def _orientation(image: Image.Image) -> Any:
-    # Broken metadata takes nothing from the pixels.
+    # Pixels are read despite broken metadata.
     with suppress(ImageError, OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Warning):
         exif = image.info.get("exif")
-        text = image.info.get("Raw profile type exif")  # of a PNG, as Pillow reads it
+        text = image.info.get("Raw profile type exif")  # of a PNG
         if exif is None and text is not None:
             exif = bytes.fromhex("".join(text.split("\n")[3:]))
         if isinstance(exif, bytes):
@@ -210,13 +210,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     scale = _grey_scale(image)
     rgb = Image.new("RGB", image.size)
-    for box in bands(image.size):  # so that nothing but the source and the result is in memory whole
+    for box in bands(image.size):  # whole images in memory: source and result alone
         rgb.paste(_band_to_rgb(image.crop(box), scale), box)
     return rgb
 
 
 def bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Boxes of some rows each, which together are an image: what is made of one is small."""
+    """Yields boxes of some rows that cover an image, for conversions with little memory."""
     width, height = size
     rows = max(_BAND // width, 1)
     for top in range(0, height, rows):
@@ -234,7 +234,7 @@ def _band_to_rgb(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
         grey[values == image.info.get("transparency")] = 255
         return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
-        if image.mode == "La":  # Pillow has no direct way from it to RGBA
+        if image.mode == "La":  # Pillow has no direct conversion to RGBA
             image = image.convert("LA")
         if image.mode != "RGBA":
             image = image.convert("RGBA")
@@ -245,7 +245,7 @@ def _band_to_rgb(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
 
 
 def _grey_scale(image: Image.Image) -> tuple[float, float]:
-    """Black and white of grey of 32 bits."""
+    """Returns black and white of 32-bit grey."""
     if image.mode not in {"I", "F"}:
         return 0.0, 255.0
     parts = (np.asarray(image.crop(box)) for box in bands(image.size))
@@ -263,10 +263,10 @@ def _16_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def check_array(array: NDArray[Any], limits: Limits) -> None:
-    """Check that shape and dtype are those of an image within limits.
+    """Checks shape and dtype of an array.
 
     Raises:
-        ImageError: They are not.
+        ImageError: The array is no image, or too large.
     """
     shape, dtype = array.shape, array.dtype
     if len(shape) not in {2, 3} or shape[2:] not in {(), (1,), (2,), (3,), (4,)} or not array.size:
@@ -281,12 +281,12 @@ def check_array(array: NDArray[Any], limits: Limits) -> None:
 def _from_array(array: NDArray[Any]) -> Image.Image:
     if array.dtype.kind == "f":
         low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 1):  # so written, NaN is refused too
+        if not (low >= 0 and high <= 1):  # refuses NaN too
             raise ImageError(f"{array.dtype} values from {low} to {high}; scale them to [0, 1], or give uint8")
     if array.shape[2:] == (1,):
         array = array.squeeze(2)
     rgb = Image.new("RGB", (array.shape[1], array.shape[0]))
-    for box in bands(rgb.size):  # so that nothing but the result is made whole
+    for box in bands(rgb.size):  # whole images in memory: the result alone
         rgb.paste(_band_to_rgb(Image.fromarray(_to_8_bits(array[box[1] : box[3]])), (0.0, 255.0)), box)
     return rgb
 

@@ -1,7 +1,7 @@
-"""Encoded images: opened by Pillow without decoding, and the memory that decoding takes.
+"""Headers of encoded images, and the memory that decoding takes.
 
-Pillow reads the headers. This module bounds how much Pillow reads and keeps for that, and counts what decoding will
-allocate. The figures are those of Pillow 13 and its codecs, measured on damaged files (`zsvec/docs/limits.md`).
+Pillow reads the headers. This module bounds the reads and the memory of Pillow for that, and computes an upper bound
+for decoding. The figures were measured with Pillow 13 and its codecs on damaged files (`zsvec/docs/limits.md`).
 """
 
 from __future__ import annotations
@@ -33,40 +33,41 @@ from zsvec.errors import ImageError
 
 _UNBOUNDED = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # AVIF and JPEG 2000
 
-_HEADER_MEMORY = 2**26  # bytes that Pillow takes to open a file, other than a WebP
-_PARTS = 2**17  # reads of a header, and chunks of a PNG: those of many millions take minutes
-_SCANS = 100  # of a JPEG: each takes the time of a decoding
-_SLOW_VALUES = 2**22  # that a decoder written in Python is given: some seconds
+_HEADER_MEMORY = 2**26  # bytes for opening a file, other than a WebP
+_PARTS = 2**17  # most reads of a header, and chunks of a PNG: many millions take minutes
+_SCANS = 100  # most scans of a JPEG: each takes the time of a decoding
+_SLOW_VALUES = 2**22  # most values for a decoder written in Python: some seconds
 
 _NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # chunks of a PNG
-_ORIENTING = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of texts of a PNG
-_LONGEST_TEXT = 2**20  # bytes of such a text, as they are and, for Pillow, inflated
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a segment of a JPEG, or the end: no escaped byte, no restart
+_ORIENTING = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of PNG texts
+_LONGEST_TEXT = 2**20  # bytes of such a text, and Pillow's limit for an inflated one
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a JPEG segment or the end; no escaped byte, no restart
 _LOSSLESS = (rb"(?s)VP8L(.{4})", rb"(?s)ALPH(.{4})")  # chunks of a WebP, with their lengths
-_TAGS = 4096  # of a TIFF or of Exif, as for libtiff
-_NUMBERS = 2**18  # in all tags
+_TAGS = 4096  # most tags of a TIFF or of Exif, as in libtiff
+_NUMBERS = 2**18  # most numbers in all tags
 _BITS = 258  # tag of a TIFF
-_SIZES = frozenset({256, 257, _BITS, 259, 262, 277, 278, 322, 323})  # tags that say how large a strip or tile is
-_DEPTHS = frozenset({32997, 32998})  # those of libtiff for images of several layers, which Pillow does not know
-# Compressions of TIFF whose decoders take no more than a strip or tile, and small tables. libtiff limits a JPEG in it
-# to 10 MB and 100 scans.
+_SIZES = frozenset({256, 257, _BITS, 259, 262, 277, 278, 322, 323})  # tags for the size of a strip or tile
+_DEPTHS = frozenset({32997, 32998})  # tags of libtiff for several layers, unknown to Pillow
+# TIFF compressions with decoders that take a strip or tile, and small tables. libtiff limits an embedded JPEG to 10 MB
+# and 100 scans.
 _COMPRESSIONS = frozenset(
     {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate", "packbits"}
 )
 
 
 class Encoded:
-    """An encoded image as a file: of the caller's file, the bytes behind its position.
+    """An encoded image as a file, which begins at the position of the caller's file.
 
     Args:
-        file: The file, which can seek.
+        file: A seekable file.
         on_disk: Whether the bytes are not in memory.
 
     Attributes:
         size: Bytes.
-        on_disk: Whether they are not in memory.
+        on_disk: Whether the bytes are not in memory.
         header: Bytes that were read to open the image.
-        exhausted: Whether a decoder asked for more than there is.
+        exhausted: Whether a decoder has read beyond the end.
+        hidden: Ends of the parts that are hidden from reads, by position of their first byte.
     """
 
     def __init__(self, file: BinaryIO, *, on_disk: bool = False) -> None:
@@ -77,34 +78,34 @@ class Encoded:
         self.header = self._reads = 0
         self.exhausted = False
         self._most: int | None = None
-        self._left_out: dict[int, int] = {}
+        self.hidden: dict[int, int] = {}
 
     @cached_property
     def format(self) -> str:
-        """The format; ImageError if it is none that is read."""
+        """The format; raises ImageError for an unsupported one."""
         return recognised(self.at(0, 16))
 
     @cached_property
     def metadata(self) -> tuple[bool, int]:
-        """Whether a PNG may be turned, and bytes that Pillow takes for metadata of a PNG or TIFF beside `header`."""
+        """Whether metadata may turn a PNG, and bytes of PNG or TIFF metadata in memory beside `header`."""
         with self.reading_header():
             if self.format == "PNG":
-                return _leave_out_chunks(self)
+                return _hide_chunks(self)
             return False, 600 * count_numbers(self) if self.format == "TIFF" else 0
 
     def tell(self) -> int:
-        """Returns the position from where the image begins."""
+        """Returns the position, relative to the beginning of the image."""
         return self._file.tell() - self._start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Goes to a position from where the image begins, and returns it."""
+        """Goes to a position relative to the beginning of the image, and returns the position."""
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size}[whence]
         self._file.seek(self._start + position)
         return position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Returns so many bytes, fewer at the end of the file: a raw file may give them in parts."""
-        while (end := self._left_out.get(self.tell())) is not None:
+        """Returns `size` bytes, fewer at the end of the file; a raw file may return them in parts."""
+        while (end := self.hidden.get(self.tell())) is not None:
             self.seek(end)
         wanted = self.size if size is None or size < 0 else size
         data = read_bytes(self._file, wanted)
@@ -119,15 +120,15 @@ class Encoded:
         return data
 
     def at(self, position: int, size: int) -> bytes:
-        """Returns bytes from a position on; fewer where the file ends."""
+        """Returns `size` bytes from a position on, fewer at the end of the file."""
         self.seek(position)
         return self.read(size)
 
     @contextmanager
     def reading_header(self) -> Iterator[None]:
-        """Bounds how many bytes are read in a block, and in how many parts.
+        """Bounds the bytes and the number of reads in a block.
 
-        Pillow keeps all metadata before the pixels, and looks byte by byte for the next part of a damaged header.
+        Pillow keeps all metadata before the pixels, and searches a damaged header byte by byte.
         """
         self._most = self.size if self.format == "WEBP" else _HEADER_MEMORY // self.copies
         self.header = self._reads = 0
@@ -136,16 +137,12 @@ class Encoded:
 
     @property
     def copies(self) -> int:
-        """How often Pillow has what it has read of a header in memory; it reads the tags of a TIFF twice."""
+        """Copies of a header in the memory of Pillow, which reads the tags of a TIFF twice."""
         return 2 if self.format == "TIFF" else 4
-
-    def leave_out(self, position: int, end: int) -> None:
-        """Hides a part of the file from reads that begin there."""
-        self._left_out[position] = end
 
 
 def read_bytes(file: BinaryIO, size: int) -> bytes:
-    """Returns so many bytes of a file at most, as its `read`; raises ImageError where that gives anything else."""
+    """Returns at most `size` bytes of a file; raises ImageError if its `read` returns anything else."""
     data = file.read(size)
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ImageError(f"its read() gives {type(data).__name__}, not bytes; open it with mode 'rb'")
@@ -153,23 +150,22 @@ def read_bytes(file: BinaryIO, size: int) -> bytes:
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """Has no Exif when it is opened: Pillow looks there for a density, which may be an array of any length."""
+    """Skips Exif on opening: Pillow reads a density from there, which may be an array of any length."""
 
     def getexif(self) -> Image.Exif:
         return Image.Exif()
 
 
 class _Gif(GifImagePlugin.GifImageFile):
-    """Clears no frame: Pillow makes the picture for that when it opens a file, as large as the first frame says."""
+    """Never disposes of a frame: for that, Pillow allocates a picture of the first frame's size on opening."""
 
     disposal_method = property(lambda self: 0, lambda self, value: None)
 
 
-# Raster formats that Pillow decodes in process and whose memory is known before, with their readers and suffixes.
-# Not EPS, which is a program, nor ICO, which Pillow decodes before its size is known. Not JPEG 2000: openjpeg allocates
-# for tiles, precincts and blocks as the file says (2.4 GiB for 1.5 KB). Not AVIF: the AV1 stream in it has a size of
-# its own, which decoders allocate for before it is compared. JPEGs are not opened by Pillow's factory, which reads an
-# index of further pictures, of any size.
+# Raster formats with memory that is known before decoding, with readers and suffixes. Not EPS, which is a program, nor
+# ICO, which Pillow decodes before the size is known. Not JPEG 2000: openjpeg allocates for tiles, precincts and blocks
+# without a bound (2.4 GiB for 1.5 KB). Not AVIF: decoders allocate for the size of the embedded AV1 stream before
+# comparing that. JPEGs are not opened by Pillow's factory, which reads an index of further pictures, of any size.
 FORMATS: dict[str, tuple[type[ImageFile.ImageFile], tuple[str, ...]]] = {
     "JPEG": (_Jpeg, (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
     "PNG": (PngImagePlugin.PngImageFile, (".png", ".apng")),
@@ -179,19 +175,19 @@ FORMATS: dict[str, tuple[type[ImageFile.ImageFile], tuple[str, ...]]] = {
     "TIFF": (TiffImagePlugin.TiffImageFile, (".tif", ".tiff")),
     "PPM": (PpmImagePlugin.PpmImageFile, (".ppm", ".pgm", ".pbm", ".pnm", ".pfm")),
 }
-# Found in folders all the same: an error for each is better than silence.
+# Found in folders, and reported as unreadable instead of ignored.
 _REFUSED = (".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
 SUFFIXES = frozenset([*(suffix for _, suffixes in FORMATS.values() for suffix in suffixes), *_REFUSED])
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An image whose header was read, and nothing else.
+    """An image of which only the header was read.
 
     Attributes:
         image: The image.
-        turned: Whether there is metadata that may turn it.
-        extra: Bytes that decoding takes beside those for each pixel.
+        turned: Whether metadata may turn the image.
+        extra: Bytes that decoding takes beside the bytes per pixel.
     """
 
     image: ImageFile.ImageFile
@@ -199,17 +195,17 @@ class Opened:
     extra: int
 
     def memory(self, scale: int = 1) -> int:
-        """Bytes that decoding takes, the encoded bytes excluded.
+        """Returns the bytes that decoding takes, encoded bytes excluded.
 
         Args:
-            scale: Of a JPEG that is decoded at a fraction.
+            scale: Divisor of the size of a JPEG.
         """
         width, height = self.image.size
         pixel = 1 if self.image.mode in {"1", "L", "P"} else 2 if self.image.mode.startswith("I;16") else 4
         if self.image.format == "WEBP":
             pixel += 12  # two canvases and the bytes of the picture
         if ExifTags.Base.Orientation in getattr(self.image, "tag_v2", ()):
-            pixel *= 2  # Pillow turns a TIFF itself
+            pixel *= 2  # Pillow turns the TIFF on loading
         if self.image.mode != "RGB" or self.image.has_transparency_data:
             pixel += 4
         if self.turned:
@@ -218,7 +214,7 @@ class Opened:
 
 
 def canvas_of(file: Encoded) -> tuple[int, int]:
-    """Returns the size of the canvases that libwebp allocates when a WebP is opened; (0, 0) if the head is damaged."""
+    """Returns the size of the canvases that libwebp allocates on opening a WebP; (0, 0) for a damaged header."""
     head = file.at(12, 18)
     if head[:4] == b"VP8X" and len(head) == 18:
         return int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
@@ -231,7 +227,7 @@ def canvas_of(file: Encoded) -> tuple[int, int]:
 
 
 def opening_memory(file: Encoded) -> int:
-    """Returns the bytes that `open_encoded` takes at most; raises as that."""
+    """Returns an upper bound for the bytes that `open_encoded` takes; raises the same errors."""
     _, extra = file.metadata
     return (4 * file.size if file.format == "WEBP" else min(4 * file.size, _HEADER_MEMORY)) + extra
 
@@ -240,15 +236,14 @@ def open_encoded(file: Encoded) -> Opened:
     """Opens an image.
 
     Raises:
-        ImageError: It has another format, or its memory is unbounded.
-        Exception: Whatever Pillow raises for damaged files.
+        ImageError: The format is not supported, or its memory is unbounded.
+        Exception: Any error of Pillow, for damaged files.
     """
     turned, extra = file.metadata
     reader, _ = FORMATS[file.format]
     file.seek(0)
     with file.reading_header():
-        # Not Image.open: above Pillow's own limit it warns before the size is known, and Python cannot silence a
-        # warning in one thread only.
+        # Not Image.open, which warns above Pillow's own limit: a warning cannot be silenced in one thread only.
         image = reader(cast("BinaryIO", file), "")
     turned = turned or not image.info.keys().isdisjoint({"exif", "xmp"})
     extra += file.copies * file.header + 24 * image.width  # and three rows of pixels of at most 64 bits
@@ -257,7 +252,7 @@ def open_encoded(file: Encoded) -> Opened:
     elif isinstance(image, WebPImagePlugin.WebPImageFile):
         extra += _extra_of_webp(image, file)
     elif isinstance(image, TiffImagePlugin.TiffImageFile):
-        image.is_animated = True  # else Pillow unpacks all tags of its Exif, of any length
+        image.is_animated = True  # else Pillow unpacks all Exif tags, of any length
         extra += _extra_of_tiff(image, file)
     elif isinstance(image, PpmImagePlugin.PpmImageFile) and image.tile[0].codec_name != "raw":
         values = image.width * image.height * len(image.getbands())
@@ -265,16 +260,16 @@ def open_encoded(file: Encoded) -> Opened:
             raise ImageError(f"a PNM of text, or of an uncommon white, may have at most {_SLOW_VALUES:,} values")
         extra += 12 * values + file.size
     elif isinstance(image, BmpImagePlugin.BmpImageFile) and image.tile[0].codec_name != "raw":
-        # A jump of 255 rows is two bytes, and Pillow's decoder makes the rows.
+        # Two bytes encode a jump of 255 rows, which Pillow's decoder allocates.
         raise ImageError("run-length encoded BMPs are not read; save it as PNG")
     return Opened(image, turned, extra)
 
 
 def recognised(prefix: bytes) -> str:
-    """Returns the format of encoded bytes that begin so.
+    """Returns the format of encoded bytes by their beginning.
 
     Raises:
-        ImageError: It is none that is read.
+        ImageError: The format is not supported.
     """
     if not prefix:
         raise ImageError("it is empty (0 bytes); give an image")
@@ -292,14 +287,13 @@ def recognised(prefix: bytes) -> str:
     raise ImageError(f"unknown format, it begins with {prefix[:8]!r}; convert it to one of {', '.join(FORMATS)}")
 
 
-def _leave_out_chunks(file: Encoded) -> tuple[bool, int]:
-    """Leaves out the chunks of a PNG that say nothing of its first picture.
+def _hide_chunks(file: Encoded) -> tuple[bool, int]:
+    """Hides the chunks of a PNG that are not needed for the first picture.
 
-    Pillow inflates colour profiles and texts, and raises an error for large ones; it keeps all chunks that it does not
-    know.
+    Pillow inflates colour profiles and texts, fails on large ones, and keeps all unknown chunks.
 
     Returns:
-        Whether an orientation may be left, and the bytes that Pillow takes for what is left.
+        Whether metadata may turn the image, and the bytes that Pillow takes for the visible chunks.
     """
     position, extra = 8, 0
     needed, keywords = set(_NEEDED), set(_ORIENTING)
@@ -319,16 +313,16 @@ def _leave_out_chunks(file: Encoded) -> tuple[bool, int]:
                 keywords.discard(keyword)
                 extra += 12 * _LONGEST_TEXT
         if not kept:
-            file.leave_out(position, end)
+            file.hidden[position] = end
             extra += 256
         position = end
     return b"eXIf" not in needed or keywords != _ORIENTING, extra
 
 
 def _extra_of_jpeg(image: _Jpeg, file: Encoded) -> int:
-    """A JPEG of several scans is kept in memory as coefficients, of 16 bits, of all its blocks."""
+    """Returns memory for rows, and for a JPEG of several scans 16-bit coefficients of all blocks."""
     rows = 64 * image.width * len(image.layer)
-    end = file.tell()  # of the head of the first scan
+    end = file.tell()  # of the header of the first scan
     head = file.at(max(end - 16, 0), 16)
     scanned = (n for n in (1, 2, 3, 4) if head[-2 * n - 8 :].startswith(struct.pack(">HHB", 0xFFDA, 2 * n + 6, n)))
     if "progressive" not in image.info and next(scanned, 0) == len(image.layer):
@@ -340,7 +334,7 @@ def _extra_of_jpeg(image: _Jpeg, file: Encoded) -> int:
 
 
 def _extra_of_webp(image: WebPImagePlugin.WebPImageFile, file: Encoded) -> int:
-    """Lossless pictures, and the transparency of others, have a table for each group of 16 pixels or more.
+    """Returns memory for the tables of lossless pictures and of transparency: one for 16 pixels or more.
 
     The code of a table takes two and a half bytes or more. One picture is decoded at a time.
     """
@@ -352,7 +346,7 @@ def _extra_of_webp(image: WebPImagePlugin.WebPImageFile, file: Encoded) -> int:
 
 
 def _extra_of_tiff(image: TiffImagePlugin.TiffImageFile, file: Encoded) -> int:
-    """A decoder of libtiff takes a whole strip or tile, and the encoded bytes once more."""
+    """Returns memory for a whole strip or tile, and a copy of the encoded bytes, in the decoders of libtiff."""
     if (compression := image.info["compression"]) not in _COMPRESSIONS:
         raise ImageError(f"TIFFs of compression {compression} are not read; save it anew as PNG, or with deflate")
     if compression == "raw":
@@ -369,19 +363,19 @@ def _extra_of_tiff(image: TiffImagePlugin.TiffImageFile, file: Encoded) -> int:
 
 
 def count_numbers(file: Encoded) -> int:
-    """Returns how many numbers the first directory of a TIFF, or of Exif, has.
+    """Counts the numbers in the first directory of a TIFF, or of Exif.
 
-    Pillow makes an object of each number of a tag that it unpacks, and one of some 600 bytes of each place of a strip.
-    libtiff knows more types of numbers than Pillow, and must see the strips and tiles that Pillow sees.
+    Pillow creates an object for each number of an unpacked tag, and some 600 bytes for each offset of a strip. libtiff
+    knows more types of numbers than Pillow, but must use the same sizes of strips and tiles.
 
     Raises:
-        ImageError: There are too many, or the size of its strips is of an uncommon type.
+        ImageError: There are too many numbers, or the sizes of strips have an uncommon type.
         struct.error: There is no directory.
     """
     head = file.at(0, 16)
     order = "<" if head[:2] == b"II" else ">"
     big = head[2:3] == b"+"
-    if head.startswith(b"MM\0+"):  # Pillow looks for the tags elsewhere than libtiff
+    if head.startswith(b"MM\0+"):  # Pillow and libtiff read different tags
         raise ImageError("BigTIFFs of this byte order are not read; save it anew as PNG or TIFF")
     (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", head, 8 if big else 4)
     size, entry = (8, struct.Struct(f"{order}HHQ8x")) if big else (2, struct.Struct(f"{order}HHI4x"))
@@ -393,7 +387,7 @@ def count_numbers(file: Encoded) -> int:
     for tag, kind, count in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
         if tag in _DEPTHS or (tag in _SIZES and (kind not in {3, 4} or (count != 1 and tag != _BITS))):
             raise ImageError("its strips or tiles have a size of an uncommon type; save it anew as PNG or TIFF")
-        if kind not in {1, 2, 7} and count <= file.size:  # Pillow keeps those as bytes, and ignores what does not fit
+        if kind not in {1, 2, 7} and count <= file.size:  # Pillow keeps these as bytes, and ignores overlong tags
             numbers += count
     if numbers > _NUMBERS:
         raise ImageError(f"its tags have {numbers:,} numbers, more than {_NUMBERS:,}; save it anew")
@@ -401,13 +395,13 @@ def count_numbers(file: Encoded) -> int:
 
 
 def check_scans(data: bytes) -> None:
-    """Checks how often a JPEG draws over itself.
+    """Checks the number of scans of a JPEG.
 
-    The segments are walked as libjpeg does, to the end of the picture. What is behind it, such as the video of a motion
-    photo, may have any bytes; and so may a comment, which could else hide scans behind an end of its own.
+    The segments are followed as in libjpeg, up to the end of the picture. Behind the end there may be any bytes, such
+    as the video of a motion photo. So may a comment, which could fake an end and hide further scans.
 
     Raises:
-        ImageError: So often that it takes minutes.
+        ImageError: Decoding all scans would take minutes.
     """
     scans, position = 0, 2
     for _ in range(_PARTS):

@@ -1,10 +1,9 @@
-"""The images in a folder; categories from a folder with a sub-folder for each, and from a file of definitions."""
+"""Images of a folder, categories from its sub-folders, and files of category definitions."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import CategoryInput, checked_name, checked_path
@@ -25,7 +24,7 @@ _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
 def unlisted(error: OSError) -> NoReturn:
-    """Refuse a folder that cannot be listed."""
+    """Raises the error for a folder that cannot be listed."""
     reason = f"cannot list the folder {error.filename!r}: {error.strerror}"
     raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
 
@@ -42,21 +41,21 @@ def find_images(
     on_error: Callable[[OSError], object] = unlisted,
     on_outside: OnOutside = refused,
 ) -> list[Path]:
-    """Returns the image files under a folder, by their suffix, sorted; hidden files and folders are left out.
+    """Returns the image files under a folder, by suffix, sorted; hidden files and folders are left out.
 
-    Links are followed within `root`, and each folder is visited once. A folder may come from elsewhere, with links to
-    any file of the user: links that lead out are left out.
+    Links are followed within `root`, and each folder is visited once. Links that lead out of `root` are left out: a
+    folder from elsewhere may link to any file of the user.
 
     Args:
-        folder: Where to begin; may itself be a link.
-        root: The folder that links must not leave; by default `folder`.
-        on_error: Called for the folder or a sub-folder that is missing, is no folder, or cannot be listed, and which
-            is then left out; by default, it is refused.
-        on_outside: Called with the error of each image or sub-folder that leads out of `root`; by default, the first is
-            raised.
+        folder: The folder, or a link to one.
+        root: Folder that links must not leave; by default `folder`.
+        on_error: Called for each folder that is missing, is no folder, or cannot be listed, and then left out; by
+            default, raises the error.
+        on_outside: Called with the error of each image or sub-folder that leads out of `root`; by default, raises the
+            error.
 
     Raises:
-        InvalidInputError: A folder is refused, or a link leads out.
+        InvalidInputError: A folder cannot be listed, or a link leads out.
     """
     folder = checked_path("folder", folder)
     root = root or folder
@@ -65,7 +64,7 @@ def find_images(
 
 
 def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
-    """Returns whether a path in a folder is no link that leads out of the folder; else its error is told."""
+    """Returns whether a path in a folder is no link out of the folder; else calls `on_outside` with the error."""
     try:
         return not path.is_symlink() or bool(inside(root, path))
     except InvalidInputError as exc:
@@ -74,7 +73,7 @@ def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
 
 
 def other_files(folder: Path, root: Path) -> Counter[str]:
-    """Returns how many files there are beside those of `find_images`, by suffix."""
+    """Counts the files that `find_images` leaves out because of their suffix, by suffix."""
     suffixes = (path.suffix.lower() for path in _files(folder, root, unlisted, lambda _: None))
     return Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
 
@@ -99,17 +98,17 @@ def _files(folder: Path, root: Path, on_error: Callable[[OSError], object], on_o
 def read_categories(
     folder: Path, definitions: Mapping[str, Sequence[str]] | None = None, *, on_outside: OnOutside = refused
 ) -> list[CategoryInput]:
-    """Returns the categories of a folder and of definitions, sorted by name; a category may be in one of the two alone.
+    """Returns the categories of a folder and of definitions, sorted by name; one of the two suffices for a category.
 
-    A sub-folder without images is none, unless there are texts of its name.
+    A sub-folder with neither images nor definition texts is left out.
 
     Args:
-        folder: Folder with a sub-folder of images per category, whose name is the category's.
+        folder: Folder with a sub-folder of images per category, named after the category.
         definitions: Definition texts by category.
-        on_outside: As in `find_images`: called for each image or sub-folder that leads out of the folder.
+        on_outside: As in `find_images`.
 
     Raises:
-        InvalidInputError: As `category_folders`, or the name of a definition cannot be used, or there is no category.
+        InvalidInputError: As `category_folders`; or the name of a definition is invalid, or there is no category.
     """
     folders = category_folders(folder, on_outside=on_outside)
     images = {name: find_images(path, root=folder, on_outside=on_outside) for name, path in folders.items()}
@@ -117,21 +116,23 @@ def read_categories(
     defined = with_definitions(given, definitions or {})
     found = [category for category in defined if category.images or category.texts is not None]
     if not found:
-        raise InvalidInputError(f"{folder} has no images in its sub-folders: put those of each category in one")
+        raise InvalidInputError(
+            f"{folder} has no images in its sub-folders: put the images of each category in a sub-folder"
+        )
     return found
 
 
 def with_definitions(
     categories: Iterable[CategoryInput], definitions: Mapping[str, Sequence[str]]
 ) -> list[CategoryInput]:
-    """Categories with their definition texts, and those that have nothing but these, sorted by name.
+    """Adds definition texts to categories, and categories for further definitions, sorted by name.
 
     Args:
-        categories: Without texts, one of each name.
+        categories: Categories without texts, with different names.
         definitions: Definition texts by category.
 
     Raises:
-        InvalidInputError: The name of a definition cannot be used.
+        InvalidInputError: The name of a definition is invalid.
     """
     texts: dict[str, list[str]] = {}
     for name, category_texts in definitions.items():
@@ -144,17 +145,16 @@ def with_definitions(
 
 
 def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[str, Path]:
-    """Returns the sub-folders of a folder, by the name of the category that each is of.
+    """Returns the sub-folders of a folder, by category name.
 
-    Hidden ones are left out, and what is nobody's images: `__MACOSX`, which archives bring, and the collections of an
-    embedded store that is kept in the same folder.
+    Left out are hidden folders, `__MACOSX` (from archives), and collections of an embedded store in the same folder.
 
     Args:
-        folder: The folder; may itself be a link.
+        folder: The folder, or a link to one.
         on_outside: As in `find_images`.
 
     Raises:
-        InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name cannot be used.
+        InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name is invalid.
     """
     folder = checked_path("folder", folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
@@ -174,12 +174,14 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
         if same is not path:
             raise InvalidInputError(f"{str(same)!r} and {str(path)!r} name the same category: put them together")
     if not folders:
-        raise InvalidInputError(f"{folder} has no sub-folders: put the images of each category in one of its name")
+        raise InvalidInputError(
+            f"{folder} has no sub-folders: put the images of each category in a sub-folder of that name"
+        )
     return folders
 
 
 def read_definitions(file: Path) -> dict[str, list[str]]:
-    """Definition texts by category, from JSON ``{category: text or [texts]}`` or CSV ``category,text``.
+    """Reads definition texts by category, from JSON ``{category: text or [texts]}`` or CSV ``category,text``.
 
     Raises:
         InvalidInputError: The file cannot be read, or has another form.
@@ -193,8 +195,8 @@ def read_definitions(file: Path) -> dict[str, list[str]]:
 
 def _from_json(file: Path, content: str) -> dict[str, list[str]]:
     try:
-        found = _DEFINITIONS.validate_python(json.loads(content))
-    except (ValidationError, ValueError, RecursionError) as exc:
+        found = _DEFINITIONS.validate_json(content)
+    except ValueError as exc:
         raise InvalidInputError(
             f"the definitions {file} are not JSON of the form {{category: text or [texts]}}: {exc}"
         ) from exc

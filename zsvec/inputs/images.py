@@ -1,8 +1,8 @@
-"""Paths, bytes, files, arrays and PIL images → an RGB ``PIL.Image``, and the hash of its content.
+"""Paths, bytes, files, arrays, PIL images and regions → an RGB ``PIL.Image``, and the hash of the content.
 
-`reading` gives both with one read. Every failure is an `ImageError`. Nothing changes the state of the process (Pillow's
-globals, the filters of `warnings`), so that many threads may read images. `zsvec.inputs.encoded` says how much memory
-an image takes, and `zsvec.inputs.memory` lets threads wait for it.
+`reading` returns both with one read. Every failure is an `ImageError`. Reading is thread-safe, and changes no state of
+the process (globals of Pillow, filters of `warnings`). `zsvec.inputs.encoded` computes the memory that an image takes,
+and `zsvec.inputs.memory` lets threads wait for memory.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has one of the two sla
 
 
 class ImageLimits(TypedDict, total=False):
-    """The limits of images, as arguments of `load_image` and of its like."""
+    """Limits of images, as arguments of `load_image` and similar functions."""
 
     max_pixels: int | None
     image_memory: int
@@ -109,8 +109,8 @@ class LoadedImage:
 
     Attributes:
         image: Mode ``RGB``, fully decoded.
-        content_hash: As `zsvec.inputs.images.content_hash` returns it.
-        size: Width and height of what was read, upright; a JPEG may be decoded at a fraction of it.
+        content_hash: As from `zsvec.inputs.images.content_hash`.
+        size: Width and height of the whole image, upright; a JPEG may be decoded at a fraction of this size.
     """
 
     image: Image.Image
@@ -122,22 +122,22 @@ class LoadedImage:
 def reading(
     image: ImageInput, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> Iterator[LoadedImage]:
-    """Reads an image once, which counts as memory that is taken to the end of the block.
+    """Reads an image once, and reserves its memory until the end of the block.
 
-    The arguments and errors are those of `load_image`. Without `hashed`, the hash is empty.
+    Arguments and errors as in `load_image`. Without `hashed`, the hash is empty.
     """
     with ExitStack() as held:
         loaded = read_held(image, held, side=side, hashed=hashed, **limits)
         try:
             yield loaded
         finally:
-            del loaded  # before its memory is given back
+            del loaded  # before its memory is released
 
 
 def read_held(
     image: ImageInput, held: ExitStack, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> LoadedImage:
-    """`reading`, to the end of a stack, which is to have forgotten the image by then."""
+    """Reads as `reading`, with the memory reserved until a stack is closed. Drop the image before."""
     with _image_errors(image):
         return _load(image, Limits(**limits), side, held, hashed=hashed)
 
@@ -145,25 +145,25 @@ def read_held(
 def load_image(
     image: ImageInput, *, max_pixels: int | None = None, side: int | None = None, image_memory: int = DEFAULT
 ) -> Image.Image:
-    """Decode an image into 8-bit RGB.
+    """Decodes an image into 8-bit RGB.
 
     The EXIF orientation is applied, alpha is composited on white, and the first frame of an animation is taken.
     Colour profiles are ignored. Grey of more than 8 bits is scaled by its white: 65535 in 16-bit images; in 32-bit
-    integer and float images the least of 1, 255 and 65535 that no pixel exceeds. If there is none, or a pixel is
-    negative, the darkest pixel becomes black and the brightest white.
+    integer and float images the least of 1, 255 and 65535 that no pixel exceeds. Beyond that range, or with negative
+    pixels, the darkest pixel becomes black and the brightest white.
 
     Args:
-        image: A path; encoded bytes; a binary file, read from its position to the end and, if it can seek,
-            put back; a PIL image, returned itself if it needs no change and is of no file; an array of shape
-            (height, width) or (height, width, channels), channels being 1 (grey), 2 (grey, alpha), 3 (RGB) or
-            4 (RGBA), and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1]; or a `Region`, whose
-            image is decoded as a whole.
-        max_pixels: A larger image is refused by its header. By default 100 million, of a JPEG after `side`. For TIFF,
-            Pillow's own ``MAX_IMAGE_PIXELS`` is a limit too, because its decoder warns above it.
+        image: A path; encoded bytes; a binary file, read from the current position to the end and, if seekable, reset
+            to that position; a PIL image, returned unchanged if already RGB, upright and of no file; an array of shape
+            (height, width) or (height, width, channels) with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels
+            and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1]; or a `Region`, whose image is
+            decoded as a whole.
+        max_pixels: Largest image; larger ones are refused by their header. By default 100 million, of a JPEG after
+            `side`. For TIFF, Pillow's ``MAX_IMAGE_PIXELS`` is a limit too, because the decoder warns above that.
         side: Pixels to which the shorter side will be scaled. A much larger JPEG file is then decoded at 1/2, 1/4
             or 1/8 of its size, but at least twice as large as `side`, in a fraction of the time.
-        image_memory: Bytes that all threads together may take for images that are being decoded. An image that takes
-            more is refused by its header; others wait until there is room.
+        image_memory: Bytes for images that are being decoded, over all threads. A larger image is refused by its
+            header; others wait until there is room.
 
     Returns:
         The image, mode ``RGB``, fully decoded.
@@ -176,14 +176,13 @@ def load_image(
 
 
 def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memory: int = DEFAULT) -> str:
-    """SHA-256 of the content of an image, in hexadecimal.
+    """Returns the SHA-256 of the content of an image, in hexadecimal.
 
-    The content of a path, bytes or a file is the encoded bytes, which are not decoded; that of a PIL image, and of a
-    `Region`, its size and its pixels in RGB; that of an array its dtype, shape and values. The arguments are those of
-    `load_image`.
+    Hashed are the encoded bytes of a path, bytes or file, without decoding; size and RGB pixels of a PIL image or a
+    `Region`; dtype, shape and values of an array. Arguments as in `load_image`.
 
     Raises:
-        ImageError: The image cannot be read, or is no image by its first bytes; or it is larger than `image_memory`.
+        ImageError: The image cannot be read, is no image by its first bytes, or is larger than `image_memory`.
     """
     limits = Limits(max_pixels, image_memory)
     with _image_errors(image), ExitStack() as held:
@@ -202,7 +201,7 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
 
 
 def source_of(image: ImageInput) -> str:
-    """Name of an image in results: its path, ``name`` or ``filename``, else its kind, as ``bytes`` or ``array``."""
+    """Returns the name of an image in results: path, ``name`` or ``filename``, else the kind (``bytes``, ``array``)."""
     if isinstance(image, Region):
         return f"{source_of(image.path)}#{image.fragment}"
     if isinstance(image, str | os.PathLike):
@@ -221,11 +220,11 @@ def source_of(image: ImageInput) -> str:
 
 
 def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
-    """The image as it is now, whatever its source makes of the object before the image is read.
+    """Returns a copy of an image that stays valid when the source reuses or closes the object.
 
-    A source may use an array, a buffer or a file again for its next image, or close it. So arrays and PIL images are
-    copied, and files read to their end; what cannot be read now is an error later. Paths are returned as they are. So
-    are PIL images of files (`opened`), which must be read at once: a copy would be decoded, and large.
+    Arrays and PIL images are copied, and files read to the end; an error of that read is raised when the copy is read.
+    Paths are returned unchanged. So are PIL images of files (`opened`), which must be read at once: a copy would be
+    decoded, and large.
     """
     if isinstance(image, str | os.PathLike | bytes | Region) or opened(image):
         return image
@@ -242,12 +241,12 @@ def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
                 _check_size(content, Limits(**limits).image_memory)
                 return _TakenFile(source_of(image), content.at(0, content.size))
             return content.at(0, content.size)
-    except Exception as error:  # noqa: BLE001 - not handled here: it is raised when the file is read
+    except Exception as error:  # noqa: BLE001 - raised when the copy is read
         return _TakenFile(source_of(image), error)
 
 
 class _TakenFile(io.BytesIO):
-    """What is left to be read in a file, or why that cannot be read."""
+    """The rest of a file in memory, or the error of reading that."""
 
     def __init__(self, name: str, content: bytes | Exception) -> None:
         super().__init__(b"" if isinstance(content, Exception) else content)
@@ -262,10 +261,10 @@ class _TakenFile(io.BytesIO):
 
 @contextmanager
 def _forgetting() -> Iterator[None]:
-    """An error keeps the calls that it came through, but not what they had in memory: bytes, and half an image.
+    """Clears local variables in the traceback of an error: encoded bytes, and half an image.
 
-    What the caller was handling before is the caller's, and so are the calls of its own code: a generator would be
-    closed. A file of the caller may raise errors that are the causes of each other.
+    Frames of the caller stay untouched, because clearing closes generators. So does an exception that the caller is
+    handling. Errors of a caller's file object may be causes of each other.
     """
     seen = {id(sys.exception())}
     try:
@@ -281,14 +280,14 @@ def _forgetting() -> Iterator[None]:
             for frame, _ in walk_tb(one.__traceback__):
                 ours = str(frame.f_globals.get("__name__")).startswith(("zsvec.inputs.", "PIL."))
                 if ours and not frame.f_code.co_flags & CO_GENERATOR:
-                    with suppress(RuntimeError):  # it still runs
+                    with suppress(RuntimeError):  # the frame is running
                         frame.clear()
         raise
 
 
 @contextmanager
 def _image_errors(image: ImageInput) -> Iterator[None]:
-    """Add the image's name to our errors, and map those of Pillow and of the caller's file object."""
+    """Adds the name of the image to an ImageError, and maps errors of Pillow and of the caller's file object."""
     source = source_of(image)
     name = repr(source) if isinstance(image, str | os.PathLike | Region) else source
     try:
@@ -298,9 +297,8 @@ def _image_errors(image: ImageInput) -> Iterator[None]:
         raise ImageError(f"cannot read {name}: {error}") from error.__cause__
     except Image.DecompressionBombError as error:
         raise ImageError(f"cannot read {name}: {error} Scale it down") from error
-    # All exceptions: for damaged files Pillow raises OSError, SyntaxError, ValueError, TypeError, IndexError,
-    # RuntimeError, struct.error and, where warnings are errors, UserWarning (all seen while fuzzing), and a file
-    # object of the caller may raise anything.
+    # Fuzzing found OSError, SyntaxError, ValueError, TypeError, IndexError, RuntimeError, struct.error and, where
+    # warnings are errors, UserWarning from Pillow. A file object of the caller may raise anything.
     except Exception as error:
         reason = str(error).strip() or type(error).__name__
         raise ImageError(
@@ -309,9 +307,9 @@ def _image_errors(image: ImageInput) -> Iterator[None]:
 
 
 def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, *, hashed: bool) -> LoadedImage:
-    """Decode an image, in memory that is taken before and given back when the stack ends.
+    """Decodes an image in memory that is reserved before, and released when the stack is closed.
 
-    A file says its size, and in its header the size of the image. Only when both have room is it read.
+    A file is read into memory only after room for the file and, by its header, for the image is reserved.
     """
     if isinstance(image, Region):
         rgb = image.cut_from(_load(image.path, limits, None, held, hashed=False).image)
@@ -319,7 +317,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
     content: bytes | NDArray[Any] | Image.Image
     with _content_of(image) as given:
         if isinstance(given, Encoded):
-            # Opened in memory that is given back: no thread waits while it holds some.
+            # Released again after opening: no thread waits while holding memory.
             with ExitStack() as opening:
                 ACCOUNT.take(min(opening_memory(given), limits.image_memory), limits.image_memory, opening)
                 plan = plan_encoded(given, limits, side)
@@ -335,7 +333,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
 
 @contextmanager
 def _content_of(image: ImageInput) -> Iterator[Encoded | NDArray[Any] | Image.Image]:
-    """What is decoded: arrays and PIL images as they are, the bytes of all else. A file is put back at the end."""
+    """Yields arrays and PIL images unchanged, and all else as encoded bytes. Resets a file to its position."""
     if isinstance(image, Image.Image | np.ndarray):
         yield image
     elif isinstance(image, bytes | bytearray | memoryview):
@@ -376,7 +374,7 @@ def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _check_size(content: Encoded, image_memory: int) -> None:
-    """Refuses a file that does not begin like an image, or is larger than one that is decoded."""
+    """Refuses a file that does not begin like an image, or is larger than the memory."""
     recognised(content.at(0, 16))
     content.seek(0)
     if content.size > image_memory:
@@ -384,7 +382,7 @@ def _check_size(content: Encoded, image_memory: int) -> None:
 
 
 def _read_stream(file: BinaryIO) -> bytes:
-    """Reads a file that does not say its size, no further than it can be an image."""
+    """Reads a file of unknown size, as long as the content can be an image."""
     kept = io.BytesIO()
     known = False
     while chunk := read_bytes(file, _CHUNK):
@@ -398,7 +396,7 @@ def _read_stream(file: BinaryIO) -> bytes:
 
 
 def _digest_of(content: bytes | NDArray[Any] | Image.Image) -> str:
-    """SHA-256 in hexadecimal: of bytes; of mode, size and pixels of a PIL image; of dtype, shape and values."""
+    """Returns the SHA-256 of bytes, of mode, size and pixels of a PIL image, or of dtype, shape and values."""
     if isinstance(content, bytes):
         return _digest([content])
     if isinstance(content, Image.Image):
@@ -412,7 +410,6 @@ def _digest_of(content: bytes | NDArray[Any] | Image.Image) -> str:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 of bytes that come in parts, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part)

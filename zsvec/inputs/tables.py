@@ -1,7 +1,7 @@
 """Categories from tables of images with labels: CSV files, data frames, data sets of torchvision and Hugging Face.
 
-A file is data from anywhere: the paths in it may not leave the folder of the images. Paths in a frame or a data set are
-those of the program that made it, and are taken as they are. No image is read before its category is built.
+A file is untrusted: its paths must not leave the folder of the images. Paths in a frame or a data set come from the
+calling program, and are taken unchecked. No image is read before its category is built.
 """
 
 from __future__ import annotations
@@ -22,32 +22,31 @@ from zsvec.inputs.files import inside, open_regular
 OnError: TypeAlias = Callable[[InvalidInputError], object]
 
 DELIMITERS = ",;\t|"
-LARGEST_FILE = 2**30  # bytes; what is kept of a row takes about as much memory as the row
-_LONGEST_PATH = 4096  # characters; no common file system takes more
+LARGEST_FILE = 2**30  # bytes, about the memory of its rows
+_LONGEST_PATH = 4096  # characters, the limit of common file systems
 _LONGEST_LINE = 2**20  # characters: a file without line ends is not read as a whole
 
 
 class LeftOutError(Exception):
-    """A row is no image of one category, which is told, and is no error."""
+    """A row is no image of one category. Reported, but no error."""
 
 
 class Gathered:
     """Images by label.
 
     Args:
-        table: Where the rows come from, for messages.
-        on_error: Called with the error of each row that gives no image; by default, the first is raised.
+        table: Name of the table, for messages.
+        on_error: Called with the error of each row that gives no image; by default, the first error is raised.
     """
 
     def __init__(self, table: str, on_error: OnError | None) -> None:
         self._table = table
         self._on_error = on_error
-        self._names: dict[str, str] = {}
         self._images: dict[str, list[Any]] = {}
 
     @contextmanager
     def row(self, row: str) -> Iterator[None]:
-        """Handles what cannot be used of a row, an InvalidInputError of the block."""
+        """Reports or raises an InvalidInputError of the block, with the name of the row."""
         try:
             yield
         except (InvalidInputError, LeftOutError) as exc:
@@ -58,18 +57,14 @@ class Gathered:
                 raise error from None
 
     def add(self, label: object, image: Any) -> None:
-        """Adds an image to the category of its label; raises InvalidInputError for a label that cannot be a name."""
-        name = self._names.get(label) if isinstance(label, str) else None
-        if name is None:
-            name = checked_name(label)
-            self._names[str(label)] = name
-        self._images.setdefault(name, []).append(image)
+        """Adds an image to the category of its label; raises InvalidInputError for a label that is no category name."""
+        self._images.setdefault(checked_name(label), []).append(image)
 
     def categories(self, images: Callable[[list[Any]], Iterable[Any]] = list) -> list[CategoryInput]:
-        """The categories, sorted by name.
+        """Returns the categories, sorted by name.
 
         Args:
-            images: Makes the images of a category from what was added to it.
+            images: Converts the added images of a category.
 
         Raises:
             InvalidInputError: There is no category.
@@ -87,25 +82,25 @@ def from_csv(
     label: str = "label",
     on_error: OnError | None = None,
 ) -> list[CategoryInput]:
-    """Categories from a CSV file with a row for each image: its path and its label.
+    """Reads categories from a CSV file with a row for each image: path and label.
 
-    The file is UTF-8, its first line names the columns, and the delimiter, one of ``, ; | tab``, is the one with which
-    that line has both. Other columns are ignored. One image may have several labels, each in a row.
+    The file is UTF-8, and the first line names the columns. The delimiter is detected by both names in the first line:
+    one of ``, ; | tab``. Other columns are ignored. An image with several labels has a row for each.
 
     Args:
         file: The CSV file, up to 1 GiB.
-        images: Folder where relative paths begin, and which no path may leave, neither by ``..``, nor as an absolute
-            path, nor by a symbolic link; by default the folder of the file.
+        images: Base of relative paths, which no path may leave by ``..``, as an absolute path or by a symbolic link; by
+            default the folder of the file.
         path: Name of the column of paths.
         label: Name of the column of labels.
-        on_error: Called with the error of each row that cannot be used, which is then left out; by default, the first
-            is raised.
+        on_error: Called with the error of each invalid row, which is then left out; by default, the first error is
+            raised.
 
     Returns:
         The categories for `add_categories`, sorted by name. Their images are paths, not read yet.
 
     Raises:
-        InvalidInputError: The file cannot be read or is no such CSV, a row cannot be used, or no row can.
+        InvalidInputError: The file cannot be read or has another form, a row is invalid, or no row is valid.
     """
     file = checked_path("file", file)
     folder = folder_of(file, images)
@@ -131,20 +126,19 @@ def from_csv(
 def from_frame(
     frame: Any, *, path: str = "path", label: str = "label", on_error: OnError | None = None
 ) -> list[CategoryInput]:
-    """Categories from a pandas or polars data frame with a row for each image: its path and its label.
+    """Reads categories from a pandas or polars data frame with a row for each image: path and label.
 
     Args:
-        frame: The frame. Relative paths begin in the working directory.
+        frame: The frame. Paths are relative to the working directory.
         path: Name of the column of paths.
         label: Name of the column of labels, text.
-        on_error: Called with the error of each row that cannot be used, which is then left out; by default, the first
-            is raised.
+        on_error: As in `from_csv`.
 
     Returns:
         As `from_csv`.
 
     Raises:
-        InvalidInputError: It is no frame with these columns, a row cannot be used, or no row can.
+        InvalidInputError: The value is no frame with these columns, a row is invalid, or no row is valid.
     """
     if hasattr(frame, "collect"):
         raise InvalidInputError(f"{type(frame).__name__} is lazy: give its collect()")
@@ -170,23 +164,22 @@ def from_frame(
 def from_dataset(
     dataset: Any, *, image: str | None = None, label: str | None = None, on_error: OnError | None = None
 ) -> list[CategoryInput]:
-    """Categories from a torchvision ``ImageFolder``, or a Hugging Face ``Dataset`` with ``Image`` and ``ClassLabel``.
+    """Reads categories from a torchvision ``ImageFolder`` or a Hugging Face ``Dataset`` (``Image``, ``ClassLabel``).
 
-    Images are decoded by zsvec, within its limits and at its own sizes: transforms and formats of the data set are not
-    applied. A Hugging Face image that is not in the data set but beside it is read by its path, as ``datasets`` does.
+    zsvec decodes the images, within its own limits and sizes: transforms and formats of the data set are not applied.
+    A Hugging Face image outside the data set is read by its path, as ``datasets`` does.
 
     Args:
         dataset: The data set; one split of a ``DatasetDict``, and no stream.
-        image: Column of the images of a Hugging Face data set; by default the only one of type ``Image``.
-        label: Column of its labels; by default the only one of type ``ClassLabel``.
-        on_error: Called with the error of each row that cannot be used, which is then left out; by default, the first
-            is raised.
+        image: Column of the images of a Hugging Face data set; by default the only column of type ``Image``.
+        label: Column of the labels; by default the only column of type ``ClassLabel``.
+        on_error: As in `from_csv`.
 
     Returns:
         The categories for `add_categories`, sorted by name. Their images are read when they are iterated.
 
     Raises:
-        InvalidInputError: It is no such data set, a row cannot be used, or no row can.
+        InvalidInputError: The value is no such data set, a row is invalid, or no row is valid.
     """
     gathered = Gathered("the data set", on_error)
     if hasattr(dataset, "samples") and hasattr(dataset, "classes"):
@@ -225,12 +218,12 @@ class _Pictures:
             found = self.dataset[row][self.column] or {}
             path = found.get("path")
             content = found.get("bytes")
-            # nothing at all is an empty image: reported like any other that cannot be read
+            # A missing image is an empty one, and reported as unreadable.
             yield ReferenceImage(image=content or path or b"", source=path or f"row {row}")
 
 
 def _feature(features: Any, kind: str, name: str | None) -> str:
-    """The column of a kind of features: the given one, or the only one."""
+    """Returns the given column of a type of features, by default the only one."""
     found = [column for column, feature in features.items() if type(feature).__name__ == kind]
     if name is None and len(found) == 1:
         return str(found[0])
@@ -245,10 +238,10 @@ def _feature(features: Any, kind: str, name: str | None) -> str:
 
 @contextmanager
 def opened_text(file: Path) -> Iterator[TextIO]:
-    """A text file that is not larger than `LARGEST_FILE`, open; what is wrong with it is one error of ours.
+    """Opens a text file of at most `LARGEST_FILE` bytes.
 
     Raises:
-        InvalidInputError: It is no file, too large, not UTF-8, or cannot be read.
+        InvalidInputError: The path is no file, or the file is too large, not UTF-8, or unreadable, also in the block.
     """
     try:
         if not os.path.isfile(file):  # noqa: PTH113 - is_file raises for a name that is too long
@@ -265,10 +258,10 @@ def opened_text(file: Path) -> Iterator[TextIO]:
 
 
 def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
-    """The folder of the images that a file names.
+    """Returns the folder of the images that a file names.
 
     Raises:
-        InvalidInputError: It is no folder.
+        InvalidInputError: There is no such folder.
     """
     folder = file.parent if images is None else checked_path("images", images)
     if not os.path.isdir(folder):  # noqa: PTH112 - as above
@@ -277,10 +270,10 @@ def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
 
 
 def path_in(folder: Path, path: str) -> Path:
-    """A path that a file names, below a folder.
+    """Returns a path that a file names, below a folder.
 
     Raises:
-        InvalidInputError: It is empty or a URL, leads out of the folder, or to nothing.
+        InvalidInputError: The path is empty or a URL, leads out of the folder, or does not exist.
     """
     if not path.strip():
         raise InvalidInputError("the path is empty; name an image")
@@ -305,10 +298,9 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _columns(file: Path, header: str, path: str, label: str) -> tuple[str, list[str]]:
-    """The delimiter with which the header names both columns, and the names of all."""
+    """Returns the delimiter with which the header names both columns, and all names."""
     for delimiter in DELIMITERS:
-        columns = [name.strip() for name in header.rstrip("\r\n").split(delimiter)]
-        columns = [name[1:-1] if name[:1] == name[-1:] == '"' else name for name in columns]
+        columns = [name.strip().strip('"') for name in header.split(delimiter)]
         if columns.count(path) == 1 and columns.count(label) == 1:
             return delimiter, columns
     raise InvalidInputError(

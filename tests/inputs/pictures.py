@@ -1,4 +1,4 @@
-"""Encoded pictures of every format, written by Pillow or by hand, and what their pixels are."""
+"""Encoded pictures of every format, from Pillow or by hand, and their expected pixels."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ LOSSLESS: list[tuple[str, dict[str, Any]]] = [
 ALL_FORMATS = [*LOSSLESS, ("JPEG", {}), ("GIF", {})]
 
 
+def format_id(encoding: tuple[str, dict[str, Any]]) -> str:
+    """Name of a format and its options, for tests with one case for each."""
+    return "-".join([encoding[0], *map(str, encoding[1].values())])
+
+
 def encode(image: Image.Image, format_name: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format_name, **options)
@@ -40,7 +45,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(size: tuple[int, int], depth: int, colour: int, row: bytes, *chunks: bytes) -> bytes:
-    """A PNG written by hand: one row of samples, whatever the header says."""
+    """A PNG written by hand: one row of samples, for any size in the header."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, colour, 0, 0, 0))
     data = chunk(b"IDAT", zlib.compress(b"\0" + row))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + data + chunk(b"IEND", b"")
@@ -68,7 +73,7 @@ def row(mode: str, *values: Any) -> Image.Image:
 
 
 def claims(width: int, height: int) -> dict[str, bytes]:
-    """Small files whose headers claim a size."""
+    """Small files with a size in the header that is not true."""
     gif = b"GIF89a" + struct.pack("<HHBBB", width, height, 0x80, 0, 0) + bytes(6)
     frame = b"," + struct.pack("<HHHHB", 0, 0, width, height, 0) + b"\x02\x02\x44\x01\x00;"
     jpeg = bytearray(encode(Image.new("RGB", (8, 8)), "JPEG"))

@@ -65,7 +65,7 @@ def test_objects_in_their_boxes(folder: Path) -> None:
         [
             annotation(100, 1, 10, 20, 30, 15),
             annotation(100, 1, 10.2, 20.7, 29.9, 14.4, iscrowd=0),  # outwards to whole pixels
-            annotation(100, 7, -5, -0.5, 10, 10),  # it ends with the image
+            annotation(100, 7, -5, -0.5, 10, 10),  # cut at the border of the image
             annotation(101, 7, 70, 50, 1e308, 1e308),
             annotation(101, 7, 0, 0, 80, 60),
             annotation(102, 7, 0, 0, 80, 60, iscrowd=1),
@@ -114,7 +114,6 @@ def test_an_image_that_is_not_of_the_annotated_size(folder: Path) -> None:
 
 
 def test_whole_images(folder: Path) -> None:
-    """Each once, of the category that its annotations name, with or without boxes."""
     annotations = [
         {"image_id": 100, "category_id": 1},
         annotation(100, 1, "whatever"),
@@ -145,12 +144,10 @@ def test_an_image_of_several_categories_is_of_none(folder: Path) -> None:
     ("changed", "reason"),
     [
         (annotation(100, 1, 0, 0, 0, 10), r"annotations\[1\]: its box .* has no pixel in an image of 80 × 60"),
-        (annotation(100, 1, 0, 0, 10, -1), "has no pixel"),
         (annotation(100, 1, 80, 0, 10, 10), "has no pixel"),
         (annotation(100, 1, 0, -20, 10, 20), "has no pixel"),
         (annotation(100, 1, 1e308, 0, 1e308, 10), "has no pixel"),
         (annotation(100, 1, float("nan"), 0, 10, 10), r"bbox: Input should be a finite number. Got nan"),
-        (annotation(100, 1, float("inf"), 0, 10, 10), "bbox: Input should be a finite number"),
         (annotation(100, 1, 10**400, 0, 10, 10), "bbox: "),
         (annotation(100, 1, 0, 0, 10), "bbox: "),
         ({"image_id": 100, "category_id": 1}, "bbox: Field required"),
@@ -158,12 +155,10 @@ def test_an_image_of_several_categories_is_of_none(folder: Path) -> None:
         (annotation(10**40, 1, 0, 0, 9, 9), "there is no image of the id 10{40} that can be used"),
         (annotation("100", 1, 0, 0, 9, 9), "there is no image of the id '100'"),
         (annotation([1], 1, 0, 0, 9, 9), "image_id: "),
-        (annotation(None, 1, 0, 0, 9, 9), "image_id: "),
         (annotation(100, 1, 0, 0, 9, 9, iscrowd="maybe"), "iscrowd: "),
-        ({}, "image_id: Field required"),
         (5, "valid dictionary"),
     ],
-    ids=range(18),
+    ids=range(14),
 )
 def test_an_annotation_that_cannot_be_used(folder: Path, changed: Any, reason: str) -> None:
     file = written(folder, [annotation(101, 7, 0, 0, 9, 9), changed])
@@ -180,7 +175,6 @@ def test_an_annotation_that_cannot_be_used(folder: Path, changed: Any, reason: s
     ("change", "reason"),
     [
         ({"file_name": "../secret.png"}, "leads out of"),
-        ({"file_name": "/etc/passwd"}, "leads out of"),
         ({"file_name": "val/link.png"}, "leads out of"),
         ({"file_name": "val/none.png"}, "there is no"),
         ({"file_name": "val/0\0.png"}, "printable in one line"),
@@ -188,11 +182,10 @@ def test_an_annotation_that_cannot_be_used(folder: Path, changed: Any, reason: s
         ({"file_name": "https://example.org/0.png"}, "URLs are not fetched"),
         ({"width": 0}, "width: "),
         ({"height": 10**40}, "height: "),
-        ({"height": None}, "height: "),
         ({"id": 101}, r"images\[1\]: the id 101 is taken by another image"),
         ({"id": "x" * 201}, "id: "),
     ],
-    ids=range(12),
+    ids=range(10),
 )
 def test_an_image_that_cannot_be_used(folder: Path, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     (tmp_path / "secret.png").write_bytes(encode(photo(9, SIZE)))
@@ -220,25 +213,20 @@ def test_a_category_that_cannot_be_used(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
+def test_a_file_of_another_kind(folder: Path) -> None:
+    for content, reason in (
         ("", "is no JSON"),
         ("{", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
         ('{"images": ' + "9" * 5000 + "}", "is no JSON"),
         ("[]", "has no COCO annotations: it needs the lists images, annotations, categories"),
-        ("5", "has no COCO annotations"),
         ('{"images": [], "annotations": {}, "categories": []}', "has no COCO annotations"),
         ('{"images": [], "annotations": [], "categories": []}', "has no image with a label"),
         ('{"red": ["like fire"]}', "has no COCO annotations"),
-    ],
-    ids=range(9),
-)
-def test_a_file_of_another_kind(folder: Path, content: str, reason: str) -> None:
-    (folder / "annotations.json").write_text(content)
-    with pytest.raises(InvalidInputError, match=reason):
-        from_coco(folder / "annotations.json", on_error=print)
+    ):
+        (folder / "annotations.json").write_text(content)
+        with pytest.raises(InvalidInputError, match=reason):
+            from_coco(folder / "annotations.json", on_error=print)
 
 
 def test_the_images_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:

@@ -17,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageFile
 
-from tests.inputs.pictures import ALL_FORMATS, chunk, claims, encode, greys, pixels, png, read_image, row
+from tests.inputs.pictures import ALL_FORMATS, chunk, claims, encode, format_id, greys, pixels, png, read_image, row
 from zsvec.errors import ImageError
 from zsvec.inputs import images
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import content_hash, load_image
 
 UPRIGHT = np.array([[[250, 0, 0], [0, 250, 0], [0, 0, 250]], [[250, 250, 0], [0, 0, 0], [90, 90, 90]]], np.uint8)
-# How a camera stores the upright picture (EXIF 2.32, tag 274), as the inverse of what a viewer has to do.
+ENLARGED = np.kron(UPRIGHT, np.ones((16, 16, 1), np.uint8)).astype(int)
+# The pixels that a camera stores for the upright picture (EXIF 2.32, tag 274): the inverse of a viewer's turn.
 STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     1: lambda a: a,
     2: np.fliplr,
@@ -37,39 +38,44 @@ STORED: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def oriented(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif
+
+
+def stored(orientation: int, scale: int) -> Image.Image:
+    return Image.fromarray(
+        np.ascontiguousarray(STORED[orientation](np.kron(UPRIGHT, np.ones((scale, scale, 1), np.uint8))))
+    )
+
+
 class TestOrientation:
-    @pytest.mark.parametrize("orientation", STORED)
     @pytest.mark.parametrize("format_name", ["PNG", "TIFF", "WEBP", "JPEG", "PIL"])
-    def test_exif_orientation_is_applied(self, orientation: int, format_name: str) -> None:
-        side = 16  # blocks that survive JPEG
-        upright = np.kron(UPRIGHT, np.ones((side, side, 1), np.uint8))
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-        options: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}
+    def test_exif_orientation_is_applied(self, format_name: str) -> None:
+        options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95, "subsampling": 0}}
         file_format = "PNG" if format_name == "PIL" else format_name
-        data = encode(stored, file_format, exif=exif, **options.get(format_name, {}))
-        loaded = load_image(Image.open(io.BytesIO(data)) if format_name == "PIL" else data)
-        np.testing.assert_allclose(np.asarray(loaded, int), upright.astype(int), atol=4 if format_name == "JPEG" else 0)
+        for orientation in STORED:
+            picture = stored(orientation, 16)
+            data = encode(picture, file_format, exif=oriented(orientation), **options.get(format_name, {}))
+            loaded = load_image(Image.open(io.BytesIO(data)) if format_name == "PIL" else data)
+            np.testing.assert_allclose(np.asarray(loaded, int), ENLARGED, atol=4 if format_name == "JPEG" else 0)
 
-    @pytest.mark.parametrize("exif", [b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0", b"x"])
+    def test_a_jpeg_at_a_fraction_is_turned(self) -> None:
+        for orientation in STORED:
+            data = encode(stored(orientation, 128), "JPEG", exif=oriented(orientation), quality=95, subsampling=0)
+            np.testing.assert_allclose(np.asarray(load_image(data, side=16), int), ENLARGED, atol=4)
+
     @pytest.mark.parametrize("format_name", ["PNG", "JPEG"])
-    def test_broken_metadata_takes_nothing_from_the_pixels(self, exif: bytes, format_name: str) -> None:
-        assert load_image(encode(Image.new("RGB", (8, 8), "white"), format_name, exif=exif)).getpixel((0, 0)) == (
-            255,
-            255,
-            255,
-        )
+    def test_broken_metadata_takes_nothing_from_the_pixels(self, format_name: str) -> None:
+        white = Image.new("RGB", (8, 8), "white")
+        cut = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"  # announces 65,535 entries, has none; Pillow warns
+        for exif in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0", b"x", cut):
+            assert load_image(encode(white, format_name, exif=exif)).getpixel((0, 0)) == (255, 255, 255)
 
-    def test_metadata_that_pillow_warns_about(self) -> None:
-        cut = b"Exif\0\0II*\0\x08\0\0\0\xff\xff"  # announces 65,535 entries, has none
-        assert greys(encode(row("L", 1, 2), "PNG", exif=cut)) == [1, 2]
-
-    @pytest.mark.parametrize("orientation", [0, 9, 65535])
-    def test_an_unknown_orientation_is_upright(self, orientation: int) -> None:
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        assert load_image(encode(row("L", 1, 2), "PNG", exif=exif)).size == (2, 1)
+    def test_an_unknown_orientation_is_upright(self) -> None:
+        for orientation in (0, 9, 65535):
+            assert load_image(encode(row("L", 1, 2), "PNG", exif=oriented(orientation))).size == (2, 1)
 
 
 LARGE = b"text " * 3_000_000
@@ -85,62 +91,50 @@ ANY_TEXT = {
 
 
 class TestTextsOfPNG:
-    @pytest.mark.parametrize("behind", [False, True])
     @pytest.mark.parametrize("kind", ANY_TEXT)
-    def test_none_takes_anything_from_the_pixels(self, kind: str, behind: bool) -> None:
-        data = png((2, 1), 8, 0, bytes([1, 2]), *([] if behind else ANY_TEXT[kind]))
-        if behind:
-            end = len(chunk(b"IEND", b""))
-            data = data[:-end] + b"".join(ANY_TEXT[kind]) + data[-end:]
-        assert greys(data) == [1, 2]
-        assert load_image(data, image_memory=len(data) + 2 * 2**20).size == (2, 1)
-        assert read_image(data).content_hash == content_hash(data) == hashlib.sha256(data).hexdigest()
+    def test_no_text_takes_anything_from_the_pixels(self, kind: str) -> None:
+        bare, end = png((2, 1), 8, 0, bytes([1, 2])), len(chunk(b"IEND", b""))
+        before = png((2, 1), 8, 0, bytes([1, 2]), *ANY_TEXT[kind])
+        for data in (before, bare[:-end] + b"".join(ANY_TEXT[kind]) + bare[-end:]):
+            assert greys(data) == [1, 2]
+            assert load_image(data, image_memory=len(data) + 2 * 2**20).size == (2, 1)
+            assert read_image(data).content_hash == content_hash(data) == hashlib.sha256(data).hexdigest()
 
-    @pytest.mark.parametrize("keyword", ["exif", "Raw profile type exif", "XML:com.adobe.xmp"])
-    def test_one_of_the_orientation_is_read_among_others(self, keyword: str) -> None:
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = 6
-        text = {
-            "exif": chunk(b"tEXt", b"exif\0" + exif.tobytes()),
-            "Raw profile type exif": chunk(
-                b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n9\n{exif.tobytes().hex()}".encode())
-            ),
-            "XML:com.adobe.xmp": chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
-        }[keyword]
-        data = png((2, 1), 8, 0, bytes([1, 2]), *ANY_TEXT["zTXt"], text, *ANY_TEXT["iCCP"])
-        assert load_image(data).size == (1, 2)
+    def test_an_orientation_is_read_among_other_texts(self) -> None:
+        exif = oriented(6).tobytes()
+        for text in (
+            chunk(b"tEXt", b"exif\0" + exif),
+            chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(f"\nexif\n9\n{exif.hex()}".encode())),
+            chunk(b"iTXt", b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'),
+        ):
+            data = png((2, 1), 8, 0, bytes([1, 2]), *ANY_TEXT["zTXt"], text, *ANY_TEXT["iCCP"])
+            assert load_image(data).size == (1, 2)
 
 
 class TestSide:
-    """JPEG files that are much larger than what they will be scaled to."""
+    """JPEG files that are much larger than `side`."""
 
     @staticmethod
     def gradient(size: tuple[int, int], mode: str = "RGB") -> Image.Image:
         x, y = np.meshgrid(np.linspace(0, 255, size[0]), np.linspace(0, 255, size[1]))
         return Image.fromarray(np.stack([x, y, 255 - x], axis=2).astype(np.uint8)).convert(mode)
 
-    @pytest.mark.parametrize(
-        ("size", "side", "expected"),
-        [
+    def test_they_are_decoded_smaller_but_at_least_twice_as_large_as_the_side(self) -> None:
+        for size, side, expected in (
             ((400, 400), 25, (50, 50)),  # 1/8 is exactly twice the side
             ((397, 397), 25, (100, 100)),
             ((300, 400), 25, (75, 100)),
             ((1000, 400), 25, (125, 50)),
-            ((1000, 800), 25, (125, 100)),  # 1/8 is the least that there is
+            ((1000, 800), 25, (125, 100)),  # 1/8 is the smallest fraction
             ((100, 100), 25, (50, 50)),
             ((99, 125), 25, (99, 125)),
-            ((50, 50), 25, (50, 50)),
             ((25, 225), 25, (25, 225)),
             ((10, 8), 25, (10, 8)),
             ((64, 64), 1, (8, 8)),
-        ],
-    )
-    def test_they_are_decoded_smaller_but_twice_as_large_as_the_side_or_more(
-        self, size: tuple[int, int], side: int, expected: tuple[int, int]
-    ) -> None:
-        data = encode(self.gradient(size), "JPEG")
-        assert load_image(data, side=side).size == expected
-        assert load_image(data).size == size
+        ):
+            data = encode(self.gradient(size), "JPEG")
+            assert load_image(data, side=side).size == expected
+            assert load_image(data).size == size
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 400))
@@ -150,72 +144,53 @@ class TestSide:
         if loaded.size != (width, height):
             scale = next(scale for scale in (2, 4, 8) if loaded.size == (-(-width // scale), -(-height // scale)))
             assert min(loaded.size) >= 2 * side
-            assert scale == 8 or shorter / (2 * scale) < 2 * side + 1  # not larger than it has to be
+            assert scale == 8 or shorter / (2 * scale) < 2 * side + 1  # not larger than necessary
         else:
             assert shorter < 4 * side + 2
 
     @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
-    def test_it_is_the_same_picture(self, mode: str, options: dict[str, Any]) -> None:
-        data = encode(self.gradient((800, 640), mode), "JPEG", quality=95, **options)
-        loaded = load_image(data, side=80)
-        assert (loaded.size, loaded.mode) == ((200, 160), "RGB")
-        expected = load_image(data).resize((200, 160), Image.Resampling.BOX)
-        np.testing.assert_allclose(np.asarray(loaded, int), np.asarray(expected, int), atol=6)
+    def test_it_is_the_same_picture(self, mode: str) -> None:
+        for options in ({}, {"progressive": True}, {"subsampling": 0}):
+            data = encode(self.gradient((800, 640), mode), "JPEG", quality=95, **options)
+            loaded = load_image(data, side=80)
+            assert (loaded.size, loaded.mode) == ((200, 160), "RGB")
+            expected = load_image(data).resize((200, 160), Image.Resampling.BOX)
+            np.testing.assert_allclose(np.asarray(loaded, int), np.asarray(expected, int), atol=6)
 
-    @pytest.mark.parametrize(("format_name", "options"), [case for case in ALL_FORMATS if case[0] != "JPEG"])
-    def test_other_formats_are_not(self, format_name: str, options: dict[str, Any]) -> None:
-        data = encode(self.gradient((400, 300)), format_name, **options)
-        np.testing.assert_array_equal(np.asarray(load_image(data, side=10)), np.asarray(load_image(data)))
-
-    def test_images_that_are_decoded_are_not(self) -> None:
+    def test_other_formats_and_decoded_images_keep_their_size(self) -> None:
         image = self.gradient((400, 300))
+        for format_name, options in ALL_FORMATS:
+            if format_name != "JPEG":
+                data = encode(image, format_name, **options)
+                np.testing.assert_array_equal(np.asarray(load_image(data, side=10)), np.asarray(load_image(data)))
         assert load_image(image, side=10) is image
         assert load_image(np.asarray(image), side=10).size == (400, 300)
         opened = Image.open(io.BytesIO(encode(image, "JPEG")))
         assert load_image(opened, side=10).size == opened.size == (400, 300)
 
-    @pytest.mark.parametrize("kind", ["path", "bytes", "file"])
-    def test_every_kind_of_file(self, kind: str, tmp_path: Path) -> None:
+    def test_every_kind_of_file_and_its_hash(self, tmp_path: Path) -> None:
         data = encode(self.gradient((400, 300)), "JPEG")
         (tmp_path / "a.jpg").write_bytes(data)
-        image: Any = {"path": tmp_path / "a.jpg", "bytes": data, "file": io.BytesIO(data)}[kind]
-        assert load_image(image, side=10).size == (50, 38)
+        several = encode(self.gradient((400, 300)), "MPO", save_all=True, append_images=[Image.new("RGB", (400, 300))])
+        for image in (tmp_path / "a.jpg", data, io.BytesIO(data), several):
+            assert load_image(image, side=10).size == (50, 38)
+        for side in (1, 10, 1000):
+            loaded = read_image(data, side=side)
+            assert loaded.content_hash == read_image(data).content_hash == content_hash(data)
+            assert loaded.image.tobytes() == load_image(data, side=side).tobytes()
 
-    def test_of_several_pictures_the_first(self) -> None:
-        first, second = self.gradient((400, 300)), Image.new("RGB", (400, 300))
-        data = encode(first, "MPO", save_all=True, append_images=[second])
-        assert load_image(data, side=10).size == (50, 38)
-
-    @pytest.mark.parametrize("orientation", STORED)
-    def test_they_are_turned_upright(self, orientation: int) -> None:
-        upright = np.kron(UPRIGHT, np.ones((128, 128, 1), np.uint8))
-        exif = Image.Exif()
-        exif[ExifTags.Base.Orientation] = orientation
-        stored = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
-        loaded = load_image(encode(stored, "JPEG", exif=exif, quality=95, subsampling=0), side=16)
-        expected = np.kron(UPRIGHT, np.ones((16, 16, 1), np.uint8)).astype(int)
-        np.testing.assert_allclose(np.asarray(loaded, int), expected, atol=4)
-
-    @pytest.mark.parametrize("side", [1, 10, 1000])
-    def test_the_hash_is_of_the_file(self, side: int) -> None:
-        data = encode(self.gradient((400, 300)), "JPEG")
-        loaded = read_image(data, side=side)
-        assert loaded.content_hash == read_image(data).content_hash == content_hash(data)
-        assert loaded.image.tobytes() == load_image(data, side=side).tobytes()
-
-    def test_limits_are_of_the_file(self) -> None:
+    def test_limits_apply_to_the_file(self) -> None:
         data = encode(self.gradient((400, 300)), "JPEG")
         with pytest.raises(ImageError, match="400 × 300 pixels are more than max_pixels=100000"):
             load_image(data, side=10, max_pixels=100_000)
 
-    @pytest.mark.parametrize("allowed", [False, True])
-    def test_truncated_files_are_refused(self, monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
-        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+    def test_truncated_files_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         data = encode(self.gradient((400, 300)), "JPEG", quality=95)
-        for cut in (len(data) // 2, len(data) - 100):
-            with pytest.raises(ImageError, match="truncated"):
-                load_image(data[:cut], side=10)
+        for allowed in (False, True):
+            monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+            for cut in (len(data) // 2, len(data) - 100):
+                with pytest.raises(ImageError, match="truncated"):
+                    load_image(data[:cut], side=10)
 
 
 def palette_png(*, transparency: int | bytes) -> bytes:
@@ -225,24 +200,21 @@ def palette_png(*, transparency: int | bytes) -> bytes:
 
 
 class TestAlpha:
-    # By hand: value * alpha/255 + 255 * (1 - alpha/255); alpha 51 is one fifth.
-    @pytest.mark.parametrize(
-        ("image", "expected"),
-        [
+    """Expected values by hand: value * alpha/255 + 255 * (1 - alpha/255); alpha 51 is one fifth."""
+
+    def test_pil_images(self) -> None:
+        palette = row("PA", (0, 51), (1, 0))
+        palette.putpalette([200, 100, 0, 1, 2, 3])
+        expected: list[tuple[Image.Image, list[Any]]] = [
             (row("RGBA", (200, 100, 0, 51)), [(244, 224, 204)]),
             (row("RGBA", (0, 0, 0, 0), (0, 0, 0, 255), (0, 0, 0, 128)), [(255,) * 3, (0,) * 3, (127,) * 3]),
             (row("RGBa", (40, 20, 0, 51)), [(244, 224, 204)]),
             (row("LA", (100, 51), (7, 0)), [(224,) * 3, (255,) * 3]),
             (row("La", (20, 51)), [(224,) * 3]),
-        ],
-    )
-    def test_pil_images(self, image: Image.Image, expected: list[Any]) -> None:
-        assert pixels(image) == expected
-
-    def test_palette_with_alpha(self) -> None:
-        image = row("PA", (0, 51), (1, 0))
-        image.putpalette([200, 100, 0, 1, 2, 3])
-        assert pixels(image) == [(244, 224, 204), (255, 255, 255)]
+            (palette, [(244, 224, 204), (255, 255, 255)]),
+        ]
+        for image, colours in expected:
+            assert pixels(image) == colours
 
     @pytest.mark.parametrize(
         ("data", "expected"),
@@ -256,24 +228,21 @@ class TestAlpha:
             (encode(row("RGBA", (200, 100, 0, 51)), "WEBP", lossless=True, exact=True), [(244, 224, 204)]),
             (encode(row("RGBA", (200, 100, 0, 51)), "TIFF"), [(244, 224, 204)]),
         ],
+        ids=["palette colour", "palette alpha", "RGB", "L", "1", "PNG", "WebP", "TIFF"],
     )
     def test_files(self, data: bytes, expected: list[Any]) -> None:
         assert pixels(data) == expected
 
-    @pytest.mark.parametrize(
-        ("depth", "colour", "samples", "transparent", "expected"),
-        [
-            (2, 0, bytes([0b01100000]), (1,), [255, 170]),
-            (4, 0, bytes([0x59]), (5,), [255, 153]),
-            (16, 0, struct.pack(">2H", 0x1234, 0x8000), (0x1234,), [255, 128]),
-            (16, 2, struct.pack(">6H", *[0x1234] * 3, *[0x8000] * 3), (0x1234,) * 3, [255, 128]),
-        ],
-    )
-    def test_transparent_colour_of_png_at_other_depths(
-        self, depth: int, colour: int, samples: bytes, transparent: tuple[int, ...], expected: list[int]
-    ) -> None:
-        trns = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
-        assert greys(png((2, 1), depth, colour, samples, trns)) == expected
+    def test_transparent_colour_of_png_at_other_depths(self) -> None:
+        deep = (0x1234, 0x8000)
+        for depth, colour, samples, transparent, expected in (
+            (2, 0, bytes([0b01100000]), [1], [255, 170]),
+            (4, 0, bytes([0x59]), [5], [255, 153]),
+            (16, 0, struct.pack(">2H", *deep), [0x1234], [255, 128]),
+            (16, 2, struct.pack(">6H", *np.repeat(deep, 3)), [0x1234] * 3, [255, 128]),
+        ):
+            trns = chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))
+            assert greys(png((2, 1), depth, colour, samples, trns)) == expected
 
     def test_transparent_gif(self) -> None:
         image = row("P", 0, 1)
@@ -310,9 +279,8 @@ class TestDepths:
     def test_16_bits_are_scaled_not_clipped(self, image: Any) -> None:
         assert greys(image) == WIDE_AS_8_BITS
 
-    @pytest.mark.parametrize(
-        ("values", "expected"),
-        [
+    def test_32_bit_images_by_their_range(self) -> None:
+        for values, expected in (
             ([0.0, 0.5, 1.0], [0, 128, 255]),
             ([0.0, 20.0, 200.0], [0, 20, 200]),
             ([0.0, 257.0, 65535.0], [0, 1, 255]),
@@ -322,30 +290,20 @@ class TestDepths:
             ([-3e38, 0.0, 3e38], [0, 128, 255]),
             ([0.0, 0.0, 0.0], [0, 0, 0]),
             ([-5.0, -5.0, -5.0], [0, 0, 0]),
-        ],
-    )
-    def test_float_images_by_their_range(self, values: list[float], expected: list[int]) -> None:
-        image = Image.fromarray(np.array([values], np.float32))
-        assert greys(image) == expected
-        assert greys(encode(image, "TIFF")) == expected
-
-    @pytest.mark.parametrize(
-        ("values", "expected"),
-        [
+        ):
+            image = Image.fromarray(np.array([values], np.float32))
+            assert greys(image) == greys(encode(image, "TIFF")) == expected
+        for integers, expected in (
             ([0, 1, 0], [0, 255, 0]),
             ([0, 20, 200], [0, 20, 200]),
             ([0, 2570, 65535], [0, 10, 255]),
             ([-(2**31), 0, 2**31 - 1], [0, 128, 255]),
-        ],
-    )
-    def test_32_bit_integer_images_by_their_range(self, values: list[int], expected: list[int]) -> None:
-        assert greys(Image.fromarray(np.array([values], np.int32))) == expected
+        ):
+            assert greys(Image.fromarray(np.array([integers], np.int32))) == expected
 
-    @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.dtype(">f4")])
-    def test_float_arrays(self, dtype: Any) -> None:
-        assert greys(np.array([[0, 0.25, 0.5, 1]], dtype)) == [0, 64, 128, 255]
-
-    def test_bool_arrays(self) -> None:
+    def test_float_and_bool_arrays(self) -> None:
+        for dtype in (np.float16, np.float32, np.float64, np.dtype(">f4")):
+            assert greys(np.array([[0, 0.25, 0.5, 1]], dtype)) == [0, 64, 128, 255]
         assert greys(np.array([[False, True]])) == [0, 255]
 
     def test_an_array_need_not_be_contiguous(self) -> None:
@@ -354,20 +312,17 @@ class TestDepths:
 
 
 class TestColours:
-    @pytest.mark.parametrize(
-        ("image", "expected"),
-        [
+    def test_modes(self) -> None:
+        expected: list[tuple[Image.Image, list[Any]]] = [
             (row("1", 0, 255), [(0, 0, 0), (255, 255, 255)]),
             (row("L", 3, 200), [(3, 3, 3), (200, 200, 200)]),
             (row("CMYK", (255, 0, 0, 0), (0, 0, 0, 255), (0, 0, 0, 0)), [(0, 255, 255), (0,) * 3, (255,) * 3]),
             (row("YCbCr", (128, 128, 128), (76, 85, 255)), [(128, 128, 128), (254, 0, 0)]),
             (row("HSV", (0, 255, 255), (85, 255, 255)), [(255, 0, 0), (0, 255, 0)]),
             (row("RGBX", (1, 2, 3, 0)), [(1, 2, 3)]),
-        ],
-        ids=lambda value: getattr(value, "mode", ""),
-    )
-    def test_modes(self, image: Image.Image, expected: list[Any]) -> None:
-        assert pixels(image) == expected
+        ]
+        for image, colours in expected:
+            assert pixels(image) == colours
 
     def test_palette(self) -> None:
         image = row("P", 1, 0)
@@ -386,41 +341,26 @@ class TestColours:
         assert b"Adobe" in data  # such files hold inverted values
         np.testing.assert_allclose(np.asarray(load_image(data), int)[8, 8], [0, 255, 255], atol=3)
 
-
-class TestAnimations:
-    @pytest.mark.parametrize("format_name", ["GIF", "PNG", "WEBP", "TIFF"])
-    def test_the_first_frame_is_taken(self, format_name: str) -> None:
+    def test_the_first_frame_of_an_animation(self) -> None:
         frames = [Image.new("RGB", (6, 5), colour) for colour in ("red", "blue", "lime")]
-        options = {"lossless": True} if format_name == "WEBP" else {}
-        data = encode(frames[0], format_name, save_all=True, append_images=frames[1:], **options)
-        with cast("Any", Image.open(io.BytesIO(data))) as image:
-            assert image.n_frames == 3
-        np.testing.assert_array_equal(np.asarray(load_image(data)), np.asarray(frames[0]))
-
-
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Formats of the images that were decoded, and not only opened."""
-    seen: list[str] = []
-    load = ImageFile.ImageFile.load
-
-    def spy(self: ImageFile.ImageFile) -> Any:
-        if self.tile:
-            seen.append(str(self.format))
-        return load(self)
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", spy)
-    return seen
+        for format_name in ("GIF", "PNG", "WEBP", "TIFF"):
+            options = {"lossless": True} if format_name == "WEBP" else {}
+            data = encode(frames[0], format_name, save_all=True, append_images=frames[1:], **options)
+            with cast("Any", Image.open(io.BytesIO(data))) as image:
+                assert image.n_frames == 3
+            np.testing.assert_array_equal(np.asarray(load_image(data)), np.asarray(frames[0]))
 
 
 class TestSizeLimit:
     @pytest.mark.parametrize("format_name", claims(1, 1))
-    @pytest.mark.parametrize("size", [(60_000, 60_000), (10_001, 10_000)])
-    def test_a_bomb_is_refused_by_its_header(self, decoded: list[str], format_name: str, size: tuple[int, int]) -> None:
-        with pytest.raises(ImageError) as caught:
-            load_image(claims(*size)[format_name])
-        message = str(caught.value)
-        assert f"{size[0]} × {size[1]}" in message or f"({size[0] * size[1]} pixels)" in message
+    def test_a_bomb_is_refused_by_its_header(self, monkeypatch: pytest.MonkeyPatch, format_name: str) -> None:
+        decoded: list[str] = []
+        monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(str(image.format)))
+        for size in ((60_000, 60_000), (10_001, 10_000)):
+            with pytest.raises(ImageError) as caught:
+                load_image(claims(*size)[format_name])
+            message = str(caught.value)
+            assert f"{size[0]} × {size[1]}" in message or f"({size[0] * size[1]} pixels)" in message
         assert decoded == []
 
     def test_the_limit_is_of_pixels_and_inclusive(self, photo: Image.Image) -> None:
@@ -435,22 +375,15 @@ class TestSizeLimit:
         with pytest.raises(ImageError, match="max_pixels=1960"):
             content_hash(photo, max_pixels=37 * 53 - 1)
 
-    @pytest.mark.parametrize("format_name", ["PNG", "JPEG", "GIF", "BMP", "PPM"])
-    @pytest.mark.parametrize("limit", [1500, 100])
-    def test_pillows_own_limit_neither_warns_nor_refuses(
-        self, monkeypatch: pytest.MonkeyPatch, photo: Image.Image, format_name: str, limit: int
-    ) -> None:
-        data = encode(photo, format_name)
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        assert load_image(data).size == photo.size
-
-    def test_tiff_is_held_to_pillows_limit_too(self, monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
-        data = encode(photo, "TIFF")
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1500)
-        with pytest.raises(ImageError, match=r"PIL\.Image\.MAX_IMAGE_PIXELS=1500"):
-            load_image(data)
+    def test_pillows_own_limit_applies_to_tiff_alone(self, monkeypatch: pytest.MonkeyPatch, photo: Image.Image) -> None:
+        for limit in (1500, 100):  # above half of its limit, Pillow warns; above, it raises
+            monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+            for format_name in ("PNG", "JPEG", "GIF", "BMP", "PPM"):
+                assert load_image(encode(photo, format_name)).size == photo.size
+        with pytest.raises(ImageError, match=r"PIL\.Image\.MAX_IMAGE_PIXELS=100"):
+            load_image(encode(photo, "TIFF"))
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-        assert load_image(data).size == photo.size
+        assert load_image(encode(photo, "TIFF")).size == photo.size
 
     def test_an_endless_stream_ends(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Endless(io.RawIOBase):
@@ -468,30 +401,25 @@ class TestSizeLimit:
             load_image(cast("BinaryIO", Endless(b"")))
 
 
-class TestTruncated:
-    @pytest.mark.parametrize("allowed", [False, True])
-    @pytest.mark.parametrize("encoding", ALL_FORMATS, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
-    def test_truncated_files_are_refused_whatever_the_application_allows(
-        self,
-        monkeypatch: pytest.MonkeyPatch,
-        photo: Image.Image,
-        encoding: tuple[str, dict[str, Any]],
-        *,
-        allowed: bool,
+class TestDamage:
+    @pytest.mark.parametrize("encoding", ALL_FORMATS, ids=format_id)
+    def test_truncated_files_are_refused_even_if_the_application_allows_them(
+        self, monkeypatch: pytest.MonkeyPatch, photo: Image.Image, encoding: tuple[str, dict[str, Any]]
     ) -> None:
         data = encode(photo, encoding[0], **encoding[1])
-        monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
-        assert load_image(data).size == photo.size
-        for end in (10, 30, len(data) // 4, len(data) // 2, len(data) * 7 // 8):
-            with pytest.raises(ImageError, match="cannot read bytes: "):
-                load_image(data[:end])
+        for allowed in (False, True):
+            monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", allowed)
+            assert load_image(data).size == photo.size
+            for end in (10, 30, len(data) // 4, len(data) // 2, len(data) * 7 // 8):
+                with pytest.raises(ImageError, match="cannot read bytes: "):
+                    load_image(data[:end])
 
-    @pytest.mark.parametrize("format_name", ["JPEG", "PNG"])
-    def test_the_reason_is_given(self, photo: Image.Image, format_name: str) -> None:
-        data = encode(photo, format_name)
-        with pytest.raises(ImageError, match="truncated") as caught:
-            load_image(data[: len(data) // 2])
-        assert isinstance(caught.value.__cause__, OSError)
+    def test_the_reason_is_given(self, photo: Image.Image) -> None:
+        for format_name in ("JPEG", "PNG"):
+            data = encode(photo, format_name)
+            with pytest.raises(ImageError, match="truncated") as caught:
+                load_image(data[: len(data) // 2])
+            assert isinstance(caught.value.__cause__, OSError)
 
     @settings(max_examples=300, deadline=None)
     @given(data=st.data())
@@ -516,18 +444,17 @@ class TestTruncated:
             assert greys(data) == [1, 2]
 
 
-class TestRealFiles:
-    def test_photographs_of_scikit_image(self) -> None:
-        skimage = pytest.importorskip("skimage")
-        found = find_images(Path(skimage.__file__).parent / "data")
-        assert len(found) > 20
-        for path in found:
-            if path.name == "multipage_rgb.tif":  # 64-bit floats in three bands
-                with pytest.raises(ImageError, match="unknown pixel mode; damaged or unsupported"):
-                    load_image(path)
-                continue
-            loaded = load_image(path)
-            with Image.open(path) as expected:
-                assert (loaded.mode, loaded.size) == ("RGB", expected.size)
-                if expected.mode == "RGB" and not expected.has_transparency_data:
-                    np.testing.assert_array_equal(np.asarray(loaded), np.asarray(expected))
+def test_photographs_of_scikit_image() -> None:
+    skimage = pytest.importorskip("skimage")
+    found = find_images(Path(skimage.__file__).parent / "data")
+    assert len(found) > 20
+    for path in found:
+        if path.name == "multipage_rgb.tif":  # 64-bit floats in three bands
+            with pytest.raises(ImageError, match="unknown pixel mode; damaged or unsupported"):
+                load_image(path)
+            continue
+        loaded = load_image(path)
+        with Image.open(path) as expected:
+            assert (loaded.mode, loaded.size) == ("RGB", expected.size)
+            if expected.mode == "RGB" and not expected.has_transparency_data:
+                np.testing.assert_array_equal(np.asarray(loaded), np.asarray(expected))

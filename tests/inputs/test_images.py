@@ -1,10 +1,12 @@
-"""Reading images of any kind, the hash of their content, and what is no image."""
+"""Reading images of any kind, the hash of their content, and bad input."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import os
+import re
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import ExifTags, Image
 
-from tests.inputs.pictures import ALL_FORMATS, LOSSLESS, claims, encode, png, read_image, row
+from tests.inputs.pictures import ALL_FORMATS, LOSSLESS, claims, encode, format_id, png, read_image, row
 from zsvec.errors import ImageError
 from zsvec.inputs import images
 from zsvec.inputs.files import open_regular
@@ -45,7 +47,7 @@ class TestKindsOfInput:
             assert loaded.mode == "RGB"
             np.testing.assert_array_equal(np.asarray(loaded), array)
 
-    @pytest.mark.parametrize("encoding", ALL_FORMATS, ids=lambda case: "-".join([case[0], *map(str, case[1].values())]))
+    @pytest.mark.parametrize("encoding", ALL_FORMATS, ids=format_id)
     def test_every_format_decodes_as_pillow_does(
         self, photo: Image.Image, encoding: tuple[str, dict[str, Any]]
     ) -> None:
@@ -136,9 +138,20 @@ class Unreadable(io.RawIOBase):
         raise RuntimeError("the line is dead")
 
 
+class Letters:
+    def read(self, size: int) -> str:
+        return "letters"
+
+
 def closed() -> io.BytesIO:
     file = io.BytesIO(b"x")
     file.close()
+    return file
+
+
+def exhausted() -> io.BytesIO:
+    file = io.BytesIO(encode(row("L", 1), "PNG"))
+    file.read()
     return file
 
 
@@ -148,41 +161,60 @@ def closed_image() -> Image.Image:
     return image
 
 
+def made(make: Callable[[Path], object]) -> Callable[[], Path]:
+    """A path of something else than a readable image."""
+
+    def path() -> Path:
+        at = Path("a.png")
+        if not os.path.lexists(at):
+            make(at)
+        return at
+
+    return path
+
+
+def socket_at(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(path.name)
+
+
 BAD: list[tuple[Callable[[], Any], str]] = [
     # no image at all
-    (lambda: None, "None"),
-    (lambda: 3, "3"),
-    (lambda: 2.5, "2.5"),
+    (lambda: None, "None is no image"),
+    (lambda: 3, "3 is no image"),
     (lambda: ["a.jpg"], "['a.jpg']"),
-    (lambda: {"a": 1}, "{'a': 1}"),
     (lambda: object, "<class 'object'>"),
+    (lambda: (i for i in ()), "cannot read generator: <generator ob"),
     # bytes
     (lambda: b"", "0 bytes"),
     (lambda: b"P", "cannot read bytes: "),
     (lambda: b"hello, world", "b'hello, w'"),
     (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "b'%!PS-Ado'"),
-    (lambda: b"%PDF-1.7", "b'%PDF-1.7'"),
     (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", "b'<svg xml'"),
     (lambda: encode(Image.new("RGB", (16, 16)), "ICO"), "b'\\x00\\x00\\x01\\x00"),
-    (lambda: bytes(1000), "b'\\x00"),
     (lambda: png((0, 1), 8, 2, b""), "not identified"),
     (lambda: b"\x89PNG\r\n\x1a\n", "buffer of at least 4 bytes"),
     (lambda: b"\xff\xd8\xff", "damaged or unsupported"),
     # files
-    (lambda: io.BytesIO(), "0 bytes"),
+    (exhausted, "0 bytes"),
     (lambda: io.StringIO("text"), "text mode"),
+    (Letters, "read() gives str, not bytes"),
     (closed, "closed file"),
     (Unreadable, "the line is dead"),
     # paths
     (lambda: "", "''"),
     (lambda: ".", "'.': it is a folder"),
     (lambda: Path("no") / "such.jpg", repr(str(Path("no") / "such.jpg"))),
-    (lambda: "https://example.org/a.jpg", "'https://example.org/a.jpg'"),
+    (lambda: "https://example.org/a.jpg", "'https://example.org/a.jpg': URLs are not fetched"),
     (lambda: "a\0b", "'a\\x00b'"),
     (lambda: "n" * 5000, "nnnnn"),
+    (lambda: "/dev/zero", "'/dev/zero': it is a device, pipe or socket"),
+    (made(os.mkfifo), "a.png': it is a device, pipe or socket"),
+    (made(socket_at), "'a.png': it is a device, pipe or socket"),
+    (made(lambda path: path.symlink_to("nothing")), "a.png': No such file"),
+    (made(lambda path: path.symlink_to(path)), "a.png': "),
     # PIL images
     (lambda: Image.new("RGB", (0, 5)), "0 × 5"),
-    (lambda: Image.new("L", (5, 0)), "5 × 0"),
     (lambda: Image.fromarray(np.array([[np.nan, 1]], np.float32)), "NaN"),
     (lambda: Image.fromarray(np.array([[np.inf, 1]], np.float32)), "infinite"),
     (closed_image, "closed image"),
@@ -190,52 +222,44 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     # arrays
     (lambda: np.zeros((), np.uint8), "()"),
     (lambda: np.zeros(7, np.uint8), "(7,)"),
-    (lambda: np.zeros((0, 4), np.uint8), "(0, 4)"),
     (lambda: np.zeros((4, 0, 3), np.uint8), "(4, 0, 3)"),
-    (lambda: np.zeros((4, 4, 0), np.uint8), "(4, 4, 0)"),
     (lambda: np.zeros((4, 4, 5), np.uint8), "(4, 4, 5)"),
-    (lambda: np.zeros((3, 8, 8), np.uint8), "(3, 8, 8)"),
     (lambda: np.zeros((1, 8, 8, 3), np.uint8), "(1, 8, 8, 3)"),
     (lambda: np.zeros((4, 4), np.int64), "int64"),
     (lambda: np.zeros((4, 4), np.int8), "int8"),
     (lambda: np.zeros((4, 4), np.uint32), "uint32"),
     (lambda: np.zeros((4, 4), complex), "complex128"),
-    (lambda: np.full((4, 4), "a"), "<U1"),
     (lambda: np.full((4, 4), None), "object"),
     (lambda: np.zeros((4, 4), "datetime64[s]"), "datetime64[s]"),
     (lambda: np.full((4, 4), 1.5), "1.5"),
     (lambda: np.array([[-0.25, 1.0]]), "-0.25"),
     (lambda: np.array([[0.0, np.nan]], np.float32), "nan"),
-    (lambda: np.array([[0.0, np.inf]]), "inf"),
 ]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes, sockets, links and devices of POSIX")
 class TestBadInput:
+    @pytest.fixture(autouse=True)
+    def _folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+
     @pytest.mark.parametrize(("make", "value"), BAD, ids=[value for _, value in BAD])
     def test_only_image_errors_that_name_the_value(self, make: Callable[[], Any], value: str) -> None:
-        for function in (load_image, read_image):
+        errors = []
+        for function in (load_image, read_image, lambda image: load_image(taken(image))):
             with pytest.raises(ImageError) as caught:
                 function(make())
-            assert str(caught.value).startswith("cannot read ")
-            assert value in str(caught.value)
-            assert len(str(caught.value)) < 5300
-
-    @pytest.mark.parametrize(("make", "value"), BAD, ids=[value for _, value in BAD])
-    def test_what_is_taken_fails_as_it_would_have(self, make: Callable[[], Any], value: str) -> None:
-        errors = []
-        for image in (make(), taken(make())):
-            with pytest.raises(ImageError) as caught:
-                load_image(image)
             errors.append(str(caught.value))
-        assert errors[1].replace("<_io.BytesIO", "<") == errors[0].replace("<_io.BytesIO", "<")
+        assert errors[0].startswith("cannot read ")
+        assert value in errors[0]
+        assert len(errors[0]) < 5300
+        assert len({re.sub(r"(object.*) at 0x\w+", r"\1", error) for error in errors}) == 1
         assert source_of(taken(make())) == source_of(make())
 
-    @pytest.mark.parametrize(
-        "make", [lambda: None, lambda: io.StringIO("a"), lambda: "no-such", lambda: np.zeros(3), closed_image]
-    )
-    def test_content_hash_refuses_the_unreadable_alike(self, make: Callable[[], Any]) -> None:
-        with pytest.raises(ImageError, match=r"^cannot read "):
-            content_hash(make())
+    def test_content_hash_refuses_the_unreadable_alike(self) -> None:
+        for image in (None, io.StringIO("a"), "no-such", np.zeros(3), closed_image()):
+            with pytest.raises(ImageError, match=r"^cannot read "):
+                content_hash(cast("Any", image))
 
     def test_a_format_that_this_build_of_pillow_lacks(
         self, monkeypatch: pytest.MonkeyPatch, photo: Image.Image
@@ -248,56 +272,23 @@ class TestBadInput:
         with pytest.raises(ImageError, match="unknown format, it begins with b'RIFF"):
             load_image(data)
 
-    def test_a_text_file(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.txt"
-        path.write_text("text")
-        with path.open() as file, pytest.raises(ImageError, match=r"a\.txt: .*mode 'rb'"):
-            load_image(file)  # type: ignore[arg-type]
-
-    def test_a_reader_of_text_that_hides_it(self) -> None:
-        class Reader:
-            def read(self, size: int) -> str:
-                return "text"
-
-        with pytest.raises(ImageError, match=r"read\(\) gives str, not bytes"):
-            load_image(Reader())  # type: ignore[arg-type]
-
-    def test_a_missing_file_keeps_its_cause(self, tmp_path: Path) -> None:
+    def test_a_missing_file_keeps_its_cause(self) -> None:
         with pytest.raises(ImageError, match="No such file") as caught:
-            load_image(tmp_path / "a.jpg")
+            load_image("a.jpg")
         assert isinstance(caught.value.__cause__, FileNotFoundError)
 
-    def test_a_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(ImageError, match="it is a folder") as caught:
-            load_image(tmp_path)
-        assert repr(str(tmp_path)) in str(caught.value)
-
-    def test_a_file_that_may_not_be_read(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        path = tmp_path / "a.png"
-        path.write_bytes(b"x")
-
+    def test_a_file_that_may_not_be_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(path: Path) -> BufferedReader:
             raise PermissionError(13, "Permission denied", str(path))
 
         monkeypatch.setattr(images, "open_regular", refuse)
+        Path("a.png").write_bytes(b"x")
         with pytest.raises(ImageError, match=r"a\.png': Permission denied; check the path and its permissions"):
-            load_image(path)
-
-    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
-    def test_a_pipe_on_disk_does_not_block(self, tmp_path: Path) -> None:
-        path = tmp_path / "a.png"
-        os.mkfifo(path)
-        with pytest.raises(ImageError, match="device, pipe or socket"):
-            load_image(path)
-
-    @pytest.mark.skipif(sys.platform == "win32", reason="devices are files elsewhere")
-    def test_a_device(self) -> None:
-        with pytest.raises(ImageError, match=r"'/dev/zero': it is a device"):
-            load_image("/dev/zero")
+            load_image("a.png")
 
 
 class TestTaken:
-    def test_what_is_taken_stays_as_it_was(self, photo: Image.Image) -> None:
+    def test_a_taken_image_stays_as_it_was(self, photo: Image.Image) -> None:
         data = encode(photo, "PNG")
         array, buffer, image = np.array(photo), bytearray(data), photo.copy()
         file, frame = io.BytesIO(data), photo.copy()
@@ -392,9 +383,8 @@ class TestContentHash:
         assert opened == [path]
 
 
-@pytest.mark.parametrize(
-    ("image", "source"),
-    [
+def test_source_of() -> None:
+    expected: list[tuple[Any, str]] = [
         ("a/b.jpg", "a/b.jpg"),
         (Path("a") / "b.jpg", str(Path("a") / "b.jpg")),
         (b"x", "bytes"),
@@ -404,10 +394,9 @@ class TestContentHash:
         (Image.new("L", (1, 1)), "image"),
         (np.zeros((1, 1)), "array"),
         (None, "NoneType"),
-    ],
-)
-def test_source_of(image: Any, source: str) -> None:
-    assert source_of(image) == source
+    ]
+    for image, source in expected:
+        assert source_of(image) == source
 
 
 def test_source_of_a_file_is_its_name(tmp_path: Path) -> None:

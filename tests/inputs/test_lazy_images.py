@@ -17,11 +17,11 @@ __all__ = ["isolated"]
 
 
 class TestOneLazyImage:
-    """A PIL image of a file is decoded when it is first used, and by one thread at a time."""
+    """A PIL image of a file is decoded on first use, by one thread at a time."""
 
     @pytest.fixture
     def lazy(self, monkeypatch: pytest.MonkeyPatch) -> Image.Image:
-        """An image that is damaged as soon as two threads decode it at once, as Pillow says of it now and then."""
+        """An image with an error of Pillow as soon as two threads decode at once."""
         inside = Lock()
         load = ImageFile.ImageFile.load
 
@@ -31,7 +31,7 @@ class TestOneLazyImage:
             if not inside.acquire(blocking=False):
                 raise OSError("image file is truncated (0 bytes not processed)")
             try:
-                sleep(0.05)  # so that the other threads come
+                sleep(0.05)  # for the other threads
                 return load(image)
             finally:
                 inside.release()

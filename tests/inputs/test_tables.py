@@ -37,7 +37,7 @@ def written(folder: Path, content: str | bytes) -> Path:
 def told(
     read: Callable[..., list[CategoryInput]], *given: Any, **options: Any
 ) -> tuple[dict[str, list[str]], list[str]]:
-    """What is read, and the reasons of what is left out, without the name of the table."""
+    """Images by label, and the errors of rows that are left out, without the name of the table."""
     reasons: list[str] = []
     found = read(*given, on_error=lambda error: reasons.append(str(error).partition(", ")[2]), **options)
     return by_label(found), reasons
@@ -72,7 +72,7 @@ def test_csv_of_other_columns_and_of_another_folder(folder: Path, tmp_path: Path
     assert by_label(from_csv(absolute, folder)) == {"cat": ["0.png"]}
 
 
-def test_what_a_csv_gives_is_added_and_recognised(folder: Path) -> None:
+def test_a_csv_is_added_and_recognised(folder: Path) -> None:
     file = written(
         folder,
         "path,label\nphotos/0.png,cat\nphotos/0.png,cat\nphotos/1.png,cat\nphotos/1.png,dog\nphotos/2.png,dog\n",
@@ -99,18 +99,15 @@ def test_what_a_csv_gives_is_added_and_recognised(folder: Path) -> None:
         (f"{'x' * 5000}.png,cat", "at most 4,096 characters. Got 5,004"),
         ("photos/0.png\0,cat", "cannot be a path"),
         (",cat", "the path is empty"),
-        ("  ,cat", "the path is empty"),
         ("https://example.org/0.png,cat", "URLs are not fetched"),
         ("photos/0.png,", "a category name must not be empty"),
-        ("photos/0.png,c\0at", "printable in one line"),
-        (f"photos/0.png,{'x' * 501}", "at most 500 characters"),
         ("photos/0.png", "1 columns where the first line has 2"),
-        ("photos/0.png,cat,domestic", "3 columns where the first line has 2"),
     ],
     ids=lambda value: value[:30],
 )
-def test_a_row_that_cannot_be_used(folder: Path, tmp_path: Path, row: str, reason: str) -> None:
-    """It is told with its line, and the others count; or it is raised."""
+def test_an_invalid_row_is_reported_with_its_line_or_raised(
+    folder: Path, tmp_path: Path, row: str, reason: str
+) -> None:
     write_photos(tmp_path, [0])
     (tmp_path / "0.png").rename(tmp_path / "secret.png")
     (folder / "photos" / "link.png").symlink_to(tmp_path / "secret.png")
@@ -135,19 +132,15 @@ def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
         ("", "the first line of .* must name the columns path and label. Got ''"),
         ("photos/0.png,cat\n", "must name the columns path and label. Got 'photos/0.png,cat'"),
         ("path,label,label\n", "must name the columns"),
-        ("Path,Label\n", "must name the columns"),
         ("path,label\n", "has no image with a label"),
         (b"path,label\nphotos/0.png,caf\xe9\n", r"is not UTF-8: .*0xe9.*save it so"),
-        ("path,label\n".encode("utf-16"), "is not UTF-8"),
         ('path,label\n"photos/0.png,cat\n', "is no CSV after line"),
         ('path,label\n"a"b,cat\n', "is no CSV after line 2"),
         ("path,label\n" + "x" * 2**21, "it has a line of 1,048,576 characters"),
         ("x" * 2**21, "it has a line of 1,048,576 characters"),
         ("path,label\n" + "x" * 200_000 + ",cat\n", "field larger than field limit"),
-        (b"\0" * 1000, "must name the columns"),
-        (b"\x89PNG\r\n\x1a\n", "is not UTF-8"),
     ],
-    ids=range(14),
+    ids=range(10),
 )
 def test_a_file_that_is_no_table(folder: Path, content: str | bytes, reason: str) -> None:
     with pytest.raises(InvalidInputError, match=reason):
@@ -216,7 +209,7 @@ def test_frames_of_columns_with_kinds() -> None:
         from_frame(frame, label="path")
 
 
-def test_what_is_no_frame() -> None:
+def test_a_value_that_is_no_frame() -> None:
     polars = pytest.importorskip("polars", reason="pip install polars")
     with pytest.raises(InvalidInputError, match="LazyFrame is lazy: give its collect"):
         from_frame(polars.LazyFrame(ROWS))
@@ -254,7 +247,7 @@ class ClassLabel:
 
 
 class Dataset:
-    """As much of a Hugging Face data set as is used. What is read is counted; what is decoded fails."""
+    """The used part of a Hugging Face data set. Notes the rows that are read; decoding fails."""
 
     def __init__(self, columns: dict[str, list[Any]], features: dict[str, Any], read: list[int] | None = None) -> None:
         self.columns, self.features = columns, features
@@ -312,7 +305,7 @@ def test_a_data_set_of_hugging_face(folder: Path) -> None:
     assert [list(category.images) for category in found] == [list(category.images) for category in found]
 
 
-def test_a_data_set_whose_columns_are_not_clear(folder: Path) -> None:
+def test_a_data_set_with_ambiguous_columns(folder: Path) -> None:
     dataset = hugging_face("")
     with pytest.raises(InvalidInputError, match=r"one column of type ClassLabel; .*Got label=None"):
         from_dataset(dataset)
@@ -322,12 +315,10 @@ def test_a_data_set_whose_columns_are_not_clear(folder: Path) -> None:
         from_dataset(dataset, label="animal")
 
 
-@pytest.mark.parametrize("given", [None, 5, {"train": 1}, [("a.png", 0)]])
-def test_what_is_no_data_set(given: Any) -> None:
-    with pytest.raises(
-        InvalidInputError, match="a data set must be a torchvision ImageFolder or a Hugging Face Dataset"
-    ):
-        from_dataset(given)
+def test_a_value_that_is_no_data_set() -> None:
+    for given in (None, 5, {"train": 1}, [("a.png", 0)]):
+        with pytest.raises(InvalidInputError, match="a data set must be a torchvision ImageFolder or a Hugging Face"):
+            from_dataset(given)
 
 
 @pytest.fixture

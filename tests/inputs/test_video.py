@@ -1,4 +1,4 @@
-"""Frames of videos, whole, damaged and none."""
+"""Frames of whole and damaged videos."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import wave
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -45,35 +45,35 @@ def clip(av: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_video(av, tmp_path_factory.mktemp("videos") / "clip.mp4")
 
 
-@pytest.mark.parametrize("every", [1, 2, 3, 7, 19, 20, 1000])
-def test_each_so_many_frames(clip: Path, every: int) -> None:
-    found = list(frames(clip, every=every))
-    numbers = range(0, N_FRAMES, every)
-    assert [getattr(image, "filename", None) for image in found] == [f"{clip}#{number}" for number in numbers]
-    for image, number in zip(found, numbers, strict=True):
-        assert (image.mode, image.size) == ("RGB", (64, 48))
-        assert np.asarray(image).mean() == pytest.approx(10 * number, abs=6)
+def test_every_nth_frame(clip: Path) -> None:
+    for every in (1, 2, 7, 19, 20, 1000):
+        found = list(frames(clip, every=every))
+        numbers = range(0, N_FRAMES, every)
+        assert [getattr(image, "filename", None) for image in found] == [f"{clip}#{number}" for number in numbers]
+        for image, number in zip(found, numbers, strict=True):
+            assert (image.mode, image.size) == ("RGB", (64, 48))
+            assert np.asarray(image).mean() == pytest.approx(10 * number, abs=6)
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".avi", ".mkv", ".mov"])
-def test_containers(av: ModuleType, tmp_path: Path, suffix: str) -> None:
-    assert suffix in VIDEOS
-    path = write_video(av, tmp_path / f"clip{suffix}")
-    assert len(list(frames(path))) == N_FRAMES
-    assert len(list(frames(str(path), every=4))) == N_FRAMES / 4
+def test_containers(av: ModuleType, tmp_path: Path) -> None:
+    for suffix in (".mp4", ".avi", ".mkv", ".mov"):
+        assert suffix in VIDEOS
+        path = write_video(av, tmp_path / f"clip{suffix}")
+        assert len(list(frames(path))) == N_FRAMES
+        assert len(list(frames(str(path), every=4))) == N_FRAMES / 4
 
 
-def test_frames_that_are_not_wanted_any_more(clip: Path) -> None:
+def test_closing_early(clip: Path) -> None:
     found: Any = frames(clip)
     assert next(found).filename == f"{clip}#0"
     found.close()
     assert next(found, None) is None
 
 
-@pytest.mark.parametrize("every", [0, -1, 1.5, "2", None])
-def test_a_count_that_is_none(clip: Path, every: Any) -> None:
-    with pytest.raises(InvalidInputError, match="every must be a whole number from 1 up"):
-        list(frames(clip, every=every))
+def test_every_is_a_whole_number_from_1_up(clip: Path) -> None:
+    for every in (0, -1, 1.5, "2", None):
+        with pytest.raises(InvalidInputError, match="every must be a whole number from 1 up"):
+            list(frames(clip, every=cast("Any", every)))
 
 
 def damaged(clip: Path, kind: str, folder: Path) -> Path:
@@ -111,13 +111,13 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("kind", REASONS)
-def test_what_is_no_video(clip: Path, tmp_path: Path, kind: str) -> None:
-    path = damaged(clip, kind, tmp_path)
-    with pytest.raises(ImageError) as failure:
-        next(frames(path))
-    assert str(failure.value).startswith(f"cannot read {str(path)!r}: {REASONS[kind]}")
-    assert "Errno" not in str(failure.value)
+def test_a_file_that_is_no_video(clip: Path, tmp_path: Path) -> None:
+    for kind, reason in REASONS.items():
+        path = damaged(clip, kind, tmp_path)
+        with pytest.raises(ImageError) as failure:
+            next(frames(path))
+        assert str(failure.value).startswith(f"cannot read {str(path)!r}: {reason}")
+        assert "Errno" not in str(failure.value)
 
 
 def test_frames_before_damage(clip: Path, tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_classify_a_video(filled: Callable[..., Result], new: Path, clip: Path) 
 
 
 @pytest.mark.usefixtures("hash_encoders")
-def test_classify_what_is_no_video(filled: Callable[..., Result], new: Path, clip: Path) -> None:  # noqa: F811
+def test_classify_a_damaged_video(filled: Callable[..., Result], new: Path, clip: Path) -> None:  # noqa: F811
     damaged(clip, "cut short", Path())
     result = filled("classify new/red.png --json", "cut short.mp4")
     assert (result.code, [found["source"] for found in result.objects]) == (1, ["new/red.png"])

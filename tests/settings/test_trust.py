@@ -1,12 +1,10 @@
-"""Whom a user trusts: a settings file of the working directory, and addresses that keys are sent to."""
+"""Trust in a settings file of the working directory, and in the addresses that receive keys."""
 
 from __future__ import annotations
 
 import json
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,19 +120,18 @@ def test_no_spelling_of_a_setting_gets_past_trust(name: str, data: st.DataObject
     assert (refused if spelling == name else f"there is no setting {spelling!r}") in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["Store", "STORE", "ZSVEC_STORE", "store.store", "base_url", "search", "Generation"])
-def test_another_spelling_is_no_setting(name: str, listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_spelling_is_no_setting(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZSVEC_API_KEY", KEY)
-    FILE.write_text(toml(name, f"http://127.0.0.1:{listener.getsockname()[1]}"))
-    with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
-        load_settings().open_store()
-    with pytest.raises(BlockingIOError):
-        listener.accept()
-    trusted()
-    with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
-        load_settings()
-    with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
-        load_settings(**{name: "x"})
+    for name in ("Store", "STORE", "ZSVEC_STORE", "store.store", "base_url", "search", "Generation"):
+        FILE.write_text(toml(name, f"http://127.0.0.1:{listener.getsockname()[1]}"))
+        with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
+            load_settings().open_store()
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        trusted()
+        for options in ({}, {name: "x"}):
+            with pytest.raises(InvalidInputError, match=f"there is no setting '{name}'"):
+                load_settings(**options)
 
 
 def trusted() -> None:
@@ -143,13 +140,13 @@ def trusted() -> None:
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """Somebody who waits for keys."""
+    """A server that waits for keys."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0)
         yield listening
 
 
-def test_a_file_that_somebody_put_there_gets_no_key(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_untrusted_file_gets_no_key(listener: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZSVEC_API_KEY", KEY)
     FILE.write_text(f'store = "http://127.0.0.1:{listener.getsockname()[1]}"\n')
     with pytest.raises(InvalidInputError, match=r"zsvec\.toml sets store.*`zsvec trust`"):
@@ -160,50 +157,37 @@ def test_a_file_that_somebody_put_there_gets_no_key(listener: socket.socket, mon
     assert load_settings().store.startswith("http://127.0.0.1")
 
 
-@pytest.mark.parametrize(
-    "toml",
-    [
-        'store = "https://elsewhere"',
-        'store = "/tmp"',
-        'store = "../beside"',
-        'store = "~/zsvec-store"',
-        'store = "./link"',
-        'store = ":memory:"',
-        'store = "theirs:6333"',
-        'store = "http:/theirs"',
-        'store = "./theirs:6333"',
-        'api_key = "theirs"',
-        "allow_http = true",
-        'ca_certificate = "theirs.pem"',
+def test_stores_and_tables_that_only_a_trusted_file_may_set(tmp_path: Path) -> None:
+    Path("link").symlink_to(tmp_path)
+    stores = ("https://elsewhere", "/tmp", "../beside", "~/zsvec-store", "./link", ":memory:", "theirs:6333")
+    for line in (
+        *(f'store = "{store}"' for store in (*stores, "http:/theirs", "./theirs:6333")),
         '[profiles.mine.encoders.clip]\nfamily = "clip"\nmodel = "./weights"',
         '[generation]\nbase_url = "https://elsewhere"',
         "[generation.prices.theirs]\nimage = 0",
-    ],
-)
-def test_what_only_a_trusted_file_may_decide(toml: str, tmp_path: Path) -> None:
-    Path("link").symlink_to(tmp_path)
-    FILE.write_text(f"unknown_above = 0.25\n{toml}")
-    name = toml.partition(" =")[0].strip("[").partition(".")[0].partition("]")[0]
-    with pytest.raises(InvalidInputError, match=rf"sets {name}, which only a file that you trust may"):
-        load_settings()
-    trusted()
-    assert load_settings().unknown_above == 0.25
+    ):
+        FILE.write_text(f"unknown_above = 0.25\n{line}")
+        name = line.partition(" =")[0].strip("[").partition(".")[0].partition("]")[0]
+        with pytest.raises(InvalidInputError, match=rf"sets {name}, which only a file that you trust may"):
+            load_settings()
+        trusted()
+        assert load_settings().unknown_above == 0.25
 
 
-@pytest.mark.parametrize("profile", ["./encoders", "encoders/of/theirs", "/tmp/encoders", "~", "../encoders", "."])
-def test_only_a_trusted_file_may_name_a_folder_of_encoders(profile: str) -> None:
-    FILE.write_text(f'profile = "{profile}"')
-    with pytest.raises(InvalidInputError, match="sets profile, which only a file that you trust may"):
-        load_settings()
-    trusted()
-    with pytest.raises(WeightsUnavailableError, match="no exported encoders in"):
-        load_settings()
+def test_only_a_trusted_file_may_name_a_folder_of_encoders() -> None:
+    for profile in ("./encoders", "encoders/of/theirs", "/tmp/encoders", "~", "../encoders", "."):
+        FILE.write_text(f'profile = "{profile}"')
+        with pytest.raises(InvalidInputError, match="sets profile, which only a file that you trust may"):
+            load_settings()
+        trusted()
+        with pytest.raises(WeightsUnavailableError, match="no exported encoders in"):
+            load_settings()
 
 
-@pytest.mark.parametrize("store", ["./here", "a/b/../c", "here"])
-def test_what_any_file_may_decide(store: str) -> None:
-    FILE.write_text(f'store = "{store}"\nprofile = "offline"\nfusion = "fixed"\n')
-    assert load_settings().store == store
+def test_settings_that_any_file_may_change() -> None:
+    for store in ("./here", "a/b/../c", "here"):
+        FILE.write_text(f'store = "{store}"\nprofile = "offline"\nfusion = "fixed"\n')
+        assert load_settings().store == store
 
 
 def test_a_link_to_a_file_elsewhere_is_judged_where_the_link_is(
@@ -226,13 +210,11 @@ def test_a_link_to_a_file_elsewhere_is_judged_where_the_link_is(
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
-@pytest.mark.parametrize("command", ["trust", "trust --revoke"])
-def test_a_named_pipe_is_an_error_at_once(command: str) -> None:
+def test_a_named_pipe_is_an_error_at_once() -> None:
     os.mkfifo(FILE)
-    done = subprocess.run(
-        [sys.executable, "-m", "zsvec", *command.split()], timeout=60, check=False, capture_output=True, text=True
-    )
-    assert (done.returncode, "cannot be trusted" in done.stderr) == (2, True)
+    for action in (trust, distrust):
+        with pytest.raises(InvalidInputError, match="cannot be trusted"):
+            action(FILE, Settings.marks())
 
 
 def test_tables_without_end_are_an_error() -> None:
@@ -261,7 +243,7 @@ def test_a_file_of_any_size_is_an_error_at_once() -> None:
         file.unlink()
 
 
-def test_what_the_user_says_elsewhere_needs_no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_file_of_the_user_and_the_environment_need_no_trust(monkeypatch: pytest.MonkeyPatch) -> None:
     users, _ = Settings.toml_files
     users.parent.mkdir(parents=True)
     users.write_text('[generation]\nbase_url = "https://ours"\n')
@@ -292,36 +274,24 @@ def test_trust_can_be_taken_back() -> None:
         load_settings()
 
 
-@pytest.mark.parametrize("content", [None, b"store = ", b"\xff"])
-def test_what_cannot_be_trusted(content: bytes | None) -> None:
-    if content is not None:
-        FILE.write_bytes(content)
-    for action in (trust, distrust):
-        with pytest.raises(InvalidInputError, match="cannot be trusted") as caught:
-            action(FILE, Settings.marks())
-        assert "Errno" not in str(caught.value)
+def test_a_missing_or_damaged_file_cannot_be_trusted() -> None:
+    for content in (None, b"store = ", b"\xff"):
+        if content is not None:
+            FILE.write_bytes(content)
+        for action in (trust, distrust):
+            with pytest.raises(InvalidInputError, match="cannot be trusted") as caught:
+                action(FILE, Settings.marks())
+            assert "Errno" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("url", "private"),
-    [
-        ("https://elsewhere", True),
-        ("http://localhost:6333", True),
-        ("http://127.0.0.2", True),
-        ("http://[::1]:6333", True),
-        ("http://qdrant:6333", False),
-        ("http://192.168.0.7", False),
-        ("http://localhost.elsewhere", False),
-        ("http://127.0.0.1@elsewhere", False),
-        ("http://[", False),
-        ("", False),
-    ],
-)
-def test_who_can_read_what_is_sent(url: str, private: bool) -> None:
-    assert is_private(url) == private
+def test_private_addresses() -> None:
+    for url in ("https://elsewhere", "http://localhost:6333", "http://127.0.0.2", "http://[::1]:6333"):
+        assert is_private(url)
+    hosts = ("qdrant:6333", "192.168.0.7", "localhost.elsewhere", "127.0.0.1@elsewhere", "[")
+    assert not any(is_private(url) for url in (*(f"http://{host}" for host in hosts), ""))
 
 
-def test_a_key_is_not_sent_where_others_can_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_of_a_store_is_not_sent_in_clear_text(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "http://192.0.2.1:6333"
     for urls in (url, f"http://localhost:6333, {url}"):
         with pytest.raises(InvalidInputError, match=r"192\.0\.2\.1.*could read the key.*allow_http"):
@@ -333,7 +303,7 @@ def test_a_key_is_not_sent_where_others_can_read_it(monkeypatch: pytest.MonkeyPa
     assert asked == [url, url]
 
 
-def test_nor_is_that_of_a_service() -> None:
+def test_the_key_of_a_service_is_not_sent_in_clear_text() -> None:
     key = Key(KEY)
     with pytest.raises(GenerationError, match="allow_http") as raised:
         base_url("http://192.0.2.1/v1", key, allow_http=False)

@@ -1,4 +1,4 @@
-"""Whether the images of a stream have moved away from the references: the measure, the statistics, the warning."""
+"""Drift of the images of a stream: the measure, the statistics, the warning."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_stream_warns_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "clf.calibrate(labelled=" in record.getMessage()
 
 
-def test_whoever_handles_the_warning_may_ask_for_the_statistics() -> None:
+def test_a_handler_of_the_warning_may_read_the_statistics() -> None:
     flow, seen = Flow(), list[StreamStats]()
 
     class Asking(logging.Handler):
@@ -131,7 +131,7 @@ def test_images_unlike_the_references_drift(clf: Classifier, caplog: pytest.LogC
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_without_a_calibration_that_can_tell_there_is_no_drift() -> None:
+def test_no_drift_without_a_calibration_of_novelty() -> None:
     for settings in ({"calibration": "off"}, {}):
         with zsvec.open(":memory:", encoders=[HashEncoder()], **settings) as clf:
             for colour in COLOURS:

@@ -125,8 +125,8 @@ def _shut_down(one: socket.socket) -> None:
 def hooks(most: Callable[[str], int], watch: Callable[[Any], None]) -> Mapping[str, list[Callable[..., Any]]]:
     """Returns ``event_hooks`` of a client, which read each answer whole before the client sees it.
 
-    The client raises `AnswerError` in the place of an answer that is too large. `httpcore` bounds the head of an
-    answer to 100 KiB.
+    The client raises `AnswerError` in the place of an answer that is too large. `httpcore` bounds the head of an answer
+    to 100 KiB.
 
     Args:
         most: From the path of a request to the most bytes of its answer, compressed or not.
@@ -161,7 +161,6 @@ def _read_whole(most: Callable[[str], int], response: Any) -> None:
 
 
 def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
-    """Returns a function of some bytes and the most bytes that may become of them."""
     if encoding in ("identity", ""):
         return lambda part, most: part
     if encoding not in _ENCODINGS:

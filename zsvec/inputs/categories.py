@@ -82,11 +82,7 @@ def is_several(value: object) -> TypeGuard[Iterable[Any]]:
 
 
 def checked_path(name: str, path: object) -> Path:
-    """Returns a path, of an existing file or not.
-
-    Raises:
-        InvalidInputError: No file can have this path.
-    """
+    """Returns a path, of an existing file or not; raises InvalidInputError if no file can have this path."""
     try:
         found = Path(cast("str", path))
         if b"\0" not in os.fsencode(found):
@@ -97,12 +93,9 @@ def checked_path(name: str, path: object) -> Path:
 
 
 def checked_category(category: object) -> CategoryInput:
-    """Returns a category with name, texts and metadata in their stored form.
+    """Returns a category with name, texts and metadata in their stored form, or raises InvalidInputError.
 
     Images are not iterated. Vectors are not checked: `checked_vectors` needs their dimension.
-
-    Raises:
-        InvalidInputError: The category is no `CategoryInput`, or one of its fields cannot be used.
     """
     if not isinstance(category, CategoryInput):
         raise InvalidInputError(f"categories must be CategoryInput objects. Got {shown(category)} instead")
@@ -170,21 +163,16 @@ def checked_text(text: object) -> str:
 
 
 def checked_texts(texts: object) -> list[str]:
-    """Returns definition texts without surrounding space.
-
-    Raises:
-        InvalidInputError: The texts are one str or no iterable, or one text is invalid.
-    """
+    """Returns definition texts; raises as `checked_text`, also for one str."""
     if not is_several(texts):
         raise InvalidInputError(f"texts must be a list of str. Got {shown(texts)} instead")
     return [checked_text(text) for text in texts]
 
 
 def checked_images(images: object) -> Iterable[Any]:
-    """Returns an iterable of images. One image is refused: a path would be iterated by letter, an array by row.
+    """Returns an iterable of images; raises InvalidInputError for one image or another value.
 
-    Raises:
-        InvalidInputError: The value is one image, or no iterable.
+    One image is refused because a path would be iterated by letter, an array by row.
     """
     alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.generic)
     row_by_row = isinstance(images, np.ndarray) and images.ndim < (1 if images.dtype == object else 4)
@@ -225,12 +213,7 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
 
 
 def as_numbers(values: object) -> NDArray[np.float64]:
-    """Returns an array of real numbers.
-
-    Raises:
-        TypeError: The values are texts or complex.
-        Exception: Any error of the conversion, such as of a tensor with a gradient.
-    """
+    """Returns an array of real numbers; raises TypeError for texts and complex, and any error of the conversion."""
     array = np.asarray(values)
     if array.dtype.kind not in "biufO":
         raise TypeError(f"{array.dtype} are no real numbers")

@@ -163,7 +163,6 @@ def _add_boxes(
 
 
 def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Returns left, top, right and bottom in whole pixels of the image; raises InvalidInputError for no pixel."""
     x, y, width, height = bbox
     left, top = max(0, math.floor(x)), max(0, math.floor(y))
     right, bottom = (math.ceil(min(end, side)) for end, side in ((x + width, size[0]), (y + height, size[1])))
@@ -173,7 +172,6 @@ def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> t
 
 
 def _known(model: type[A], row: Any, names: Mapping[int | str, str], pictures: Mapping[int | str, _Image]) -> A:
-    """Returns an annotation; raises InvalidInputError unless its category and image are known."""
     annotation = _checked(model, row)
     if annotation.category_id not in names:
         raise InvalidInputError(f"there is no category of the id {annotation.category_id!r}")

@@ -79,12 +79,7 @@ class Plan:
 
 
 def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
-    """Plans the decoding of an encoded image.
-
-    Args:
-        file: The encoded image; only the header is read.
-        limits: Larger images are refused.
-        side: Pixels to which the shorter side will be scaled.
+    """Plans the decoding of an encoded image, of which only the header is read; `side` as in `load_image`.
 
     Raises:
         ImageError: The content is no image, or too large.
@@ -119,16 +114,7 @@ def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
 
 
 def decode(content: bytes | NDArray[Any] | Image.Image, plan: Plan) -> Image.Image:
-    """Decodes content to RGB, upright; see `zsvec.inputs.images.load_image`.
-
-    Args:
-        content: Encoded bytes, an array or a PIL image.
-        plan: The plan of this content.
-
-    Raises:
-        ImageError: The content is damaged.
-        Exception: Any error of Pillow, for damaged files.
-    """
+    """Decodes content to RGB, upright, as planned; raises as `plan_encoded`."""
     if isinstance(content, bytes):
         image = _open(content, plan)
     elif isinstance(content, Image.Image):
@@ -245,7 +231,6 @@ def _band_to_rgb(image: Image.Image, scale: tuple[float, float]) -> Image.Image:
 
 
 def _grey_scale(image: Image.Image) -> tuple[float, float]:
-    """Returns black and white of 32-bit grey."""
     if image.mode not in {"I", "F"}:
         return 0.0, 255.0
     parts = (np.asarray(image.crop(box)) for box in bands(image.size))
@@ -263,11 +248,7 @@ def _16_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def check_array(array: NDArray[Any], limits: Limits) -> None:
-    """Checks shape and dtype of an array.
-
-    Raises:
-        ImageError: The array is no image, or too large.
-    """
+    """Checks shape and dtype of an array; raises ImageError if the array is no image, or too large."""
     shape, dtype = array.shape, array.dtype
     if len(shape) not in {2, 3} or shape[2:] not in {(), (1,), (2,), (3,), (4,)} or not array.size:
         raise ImageError(

@@ -195,11 +195,7 @@ class Opened:
     extra: int
 
     def memory(self, scale: int = 1) -> int:
-        """Returns the bytes that decoding takes, encoded bytes excluded.
-
-        Args:
-            scale: Divisor of the size of a JPEG.
-        """
+        """Returns the bytes that decoding takes, encoded bytes excluded; `scale` divides the sides of a JPEG."""
         width, height = self.image.size
         pixel = 1 if self.image.mode in {"1", "L", "P"} else 2 if self.image.mode.startswith("I;16") else 4
         if self.image.format == "WEBP":
@@ -233,12 +229,7 @@ def opening_memory(file: Encoded) -> int:
 
 
 def open_encoded(file: Encoded) -> Opened:
-    """Opens an image.
-
-    Raises:
-        ImageError: The format is not supported, or its memory is unbounded.
-        Exception: Any error of Pillow, for damaged files.
-    """
+    """Opens an image; raises ImageError for unsupported and unbounded formats, and any error of Pillow for damage."""
     turned, extra = file.metadata
     reader, _ = FORMATS[file.format]
     file.seek(0)
@@ -266,11 +257,7 @@ def open_encoded(file: Encoded) -> Opened:
 
 
 def recognised(prefix: bytes) -> str:
-    """Returns the format of encoded bytes by their beginning.
-
-    Raises:
-        ImageError: The format is not supported.
-    """
+    """Returns the format of encoded bytes by their beginning; raises ImageError for an unsupported one."""
     if not prefix:
         raise ImageError("it is empty (0 bytes); give an image")
     for name in FORMATS:
@@ -395,13 +382,10 @@ def count_numbers(file: Encoded) -> int:
 
 
 def check_scans(data: bytes) -> None:
-    """Checks the number of scans of a JPEG.
+    """Raises ImageError for a JPEG with so many scans that decoding would take minutes.
 
-    The segments are followed as in libjpeg, up to the end of the picture. Behind the end there may be any bytes, such
-    as the video of a motion photo. So may a comment, which could fake an end and hide further scans.
-
-    Raises:
-        ImageError: Decoding all scans would take minutes.
+    The segments are followed as in libjpeg, up to the end of the picture. Any bytes may follow, such as the video of a
+    motion photo. Comments are skipped, because they could fake an end and hide further scans.
     """
     scans, position = 0, 2
     for _ in range(_PARTS):

@@ -24,11 +24,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
-    """Opens a regular file for reading.
-
-    Args:
-        path: Path of the file.
-        follow_links: Whether the last part of the path may be a symbolic link.
+    """Opens a regular file for reading; with `follow_links` false, not through a symbolic link.
 
     Raises:
         OSError: The file cannot be opened, or is a folder, a named pipe, a socket or a device.
@@ -56,11 +52,7 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def read_named(path: Path) -> bytes:
-    """Returns the content of a file that a user named: a regular file, or a pipe of the shell, such as `/dev/stdin`.
-
-    Raises:
-        OSError: As `open_regular`.
-    """
+    """Returns the content of a file that a user named: regular, or a pipe of the shell, such as `/dev/stdin`."""
     return path.read_bytes() if _is_of_shell(path) else read_regular(path)
 
 
@@ -74,9 +66,6 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterato
         path: Path of the file.
         mode: Permissions of the new file, less the umask.
         durable: Whether the file survives a loss of power once its folder was synchronised.
-
-    Raises:
-        OSError: The file cannot be written.
     """
     with _beside(path, mode) as (file, partial):
         yield file
@@ -86,17 +75,13 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterato
 
 @contextmanager
 def replacing_named(path: Path) -> Iterator[BinaryIO]:
-    """Writes a file that a user named: as `replacing`, or into a pipe or device in `/dev`, such as `/dev/stdout`.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Writes a file that a user named: as `replacing`, or into a pipe or device in `/dev`, such as `/dev/stdout`."""
     with path.open("wb") if _is_of_shell(path) else replacing(path) as file:
         yield file
 
 
 def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Replaces a file atomically and durably; arguments and errors as `replacing`."""
+    """Replaces a file atomically and durably; see `replacing`."""
     with replacing(path, mode=mode) as file:
         file.write(content)
 
@@ -104,16 +89,8 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 def write_new(path: Path, content: bytes, *, mode: int = 0o666) -> bool:
     """Creates a file, whole or not at all, unless the path exists already, be it as a link.
 
-    Args:
-        path: Path of the file.
-        content: Content of the file.
-        mode: Permissions of the file, less the umask.
-
     Returns:
         Whether this call created the file; among several processes, one does.
-
-    Raises:
-        OSError: The file cannot be written.
     """
     with _beside(path, mode) as (file, partial):
         file.write(content)
@@ -179,11 +156,7 @@ def _finish(file: BinaryIO, durable: bool = True) -> None:
 
 
 def sync(path: Path) -> None:
-    """Writes the content of a file, or the names in a folder, to the disk: both survive a loss of power.
-
-    Raises:
-        OSError: The system call failed.
-    """
+    """Writes the content of a file, or the names in a folder, to the disk: both survive a loss of power."""
     if path.is_dir() and os.name != "posix":  # Windows opens no folder
         return
     opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -129,10 +129,7 @@ def with_definitions(
 
     Args:
         categories: Categories without texts, with different names.
-        definitions: Definition texts by category.
-
-    Raises:
-        InvalidInputError: The name of a definition is invalid.
+        definitions: Definition texts by category; raises InvalidInputError for an invalid name.
     """
     texts: dict[str, list[str]] = {}
     for name, category_texts in definitions.items():

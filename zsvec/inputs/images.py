@@ -71,11 +71,7 @@ class Region:
         return f"xywh={left},{top},{right - left},{bottom - top}"
 
     def cut_from(self, image: Image.Image) -> Image.Image:
-        """Returns the region of the decoded image.
-
-        Raises:
-            ImageError: The image has another size, or does not contain the region.
-        """
+        """Returns the region of the decoded image; raises ImageError if the size or the box does not fit."""
         width, height = image.size
         if self.size is not None and image.size != tuple(self.size):
             raise ImageError(

@@ -46,7 +46,7 @@ class Account:
             return self._taken
 
     def take(self, size: int, limit: int, held: ExitStack) -> None:
-        """Blocks until there is room, and reserves memory. A thread with reservations does not block.
+        """Reserves memory, once there is room. A thread with a reservation does not block.
 
         Args:
             size: Bytes.

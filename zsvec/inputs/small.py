@@ -42,11 +42,7 @@ def small_copy(image: Image.Image) -> bytes:
 
 
 def open_small(content: bytes) -> Image.Image:
-    """Decodes a small copy, which any writer to the store may have forged.
-
-    Raises:
-        ImageError: The content is no image, or is larger than a small copy.
-    """
+    """Decodes a small copy, which any writer to the store may have forged; raises ImageError for any other content."""
     if len(content) > LARGEST:
         raise ImageError(f"a small copy has at most {LARGEST:,} bytes. Got {len(content):,}")
     return load_image(content, max_pixels=SIDE * _LONGER, image_memory=_MEMORY)

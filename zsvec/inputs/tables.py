@@ -61,10 +61,7 @@ class Gathered:
         self._images.setdefault(checked_name(label), []).append(image)
 
     def categories(self, images: Callable[[list[Any]], Iterable[Any]] = list) -> list[CategoryInput]:
-        """Returns the categories, sorted by name.
-
-        Args:
-            images: Converts the added images of a category.
+        """Returns the categories, sorted by name, with `images` applied to the images of each.
 
         Raises:
             InvalidInputError: There is no category.
@@ -223,7 +220,6 @@ class _Pictures:
 
 
 def _feature(features: Any, kind: str, name: str | None) -> str:
-    """Returns the given column of a type of features, by default the only one."""
     found = [column for column, feature in features.items() if type(feature).__name__ == kind]
     if name is None and len(found) == 1:
         return str(found[0])
@@ -258,11 +254,7 @@ def opened_text(file: Path) -> Iterator[TextIO]:
 
 
 def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
-    """Returns the folder of the images that a file names.
-
-    Raises:
-        InvalidInputError: There is no such folder.
-    """
+    """Returns the folder of the images that a file names; raises InvalidInputError for a missing folder."""
     folder = file.parent if images is None else checked_path("images", images)
     if not os.path.isdir(folder):  # noqa: PTH112 - as above
         raise InvalidInputError(f"the folder of images {folder} is no folder: give one that exists")
@@ -298,7 +290,6 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _columns(file: Path, header: str, path: str, label: str) -> tuple[str, list[str]]:
-    """Returns the delimiter with which the header names both columns, and all names."""
     for delimiter in DELIMITERS:
         columns = [name.strip().strip('"') for name in header.split(delimiter)]
         if columns.count(path) == 1 and columns.count(label) == 1:

@@ -209,7 +209,6 @@ class Watch:
         return [path] if path.suffix.lower() in SUFFIXES else []
 
     def _leave_out(self, error: OSError) -> None:
-        """Leaves out a sub-folder that cannot be listed now."""
         if Path(error.filename) == self.folder:
             unlisted(error)
         if not isinstance(error, FileNotFoundError):  # the folder has just been removed
@@ -240,7 +239,6 @@ class Watch:
         self._log(f"{error.filename!r} cannot be read: {error.strerror}; it is looked at again")
 
     def _log(self, message: str) -> None:
-        """Warns once."""
         if message not in self._logged:
             self._logged.add(message)
             _log.warning("%s", message)
@@ -249,9 +247,7 @@ class Watch:
 def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
     """Opens a state file to append lines, and returns the files in it. Removes a last line that a kill has cut short.
 
-    Raises:
-        OSError: The file cannot be read and written.
-        ValueError: The file is no state file. Its content stays.
+    Raises ValueError for another file, which stays unchanged.
     """
     with ExitStack() as unusable:
         state = unusable.enter_context(open_to_append(file))
@@ -271,7 +267,6 @@ def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
 
 
 def _checked(line: bytes) -> _File:
-    """Returns the file in a line without its end; ValueError unless a watch wrote the line."""
     with suppress(OverflowError, RecursionError, TypeError, ValueError):
         path, size, changed = json.loads(line)
         file = _File(str(path), int(size), int(changed))

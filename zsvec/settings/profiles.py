@@ -109,14 +109,9 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
 def other_profile(
     stored: Mapping[str, Fingerprint], profiles: Mapping[str, Profile], present: str | None = None
 ) -> str | None:
-    """Returns the name of the one other profile that vectors may come from; ``None`` for no such profile, or several.
+    """Returns the name of the one profile, other than `present`, that made vectors of these fingerprints, if any.
 
     A pinned revision identifies the weights of an encoder. Other weights are identified by the name of the encoder.
-
-    Args:
-        stored: Fingerprints by name of the encoder.
-        profiles: The profiles to choose from.
-        present: Name of the profile in use.
     """
     fitting = [
         name

@@ -141,8 +141,6 @@ def _working_folder() -> Path:
 
 
 def _one_of(table: str) -> AfterValidator:
-    """Checks that a table of the method has a name. Tables are slow to import, and not needed for the default."""
-
     def check(name: str) -> str:
         if name not in (known := resolve_name(f"zsvec.method.predict.{table}")):
             raise ValueError(f"must be one of {', '.join(known)}")
@@ -338,12 +336,7 @@ class Settings(_Masked, BaseSettings):
         return cls.toml_files[0].parent / "trusted"
 
     def open_store(self) -> Store:
-        """Opens the store.
-
-        Raises:
-            InvalidInputError: As `zsvec.store.open_store`, or the key would be sent in clear text.
-            StoreUnavailableError: As `zsvec.store.open_store`.
-        """
+        """Opens the store; raises as `zsvec.store.open_store`, and InvalidInputError for a key in clear text."""
         if self.api_key and "://" in self.store and not self.allow_http:
             for url in self.store.split(","):
                 if not is_private(url.strip()):
@@ -375,11 +368,7 @@ class Settings(_Masked, BaseSettings):
         return encoders_of(self.profile, {**PROFILES, **self.profiles}, self._made_in)
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
-        """Returns the scoring of these settings.
-
-        Args:
-            temperatures: Temperatures of the profile, by expert.
-        """
+        """Returns the scoring of these settings, with the temperatures of the profile by expert."""
         # Slow to import, and not needed to list the categories of a store.
         from zsvec.method.predict.scoring import Scoring
 
@@ -396,11 +385,7 @@ class Settings(_Masked, BaseSettings):
         )
 
     def check_experts(self, experts: Collection[str]) -> None:
-        """Checks that weights and temperatures name existing experts.
-
-        Raises:
-            InvalidInputError: A name is unknown, or there is no expert at all.
-        """
+        """Checks that weights and temperatures name existing experts; raises InvalidInputError otherwise."""
         if not experts:
             raise InvalidInputError("there are no encoders: give at least one")
         for setting, table in {"weights": self.weights, "temperatures": self.temperatures}.items():
@@ -448,15 +433,7 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def info(store: Store, settings: Settings) -> dict[str, Any]:
-    """Returns the object that ``zsvec info --json`` prints: contents, encoders and speed.
-
-    Args:
-        store: A store, possibly with other encoders than the settings.
-        settings: Settings that name the encoders.
-
-    Raises:
-        StoreError: The store cannot be read.
-    """
+    """Returns the object that ``zsvec info --json`` prints; the store may have other encoders than the settings."""
     from zsvec.encoders.cache import measured  # not needed for settings
 
     found = store.info()

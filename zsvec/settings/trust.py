@@ -65,8 +65,8 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
 
     Args:
         file: The settings file.
-        content: Of the file, as `read_settings` returned it.
-        values: Settings in the file, as `read_settings` returned them.
+        content: Content of the file.
+        values: Settings in the file.
         marks: Folder of the user's marks.
 
     Raises:
@@ -83,8 +83,7 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
 def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a file that are not harmless.
 
-    A ``store`` is harmless if it is a folder within the folder of the file, without a colon in its path, and a
-    ``profile`` if it is a name.
+    Harmless are also a ``store`` within the folder of the file, without a colon in its path, and a ``profile`` by name.
     """
     folder = _location(file).parent
     return {
@@ -104,10 +103,7 @@ def names_folder(profile: str) -> bool:
 
 
 def trust(file: Path, marks: Path) -> dict[str, Any]:
-    """Trusts the present content of a file.
-
-    Returns:
-        The settings that need this trust.
+    """Trusts the present content of a file, and returns the settings that need this trust.
 
     Raises:
         InvalidInputError: The file cannot be read, or is no TOML, or the mark cannot be written.
@@ -120,11 +116,7 @@ def trust(file: Path, marks: Path) -> dict[str, Any]:
 
 
 def distrust(file: Path, marks: Path) -> None:
-    """Withdraws the trust in a file.
-
-    Raises:
-        InvalidInputError: The file cannot be read, or the mark cannot be deleted.
-    """
+    """Withdraws the trust in a file; raises as `trust`."""
     content, _ = _read(file)
     with _writable(marks):
         _mark(file, content, marks).unlink(missing_ok=True)

@@ -14,10 +14,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from queue import Empty
+from functools import partial
+from queue import Empty, SimpleQueue
 from threading import Thread
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from zsvec.streams.flow import Channel, Flow, StreamStats
 
@@ -128,14 +129,15 @@ def prefetch(
         Exception: An error of ``function`` or of the iteration, in the place of the result.
     """
     shared = flow or Flow()
-    feeder = _Feeder(function, items, shared, ahead=2 * batch_size)
-    feeder.start()
+    waiting: Channel[Future[Result]] = shared.new_channel("decode", 2 * batch_size)
+    feeding = partial(_feed, function, items, shared, waiting)
+    Thread(target=feeding, name="zsvec-feed", daemon=True).start()  # a blocked source keeps no process alive
     batch: list[Result] = []
     due = 0.0
     try:
         while True:
             try:
-                future = feeder.waiting.get(due if batch else math.inf)
+                future = waiting.get(due if batch else math.inf)
             except Empty:
                 yield batch
                 batch = []
@@ -160,45 +162,39 @@ def prefetch(
             shared.end()
 
 
-class _Feeder(Thread, Generic[Item, Result]):
+def _feed(
+    function: Callable[[Item], Result], items: Iterable[Item], flow: Flow, waiting: Channel[Future[Result]]
+) -> None:
     """Distributes items to worker threads, and keeps a bounded number of futures, in order."""
+    tasks = flow.new_queue()
+    workers = min(8, os.cpu_count() or 1)
+    last: Future[Any] = Future()
+    try:
+        for number, item in enumerate(items):
+            future: Future[Result] = Future()
+            if flow.stopped:
+                break
+            tasks.put((future, item))  # first, so that each awaited future has a worker
+            if number < workers:
+                flow.start(partial(_work, function, tasks, flow), f"zsvec-decode_{number}")
+            if not waiting.put(future):
+                break
+        last.set_result(_END)
+    except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
+        last.set_exception(exc)
+    tasks.put(None)
+    waiting.put(last)
 
-    def __init__(self, function: Callable[[Item], Result], items: Iterable[Item], flow: Flow, ahead: int) -> None:
-        super().__init__(name="zsvec-feed", daemon=True)  # a blocked source must not keep the process alive
-        self._function = function
-        self._items = items
-        self._flow = flow
-        self._tasks = flow.new_queue()
-        self.waiting: Channel[Future[Result]] = flow.new_channel("decode", ahead)
 
-    def run(self) -> None:
-        workers = min(8, os.cpu_count() or 1)
-        last: Future[Any] = Future()
+def _work(function: Callable[[Any], Any], tasks: SimpleQueue[Any], flow: Flow) -> None:
+    while (task := tasks.get()) is not None:
+        future, item = task
         try:
-            for number, item in enumerate(self._items):
-                future: Future[Result] = Future()
-                if self._flow.stopped:
-                    break
-                self._tasks.put((future, item))  # first, so that each awaited future has a worker
-                if number < workers:
-                    self._flow.start(self._work, f"zsvec-decode_{number}")
-                if not self.waiting.put(future):
-                    break
-            last.set_result(_END)
+            future.set_result(_END if flow.stopped else function(item))
         except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
-            last.set_exception(exc)
-        self._tasks.put(None)
-        self.waiting.put(last)
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            future, item = task
-            try:
-                future.set_result(_END if self._flow.stopped else self._function(item))
-            except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
-                future.set_exception(exc)
-            del task, future, item  # not held while waiting for the next
-        self._tasks.put(None)  # for the next thread
+            future.set_exception(exc)
+        del task, future, item  # not held while waiting for the next
+    tasks.put(None)  # for the next thread
 
 
 def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Generator[Result, None, None]:

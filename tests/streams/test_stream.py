@@ -309,27 +309,6 @@ def as_generator(items: Iterable[Any]) -> Generator[Any, None, None]:
     yield from items
 
 
-def test_ahead_is_one_batch_ahead() -> None:
-    source = Source()
-    stream = ahead(as_generator(source), Flow(), "encode")
-    assert source.read == 0  # nothing begins before the first is wanted
-    for taken in range(1, 5):
-        assert next(stream) == taken - 1
-        assert eventually(lambda taken=taken: source.read == taken + 2)  # type: ignore[misc]
-        time.sleep(0.02)  # time in which it would run away
-        assert source.read == taken + 2  # one is ready, and one more waits for room
-    stream.close()  # type: ignore[attr-defined]
-
-
-def ten_noting_their_thread(at: list[str]) -> Generator[int, None, None]:
-    """Ten numbers; the first and the last step note the name of their thread."""
-    at.append(threading.current_thread().name)
-    try:
-        yield from range(10)
-    finally:
-        at.append(threading.current_thread().name)
-
-
 @pytest.mark.parametrize("where", ["source", "function"])
 def test_a_failure_comes_through_both_stages_after_the_items_before(where: str) -> None:
     def source() -> Iterator[int]:
@@ -806,10 +785,16 @@ def test_a_stream_that_is_open_when_the_loop_ends(run: Callable[..., Any]) -> No
 
 def test_closing_waits_until_the_items_are_closed_in_their_thread(run: Callable[..., Any]) -> None:
     at: list[str] = []
-    kept, flow = ten_noting_their_thread(at), Flow()
+
+    def items() -> Generator[int, None, None]:
+        at.append(threading.current_thread().name)
+        try:
+            yield from range(10)
+        finally:
+            at.append(threading.current_thread().name)
 
     async def main() -> None:
-        stream = iterate_in_thread(kept, flow)
+        stream = iterate_in_thread(items(), Flow())
         assert await anext(stream) == 0
         await stream.aclose()
         assert at == ["zsvec-async_0"] * 2
@@ -866,11 +851,10 @@ def test_cancelling_before_anything_has_begun(run: Callable[..., Any]) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("kind", [stuck, never])
-def test_giving_up_after_a_while(run: Callable[..., Any], kind: Callable[[], AsyncSource]) -> None:
+def test_giving_up_after_a_while(run: Callable[..., Any]) -> None:
     async def main() -> None:
-        stream = stream_of(kind())
-        for i in range(0 if kind is never else 6):
+        stream = stream_of(stuck())
+        for i in range(6):
             assert await anext(stream) == i
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(anext(stream), 0.05)

@@ -106,7 +106,7 @@ def checked_category(category: object) -> CategoryInput:
     return replace(
         category,
         name=checked_name(category.name),
-        texts=None if category.texts is None else checked_texts(category.texts),
+        texts=None if category.texts is None else _checked_texts(category.texts),
         images=checked_images(category.images),
         metadata=None if category.metadata is None else checked_metadata(category.metadata),
     )
@@ -145,28 +145,22 @@ def _short_text(text: object, what: str) -> str:
     return composed
 
 
-def checked_text(text: object) -> str:
-    """Returns a definition text without surrounding space.
+def _checked_texts(texts: object) -> list[str]:
+    if not is_several(texts):
+        raise InvalidInputError(f"texts must be a list of str. Got {shown(texts)} instead")
+    return [_checked_text(text) for text in texts]
 
-    Raises:
-        InvalidInputError: The text is no str, empty, longer than `LONGEST_TEXT`, or no valid Unicode.
-    """
+
+def _checked_text(text: object) -> str:
     if not isinstance(text, str) or not text.strip():
         raise InvalidInputError(f"a definition text must be a str that is not empty. Got {shown(text)} instead")
     if len(text) > LONGEST_TEXT:
         raise InvalidInputError(
             f"a definition text may have at most {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
         )
-    if any(unicodedata.category(character) == "Cs" for character in text):
+    if re.search(f"[{_SURROGATES}]", text):
         raise InvalidInputError(f"a definition text must be valid Unicode. Got {shown(text)}")
     return text.strip()
-
-
-def checked_texts(texts: object) -> list[str]:
-    """Returns definition texts; raises as `checked_text`, also for one str."""
-    if not is_several(texts):
-        raise InvalidInputError(f"texts must be a list of str. Got {shown(texts)} instead")
-    return [checked_text(text) for text in texts]
 
 
 def checked_images(images: object) -> Iterable[Any]:

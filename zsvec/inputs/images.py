@@ -256,50 +256,47 @@ class _TakenFile(io.BytesIO):
 
 
 @contextmanager
-def _forgetting() -> Iterator[None]:
-    """Clears local variables in the traceback of an error: encoded bytes, and half an image.
-
-    Frames of the caller stay untouched, because clearing closes generators. So does an exception that the caller is
-    handling. Errors of a caller's file object may be causes of each other.
-    """
-    seen = {id(sys.exception())}
-    try:
-        yield
-    except Exception as error:
-        left: list[BaseException | None] = [error]
-        while left:
-            one = left.pop()
-            if one is None or id(one) in seen:
-                continue
-            seen.add(id(one))
-            left += one.__cause__, one.__context__
-            for frame, _ in walk_tb(one.__traceback__):
-                ours = str(frame.f_globals.get("__name__")).startswith(("zsvec.inputs.", "PIL."))
-                if ours and not frame.f_code.co_flags & CO_GENERATOR:
-                    with suppress(RuntimeError):  # the frame is running
-                        frame.clear()
-        raise
-
-
-@contextmanager
 def _image_errors(image: ImageInput) -> Iterator[None]:
-    """Adds the name of the image to an ImageError, and maps errors of Pillow and of the caller's file object."""
-    source = source_of(image)
+    """Maps all errors of the block to an ImageError with the name of the image.
+
+    Fuzzing found OSError, SyntaxError, ValueError, TypeError, IndexError, RuntimeError, struct.error and, where
+    warnings are errors, UserWarning from Pillow. A file object of the caller may raise anything.
+    """
+    source, handled = source_of(image), sys.exception()
     name = repr(source) if isinstance(image, str | os.PathLike | Region) else source
     try:
-        with _forgetting():
-            yield
-    except ImageError as error:
-        raise ImageError(f"cannot read {name}: {error}") from error.__cause__
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"cannot read {name}: {error} Scale it down") from error
-    # Fuzzing found OSError, SyntaxError, ValueError, TypeError, IndexError, RuntimeError, struct.error and, where
-    # warnings are errors, UserWarning from Pillow. A file object of the caller may raise anything.
-    except Exception as error:
-        reason = str(error).strip() or type(error).__name__
-        raise ImageError(
-            f"cannot read {name}: {reason}; damaged or unsupported, save it anew as PNG or JPEG"
-        ) from error
+        yield
+    except Exception as error:  # noqa: BLE001 - raised as an ImageError
+        _forget_images(error, handled)
+        cause: BaseException | None = error
+        if isinstance(error, ImageError):
+            reason, cause = str(error), error.__cause__
+        elif isinstance(error, Image.DecompressionBombError):
+            reason = f"{error} Scale it down"
+        else:
+            damage = str(error).strip() or type(error).__name__
+            reason = f"{damage}; damaged or unsupported, save it anew as PNG or JPEG"
+        raise ImageError(f"cannot read {name}: {reason}") from cause
+
+
+def _forget_images(error: Exception, handled: BaseException | None) -> None:
+    """Clears local variables in the traceback of an error: encoded bytes, and half an image.
+
+    Frames of the caller stay untouched, because clearing closes generators. So does the exception that the caller is
+    handling. Errors of a caller's file object may be causes of each other.
+    """
+    seen, left = {id(handled)}, [error.__cause__, error.__context__, error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        left += one.__cause__, one.__context__
+        for frame, _ in walk_tb(one.__traceback__):
+            ours = str(frame.f_globals.get("__name__")).startswith(("zsvec.inputs.", "PIL."))
+            if ours and not frame.f_code.co_flags & CO_GENERATOR:
+                with suppress(RuntimeError):  # the frame is running
+                    frame.clear()
 
 
 def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, *, hashed: bool) -> LoadedImage:
@@ -380,14 +377,12 @@ def _check_size(content: Encoded, image_memory: int) -> None:
 def _read_stream(file: BinaryIO) -> bytes:
     """Reads a file of unknown size, as long as the content can be an image."""
     kept = io.BytesIO()
-    known = False
     while chunk := read_bytes(file, _CHUNK):
         kept.write(chunk)
         if kept.tell() > MAX_BYTES:
             raise ImageError(f"it has more than {MAX_BYTES:,} bytes; give a smaller image")
-        if not known and kept.tell() >= 16:
-            recognised(kept.getvalue()[:16])
-            known = True
+        if kept.tell() >= 16:
+            recognised(bytes(kept.getbuffer()[:16]))
     return kept.getvalue()
 
 

@@ -205,7 +205,7 @@ def test_a_category_that_cannot_be_used(folder: Path) -> None:
     file = written(folder, annotations, categories=names)
     assert list(boxes_of(file, on_error=lambda error: said.append(str(error).partition(", ")[2]))) == ["cat"]
     assert [reason[:40] for reason in said] == [
-        "categories[1]: the id 1 is taken by 'cat'",
+        "categories[1]: the id 1 is taken by 'cat",
         "categories[2]: a category name must be p",
         "categories[3]: name: Field required. Got",
         "annotations[1]: there is no category of ",

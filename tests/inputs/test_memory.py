@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from time import sleep
 from traceback import walk_tb
@@ -122,6 +123,7 @@ def png_exif_text() -> bytes:
     return png((1, 1), 8, 2, bytes(3), chunk(b"zTXt", text))
 
 
+@cache
 def compressed(size: int) -> bytes:
     return zlib.compress(bytes(size), 9)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -318,30 +318,4 @@ def test_a_data_set_with_ambiguous_columns(folder: Path) -> None:
 def test_a_value_that_is_no_data_set() -> None:
     for given in (None, 5, {"train": 1}, [("a.png", 0)]):
         with pytest.raises(InvalidInputError, match="a data set must be a torchvision ImageFolder or a Hugging Face"):
-            from_dataset(given)
-
-
-@pytest.fixture
-def parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    datasets = pytest.importorskip("datasets", reason="pip install datasets")
-    arrow, parquet = (
-        pytest.importorskip(name, reason="pip install datasets") for name in ("pyarrow", "pyarrow.parquet")
-    )
-    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    contents = [{"bytes": encode(photo(seed)), "path": None} for seed in range(3)]
-    parquet.write_table(arrow.table({"image": contents, "label": [0, 1, 0]}), tmp_path / "a.parquet")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
-    datasets.disable_progress_bars()
-    return datasets.load_dataset(
-        "parquet", data_files=str(tmp_path / "a.parquet"), features=features, cache_dir=str(tmp_path / "cache")
-    )
-
-
-def test_a_data_set_of_the_real_library(parquet: Any) -> None:
-    for dataset in (parquet["train"], parquet["train"].with_format("numpy")):
-        found = from_dataset(dataset)
-        images = {category.name: [cast("Any", image).image for image in category.images] for category in found}
-        assert images == {"cat": [encode(photo(0)), encode(photo(2))], "dog": [encode(photo(1))]}
-    for given in (parquet, parquet["train"].to_iterable_dataset()):
-        with pytest.raises(InvalidInputError, match="of a DatasetDict one split"):
             from_dataset(given)

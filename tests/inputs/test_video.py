@@ -166,28 +166,6 @@ def test_classify_a_video(filled: Callable[..., Result], new: Path, clip: Path) 
     assert filled("classify clip.mp4 --every 0").code == 2
 
 
-@pytest.mark.usefixtures("hash_encoders")
-def test_classify_a_damaged_video(filled: Callable[..., Result], new: Path, clip: Path) -> None:  # noqa: F811
-    damaged(clip, "cut short", Path())
-    result = filled("classify new/red.png --json", "cut short.mp4")
-    assert (result.code, [found["source"] for found in result.objects]) == (1, ["new/red.png"])
-    assert result.err == (
-        "zsvec: cannot read 'cut short.mp4': Invalid data found when processing input; give a video that FFmpeg reads\n"
-    )
-
-
-@pytest.mark.usefixtures("hash_encoders")
-def test_classify_a_video_without_the_extra(
-    filled: Callable[..., Result],  # noqa: F811
-    new: Path,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
-    result = filled("classify new/red.png clip.mp4 --json")
-    assert (result.code, len(result.objects)) == (1, 1)
-    assert result.err == 'zsvec: av is needed to read videos: pip install "zsvec[video]"\n'
-
-
 def test_a_frame_keeps_its_name_in_an_answer(clip: Path) -> None:
     with fast_folder() as folder, open_classifier(folder) as clf:
         clf.add_category("dark", images=[Image.new("RGB", (8, 8), "black")])

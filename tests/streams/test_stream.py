@@ -544,17 +544,6 @@ def test_waiting_results_are_counted_by_stage_until_the_end() -> None:
     assert flow.stats().waiting == {"encode": 0, "decode": 0}
 
 
-def test_statistics_are_a_copy() -> None:
-    flow = Flow()
-    with flow.stage("decode"):
-        pass
-    before = flow.stats()
-    seen = dict(before.busy)
-    with flow.stage("decode"), flow.stage("encode"):
-        pass
-    assert before.busy == seen
-
-
 def test_handing_over_ends_when_the_stream_is_stopped() -> None:
     flow = Flow()
     channel = flow.new_channel("decode", 1)

@@ -11,7 +11,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter, thread_time
-from types import TracebackType
 from typing import BinaryIO, NamedTuple, Self
 
 from filelock import FileLock, Timeout
@@ -94,9 +93,7 @@ class Watch:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[Path]:

@@ -27,7 +27,7 @@ DEADLINE = 60.0
 @pytest.fixture(autouse=True)
 def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting threads notice the end of their stream soon: most tests end with that."""
-    monkeypatch.setattr(module, "_POLL", 0.01)
+    monkeypatch.setattr(module, "_POLL_S", 0.01)
 
 
 @pytest.fixture

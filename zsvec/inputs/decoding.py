@@ -28,9 +28,9 @@ MAX_BYTES = 2**28
 LONGEST_SIDE = 1_000_000
 """Pixels. The time of decoders of raw rows grows with the square of a row."""
 
-_BAND = 2**18  # pixels converted at once
+_BAND_PIXELS = 2**18  # pixels converted at once
 
-_DRAFT = 2  # least ratio of the decoded to the final size of a JPEG file
+_DRAFT_FACTOR = 2  # least ratio of the decoded to the final size of a JPEG file
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -93,7 +93,7 @@ def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
     size, name = header.image.size, header.image.format
     scale = 1
     if name == "JPEG" and side is not None:
-        scale = max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(size) >= scale * _DRAFT * side)
+        scale = max(scale for scale in (1, 2, 4, 8) if scale == 1 or min(size) >= scale * _DRAFT_FACTOR * side)
     _check_pixels(size, limits, name, scale)
     return Plan(header.memory(scale), size, scale)
 
@@ -204,7 +204,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
     """Yields boxes of some rows that cover an image, for conversions with little memory."""
     width, height = size
-    rows = max(_BAND // width, 1)
+    rows = max(_BAND_PIXELS // width, 1)
     for top in range(0, height, rows):
         yield 0, top, width, min(top + rows, height)
 

@@ -33,21 +33,21 @@ from zsvec.errors import ImageError
 
 _UNBOUNDED = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # AVIF and JPEG 2000
 
-_HEADER_MEMORY = 2**26  # bytes for opening a file, other than a WebP
-_PARTS = 2**17  # most reads of a header, and chunks of a PNG: many millions take minutes
-_SCANS = 100  # most scans of a JPEG: each takes the time of a decoding
-_SLOW_VALUES = 2**22  # most values for a decoder written in Python: some seconds
+_MAX_HEADER_MEMORY = 2**26  # bytes for opening a file, other than a WebP
+_MAX_PARTS = 2**17  # most reads of a header, and chunks of a PNG: many millions take minutes
+_MAX_SCANS = 100  # most scans of a JPEG: each takes the time of a decoding
+_MAX_SLOW_VALUES = 2**22  # most values for a decoder written in Python: some seconds
 
-_NEEDED = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # chunks of a PNG
-_ORIENTING = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of PNG texts
-_LONGEST_TEXT = 2**20  # bytes of such a text, and Pillow's limit for an inflated one
+_NEEDED_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # chunks of a PNG
+_ORIENTATION_TEXTS = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of PNG texts
+_MAX_TEXT_BYTES = 2**20  # bytes of such a text, and Pillow's limit for an inflated one
 _MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a JPEG segment or the end; no escaped byte, no restart
-_LOSSLESS = (rb"(?s)VP8L(.{4})", rb"(?s)ALPH(.{4})")  # chunks of a WebP, with their lengths
-_TAGS = 4096  # most tags of a TIFF or of Exif, as in libtiff
-_NUMBERS = 2**18  # most numbers in all tags
-_BITS = 258  # tag of a TIFF
-_SIZES = frozenset({256, 257, _BITS, 259, 262, 277, 278, 322, 323})  # tags for the size of a strip or tile
-_DEPTHS = frozenset({32997, 32998})  # tags of libtiff for several layers, unknown to Pillow
+_LOSSLESS_CHUNKS = (rb"(?s)VP8L(.{4})", rb"(?s)ALPH(.{4})")  # chunks of a WebP, with their lengths
+_MAX_TAGS = 4096  # most tags of a TIFF or of Exif, as in libtiff
+_MAX_NUMBERS = 2**18  # most numbers in all tags
+_BITS_TAG = 258  # tag of a TIFF
+_SIZE_TAGS = frozenset({256, 257, _BITS_TAG, 259, 262, 277, 278, 322, 323})  # tags for the size of a strip or tile
+_DEPTH_TAGS = frozenset({32997, 32998})  # tags of libtiff for several layers, unknown to Pillow
 # TIFF compressions with decoders that take a strip or tile, and small tables. libtiff limits an embedded JPEG to 10 MB
 # and 100 scans.
 _COMPRESSIONS = frozenset(
@@ -115,8 +115,8 @@ class Encoded:
         if self._most is not None:
             self.header += len(data)
             self._reads += 1
-            if self.header > self._most or self._reads > _PARTS:
-                raise ImageError(f"its header has more than {self._most:,} bytes or {_PARTS:,} parts; save it anew")
+            if self.header > self._most or self._reads > _MAX_PARTS:
+                raise ImageError(f"its header has more than {self._most:,} bytes or {_MAX_PARTS:,} parts; save it anew")
         return data
 
     def at(self, position: int, size: int) -> bytes:
@@ -130,7 +130,7 @@ class Encoded:
 
         Pillow keeps all metadata before the pixels, and searches a damaged header byte by byte.
         """
-        self._most = self.size if self.format == "WEBP" else _HEADER_MEMORY // self.copies
+        self._most = self.size if self.format == "WEBP" else _MAX_HEADER_MEMORY // self.copies
         self.header = self._reads = 0
         yield
         self._most, self.exhausted = None, False
@@ -225,7 +225,7 @@ def canvas_of(file: Encoded) -> tuple[int, int]:
 def opening_memory(file: Encoded) -> int:
     """Returns an upper bound for the bytes that `open_encoded` takes; raises the same errors."""
     _, extra = file.metadata
-    return (4 * file.size if file.format == "WEBP" else min(4 * file.size, _HEADER_MEMORY)) + extra
+    return (4 * file.size if file.format == "WEBP" else min(4 * file.size, _MAX_HEADER_MEMORY)) + extra
 
 
 def open_encoded(file: Encoded) -> Opened:
@@ -247,8 +247,8 @@ def open_encoded(file: Encoded) -> Opened:
         extra += _extra_of_tiff(image, file)
     elif isinstance(image, PpmImagePlugin.PpmImageFile) and image.tile[0].codec_name != "raw":
         values = image.width * image.height * len(image.getbands())
-        if values > _SLOW_VALUES or file.size > 64 * _SLOW_VALUES:
-            raise ImageError(f"a PNM of text, or of an uncommon white, may have at most {_SLOW_VALUES:,} values")
+        if values > _MAX_SLOW_VALUES or file.size > 64 * _MAX_SLOW_VALUES:
+            raise ImageError(f"a PNM of text, or of an uncommon white, may have at most {_MAX_SLOW_VALUES:,} values")
         extra += 12 * values + file.size
     elif isinstance(image, BmpImagePlugin.BmpImageFile) and image.tile[0].codec_name != "raw":
         # Two bytes encode a jump of 255 rows, which Pillow's decoder allocates.
@@ -283,7 +283,7 @@ def _hide_chunks(file: Encoded) -> tuple[bool, int]:
         Whether metadata may turn the image, and the bytes that Pillow takes for the visible chunks.
     """
     position, extra = 8, 0
-    needed, keywords = set(_NEEDED), set(_ORIENTING)
+    needed, keywords = set(_NEEDED_CHUNKS), set(_ORIENTATION_TEXTS)
     while len(head := file.at(position, 8)) == 8:
         length, kind = struct.unpack(">I4s", head)
         end = position + length + 12
@@ -293,17 +293,17 @@ def _hide_chunks(file: Encoded) -> tuple[bool, int]:
         elif kind == b"eXIf" and kept:
             needed.discard(kind)
             extra += 4 * min(length, file.size)
-        elif kind in {b"tEXt", b"zTXt", b"iTXt"} and length <= _LONGEST_TEXT:
+        elif kind in {b"tEXt", b"zTXt", b"iTXt"} and length <= _MAX_TEXT_BYTES:
             keyword, _, _ = file.read(80).partition(b"\0")
             kept = keyword in keywords
             if kept:
                 keywords.discard(keyword)
-                extra += 12 * _LONGEST_TEXT
+                extra += 12 * _MAX_TEXT_BYTES
         if not kept:
             file.hidden[position] = end
             extra += 256
         position = end
-    return b"eXIf" not in needed or keywords != _ORIENTING, extra
+    return b"eXIf" not in needed or keywords != _ORIENTATION_TEXTS, extra
 
 
 def _extra_of_jpeg(image: _Jpeg, file: Encoded) -> int:
@@ -326,7 +326,7 @@ def _extra_of_webp(image: WebPImagePlugin.WebPImageFile, file: Encoded) -> int:
     The code of a table takes two and a half bytes or more. One picture is decoded at a time.
     """
     data = file.at(0, file.size)
-    lengths = (int.from_bytes(length, "little") for chunk in _LOSSLESS for length in re.findall(chunk, data))
+    lengths = (int.from_bytes(length, "little") for chunk in _LOSSLESS_CHUNKS for length in re.findall(chunk, data))
     longest = min(max(lengths, default=0), file.size)
     blocks = math.ceil(image.width / 4) * math.ceil(image.height / 4)
     return min(2**16, blocks, math.ceil(longest * 2 / 5)) * 6 * 2**10
@@ -344,7 +344,7 @@ def _extra_of_tiff(image: TiffImagePlugin.TiffImageFile, file: Encoded) -> int:
     width, height = tags[256], tags[257]
     across, down = tags.get(322, width), tags.get(323, min(tags.get(278, height), height))
     places = math.ceil(width / max(across, 1)) * math.ceil(height / max(down, 1)) * samples
-    sample_bytes = math.ceil(samples * max(tags.get(_BITS, (1,))) / 8)
+    sample_bytes = math.ceil(samples * max(tags.get(_BITS_TAG, (1,))) / 8)
     total: int = across * down * (sample_bytes + 4 * (colours == 6)) + 24 * places + 2 * file.size
     return total
 
@@ -367,17 +367,17 @@ def count_numbers(file: Encoded) -> int:
     (start,) = struct.unpack_from(f"{order}{'Q' if big else 'I'}", head, 8 if big else 4)
     size, entry = (8, struct.Struct(f"{order}HHQ8x")) if big else (2, struct.Struct(f"{order}HHI4x"))
     (entries,) = struct.unpack(f"{order}{'Q' if big else 'H'}", file.at(start, size))
-    if entries > _TAGS:
-        raise ImageError(f"it has {entries:,} tags, more than {_TAGS:,}; save it anew")
+    if entries > _MAX_TAGS:
+        raise ImageError(f"it has {entries:,} tags, more than {_MAX_TAGS:,}; save it anew")
     table = file.read(entries * entry.size)
     numbers = 0
     for tag, kind, count in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
-        if tag in _DEPTHS or (tag in _SIZES and (kind not in {3, 4} or (count != 1 and tag != _BITS))):
+        if tag in _DEPTH_TAGS or (tag in _SIZE_TAGS and (kind not in {3, 4} or (count != 1 and tag != _BITS_TAG))):
             raise ImageError("its strips or tiles have a size of an uncommon type; save it anew as PNG or TIFF")
         if kind not in {1, 2, 7} and count <= file.size:  # Pillow keeps these as bytes, and ignores overlong tags
             numbers += count
-    if numbers > _NUMBERS:
-        raise ImageError(f"its tags have {numbers:,} numbers, more than {_NUMBERS:,}; save it anew")
+    if numbers > _MAX_NUMBERS:
+        raise ImageError(f"its tags have {numbers:,} numbers, more than {_MAX_NUMBERS:,}; save it anew")
     return numbers
 
 
@@ -388,13 +388,13 @@ def check_scans(data: bytes) -> None:
     motion photo. Comments are skipped, because they could fake an end and hide further scans.
     """
     scans, position = 0, 2
-    for _ in range(_PARTS):
+    for _ in range(_MAX_PARTS):
         marker = _MARKER.search(data, position)
         if marker is None or marker[0] == b"\xff\xd9":
             break
         scans += marker[0] == b"\xff\xda"
         position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
     else:
-        scans = _PARTS
-    if scans > _SCANS:
-        raise ImageError(f"it has {scans} scans, and more than {_SCANS} take too long; save it anew")
+        scans = _MAX_PARTS
+    if scans > _MAX_SCANS:
+        raise ImageError(f"it has {scans} scans, and more than {_MAX_SCANS} take too long; save it anew")

@@ -88,7 +88,7 @@ ImageInput: TypeAlias = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any] | Region
 )
 
-_CHUNK = 2**20
+_CHUNK_BYTES = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has one of the two slashes; a drive has one letter
 
 
@@ -187,7 +187,7 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
         content = held.enter_context(_content_of(image))
         if isinstance(content, Encoded):
             _check_size(content, image_memory)
-            return _digest(iter(partial(content.read, _CHUNK), b""))
+            return _digest(iter(partial(content.read, _CHUNK_BYTES), b""))
         if isinstance(content, np.ndarray):
             check_array(content, limits)
             return _digest_of(content)
@@ -377,7 +377,7 @@ def _check_size(content: Encoded, image_memory: int) -> None:
 def _read_stream(file: BinaryIO) -> bytes:
     """Reads a file of unknown size, as long as the content can be an image."""
     kept = io.BytesIO()
-    while chunk := read_bytes(file, _CHUNK):
+    while chunk := read_bytes(file, _CHUNK_BYTES):
         kept.write(chunk)
         if kept.tell() > MAX_BYTES:
             raise ImageError(f"it has more than {MAX_BYTES:,} bytes; give a smaller image")

@@ -18,7 +18,7 @@ from zsvec.errors import ImageError
 DEFAULT = 512 * 2**20
 """Default budget, in bytes."""
 
-_LARGE = 16 * 2**20
+_TRIM_BYTES = 16 * 2**20
 
 # Returns free memory to the system. glibc keeps freed memory in the heap of each thread, out of reach of other threads:
 # four threads had twice the reserved memory.
@@ -73,7 +73,7 @@ class Account:
         own.append(size)
         held.callback(own.remove, size)
         held.callback(self._returned.put, size)
-        if size >= _LARGE and _malloc_trim is not None:
+        if size >= _TRIM_BYTES and _malloc_trim is not None:
             held.callback(_malloc_trim, 0)  # the last callback runs first
 
     def _count_returned(self) -> None:

@@ -14,10 +14,10 @@ SIDE = 256
 LARGEST = 20_000
 """Largest size, in bytes."""
 
-_LONGER = 1024  # largest longer side, in pixels
+_LONGER_SIDE = 1024  # largest longer side, in pixels
 _QUALITIES = (80, 65, 50, 35)
 _HALVINGS = 4  # of the sides, for images with too much detail at any quality
-_MEMORY = 64 * 2**20
+_IMAGE_MEMORY = 64 * 2**20
 
 
 def small_copy(image: Image.Image) -> bytes:
@@ -28,7 +28,7 @@ def small_copy(image: Image.Image) -> bytes:
     Args:
         image: Mode ``RGB``, upright. A smaller image is not enlarged.
     """
-    scale = min(1.0, SIDE / min(image.size), _LONGER / max(image.size))
+    scale = min(1.0, SIDE / min(image.size), _LONGER_SIDE / max(image.size))
     for halving in range(_HALVINGS + 1):
         width, height = (max(1, round(side * scale / 2**halving)) for side in image.size)
         small = image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=2.0)
@@ -45,4 +45,4 @@ def open_small(content: bytes) -> Image.Image:
     """Decodes a small copy, which any writer to the store may have forged; raises ImageError for any other content."""
     if len(content) > LARGEST:
         raise ImageError(f"a small copy has at most {LARGEST:,} bytes. Got {len(content):,}")
-    return load_image(content, max_pixels=SIDE * _LONGER, image_memory=_MEMORY)
+    return load_image(content, max_pixels=SIDE * _LONGER_SIDE, image_memory=_IMAGE_MEMORY)

@@ -23,8 +23,8 @@ OnError: TypeAlias = Callable[[InvalidInputError], object]
 
 DELIMITERS = ",;\t|"
 LARGEST_FILE = 2**30  # bytes, about the memory of its rows
-_LONGEST_PATH = 4096  # characters, the limit of common file systems
-_LONGEST_LINE = 2**20  # characters: a file without line ends is not read as a whole
+_MAX_PATH_CHARS = 4096  # characters, the limit of common file systems
+_MAX_LINE_CHARS = 2**20  # characters: a file without line ends is not read as a whole
 
 
 class LeftOutError(Exception):
@@ -269,9 +269,9 @@ def path_in(folder: Path, path: str) -> Path:
     """
     if not path.strip():
         raise InvalidInputError("the path is empty; name an image")
-    if len(path) > _LONGEST_PATH:
+    if len(path) > _MAX_PATH_CHARS:
         raise InvalidInputError(
-            f"a path may have at most {_LONGEST_PATH:,} characters. Got {len(path):,}, {path[:40]!r}…"
+            f"a path may have at most {_MAX_PATH_CHARS:,} characters. Got {len(path):,}, {path[:40]!r}…"
         )
     if "://" in path:
         raise InvalidInputError(f"URLs are not fetched: download {path!r}, and give its path")
@@ -283,9 +283,9 @@ def path_in(folder: Path, path: str) -> Path:
 
 def _lines(file: Path) -> Iterator[str]:
     with opened_text(file) as text:
-        while line := text.readline(_LONGEST_LINE):
-            if len(line) == _LONGEST_LINE:
-                raise InvalidInputError(f"{file} is no CSV: it has a line of {_LONGEST_LINE:,} characters or more")
+        while line := text.readline(_MAX_LINE_CHARS):
+            if len(line) == _MAX_LINE_CHARS:
+                raise InvalidInputError(f"{file} is no CSV: it has a line of {_MAX_LINE_CHARS:,} characters or more")
             yield line
 
 

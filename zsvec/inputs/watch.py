@@ -23,7 +23,7 @@ from zsvec.inputs.files import inside, open_regular, open_to_append, write_whole
 from zsvec.inputs.folders import find_images, unlisted
 
 _log = logging.getLogger(__name__)
-_SHARE = 0.05  # of a core, at most, for scans of the whole folder while the system reports changes
+_MAX_SCAN_SHARE = 0.05  # of a core, at most, for scans of the whole folder while the system reports changes
 
 
 class _File(NamedTuple):
@@ -108,7 +108,7 @@ class Watch:
             if changed is None or perf_counter() >= due:
                 spent = thread_time()
                 found = set(self._look(self._find()))
-                due = perf_counter() + (thread_time() - spent) / _SHARE
+                due = perf_counter() + (thread_time() - spent) / _MAX_SCAN_SHARE
             else:
                 looked_at = [*changed, *(self.folder / file.path for file in waiting)]
                 found = set(self._look(path for path in looked_at if self._stays_inside(path)))

@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 MAX_WAIT = 0.05
 """Seconds after its first item until an incomplete batch is yielded."""
-_POLL = 0.1
+_POLL_S = 0.1
 _END: Any = object()
 
 
@@ -265,7 +265,7 @@ def iterate_async_source(items: AsyncIterable[Item], flow: Flow) -> Iterator[Ite
         future = asyncio.run_coroutine_threadsafe(following(), flow.loop)
         while not future.done() and not flow.stopped:
             with suppress(TimeoutError):
-                future.exception(_POLL)
+                future.exception(_POLL_S)
         if not future.done() or (item := future.result()) is _END:
             return
         yield item

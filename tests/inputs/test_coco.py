@@ -219,7 +219,7 @@ def test_a_file_of_another_kind(folder: Path) -> None:
         ("{", "is no JSON"),
         ("[" * 100_000, "is no JSON"),
         ('{"images": ' + "9" * 5000 + "}", "is no JSON"),
-        ("[]", "has no COCO annotations: it needs the lists images, annotations, categories"),
+        ("[]", "has no COCO annotations: required are the lists images, annotations, categories"),
         ('{"images": [], "annotations": {}, "categories": []}', "has no COCO annotations"),
         ('{"images": [], "annotations": [], "categories": []}', "has no image with a label"),
         ('{"red": ["like fire"]}', "has no COCO annotations"),

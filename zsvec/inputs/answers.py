@@ -1,7 +1,7 @@
 """HTTP answers bounded in size and in time.
 
-An HTTP client reads as many bytes as a server sends, and decompresses them to any size. Its timeout begins anew with
-every byte that arrives, and a name lookup has no timeout at all. A ``charset`` may name a codec that takes minutes for
+An HTTP client reads as many bytes as a server sends, and decompresses to any size. The timeout begins anew with every
+byte that arrives, and a name lookup has no timeout at all. A ``charset`` may name a codec that takes minutes for
 a few MB, such as punycode. `hooks` reads each answer up to a bound and decodes text as UTF-8. `in_time` sets a deadline
 for a whole exchange. At the deadline, `Sockets` ends the exchange. All three fit `httpx` and `httpx2`, the successor
 that newer versions of `openai` use.
@@ -41,7 +41,7 @@ class LateError(Exception):
 def in_time(
     act: Callable[[], _T], seconds: float, *, when_late: Callable[[Future[_T]], None] = lambda future: None
 ) -> _T:
-    """Returns the result of a function, or raises its error, unless the function takes too long.
+    """Returns or raises the result of a function, unless the function takes too long.
 
     Args:
         act: Runs in another thread, with the context variables of the caller. After the deadline, nothing waits for
@@ -123,13 +123,13 @@ def _shut_down(one: socket.socket) -> None:
 
 
 def hooks(most: Callable[[str], int], watch: Callable[[Any], None]) -> Mapping[str, list[Callable[..., Any]]]:
-    """Returns ``event_hooks`` of a client, which read each answer whole before the client sees it.
+    """Returns ``event_hooks`` of a client that read each answer whole, before the client does.
 
     The client raises `AnswerError` in the place of an answer that is too large. `httpcore` bounds the head of an answer
     to 100 KiB.
 
     Args:
-        most: From the path of a request to the most bytes of its answer, compressed or not.
+        most: From the path of a request to the most bytes of the answer, compressed or not.
         watch: Called with each request, such as `Sockets.watch`.
     """
     return {"request": [_ask_for_identity, watch], "response": [partial(_read_whole, most)]}

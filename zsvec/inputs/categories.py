@@ -121,7 +121,7 @@ def checked_name(name: object) -> str:
     """
     checked = _short_text(name, "a category name")
     if checked in {".", ".."}:
-        raise InvalidInputError(f"a category name must not be '.' or '..', got {checked!r}. Take another name")
+        raise InvalidInputError(f"a category name must not be that of a folder. Got {checked!r}: take another name")
     return checked
 
 

@@ -103,7 +103,7 @@ def _read(file: Path) -> Mapping[str, list[Any]]:
             raise InvalidInputError(f"{file} is no JSON: {exc}; give COCO annotations, or a CSV file") from exc
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        raise InvalidInputError(f"{file} has no COCO annotations: it needs the lists {', '.join(parts)}")
+        raise InvalidInputError(f"{file} has no COCO annotations: required are the lists {', '.join(parts)}")
     return content
 
 

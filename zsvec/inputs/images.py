@@ -152,8 +152,7 @@ def load_image(
         image: A path; encoded bytes; a binary file, read from the current position to the end and, if seekable, reset
             to that position; a PIL image, returned unchanged if already RGB, upright and of no file; an array of shape
             (height, width) or (height, width, channels) with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels
-            and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1]; or a `Region`, whose image is
-            decoded as a whole.
+            and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1]; or a `Region`.
         max_pixels: Largest image; larger ones are refused by their header. By default 100 million, of a JPEG after
             `side`. For TIFF, Pillow's ``MAX_IMAGE_PIXELS`` is a limit too, because the decoder warns above that.
         side: Pixels to which the shorter side will be scaled. A much larger JPEG file is then decoded at 1/2, 1/4
@@ -285,7 +284,8 @@ def _forget_images(error: Exception, handled: BaseException | None) -> None:
     Frames of the caller stay untouched, because clearing closes generators. So does the exception that the caller is
     handling. Errors of a caller's file object may be causes of each other.
     """
-    seen, left = {id(handled)}, [error.__cause__, error.__context__, error]
+    seen = {id(handled)}
+    left: list[BaseException | None] = [error]
     while left:
         one = left.pop()
         if one is None or id(one) in seen:

@@ -155,9 +155,7 @@ def _writable(marks: Path) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        raise InvalidInputError(
-            f"marks of trust cannot be written to {marks}: {exc}; make that folder writable"
-        ) from exc
+        raise InvalidInputError(f"marks of trust cannot be kept in {marks}: {exc}; make that folder writable") from exc
 
 
 def _location(file: Path) -> Path:

@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WAIT = 0.05
-"""Seconds after its first item until an incomplete batch is yielded."""
+"""Seconds from the first item until an incomplete batch is yielded."""
 _POLL_S = 0.1
 _END: Any = object()
 
@@ -57,7 +57,7 @@ class Stream(Iterator[Item]):
         return self._flow.stats()
 
     def close(self) -> None:
-        """Ends the stream and its threads; no more items are yielded."""
+        """Ends the stream and all threads; no more items are yielded."""
         _close(self._items, self._flow)
 
 
@@ -93,7 +93,7 @@ class AsyncStream(AsyncIterator[Item]):
         return self._flow.stats()
 
     async def aclose(self) -> None:
-        """Ends the stream and its threads; no more items are yielded."""
+        """Ends the stream and all threads; no more items are yielded."""
         await self._items.aclose()
 
 
@@ -105,16 +105,16 @@ def prefetch(
     max_wait: float | None = None,
     flow: Flow | None = None,
 ) -> Iterator[list[Result]]:
-    """Applies a function in threads and yields its results in batches, in the order of the items.
+    """Applies a function in threads and yields the results in batches, in the order of the items.
 
-    While the caller uses a batch, up to two more are prepared. A batch is full unless the items end or their source
-    pauses. Closing the iterator ends its threads; unprocessed items are dropped.
+    While the caller uses a batch, up to two more are prepared. A batch is full unless the items end or the source
+    pauses. Closing the iterator ends the threads; unprocessed items are dropped.
 
     Args:
         function: Called in several threads at once.
         items: Iterated in another thread.
         batch_size: Results per batch.
-        max_wait: Seconds after its first item until an incomplete batch is yielded; by default `MAX_WAIT`.
+        max_wait: Seconds from the first item until an incomplete batch is yielded; by default `MAX_WAIT`.
         flow: Shared by the stages of the stream, and ended by the caller. By default, a private flow.
 
     Yields:

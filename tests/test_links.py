@@ -25,7 +25,7 @@ from tests.evaluation.test_audit_page import FOUND
 from tests.evaluation.test_report import RESULTS
 from tests.generation.material import buy
 from tests.support import isolated, photos  # noqa: F401
-from zsvec.cli.sheet import Picture, write_sheet
+from zsvec.cli.pictures import Picture, write_sheet
 from zsvec.encoders import hardware
 from zsvec.encoders.hardware import keep_rates
 from zsvec.encoders.spec import EncoderSpec

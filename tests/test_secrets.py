@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 import zsvec
+from tests.cli.support import cli, hash_encoders
 from tests.support import encode, isolated, open_classifier, trusted_settings
-from tests.test_cli import cli, hash_encoders
 from zsvec.errors import ZSVecError, without_password
 from zsvec.generation.access import Key, base_url
 from zsvec.inputs.images import load_image, source_of

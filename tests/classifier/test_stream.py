@@ -23,6 +23,7 @@ import pytest
 from PIL import Image
 
 import zsvec.ingest.embedding
+from tests.cli.support import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from tests.streams.test_stream import eventually, short_polls, threads, until, within  # noqa: F401
 from tests.support import (  # noqa: F401
@@ -36,7 +37,6 @@ from tests.support import (  # noqa: F401
     open_classifier,
     two_encoders,
 )
-from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.errors import EncoderError, ImageError, InvalidInputError, StoreError
 from zsvec.store import Store

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.support import Result, cli, colours, filled, hash_encoders  # noqa: F401
 from tests.support import isolated, write_photos  # noqa: F401
-from tests.test_cli import Result, cli, colours, filled, hash_encoders  # noqa: F401
 
 pytestmark = [
     pytest.mark.usefixtures("hash_encoders"),

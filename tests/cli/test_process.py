@@ -1,4 +1,4 @@
-"""What the command line changes in its own process, and that the library changes nothing in its host's."""
+"""Process-wide choices of the command line; the library makes none."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SPINNING = "OPENBLAS_THREAD_TIMEOUT"
+PREPARE = "from zsvec.cli.process import prepare_process\nprepare_process()\n"
 
-needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than that of GNU")
+needs_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs the GNU C library")
 
 
 def run(code: str, **environment: str) -> str:
-    """What a new interpreter prints, whose environment has these variables and few others."""
+    """The output of a new interpreter with these variables and few others."""
     python_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -30,12 +30,9 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-# ---- the command line
-
-FREES_AND_TAKES = """
+FREES_AND_TAKES = f"""
 import resource
-from zsvec.cli.process import prepare_process
-prepare_process()
+{PREPARE}
 
 def take():
     import numpy
@@ -50,103 +47,88 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @needs_glibc
-def test_what_is_freed_is_taken_again_without_the_system() -> None:
-    as_the_user_says = int(run(FREES_AND_TAKES, MALLOC_MMAP_THRESHOLD_="131072"))
-    assert int(run(FREES_AND_TAKES)) < as_the_user_says / 10
+def test_freed_memory_is_kept_unless_the_user_decides() -> None:
+    decided = int(run(FREES_AND_TAKES, MALLOC_MMAP_THRESHOLD_="131072"))
+    assert int(run(FREES_AND_TAKES)) < decided / 10
 
 
-MAIN = f"""
+MAIN = """
 import os, sys
 sys.argv = ["zsvec", "--version"]
-from zsvec.cli import main, process
+import zsvec.cli
+prepare = zsvec.cli.prepare_process
 numpy_was_imported = []
-prepare = process.prepare_process
 
 def spy():
     numpy_was_imported.append("numpy" in sys.modules)
     prepare()
 
-import zsvec.cli
 zsvec.cli.prepare_process = spy
 try:
-    main()
+    zsvec.cli.main()
 except SystemExit:
     pass
-print(numpy_was_imported, os.environ["{SPINNING}"])
+print(numpy_was_imported, os.environ["OPENBLAS_THREAD_TIMEOUT"])
 """
 
 
-@pytest.mark.parametrize("chosen", [None, "26"])
-def test_the_command_line_prepares_before_numpy_is_imported(chosen: str | None) -> None:
-    printed = run(MAIN, **({SPINNING: chosen} if chosen else {}))
-    assert printed.splitlines()[-1] == f"[False] {chosen or '18'}"
+def test_openblas_spins_for_a_bounded_time_unless_the_user_decides() -> None:
+    assert run(MAIN).splitlines()[-1] == "[False] 18"
+    assert run(MAIN, OPENBLAS_THREAD_TIMEOUT="26").splitlines()[-1] == "[False] 26"
 
 
-OPENMP = """
-import os, sys
-from zsvec.cli.process import prepare_process
-prepare_process()
-print(*(f"{name}={value}" for name, value in os.environ.items() if name.startswith(("GOMP_", "OMP_", "KMP_"))))
+OPENMP = f"""
+import os
+{PREPARE}
+print(*(f"{{name}}={{value}}" for name, value in os.environ.items() if name.startswith(("GOMP_", "OMP_", "KMP_"))))
 """
 
 
-@pytest.mark.parametrize(
-    ("chosen", "then"),
-    [
-        ({}, "GOMP_SPINCOUNT=10000"),
-        ({"GOMP_SPINCOUNT": "7"}, "GOMP_SPINCOUNT=7"),
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY=ACTIVE"),
-        ({"KMP_BLOCKTIME": "200"}, "KMP_BLOCKTIME=200"),
-    ],
-)
-def test_threads_of_openmp_spin_as_the_user_says_or_for_a_bounded_time(chosen: dict[str, str], then: str) -> None:
-    assert run(OPENMP, **chosen) == then
+def test_openmp_spins_for_a_bounded_time_unless_the_user_decides() -> None:
+    assert run(OPENMP) == "GOMP_SPINCOUNT=10000"
+    for name, value in {"GOMP_SPINCOUNT": "7", "OMP_WAIT_POLICY": "ACTIVE", "KMP_BLOCKTIME": "200"}.items():
+        assert run(OPENMP, **{name: value}) == f"{name}={value}"
 
 
-SEEN_BY_LIBGOMP = """
-import ctypes, os, sys
+SEEN_BY_LIBGOMP = f"""
+import ctypes, os
 from importlib.util import find_spec
 from pathlib import Path
-from zsvec.cli.process import prepare_process
 
 os.dup2(1, 2)  # where libgomp writes
-prepare_process()
+{PREPARE}
 (home,) = find_spec("torch").submodule_search_locations
 for library in sorted((Path(home) / "lib").glob("libgomp*")):
     ctypes.CDLL(str(library))
 """
 
 
-def test_libgomp_is_told_before_torch_loads_it() -> None:
+def test_libgomp_reads_the_choice() -> None:
     said = run(SEEN_BY_LIBGOMP, OMP_DISPLAY_ENV="VERBOSE")
     if not said:
-        pytest.skip("the threads of this torch are not those of libgomp")
+        pytest.skip("this torch does not use libgomp")
     assert "GOMP_SPINCOUNT = '10000'" in said
 
 
-ENDS = """
+ENDS = f"""
 import sys
-from zsvec.cli.process import prepare_process
-prepare_process()
-
+{PREPARE}
 class Cycle:
     def __init__(self):
         self.itself = self
     def __del__(self):
-        print("looked through")
+        print("collected")
 
 kept = [Cycle()]
 """
 
 
-def test_what_is_left_at_the_end_is_not_looked_through() -> None:
+def test_the_process_ends_without_a_garbage_collection() -> None:
     assert run(ENDS) == ""
-    assert run(f"{ENDS}\nsys.modules['torch'] = sys") == "looked through"  # it brings what would complain
+    assert run(f"{ENDS}\nsys.modules['torch'] = sys") == "collected"  # a library of torch would report leaks
 
 
-# ---- the library
-
-# An audit hook sees each function of a C library that is looked up by ctypes, as threadpoolctl does too.
+# An audit hook sees the functions of C libraries that ctypes looks up, as threadpoolctl does.
 LOOKED_UP = """
 import sys
 looked_up = set()
@@ -186,7 +168,7 @@ print(sorted(name for name in looked_up if "mallopt" in name or "set_num_threads
 """
 
 
-def test_using_the_library_changes_nothing_of_the_process() -> None:
+def test_the_library_changes_nothing_of_the_process() -> None:
     assert run(USES_ZSVEC) == "[]"
 
 
@@ -194,13 +176,13 @@ LOOKS_UP = f"""
 {LOOKED_UP}
 import numpy
 from threadpoolctl import threadpool_limits
-from zsvec.cli.process import prepare_process
 with threadpool_limits(1):
-    prepare_process()
+    pass
+{PREPARE}
 print(any("mallopt" in name for name in looked_up), any("set_num_threads" in name for name in looked_up))
 """
 
 
 @needs_glibc
-def test_a_change_would_be_seen() -> None:
+def test_the_audit_hook_sees_changes() -> None:
     assert run(LOOKS_UP) == "True True"

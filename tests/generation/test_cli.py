@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests import test_cli
+from tests.cli import support as test_cli
 from tests.generation.fake_openai import CHAT, IMAGES, KEY, Fault, Request
 from tests.generation.fast_cli import load_encoders
 from tests.generation.studio import Service, picture

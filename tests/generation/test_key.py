@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from tests.cli.support import Result, cli, hash_encoders  # noqa: F401
 from tests.generation.fake_openai import CHAT, IMAGES, FakeOpenAI, Fault, Request
 from tests.support import isolated  # noqa: F401
-from tests.test_cli import Result, cli, hash_encoders  # noqa: F401
 from zsvec.generation.access import KEY_VARIABLE
 
 KEY = "sk-proj-Zk3nXq8Wm2Lr7Tb5Vd9Yf4Hs6Jc1Pg0"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cli.support import Result, cli, colours, filled, hash_encoders, new  # noqa: F401
 from tests.support import fast_folder, isolated, open_classifier  # noqa: F401
-from tests.test_cli import Result, cli, colours, filled, hash_encoders, new  # noqa: F401
 from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
 from zsvec.inputs.video import VIDEOS, frames
 

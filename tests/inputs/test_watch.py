@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from tests.cli.support import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.streams.test_stream import eventually, threads
 from tests.support import coloured, encode, fast_folder, isolated, open_classifier  # noqa: F401
-from tests.test_cli import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from zsvec.errors import InvalidInputError
 from zsvec.inputs import watch as watching
 from zsvec.inputs.files import open_regular

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import zsvec
+from tests.cli.support import Result, cli, hash_encoders  # noqa: F401
 from tests.service.support import KEYS, WRITE, asked, bearer, files, images_of, names, path_to, problem, red
 from tests.support import COLOURS, coloured, encode, photo, state
-from tests.test_cli import Result, cli, hash_encoders  # noqa: F401
 from zsvec.classifier import Classifier
 from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.inputs.categories import NAME_PATTERN, CategoryInput, checked_name

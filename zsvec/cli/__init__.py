@@ -1,7 +1,4 @@
-"""The command line: parse, call, show.
-
-Nothing heavy is imported before a command needs it, so that help comes at once.
-"""
+"""The command line. Each command imports its heavy packages itself, so that help is instant."""
 
 from __future__ import annotations
 
@@ -12,12 +9,12 @@ from zsvec.errors import InvalidInputError, ZSVecError, without_password
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid value, 130 interrupted."""
+    """Runs the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid value, 130 interrupted."""
     prepare_process()
     try:
         from zsvec.cli.commands import app
 
-        app(prog_name="zsvec")  # an interruption or a closed pipe ends it quietly
+        app(prog_name="zsvec")  # typer handles a closed pipe, and most interruptions
     except (ZSVecError, OSError) as exc:
         sys.stderr.write(f"zsvec: {harmless(without_password(str(exc)))}\n")
         sys.exit(2 if isinstance(exc, InvalidInputError) else 1)

@@ -1,4 +1,4 @@
-"""The application: the options that stand before a command, and those that commands share."""
+"""The application: the global options, the options that commands share, and their checks of paths and questions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,7 @@ from typer.core import TyperGroup
 from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.process import harmless
-from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, MissingExtraError, StoreError
 
 if TYPE_CHECKING:
     from zsvec import Category, Classifier, Settings
@@ -26,17 +25,17 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _harmless_errors() -> Iterator[None]:
-    """Errors of usage name what was given, and a shell gives file names for a pattern."""
+    """Escapes arguments in usage errors: a shell expands patterns to file names, which may hold any characters."""
     try:
         yield
-    except Exception as exc:  # typer's own, of classes that lie elsewhere in other versions
+    except Exception as exc:  # the module of typer's errors differs between versions
         if isinstance(message := getattr(exc, "message", None), str):
             exc.message = harmless(message)  # type: ignore[attr-defined]
         raise
 
 
 class _Group(TyperGroup):
-    """The commands. An option that stands before the command, given behind it, is told where it belongs."""
+    """The commands. Usage errors are escaped, and a global option behind its command is explained."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _harmless_errors():
@@ -46,7 +45,7 @@ class _Group(TyperGroup):
         try:
             with _harmless_errors():
                 return super().invoke(ctx)
-        except Exception as exc:  # the class of an unknown option lies elsewhere in other versions of typer
+        except Exception as exc:  # the module of typer's errors differs between versions
             option = getattr(exc, "option_name", None)
             if any(option in parameter.opts for parameter in self.params):
                 raise typer.BadParameter(
@@ -75,6 +74,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON lines.")]
 Explain = Annotated[bool, typer.Option(help="Show rankings and nearest references by expert.")]
 Stats = Annotated[bool, typer.Option("--stats", help="Show rate, stages and queues live on stderr.")]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace stored images, or texts, instead of adding to them.")]
+Sheet = Annotated[Path | None, typer.Option("--sheet", metavar="FILE.html", help="Write a contact sheet.")]
+TopK = Annotated[int, typer.Option("--top-k", min=1, help="Categories in the ranking.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Skip the confirmation prompt.")]
 KeepImages = Annotated[
     str | None,
@@ -87,9 +88,7 @@ KeepImages = Annotated[
 Keep = Annotated[
     str | None,
     typer.Option(
-        "--keep",
-        metavar="none|uncertain|all",
-        help="Images to keep in the inbox.  [default: the setting, or none]",
+        "--keep", metavar="none|uncertain|all", help="Images to keep in the inbox.  [default: the setting, or none]"
     ),
 ]
 Fusion = Annotated[
@@ -110,16 +109,16 @@ class Target:
         """Open the classifier with these options."""
         import zsvec
 
-        self.settings()  # refuses a store that is not to last
+        self.settings()  # refuses a store in memory
         options = {"namespace": self.namespace, "profile": self.profile, **settings}
         with zsvec.open(self.store, **options) as classifier, _nearest_name(classifier.categories):
             yield classifier
 
     def settings(self) -> Settings:
-        """The settings with these options.
+        """Returns the settings with these options.
 
         Raises:
-            InvalidInputError: They cannot be used, or the store would be gone when the command ends.
+            InvalidInputError: An option is invalid, or the store is in memory and would end with the command.
         """
         from zsvec.settings.settings import load_settings
 
@@ -132,10 +131,10 @@ class Target:
 
     @contextmanager
     def open_store(self) -> Iterator[Store]:
-        """Open the store alone, for what needs no encoders: those of the profile may be others.
+        """Open the store without encoders; a store of another profile opens, too.
 
         Raises:
-            StoreError: It was never written.
+            StoreError: There is no store yet.
         """
         with self.settings().open_store() as store, _nearest_name(store.categories):
             if not store.encoders():
@@ -145,23 +144,31 @@ class Target:
 
 @contextmanager
 def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None]:
-    """Add the nearest name, if there is one, to the error that there is no category of a name."""
+    """Adds the most similar name to the error for a missing category."""
     try:
         yield
     except CategoryNotFoundError as exc:
-        near = get_close_matches(exc.name, [category.name for category in categories()], n=1)
-        error = CategoryNotFoundError(f"{exc}{f'; did you mean {near[0]!r}?' if near else ''}")
-        error.name = exc.name
-        raise error from exc
+        from zsvec.settings.sources import did_you_mean
+
+        near = did_you_mean(exc.name, [category.name for category in categories()])
+        raise CategoryNotFoundError(f"{exc}{near}") from exc
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Names the extra to install, if an import in this block fails.
+
+    Raises:
+        MissingExtraError: A package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(f'{exc.name} is needed for {purpose}: pip install "zsvec[{extra}]"') from exc
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Go on only if the answer is yes, where somebody can answer.
-
-    Args:
-        question: Asked on stderr.
-        yes: Whether the answer was given in advance.
-    """
+    """Asks on stderr and aborts unless the answer is yes. Without a terminal, or with `yes`, goes on."""
     if not yes and is_terminal():
         with answering():
             typer.confirm(question, abort=True, err=True)
@@ -169,7 +176,7 @@ def confirm(question: str, *, yes: bool) -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Around a question: Typer makes no difference between a no and Ctrl-C."""
+    """Raises KeyboardInterrupt for Ctrl-C at a question; typer raises Abort for Ctrl-C and for a no."""
     try:
         yield
     except typer.Abort as exc:
@@ -179,18 +186,18 @@ def answering() -> Iterator[None]:
 
 
 def is_terminal() -> bool:
-    """Whether somebody can answer."""
+    """Returns whether stdin is a terminal."""
     return sys.stdin.isatty()
 
 
 def images_at(path: str | Path) -> Sequence[str | Path]:
-    """Returns the images in a folder, or the path itself if it is no folder."""
+    """Returns the images in a folder; any other path alone."""
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     return images_in(Path(path)) if is_folder else [path]
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Returns the images in a folder. Notes name links that lead out of it, which are left out."""
+    """Returns the images in a folder, with a note on each link that leads out of the folder and is left out."""
     from zsvec.inputs.folders import find_images
 
     with output.left_out() as report:
@@ -198,10 +205,10 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def check_exists(path: str | Path) -> None:
-    """Refuse a path that does not exist, as who reads it would, but before encoders are loaded.
+    """Refuses a missing path before encoders are loaded.
 
     Raises:
-        ImageError: It does not exist.
+        ImageError: The path does not exist; the same error as for reading.
     """
     from zsvec import content_hash
 
@@ -225,8 +232,7 @@ def target(
         ),
     ] = None,
     namespace: Annotated[
-        str | None,
-        typer.Option(metavar="NS", help="Prefix of the store's collections.  [default: zsvec]"),
+        str | None, typer.Option(metavar="NS", help="Prefix of the store's collections.  [default: zsvec]")
     ] = None,
     profile: Annotated[
         str | None,

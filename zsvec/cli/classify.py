@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import Explain, Fusion, Json, Keep, Stats, app, check_exists, images_at
+from zsvec.cli.app import Explain, Fusion, Json, Keep, Stats, TopK, app, check_exists, images_at
 from zsvec.errors import ImageError, without_password
 from zsvec.types import Prediction
 
@@ -29,7 +29,7 @@ def classify(
             help="Images, folders, videos, cameras (/dev/video0, rtsp://…); - reads paths from stdin.",
         ),
     ],
-    top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
+    top_k: TopK = 5,
     fusion: Fusion = None,
     explain: Explain = False,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Each N-th frame of a video.")] = 1,
@@ -40,7 +40,7 @@ def classify(
         bool, typer.Option("--csv", help="Print CSV: source, label, nearest, probability, unknown, novelty, …")
     ] = False,
 ) -> None:
-    """Classify images, each as soon as it is read.
+    """Classify images as they are read.
 
     Reports unreadable images and goes on; fails if nothing was classified.
     """
@@ -51,7 +51,7 @@ def classify(
     show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
-        if len(missing) == len(sources) and classifier.categories():  # an empty store is said to be empty
+        if len(missing) == len(sources) and classifier.categories():  # an empty store raises its own error below
             for answer in missing:
                 show(answer)
             failed = images = len(missing)
@@ -82,7 +82,7 @@ def watch(
         typer.Option(metavar="FILE", help="Record of finished images.  [default: .zsvec-watch.jsonl in DIR]"),
     ] = None,
     settle: Annotated[float, typer.Option(min=0, help="Seconds without a change until a file is complete.")] = 1,
-    top_k: Annotated[int, typer.Option(min=1, help="Categories in the ranking.")] = 5,
+    top_k: TopK = 5,
     explain: Explain = False,
     keep: Keep = None,
     stats: Stats = False,
@@ -122,7 +122,7 @@ def _has_frames(source: str) -> bool:
 
 
 def _missing(source: str) -> Prediction | None:
-    """The answer for a path that does not exist, which needs no encoder; ``None`` for any other source."""
+    """Returns the prediction for a missing path, which needs no encoders; ``None`` for any other source."""
     if source == "-" or _has_frames(source):
         return None
     try:

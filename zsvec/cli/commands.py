@@ -1,41 +1,19 @@
-"""All commands of `zsvec`: importing this registers them with the application."""
+"""The application with all commands: importing this module registers them."""
 
-# ruff: noqa: I001 - help lists the commands in the order of these imports, and of the functions in each module:
-# people need the first ones first.
+# ruff: noqa: F401, I001 - help lists the commands in the order of these imports, and of the functions in each module.
 from zsvec.cli import (
     demo,
+    importing,
     categories,
-    mending,
     history,
     classify,
     inbox,
     serve,
     evaluate,
-    calibrate,
-    audit,
+    quality,
     generate,
     maintenance,
     encoders,
-    trust,
     docs,
 )
-from zsvec.cli.app import app
-
-__all__ = [
-    "app",
-    "audit",
-    "calibrate",
-    "categories",
-    "classify",
-    "demo",
-    "docs",
-    "encoders",
-    "evaluate",
-    "generate",
-    "history",
-    "inbox",
-    "maintenance",
-    "mending",
-    "serve",
-    "trust",
-]
+from zsvec.cli.app import app as app

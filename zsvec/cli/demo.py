@@ -1,6 +1,6 @@
-"""The command that shows what zsvec does: a story of a minute, in a temporary folder.
+"""The command that shows zsvec in a minute, in a temporary folder.
 
-The photographs come with scikit-image and scikit-learn, which say whose they are and how they are licensed.
+The photographs come with scikit-image and scikit-learn, which name their authors and licences.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph of an installed package, or a half of it: the other half can be a reference."""
+    """A photograph of an installed package, or its left or right half."""
 
     package: str
     file: str
@@ -39,11 +39,11 @@ class Photo:
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """Name in tables."""
         return f"{Path(self.file).stem.replace('_', ' ')}{self.half and f', {self.half} half'}"
 
     def load(self) -> Image.Image:
-        """Its pixels, RGB.
+        """Returns the image, RGB.
 
         Raises:
             MissingExtraError: The package is not installed.
@@ -52,13 +52,12 @@ class Photo:
         if spec is None or spec.origin is None:
             raise MissingExtraError('the photographs of the demo are needed: pip install "zsvec[offline]"')
         image = zsvec.load_image(Path(spec.origin).parent / _FOLDERS[self.package] / self.file)
-        left, right = {"left": (0, image.width // 2), "right": (image.width // 2, image.width)}.get(
-            self.half, (0, image.width)
-        )
-        return image.crop((left, 0, right, image.height))
+        middle = image.width // 2
+        halves = {"left": (0, 0, middle, image.height), "right": (middle, 0, image.width, image.height)}
+        return image.crop(halves[self.half]) if self.half else image
 
     def quarters(self) -> list[Image.Image]:
-        """Four references from one photograph."""
+        """Returns the four quarters, as references."""
         image = self.load()
         x, y = image.width // 2, image.height // 2
         return [image.crop((left, top, left + x, top + y)) for left in (0, x) for top in (0, y)]
@@ -91,24 +90,13 @@ ROCKET = Photo("skimage", "rocket.jpg")
 RETINA = Photo("skimage", "retina.jpg", "right")
 
 
-class _Stopwatch:
-    """Names each step as it begins, and keeps how long it took."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def step(self, what: str) -> Iterator[None]:
-        """Announce a step and time it."""
-        out.print(f"\n[bold cyan]›[/] [bold]{escape(what)}[/]")
-        start = time.perf_counter()
-        yield
-        self.seconds[what] = time.perf_counter() - start
-
-    def table(self) -> Table:
-        """What took how long."""
-        steps = {**self.seconds, "all of it": sum(self.seconds.values())}
-        return new_table("step", "seconds", rows=((what, f"{spent:.2f}") for what, spent in steps.items()))
+@contextmanager
+def _step(title: str) -> Iterator[None]:
+    """Prints the title of a step, and the seconds that the step takes."""
+    out.print(f"\n[bold cyan]›[/] [bold]{escape(title)}[/]")
+    start = time.perf_counter()
+    yield
+    out.print(f"  [dim]{time.perf_counter() - start:.2f} s[/]")
 
 
 @app.command()
@@ -118,11 +106,10 @@ def demo(context: typer.Context) -> None:
     Works offline in a temporary folder, with the encoders of the profile offline, or of --profile.
     """
     profile = context.obj.profile or "offline"
-    watch = _Stopwatch()
     with TemporaryDirectory(prefix="zsvec-demo-") as folder, zsvec.open(folder, profile=profile) as classifier:
-        with watch.step(f"Load the encoders of the profile {profile}"):
+        with _step(f"Load the encoders of the profile {profile}"):
             encoders = list(classifier.encoders.fingerprints)
-        with watch.step("Ten categories: five from a sentence, five from their name and the quarters of a photograph"):
+        with _step("Ten categories: five from a sentence, five from their name and the quarters of a photograph"):
             classifier.add_categories(
                 [
                     *(zsvec.CategoryInput(name=name, texts=[text]) for name, text in BY_TEXT.items()),
@@ -130,22 +117,22 @@ def demo(context: typer.Context) -> None:
                 ]
             )
             out.print(f"  in {escape(str(folder))}, a collection for each encoder: " + ", ".join(encoders))
-        with watch.step("Classify photographs that it has not seen"):
+        with _step("Classify new photographs"):
             predictions = classifier.classify([photo.load() for photo in TESTS])
             out.print(_answers(TESTS, predictions))
         out.print(
-            "  The evidence for the temple. There is no image of one, which counts neither for it nor against it.\n"
+            "  The evidence for the temple. Without images of a temple, image experts are neutral on the category.\n"
         )
         out.print(evidence_table(predictions[2]))
         strange = [ROCKET.load(), RETINA.load()]
-        with watch.step("A rocket and a retina: no category fits, and that is what it says"):
+        with _step("A rocket and a retina: no category fits, so both are unknown"):
             before = classifier.classify(strange)
             out.print(_answers((ROCKET, RETINA), before))
-        with watch.step('Add "rocket" by a sentence, "retina" by the other half of the photograph'):
+        with _step('Add "rocket" by a sentence, "retina" by the other half of the photograph'):
             classifier.add_category("rocket", texts=["a space rocket on its launch pad"])
             classifier.add_category("retina", images=Photo(RETINA.package, RETINA.file, "left").quarters())
-            out.print("  Nothing was retrained, and nothing that was stored was embedded again.")
-        with watch.step("The same two photographs again"):
+            out.print("  Nothing was retrained, and no stored reference was embedded again.")
+        with _step("The same two photographs again"):
             after = classifier.classify(strange)
             out.print(_answers((ROCKET, RETINA), after))
         changed = [
@@ -153,20 +140,16 @@ def demo(context: typer.Context) -> None:
             for then, now in zip(before, after, strict=True)
         ]
         out.print(f"  {', '.join(changed)}")
-        out.print(watch.table())
 
 
 def _answers(photos: Sequence[Photo], predictions: Sequence[Prediction]) -> Table:
-    table = new_table("photograph", "category", "", "or", "how far", "surest expert")
+    table = new_table("photograph", "category", "", "or", "how far")
     for photo, answer in zip(photos, predictions, strict=True):
-        sure = {name: dict(expert.ranking).get(str(answer.nearest), 0.0) for name, expert in answer.experts.items()}
-        surest = max(sure, key=lambda name: sure[name])
         table.add_row(
             escape(photo.name),
             "[bold yellow]unknown[/]" if answer.unknown else f"[bold green]{escape(str(answer.label))}[/]",
             "" if answer.unknown else f"{answer.probability:.0%}",
             ", ".join(f"{escape(label)} {p:.0%}" for label, p in answer.ranking[0 if answer.unknown else 1 : 3]),
             how_far(answer),
-            "" if answer.unknown else f"{surest} {sure[surest]:.0%}",
         )
     return table

@@ -1,10 +1,9 @@
-"""The command that shows the pages of the documentation, which ship with the package."""
+"""The command that shows the documentation pages of the package."""
 
 from __future__ import annotations
 
 import re
 import sys
-from difflib import get_close_matches
 from importlib.resources import files
 from typing import Annotated
 
@@ -12,6 +11,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import app
+from zsvec.errors import InvalidInputError
 
 TOPICS = (
     "quickstart",
@@ -32,7 +32,7 @@ TOPICS = (
     "commands",
     "settings",
 )
-"""The pages, in the order in which they are read."""
+"""The pages, in reading order."""
 
 _PAGE_LINK = re.compile(r"\[([^]]+)\]\((\w+)\.md\)")
 _FIRST_SENTENCE = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)
@@ -54,22 +54,21 @@ def docs(topic: Annotated[str | None, typer.Argument(metavar="TOPIC", help="Page
 
 
 def page(topic: str) -> str:
-    """A page as Markdown.
+    """Returns a page as Markdown.
 
     Raises:
         InvalidInputError: There is no page of this name.
     """
-    from zsvec.errors import InvalidInputError
-
     if topic not in TOPICS:
-        close = get_close_matches(topic.lower(), TOPICS, n=3)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise InvalidInputError(f"no page is called {topic!r}: {hint}The topics are {', '.join(TOPICS)}")
+        from zsvec.settings.sources import did_you_mean
+
+        near = did_you_mean(topic, TOPICS) or ":"
+        raise InvalidInputError(f"no page is called {topic!r}{near} The topics are {', '.join(TOPICS)}")
     return files("zsvec").joinpath("docs", f"{topic}.md").read_text(encoding="utf-8")
 
 
 def summary(text: str) -> str:
-    """The first sentence of a page."""
+    """Returns the first sentence of a page."""
     paragraph = next(part for part in text.split("\n\n") if part.strip() and not part.startswith("#"))
     found = _FIRST_SENTENCE.match(paragraph)
     return " ".join((found[0] if found else paragraph).split())

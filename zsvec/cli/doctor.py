@@ -1,13 +1,13 @@
-"""What works here, and what to do about the rest."""
+"""The examination of `zsvec doctor`: findings on the installation and the store, with advice."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 from rich.table import Table
@@ -23,9 +23,10 @@ from zsvec.settings.settings import Settings
 from zsvec.types import Finding
 
 if TYPE_CHECKING:
+    from zsvec import EncoderSpec
     from zsvec.cli.app import Target
 
-_HUB_TIMEOUT_S = 10.0  # of all redirections together
+_HUB_TIMEOUT_S = 10.0  # for all redirections together
 
 _PACKAGES = ("qdrant-client", "qdrant-edge-py")
 _FOR_TORCH = ("torch", "timm", "sentence-transformers", "openai")
@@ -33,11 +34,11 @@ _WITHOUT_TORCH = ("onnxruntime", "tokenizers")
 
 
 def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
-    """Look at the installation, the device, the weights of the profile, and the store.
+    """Yields findings on packages, settings, device, hub, weights and store.
 
     Args:
-        target: The options before the command.
-        repair: Whether to make the copies of the catalog agree, where they do not.
+        target: The global options.
+        repair: Whether to make differing replicas of the catalog agree.
     """
     try:
         settings = target.settings()
@@ -52,22 +53,14 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
     yield _packages(_WITHOUT_TORCH if exported else _FOR_TORCH)
     store = without_password(settings.store)
     yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
-    yield _guarded("device", lambda: _device(settings))
-    try:
-        missing = missing_weights(specs)
-    except ZSVecError as exc:
-        yield Finding("weights", False, str(exc), "correct the encoders of the profile in zsvec.toml")
-    else:
-        url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-        problem = _problem_of_hub(url)
-        yield _hub(without_password(url), problem, needed=bool(missing))
-        yield _weights(settings, missing, reachable=problem is None)
+    yield _device(settings, specs)
+    yield from _weights(settings, specs)
     yield _generation(settings)
     yield from _store(settings, repair=repair)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """A row for each finding, with the advice below its detail."""
+    """Returns a row per finding, with the advice below the detail."""
     table = output.new_table("", "", "", box=None, show_header=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
@@ -76,15 +69,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _guarded(what: str, examination: Callable[[], Finding]) -> Finding:
-    try:
-        return examination()
-    except ZSVecError as exc:
-        return Finding(what, False, str(exc))
-
-
 def _packages(of_encoders: Sequence[str]) -> Finding:
-    # The version of the code that runs: an editable installation keeps the number of the day it was made.
+    # The version of the running code: the metadata of an editable installation may be older.
     versions = {"zsvec": __version__, **{package: _version(package) for package in (*of_encoders, *_PACKAGES)}}
     found = [f"Python {platform.python_version()}", *(f"{package} {v}" for package, v in versions.items() if v)]
     missing = [package for package, v in versions.items() if not v]
@@ -92,10 +78,13 @@ def _packages(of_encoders: Sequence[str]) -> Finding:
     return Finding("packages", not missing, ", ".join(found), advice)
 
 
-def _device(settings: Settings) -> Finding:
-    where: dict[str, Any] = {"runtime": settings.runtime, "compiled": settings.compile}
-    specs = settings.encoder_specs()
-    return Finding("device", True, describe_device(settings.device, settings.dtype, specs=specs, **where))
+def _device(settings: Settings, specs: Mapping[str, EncoderSpec]) -> Finding:
+    device, dtype, runtime = settings.device, settings.dtype, settings.runtime
+    try:
+        described = describe_device(device, dtype, runtime=runtime, compiled=settings.compile, specs=specs)
+    except ZSVecError as exc:
+        return Finding("device", False, str(exc))
+    return Finding("device", True, described)
 
 
 def _version(package: str) -> str:
@@ -105,33 +94,36 @@ def _version(package: str) -> str:
         return ""
 
 
-def _problem_of_hub(url: str) -> str | None:
-    """Why the hub cannot be reached; ``None`` if it can."""
+def _weights(settings: Settings, specs: Mapping[str, EncoderSpec]) -> Iterator[Finding]:
+    """Yields findings on the hub and the weights."""
+    try:
+        missing = missing_weights(specs)
+    except ZSVecError as exc:
+        yield Finding("weights", False, str(exc), "correct the encoders of the profile in zsvec.toml")
+        return
+    url = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    shown, error = without_password(url), hub_error(url)
+    if error is None:
+        yield Finding("hub", True, f"reached {shown}")
+    else:
+        yield Finding("hub", not missing, f"{shown} cannot be reached ({error}){'' if missing else '; not needed'}")
+    listed = "; ".join(f"{name}: {weights}" for name, weights in missing.items())
+    if not missing:
+        yield Finding("weights", True, f"profile {settings.profile} can be loaded without a download")
+    elif error is None:
+        yield Finding("weights", True, f"will be downloaded at the first use: {listed}")
+    else:
+        advice = "use --profile offline, or name a local path in zsvec.toml, or fill the cache (HF_HOME) elsewhere"
+        yield Finding("weights", False, f"neither here nor to be downloaded: {listed}", advice)
+
+
+def hub_error(url: str) -> str | None:
+    """Returns the class of the error of a request to the hub; ``None`` without error."""
     try:
         in_time(partial(httpx.head, url, timeout=3, follow_redirects=True), _HUB_TIMEOUT_S)
     except (LateError, httpx.HTTPError, httpx.InvalidURL) as exc:
         return type(exc).__name__
     return None
-
-
-def _hub(url: str, problem: str | None, *, needed: bool) -> Finding:
-    if problem is None:
-        return Finding("hub", True, f"reached {url}")
-    return Finding("hub", not needed, f"{url} cannot be reached ({problem})" + ("" if needed else "; not needed"))
-
-
-def _weights(settings: Settings, missing: Mapping[str, str], *, reachable: bool) -> Finding:
-    if not missing:
-        return Finding("weights", True, f"profile {settings.profile} can be loaded without a download")
-    listed = "; ".join(f"{name}: {what}" for name, what in missing.items())
-    if reachable:
-        return Finding("weights", True, f"will be downloaded at the first use: {listed}")
-    return Finding(
-        "weights",
-        False,
-        f"neither here nor to be downloaded: {listed}",
-        "use --profile offline, or name a local path in zsvec.toml, or fill the cache (HF_HOME) elsewhere",
-    )
 
 
 def _generation(settings: Settings) -> Finding:
@@ -152,20 +144,18 @@ def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
                 yield Finding("store", not named, f"there is no store in {store.location} yet", HOW_TO_MAKE_A_STORE)
                 return
             found = store.info()
-            if found["calibration"] != "none" and Calibration.from_dict(store.calibration()) is None:
-                yield Finding(
-                    "calibration", False, "it cannot be read, and none is used", "run `zsvec calibrate` to make another"
-                )
+            state = found["calibration"]
+            if state != "none" and Calibration.from_dict(store.calibration()) is None:
+                advice = "run `zsvec calibrate` to replace it"
+                yield Finding("calibration", False, "the calibration is damaged and not used", advice)
     except ZSVecError as exc:
         yield Finding("store", False, str(exc))
         return
-    references = sum(found["references"].values())
-    stale = found["calibration"] == "stale"
+    categories = output.counted(found["categories"], "category", "categories")
+    references = output.counted(sum(found["references"].values()), "reference")
     yield Finding(
         "store",
         True,
-        f"{found['store']}: {output.counted(found['categories'], 'category', 'categories')}, "
-        f"{output.counted(references, 'reference')}, "
-        f"calibration: {found['calibration']}",
-        "run `zsvec calibrate`: categories have changed since the last time" if stale else "",
+        f"{found['store']}: {categories}, {references}, calibration: {state}",
+        "run `zsvec calibrate`: categories have changed since the last time" if state == "stale" else "",
     )

@@ -1,4 +1,4 @@
-"""The commands for the encoders of a profile: export them, to run without torch."""
+"""The command that exports the encoders of a profile, to run without torch."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import app, images_in
-from zsvec.errors import ImageError, InvalidInputError, MissingExtraError
+from zsvec.cli.app import app, images_in, needs_extra
+from zsvec.errors import ImageError, InvalidInputError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from zsvec import Settings
 
-_SIDE = 640  # pixels of a photograph for int8: 128 take 160 MB
+_SIDE = 640  # longest side of a calibration image in pixels: 128 images take 160 MB
 
 encoders = typer.Typer(help="Export the encoders of the profile, to run without torch.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
@@ -50,12 +50,8 @@ def export(
 
     if int8 is not None and folder is None:
         raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
-    try:
+    with needs_extra("onnx", "an export"):
         from zsvec.encoders.torch.export import export_encoders, export_to_cache
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(
-            f'{exc.name} is not installed, and exports encoders: pip install "zsvec[onnx]"'
-        ) from exc
     settings = context.obj.settings()
     specs = settings.encoder_specs()
     if folder is not None:
@@ -77,7 +73,7 @@ def export(
 
 
 def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:
-    """Some images of a folder, from all of it, which can be in memory together; what cannot be read is left out."""
+    """Returns a sample of the images in a folder, small enough for memory; unreadable ones are noted and left out."""
     import zsvec
     from zsvec.encoders.onnx.int8 import MOST_PHOTOGRAPHS
 

@@ -4,74 +4,50 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from zsvec import __version__
-from zsvec.cli.app import Fusion, Json, Target, app, images_in
-from zsvec.cli.labelled import Boxes, Images, is_file, read_file
+from zsvec.cli import output
+from zsvec.cli.app import Fusion, Json, Target, app, images_in, needs_extra
+from zsvec.cli.importing import Boxes, Images, Source, is_file, read_file
 from zsvec.cli.spreadsheet import row
-from zsvec.errors import InvalidInputError, MissingExtraError
+from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import replacing_named
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from zsvec import ImageInput, Prediction
     from zsvec.evaluation import Evaluation
-    from zsvec.inputs.images import ImageInput
-    from zsvec.types import Prediction
 
 _SCORES = ("images", "precision", "recall", "f1", "called_unknown")
-_MATRIX = 10  # categories of which the whole matrix fits a terminal; of more, the mistakes are shown
+_MATRIX = 10  # most categories of a confusion matrix that fits a terminal
 
-
-class Suite(StrEnum):
-    """The names that --suite takes."""
-
-    PAPER = "paper"
-
-
-class Dataset(StrEnum):
-    """The names that --dataset takes."""
-
-    FOLDER = "folder"
-    MNIST = "mnist"
-    SVHN = "svhn"
-    CIFAR10 = "cifar10"
-    CIFAR100 = "cifar100"
-    TINYIMAGENET = "tinyimagenet"
+Dataset = Literal["folder", "mnist", "svhn", "cifar10", "cifar100", "tinyimagenet"]
 
 
 @app.command()
 def evaluate(
     context: typer.Context,
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR|FILE",
-            help="Folder with a sub-folder for each category, CSV file (path, label), or COCO annotations (.json).",
-        ),
-    ],
+    source: Source,
     images: Images = None,
     boxes: Boxes = False,
     unknown: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Images of no category, to measure rejection."),
+        Path | None, typer.Option(metavar="DIR", help="Images of no category, to measure rejection.")
     ] = None,
     fusion: Fusion = None,
     suite: Annotated[
-        Suite | None,
-        typer.Option("--suite", help="All tables and figures of the paper."),
+        Literal["paper"] | None, typer.Option("--suite", help="All tables and figures of the paper.")
     ] = None,
     report: Annotated[
         Path | None,
         typer.Option("--report", metavar="DIR", help="Folder of the suite's report.  [default: zsvec-report]"),
     ] = None,
-    dataset: Annotated[Dataset, typer.Option("--dataset", help="Layout of DIR, for the suite.")] = Dataset.FOLDER,
+    dataset: Annotated[Dataset, typer.Option("--dataset", help="Layout of DIR, for the suite.")] = "folder",
     csv: Annotated[
         Path | None,
         typer.Option("--csv", metavar="FILE", help="Write scores and confusions, a row for each category."),
@@ -88,22 +64,20 @@ def evaluate(
     --suite paper writes every table and figure of the paper, on the store's references and these images. Embeddings are
     cached in the folder of the report, so you can interrupt and repeat the command.
     """
-    from zsvec.cli import output
     from zsvec.evaluation import evaluate as measure
 
     if suite is not None:
         if fusion is not None or csv is not None or html is not None:
             raise typer.BadParameter(
-                "--suite compares all strategies, in a report of its own: leave --fusion, --csv and --html out"
+                "--suite compares all strategies in a separate report: leave --fusion, --csv and --html out"
             )
         labelled = _labelled(source, images, boxes=boxes, dataset=dataset)
-        _suite(context.obj, labelled, _named(source), unknown, report, json)
+        _suite(context.obj, labelled, _named(source), unknown, report or Path("zsvec-report"), json)
         return
-    if report is not None or dataset is not Dataset.FOLDER:
+    if report is not None or dataset != "folder":
         raise typer.BadParameter("--report and --dataset need --suite paper; a page without it is --html FILE")
     publishing = _publishing() if html is not None else None
-    for file in (csv, html):
-        _check_writable(file)
+    _check_folders(csv, html)
 
     def left_out(prediction: Prediction) -> None:
         output.print_note(f"left out: {prediction.error}")
@@ -130,19 +104,18 @@ def evaluate(
 
 
 def _labelled(
-    source: Path, images: Path | None, *, boxes: bool, dataset: Dataset = Dataset.FOLDER
+    source: Path, images: Path | None, *, boxes: bool, dataset: Dataset = "folder"
 ) -> Sequence[tuple[ImageInput, str]]:
-    """The images of a folder, a file or a public data set, each with its category."""
-    from zsvec.cli import output
+    """Returns the images of a folder, a file or a public data set, each with its category."""
     from zsvec.evaluation import labelled_images, labelled_images_of
 
     in_file = is_file(source, images, boxes=boxes)
-    if dataset is not Dataset.FOLDER:
+    if dataset != "folder":
         from zsvec.evaluation.datasets import DATASETS
 
         if in_file:
-            raise typer.BadParameter(f"--dataset {dataset.value} is a folder. Got the file {source}")
-        return DATASETS[dataset.value](source)
+            raise typer.BadParameter(f"--dataset {dataset} is a folder. Got the file {source}")
+        return DATASETS[dataset](source)
     if in_file:
         return labelled_images_of(read_file(source, images, boxes=boxes, strict=False))
     with output.left_out() as report:
@@ -150,8 +123,7 @@ def _labelled(
 
 
 def _print(result: Evaluation) -> None:
-    """Prints the tables; of few categories, the whole confusion matrix in the place of the mistakes."""
-    from zsvec.cli import output
+    """Prints the tables; with few categories, the confusion matrix instead of the mistakes."""
     from zsvec.evaluation.tables import tables_of
 
     few = len(result.categories) <= _MATRIX
@@ -171,7 +143,6 @@ def _print(result: Evaluation) -> None:
 
 def _printable(table: Mapping[str, Any]) -> Table:
     """Returns a table of `zsvec.evaluation.tables` for the terminal."""
-    from zsvec.cli import output
     from zsvec.evaluation.tables import NO_VALUE, shown
 
     printed = output.new_table(table["title"].lower(), *(column["title"] for column in table["columns"]))
@@ -187,33 +158,30 @@ def _named(source: Path) -> str:
 
 
 def _publishing() -> ModuleType:
-    """Returns what makes pages, or an error before images are classified for nothing."""
-    try:
+    """Returns the module that writes pages; fails before images are classified if its packages are missing."""
+    with needs_extra("report", "a report"):
         import zsvec.evaluation.publish as found
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'{exc.name} is needed for a report: pip install "zsvec[report]"') from exc
     return found
 
 
-def _check_writable(file: Path | None) -> None:
-    """Refuse a file that cannot be written before images are classified for nothing."""
-    if file is not None and not file.parent.is_dir():
-        raise InvalidInputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+def _check_folders(*files: Path | None) -> None:
+    """Fails before images are classified if the folder of a file is missing."""
+    for file in files:
+        if file is not None and not file.parent.is_dir():
+            raise InvalidInputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
 
 
 def _write(file: Path, text: str) -> None:
-    from zsvec.cli import output
-
     try:
         with replacing_named(file) as opened:
-            opened.write(text.encode(errors="backslashreplace"))  # a file name may be no Unicode
+            opened.write(text.encode(errors="backslashreplace"))  # a file name may not be Unicode
     except OSError as exc:
         raise InvalidInputError(f"{file} cannot be written: {exc.strerror}; give another file") from exc
     output.print_note(f"written: {file}")
 
 
 def _rows(result: Evaluation) -> Iterator[list[object]]:
-    """A row for each category: its scores, and how many of its images were answered as each category."""
+    """Yields a header, and per category its scores and its number of images by answered category."""
     scores = result.categories
     yield ["category", *_SCORES, *(f"answered {name}" for name in scores)]
     for (name, score), counts in zip(scores.items(), result.confusion.tolist(), strict=True):
@@ -225,29 +193,27 @@ def _suite(
     images: Sequence[tuple[ImageInput, str]],
     name: str,
     unknown: Path | None,
-    report: Path | None,
+    folder: Path,
     json: bool,
 ) -> None:
-    from zsvec.cli import output
     from zsvec.cli.process import single_threaded
     from zsvec.evaluation.suite import run
 
     publishing = _publishing()
     strangers = images_in(unknown) if unknown else []
-    to = report or Path("zsvec-report")
     with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
         found = run(
             classifier,
             images,
             strangers,
-            folder=to,
+            folder=folder,
             name=name,
             track=counted,
             on_error=lambda source, reason: output.print_note(f"left out: {source}: {reason}"),
             say=output.print_note,
         )
     with single_threaded():
-        page = publishing.publish(found, to)
+        page = publishing.publish(found, folder)
     if json:
         output.print_json(found.results)
     else:

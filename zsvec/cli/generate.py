@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.cli.app import Json, app
+from zsvec.errors import GenerationError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,15 +21,11 @@ if TYPE_CHECKING:
 @app.command()
 def generate(
     context: typer.Context,
-    names: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="NAME", help="Categories, stored or new."),
-    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Categories, stored or new.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All categories of the store.")] = False,
     per_category: Annotated[int, typer.Option(min=1, metavar="N", help="Images for each category.")] = 4,
     max_images: Annotated[
-        int | None,
-        typer.Option(min=0, metavar="N", help="Most images of these categories, earlier runs included."),
+        int | None, typer.Option(min=0, metavar="N", help="Most images of these categories, earlier runs included.")
     ] = None,
     max_cost: Annotated[
         float | None,
@@ -41,8 +39,7 @@ def generate(
     ] = Path("zsvec-generated"),
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and the price; send nothing.")] = False,
     keep_flagged: Annotated[
-        bool,
-        typer.Option("--keep-flagged", help="Also store images flagged as blank, copied or off-topic."),
+        bool, typer.Option("--keep-flagged", help="Also store images flagged as blank, copied or off-topic.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -51,8 +48,6 @@ def generate(
     Needs OPENAI_API_KEY and costs money: try --dry-run first. A repeated command buys nothing again. Set models,
     service and prices in zsvec.toml under [generation].
     """
-    from zsvec.cli import output
-    from zsvec.errors import GenerationError
     from zsvec.generation import Budget
     from zsvec.generation.facet import Generated
 
@@ -82,9 +77,7 @@ def generate(
 
 
 def _plan_table(plan: Plan) -> Table:
-    """What a run will ask, buy and cost."""
-    from zsvec.cli import output
-
+    """Returns the questions, images and cost of a run."""
     asked = ", ".join(f"{n} for {step}" for step, n in plan.questions.items() if n)
     cost = "unknown: no price is known for the models" if plan.cost is None else f"about ${plan.cost:.2f}"
     limits = [
@@ -109,18 +102,17 @@ def _plan_table(plan: Plan) -> Table:
 
 
 def _print_generated(done: Generated, *, json: bool) -> None:
-    """Print what was stored, what was left out, and why."""
-    from zsvec.cli import output
-
     if json:
-        for image in done.images:
-            output.print_json(image.to_dict())
-        for declined in done.declined:
-            output.print_json(declined.to_dict())
+        for found in (*done.images, *done.declined):
+            output.print_json(found.to_dict())
     else:
-        left_out = _left_out_table(done)
-        if left_out.row_count:
-            output.out.print(left_out)
+        unstored = [image for image in done.images if not image.stored]
+        rows = [
+            *((image.record.category, str(image.path), "; ".join(image.flags)) for image in unstored),
+            *((declined.category, "–", f"{declined.code}: {declined.reason}") for declined in done.declined),
+        ]
+        if rows:
+            output.out.print(output.new_table("category", "image", "left out because", rows=rows))
         stored = sum(image.stored for image in done.images)
         output.out.print(
             f"{output.counted(len(done.images), 'image')}, {stored} of them in the store, {len(done.flagged)} flagged; "
@@ -128,17 +120,3 @@ def _print_generated(done: Generated, *, json: bool) -> None:
         )
     if done.out_of_budget:
         output.print_note("the budget ended it: with a larger one, run the same again to go on")
-
-
-def _left_out_table(done: Generated) -> Table:
-    """Images that were not stored, or not drawn."""
-    from zsvec.cli import output
-    from zsvec.cli.output import escape
-
-    table = output.new_table("category", "image", "left out because")
-    for image in done.images:
-        if not image.stored:
-            table.add_row(escape(image.record.category), escape(str(image.path)), escape("; ".join(image.flags)))
-    for declined in done.declined:
-        table.add_row(escape(declined.category), "–", escape(f"{declined.code}: {declined.reason}"))
-    return table

@@ -1,4 +1,4 @@
-"""The commands that show what was changed, and take it back."""
+"""The commands that list changes and undo them."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ def history(
         name = checked_name(name)
     with context.obj.open_store() as store:
         found = [change for change in store.changes() if name is None or name in change.categories]
-    output.print_found(found, _table, json=json, otherwise="there are no changes that can be taken back")
+    output.print_found(found, _table, json=json, otherwise="there are no changes to undo")
 
 
 @app.command()
 def undo(
     context: typer.Context,
     change: Annotated[
-        str | None, typer.Argument(metavar="[CHANGE]", help="Id of a change, or its beginning; see `zsvec history`.")
+        str | None, typer.Argument(metavar="[CHANGE]", help="Id of a change, or a prefix; see `zsvec history`.")
     ] = None,
     category: Annotated[
         str | None, typer.Option("--category", metavar="NAME", help="Undo the last change of this category.")
     ] = None,
     json: Json = False,
 ) -> None:
-    """Undo the last change, or another one. An undo can be undone by its id."""
+    """Undo the last change, or another one. An undo is a change too: undo one by its id."""
     with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
         undone = classifier.history.undo(category, change=change)
     if json:
         output.print_json(undone.to_dict())
     else:
-        output.print_note(f"taken back: {said(undone)}; `zsvec undo {last[:8]}` does it again")
+        output.print_note(f"undone: {described(undone)}; redo with `zsvec undo {last[:8]}`")
 
 
-def said(change: Change) -> str:
-    """A change in words."""
+def described(change: Change) -> str:
+    """Returns a change in words: kind, categories, time and author."""
     names = output.shortened(", ".join(map(repr, change.categories)))
     by = f", by {change.by}" if change.by else ""
-    return f"{change.what} of {names} ({change.at.astimezone():%Y-%m-%d %H:%M:%S}{by})"
+    return f"{change.what} of {names} ({_second(change)}{by})"
 
 
 def _table(changes: Sequence[Change]) -> Table:
@@ -64,10 +64,14 @@ def _table(changes: Sequence[Change]) -> Table:
                 change.id[:8],
                 change.what,
                 output.shortened(", ".join(change.categories)),
-                f"{change.at.astimezone():%Y-%m-%d %H:%M:%S}",
+                _second(change),
                 change.by or "–",
-                "taken back" if change.undone else "",
+                "undone" if change.undone else "",
             )
             for change in changes
         ),
     )
+
+
+def _second(change: Change) -> str:
+    return f"{change.at.astimezone():%Y-%m-%d %H:%M:%S}"

@@ -1,4 +1,4 @@
-"""The commands for images that wait for a label, and the one that corrects an answer."""
+"""The commands for images that wait for a label, and the command that corrects an answer."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import typer
 from rich.table import Table
 
 from zsvec.cli import output
-from zsvec.cli.app import Json, Name, app, check_exists
+from zsvec.cli.app import Json, Name, Sheet, app, check_exists
 from zsvec.cli.categories import categories_table, chosen_hashes
 
 if TYPE_CHECKING:
     from zsvec import Inbox, Unlabelled
 
-Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an image, or its beginning.")]
-Sheet = Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write a contact sheet.")]
+Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an image, or a prefix.")]
 
-_SHOWN = 20  # images in a table for people
+_SHOWN = 20  # images in a table
 
 inbox = typer.Typer(help="Show, label and dismiss images that wait for a label.")
 app.add_typer(inbox, name="inbox")
@@ -34,7 +33,7 @@ def correct(
 ) -> None:
     """Make an image a reference of the right category, stored or new.
 
-    Every process uses the reference from its next image on. A reference of another category is moved.
+    Every process uses the reference from the next image on. A reference of another category is moved.
     """
     check_exists(photo)
     with context.obj.open() as classifier:
@@ -67,12 +66,7 @@ def show(
 
 
 @inbox.command()
-def label(
-    context: typer.Context,
-    hashes: Hashes,
-    name: Name,
-    json: Json = False,
-) -> None:
+def label(context: typer.Context, hashes: Hashes, name: Name, json: Json = False) -> None:
     """Make images references of a category, stored or new."""
     with context.obj.open() as classifier:
         category = classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name)
@@ -90,7 +84,7 @@ def dismiss(context: typer.Context, hashes: Hashes) -> None:
 
 @inbox.command()
 def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> None:
-    """Show groups of similar unknown images: each may be a missing category."""
+    """Show groups of similar unknown images: candidates for new categories."""
     with context.obj.open() as classifier:
         found = classifier.inbox.groups()
         if sheet:
@@ -116,11 +110,13 @@ def _hashes_of(inbox: Inbox, given: Sequence[str]) -> frozenset[str]:
 def _table(found: Sequence[Unlabelled]) -> Table:
     return output.new_table(
         *("hash", "source", "kept", "urgency", "would be"),
-        rows=((one.hash[:12], one.source, output.minute(one.added), f"{one.urgency:.2f}", _says(one)) for one in found),
+        rows=(
+            (one.hash[:12], one.source, output.minute(one.added), f"{one.urgency:.2f}", _guess(one)) for one in found
+        ),
     )
 
 
-def _says(one: Unlabelled) -> str:
+def _guess(one: Unlabelled) -> str:
     if one.prediction is None:
         return "–"
     nearest = f"{one.prediction.nearest} {one.prediction.probability:.1%}"
@@ -128,8 +124,8 @@ def _says(one: Unlabelled) -> str:
 
 
 def _write_sheet(file: Path, found: Sequence[Unlabelled], inbox: Inbox) -> None:
-    from zsvec.cli.sheet import Picture, check_sheet, write_sheet
+    from zsvec.cli.pictures import Picture, check_sheet, write_sheet
 
     check_sheet(file)
-    pictures = [Picture(one.hash, [one.hash[:12], one.source, _says(one)]) for one in found]
+    pictures = [Picture(one.hash, [one.hash[:12], one.source, _guess(one)]) for one in found]
     write_sheet(file, "inbox", pictures, inbox.small)

@@ -1,17 +1,16 @@
-"""The commands that look after the store and the installation: info, doctor, init, gc, images drop."""
+"""The commands that look after the store and the installation: info, doctor, init, gc, images drop, trust."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, Yes, app, confirm
-
-if TYPE_CHECKING:
-    from zsvec.types import Change
+from zsvec.cli.history import described
+from zsvec.types import Change
 
 images = typer.Typer(help="Look after the small copies of reference images that the store keeps.", no_args_is_help=True)
 
@@ -32,10 +31,7 @@ def info(context: typer.Context, json: Json = False) -> None:
 @app.command()
 def doctor(
     context: typer.Context,
-    store: Annotated[
-        str | None,
-        typer.Argument(metavar="[URL|DIR]", help="Store, as --store."),
-    ] = None,
+    store: Annotated[str | None, typer.Argument(metavar="[URL|DIR]", help="Store, as --store.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Make differing replicas of a catalog agree.")] = False,
     json: Json = False,
 ) -> None:
@@ -44,10 +40,10 @@ def doctor(
 
     target = replace(context.obj, store=store) if store else context.obj
     findings = list(examine(target, repair=repair))
-    for finding in findings:
-        if json:
+    if json:
+        for finding in findings:
             output.print_json(finding.to_dict())
-    if not json:
+    else:
         output.out.print(findings_table(findings))
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)
@@ -58,7 +54,7 @@ def init(context: typer.Context) -> None:
     """Create the collections of the store, for keys without that right. Writes create them too."""
     with context.obj.open() as classifier:
         classifier.create()
-        output.print_note(f"{classifier.location} is there")
+        output.print_note(f"{classifier.location} is ready")
 
 
 @app.command()
@@ -73,17 +69,15 @@ def gc(
         ),
     ] = None,
 ) -> None:
-    """Delete unused references: those of killed writers, and those replaced longer ago than the history.
+    """Delete garbage: references of killed writers, and references replaced before the history begins.
 
     Names each change that can no longer be undone.
     """
-    from zsvec.cli.history import said
-
     final: list[Change] = []
     with context.obj.open_store() as store:
         deleted = store.gc(grace, on_final=final.append)
     for change in final:
-        output.print_note(f"final: {said(change)}")
+        output.print_note(f"final: {described(change)}")
     output.print_note(f"{output.counted(deleted, 'reference')} deleted")
 
 
@@ -97,6 +91,28 @@ def drop(context: typer.Context, yes: Yes = False) -> None:
         confirm("Delete all small copies of images?", yes=yes)
         store.drop_images()
     output.print_note("all small copies of images are deleted, and none are kept any more")
+
+
+@app.command()
+def trust(revoke: Annotated[bool, typer.Option("--revoke", help="Withdraw the trust.")] = False) -> None:
+    """Trust zsvec.toml of this folder with every setting: stores, keys, services, weights, memory, deletions.
+
+    Read the file first: an untrusted file may set harmless settings alone (`zsvec docs settings`). A changed or moved
+    file needs your trust again.
+    """
+    from zsvec.settings import trust as marks
+    from zsvec.settings.settings import Settings
+
+    file, folder = Settings.toml_files[1], Settings.marks()
+    if revoke:
+        marks.distrust(file, folder)
+        output.print_note(f"{file.resolve()} is not trusted")
+        return
+    decided = marks.trust(file, folder)
+    output.print_note(f"{file.resolve()} is trusted as it is now" + (", and sets:" if decided else ""))
+    for name, value in marks.flattened(decided):
+        is_secret = any(word in name.lower() for word in ("key", "token", "secret", "password"))
+        output.print_note(f"{name} = {'***' if is_secret else repr(value)}")
 
 
 app.add_typer(images, name="images")

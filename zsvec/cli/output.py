@@ -1,4 +1,4 @@
-"""What several commands print: results on stdout, as tables or JSON lines; everything else on stderr."""
+"""Output that commands share: results on stdout, as tables or JSON lines; everything else on stderr."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from rich.text import Text
 
 from zsvec.cli.process import harmless
 from zsvec.errors import without_password
-from zsvec.types import counted as counted  # all commands count
+from zsvec.types import counted as counted
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
-    from zsvec import Classifier, Prediction, Ranking, Stream, StreamStats, Suspect
+    from zsvec import Classifier, Prediction, Stream, StreamStats
 
 T = TypeVar("T")
 
 
 class Printable(Protocol):
-    """A result that has an object of JSON."""
+    """A result with a JSON object."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The object."""
+        """Returns the JSON object."""
         ...
 
 
 P = TypeVar("P", bound=Printable)
 
-_SHOWN = 20  # inputs that cannot be used, each in a line
+_SHOWN = 20  # notes on unusable inputs
 
 
 class _Console(Console):
-    """A console that shows control characters, wherever they come from, and obeys none but its own."""
+    """A console that escapes control characters in all text that it renders."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -49,27 +49,22 @@ class _Console(Console):
 
 
 def escape(text: str) -> str:
-    """A text from outside as it is, on one line: no markup, no control character, no line that it could fake.
-
-    Passwords of URLs are left out.
-    """
+    """Returns untrusted text on one line, with markup and control characters escaped and passwords of URLs masked."""
     return escape_markup(harmless(without_password(text)))
 
 
-# What is not a terminal has no width that tables would have to be squeezed into.
+# A pipe or a file has no width that tables would have to fit.
 out = _Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print an object as one line of stdout, at once; to a terminal without any character that it could obey."""
-    line = json.dumps(value, ensure_ascii=sys.stdout.isatty(), allow_nan=False)
-    if sys.stdout.isatty():
-        line = line.replace("\x7f", r"\u007f")  # the only one in ASCII that JSON leaves
-    try:
-        line.encode(sys.stdout.encoding)
-    except UnicodeEncodeError:  # a file name that is no Unicode, or a terminal that is not
-        line = json.dumps(value, allow_nan=False)
+    """Print an object as one line of stdout and flush; on a terminal, control characters are escaped."""
+    is_terminal = sys.stdout.isatty()
+    is_unicode = sys.stdout.encoding.lower() == "utf-8"
+    line = json.dumps(value, ensure_ascii=is_terminal or not is_unicode, allow_nan=False)
+    if is_terminal:
+        line = line.replace("\x7f", r"\u007f")  # the only ASCII control character that JSON leaves
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
@@ -81,9 +76,9 @@ def print_found(
 
     Args:
         found: The results.
-        table: Makes a table of them, for people.
-        json: Whether to print each as a line of JSON instead.
-        otherwise: A note for people where there is no result.
+        table: Makes a table of the results.
+        json: Whether to print a JSON line per result instead of the table.
+        otherwise: Note without results, unless `json`.
     """
     if json:
         for one in found:
@@ -95,13 +90,13 @@ def print_found(
 
 
 def print_note(message: str) -> None:
-    """Print a line on stderr, for the person who watches."""
+    """Print a line on stderr."""
     err.print(escape(message))
 
 
 @contextmanager
 def left_out() -> Iterator[Callable[[Exception], None]]:
-    """Yields a function that prints a note on each input that cannot be used: the first ones, then their number."""
+    """Yields a function that notes an unusable input: the first 20 by their errors, the others by their number."""
     count = 0
 
     def report(error: Exception) -> None:
@@ -116,19 +111,19 @@ def left_out() -> Iterator[Callable[[Exception], None]]:
 
 
 def print_loading(classifier: Classifier) -> None:
-    """Say on stderr, if that is a terminal, why the first answer takes seconds; of an empty store there is none."""
+    """Note on a terminal that encoders are loading; an empty store loads none."""
     if err.is_terminal and classifier.categories():
         print_note(f"loading the encoders of profile {classifier.settings.profile} …")
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
-    """A progress bar on stderr, if that is a terminal; gives a function that iterates items and counts them."""
+def progress(activity: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
+    """A progress bar on stderr, if that is a terminal. Yields a function that passes items on and counts them."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=err, disable=not err.is_terminal, transient=True) as bar:
-        task = bar.add_task(what, total=total)
+        task = bar.add_task(activity, total=total)
 
         def counted(items: Iterable[T]) -> Iterator[T]:
             for item in items:
@@ -140,7 +135,7 @@ def progress(what: str, total: int | None) -> Iterator[Callable[[Iterable[T]], I
 
 @contextmanager
 def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
-    """The statistics of a stream on stderr: at the end, and all the time if that is a terminal."""
+    """Print the statistics of a stream on stderr: at the end, and continuously on a terminal."""
     if not wanted:
         yield
         return
@@ -151,16 +146,16 @@ def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
             console=err,
             auto_refresh=err.is_terminal,
             get_renderable=lambda: stream_table(running.stats),
-            redirect_stdout=sys.stdout.isatty(),  # else results would go where the statistics go
+            redirect_stdout=sys.stdout.isatty(),  # otherwise results would be printed on stderr
             transient=True,
         ):
             yield
-    finally:  # after an error, too: a watch always ends by an interruption
+    finally:  # also after an error: `zsvec watch` ends by an interruption only
         err.print(stream_table(running.stats))
 
 
 def stream_table(stats: StreamStats) -> Table:
-    """The statistics of a stream."""
+    """Returns the statistics of a stream, a row per stage."""
     images = counted(stats.images, "image")
     drift = "" if stats.drift is None else f", drift {stats.drift:.2f}"
     return new_table(
@@ -179,7 +174,7 @@ def stream_table(stats: StreamStats) -> Table:
 
 
 def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> None:
-    """Print a prediction: as JSON, or in a line for a person, with its evidence below if that is wanted."""
+    """Print a prediction as JSON, or as a line, with its evidence below if `explain`."""
     if json:
         print_json(prediction.to_dict())
         return
@@ -188,7 +183,7 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> No
         return
     nearest = escape(prediction.nearest or "")
     label = f"[bold yellow]unknown[/], nearest {nearest}" if prediction.unknown else f"[bold green]{nearest}[/]"
-    then = _ranked(prediction.ranking[1:3])
+    then = ", ".join(f"{escape(label)} {p:.1%}" for label, p in prediction.ranking[1:3])
     out.print(
         f"{escape(prediction.source)}  {label} {prediction.probability:.1%}"
         + (f"  [dim]then {then}[/]" if then else "")
@@ -199,7 +194,7 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> No
 
 
 def evidence_table(prediction: Prediction) -> Table:
-    """What each expert says, and its nearest references."""
+    """Returns a row per expert: weight, entropy, ranking and nearest references."""
     stale = prediction.calibration == "stale"
     caption = f"fused by {prediction.fusion}" + "; the calibration is stale: run `zsvec calibrate`" * stale
     return new_table(
@@ -219,13 +214,12 @@ def evidence_table(prediction: Prediction) -> Table:
 
 
 def facts_table(values: Mapping[str, Any]) -> Table:
-    """Names and their values."""
+    """Returns a row per name and value: an entry of a mapping per line, a list with commas."""
     rows = ((Text(name, "dim"), lines(_worded(value))) for name, value in values.items())
     return new_table("", "", rows=rows, box=None, show_header=False)
 
 
 def _worded(value: Any) -> list[str]:
-    """The lines of a value for people: one for each entry of a table, and a list with commas."""
     if isinstance(value, Mapping):
         return [f"{name}: {one}" for name, one in value.items()] or ["none"]
     if isinstance(value, list | tuple):
@@ -236,13 +230,13 @@ def _worded(value: Any) -> list[str]:
 def new_table(
     *headers: str, rows: Iterable[Iterable[RenderableType]] = (), box: Box | None = SIMPLE_HEAD, **options: Any
 ) -> Table:
-    """A table. However narrow the terminal is, nothing is cut off.
+    """Returns a table that folds long cells in a narrow terminal, rather than cutting them off.
 
     Args:
-        *headers: Of the columns.
-        rows: Cells by row. A `str` may be anybody's text: markup in it is none (see `escape`).
-        box: The lines of the table.
-        **options: Of `rich.table.Table`.
+        *headers: Headers of the columns.
+        rows: Cells by row. Markup is escaped in a `str`, which may be untrusted.
+        box: Borders of the table.
+        **options: Options of `rich.table.Table`.
     """
     table = Table(*(Column(header, overflow="fold") for header in headers), box=box, pad_edge=False, **options)
     for row in rows:
@@ -251,35 +245,15 @@ def new_table(
 
 
 def lines(texts: Iterable[str]) -> Text:
-    """A cell with a line for each of some texts, which may be anybody's."""
+    """Returns a cell with a line per untrusted text."""
     return Text("\n".join(harmless(without_password(text)) for text in texts))
 
 
 def minute(moment: datetime | None) -> str:
-    """A moment to the minute, in the time of this machine."""
+    """Returns a moment to the minute, in local time."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M}" if moment else "–"
 
 
-def suspects_table(suspects: Iterable[Suspect]) -> Table:
-    """References that are probably under a wrong category."""
-    return new_table(
-        *("reference", "category", "probably wrong", "instead"),
-        rows=(
-            (
-                one.source,
-                one.category,
-                f"{one.probability:.1%}",
-                one.instead + (" (the same picture is there, too)" if one.copied else ""),
-            )
-            for one in suspects
-        ),
-    )
-
-
 def shortened(text: str, longest: int = 48) -> str:
-    """The beginning of a long text, or the end of a long path."""
+    """Returns the beginning of a long text, or the end of a long path."""
     return text if len(text) <= longest else f"…{text[-longest:]}" if "/" in text else f"{text[:longest]}…"
-
-
-def _ranked(ranking: Ranking) -> str:
-    return ", ".join(f"{escape(label)} {p:.1%}" for label, p in ranking)

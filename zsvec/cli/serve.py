@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import Keep, app
-from zsvec.errors import MissingExtraError
+from zsvec.cli.app import Keep, app, needs_extra
 
 if TYPE_CHECKING:
     from zsvec.service.auth.keys import Keys
@@ -30,12 +29,10 @@ def serve(
     On 127.0.0.1 no key is needed. On any other address the first start prints a new key; or set ZSVEC_SERVE_KEYS (see
     `zsvec docs service`). Put a TLS reverse proxy in front.
     """
-    try:
+    with needs_extra("serve", "a service"):
         from zsvec.service import create_app
         from zsvec.service.server import listening, log_to_stderr
         from zsvec.service.server import serve as run
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'{exc.name} is needed for a service: pip install "zsvec[serve]"') from exc
     log_to_stderr(as_json=log_json)
     with listening(host, port) as listener, context.obj.open(keep=keep) as classifier:
         name, number = listener.getsockname()[:2]
@@ -43,12 +40,12 @@ def serve(
         shown = "localhost" if ip_address(name).is_unspecified else f"[{name}]" if ":" in name else name
         output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))
         if not keys:
-            output.print_note("it asks nobody for a key: whoever is on this machine may use it")
+            output.print_note("no key is needed: every user of this machine may use the service")
         run(create_app(classifier, keys=keys), listener)
 
 
 def _keys(host: str) -> tuple[Keys, str | None]:
-    """The keys that count at an address, and the one that is to be shown, if it is new."""
+    """Returns the valid keys at an address, and a new key to show once."""
     from zsvec.service.auth.guard import is_loopback
     from zsvec.service.auth.keys import VARIABLE, Keys, first_key, key_file
 
@@ -57,7 +54,7 @@ def _keys(host: str) -> tuple[Keys, str | None]:
         return keys, None
     keys, secret = first_key()
     if secret:
-        output.print_note(f"this is the only time that the key is shown; {key_file()} has its digest")
+        output.print_note(f"the key is shown only this once; {key_file()} has its digest")
     else:
         output.print_note(
             f"the key was shown at the first start; delete {key_file()} for another one, or set {VARIABLE}"

@@ -1,4 +1,4 @@
-"""Rows of CSV, in which a spreadsheet takes no text for a formula."""
+"""CSV rows that are safe in spreadsheets: no text is evaluated as a formula."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from zsvec.cli.process import harmless
 from zsvec.types import Prediction
 
 PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error")
-"""The fields of a prediction that are columns; `Prediction.to_dict` has all."""
+"""Columns of a prediction; `Prediction.to_dict` has all fields."""
 
 _END = "\r\n"
-_SIGNS = frozenset("=+-@\N{MINUS SIGN}")  # begin a formula, their wide and small forms too
+_SIGNS = frozenset("=+-@\N{MINUS SIGN}")  # begin a formula, also in wide and small forms
 _SKIPPED = frozenset("\"'`,;|")  # quotes and separators
-_SEPARATOR = re.compile("(?<=[;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # a cell or line may begin behind it
+_SEPARATOR = re.compile("(?<=[;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # a cell or a line may begin after one
 _SKIPPED_CATEGORIES = ("C", "M", "Z", "Pi", "Pf")  # controls, zero width, marks, spaces, quotes
 
 
 def row(values: Iterable[object]) -> str:
-    """A line of CSV with its end.
+    """Returns a line of CSV that ends with a line feed.
 
-    Names and paths may be anybody's. A text that begins like a formula gets an apostrophe before it, as spreadsheets
-    mark text; after a semicolon, a tab or a line break likewise, where some settings of an import begin a cell. Source:
-    OWASP, "CSV Injection". ``None`` is an empty cell, a truth value ``true`` or ``false``.
+    Untrusted text that begins like a formula gets a leading apostrophe, the text marker of spreadsheets; also after a
+    semicolon, a tab or a line break, which some import settings take for the end of a cell. ``None`` is an empty cell,
+    a bool ``true`` or ``false``.
+
+    Source: OWASP, "CSV Injection".
     """
     line = io.StringIO()
-    csv.writer(line, lineterminator=_END).writerow(
-        [_cell(value) for value in values]
-    )  # characters of its line end are quoted
+    csv.writer(line, lineterminator=_END).writerow(map(_cell, values))  # quotes both characters of _END
     return line.getvalue().removesuffix(_END) + "\n"
 
 
 def print_row(values: Iterable[object]) -> None:
-    """Print a line of CSV on stdout, at once; to a terminal without any character that it could obey."""
+    """Print a line of CSV on stdout and flush; on a terminal, control characters are escaped."""
     line = row(values)
     sys.stdout.write(harmless(line, but="\n") if sys.stdout.isatty() else line)
     sys.stdout.flush()
 
 
 def prediction_printer() -> Callable[[Prediction], None]:
-    """A function that prints a prediction as a line, and before the first the names of the columns."""
+    """Returns a function that prints predictions as lines of CSV, the first one after a header."""
     names = iter([PREDICTION])
 
     def show(prediction: Prediction) -> None:

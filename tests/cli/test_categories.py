@@ -1,0 +1,233 @@
+"""The commands that add, show, change and remove categories, and undo it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from rich.color import ColorSystem
+
+from tests.cli.support import IMPORTED, Cli, Result, category, without_time, words
+from tests.support import COLOURS
+from zsvec.cli import output
+from zsvec.cli.pictures import pictures_of, write_sheet
+from zsvec.inputs.images import content_hash
+from zsvec.store import open_store
+from zsvec.types import SmallImage, StoredReference
+
+pytestmark = pytest.mark.usefixtures("hash_encoders")
+
+
+def test_add(cli: Cli, colours: Path, new: Path) -> None:
+    result = cli("add 'red panda' --text 'a small mammal' --text 小熊猫 --json --image", new / "red.png")
+    expected = category("red panda", texts=["a small mammal", "小熊猫"], clip_text=2, clip_image=1, dino_image=1)
+    assert (result.code, result.err) == (0, "")
+    assert [without_time(found) for found in result.objects] == [expected]
+    result = cli("add 'red panda' --json --image", colours / "blue", "--image", new / "red.png")
+    assert [without_time(found) for found in result.objects] == [
+        expected | {"version": 2, "references": {"clip:text": 2, "clip:image": 4, "dino:image": 4}}
+    ]
+    result = cli("add 'red panda' --replace --json --text 'not a bear'")
+    assert [without_time(found) for found in result.objects] == [
+        category("red panda", version=3, texts=["not a bear"], clip_text=1, clip_image=4, dino_image=4)
+    ]
+    header, _, row = words(cli("add red_panda").out)
+    assert header == ["category", "version", "updated", "texts", "clip:text"]
+    assert (row[:2], row[-3:]) == (["red_panda", "1"], ["red", "panda", "1"])
+
+
+def test_an_unreadable_image_adds_nothing(cli: Cli, new: Path) -> None:
+    result = cli("add red --image", new / "red.png", "--image", "missing.png")
+    expected = "zsvec: cannot read 'missing.png': No such file or directory; check the path and its permissions\n"
+    assert result == Result(1, "", expected)
+    assert cli("list --json").objects == []
+
+
+def test_list(stocked: Cli) -> None:
+    result = stocked("list --json")
+    assert (result.code, result.err) == (0, "")
+    assert [without_time(found) for found in result.objects] == IMPORTED
+    result = stocked("list")
+    assert (result.code, result.err) == (0, "")
+    header, _, *rows = words(result.out)
+    assert header == ["category", "version", "updated", "texts", "clip:image", "clip:text", "dino:image"]
+    assert [(row[0], row[-3:]) for row in rows] == [(colour, ["3", "1", "3"]) for colour in COLOURS]
+
+
+def test_list_of_nothing(cli: Cli) -> None:
+    assert cli("add cat").code == cli("remove cat").code == 0
+    assert cli("list --json") == Result(0, "", "")
+    result = cli("list")
+    assert (result.code, result.out) == (0, "")
+    assert "no categories in " in result.err
+    assert "zsvec import" in result.err
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "show cat", "info --json", "gc"])
+def test_a_missing_store(cli: Cli, command: str) -> None:
+    store = os.environ["ZSVEC_STORE"]
+    expected = "zsvec: there is no store in {} (namespace zsvec) yet: `zsvec import` and `zsvec add` make it\n"
+    assert cli(command) == Result(1, "", expected.format(f"the missing folder {store}"))
+    assert not Path(store).exists()
+    Path("photos").mkdir()
+    assert cli(f"--store photos {command}") == Result(1, "", expected.format("photos"))
+    assert not list(Path("photos").iterdir())
+
+
+def test_show(stocked: Cli) -> None:
+    (found,) = stocked("show red --json").objects
+    images = [f"colours/red/{seed}.png" for seed in range(3)]
+    assert found.pop("metadata") == {}
+    stored = [(one["modality"], one["source"], one["experts"]) for one in found.pop("stored")]
+    assert stored[0] == ("text", "a photo of a red", ["clip:text"])
+    assert stored[1:] == [("image", path, ["clip:image", "dino:image"]) for path in images]
+    assert without_time(found) == IMPORTED[2]
+    result = stocked("show red")
+    assert (result.code, result.err) == (0, "")
+    assert all(expected in result.out for expected in ("a photo of a red", *images))
+
+
+def test_show_names_dates_and_authors(cli: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann [bold]")
+    assert cli("import", colours).code == 0
+    (found,) = cli("show red --json").objects
+    today = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert {(one["by"], one["added"][:10]) for one in found["stored"]} == {("Ann [bold]", today)}
+    shown = cli("show red").out
+    assert "Ann [bold]" in shown
+    assert all(one["hash"][:12] in shown for one in found["stored"])
+
+
+def test_contact_sheet(stocked: Cli) -> None:
+    result = stocked("show red --sheet sheet.html")
+    assert (result.code, result.err) == (0, "the contact sheet is sheet.html\n")
+    page = Path("sheet.html").read_text(encoding="utf-8")
+    assert page.count('<img alt="" src="data:image/jpeg;base64,') == 3
+    assert "a photo of a red" in page
+    assert "http" not in page.replace("http-equiv", "")  # needs no other file
+    result = stocked("show red --sheet sheet.pdf")
+    assert (result.code, result.out) == (2, "")
+    assert stocked("show red --sheet missing/sheet.html").code == 1
+
+
+def test_contact_sheet_without_copies(cli: Cli, colours: Path) -> None:
+    assert cli("import --keep-images none", colours).code == 0
+    result = cli("show red --sheet sheet.html")
+    assert result.err == "the contact sheet is sheet.html; of 3 images the store has no copy\n"
+    assert '<div class="none">' in Path("sheet.html").read_text(encoding="utf-8")
+
+
+def test_a_contact_sheet_escapes_all_texts(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\x1b[2J\n\"'&"
+    pictures = pictures_of([StoredReference(category=evil, hash=evil, modality="image", source=evil, by=evil)])
+    small = SmallImage(hash=evil, content=b"GIF89a<script>", width=1, height=1, source=evil)
+    write_sheet(tmp_path / "a.html", evil, pictures, lambda _: small, [evil])
+    page = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "\x1b" not in page
+    assert page.count("&lt;script&gt;") == 6  # title twice, text, hash, source and author
+
+
+def test_pictures_in_a_terminal(stocked: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = stocked("show red --pictures")
+    assert (result.code, result.out) == (2, "")
+    assert "this terminal has no colours for pictures" in result.err
+    monkeypatch.setattr(output.out, "_color_system", ColorSystem.TRUECOLOR)
+    monkeypatch.setattr(output.out, "_force_terminal", True)
+    shown = stocked("show red --pictures").out
+    reds = re.findall(r"\x1b\[38;2;(\d+);(\d+);(\d+);48;2;\d+;\d+;\d+m▀", shown)
+    assert len(reds) == 3 * 8 * 3  # three pictures of 8 by 6 pixels
+    assert all(int(red) > 150 > 100 > int(green) for red, green, _ in reds)
+
+
+def test_remove(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert filled("remove ' red '") == Result(0, "", "removed  red \n")
+    assert [found["category"] for found in filled("list --json").objects] == ["blue", "green"]
+    for command in ("remove", "show"):
+        result = filled(f"{command} gren")
+        assert (result.code, result.out) == (2, "")
+        assert result.err.startswith("zsvec: there is no category 'gren' in ")
+        assert result.err.endswith("did you mean 'green'?\n")
+        assert "did you mean" not in filled(f"{command} xyz").err
+    monkeypatch.setattr("zsvec.cli.app.is_terminal", lambda: True)
+    for answer in ("n\n", "", "y\n"):
+        assert "green" in filled("list").out
+        result = filled("remove green", stdin=answer)
+        assert result.code == (0 if answer == "y\n" else 1)
+        assert "Remove 'green' and its 7 references?" in result.err
+    assert filled("remove --yes blue").code == 0
+    assert filled("list --json").objects == []
+
+
+def test_history_and_undo(filled: Cli) -> None:
+    (imported,) = filled("history --json").objects
+    assert (imported["what"], imported["categories"], imported["undone"]) == ("import", ["blue", "green", "red"], False)
+    before = filled("list --json").objects
+    filled("rename red crimson")
+    filled("remove blue")
+    _, _, *rows = words(filled("history").out)
+    assert [row[1] for row in rows] == ["remove", "rename", "import"]
+    assert [found["what"] for found in filled("history crimson --json").objects] == ["rename"]
+    said = filled("undo --category crimson").err
+    assert re.fullmatch(r"undone: rename of 'crimson', 'red' \(20.*\); redo with `zsvec undo [0-9a-f]{8}`\n", said)
+    assert filled("undo --json").objects[0]["what"] == "remove"
+    after = filled("list --json").objects
+    assert [without_time({**found, "version": 0}) for found in after] == [
+        without_time({**found, "version": 0}) for found in before
+    ]
+    undo = filled("history --json").objects[0]
+    assert undo["what"] == "undo"
+    filled(f"undo {undo['id'][:10]}")
+    assert "blue" not in {found["category"] for found in filled("list --json").objects}
+    result = filled("undo nonsense")
+    assert (result.code, result.out) == (2, "")
+    assert "begins with 'nonsense'" in result.err
+
+
+def test_forget(filled: Cli, colours: Path) -> None:
+    photo = sorted((colours / "red").glob("*.png"))[0]
+    digest = content_hash(photo)
+    assert "is the beginning of a hash: give all 64 characters" in filled(f"forget {digest[:12]}").err
+    said = f"{digest[:12]} is forgotten, in 'red'. This cannot be undone; the file can be added again\n"
+    assert filled("forget", photo) == Result(0, "", said)
+    again = filled(f"forget {digest.upper()}")
+    assert (again.code, again.err.partition(" ")[2][:21]) == (1, "is not in this store:")
+    assert digest not in filled("show red --json").out
+    assert filled("forget nowhere.png").code == 1
+
+
+def test_move_rename_merge_and_set(filled: Cli) -> None:
+    def images(name: str) -> list[str]:
+        with open_store(os.environ["ZSVEC_STORE"], namespace="zsvec") as store:
+            return sorted({digest for _, modality, digest in store.keys(name) if modality == "image"})
+
+    red, blue = images("red"), images("blue")
+    (moved,) = filled(f"move red blue {red[0][:12]} --json").objects
+    assert (moved["category"], max(moved["references"].values())) == ("blue", len(blue) + 1)
+    assert images("blue") == sorted([*blue, red[0]])
+    assert images("red") == red[1:]
+    assert filled(f"remove red {red[1]}") == Result(0, "", "red has 3 references left\n")
+    assert "azure" in filled("rename blue azure").out
+    (changed,) = filled("set azure --text 'like the sky' --json --metadata", json.dumps({"a": 1})).objects
+    assert changed["texts"] == ["like the sky"]
+    assert [found["category"] for found in filled("merge red azure --json").objects] == ["azure"]
+    assert [found["category"] for found in filled("list --json").objects] == ["azure", "green"]
+    for command, says in {
+        "move azure green abc": "'abc' is too short for a hash: give 6 characters or more",
+        f"move azure green {'f' * 12}": "is the beginning of no hash of 'azure'",
+        "move azur green abcdef": "there is no category 'azur'",
+        "rename azure green": "there is a category 'green' already",
+        "merge azure azure": "are the same category",
+        "merge azure gren": "there is no category 'gren' in",
+        "set azure": "there is nothing to set",
+        "set azure --metadata [1]": "must be an object of JSON",
+        "set azure --metadata {": "the metadata are no JSON",
+        f"set azure --metadata {'[' * 100_000}": "the metadata are no JSON",
+    }.items():
+        result = filled(command)
+        assert (result.code, result.out) == (2, "")
+        assert says in result.err

@@ -1,0 +1,196 @@
+"""`zsvec classify`: answers, evidence, unreadable images and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.support import Cli, Loading, Result, add_images, words
+from tests.support import COLOURS, write_photos
+from zsvec.cli import output
+from zsvec.types import Prediction
+
+pytestmark = pytest.mark.usefixtures("hash_encoders")
+
+
+def answers(result: Result) -> list[tuple[str, str | None]]:
+    return [(found["source"], found["label"]) for found in result.objects]
+
+
+def test_json(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = stocked("classify --json", new / "red.png")
+    assert (result.code, result.err) == (0, "")
+    (found,) = result.objects
+    assert list(found) == [
+        *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
+        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
+    ]
+    assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
+    assert found["calibration"] == "current"
+    assert found["ranking"][0] == {"label": "red", "probability": found["probability"]}
+    assert [list(entry) for entry in found["ranking"]] == [["label", "probability"]] * 3
+    assert 0.9 < found["probability"] <= 1
+    assert 0 < found["novelty"] < 0.2
+    assert found["experts"].keys() == {"clip:text", "clip:image", "dino:image"}
+    for expert in found["experts"].values():
+        assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
+        assert {entry["label"] for entry in expert["ranking"]} == set(COLOURS)
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
+    (plain,) = stocked("classify --json", new / "red.png").objects
+    assert (plain["label"], plain["calibration"], plain["novelty"]) == ("red", "none", None)
+    assert 0 < plain["distance"] < 0.2
+    assert (found["fusion"], plain["fusion"]) == ("log_linear_gda", "log_linear")
+
+
+def test_paths_folders_and_stdin_in_order(stocked: Cli, new: Path) -> None:
+    red, blue = ("new/red.png", "red"), ("new/blue.png", "blue")
+    result = stocked("classify --json", new / "red.png", new, f"./{new}/blue.png")
+    assert answers(result) == [red, blue, red, ("./new/blue.png", "blue")]
+    stdin = "new/red.png\r\n\n   \nmissing.png\nnew/blue.png"
+    result = stocked("classify --json new/blue.png - new/red.png", stdin=stdin)
+    assert answers(result) == [blue, red, ("missing.png", None), blue, red]
+
+
+def test_text(stocked: Cli, new: Path) -> None:
+    result = stocked("classify", new)
+    assert (result.code, result.err) == (0, "")
+    blue, red = result.out.splitlines()
+    assert blue.startswith("new/blue.png  blue ")
+    assert red.startswith("new/red.png  red ")
+    assert "then" in red
+    assert "novelty 0.0" in red
+
+
+def test_explain(stocked: Cli, new: Path) -> None:
+    result = stocked("classify --explain", new / "red.png")
+    assert (result.code, result.err) == (0, "")
+    lines = words(result.out)
+    assert lines[1] == ["expert", "weight", "entropy", "says", "nearest", "references"]
+    first = {row[0]: row[1:] for row in lines[3:] if ":" in row[0]}
+    assert first.keys() == {"clip:text", "clip:image", "dino:image"}
+    assert first["dino:image"][3] == "red"
+    assert first["dino:image"][-2] == "red:"
+    assert first["dino:image"][-1].startswith("colours/red/")
+    assert sum(int(row[0].rstrip("%")) for row in first.values()) in (99, 100, 101)
+    assert lines[-1][:3] == ["fused", "by", "log_linear_gda"]
+
+
+def test_top_k_and_fusion(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = stocked("classify --json --top-k 2", new / "red.png").objects
+    assert [len(found["ranking"]), *(len(e["ranking"]) for e in found["experts"].values())] == [2] * 4
+
+    def weight(options: str) -> float:
+        (found,) = stocked(f"classify --json {options}", new / "red.png").objects
+        return float(found["experts"]["clip:text"]["weight"])
+
+    names = ("max_confidence", "inverse_entropy", "neg_exp_entropy", "fixed", "log_linear", "log_linear_views")
+    weights = {fusion: weight(f"--fusion {fusion}") for fusion in names}
+    assert len(set(weights.values())) == 6
+    monkeypatch.setenv("ZSVEC_FUSION", "fixed")
+    assert weights["fixed"] == pytest.approx(1 / 3)
+    assert weight("") == pytest.approx(1 / 3)
+
+
+def test_unknown_images(filled: Cli, colours: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(new, [7])
+    add_images(colours, range(3, 8))
+    assert filled("import", colours).code == 0
+    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [True, False]
+    assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
+    monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.2")
+    assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [False, False]
+    assert "  distance 0." in filled("classify new/7.png").out
+
+
+def test_unreadable_images_are_reported_and_the_rest_goes_on(stocked: Cli, new: Path) -> None:
+    result = stocked("classify --json missing.png new/red.png colours/red/broken.jpg https://example.org/a.jpg")
+    assert result.code == 0
+    missing, red, broken, url = result.objects
+    error = "cannot read 'missing.png': No such file or directory; check the path and its permissions"
+    assert missing == Prediction(source="missing.png", error=error).to_dict()
+    assert red["label"] == "red"
+    assert broken["error"].startswith("cannot read 'colours/red/broken.jpg': it is empty")
+    assert "URLs are not fetched" in url["error"]
+    assert result.err == "3 of 4 images could not be read\n"
+    result = stocked("classify missing.png new/red.png")
+    assert result.out.splitlines()[0].startswith("missing.png: not classified, cannot read 'missing.png'")
+    assert result.out.splitlines()[1].startswith("new/red.png  red ")
+
+
+@pytest.mark.parametrize("options", ["", "--json"])
+def test_missing_paths_are_answered_without_encoders(
+    stocked: Cli, new: Path, hash_encoders: Loading, options: str
+) -> None:
+    alone = stocked(f"classify {options} missing.png gone.png")
+    assert not hash_encoders.made
+    among_others = stocked(f"classify {options} missing.png gone.png new/red.png")
+    assert (alone.code, alone.err) == (1, "2 of 2 images could not be read\n")
+    assert alone.out.splitlines() == among_others.out.splitlines()[:2]
+    assert len(alone.out.splitlines()) == 2
+    for command, code in {"add ' '": 2, "add x --text ' '": 2, "add x --image missing.png": 1}.items():
+        hash_encoders.made.clear()
+        assert stocked(command).code == code
+        assert not hash_encoders.made
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_shows_that_encoders_are_loading(
+    stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch, *, terminal: bool
+) -> None:
+    monkeypatch.setattr(output.err, "_force_terminal", terminal)
+    result = stocked("classify --json new/red.png")
+    assert result.err == ("loading the encoders of profile base …\n" if terminal else "")
+    assert [found["label"] for found in result.objects] == ["red"]
+    empty = stocked("--namespace other classify new/red.png")
+    assert "loading" not in empty.err
+
+
+def test_no_image_at_all(stocked: Cli) -> None:
+    Path("empty").mkdir()
+    assert stocked("classify --json empty") == Result(1, "", "nothing was classified: there are no images in empty\n")
+    assert stocked("classify - empty") == Result(1, "", "nothing was classified: there are no images in stdin, empty\n")
+
+
+def test_an_unlisted_folder_is_an_error_after_earlier_answers(
+    stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("locked").mkdir()
+    listed = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    result = stocked("classify --json new/red.png locked")
+    assert result.code == 2
+    assert [o["label"] for o in result.objects] == ["red"]
+    assert "cannot list the folder 'locked': Permission denied" in result.err
+
+
+def test_csv(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (new / "broken, or so.jpg").touch()
+    (new / "red.png").rename("=red.png")
+    result = stocked("classify --csv =red.png", new)
+    assert result.code == 0
+    rows = list(csv.DictReader(io.StringIO(result.out)))
+    assert [row["source"] for row in rows] == ["'=red.png", str(new / "blue.png"), str(new / "broken, or so.jpg")]
+    objects = stocked("classify --json =red.png", new).objects
+    for row, found in zip(rows, objects, strict=True):
+        assert list(row) == ["source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error"]
+        for name in ("label", "nearest", "probability", "novelty", "distance", "error"):
+            assert row[name] == ("" if found[name] is None else str(found[name]))
+        assert row["unknown"] == ("true" if found["unknown"] else "false")
+    assert stocked("classify --csv missing.png").out.splitlines()[1].startswith("missing.png,,,,false,,,")
+    (new / "blue.png").rename(new / "\x1b[31mred.png")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    result = stocked("classify --csv", new)
+    assert "\x1b" not in result.out
+    assert "\\x1b[31mred.png" in result.out

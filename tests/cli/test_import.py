@@ -1,0 +1,186 @@
+"""`zsvec import`: folders, CSV files and COCO annotations."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.cli.support import IMPORTED, Cli, Loading, category, without_time
+from tests.support import COLOURS, coloured, encode
+
+pytestmark = pytest.mark.usefixtures("hash_encoders")
+
+
+def test_import(cli: Cli, colours: Path) -> None:
+    result = cli("import", colours)
+    assert (result.code, result.out) == (0, "")
+    left_out, summary = result.err.splitlines()
+    assert left_out.startswith("left out: cannot read 'colours/red/broken.jpg': it is empty (0 bytes)")
+    assert summary.startswith("3 categories, 10 images (1 unreadable) in ")
+
+
+def test_importing_again_embeds_nothing(cli: Cli, colours: Path, hash_encoders: Loading) -> None:
+    first = cli("import --json", colours)
+    assert [without_time(found) for found in first.objects] == IMPORTED
+    assert "left out: " in first.err
+    assert hash_encoders.embedded() == 9 + 9 + 3
+    again = cli("import --json", colours)
+    assert again.objects == first.objects
+    (colours / "red" / "0.png").unlink()
+    (colours / "red" / "broken.jpg").unlink()
+    replaced = cli("import --replace --json", colours).objects
+    assert hash_encoders.embedded() == 9 + 9 + 3
+    assert without_time(replaced[2]) == category("red", version=2, clip_text=1, clip_image=2, dino_image=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.json", '{"red": ["like fire", "like blood"], "cat": "a feline"}'),
+        ("d.csv", "category,text\nred,like fire\ncat,a feline\nred,like blood\n"),
+    ],
+)
+def test_definitions(cli: Cli, colours: Path, name: str, content: str) -> None:
+    Path(name).write_text(content)
+    found = {o["category"]: without_time(o) for o in cli("import --json --definitions", name, colours).objects}
+    assert found["red"] == category("red", texts=["like fire", "like blood"], clip_text=2, clip_image=3, dino_image=3)
+    assert found["cat"] == category("cat", texts=["a feline"], clip_text=1)
+    assert found["blue"]["texts"] == ["blue"]
+
+
+def test_csv(cli: Cli, colours: Path, hash_encoders: Loading) -> None:
+    (colours / "red" / "1.png").rename(Path("elsewhere.png"))
+    rows = [f"{colour}/{i}.png,{colour}" for colour in COLOURS for i in range(3)]
+    (colours / "labels.csv").write_text("\n".join(["path,label", *rows, "red/broken.jpg,red", "red/2.png,green"]))
+    result = cli("import --json", colours / "labels.csv")
+    assert result.code == 0
+    counts = {found["category"]: found["references"]["clip:image"] for found in result.objects}
+    assert counts == {"blue": 3, "green": 4, "red": 2}
+    notes = result.err.splitlines()
+    assert notes[0].startswith("left out: colours/labels.csv, line 9: there is no 'colours/red/1.png': check the path")
+    assert notes[1] == "images under several labels: 1, such as colours/red/2.png"
+    assert notes[2].startswith("left out: cannot read 'colours/red/broken.jpg': it is empty (0 bytes)")
+    assert notes[3].startswith("3 categories, 10 images (1 unreadable) in ")
+    embedded = hash_encoders.embedded()
+    again = cli("import --json", colours / "labels.csv")
+    assert again.objects == result.objects
+    assert "10 images (1 unreadable, 9 stored before, or the same as another)" in again.err
+    assert hash_encoders.embedded() == embedded
+
+
+def test_csv_with_images_in_another_folder(cli: Cli, colours: Path) -> None:
+    Path("lists").mkdir()
+    Path("lists/labels.tsv").write_text("label\tpath\nred\tred/0.png\nred\t../lists/labels.tsv\n")
+    Path("d.json").write_text('{"red": "like fire", "cat": "a feline"}')
+    result = cli("import lists/labels.tsv --json --definitions d.json --images", colours)
+    texts = [(found["category"], found["texts"]) for found in result.objects]
+    assert texts == [("cat", ["a feline"]), ("red", ["like fire"])]
+    assert "line 3: 'colours/../lists/labels.tsv' leads out of colours" in result.err
+    assert "no images for the definitions of cat" in result.err.splitlines()
+
+
+def test_unusable_rows_are_counted_and_replace_nothing(cli: Cli, colours: Path) -> None:
+    Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n" + "none.png,red\n" * 30)
+    result = cli("import labels.csv")
+    notes = result.err.splitlines()
+    assert result.code == 0
+    assert sum(note.startswith("left out: labels.csv, line ") for note in notes) == 20
+    assert notes[20] == "left out: 10 more"
+    before = cli("list --json").objects
+    result = cli("import labels.csv --replace")
+    assert result.code == 2
+    assert "labels.csv, line 3: there is no 'none.png'" in result.err
+    assert cli("list --json").objects == before
+    Path("labels.csv").write_text("path,label\n" + "none.png,red\n")
+    assert cli("import labels.csv").code == 2
+
+
+def test_coco_annotations(cli: Cli, colours: Path) -> None:
+    width, height = coloured("red", 0).size
+    boxes = [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 2, 2], "iscrowd": crowd} for crowd in (0, 1)]
+    content = {
+        "images": [{"id": 1, "file_name": "red/0.png", "width": width, "height": height}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": "corner"}],
+    }
+    Path("annotations.json").write_text(json.dumps(content))
+    result = cli("import annotations.json --json --images", colours)
+    assert [found["references"]["clip:image"] for found in result.objects] == [1]
+    result = cli("import annotations.json --json --boxes --images", colours)
+    assert [found["references"]["clip:image"] for found in result.objects] == [2]
+    assert "left out: annotations.json, annotations[1]: it is a crowd, not one object" in result.err
+    assert "colours/red/0.png#xywh=0,0,2,2" in cli("show corner").out
+
+
+def test_folders_without_images_and_definitions_without_a_folder(cli: Cli, colours: Path) -> None:
+    for name in ("empty", "__MACOSX", ".git", "zsvec__catalog", "zsvec__clip"):
+        (colours / name).mkdir()
+    Path("texts.json").write_text('{"red": "red things", "rde": "red things"}')
+    result = cli("import", colours, "--definitions", "texts.json")
+    assert result.code == 0
+    notes = result.err.splitlines()
+    assert "left out, because there are no images in the folders: empty" in notes
+    assert "no folder for the definitions of rde" in notes
+    assert [found["category"] for found in cli("list --json").objects] == sorted([*COLOURS, "rde"])
+    Path("texts.json").write_text('{"empty": "nothing"}')
+    notes = cli("import", colours, "--definitions", "texts.json").err.splitlines()
+    assert "no images in the folders of the definitions of empty" in notes
+    assert "empty" in [found["category"] for found in cli("list --json").objects]
+    (colours / "empty").rmdir()
+    assert "no images" not in cli("import", colours).err
+
+
+def test_known_images_nested_images_and_other_files_are_counted(cli: Cli, colours: Path) -> None:
+    assert cli("import", colours).code == 0
+    (colours / "red" / "more").mkdir()
+    (colours / "red" / "more" / "new.png").write_bytes(encode(coloured("red", 77)))
+    (colours / "loose.png").write_bytes(encode(coloured("red", 78)))
+    for name in ("red/notes.txt", "blue/a.heic", "blue/b.HEIC", "blue/LICENSE"):
+        (colours / name).write_bytes(b"no image")
+    notes = cli("import", colours).err.splitlines()
+    assert "images of no category, because they are in no sub-folder: 1" in notes
+    assert "images of sub-folders belong to the category of the folder above: red 1" in notes
+    files = "files left out, because they are no images by their names"
+    assert f"{files}: 4 (2 .heic, 1 without a suffix, 1 .txt)" in notes
+    assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 stored before, or the same as another) in ")
+
+
+def test_unreadable_images_replace_nothing(cli: Cli, colours: Path) -> None:
+    assert cli("import", colours).code == 0
+    result = cli("import --replace", colours)
+    summary, left = result.err.splitlines()[-2:]
+    assert summary.startswith("2 categories, 6 images (0 unreadable) in ")
+    assert left == "left as they were, because images are unreadable: red"
+    versions = {found["category"]: found["version"] for found in cli("list --json").objects}
+    assert versions == {"blue": 2, "green": 2, "red": 1}
+
+
+def test_interrupted(cli: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: Any, categories: Any, *, on_commit: Callable[[Any], None], **options: Any) -> None:
+        on_commit(SimpleNamespace(name=next(iter(categories)).name))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zsvec.classifier.Classifier.add_categories", interrupted)
+    result = cli("import", colours)
+    assert result.code == 130
+    assert "interrupted: 1 of 3 categories are stored. Repeat the command to go on" in result.err
+
+
+@pytest.mark.parametrize("command", ["import", "evaluate"])
+def test_options_of_a_file(cli: Cli, colours: Path, command: str) -> None:
+    Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n")
+    for arguments, message in {
+        "colours --images colours": "--images needs a FILE",
+        "colours --boxes": "--boxes needs COCO annotations",
+        "labels.csv --boxes": "--boxes needs COCO annotations",
+        "colours/red/0.png": "is not a folder, and no file that ends with .csv or .tsv or .txt or .json",
+        "none.csv": "none.csv",
+    }.items():
+        result = cli(f"{command} {arguments}")
+        assert result.code == 2
+        assert message in result.said

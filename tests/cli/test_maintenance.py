@@ -1,0 +1,229 @@
+"""`zsvec info`, `doctor`, `gc` and `images drop`, and all commands on a server."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import endless
+from tests.cli.support import IMPORTED, Cli, Result, without_time, words
+from tests.store.support import ServerDeployment
+from zsvec import __version__
+from zsvec.cli import doctor
+from zsvec.store import writing
+
+pytestmark = pytest.mark.usefixtures("hash_encoders")
+
+
+def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = filled("info --json").objects
+    assert found.pop("qdrant-edge")
+    encoder = "zsvec.testing.HashEncoder@1 (64-d, 8 px)"
+    assert found == {
+        "store": os.environ["ZSVEC_STORE"],
+        "namespace": "zsvec",
+        "categories": 3,
+        "unreadable": [],
+        "references": {"clip:text": 3, "clip:image": 9, "dino:image": 9},
+        "encoders": {"clip": encoder, "dino": encoder},
+        "calibration": "current",
+        "measured": {
+            "all together": "not exported here",
+            "clip by torch": "not measured yet",
+            "dino by torch": "not measured yet",
+        },
+    }
+    out = filled("info").out
+    assert ["unreadable", "none"] in words(out)
+    assert ["references", "clip:image:", "9"] in words(out)
+    assert not set("{}[]'") & set(out)
+    assert filled("--namespace other init").code == 0
+    result = filled("--namespace other info")
+    assert (result.code, result.err) == (0, "")
+    facts = {row[0]: row[1] for row in words(result.out)}
+    assert (facts["namespace"], facts["categories"], facts["calibration"]) == ("other", "0", "none")
+    assert (facts["unreadable"], facts["references"]) == ("none", "none")
+
+
+@pytest.fixture
+def ward(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """No hub in reach, and a device that needs no torch. Returns a function that sets the missing weights."""
+
+    def missing(weights: dict[str, str]) -> None:
+        monkeypatch.setattr(doctor, "missing_weights", lambda specs: weights)
+
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(doctor, "describe_device", lambda device, dtype, **_: f"{device}, {dtype}")
+    missing({})
+    return missing
+
+
+def by_name(result: Result) -> dict[str, dict[str, Any]]:
+    """The findings by their names."""
+    return {finding["what"]: finding for finding in result.objects}
+
+
+def test_doctor_finds_nothing(stocked: Cli, ward: Callable[..., None]) -> None:
+    result = stocked("doctor --json")
+    assert (result.code, result.err) == (0, "")
+    assert [list(found) for found in result.objects] == [["what", "ok", "detail", "advice"]] * 7
+    found = by_name(result)
+    assert list(found) == ["packages", "settings", "device", "hub", "weights", "generation", "store"]
+    assert all(o["ok"] and not o["advice"] for o in found.values())
+    assert f"zsvec {__version__}" in found["packages"]["detail"]
+    assert found["device"]["detail"] == "auto, auto"
+    assert found["hub"]["detail"] == "http://127.0.0.1:9 cannot be reached (ConnectError); not needed"
+    assert found["store"]["detail"].endswith("3 categories, 21 references, calibration: current")
+    result = stocked("doctor")
+    assert (result.code, result.err) == (0, "")
+    assert [line.split()[:2] for line in result.out.splitlines()] == [["ok", name] for name in found]
+
+
+def test_doctor_finds_a_stale_calibration(
+    filled: Cli, ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
+    assert filled("remove red").code == 0
+    result = filled("doctor --json")
+    assert result.code == 0
+    found = by_name(result)["store"]
+    assert found["ok"]
+    assert found["detail"].endswith("2 categories, 14 references, calibration: stale")
+    assert "run `zsvec calibrate`" in found["advice"]
+
+
+def test_doctor_finds_missing_weights_and_other_encoders(stocked: Cli, ward: Callable[..., None]) -> None:
+    ward({"clip": "some/model"})
+    result = stocked("doctor --json")
+    assert result.code == 1
+    found = by_name(result)
+    assert [name for name, o in found.items() if not o["ok"]] == ["hub", "weights"]
+    assert "clip: some/model" in found["weights"]["detail"]
+    assert "--profile offline" in found["weights"]["advice"]
+    result = stocked("doctor")
+    assert result.code == 1
+    assert "--profile offline" in result.out
+    ward({})
+    result = stocked("--profile offline doctor --json")
+    store = by_name(result)["store"]
+    assert (result.code, store["ok"]) == (1, False)
+    assert "encoders clip, dino, and conse, efficientnet are in use" in store["detail"]
+    assert "profile '" not in store["detail"]  # the encoders of the store are of no profile
+
+
+def test_the_profile_of_a_store_is_named(cli: Cli, ward: Callable[..., None], colours: Path) -> None:
+    assert cli("--profile offline import", colours).code == 0
+    named = "; it was made with the profile 'offline': open it with that (--profile offline)"
+    result = cli("classify colours")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith(f"{named}\n")
+    assert by_name(cli("doctor --json"))["store"]["detail"].endswith(named)
+
+
+def test_doctor_of_an_invalid_hub_and_invalid_settings(
+    cli: Cli, ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for url in ("nonsense", "http://[bad", "ftp://hub"):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        assert f"{url} cannot be reached" in by_name(cli("doctor --json"))["hub"]["detail"]
+    result = cli("--profile nonsense doctor --json")
+    assert result.code == 1
+    assert [(o["what"], o["ok"]) for o in result.objects] == [("packages", True), ("settings", False)]
+    assert "'nonsense'" in result.objects[1]["detail"]
+
+
+@pytest.mark.parametrize("drip", endless.DRIPS)
+def test_doctor_does_not_wait_for_a_dripping_hub(drip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that drips its head passes each timeout between two bytes. The body is not requested."""
+    monkeypatch.setattr(doctor, "_HUB_TIMEOUT_S", 4)
+    with endless.serving(endless.DRIPS[drip]) as server:
+        begun = time.monotonic()
+        problem = doctor.hub_error(server.url)
+        assert time.monotonic() - begun < 60
+    assert (problem is None) == (drip in ("body", "chunks"))
+
+
+def test_doctor_of_a_missing_store(cli: Cli, ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in ("doctor --json nowhere", "--store nowhere doctor --json"):
+        result = cli(command)
+        found = by_name(result)["store"]
+        assert (result.code, found["ok"]) == (1, False)
+        missing = f"the missing folder {Path('nowhere').absolute()} (namespace zsvec)"
+        assert found["detail"] == f"there is no store in {missing} yet"
+        assert found["advice"] == "`zsvec import` and `zsvec add` make it"
+    monkeypatch.delenv("ZSVEC_STORE")
+    result = cli("doctor --json")  # a new installation is as it should be
+    found = by_name(result)["store"]
+    assert (result.code, found["ok"]) == (0, True)
+    assert found["detail"].startswith("there is no store in the missing folder ")
+    assert not Path("nowhere").exists()
+
+
+@pytest.mark.usefixtures("ward")
+def test_a_store_on_a_server(
+    cli: Cli, server: ServerDeployment, colours: Path, new: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSVEC_STORE", server.url)
+    monkeypatch.setenv("ZSVEC_NAMESPACE", server.namespace)
+    assert cli("list --json").code == 1  # nothing has been written yet
+    assert [without_time(found) for found in cli("import --json", colours).objects] == IMPORTED
+    assert [without_time(found) for found in cli("list --json").objects] == IMPORTED
+    assert cli("add cat --text 'a feline'").code == 0
+    labels = {o["source"]: o["label"] for o in cli("classify --json", new).objects}
+    assert labels == {"new/blue.png": "blue", "new/red.png": "red"}
+    assert cli("remove cat").code == 0
+    (found,) = cli("info --json").objects
+    assert (found["store"], found["namespace"]) == (server.url, server.namespace)
+    assert (found["categories"], found["calibration"]) == (3, "current")
+    assert found["qdrant"].count(".") == 2
+    *nodes, store = cli(f"doctor {server.url} --json").objects[6:]
+    # removed references can be restored by an undo, and are no garbage
+    assert [found["what"] for found in nodes] == [f"node {server.url}", "rights", "limits", "copies", "catalog"]
+    assert all(found["ok"] for found in nodes)
+    assert (store["what"], store["ok"]) == ("store", True)
+    assert "3 categories, 21 references" in store["detail"]
+    assert cli("gc") == Result(0, "", "0 references deleted\n")
+
+
+def test_gc(filled: Cli, ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise SystemExit(9)
+
+    assert filled("gc") == Result(0, "", "0 references deleted\n")
+    for texts, said in {"--text 'a feline' --text 'a pet'": "2 references", "--text 'a feline'": "1 reference"}.items():
+        with monkeypatch.context() as patched:
+            patched.setattr(writing, "commit", killed)
+            assert filled(f"add cat {texts}").code == 9
+        assert len(filled("list --json").objects) == 3
+        assert by_name(filled("doctor --json"))["garbage"]["detail"] == f"{said} that no category names"
+        assert filled("gc") == Result(0, "", f"{said} deleted\n")
+        assert filled("gc") == Result(0, "", "0 references deleted\n")
+
+
+def test_gc_names_final_changes(filled: Cli) -> None:
+    filled("remove red")
+    assert filled("gc").err == "0 references deleted\n"
+    *final, deleted = filled("gc --grace 0").err.splitlines()
+    names = [line.split(" (")[0] for line in final]
+    assert names == ["final: remove of 'red'", "final: import of 'blue', 'green', 'red'"]
+    assert deleted != "0 references deleted"
+    assert filled("history").err == "there are no changes to undo\n"
+    assert filled("undo").code == 2
+
+
+def test_images_drop(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("zsvec.cli.app.is_terminal", lambda: True)
+        assert filled("images drop", stdin="n\n").code == 1
+        assert filled("show red --sheet a.html").err == "the contact sheet is a.html\n"
+        assert filled("images drop", stdin="y\n").code == 0
+    done = "all small copies of images are deleted, and none are kept any more\n"
+    assert filled("images drop --yes") == Result(0, "", done)
+    assert filled("images drop") == Result(0, "", done)
+    assert "of 3 images the store has no copy" in filled("show red --sheet a.html").err
+    assert [found["references"]["clip:image"] for found in filled("list --json").objects] == [3, 3, 3]

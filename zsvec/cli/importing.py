@@ -1,0 +1,208 @@
+"""The command that imports labelled images, and the reading of labels for `zsvec evaluate`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli import output
+from zsvec.cli.app import Json, KeepImages, Replace, app
+from zsvec.errors import ImageError, InvalidInputError
+from zsvec.types import Category
+
+if TYPE_CHECKING:
+    from zsvec import CategoryInput, ImageInput, ReferenceImage
+
+_FILES = (".csv", ".tsv", ".txt", ".json")
+
+Source = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR|FILE",
+        help="Folder with a sub-folder for each category, CSV file (path, label), or COCO annotations (.json).",
+    ),
+]
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", metavar="DIR", help="Folder that holds all paths of FILE.  [default: the folder of FILE]"),
+]
+Boxes = Annotated[bool, typer.Option("--boxes", help="Use each box of COCO annotations as an image.")]
+
+
+@app.command("import")
+def import_(
+    context: typer.Context,
+    source: Source,
+    images: Images = None,
+    boxes: Boxes = False,
+    definitions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Definition texts: JSON {category: text or [texts]}, or CSV (category, text)."
+        ),
+    ] = None,
+    replace_: Replace = False,
+    keep_images: KeepImages = None,
+    json: Json = False,
+) -> None:
+    """Add a category for each sub-folder of DIR, named like the folder, or for each label in FILE.
+
+    Repeat the command freely: stored images are not embedded again. Reports and skips unreadable images, empty folders,
+    links that lead out of DIR, and unusable rows. With --replace, such a link or row ends the command before anything
+    is written.
+    """
+    from zsvec.inputs.folders import read_definitions
+
+    texts = read_definitions(definitions) if definitions else {}
+    found = _read(source, images, boxes=boxes, definitions=texts, strict=replace_)
+    number = _images_in(found)
+    unreadable: list[str] = []
+
+    def report(source: str, error: ImageError) -> None:
+        unreadable.append(source)
+        output.print_note(f"left out: {error}")
+
+    committed: list[Category] = []
+
+    def keep(category: Category) -> None:
+        committed.append(category)
+        if json:
+            output.print_json(category.to_dict())
+
+    start = time.monotonic()
+    with context.obj.open(keep_images=keep_images) as classifier, output.progress("importing", number) as counted:
+        before = {category.name: category.images for category in classifier.categories()}
+        inputs = (replace(category, images=counted(category.images)) for category in found)
+        try:
+            with classifier.history.one_change("import"):
+                classifier.add_categories(inputs, replace=replace_, on_error=report, on_commit=keep)
+        except KeyboardInterrupt:
+            output.print_note(
+                f"interrupted: {len(committed)} of {output.counted(len(found), 'category', 'categories')} are stored. "
+                "Repeat the command to go on: stored images are not embedded again"
+            )
+            raise
+    seconds = time.monotonic() - start
+    names = {category.name for category in committed}
+    stored = [category for category in found if category.name in names]
+    failed = len({_source_of(image) for category in stored for image in category.images}.intersection(unreadable))
+    new = sum(category.images - before.get(category.name, 0) for category in committed)
+    known = _images_in(stored) - failed - new
+    there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
+    said = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(_images_in(stored), 'image')}"
+    output.print_note(f"{said} ({failed} unreadable{there}) in {seconds:.1f} s")
+    if left := [category.name for category in found if category.name not in names]:
+        output.print_note(f"left as they were, because images are unreadable: {', '.join(left)}")
+    if number and len(unreadable) == number:
+        raise typer.Exit(1)
+
+
+def is_file(source: Path, images: Path | None, *, boxes: bool) -> bool:
+    """Returns whether labels are in a file, rather than in names of folders.
+
+    Raises:
+        InvalidInputError: The file has another suffix.
+        typer.BadParameter: `images` or `boxes` needs another kind of source.
+    """
+    if not os.path.isfile(source):  # noqa: PTH113 - Path.is_file raises for a name that is too long
+        if images is not None:
+            raise typer.BadParameter("--images needs a FILE: the images of a folder are in it")
+        if boxes:
+            raise typer.BadParameter("--boxes needs COCO annotations")
+        return False
+    suffix = source.suffix.lower()
+    if suffix not in _FILES:
+        raise InvalidInputError(f"{source} is not a folder, and no file that ends with {' or '.join(_FILES)}: give one")
+    if boxes and suffix != ".json":
+        raise typer.BadParameter("--boxes needs COCO annotations, a file that ends with .json")
+    return True
+
+
+def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> list[CategoryInput]:
+    """Returns the categories of a CSV file or of COCO annotations, and notes images under several labels.
+
+    Args:
+        file: A file of `is_file`.
+        images: Folder that paths in the file are relative to; by default the folder of the file.
+        boxes: Whether to take each box of COCO annotations as an image.
+        strict: Whether to raise for an unusable row, rather than to note and skip the row.
+    """
+    with output.left_out() as report:
+        on_error = None if strict else report
+        if file.suffix.lower() == ".json":
+            from zsvec.inputs.coco import from_coco
+
+            found = from_coco(file, images, boxes=boxes, on_error=on_error)
+        else:
+            from zsvec.inputs.tables import from_csv
+
+            found = from_csv(file, images, on_error=on_error)
+    labels = Counter(image for category in found for image in {_source_of(image) for image in category.images})
+    if several := [image for image, number in labels.items() if number > 1]:
+        output.print_note(f"images under several labels: {len(several)}, such as {several[0]}")
+    return found
+
+
+def _read(
+    source: Path, images: Path | None, *, boxes: bool, definitions: Mapping[str, Sequence[str]], strict: bool
+) -> list[CategoryInput]:
+    from zsvec.inputs.folders import category_folders, read_categories, refused, with_definitions
+
+    if not is_file(source, images, boxes=boxes):
+        with output.left_out() as report:
+            found = read_categories(source, definitions, on_outside=refused if strict else report)
+        for note in _notes_on(source, found, category_folders(source, on_outside=lambda _: None)):
+            output.print_note(note)
+        return found
+    rows = read_file(source, images, boxes=boxes, strict=strict)
+    found = with_definitions(rows, definitions)
+    if bare := [category.name for category in found if not list(category.images)]:
+        output.print_note(f"no images for the definitions of {', '.join(bare)}")
+    return found
+
+
+def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
+    """Yields warnings on skipped files and folders, and on images of nested folders."""
+    from zsvec.inputs.encoded import SUFFIXES
+    from zsvec.inputs.folders import other_files
+
+    if loose := sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
+        yield f"images of no category, because they are in no sub-folder: {loose}"
+    bare = [category.name for category in found if not list(category.images)]
+    notes = {
+        "left out, because there are no images in the folders:": sorted(folders.keys() - {c.name for c in found}),
+        "no images in the folders of the definitions of": [name for name in bare if name in folders],
+        "no folder for the definitions of": [name for name in bare if name not in folders],
+    }
+    yield from (f"{note} {', '.join(names)}" for note, names in notes.items() if names)
+    nested = Counter(
+        category.name
+        for category in found
+        for image in category.images
+        if isinstance(image, Path) and image.parent != folders[category.name]
+    )
+    if nested:
+        counts = ", ".join(f"{name} {count}" for name, count in nested.items())
+        yield f"images of sub-folders belong to the category of the folder above: {counts}"
+    if others := sum((other_files(path, folder) for path in folders.values()), Counter()):
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
+        yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
+
+
+def _images_in(categories: Sequence[CategoryInput]) -> int:
+    return sum(len(list(category.images)) for category in categories)
+
+
+def _source_of(image: ImageInput | ReferenceImage) -> str:
+    """Returns the name of an image in errors."""
+    from zsvec import ReferenceImage
+    from zsvec.inputs import images
+
+    return images.source_of(image.image if isinstance(image, ReferenceImage) else image)

@@ -1,0 +1,267 @@
+"""The commands that learn from the references and judge them: calibrate, audit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from zsvec.cli import output
+from zsvec.cli.app import Json, answering, app, is_terminal, needs_extra
+from zsvec.errors import ConflictError, InvalidInputError
+
+if TYPE_CHECKING:
+    from zsvec import (
+        Audit,
+        CalibrationReport,
+        Category,
+        Confusion,
+        Duplicates,
+        Outlier,
+        StoredImage,
+        StoredReferences,
+        Suspect,
+        ThinCategory,
+    )
+
+F = TypeVar("F")
+
+_SHOWN = 10  # findings of a kind in a table
+_UNCALIBRATED = "label errors need a calibration: run `zsvec calibrate`, with images in at least two categories"
+
+
+@app.command()
+def calibrate(
+    context: typer.Context,
+    false_unknown_rate: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Images of known categories that may be called unknown.  [default: the setting, the present "
+            "calibration's rate, or 0.05]",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Learn the weights of the experts and the rejection threshold from the stored references.
+
+    Needs no images and no encoders. Small stores calibrate themselves after each change; `zsvec info` shows whether
+    the calibration is stale. Names references that are probably under a wrong category, and changes none. Forgets the
+    confidence learned from labelled images.
+    """
+    with context.obj.open() as classifier:
+        report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
+    if json:
+        output.print_json(report.to_dict())
+        return
+    _print_calibration(report)
+    for note in report.notes:
+        output.print_note(note)
+
+
+@app.command()
+def audit(
+    context: typer.Context,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write all findings as one page.")] = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Review doubtful labels and copies one by one.")] = False,
+    json: Json = False,
+) -> None:
+    """Find label errors, duplicates, outliers, thin categories and confused ones, most doubtful first.
+
+    Changes nothing without --fix. Label errors and confusions need a calibration.
+    """
+    if fix and (json or html):
+        raise InvalidInputError("--fix must be alone. Got --json or --html, too")
+    if fix and not is_terminal():
+        raise InvalidInputError("--fix asks at a terminal: in a program, take `zsvec audit --json` and `zsvec move`")
+    if html:
+        with needs_extra("report", "a page"):
+            from zsvec.evaluation.report import write_audit
+    with context.obj.open() as classifier:
+        found = classifier.references.audit()
+        if fix:
+            _fix(found, classifier.references)
+    if json:
+        for line in found.lines():
+            output.print_json(line)
+    elif not fix:
+        _print_audit(found)
+    if not found.calibrated and not json:
+        output.print_note(_UNCALIBRATED)
+    if html:
+        write_audit(html, found, classifier.location)
+        output.print_note(f"page: {html}")
+
+
+def _print_calibration(report: CalibrationReport) -> None:
+    output.out.print(
+        output.new_table(
+            *("expert", "temperature", "images", "accuracy"),
+            rows=(
+                (
+                    name,
+                    f"{expert.temperature:.3f}",
+                    str(expert.images),
+                    "– (one reference a category)" if expert.accuracy is None else f"{expert.accuracy:.1%}",
+                )
+                for name, expert in report.calibration.experts.items()
+            ),
+        )
+    )
+    fusion = output.new_table(
+        *("fusion", "top-1", "cross-entropy", "calibration error"),
+        rows=(
+            (when, f"{quality.top1:.1%}", f"{quality.cross_entropy:.3f} nats", f"{quality.ece:.1%}")
+            for when, quality in {"before": report.before, "after": report.after}.items()
+            if quality is not None
+        ),
+    )
+    if fusion.row_count:
+        output.out.print(fusion)
+    output.out.print(str(report))
+    _print_findings(
+        report.suspects, "reference image", "probably under a wrong category", _suspects_table, "--json names"
+    )
+
+
+def _print_audit(found: Audit) -> None:
+    all_in = "--json and --html name"
+    _print_findings(found.labels, "reference image", "probably under a wrong category", _suspects_table, all_in)
+    _print_findings(found.duplicates, "picture", "more than once", _duplicates_table, all_in)
+    _print_findings(found.outliers, "reference image", "like no other", _outliers_table, all_in)
+    _print_findings(found.thin, "category", "with too few different pictures", _thin_table, all_in)
+    _print_findings(found.confusions, "pair", "of categories taken for each other", _confusions_table, all_in)
+    doubtful = any((found.labels, found.duplicates, found.outliers, found.thin, found.confusions))
+    output.out.print(
+        f"{output.counted(found.images, 'reference image')}, {found.judged} of them judged by the others"
+        + "; nothing is doubtful" * (not doubtful)
+    )
+
+
+def _print_findings(
+    findings: Sequence[F], noun: str, finding: str, table: Callable[[Sequence[F]], Table], all_in: str
+) -> None:
+    if findings:
+        plural = "categories" if noun == "category" else None
+        output.out.print(f"{output.counted(len(findings), noun, plural)} {finding}:")
+        output.out.print(table(findings[:_SHOWN]))
+    if len(findings) > _SHOWN:
+        output.out.print(f"and {len(findings) - _SHOWN} more: {all_in} all")
+
+
+def _fix(found: Audit, references: StoredReferences) -> None:
+    """Asks about each label error, then about near-duplicates within a category, and does the answer at once."""
+    gone: set[tuple[str, str]] = set()
+    for label in found.labels:
+        answer = _ask(
+            [label.source, f"  is under {label.category!r}, and probably {label.instead!r} ({label.probability:.0%})"],
+            {"m": f"move it to {label.instead!r}", "r": "remove it", "k": "keep it"},
+        )
+        if answer == "s":
+            return
+        if answer == "m":
+            _try(partial(references.move, label.hash, source=label.category, target=label.instead))
+        elif answer == "r":
+            _try(partial(references.remove, label.category, label.hash))
+        if answer != "k":
+            gone.add((label.category, label.hash))
+    for first, *copies in _copies(found.duplicates, gone):
+        answer = _ask(
+            [first.source, f"  of {first.category!r} looks like", *(f"  {image.source}" for image in copies)],
+            {"r": f"remove {'these' if len(copies) > 1 else 'this'}", "k": "keep all"},
+        )
+        if answer == "s":
+            return
+        if answer == "r":
+            _try(partial(references.remove, first.category, [image.hash for image in copies]))
+    output.print_note("there is nothing more to ask")
+
+
+def _copies(duplicates: Sequence[Duplicates], gone: Collection[tuple[str, str]]) -> Iterator[list[StoredImage]]:
+    """Yields near-duplicates within a category, without images that are gone by category and hash."""
+    for one in duplicates:
+        there = [image for image in one.images if (image.category, image.hash) not in gone]
+        for name in dict.fromkeys(image.category for image in there):
+            if len(copies := [image for image in there if image.category == name]) > 1:
+                yield copies
+
+
+def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
+    """Returns the letter of a choice, or ``s`` to stop."""
+    choices = {**choices, "s": "stop"}
+    for line in (*lines, ", ".join(f"{letter}: {meaning}" for letter, meaning in choices.items())):
+        output.print_note(line)
+    answer = ""
+    while answer not in choices:
+        with answering():
+            answer = typer.prompt(f"What to do? [{'/'.join(choices)}]", err=True).strip().lower()
+    return answer
+
+
+def _try(change: Callable[[], Category]) -> None:
+    """Does a change, or notes the reason against it: another process may have changed the category meanwhile."""
+    try:
+        changed = change()
+    except (ConflictError, InvalidInputError) as exc:
+        output.print_note(f"not done: {exc}")
+    else:
+        output.print_note(f"done: {changed.name} has {output.counted(sum(changed.references.values()), 'reference')}")
+
+
+def _suspects_table(suspects: Sequence[Suspect]) -> Table:
+    return output.new_table(
+        *("reference", "category", "probably wrong", "instead"),
+        rows=(
+            (
+                one.source,
+                one.category,
+                f"{one.probability:.1%}",
+                one.instead + (" (the same picture is there, too)" if one.copied else ""),
+            )
+            for one in suspects
+        ),
+    )
+
+
+def _duplicates_table(duplicates: Sequence[Duplicates]) -> Table:
+    return output.new_table(
+        *("references", "category", "cosine"),
+        rows=((*_columns(one.images), f"{one.likeness:.3f}") for one in duplicates),
+    )
+
+
+def _outliers_table(outliers: Sequence[Outlier]) -> Table:
+    return output.new_table(
+        *("reference", "category", "cosine to the nearest"),
+        rows=((one.image.source, one.image.category, f"{one.similarity:.2f}") for one in outliers),
+    )
+
+
+def _thin_table(thin: Sequence[ThinCategory]) -> Table:
+    return output.new_table(
+        *("category", "images", "different pictures", "spread"),
+        rows=(
+            (one.category, str(one.images), str(one.pictures), "–" if one.spread is None else f"{one.spread:.2f}")
+            for one in thin
+        ),
+    )
+
+
+def _confusions_table(confusions: Sequence[Confusion]) -> Table:
+    return output.new_table(
+        *("categories", "images", "references", "category"),
+        rows=((" – ".join(one.categories), str(len(one.images)), *_columns(one.images)) for one in confusions),
+    )
+
+
+def _columns(images: Sequence[StoredImage]) -> tuple[Text, Text]:
+    """Returns sources and categories of the first images, a line each, and the number of further ones."""
+    some = images[:_SHOWN]
+    more = [f"and {len(images) - _SHOWN} more"] * (len(images) > _SHOWN)
+    sources = [output.shortened(image.source) for image in some]
+    return output.lines([*sources, *more]), output.lines(image.category for image in some)

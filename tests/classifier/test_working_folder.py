@@ -1,4 +1,4 @@
-"""A path means what it meant when it was given, wherever the process goes afterwards."""
+"""Relative paths are resolved when given: a later change of the working folder has no effect."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_a_store_stays_where_it_was_opened(elsewhere: Path) -> None:
         assert [category.name for category in store.categories()] == ["a", "b"]
 
 
-@pytest.mark.parametrize("store", ["store", "./store", None])
-def test_settings_mean_the_folder_they_were_made_in(store: str | None, elsewhere: Path) -> None:
+@pytest.mark.parametrize("store", ["./store", None])
+def test_settings_keep_the_working_folder(store: str | None, elsewhere: Path) -> None:
     home = Path.cwd()
     settings = load_settings(store=store)
     copies = [settings, settings.model_copy()]
@@ -50,12 +50,12 @@ def test_settings_mean_the_folder_they_were_made_in(store: str | None, elsewhere
     assert list(elsewhere.iterdir()) == []
 
 
-def test_what_is_no_folder_stays() -> None:
+def test_a_store_in_memory_has_no_folder() -> None:
     with load_settings(store=":memory:").open_store() as opened:
         assert opened.info()["store"] == ":memory:"
 
 
-def test_certificates_are_those_of_the_folder(elsewhere: Path) -> None:
+def test_certificates_keep_the_working_folder(elsewhere: Path) -> None:
     home = Path.cwd()
     settings = load_settings(store="https://127.0.0.1:1", ca_certificate="authority.pem")
     os.chdir(elsewhere)

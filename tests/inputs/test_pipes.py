@@ -1,4 +1,4 @@
-"""A named pipe in a folder from elsewhere is refused at once: nothing waits for its writer."""
+"""A named pipe in an untrusted folder is refused at once: no reader waits for a writer."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def pipe(path: Path) -> Path:
 
 @contextmanager
 def hanging_fails() -> Iterator[None]:
-    """Ends a call that waits for the writer of a pipe."""
+    """Fails a call that waits for the writer of a pipe."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        pytest.fail("it waits for the writer of a pipe")
+        pytest.fail("waits for the writer of a pipe")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(PATIENCE)
@@ -51,35 +51,6 @@ def hanging_fails() -> Iterator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def watch(folder: Path) -> None:
-    pipe(folder / ".zsvec-watch.jsonl")
-    Watch(folder)
-
-
-def watch_state(folder: Path) -> None:
-    Watch(folder, state=pipe(folder / "state"))
-
-
-def generated(folder: Path) -> None:
-    pipe(folder / "manifest.jsonl")
-    Manifest(folder)
-
-
-def generated_before(folder: Path) -> None:
-    pipe(folder / "manifest.jsonl")
-    read_manifest(folder)
-
-
-def exported(folder: Path) -> None:
-    pipe(folder / MANIFEST)
-    ExportedFolder(folder)
-
-
-def side_file(folder: Path) -> None:
-    pipe(folder / "preprocessor_config.json")
-    preprocessing_beside(folder / "model.onnx")
 
 
 def checkpoint(name: str) -> Callable[[Path], None]:
@@ -101,12 +72,14 @@ def public_set(name: str, file: str) -> Callable[[Path], None]:
 
 
 READERS: dict[str, Callable[[Path], Any]] = {
-    "state of a watch": watch,
-    "named state of a watch": watch_state,
-    "manifest of generated images": generated,
-    "manifest of generated images, read": generated_before,
-    "exported encoders": exported,
-    "file beside a graph": side_file,
+    "state of a watch": lambda folder: Watch(pipe(folder / ".zsvec-watch.jsonl").parent),
+    "named state of a watch": lambda folder: Watch(folder, state=pipe(folder / "state")),
+    "manifest of generated images": lambda folder: Manifest(pipe(folder / "manifest.jsonl").parent),
+    "manifest of generated images, read": lambda folder: read_manifest(pipe(folder / "manifest.jsonl").parent),
+    "exported encoders": lambda folder: ExportedFolder(pipe(folder / MANIFEST).parent),
+    "file beside a graph": lambda folder: preprocessing_beside(
+        pipe(folder / "preprocessor_config.json").with_name("model.onnx")
+    ),
     "graph": lambda folder: read_file(pipe(folder / "model.onnx")),
     "weights": lambda folder: LocalSource(str(pipe(folder / "model.pth"))).load(),
     "weights of a checkpoint": checkpoint("model.safetensors"),
@@ -125,19 +98,19 @@ READERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_a_pipe_in_a_folder_is_an_error_at_once(reader: str, tmp_path: Path) -> None:
+def test_a_pipe_is_an_error_at_once(reader: str, tmp_path: Path) -> None:
     with hanging_fails(), pytest.raises(ZSVecError):
         READERS[reader](tmp_path)
 
 
-def test_missing_weights_say_so_of_a_pipe(tmp_path: Path) -> None:
+def test_a_pipe_among_weights_is_named(tmp_path: Path) -> None:
     pipe(tmp_path / "checkpoint" / "modules.json")
     (tmp_path / "checkpoint" / "model.safetensors").write_bytes(b"weights")
     with hanging_fails():
         assert "modules.json is no regular file" in str(LocalSource(str(tmp_path / "checkpoint")).missing())
 
 
-def test_a_pipe_among_images_is_left_to_who_reads_it(tmp_path: Path) -> None:
+def test_a_watch_passes_a_pipe_on_to_its_reader(tmp_path: Path) -> None:
     pipe(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(encode(photo(1)))
     with hanging_fails(), Watch(tmp_path, settle=0, poll=0.001) as watched:
@@ -145,7 +118,7 @@ def test_a_pipe_among_images_is_left_to_who_reads_it(tmp_path: Path) -> None:
         assert {next(images).name, next(images).name} == {"a.png", "b.png"}
 
 
-def test_definitions_may_come_through_a_pipe_of_the_shell() -> None:
+def test_definitions_are_read_from_a_pipe_of_the_shell() -> None:
     read, write = os.pipe()
     os.write(write, b'{"cat": "a small predator"}')
     os.close(write)

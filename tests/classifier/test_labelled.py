@@ -1,4 +1,4 @@
-"""`clf.calibrate(labelled=…)`: how sure to be of images that are worse than the references."""
+"""`clf.calibrate(labelled=…)`: confidence learned from labelled images."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ def kept(clf: Classifier) -> Calibration:
 
 
 def confusing(n: int) -> list[tuple[Image.Image, str]]:
-    """Noise, each under some category."""
+    """Noise under any category."""
     return [(photo(seed), COLOURS[seed % 3]) for seed in range(n)]
 
 
-def test_evidence_is_scaled_by_what_labelled_images_say(clf: Classifier) -> None:
+def test_evidence_is_scaled_by_labelled_images(clf: Classifier) -> None:
     image = photo(500)
     before = clf.classify(image)
     report = clf.calibrate(labelled=iter(confusing(60)))
@@ -55,12 +55,12 @@ def test_evidence_is_scaled_by_what_labelled_images_say(clf: Classifier) -> None
     assert printed["labelled_after"]["ece"] == report.labelled_after.ece
 
 
-def test_images_that_are_right_for_sure_change_little(clf: Classifier) -> None:
+def test_confident_right_images_change_little(clf: Classifier) -> None:
     report = clf.calibrate(labelled=[(coloured(colour, 7000 + i), colour) for i, colour in enumerate(COLOURS)])
     assert 0.9 < report.calibration.scale < 1.5
 
 
-def test_the_scale_stays_until_one_calibrates_without_labelled_images(clf: Classifier) -> None:
+def test_the_scale_stays_until_a_calibration_without_labelled_images(clf: Classifier) -> None:
     scale = clf.calibrate(labelled=confusing(60)).calibration.scale
     plain = kept(clf)
     clf.add_category("grey", images=[coloured("grey", seed) for seed in range(5)])
@@ -80,24 +80,20 @@ def test_suspects_do_not_depend_on_the_scale(clf: Classifier) -> None:
     assert after[0].probability == pytest.approx(before[0].probability)
 
 
-def test_categories_that_the_store_does_not_have_are_named(clf: Classifier) -> None:
+def test_unknown_categories_and_unreadable_images_are_named(clf: Classifier) -> None:
     before = clf._store.calibration()
     with pytest.raises(InvalidInputError, match="does not have: 'mauve', 'puce'; add these"):
         clf.calibrate(labelled=[(photo(1), "puce"), ("missing.png", " mauve "), (photo(3), "red")])
-    assert clf._store.calibration() == before
-
-
-@pytest.mark.parametrize("labelled", [[], "red", 7, [photo(1)], [(photo(1),)], {"red": [photo(1)]}])
-def test_labelled_images_are_pairs(clf: Classifier, labelled: Any) -> None:
-    with pytest.raises(InvalidInputError, match="labelled must be pairs of an image and the name of its category"):
-        clf.calibrate(labelled=labelled)
-
-
-def test_a_labelled_image_that_cannot_be_read(clf: Classifier) -> None:
-    before = clf._store.calibration()
     with pytest.raises(ImageError, match=r"missing\.png"):
         clf.calibrate(labelled=[(photo(1), "red"), ("missing.png", "red")])
     assert clf._store.calibration() == before
+
+
+def test_labelled_images_are_pairs(clf: Classifier) -> None:
+    values: list[Any] = [[], "red", 7, [photo(1)], [(photo(1),)], {"red": [photo(1)]}]
+    for labelled in values:
+        with pytest.raises(InvalidInputError, match="labelled must be pairs of an image and the name of its category"):
+            clf.calibrate(labelled=labelled)
 
 
 def test_an_empty_store_cannot_be_calibrated() -> None:
@@ -105,9 +101,7 @@ def test_an_empty_store_cannot_be_calibrated() -> None:
         clf.calibrate(labelled=[(photo(1), "red")])
 
 
-def test_what_labelled_images_say_while_a_write_calibrates_is_kept(
-    clf: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scale_learned_while_a_write_calibrates_is_kept(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*arguments: Any, **options: Any) -> Any:
         made = fit_calibration(*arguments, **options)
         monkeypatch.undo()

@@ -1,16 +1,15 @@
 #!/usr/bin/env python
-"""What an audit finds among references some of which are wrong, and what it gains to delete them.
+"""Measures audits of references with wrong labels and copies, and the gain of deleting the label errors.
 
     python scripts/audits.py SET…
 
 SET has the folders `references` and `photos`, each with a sub-folder per category. Every draw pools the images of both,
-and divides them anew. Then a share of the references gets another category, and some are saved again, smaller, every
-other one of these in another category. Measured is:
+and divides them anew. Then a share of the references gets another category, and a share is saved again, smaller, every
+second copy in another category. The figures are:
 
-- of the labels that the audit accuses, how many are wrong; of the wrong labels, and of the right ones, how many it
-  accuses; of the copies, how many it finds;
-- how good the default fusion is on the photos: with all references, without all that the audit accuses, and without
-  the wrong ones, which only this script knows.
+- precision and recall of the label errors, the share of right labels among them, and the recall of copies;
+- quality of the default fusion on the photos: with all references, without the label errors of the audit, and without
+  the true ones.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _STRATEGY = "log_linear_gda"
 def audits(
     folders: list[Path],
     profile: str = "offline",
-    references: Annotated[int | None, typer.Option(help="References a category; by default all of the set's.")] = None,
+    references: Annotated[int | None, typer.Option(help="References a category; by default all.")] = None,
     wrong: Annotated[float, typer.Option(help="Share under another category.")] = 0.2,
     copied: Annotated[float, typer.Option(help="Share that is saved again.")] = 0.05,
     draws: int = 10,
@@ -73,7 +72,7 @@ def audits(
 
 
 def accusations(images: Images, trial: Trial, audit: Audit) -> dict[str, float]:
-    """Returns how right an audit is, in %; NaN where there is nothing to be right about."""
+    """Returns precision and recall of an audit in %; NaN for an empty denominator."""
     accused = {(int(one.hash), one.category) for one in audit.labels}
     wrong = _wrong(trial)
     originals = {copy: number for number, copy in images.copies.items()}
@@ -94,7 +93,7 @@ def accusations(images: Images, trial: Trial, audit: Audit) -> dict[str, float]:
 
 
 def remaining(trial: Trial, audit: Audit) -> Mapping[str, Rows]:
-    """Returns the references that are left, by which are deleted; of a category that would have none, all are left."""
+    """Returns the remaining references by kind of deletion. A category that would be empty keeps all."""
 
     def without(some: Collection[tuple[int, str]]) -> Rows:
         names = {row[1] for row in trial.rows if row not in some}

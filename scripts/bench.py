@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Speed of zsvec beside other ways to do the same, in interleaved rounds of one run.
+"""Speed of zsvec and of its alternatives, in interleaved rounds.
 
     python scripts/bench.py stream                      classify_stream, and a plain loop
     python scripts/bench.py scale                       search and changes by the size of the store

@@ -68,7 +68,7 @@ def commands_page() -> str:
 
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every command by its name, those of a group behind the name of the group."""
+    """Yields every command with its full name, such as ``inbox label``."""
     for name, command in group.commands.items():
         if getattr(command, "invoke_without_command", False):
             yield f"{prefix}{name}", command
@@ -106,7 +106,7 @@ def _option(parameter: Any, context: Any) -> Iterator[str]:
 
 
 def _choices(parameter: Any, context: Any) -> str:
-    """The names that an option takes, out of ``--suite <paper>`` or, as other versions of typer say, ``[paper]``."""
+    """The choices of an option, from ``--suite <paper>`` or, in other versions of typer, ``[paper]``."""
     return re.sub(r"[<>\[\]]", "", parameter.get_help_record(context)[0].split()[-1]).lower()
 
 
@@ -161,7 +161,7 @@ def _fields(model: type[BaseModel]) -> str:
 
 def _attributes(docstring: str) -> dict[str, str]:
     """The descriptions below ``Attributes:`` of a docstring in Google style."""
-    section = inspect.cleandoc(docstring).partition("Attributes:")[2]  # Python 3.13 has taken the indent away
+    section = inspect.cleandoc(docstring).partition("Attributes:")[2]  # Python 3.13 removes the indent
     found = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|^\S|\Z)", section, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.replace("``", "`").split()) for name, text in found}
 
@@ -207,7 +207,7 @@ def _bounds(metadata: Iterable[Any]) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default behind a comma, if there is one to name."""
+    """The default after a comma; empty for none."""
     if field.default is PydanticUndefined:
         return ", required" if field.default_factory is None else ""
     if isinstance(field.default, bool):
@@ -223,7 +223,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def description() -> str:
-    """The description of the API of `zsvec serve` (OpenAPI), as JSON."""
+    """The OpenAPI description of `zsvec serve`, as JSON."""
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         return json.dumps(create_app(classifier).openapi(), indent=2, ensure_ascii=False) + "\n"
 

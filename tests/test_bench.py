@@ -1,10 +1,11 @@
-"""The benchmarks run, on sizes that measure nothing."""
+"""The benchmarks run, on the smallest sizes."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ modalities = ['image']
 
 @pytest.fixture(autouse=True)
 def fast_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The scripts keep their stores in temporary folders. That of the test is made before."""
+    """Puts the temporary folders of the scripts into memory."""
     with fast_folder() as folder:
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         yield
@@ -32,7 +33,7 @@ def fast_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Runs a command in a folder with images and a profile `tiny`, also for processes that the command starts."""
+    """Runs a command in a folder with images and a profile `tiny`, which processes of the command find, too."""
     monkeypatch.syspath_prepend(SCRIPTS)
     monkeypatch.setenv("PYTHONPATH", str(SCRIPTS.parent))
     import bench
@@ -44,35 +45,26 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return lambda *arguments: run_script(bench, *arguments)
 
 
-def test_stream(bench: Callable[..., str]) -> None:
-    sizes = ("--images", 6, "--references", 40, "--categories", 4, "--batch-size", 4, "--rounds", 1)
-    printed = bench("stream", "--profile", "tiny", *sizes)
-    assert "plain loop" in printed
-    assert "fuse" in printed
+SETS = ("colours/references", "colours/photos", "--profile", "tiny", "--rounds", 1)
+STREAM = ("--images", 6, "--references", 40, "--categories", 4, "--batch-size", 4, "--rounds", 1)
 
 
-def test_scale(bench: Callable[..., str]) -> None:
-    printed = bench("scale", "--largest", 1000, "--rounds", 1, "--dim", 16)
-    assert "in process" in printed
-    assert "embedded engine" in printed
-
-
-def test_calibrate(bench: Callable[..., str]) -> None:
-    assert "GiB" in bench("calibrate", "--references", 40, "--categories", 4, "--dim", 16)
-
-
-def test_runtimes(bench: Callable[..., str]) -> None:
-    pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
-    assert "onnxruntime, int8" in bench("runtimes", "colours/photos", "--profile", "tiny", "--rounds", 1)
-
-
-def test_service(bench: Callable[..., str]) -> None:
-    pytest.importorskip("uvicorn", reason='pip install "zsvec[serve]"')
-    folders = ("colours/references", "colours/photos")
-    assert "latencies" in bench("service", *folders, "--profile", "tiny", "--clients", 2, "--rounds", 1)
-
-
-def test_keeping(bench: Callable[..., str]) -> None:
-    printed = bench("keeping", "colours/references", "colours/photos", "--profile", "tiny", "--rounds", 1)
-    assert "keep_images=small" in printed
-    assert "keep=uncertain" in printed
+@pytest.mark.parametrize(
+    ("arguments", "printed", "extra"),
+    [
+        (("stream", "--profile", "tiny", *STREAM), ("plain loop", "fuse"), None),
+        (("scale", "--largest", 1000, "--rounds", 1, "--dim", 16), ("in process", "embedded engine"), None),
+        (("calibrate", "--references", 40, "--categories", 4, "--dim", 16), ("GiB",), None),
+        (("runtimes", *SETS[1:]), ("onnxruntime, int8",), "onnxscript"),
+        (("service", *SETS, "--clients", 2), ("latencies",), "uvicorn"),
+        (("keeping", *SETS), ("keep_images=small",), None),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_benchmarks(
+    bench: Callable[..., str], arguments: tuple[Any, ...], printed: tuple[str, ...], extra: str | None
+) -> None:
+    if extra:
+        pytest.importorskip(extra, reason=f"{extra} is not installed")
+    found = bench(*arguments)
+    assert all(text in found for text in printed)

@@ -1,4 +1,4 @@
-"""Times of actions that are taken in turns, and the tables that show them."""
+"""Times of interleaved actions, and tables of them."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Returns the seconds of each action in each round.
+    """Returns the seconds of each action by round, without a first, uncounted round.
 
-    Actions take turns, so that a slow moment of the machine hits all alike. The first turn of each is not counted.
+    Actions take turns, so that a slow moment of the machine hits all alike.
     """
     times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
         action()
     for _ in range(rounds):
         for name, action in actions.items():
-            time.sleep(0.1)  # threads of a BLAS spin on after a product, and would disturb the next action
+            time.sleep(0.1)  # threads of a BLAS spin after a product, and would disturb the next action
             times[name].append(seconds(action))
     return times
 
 
 def rates(times: Times, images: int) -> list[dict[str, Cell]]:
-    """Returns a row for each action: the images a second, and how many times those of the first action they are."""
+    """Returns a row per action: images a second, and the ratio to the first action."""
     baseline = next(iter(times.values()))
     return [
         {"way": name, "images/s": images / statistics.median(taken), "times the first": ratio(baseline, taken)}
@@ -73,7 +73,7 @@ def unit_vectors(random: np.random.Generator, count: int, dim: int) -> NDArray[n
 
 
 def report(title: str, tables: Mapping[str, Sequence[Mapping[str, Cell]]]) -> None:
-    """Print the machine, the versions, and a table for each caption; its rows have the same columns."""
+    """Print the machine, the versions, and a table per caption, whose rows have the same columns."""
     console = Console(highlight=False, width=160)
     console.print(title)
     console.print(f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {_versions()}")

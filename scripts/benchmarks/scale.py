@@ -51,7 +51,7 @@ def scale(
 def _store(
     size: int, dim: int, batch: int, rounds: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of batches by way, and seconds of what else there is to do with a store of so many references."""
+    """Returns seconds of batches by index, and seconds of the other operations on a store of `size` references."""
     random = np.random.default_rng(0)
     vectors, queries = unit_vectors(random, size, dim), {"bench": unit_vectors(random, batch, dim)}
     encoder = HashEncoder("bench", dim=dim, modalities=("image",))

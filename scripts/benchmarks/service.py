@@ -75,7 +75,7 @@ def _classify(http: httpx.Client, path: Path) -> float:
 
 @contextmanager
 def _served(store: Path, profile: str) -> Iterator[httpx.Client]:
-    """A client of the service on a store, in a process of its own."""
+    """Yields a client of the service on a store, in another process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -76,7 +75,9 @@ def evaluate(
         return
     if report is not None or dataset != "folder":
         raise typer.BadParameter("--report and --dataset need --suite paper; a page without it is --html FILE")
-    publishing = _publishing() if html is not None else None
+    if html is not None:
+        with needs_extra("report", "a report"):
+            import zsvec.evaluation.publish as publishing
     _check_folders(csv, html)
 
     def left_out(prediction: Prediction) -> None:
@@ -91,7 +92,7 @@ def evaluate(
         references = sum((Counter(category.references) for category in classifier.categories()), Counter[str]())
     if csv is not None:
         _write(csv, "".join(map(row, _rows(result))))
-    if html is not None and publishing is not None:
+    if html is not None:
         profile = classifier.settings.profile
         page = publishing.page_of(
             result, name=_named(source), profile=profile, references=references, version=__version__
@@ -157,13 +158,6 @@ def _named(source: Path) -> str:
     return "/".join(source.resolve().parts[-2:])
 
 
-def _publishing() -> ModuleType:
-    """Returns the module that writes pages; fails before images are classified if its packages are missing."""
-    with needs_extra("report", "a report"):
-        import zsvec.evaluation.publish as found
-    return found
-
-
 def _check_folders(*files: Path | None) -> None:
     """Fails before images are classified if the folder of a file is missing."""
     for file in files:
@@ -196,10 +190,12 @@ def _suite(
     folder: Path,
     json: bool,
 ) -> None:
-    from zsvec.cli.process import single_threaded
+    with needs_extra("report", "a report"):
+        from threadpoolctl import threadpool_limits
+
+        import zsvec.evaluation.publish as publishing
     from zsvec.evaluation.suite import run
 
-    publishing = _publishing()
     strangers = images_in(unknown) if unknown else []
     with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
         found = run(
@@ -212,7 +208,7 @@ def _suite(
             on_error=lambda source, reason: output.print_note(f"left out: {source}: {reason}"),
             say=output.print_note,
         )
-    with single_threaded():
+    with threadpool_limits(1):  # t-SNE amplifies the rounding differences of several threads
         page = publishing.publish(found, folder)
     if json:
         output.print_json(found.results)

@@ -192,7 +192,7 @@ def test_forget(filled: Cli, colours: Path) -> None:
     photo = sorted((colours / "red").glob("*.png"))[0]
     digest = content_hash(photo)
     assert "is the beginning of a hash: give all 64 characters" in filled(f"forget {digest[:12]}").err
-    said = f"{digest[:12]} is forgotten, in 'red'. This cannot be undone; the file can be added again\n"
+    said = f"{digest[:12]} is erased from 'red'. This cannot be undone; the file can be added again\n"
     assert filled("forget", photo) == Result(0, "", said)
     again = filled(f"forget {digest.upper()}")
     assert (again.code, again.err.partition(" ")[2][:21]) == (1, "is not in this store:")

@@ -22,11 +22,12 @@ pytestmark = pytest.mark.usefixtures("hash_encoders")
 def test_json(stocked: Cli, colours: Path) -> None:
     noise = write_photos(Path("noise"), range(4))
     (colours / "red" / "broken.jpg").unlink()
-    labelled = [(path, path.parent.name) for path in sorted(colours.rglob("*.png"))]
+    paths = sorted(colours.rglob("*.png"))
+    labels = [path.parent.name for path in paths]
     for options, fusion, unknown in (("--unknown noise", None, noise), ("--fusion fixed", "fixed", [])):
         (found,) = stocked(f"evaluate --json {options}", colours).objects
         with zsvec.open(fusion=fusion) as clf:
-            expected = evaluate(clf, *zip(*labelled, strict=True), unknown).to_dict()
+            expected = evaluate(clf, paths, labels, unknown).to_dict()
         assert found == json.loads(json.dumps(expected))
     assert (found["n"], found["top1"], found["fusion"]) == (9, 1.0, "fixed")
 

@@ -13,11 +13,11 @@ from PIL import Image
 from rich.table import Table
 
 from tests.cli.support import Cli
-from tests.support import encode
+from tests.support import encode, photo
 from zsvec.cli import output
 from zsvec.cli.process import harmless
 
-EVIL = "\x1b[2J\x1b]0;owned\x07\r\nforged.png  red 100.0%\u202e\x9b31m\u2028"
+EVIL = "\x1b[2J\x1b]0;owned\x07\r\nforged.png  red 100.0%\u202e\x9b31m[bold]\u2028"
 OBEYED = set(map(chr, [*range(32), *range(127, 160), 0x202E, 0x2028, 0x2066])) - {"\n"}
 
 
@@ -98,12 +98,21 @@ def test_commands(cli: Cli) -> None:
     assert {line["source"] for line in lines} >= {str(evil / "red" / f"0{EVIL}.png")}  # JSON keeps names
     run("list")
     assert r"a text \x1b[2J" in run("show", "red")
-    run("classify", evil)
+    assert "[bold]" in run("classify --keep all", evil)
     assert r"red\n" not in run("classify --explain", evil / "red")
+    strange = Path(f"strange{EVIL}.png")
+    strange.write_bytes(encode(photo(1)))
+    run("classify --keep all", strange)
+    assert "[bold]" in run("inbox --sheet sheet.html")
+    assert not OBEYED - {"\n"} & set(Path("sheet.html").read_text(encoding="utf-8"))
     run("classify", f"no{EVIL}", code=1)
     run("classify", "-", code=None)
     run("evaluate", evil)
     run("calibrate")
+    for seed in range(9):
+        (evil / "red" / f"blue {seed}{EVIL}.png").write_bytes((evil / "blue" / f"{seed % 3}{EVIL}.png").read_bytes())
+    run("import", evil, code=None)
+    assert "[bold]" in run("audit")
     run("info")
     run("doctor", f"nowhere{EVIL}", code=None)
     run("show", f"none{EVIL}", code=2)

@@ -53,7 +53,7 @@ def test_definitions(cli: Cli, colours: Path, name: str, content: str) -> None:
     assert found["blue"]["texts"] == ["blue"]
 
 
-def test_csv(cli: Cli, colours: Path, hash_encoders: Loading) -> None:
+def test_csv(cli: Cli, colours: Path) -> None:
     (colours / "red" / "1.png").rename(Path("elsewhere.png"))
     rows = [f"{colour}/{i}.png,{colour}" for colour in COLOURS for i in range(3)]
     (colours / "labels.csv").write_text("\n".join(["path,label", *rows, "red/broken.jpg,red", "red/2.png,green"]))
@@ -66,11 +66,7 @@ def test_csv(cli: Cli, colours: Path, hash_encoders: Loading) -> None:
     assert notes[1] == "images under several labels: 1, such as colours/red/2.png"
     assert notes[2].startswith("left out: cannot read 'colours/red/broken.jpg': it is empty (0 bytes)")
     assert notes[3].startswith("3 categories, 10 images (1 unreadable) in ")
-    embedded = hash_encoders.embedded()
-    again = cli("import --json", colours / "labels.csv")
-    assert again.objects == result.objects
-    assert "10 images (1 unreadable, 9 stored before, or the same as another)" in again.err
-    assert hash_encoders.embedded() == embedded
+    assert "10 images (1 unreadable, 9 stored before, or " in cli("import", colours / "labels.csv").err
 
 
 def test_csv_with_images_in_another_folder(cli: Cli, colours: Path) -> None:

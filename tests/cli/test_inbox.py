@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import Cli
-from tests.support import coloured, write_photos
+from tests.support import write_photos
 from zsvec.inputs.images import content_hash
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
@@ -72,17 +72,6 @@ def test_dismiss(waiting: Cli) -> None:
             result = waiting(command)
             assert result.code == 2
             assert message in result.err
-
-
-def test_names_of_files_are_escaped(filled: Cli) -> None:
-    evil = "\x1b[2J\x07[red]\n.png"
-    coloured("red", 50).resize((8, 8)).rotate(45).save(evil)
-    assert filled("classify --keep all .").code == 0
-    for command in ("inbox", "inbox --sheet sheet.html"):
-        result = filled(command)
-        assert "[red]" in result.out
-        assert not {"\x1b", "\x07"} & set(result.out + result.err)
-    assert "\x1b" not in Path("sheet.html").read_text(encoding="utf-8")
 
 
 def test_correct(filled: Cli) -> None:

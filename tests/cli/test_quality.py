@@ -187,12 +187,18 @@ def test_audit_json(doubtful: Cli, hash_encoders: Loading) -> None:
     assert (doubtful("list --json").objects, hash_encoders.embedded()) == (before, embedded)
 
 
-def test_audit_fix(doubtful: Cli, monkeypatch: pytest.MonkeyPatch, hash_encoders: Loading) -> None:
+def label_errors(cli: Cli) -> list[dict[str, Any]]:
+    return [one for one in cli("audit --json").objects if one["finding"] == "label"]
+
+
+def test_audit_fix(doubtful: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch, hash_encoders: Loading) -> None:
+    coloured("green", 0).save(colours / "green" / "copy.png", compress_level=0)
+    assert doubtful("import", colours).code == 0
     for options, says in {"--fix": "--fix asks at a terminal", "--fix --json": "--fix must be alone"}.items():
         result = doubtful(f"audit {options}")
         assert (result.code, result.out) == (2, "")
         assert says in result.err
-    found = [one for one in doubtful("audit --json").objects if one["finding"] == "label"]
+    found = label_errors(doubtful)
     embedded = hash_encoders.embedded()
     monkeypatch.setattr("zsvec.cli.quality.is_terminal", lambda: True)
     result = doubtful("audit --fix", stdin="m\nnonsense\nR\nk\ns\n")
@@ -207,6 +213,12 @@ def test_audit_fix(doubtful: Cli, monkeypatch: pytest.MonkeyPatch, hash_encoders
         assert names_of(first) == {first["instead"]}
         assert names_of(second) == ({second["instead"]} if second["copied"] else set())
         assert third["category"] in names_of(third)
+    keep = "k\n" * len(label_errors(doubtful))
+    result = doubtful("audit --fix", stdin=f"{keep}r\n")
+    assert "of 'green' looks like" in result.err
+    assert result.err.splitlines()[-1] == "there is nothing more to ask"
+    shown = doubtful("show green").out
+    assert ("green/0.png" in shown) != ("green/copy.png" in shown)
     assert hash_encoders.embedded() == embedded
     assert doubtful("audit --fix", stdin="").code == 1  # no answer
 
@@ -228,13 +240,3 @@ def test_audit_page(filled: Cli) -> None:
     result = filled("audit --html missing/audit.html")
     assert (result.code, result.out.splitlines()[-1][:18]) == (2, "9 reference images")
     assert "missing/audit.html' cannot be written" in result.err
-
-
-def test_audit_escapes_names_of_files(filled: Cli, colours: Path) -> None:
-    for seed in range(2):
-        (colours / "red" / f"\x1b[2J[bold]{seed}.png").write_bytes(encode(coloured("blue", 30 + seed)))
-    add_images(colours, range(3, 12))
-    assert filled("import", colours).code == 0
-    out = filled("audit").out
-    assert "\x1b" not in out
-    assert "[bold]0.png" in out

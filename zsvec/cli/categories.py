@@ -166,8 +166,8 @@ def forget(
     if not found.points:
         output.print_note(f"{digest[:12]} is not in this store: check --store, --namespace and the file")
         raise typer.Exit(1)
-    names = ", ".join(map(repr, found.categories)) or "no category"
-    output.print_note(f"{digest[:12]} is forgotten, in {names}. This cannot be undone; the file can be added again")
+    places = ", ".join(map(repr, found.categories)) or "the store"
+    output.print_note(f"{digest[:12]} is erased from {places}. This cannot be undone; the file can be added again")
 
 
 @app.command("set")

@@ -103,8 +103,9 @@ def _plan_table(plan: Plan) -> Table:
 
 def _print_generated(done: Generated, *, json: bool) -> None:
     if json:
-        for found in (*done.images, *done.declined):
-            output.print_json(found.to_dict())
+        found: list[output.Printable] = [*done.images, *done.declined]
+        for one in found:
+            output.print_json(one.to_dict())
     else:
         unstored = [image for image in done.images if not image.stored]
         rows = [

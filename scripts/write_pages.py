@@ -49,7 +49,7 @@ _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), L
 
 
 def commands_page() -> str:
-    """Every command with its help."""
+    """Returns the page of all commands."""
     group = cast("TyperGroup", typer.main.get_command(app))
     parts = [
         "# Commands",
@@ -68,7 +68,7 @@ def commands_page() -> str:
 
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every command with its full name, such as ``inbox label``."""
+    """Yields commands with their full names, such as ``inbox label``."""
     for name, command in group.commands.items():
         if getattr(command, "invoke_without_command", False):
             yield f"{prefix}{name}", command
@@ -127,7 +127,7 @@ directory, `config.toml` in your configuration folder (of the application `zsvec
 
 
 def settings_page() -> str:
-    """Every setting with its type, default and meaning."""
+    """Returns the page of all settings."""
     return (
         "\n\n".join(
             [

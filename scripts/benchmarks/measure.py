@@ -73,7 +73,7 @@ def unit_vectors(random: np.random.Generator, count: int, dim: int) -> NDArray[n
 
 
 def report(title: str, tables: Mapping[str, Sequence[Mapping[str, Cell]]]) -> None:
-    """Print the machine, the versions, and a table per caption, whose rows have the same columns."""
+    """Print the machine, the versions, and a table per caption. The rows of a table have the same columns."""
     console = Console(highlight=False, width=160)
     console.print(title)
     console.print(f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {_versions()}")

@@ -107,6 +107,7 @@ def test_coco_annotations(cli: Cli, colours: Path) -> None:
     Path("annotations.json").write_text(json.dumps(content))
     result = cli("import annotations.json --json --images", colours)
     assert [found["references"]["clip:image"] for found in result.objects] == [1]
+    assert "1 category, 1 image (0 unreadable) in " in result.err
     result = cli("import annotations.json --json --boxes --images", colours)
     assert [found["references"]["clip:image"] for found in result.objects] == [2]
     assert "left out: annotations.json, annotations[1]: it is a crowd, not one object" in result.err

@@ -213,7 +213,7 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], owner: str, comm
         known: Hashes to choose from.
         given: Hashes, or their beginnings.
         owner: Owner of the known hashes, for errors.
-        command: Command that lists them, for errors.
+        command: Command that lists the known hashes, for errors.
 
     Raises:
         InvalidInputError: A given hash is too short, or the beginning of no or of several known ones.
@@ -232,7 +232,7 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], owner: str, comm
 
 
 def categories_table(categories: Sequence[Category]) -> Table:
-    """Returns a row per category, with its number of references by expert."""
+    """Returns a row per category, with the number of references by expert."""
     experts = sorted({expert for category in categories for expert in category.references})
     return output.new_table(
         *("category", "version", "updated", "texts", *map(output.escape, experts)),

@@ -107,7 +107,7 @@ def evaluate(
 def _labelled(
     source: Path, images: Path | None, *, boxes: bool, dataset: Dataset = "folder"
 ) -> Sequence[tuple[ImageInput, str]]:
-    """Returns the images of a folder, a file or a public data set, each with its category."""
+    """Returns the images of a folder, a file or a public data set, with their categories."""
     from zsvec.evaluation import labelled_images, labelled_images_of
 
     in_file = is_file(source, images, boxes=boxes)
@@ -175,7 +175,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _rows(result: Evaluation) -> Iterator[list[object]]:
-    """Yields a header, and per category its scores and its number of images by answered category."""
+    """Yields a header, and per category the scores and the number of images by answered category."""
     scores = result.categories
     yield ["category", *_SCORES, *(f"answered {name}" for name in scores)]
     for (name, score), counts in zip(scores.items(), result.confusion.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""The commands that list changes and undo them."""
+"""The commands that list and undo changes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def undo(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Undo the last change, or another one. An undo is a change too: undo one by its id."""
+    """Undo the last change, or another one. An undo is a change too: undo one by id."""
     with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
         undone = classifier.history.undo(category, change=change)
     if json:

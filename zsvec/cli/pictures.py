@@ -64,7 +64,7 @@ def thumbnail(small: SmallImage | None) -> Text:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image of a contact sheet, by its content hash, with its lines of caption."""
+    """An image of a contact sheet: content hash and lines of caption."""
 
     hash: str
     captions: Sequence[str]
@@ -92,13 +92,13 @@ def write_sheet(
     find: Callable[[str], SmallImage | None],
     texts: Sequence[str] = (),
 ) -> None:
-    """Write a contact sheet, and note its path and the number of images without a copy.
+    """Write a contact sheet, and note the path and the number of images without a copy.
 
     Args:
         file: Replaced atomically.
         title: Heading of the page.
         pictures: Images in their order.
-        find: Returns the small copy of an image by its content hash.
+        find: Returns the small copy of an image by content hash.
         texts: Shown above the images.
 
     Raises:

@@ -148,7 +148,7 @@ def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None
     try:
         yield
     except CategoryNotFoundError as exc:
-        from zsvec.settings.sources import did_you_mean
+        from zsvec.settings.settings import did_you_mean
 
         near = did_you_mean(exc.name, [category.name for category in categories()])
         raise CategoryNotFoundError(f"{exc}{near}") from exc

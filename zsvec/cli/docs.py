@@ -60,7 +60,7 @@ def page(topic: str) -> str:
         InvalidInputError: There is no page of this name.
     """
     if topic not in TOPICS:
-        from zsvec.settings.sources import did_you_mean
+        from zsvec.settings.settings import did_you_mean
 
         near = did_you_mean(topic, TOPICS) or ":"
         raise InvalidInputError(f"no page is called {topic!r}{near} The topics are {', '.join(TOPICS)}")

@@ -68,7 +68,7 @@ OTHER_VARIABLES = {
 }
 
 
-def _did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """Returns a question to append to an error; empty if no name is near. Letter case does not count."""
     spelled = {known.lower(): known for known in names}
     near = get_close_matches(name.lower(), spelled, n=1)
@@ -87,7 +87,7 @@ class _Environment(EnvSettingsSource):
         for variable in sorted(map(str.upper, self.env_vars)):
             ours = variable.startswith(self.env_prefix) and variable not in OTHER_VARIABLES
             if ours and variable.partition(self.env_nested_delimiter or "__")[0] not in settings:
-                message = f"the variable {variable} is no setting and has no effect{_did_you_mean(variable, settings)}"
+                message = f"the variable {variable} is no setting and has no effect{did_you_mean(variable, settings)}"
                 warnings.warn(message, UserWarning, stacklevel=1)
         return super().__call__()
 
@@ -130,7 +130,7 @@ class _File(TomlConfigSettingsSource):
 
 
 def _no_setting(name: str, names: Iterable[str]) -> str:
-    return f"there is no setting {name!r}{_did_you_mean(name, names)}"
+    return f"there is no setting {name!r}{did_you_mean(name, names)}"
 
 
 def _working_folder() -> Path:

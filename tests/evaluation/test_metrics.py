@@ -26,7 +26,7 @@ from zsvec.evaluation.metrics import (
 )
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.fit import expected_calibration_error
-from zsvec.method.predict.predictions import rankings
+from zsvec.method.predict.scoring import rankings
 
 prop = settings(deadline=None, max_examples=50)
 

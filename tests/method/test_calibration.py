@@ -10,8 +10,8 @@ import pytest
 from hypothesis import settings
 
 from tests.method.material import calibrated, clusters, searched, texts
+from zsvec.method.calibrate.coefficients import scaled
 from zsvec.method.calibrate.fit import holds
-from zsvec.method.calibrate.scale import scaled
 from zsvec.method.calibration import Calibration, uncalibrated
 from zsvec.method.predict.scoring import Scoring
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.method.material import background, references
-from zsvec.method.predict import class_means as module
-from zsvec.method.predict.class_means import ClassMeans, mean_reference
+from zsvec.method.predict import background as module
+from zsvec.method.predict.background import ClassMeans, mean_reference
 from zsvec.method.similarities import References
 
 Counts = Mapping[str, int]

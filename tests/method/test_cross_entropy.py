@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime, minimize
 
-from zsvec.method.calibrate import cross_entropy
-from zsvec.method.calibrate.cross_entropy import least_cross_entropy
+from zsvec.method.calibrate.coefficients import WIDEST, least_cross_entropy
 
 
 def drawn(rng: np.random.Generator, logits: np.ndarray, noise: float = 0.0) -> np.ndarray:
@@ -78,4 +77,4 @@ def test_nothing_to_learn_leaves_the_priors() -> None:
 def test_a_weight_stays_within_its_bounds() -> None:
     evidence = np.eye(2)[np.arange(400) % 2][None]
     (weight,), _, _ = least_cross_entropy(evidence, np.arange(400) % 2, np.array([1e-3]), 8.0)
-    assert weight <= 1e-3 * cross_entropy.WIDEST * (1 + 1e-9)
+    assert weight <= 1e-3 * WIDEST * (1 + 1e-9)

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from tests.method.material import logits
-from zsvec.method.predict.entropy_fusion import fuse
-from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES, fuse
 from zsvec.method.predict.logits import softmax
 
 LN2 = 0.6931471805599453

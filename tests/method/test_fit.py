@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.method.material import METHODS, Vectors, calibrated, clusters, pools, references, stores, texts
-from zsvec.method.calibrate import fit
-from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration, largest_sample, quality
+from zsvec.method.calibrate import leave_one_out
+from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration, quality
+from zsvec.method.calibrate.leave_one_out import largest_sample
 from zsvec.method.calibration import Calibration, ExpertCalibration, other_aggregation
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 
@@ -93,8 +94,8 @@ def test_the_more_categories_the_fewer_images_are_left_out(categories: int, expe
 
 def test_as_many_images_are_left_out_as_the_sample_has(monkeypatch: pytest.MonkeyPatch) -> None:
     images = clusters(np.random.default_rng(17), dict.fromkeys("abcd", 10), 1.0)
-    monkeypatch.setattr(fit, "_LARGEST_TABLE", 100)
-    monkeypatch.setattr(fit, "_SMALLEST_SAMPLE", 8)
+    monkeypatch.setattr(leave_one_out, "_LARGEST_TABLE", 100)
+    monkeypatch.setattr(leave_one_out, "_SMALLEST_SAMPLE", 8)
     made, sample = calibrated({"clip:image": images})
     assert made.images == len(sample.labels) == 25
 

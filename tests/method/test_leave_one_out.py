@@ -25,14 +25,14 @@ prop = settings(deadline=None, max_examples=40)
 def left_out(
     experts: Mapping[str, Vectors], methods: Sequence[str] = METHODS, m: int = 5, most: int = EVERYTHING
 ) -> LeftOut:
-    found = leave_one_out(laid_out(experts), methods, m, most)
+    found = leave_one_out(laid_out(experts), methods, m, most, {})
     assert found is not None
     return found
 
 
 def images_of(experts: Mapping[str, Vectors]) -> list[tuple[str, str]]:
     """The reference images that are left out, in the order of `LeftOut`: by category, then by hash."""
-    found = leave_one_out(laid_out(experts), ["max"], 1, EVERYTHING)
+    found = leave_one_out(laid_out(experts), ["max"], 1, EVERYTHING, {})
     return sorted(all_images(experts) - set(found.copies if found else ()) or all_images(experts))
 
 
@@ -88,7 +88,7 @@ LINE: Vectors = {
 
 def test_images_of_a_group_are_left_out_together() -> None:
     stored = {"clip:image": references(LINE, {"1": "x", "2": "x", "5": "x"})}
-    found = leave_one_out(stored, ["mean"], 5, EVERYTHING)
+    found = leave_one_out(stored, ["mean"], 5, EVERYTHING, {})
     assert found is not None
     assert found.hashes == ("1", "2", "3", "4", "5", "6", "7")
     own = found.aggregations["clip:image"]["mean"][np.arange(7), found.labels]
@@ -101,7 +101,7 @@ def test_images_of_a_group_are_left_out_together() -> None:
 
 def test_a_category_that_is_one_group_is_a_category_of_one() -> None:
     stored = {"clip:image": references(LINE, dict.fromkeys("567", "x"))}
-    found = leave_one_out(stored, METHODS, 5, EVERYTHING)
+    found = leave_one_out(stored, METHODS, 5, EVERYTHING, {})
     assert found is not None
     for name in METHODS:
         own = found.aggregations["clip:image"][name][np.arange(7), found.labels]
@@ -435,7 +435,7 @@ def test_images_that_are_not_taken_are_still_references() -> None:
     ],
 )
 def test_no_images_or_no_second_category(experts: dict[str, Vectors]) -> None:
-    assert leave_one_out(laid_out(experts), METHODS, 5, EVERYTHING) is None
+    assert leave_one_out(laid_out(experts), METHODS, 5, EVERYTHING, {}) is None
 
 
 def test_a_second_category_may_be_covered_by_its_text_alone() -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsvec.method.linalg import largest
+from zsvec.method.arrays import largest
 
 prop = settings(deadline=None, max_examples=100)
 

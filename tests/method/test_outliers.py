@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zsvec.method.quality.outliers import closeness, far_below
+from zsvec.method.quality.neighborhoods import closeness, far_below
 
 # Of these nine the quartiles are the third and the seventh: the fences are at 3 - 1.5 · (7 - 3) = -3 and at -9.
 NINE = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]

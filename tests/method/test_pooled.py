@@ -8,8 +8,8 @@ import pytest
 
 from tests.method.material import Vectors, calibrated, clusters, references, searched, texts
 from zsvec.method.calibration import Calibration
-from zsvec.method.predict import pooled as module
-from zsvec.method.predict.pooled import pooled_evidence
+from zsvec.method.predict import opinion_pool as module
+from zsvec.method.predict.opinion_pool import pooled_evidence
 from zsvec.method.predict.scoring import Scoring
 
 NAMES = "abcdef"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.method.material import calibrated, clusters, pools, searched, texts
-from zsvec.method.calibrate.scale import fit_scale, scaled
+from zsvec.method.calibrate.coefficients import fit_scale, scaled
 from zsvec.method.predict.scoring import Scoring
 
 

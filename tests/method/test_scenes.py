@@ -28,7 +28,7 @@ def found(experts: Mapping[str, Vectors], images: Keys | None = None) -> dict[tu
 
 def doubtful(experts: Mapping[str, Vectors]) -> set[tuple[str, str]]:
     stored = {expert: references(vectors) for expert, vectors in experts.items()}
-    found = leave_one_out(stored, ["max"], 1, len(keys_of(experts)))
+    found = leave_one_out(stored, ["max"], 1, len(keys_of(experts)), {})
     return set() if found is None else set(found.copies)
 
 
@@ -127,7 +127,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_large_category_is_judged_by_some_of_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
     images = bursts(np.random.default_rng(7), "ab", 12, 4)
-    monkeypatch.setattr(module, "_ENOUGH", 16)
+    monkeypatch.setattr(module, "_SAMPLE", 16)
     assert len(found({"clip:image": images})) >= 0.9 * 96
 
 

@@ -1,19 +1,15 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.method.material import Vectors, calibrated, clusters, searched, texts
-from zsvec.method.predict import scoring as module
 from zsvec.method.predict.fusion import STRATEGIES
-from zsvec.method.predict.predictions import rankings
-from zsvec.method.predict.scoring import Scoring
+from zsvec.method.predict.scoring import Scoring, rankings
 from zsvec.method.similarities import SearchResult
 
 TEMPERATURES = {"clip:text": 0.05, "clip:image": 0.07, "dino:image": 0.07}
@@ -40,53 +36,6 @@ def found(experts: Mapping[str, Vectors]) -> SearchResult:
         rows = np.concatenate([near + 0.05 * rng.normal(size=near.shape), rng.normal(size=near.shape)])
         queries[encoder] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return searched(experts, queries, calibration=calibrated(experts, false_unknown_rate=0.3)[0])
-
-
-# ---- one straight line
-
-
-def returns_to_scoring(scoring: Scoring, found: SearchResult) -> int:
-    """How often control comes back from another module of zsvec to scoring while a batch is predicted."""
-    count = 0
-
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        nonlocal count
-        caller = frame.f_back
-        left, entered = frame.f_globals.get("__name__", ""), caller.f_globals.get("__name__", "") if caller else ""
-        count += event == "return" and entered == module.__name__ != left and left.startswith("zsvec")
-
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        scoring.predict(found, [str(i) for i in range(8)], 3)
-    finally:
-        sys.setprofile(before)
-    return count
-
-
-@pytest.mark.parametrize("fusion", STRATEGIES)
-@pytest.mark.parametrize("bound", [None, 0.1])
-@pytest.mark.parametrize(
-    ("calibrated", "options"),
-    [
-        (True, {}),
-        (True, {"unknown_above": 0.3, "unknown_per_category": True}),
-        (True, {"top_m": 3}),  # another than that of the calibration
-        (True, {"calibrated": False}),
-        (False, {}),
-        (False, {"aggregation": "prototype"}),
-    ],
-)
-def test_scoring_calls_each_step_once(
-    fusion: str,
-    bound: float | None,
-    calibrated: bool,
-    options: dict[str, Any],
-    experts: Mapping[str, Vectors],
-    found: SearchResult,
-) -> None:
-    given = searched(experts, found.queries, calibration=found.calibration if calibrated else None, bound=bound)
-    assert 4 <= returns_to_scoring(Scoring(temperatures=TEMPERATURES, fusion=fusion, **options), given) <= 8
 
 
 # ---- what is chosen
@@ -119,12 +68,6 @@ def test_a_calibration_is_used_where_it_fits(found: SearchResult, options: dict[
 
 
 # ---- predictions
-
-
-def test_coverage_is_where_an_expert_has_references(found: SearchResult) -> None:
-    scores = Scoring(temperatures=TEMPERATURES).scores(found)
-    np.testing.assert_array_equal(scores.coverage, [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0]])
-    assert (scores.probabilities[~scores.coverage.astype(bool)[:, None].repeat(8, axis=1)] == 0).all()
 
 
 @pytest.mark.parametrize("fusion", STRATEGIES)

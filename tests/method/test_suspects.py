@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.method.material import Vectors, calibrated, clusters, references, texts
-from zsvec.method.calibrate.fit import learn_backgrounds
 from zsvec.method.calibrate.leave_one_out import LeftOut, each_left_out
 from zsvec.method.calibration import Calibration, LogLinear
+from zsvec.method.predict.gda import learn_backgrounds
 from zsvec.method.quality.suspects import Suspect, suspects, verdicts, wrong_label
 
 

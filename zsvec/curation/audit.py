@@ -3,7 +3,7 @@
 - *Labels*: images that the other references put into another category (`zsvec.method.quality.suspects`).
 - *Duplicates*: near-duplicates within a category or across (`zsvec.method.quality.neighborhoods`).
 - *Outliers*: images with distant nearest neighbors (the weight of Angiulli & Pizzuti, "Fast outlier detection in high
-  dimensional spaces", 2002; threshold in `zsvec.method.quality.outliers`).
+  dimensional spaces", 2002; threshold in `zsvec.method.quality.neighborhoods`).
 - *Thin categories*: too few pictures, or pictures that differ much less than in other categories.
 - *Confusions*: pairs of categories with confused images, except those of doubtful label.
 
@@ -21,8 +21,7 @@ import numpy as np
 
 from zsvec.method.arrays import Key
 from zsvec.method.predict.background import FEWEST
-from zsvec.method.quality.neighborhoods import Neighborhoods, neighborhoods, spreads
-from zsvec.method.quality.outliers import closeness, far_below
+from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_below, neighborhoods, spreads
 from zsvec.method.quality.scenes import image_rows, most_discriminating
 from zsvec.method.quality.suspects import Suspect, Verdict, suspects
 from zsvec.method.similarities import References, category_names, image_experts

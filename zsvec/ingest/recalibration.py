@@ -10,25 +10,23 @@ import numpy as np
 
 from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.ingest.embedding import Vectors
+from zsvec.method.calibrate.coefficients import fit_scale, scaled
 from zsvec.method.calibrate.fit import (
     FALSE_UNKNOWN_RATE,
     CalibrationReport,
     Quality,
     fit_calibration,
     holds,
-    largest_sample,
     quality,
     quality_of,
 )
-from zsvec.method.calibrate.leave_one_out import LeftOut
-from zsvec.method.calibrate.scale import fit_scale, scaled
+from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.predict.background import FEWEST
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.logits import softmax
-from zsvec.method.predict.pooled import pooled_evidence
-from zsvec.method.quality.judgement import judge
-from zsvec.method.quality.suspects import Verdict, suspects, verdicts
+from zsvec.method.predict.opinion_pool import pooled_evidence
+from zsvec.method.quality.suspects import Verdict, judge, suspects, verdicts
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings

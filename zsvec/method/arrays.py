@@ -1,6 +1,9 @@
-"""The arrays of the method, by their numbers, and the key of a reference."""
+"""Types of arrays, the key of a reference, and operations on the rows of a matrix."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,3 +16,56 @@ Doubles = NDArray[np.float64]
 
 Key = tuple[str, str]
 """Category and content hash: the same reference under every encoder."""
+
+_SORTED_ABOVE = 16  # values to select per row, above which a sort is faster than one pass per value
+_CACHED = 2**18  # numbers that fit a core's cache
+
+
+class Product(Protocol):
+    """Matrix product of one matrix with the transpose of another."""
+
+    def __call__(self, a: Floats, b: Floats) -> Floats:
+        """Dot products of all rows, float32 ``(n, m)``, of ``a`` ``(n, dim)`` and ``b`` ``(m, dim)``, float32."""
+        ...
+
+
+def product(a: Floats, b: Floats) -> Floats:
+    """A `Product` by numpy."""
+    found: Floats = a @ b.T
+    return found
+
+
+def slices(n: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``size`` that cover ``range(n)``."""
+    return (slice(first, min(first + size, n)) for first in range(0, n, size))
+
+
+def largest(values: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+    """Columns of the ``k`` largest values of each row, largest first; ties in column order.
+
+    Args:
+        values: float ``(n, m)``, finite; modified during the call and restored before the return.
+        k: At least 0.
+
+    Returns:
+        int ``(n, min(k, m))``.
+    """
+    n, m = values.shape
+    if k > _SORTED_ABOVE:
+        return np.argsort(-values, axis=1, kind="stable")[:, :k]
+    columns = np.empty((n, min(k, m)), dtype=np.intp)
+    for part in slices(n, max(1, _CACHED // m)):
+        columns[part] = _selected(values[part], columns.shape[1])
+    return columns
+
+
+def _selected(values: NDArray[np.floating], k: int) -> NDArray[np.intp]:
+    rows = np.arange(len(values))
+    columns = np.empty((len(values), k), dtype=np.intp)
+    taken = np.empty(columns.shape, dtype=values.dtype)
+    for rank in range(k):
+        columns[:, rank] = values.argmax(axis=1)
+        taken[:, rank] = values[rows, columns[:, rank]]
+        values[rows, columns[:, rank]] = -np.inf
+    values[rows[:, None], columns] = taken
+    return columns

@@ -1,4 +1,4 @@
-"""The record of a calibration, as the store keeps it: what `zsvec.method.calibrate.fit` learned from references."""
+"""The record of a calibration in the store, as `zsvec.method.calibrate.fit` learns it from references."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from zsvec.method.predict.background import Background
 from zsvec.types import CALIBRATION_FORMAT
 
 LOG_COUNT = "log_count"
-"""Beside the aggregations: the logarithm of a category's number of references, the same for every image."""
+"""Logarithm of a category's number of references, the same for every image; used like an aggregation."""
 CENTRED = "centred"
-"""Beside the aggregations: the cosine to a mean reference, seen from the mean of all categories."""
+"""Cosine to a category mean, seen from the mean of all categories; used like an aggregation."""
 GDA = "gda"
-"""Beside the aggregations: the Gaussian discriminant, nats."""
+"""Gaussian discriminant, nats; used like an aggregation."""
 
 _POOLS = ("plain", "aggregations", "classwise")
 
@@ -28,9 +28,10 @@ class ExpertCalibration:
 
     Attributes:
         temperature: Divisor of its similarities before the softmax; greater than 0.
-        spread: Standard deviation of an image's similarities to the categories that are not its own; with
-            few pairs of categories it is drawn towards the profile's temperature.
-        images: Number of left-out images that the temperature was fitted on; with 0 it is the spread, or the profile's.
+        spread: Standard deviation of an image's similarities to wrong categories; with few pairs of categories
+            drawn towards the profile's temperature.
+        images: Number of left-out images that the temperature was fitted on; with 0, the temperature is the spread or
+            the profile's.
         accuracy: Fraction of these images that the expert alone classifies correctly, 0 to 1. ``None`` without images.
     """
 
@@ -42,22 +43,22 @@ class ExpertCalibration:
 
 @dataclass(frozen=True, slots=True)
 class LogLinear:
-    """A logarithmic opinion pool: what `opinion_pool.log_linear` adds up, and from where on an image is unknown.
+    """A logarithmic opinion pool: the coefficients of `opinion_pool.log_linear`, and thresholds of unknown images.
 
     Attributes:
         coefficients: By expert and aggregation, nats of evidence per unit of similarity; and per unit of
-            `LOG_COUNT`, where categories have unequal numbers of references.
-        neutral: By experts, joined by `opinion_pool.pattern`: nats of evidence for a category that they do not cover.
-        thresholds: By the experts that cover a category, joined likewise: the evidence that all images of such a
-            category exceed, but for the false-unknown rate.
-        category_thresholds: The same by category, for those with enough references.
-        learned: Whether the coefficients were learned from left-out images; if not, all experts weigh the same.
-        noise: Fraction of the references whose label said nothing, as far as was learned, 0 to 1.
-        least: Below this the evidence of what means say does not fall, nats; ``None`` where nothing is said of them.
-        shares: By expert, how far it moves the evidence between categories, nats: the standard deviation of what it
-            says of wrong ones, for each of its aggregations, added up.
-        quantiles: By the experts that cover a category, joined likewise: the largest evidence that 5, 10, … 95 % of the
-            left-out images of such a category fall below, nats.
+            `LOG_COUNT` if categories have unequal numbers of references.
+        neutral: By the `opinion_pool.pattern` of experts: nats of evidence for a category that they do not cover.
+        thresholds: By the pattern of the experts that cover a category: the evidence that all images of such a
+            category exceed, except the false-unknown rate.
+        category_thresholds: Thresholds by category, of categories with enough references.
+        learned: Whether the coefficients were learned from left-out images; otherwise all experts have equal weights.
+        noise: Learned fraction of the references whose label has no information, 0 to 1.
+        least: Lower bound of the evidence from category means, nats; ``None`` for a pool without means.
+        shares: By expert, how far it moves the evidence between categories, nats: the standard deviation of its
+            evidence for wrong categories, summed over its aggregations.
+        quantiles: By the pattern of the experts that cover a category: the 5, 10, … 95 % quantiles of the largest
+            evidence of the left-out images of such categories, nats.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -76,18 +77,18 @@ class Calibration:
     """A calibration of a store.
 
     Attributes:
-        revision: Largest ``rev`` in the catalog that it was made from.
-        aggregation: The aggregation that it was made for.
+        revision: Largest ``rev`` in the catalog of the references.
+        aggregation: The aggregation that the calibration was made for.
         top_m: References that ``top_mean`` averaged.
         false_unknown_rate: Fraction of the images of the store's categories that may be called unknown, 0 to 1.
         images: Number of reference images that were left out.
         experts: By name.
         plain: Log-linear pool of one aggregation of each expert.
         aggregations: Log-linear pool of two aggregations of each expert.
-        classwise: Log-linear pool of texts with the centred prototype and the discriminant of each image expert that
-            has a background; ``None`` if none has.
-        backgrounds: By image expert, of those with enough references.
-        scale: What all evidence was multiplied by, as labelled images asked for; 1 without any.
+        classwise: Log-linear pool of texts with the centred prototype and the discriminant of each image expert;
+            ``None`` without backgrounds.
+        backgrounds: By image expert, if categories have enough references.
+        scale: Factor of all evidence, fitted on labelled images; 1 without any.
     """
 
     revision: int
@@ -103,25 +104,25 @@ class Calibration:
     scale: float = 1.0
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
-        """Whether it covers these experts and was made for this aggregation."""
+        """Whether the calibration covers these experts and was made for this aggregation."""
         by_top_mean = "top_mean" in (aggregation, other_aggregation(aggregation))
         same = self.aggregation == aggregation and (self.top_m == top_m or not by_top_mean)
         return same and set(experts) <= self.experts.keys()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, for the store."""
+        """As JSON for the store."""
         backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
         return {"format": CALIBRATION_FORMAT, **asdict(replace(self, backgrounds={})), "backgrounds": backgrounds}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """Inverse of `to_dict`; ``None`` for nothing, and for a record of another format or shape, or a damaged one."""
+        """Inverse of `to_dict`; ``None`` for an empty, damaged or invalid record, or another format."""
         if not values or values.get("format") != CALIBRATION_FORMAT:
             return None
         try:
             made = cls._read(values)
             return made if made._sound() else None
-        # Of a version that keeps something else, or of whoever else may write to the store.
+        # The record may be from another version, or forged by another writer.
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             return None
 
@@ -134,7 +135,7 @@ class Calibration:
         return cls(**{**fields, "experts": experts, **pools, "backgrounds": backgrounds})
 
     def _sound(self) -> bool:
-        """Whether its numbers are such that one can count with them; may raise where not."""
+        """Whether the numbers are valid; may raise if they are not."""
         positive = [self.scale, self.false_unknown_rate, 1 - self.false_unknown_rate]
         for expert in self.experts.values():
             positive += [expert.temperature, expert.spread]
@@ -150,10 +151,10 @@ class Calibration:
         )
 
     def _adds_up(self, pool: LogLinear, more: Mapping[str, Collection[str]]) -> bool:
-        """Likewise of one pool; by expert, what it may have coefficients for beside the aggregation."""
-        said = (pool.neutral, pool.thresholds, pool.category_thresholds, pool.shares, *pool.coefficients.values())
+        """Whether a pool is valid; `more` has further permitted coefficients by expert."""
+        numbers = (pool.neutral, pool.thresholds, pool.category_thresholds, pool.shares, *pool.coefficients.values())
         return (
-            _finite([pool.noise, *(number for by_name in said for number in by_name.values())])
+            _finite([pool.noise, *(number for by_name in numbers for number in by_name.values())])
             and _finite([value for values in pool.quantiles.values() for value in values])
             and (pool.least is None or (_finite([pool.least]) and pool.least < 0))
             and pool.coefficients.keys() == pool.shares.keys() == self.experts.keys()
@@ -171,7 +172,7 @@ def _finite(values: Sequence[Any]) -> bool:
 
 
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:
-    """Equal weights over given temperatures. k experts count as √k: they are neither independent nor the same."""
+    """A pool of equal weights, divided by temperatures. k experts count as √k: neither independent nor equal."""
     share = 1 / np.sqrt(max(1, len(temperatures)))
     return LogLinear(
         {expert: {aggregation: share / t} for expert, t in temperatures.items()},
@@ -180,5 +181,5 @@ def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLine
 
 
 def other_aggregation(aggregation: str) -> str:
-    """The aggregation beside the chosen one: the prototype; the nearest references where that is chosen."""
+    """The second aggregation beside the chosen one: the prototype, or the nearest references beside the prototype."""
     return "top_mean" if aggregation == "prototype" else "prototype"

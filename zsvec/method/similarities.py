@@ -1,4 +1,4 @@
-"""References, and the similarities of a batch of images to them: what a search hands to the method."""
+"""References, and the similarities of a batch of images to them: the input of the method from a search."""
 
 from __future__ import annotations
 
@@ -10,37 +10,20 @@ from typing import Protocol, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Floats
+from zsvec.method.arrays import Floats, Key, Product, product
 from zsvec.method.calibration import Calibration
-from zsvec.method.predict.background import FEWEST, Background
-from zsvec.method.predict.class_means import ClassMeans
+from zsvec.method.predict.background import FEWEST, Background, ClassMeans
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
 T = TypeVar("T")
 
 
-class Product(Protocol):
-    """Multiplies matrices."""
-
-    def __call__(self, a: Floats, b: Floats) -> Floats:
-        """Dot products of all rows of two matrices, float32 ``(n, m)``.
-
-        Args:
-            a: float32 ``(n, dim)``.
-            b: float32 ``(m, dim)``.
-        """
-        ...
-
-
-def product(a: Floats, b: Floats) -> Floats:
-    """A `Product` by numpy."""
-    found: Floats = a @ b.T
-    return found
-
-
 @dataclass(frozen=True)
 class References:
-    """All references of one expert, those of a category adjacent.
+    """All references of one expert, ordered by category.
+
+    After a commit, the next batch copies the whole matrix of each expert that the commit concerns (85 ms for 10⁵ rows
+    of 512 numbers), because batches that are under way still read the former one.
 
     Attributes:
         names: The categories, ascending; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
@@ -48,8 +31,8 @@ class References:
         starts: int ``(n_categories + 1,)``.
         norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
         hashes: Content hash of each reference.
-        sources: Where each reference comes from.
-        groups: What each reference is known to belong together with, within its category; empty where none is.
+        sources: Source of each reference.
+        groups: Name of the group of each reference within its category, such as a burst; empty without any group.
     """
 
     names: tuple[str, ...]
@@ -66,48 +49,53 @@ class References:
         return [name for name, n in zip(self.names, np.diff(self.starts), strict=True) for _ in range(n)]
 
     @property
-    def keys(self) -> list[tuple[str, str]]:
-        """What makes each the same reference under every encoder: category and hash."""
+    def keys(self) -> list[Key]:
+        """Category and hash of each reference."""
         return list(zip(self.labels, self.hashes, strict=True))
 
     @cached_property
     def class_means(self) -> ClassMeans:
-        """The mean reference of each category; computed when first asked for."""
+        """Mean reference of each category."""
         return ClassMeans.of(self.names, self.vectors, self.starts)
 
     @cached_property
     def root_means(self) -> ClassMeans:
-        """The same of the roots of the references."""
+        """Mean of the roots of the references of each category."""
         return ClassMeans.of(self.names, self.vectors, self.starts, of_roots=True)
 
+    def owners(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Position in `names` of the category of each row, int of the same shape."""
+        owners: NDArray[np.intp] = np.searchsorted(self.starts, rows, side="right") - 1
+        return owners
+
     def succeed(self, before: References, changed: Collection[str]) -> None:
-        """Take the means over from the references before a change, where they were asked for.
+        """Update the means that were already computed for the references before a change.
 
         Args:
             before: The references of the same expert before.
-            changed: Names of the categories that are new, gone or different; all others are as they were.
+            changed: Names of the categories that are new, removed or different.
         """
         for name in ("class_means", "root_means"):
             if (means := before.__dict__.get(name)) is not None:
                 self.__dict__[name] = means.changed(changed, self.names, self.vectors, self.starts)
 
     def sum_up(self, background: Background) -> ClassMeans:
-        """The mean reference of each category, as a background takes them."""
+        """The category means that a background describes."""
         return self.root_means if background.of_roots else self.class_means
 
 
 def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:
-    """What there is of the experts that compare images with images."""
+    """The entries of the experts that compare images with images."""
     return {expert: value for expert, value in by_expert.items() if encoder_and_modality(expert)[1] == "image"}
 
 
 def category_names(references: Mapping[str, References]) -> list[str]:
-    """All categories of some experts, by name."""
+    """All categories of some experts, ascending."""
     return sorted({name for expert in references.values() for name in expert.names})
 
 
 class Compared(Protocol):
-    """What is known of the similarity of a batch of images to the references of one expert, on whichever device."""
+    """Similarities of a batch of images to the references of one expert, on any device."""
 
     @property
     def counts(self) -> NDArray[np.intp]:
@@ -116,7 +104,7 @@ class Compared(Protocol):
 
     @property
     def present(self) -> NDArray[np.intp]:
-        """How many of the references of each category were compared, int ``(n_categories,)``."""
+        """References of each category that were compared, int ``(n_categories,)``."""
         ...
 
     @property
@@ -126,7 +114,7 @@ class Compared(Protocol):
 
     @property
     def bound(self) -> Floats:
-        """The most that the similarity to one of the other references can be, float32 ``(n_images,)``."""
+        """Upper bound of the similarity to a reference that was not compared, float32 ``(n_images,)``."""
         ...
 
     def __len__(self) -> int:
@@ -134,7 +122,7 @@ class Compared(Protocol):
         ...
 
     def of(self, rows: slice) -> Self:
-        """The same of some of the images."""
+        """The similarities of some of the images."""
         ...
 
     def aggregate(self, method: str, m: int) -> Floats:
@@ -152,17 +140,17 @@ class Compared(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertSimilarities:
-    """What the references of one expert say of a batch of images.
+    """Similarities of a batch of images to the references of one expert.
 
     Attributes:
         name: Name of the expert, such as ``clip:image``.
         coverage: int ``(n_covered,)``, ascending: the categories that the expert has references of, as positions
             in `SearchResult.categories`.
         similarities: Similarities to the references, grouped by category in the order of the coverage.
-        nearest: For each image its nearest references, nearest first.
-        class_means: Gives the mean references of the covered categories, as a background takes them, in the order of
-            the coverage; ``None`` where the search did not read the vectors of every category.
-        product: Multiplies matrices by the threads that the search takes.
+        nearest: The nearest references of each image, nearest first.
+        class_means: Gives the means of the covered categories that a background describes, in the order of the
+            coverage; ``None`` where the search did not read the vectors of every category.
+        product: Matrix product with the threads of the search.
     """
 
     name: str
@@ -175,26 +163,27 @@ class ExpertSimilarities:
     @property
     def encoder(self) -> str:
         """The encoder of images and references."""
-        return self.name.rpartition(":")[0]
+        return encoder_and_modality(self.name)[0]
 
     @property
     def modality(self) -> Modality:
-        """What the references are."""
-        return "text" if self.name.endswith(":text") else "image"
+        """Modality of the references."""
+        return encoder_and_modality(self.name)[1]
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The answer to a search.
+    """The result of a search.
 
     Attributes:
         categories: The committed categories, by name.
         experts: Each expert that has references.
         queries: The vectors of the images, by encoder: float32 ``(n_images, dim)``.
-        calibration: The calibration that is kept with the store, if there is one.
+        calibration: The stored calibration, if any.
         stale: Whether categories have changed since the calibration was made.
-        incomplete: Committed categories of which not all can be read now: they are as they were before, or not there.
-        stale_seconds: How long ago the store was read, because it is away; 0 if it is not.
+        incomplete: Committed categories that cannot be read completely now: answered from their former state or
+            left out.
+        stale_seconds: Seconds since the store was read, while the store is away; else 0.
     """
 
     categories: tuple[str, ...]
@@ -210,23 +199,21 @@ class SearchResult:
         return len(self.experts[0].similarities)
 
     def of(self, rows: slice) -> SearchResult:
-        """The same of some of the images."""
+        """The result for some of the images."""
         if rows == slice(0, len(self)):
             return self
         experts = [
             replace(expert, similarities=expert.similarities.of(rows), nearest=expert.nearest[rows])
             for expert in self.experts
         ]
-        return replace(
-            self, experts=tuple(experts), queries={name: vectors[rows] for name, vectors in self.queries.items()}
-        )
+        queries = {encoder: vectors[rows] for encoder, vectors in self.queries.items()}
+        return replace(self, experts=tuple(experts), queries=queries)
 
     def summed_up(self, backgrounds: Mapping[str, Background]) -> bool:
-        """Whether every image expert has the mean reference of every category, and enough references of each.
+        """Whether every image expert has a background, the mean of every category, and `FEWEST` references of each.
 
         Args:
-            backgrounds: By expert. Others may have kept them: without one of each image expert, of its dimension, it
-                is not.
+            backgrounds: By expert; from the store, so their dimension may be wrong.
         """
         images = [expert for expert in self.experts if expert.modality == "image"]
         for expert in images:

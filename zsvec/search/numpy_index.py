@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Floats
-from zsvec.method.linalg import largest
+from zsvec.method.arrays import Floats, largest
 from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, Product, References, SearchResult, product
 from zsvec.search.base import Expert, IndexSpec

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Floats
 from zsvec.method.predict.aggregation import Similarities
-from zsvec.method.predict.background import Background, roots
-from zsvec.method.predict.class_means import ClassMeans, mean_reference
+from zsvec.method.predict.background import Background, ClassMeans, mean_reference, roots
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.arrivals import read
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot

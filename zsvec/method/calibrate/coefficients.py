@@ -1,39 +1,175 @@
-"""What a unit of each similarity is worth in nats: the coefficients of a pool, by cross-entropy on left-out images.
+"""Temperatures, coefficients and the scale of evidence, by least cross-entropy on labelled images.
 
-- The coefficients of similarities are positive, and drawn towards equal weights of the experts.
-- The coefficient of the logarithm of a category's number of references has either sign, and is drawn towards 0: the
-  mean of the nearest references and the cosine to their mean both grow with their number, whatever they show.
+- The *temperature* of an expert is fitted on left-out images (Guo et al., 2017). Without left-out images (one reference
+  per category), it is the *spread*: the standard deviation of an image's similarities to wrong categories. With few
+  pairs of categories the spread is drawn towards the profile's temperature.
+- The *coefficients* of a pool are positive, and drawn towards equal weights of the experts. The coefficient of the
+  logarithm of a category's number of references has either sign, and is drawn towards 0: the mean of the nearest
+  references and the cosine to their mean both grow with their number, regardless of the image.
+- The *scale* is one factor of all evidence, fitted on labelled images from where a classifier is used. Probabilities
+  that were calibrated on references are overconfident for images of lower quality: blurred, dark, noisy.
+
+Some references have a wrong label. The *noise*, the fraction of labels without information, explains these references
+better than small coefficients do (as the lapse rate in psychophysics: Wichmann & Hill, 2001). Categories have equal
+weight, regardless of their number of references.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Floats
-from zsvec.method.calibrate.cross_entropy import least_cross_entropy
+from zsvec.method.arrays import Doubles, Floats, slices
 from zsvec.method.calibrate.leave_one_out import LeftOut
-from zsvec.method.calibration import LOG_COUNT, ExpertCalibration
+from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LogLinear
 from zsvec.method.predict.logits import logsumexp
 
-Evidence = tuple[str, str]
-"""An expert and an aggregation."""
+SHRINKAGE = 1.0
+"""Strength of a prior: the curvature of this many images in squared log units."""
+WIDEST = 100.0
+"""Largest factor between a fitted number and its prior."""
+# Relative stiffness of the prior of coefficients of either sign. The own category of a left-out image has one reference
+# less than the other categories, and a large coefficient of their number would identify it.
+_STIFF = 4.0
+_BLOCK = 2**20  # double-precision logits that fit the cache
+_LOW_NOISE = 0.02  # where the search begins
+# Many wrong labels are explained by small coefficients too, and both explanations are local minima. If at most this
+# fraction of the images is right, the search runs again from high noise and larger coefficients.
+_MOSTLY = 0.75
+_HIGH_NOISE = 0.5
+_LARGER = 4.0
 
-_CLEAN = 4.0  # images that speak against noise
+_PAIRS = 20  # pairs of categories at which the spread and the profile's temperature have equal weight
+_CLEAN_EXPERT = 8.0  # images; an expert alone is often wrong where the label is right
+_CLEAN_POOL = 4.0  # images
+_NEVER = -1e4  # logit of an impossible category
+_ROUNDING = 1e-6  # largest spread that is due to rounding
+
+_WIDEST_SCALE = 20.0  # largest factor by which the evidence may change
+_SCALE_SHRINKAGE = 4.0  # of the squared log factor: few images change it little
+
+
+def least_cross_entropy(
+    logits: NDArray[np.floating], truth: NDArray[np.intp], start: Doubles, clean_images: float
+) -> tuple[Doubles, Doubles, float]:
+    """Coefficients and noise that minimise the mean over categories of the cross-entropy of their images, with priors.
+
+    Args:
+        logits: float ``(n_features, n_images, n_categories)``; features of positive coefficient first.
+        truth: int ``(n_images,)``, the category of each image, as a column.
+        start: float64 ``(n_positive,)``, the mode of a log-normal prior of the positive coefficients.
+        clean_images: Strength of the prior of the noise, Beta(1, 1 + this): equivalent to as many additional images
+            with the right label.
+
+    Returns:
+        The positive coefficients, the coefficients of either sign, and the noise.
+    """
+    from scipy.optimize import minimize  # slow to import, and not needed to classify
+
+    n_positive, n_categories = len(start), logits.shape[2]
+    prior = np.concatenate([np.log(start), np.zeros(len(logits) - n_positive)])
+    right = logits[:, np.arange(len(truth)), truth].astype(np.float64)
+    n_of = np.bincount(truth)
+    stiff = np.append(np.ones(n_positive), np.full(len(logits) - n_positive, _STIFF))
+    share = len(truth) / np.count_nonzero(n_of) / n_of[truth]
+    blocks = list(slices(len(truth), max(1, _BLOCK // (len(logits) * n_categories))))
+
+    def weights_of(free: Doubles) -> Doubles:
+        return np.concatenate([np.exp(free[:n_positive]), free[n_positive:-1]])
+
+    def cost(free: Doubles) -> tuple[float, Doubles]:
+        weight = weights_of(free)
+        clean, lapse = 1 / (1 + np.exp(free[-1])), 1 / (1 + np.exp(-free[-1]))
+        total, expected = np.empty(len(truth)), np.empty((len(logits), len(truth)))
+        for block in blocks:
+            some = logits[:, block].astype(np.float64)
+            fused = np.tensordot(weight, some, axes=1)
+            total[block] = logsumexp(fused)
+            expected[:, block] = np.einsum("nc,vnc->vn", np.exp(fused - total[block, None]), some)
+        own = clean * np.exp(weight @ right - total)
+        said = own + lapse / n_categories
+        by_weight = (expected - right) @ (share * own / said)
+        by_weight[:n_positive] *= weight[:n_positive]
+        off = (free[:-1] - prior) * stiff
+        by_noise = clean_images * lapse - clean * lapse * (share / said) @ (1 / n_categories - own / clean)
+        return (
+            float(SHRINKAGE * off @ off - share @ np.log(said) - clean_images * np.log(clean)),
+            np.append(by_weight + 2 * SHRINKAGE * off * stiff, by_noise),
+        )
+
+    widest = [np.log(WIDEST)] * n_positive + [WIDEST] * (len(prior) - n_positive)
+    limits = [(p - w, p + w) for p, w in zip(prior, widest, strict=True)]
+
+    def search(noise: float, factor: float) -> Any:
+        first = np.append(prior, np.log(noise / (1 - noise)))
+        first[:n_positive] += np.log(factor)
+        return minimize(cost, first, jac=True, method="L-BFGS-B", bounds=[*limits, (-12.0, 12.0)])
+
+    def accuracy(weight: Doubles) -> float:
+        best = [np.tensordot(weight, logits[:, block], axes=1).argmax(axis=1) for block in blocks]
+        return float((np.concatenate(best) == truth).mean())
+
+    found = search(_LOW_NOISE, 1.0)
+    if accuracy(weights_of(found.x)) <= _MOSTLY:
+        found = min(found, search(_HIGH_NOISE, _LARGER), key=lambda result: float(result.fun))
+    positive, free = np.split(weights_of(found.x), [n_positive])
+    return positive, free, float(1 / (1 + np.exp(-found.x[-1])))
+
+
+def calibrate_expert(similarity: Floats, labels: NDArray[np.intp], default: float) -> ExpertCalibration:
+    """Temperature and accuracy of one expert.
+
+    Args:
+        similarity: float32 ``(n_images, n_categories)``, of left-out images; NaN where unknown.
+        labels: int ``(n_images,)``, the category of each image, as a column.
+        default: The profile's temperature.
+    """
+    own = np.take_along_axis(similarity, labels[:, None], axis=1)[:, 0]
+    wrong = similarity.copy()
+    wrong[np.arange(len(labels)), labels] = np.nan
+    spread = _drawn_spread(wrong, labels, default)
+    usable = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
+    if not usable.any():
+        return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
+    logits = np.where(np.isnan(similarity[usable]), np.float32(_NEVER * spread), similarity[usable])
+    truth = labels[usable]
+    accuracy = float((logits.argmax(axis=1) == truth).mean())
+    (weight,), _, _ = least_cross_entropy(logits[None] / spread, truth, np.ones(1), _CLEAN_EXPERT)
+    return ExpertCalibration(float(spread / weight), spread, len(truth), accuracy)
+
+
+def _drawn_spread(wrong: Floats, labels: NDArray[np.intp], default: float) -> float:
+    """The spread, drawn towards the default; the fewer pairs of categories, the more."""
+    spread = _spread(wrong)
+    if spread <= _ROUNDING:
+        return default
+    pairs = sum((~np.isnan(wrong[labels == own])).any(axis=0).sum() for own in np.unique(labels))
+    trust = pairs / (pairs + _PAIRS)
+    return float(np.exp(trust * np.log(spread) + (1 - trust) * np.log(default)))
+
+
+def _spread(wrong: Floats) -> float:
+    """Standard deviation of an image's similarities to wrong categories, or over all images if each has only one."""
+    several = np.flatnonzero((~np.isnan(wrong)).sum(axis=1) > 1)
+    if several.size:
+        return float(np.sqrt(np.mean([np.nanvar(wrong[row], dtype=np.float64) for row in several])))
+    present = wrong[np.isfinite(wrong)]
+    return float(present.std(dtype=np.float64)) if present.size else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """What was learned.
+    """Learned coefficients of a pool.
 
     Attributes:
         values: By expert and aggregation, nats per unit of similarity.
-        noise: Fraction of the references whose label says nothing, 0 to 1.
-        learned: Whether there were examples to learn from; if not, all experts weigh the same.
+        noise: Fraction of the references whose label has no information, 0 to 1.
+        learned: Whether there were examples; otherwise all experts have equal weights.
         shares: By expert, as `LogLinear.shares`.
     """
 
@@ -44,19 +180,19 @@ class Coefficients:
 
 
 def learn_coefficients(
-    sample: LeftOut, fitted: Mapping[Evidence, ExpertCalibration], aggregations: Mapping[str, Sequence[str]]
+    sample: LeftOut, fitted: Mapping[tuple[str, str], ExpertCalibration], aggregations: Mapping[str, Sequence[str]]
 ) -> Coefficients:
     """The coefficients of some aggregations of each expert.
 
     Args:
         sample: Left-out images.
-        fitted: The temperature and the spread of each expert and aggregation.
+        fitted: Temperature and spread by expert and aggregation.
         aggregations: By expert.
     """
     experts = list(aggregations)
     keys = [(expert, name) for expert, names in aggregations.items() for name in names]
-    # A temperature that was learned and one that is a spread are no units of the same kind: where one cannot be
-    # learned, all are spreads. But a learned one that is larger says that an expert is worse than it looks.
+    # Learned temperatures and spreads are different units: if one temperature cannot be learned, all units are spreads.
+    # But a learned temperature above the spread shows that an expert is worse than its spread suggests.
     untold = any(fitted[key].images == 0 for key in keys)
     units = [max(fitted[key].spread, fitted[key].temperature) if untold else fitted[key].temperature for key in keys]
     count = Counter(expert for expert, _ in keys)
@@ -69,11 +205,11 @@ def learn_coefficients(
     usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
     labels = sample.labels[usable]
     weights, offsets, noise = start.copy(), np.zeros(len(counted)), 0.0
-    learned = bool(tried.any()) and len(np.unique(labels)) > 1  # of one category, it would always be that one
+    learned = bool(tried.any()) and len(np.unique(labels)) > 1  # images of one category teach that category alone
     if learned:
         positive, free = np.split(tried, [len(keys)])
         logits = filled[np.ix_(tried, usable)]
-        weights[positive], offsets[free], noise = least_cross_entropy(logits, labels, start[positive], _CLEAN)
+        weights[positive], offsets[free], noise = least_cross_entropy(logits, labels, start[positive], _CLEAN_POOL)
     values: dict[str, dict[str, float]] = {}
     shares = dict.fromkeys(experts, 0.0)
     for (expert, name), weight, unit in zip(keys, weights, units, strict=True):
@@ -85,7 +221,7 @@ def learn_coefficients(
 
 
 def _filled(features: Floats, sample: LeftOut, expert: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Features in which an expert says of a category that it does not cover what it says of wrong ones on average.
+    """Features with the mean of wrong categories in place of the categories that an expert does not cover.
 
     Args:
         features: float32 ``(n_features, n_images, n_categories)``.
@@ -93,7 +229,7 @@ def _filled(features: Floats, sample: LeftOut, expert: Sequence[int]) -> tuple[F
         expert: Row in ``sample.coverage`` of each feature.
 
     Returns:
-        The features, changed in place, and which of them could be tried on any image, bool ``(n_features,)``.
+        The features, changed in place, and whether each has a value of a wrong category, bool ``(n_features,)``.
     """
     wrong = sample.labels[:, None] != np.arange(len(sample.categories))
     tried = np.zeros(len(features), dtype=bool)
@@ -103,3 +239,50 @@ def _filled(features: Floats, sample: LeftOut, expert: Sequence[int]) -> tuple[F
             seen = features[row][wrong & ~np.isnan(features[row])].astype(np.float64)
             features[row][:, ~coverage] = logsumexp(seen) - np.log(seen.size)
     return features, tried
+
+
+def fit_scale(evidence: Doubles, labels: NDArray[np.intp]) -> float:
+    """The factor of evidence with the least cross-entropy, drawn towards 1.
+
+    Args:
+        evidence: float64 ``(n_images, n_categories)``, nats.
+        labels: int ``(n_images,)``, the category of each image, as a column.
+    """
+    from scipy.optimize import minimize_scalar  # slow to import, and not needed to classify
+
+    own = evidence[np.arange(len(labels)), labels]
+
+    def cost(log_scale: float) -> float:
+        scale = np.exp(log_scale)
+        return float((logsumexp(scale * evidence) - scale * own).sum() + _SCALE_SHRINKAGE * log_scale**2)
+
+    limit = np.log(_WIDEST_SCALE)
+    return float(np.exp(minimize_scalar(cost, bounds=(-limit, limit), method="bounded").x))
+
+
+def scaled(calibration: Calibration, factor: float) -> Calibration:
+    """A calibration with all evidence multiplied by a factor; the decisions on unknown images stay the same."""
+    return replace(
+        calibration,
+        plain=_scaled_pool(calibration.plain, factor),
+        aggregations=_scaled_pool(calibration.aggregations, factor),
+        classwise=calibration.classwise and _scaled_pool(calibration.classwise, factor),
+        scale=calibration.scale * factor,
+    )
+
+
+def _scaled_pool(pool: LogLinear, factor: float) -> LogLinear:
+    return replace(
+        pool,
+        coefficients={expert: _times(names, factor) for expert, names in pool.coefficients.items()},
+        neutral=_times(pool.neutral, factor),
+        least=None if pool.least is None else factor * pool.least,
+        thresholds=_times(pool.thresholds, factor),
+        category_thresholds=_times(pool.category_thresholds, factor),
+        shares=_times(pool.shares, factor),
+        quantiles={name: [factor * value for value in values] for name, values in pool.quantiles.items()},
+    )
+
+
+def _times(values: Mapping[str, float], factor: float) -> dict[str, float]:
+    return {name: factor * value for name, value in values.items()}

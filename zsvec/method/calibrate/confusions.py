@@ -1,4 +1,4 @@
-"""Which categories the stored references are confused with: measured, where the paper asks a language model."""
+"""Confusion of categories, measured on the stored references (the paper asks a language model)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from zsvec.method.calibration import LogLinear
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 
-_RARE = 0.02  # share of the probability of a category's images, below which another category is no partner
+_RARE = 0.02  # share of the probability of a category's images below which another category is no partner
 
 
 @dataclass(frozen=True, slots=True)
 class Confusions:
-    """The reference images of a store, each classified by the others.
+    """Confusion among the reference images of a store, each classified by the other references.
 
     Attributes:
-        lost: By category that has images, the share of their probability that other categories get, 0 to 1.
-        partners: By category, the categories that get a noticeable part of it, most first.
+        lost: By category with images, the share of their probability that other categories get, 0 to 1.
+        partners: By category, the categories that get a noticeable share, most first.
     """
 
     lost: Mapping[str, float] = field(default_factory=dict)
@@ -31,11 +31,11 @@ class Confusions:
 
 
 def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
-    """Measure confusion by probabilities, which say more than mistakes where a category has few images.
+    """Measures confusion by probabilities, which are more precise than mistakes for categories with few images.
 
     Args:
         sample: Left-out reference images.
-        pool: Classifies them.
+        pool: The pool that classifies the images.
     """
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     probabilities = np.empty(evidence.shape[1:])
@@ -55,8 +55,7 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
 def _alike_in_gaps(evidence: Doubles) -> Iterator[NDArray[np.intp]]:
     """Groups of images for which the same experts lack evidence of the same categories.
 
-    The only image of its category has no other reference to be compared with: it counts as an image of a category
-    that the image experts do not cover.
+    The only image of a category has no other reference: image experts do not cover its category then.
     """
     gaps = np.isnan(evidence).swapaxes(0, 1).reshape(evidence.shape[1], -1)
     _, group = np.unique(gaps, axis=0, return_inverse=True)

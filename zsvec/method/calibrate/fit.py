@@ -1,12 +1,9 @@
-"""Calibration: temperatures, weights of the experts and thresholds of the unknown, learned from the references.
+"""Calibration: temperatures, coefficients of the experts and thresholds of unknown images, learned from the references.
 
-Every reference image is scored against all the others (`leave_one_out`), which gives labelled examples
-without images, labels or encoders beyond what the store has. From them:
+Every reference image is scored against all other references (`leave_one_out`). These labelled examples teach:
 
-- the *temperature* of each expert (`temperature`);
-- the *coefficients* of log-linear fusion: how many nats of evidence a unit of similarity is worth (Genest & Zidek,
-  1986: the logarithmic opinion pool), drawn towards equal weights of the experts;
-- *neutral* evidence and the *thresholds* of the unknown (`thresholds`).
+- the *temperature* of each expert and the *coefficients* of log-linear fusion (`coefficients`);
+- *neutral* evidence and the *thresholds* of unknown images (`thresholds`).
 """
 
 from __future__ import annotations
@@ -18,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles, Floats
-from zsvec.method.calibrate.coefficients import learn_coefficients
-from zsvec.method.calibrate.leave_one_out import LeftOut, leave_one_out
-from zsvec.method.calibrate.temperature import calibrate_expert
+from zsvec.method.arrays import Doubles
+from zsvec.method.calibrate.coefficients import calibrate_expert, learn_coefficients
+from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample, leave_one_out
 from zsvec.method.calibrate.thresholds import (
     fewest,
     learn_category_thresholds,
@@ -38,8 +34,7 @@ from zsvec.method.calibration import (
     LogLinear,
     other_aggregation,
 )
-from zsvec.method.predict.background import Background
-from zsvec.method.predict.gda import describes, learn_background
+from zsvec.method.predict.gda import describes, learn_backgrounds
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
 from zsvec.method.quality.suspects import Suspect
@@ -48,15 +43,11 @@ from zsvec.types import counted
 
 FALSE_UNKNOWN_RATE = 0.05
 """Default fraction of the images of a store's categories that may be called unknown."""
-LARGEST_SAMPLE = 2048
-"""Largest number of images that are left out; it is smaller where there are many categories."""
-_LARGEST_TABLE = 2_000_000  # images times categories, but
-_SMALLEST_SAMPLE = 256  # as many images in any case
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """How good fusion is on the left-out reference images.
+    """Quality of fusion on left-out reference images.
 
     Attributes:
         top1: Fraction whose category is the most probable, 0 to 1.
@@ -71,20 +62,19 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """A calibration, and what it improves.
+    """A calibration, and the quality before and after.
 
     Attributes:
-        calibration: The new one.
-        before: Quality of the log-linear fusion that was in force, on the images that the new one was learned from;
-            ``None`` if none of them has another reference of its category.
-        after: Quality of the new one, likewise.
-        suspects: The reference images that are probably under a wrong category, most doubtful first: of those that
-            were left out (`Calibration.images`), and of those that are in several categories.
-        labelled_before: Quality of the new one on the labelled images that were given, before its evidence was scaled
-            by what they say (`Calibration.scale`); ``None`` without any.
-        labelled_after: The same afterwards; on the images that the scale was fitted on.
-        notes: What may be unexpected, in sentences: that nothing has changed, what cannot be learned yet, and what was
-            given up.
+        calibration: The new calibration.
+        before: Quality of the former log-linear fusion, on the images that the new calibration was learned from;
+            ``None`` if none of these images has another reference of its category.
+        after: Quality of the new fusion on the same images.
+        suspects: Reference images that are probably under a wrong category, most doubtful first; among the left-out
+            images (`Calibration.images`) and the images that are in several categories.
+        labelled_before: Quality of the new fusion on the labelled images, before the evidence was scaled to fit them
+            (`Calibration.scale`); ``None`` without labelled images.
+        labelled_after: Quality after scaling, on the same images.
+        notes: Sentences on unexpected results: nothing has changed, something cannot be learned yet, or was dropped.
     """
 
     calibration: Calibration
@@ -122,11 +112,6 @@ class CalibrationReport:
         }
 
 
-def largest_sample(n_categories: int) -> int:
-    """Largest number of reference images that are left out of a store with so many categories."""
-    return min(LARGEST_SAMPLE, max(_SMALLEST_SAMPLE, _LARGEST_TABLE // max(1, n_categories)))
-
-
 def fit_calibration(
     references: Mapping[str, References],
     temperatures: Mapping[str, float],
@@ -138,27 +123,26 @@ def fit_calibration(
     former: Calibration | None = None,
     most: int | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
-    """Calibrate a store from its references.
+    """Calibrates a store from its references.
 
-    With one reference a category no image can be left out for image experts: their temperature is the spread of
+    With one reference per category, no image can be left out for image experts: their temperature is the spread of
     their similarities to other categories, their weights are equal, and there is no threshold. An expert that
-    covers few categories is fitted on those. With two categories the spread is that over all images. The same
-    picture twice in a category is no evidence for itself.
+    covers few categories is fitted on those. With two categories, the spread is taken over all images. Copies of a
+    picture within a category are left out together.
 
     Args:
-        references: By expert, all of them.
-        temperatures: By expert; defaults where there is nothing to learn from.
-        revision: Largest ``rev`` of the catalog that the references are from.
+        references: By expert, all references of the store.
+        temperatures: By expert; defaults for experts without examples.
+        revision: Largest ``rev`` of the catalog of the references.
         aggregation: A name in `aggregation.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
-        former: A calibration of these experts; its backgrounds, and what was learned with them, stay as they are while
-            there are about as many references and most are the same. By default they are learned anew.
+        former: A calibration of these experts. Its backgrounds and their pool are reused while the number of
+            references is about the same and most references are unchanged. By default they are learned anew.
         most: Largest number of reference images that are left out; by default `largest_sample`.
 
     Returns:
-        The calibration, and what it was learned from; ``None`` if there are no reference images or fewer
-        than two categories.
+        The calibration and its sample; ``None`` without reference images or with fewer than two categories.
     """
     other = other_aggregation(aggregation)
     limit = largest_sample(len(category_names(references))) if most is None else most
@@ -182,7 +166,7 @@ def fit_calibration(
     if backgrounds:
         of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
         classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
-        if not classwise_pool.learned:  # each category is one scene: nothing says what a nat of theirs is worth
+        if not classwise_pool.learned:  # each category is one scene: no image can be left out
             classwise_pool, backgrounds = None, {}
     return Calibration(
         revision=revision,
@@ -199,25 +183,15 @@ def fit_calibration(
 
 
 def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
-    """Whether the backgrounds of a calibration, and what was learned with them, may still be those of its store.
+    """Whether the experts and the numbers of references still fit the backgrounds of a calibration.
 
     Args:
-        calibration: Of the store.
-        references: How many each expert has now.
+        calibration: Calibration of the store.
+        references: Present number of references by expert.
     """
     if calibration.classwise is None or calibration.classwise.coefficients.keys() != references.keys():
         return False
     return not any(background.outdated(references[expert]) for expert, background in calibration.backgrounds.items())
-
-
-def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
-    """Of all image experts, or of none: where one does not cover a category, that would be judged by other measures."""
-    images, categories = image_experts(references), category_names(references)
-    if not images or any(len(found.names) < len(categories) for found in images.values()):
-        return {}
-    learned = {expert: learn_background(found) for expert, found in images.items()}
-    found = {expert: background for expert, background in learned.items() if background is not None}
-    return found if len(found) == len(images) else {}
 
 
 def _pool(
@@ -227,7 +201,7 @@ def _pool(
     false_unknown_rate: float,
     least: float | None = None,
 ) -> LogLinear:
-    """The pool of some aggregations of each expert, from their temperatures on."""
+    """The pool of some aggregations of each expert."""
     found = learn_coefficients(sample, fitted, aggregations)
     evidence = expert_evidence(found.values, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
@@ -245,25 +219,19 @@ def _pool(
 
 
 def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[str]]:
-    """By expert, the aggregations but those that say the same as the first, as with one reference each."""
+    """By expert, the aggregations without those that equal the first, as with one reference per category."""
     first, *others = aggregations
     return {
-        expert: [first, *(n for n in others if not _same(similarities[n], similarities[first]))]
-        for expert, similarities in sample.aggregations.items()
+        expert: [
+            first,
+            *(name for name in others if not np.allclose(found[name], found[first], atol=1e-5, equal_nan=True)),
+        ]
+        for expert, found in sample.aggregations.items()
     }
 
 
-def _same(a: Floats, b: Floats) -> bool:
-    return bool(np.allclose(a, b, atol=1e-5, equal_nan=True))
-
-
 def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
-    """How good a fusion is on left-out images; ``None`` if none of them has another reference of its category.
-
-    Args:
-        pool: The fusion.
-        sample: Left-out images.
-    """
+    """Quality of a pool on left-out images; ``None`` if none of these has another reference of its category."""
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     complete = sample.complete(evidence)
     if not complete.any():
@@ -273,7 +241,7 @@ def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
 
 
 def quality_of(probabilities: Doubles, truth: NDArray[np.intp]) -> Quality:
-    """How good probabilities are.
+    """Quality of probabilities.
 
     Args:
         probabilities: float64 ``(n_images, n_categories)``, at least one image.
@@ -294,8 +262,8 @@ def expected_calibration_error(
     """Mean distance of confidence and accuracy over bins of equal width (Guo et al., 2017), 0 to 1.
 
     Args:
-        probabilities: Of the categories that were answered, 0 to 1.
-        right: Whether the answers are right.
+        probabilities: Probabilities of the predicted categories, 0 to 1.
+        right: Whether the predictions are right.
         bins: Number of bins.
     """
     confidence, hit = np.asarray(probabilities, dtype=np.float64), np.asarray(right, dtype=np.float64)

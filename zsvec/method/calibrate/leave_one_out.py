@@ -1,7 +1,6 @@
-"""Each stored reference image against all the other references, as if it were a new image of its category.
+"""Scores each stored reference image against all other references, as if it were a new image of its category.
 
-Calibration learns from these labelled examples. They need no further images and no encoder, only the
-vectors that are stored.
+Calibration learns from these labelled examples. They need the stored vectors only: no more images and no encoder.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from hashlib import sha256
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles, Floats, Key
+from zsvec.method.arrays import Doubles, Floats, Key, slices
 from zsvec.method.calibration import LOG_COUNT
 from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.predict.background import Background
@@ -22,23 +21,27 @@ from zsvec.method.quality.scenes import TWIN, Pairs, Scenes, agreed, image_rows,
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
+LARGEST_SAMPLE = 2048
+"""Largest number of images that are left out; smaller for stores with many categories."""
+_LARGEST_TABLE = 2_000_000  # images times categories
+_SMALLEST_SAMPLE = 256  # images, even in a larger table
 _BLOCK = 2**24  # similarities in memory at once
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """Similarities of reference images to every category, without what they owe to themselves.
+    """Similarities of left-out reference images to every category.
 
     Attributes:
-        categories: All of them, by name.
+        categories: All categories, by name.
         labels: int ``(n_images,)``, the category of each image, as a position.
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
         aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
-            reference of a category, none but the image itself and its scene, or no vector of the image. Image experts
-            have `LOG_COUNT` too, and `CENTRED` and `GDA` where they have a background.
+            reference of a category outside the scene of the image, or no vector of the image. Image experts also
+            have `LOG_COUNT`, and with a background `CENTRED` and `GDA`.
         hashes: Content hash of each image.
-        copies: By category and hash of the images that are in another category too: that category and the hash there.
-            They are not among the images, unless all are copied.
+        copies: Images with copies in other categories, and the category and hash of each copy. Copied images are not
+            among the images unless all images are copied.
     """
 
     categories: tuple[str, ...]
@@ -49,10 +52,10 @@ class LeftOut:
     copies: Mapping[Key, set[Key]] = field(default_factory=dict)
 
     def complete(self, evidence: Doubles) -> NDArray[np.bool_]:
-        """Which images every expert says something of, in every category that it covers; bool ``(n_images,)``.
+        """Whether every expert has evidence for an image in every category that it covers; bool ``(n_images,)``.
 
         Args:
-            evidence: float64 ``(n_experts, n_images, n_categories)``, NaN where nothing is said.
+            evidence: float64 ``(n_experts, n_images, n_categories)``, NaN for no evidence.
         """
         whole: NDArray[np.bool_] = (np.isnan(evidence) == ~self.coverage[:, None]).all(axis=(0, 2))
         return whole
@@ -66,18 +69,23 @@ class LeftOut:
         return bool(others.size and np.ptp(others) > 0)
 
 
+def largest_sample(n_categories: int) -> int:
+    """Largest number of reference images that are left out of a store with so many categories."""
+    return min(LARGEST_SAMPLE, max(_SMALLEST_SAMPLE, _LARGEST_TABLE // max(1, n_categories)))
+
+
 def leave_one_out(
     references: Mapping[str, References],
     aggregations: Sequence[str],
     top_m: int,
     most: int,
-    backgrounds: Mapping[str, Background] | None = None,
+    backgrounds: Mapping[str, Background],
 ) -> LeftOut | None:
-    """Score reference images against all references but themselves.
+    """Scores reference images against all references but themselves.
 
     Text experts are scored on the reference images of their encoder. References of the same category that show the same
-    scene (`scenes`) are left out as well: they are no evidence for each other. Images that are in another category
-    too are not among those that are left out, unless all are: which label is right is not known yet.
+    scene (`scenes`) are left out as well: they are no independent evidence. Images with a copy in another category
+    are skipped unless all images are copied, because their right label is not known yet.
 
     Args:
         references: By expert.
@@ -87,14 +95,10 @@ def leave_one_out(
         backgrounds: By expert, for `CENTRED` and `GDA`.
 
     Returns:
-        The similarities, or ``None`` if there is no reference image or no second category.
+        The similarities, or ``None`` without a reference image or a second category.
     """
-    rows = image_rows(references)
-    images = _evenly(set().union(*rows.values()), most)
-    if not images or len(category_names(references)) < 2:
-        return None
-    together = scenes(references, rows, images)
-    return _left_out(references, rows, images, together, aggregations, top_m, backgrounds or {})
+    images = _evenly(set().union(*image_rows(references).values()), most)
+    return next(each_left_out(references, aggregations, top_m, most, backgrounds, images), None)
 
 
 def each_left_out(
@@ -102,9 +106,10 @@ def each_left_out(
     aggregations: Sequence[str],
     top_m: int,
     most: int,
-    backgrounds: Mapping[str, Background] | None = None,
+    backgrounds: Mapping[str, Background],
+    images: Sequence[Key] | None = None,
 ) -> Iterator[LeftOut]:
-    """Score all reference images as `leave_one_out` does, at most so many at a time.
+    """Scores reference images as `leave_one_out` does, in blocks.
 
     Args:
         references: By expert.
@@ -112,15 +117,15 @@ def each_left_out(
         top_m: As in `leave_one_out`.
         most: Images in memory at once.
         backgrounds: As in `leave_one_out`.
+        images: The images to score; by default all.
     """
     rows = image_rows(references)
-    images = sorted(set().union(*rows.values()))
+    images = sorted(set().union(*rows.values())) if images is None else images
     if len(category_names(references)) < 2:
         return
     together = scenes(references, rows, images)
-    for first in range(0, len(images), most):
-        block = images[first : first + most]
-        yield _left_out(references, rows, block, together, aggregations, top_m, backgrounds or {})
+    for block in slices(len(images), most):
+        yield _left_out(references, rows, images[block], together, aggregations, top_m, backgrounds)
 
 
 def _left_out(
@@ -132,7 +137,7 @@ def _left_out(
     top_m: int,
     backgrounds: Mapping[str, Background],
 ) -> LeftOut:
-    """Score some images: at least one, of a store with at least two categories."""
+    """Scores at least one image of a store with at least two categories."""
     categories = tuple(category_names(references))
     alike: dict[str, Pairs] = {expert: set() for expert in rows}
     scored = {}
@@ -145,9 +150,8 @@ def _left_out(
         scored[expert] = {name: np.full((len(images), len(categories)), np.nan, np.float32) for name in names}
         columns = np.searchsorted(categories, by_expert.names)
         embedded = np.flatnonzero(row >= 0)
-        size = max(1, _BLOCK // len(by_expert.vectors))
-        for first in range(0, len(embedded), size):
-            block = embedded[first : first + size]
+        for part in slices(len(embedded), max(1, _BLOCK // len(by_expert.vectors))):
+            block = embedded[part]
             values = queries[row[block]] @ by_expert.vectors.T
             if modality == "image":
                 alike[expert] |= _alike_elsewhere(by_expert, values, row[block])
@@ -157,19 +161,18 @@ def _left_out(
     copies: dict[Key, set[Key]] = {}
     for one, other in agreed(alike, rows):
         copies.setdefault(one, set()).add(other)
-    sure = np.array([key not in copies for key in images])
-    if sure.any():
+    unique = np.array([key not in copies for key in images])
+    if unique.any():
         images = [key for key in images if key not in copies]
-        scored = {expert: {name: found[sure] for name, found in by.items()} for expert, by in scored.items()}
+        scored = {expert: {name: found[unique] for name, found in by.items()} for expert, by in scored.items()}
     for expert, background in backgrounds.items():
         row_of = rows[expert]
         removals = _removals(references[expert], row_of, images, together)
         ordered = sorted(removals, key=lambda i: int(removals[i].rows[0]))
         columns = np.searchsorted(categories, references[expert].names)
-        of_each = [row_of[images[i]] for i in ordered]
-        for name, similarity in left_out(
-            references[expert], background, of_each, [removals[i] for i in ordered]
-        ).items():
+        queried = [row_of[images[i]] for i in ordered]
+        without = left_out(references[expert], background, queried, [removals[i] for i in ordered])
+        for name, similarity in without.items():
             scored[expert][name] = np.full((len(images), len(categories)), np.nan, np.float32)
             scored[expert][name][np.ix_(np.array(ordered), columns)] = similarity
     labels = np.searchsorted(categories, [name for name, _ in images])
@@ -178,17 +181,16 @@ def _left_out(
 
 
 def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.intp]) -> Pairs:
-    """The images that an encoder takes for the same picture as one of another category.
+    """Pairs of images of different categories that are the same picture to an encoder.
 
     Args:
-        references: Of an image expert.
+        references: References of an image expert.
         values: float32 ``(n_images, n_references)``, cosines.
         itself: The row of each image among the references.
     """
     names, hashes = references.names, references.hashes
     images, others = np.nonzero(values >= TWIN)
-    own = np.searchsorted(references.starts, itself, side="right") - 1
-    theirs = np.searchsorted(references.starts, others, side="right") - 1
+    own, theirs = references.owners(itself), references.owners(others)
     return {
         ((names[own[i]], hashes[itself[i]]), (names[c], hashes[j]))
         for i, j, c in zip(images, others, theirs, strict=True)
@@ -199,7 +201,7 @@ def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.
 def _removals(
     references: References, row_of: Mapping[Key, int], images: Sequence[Key], together: Scenes
 ) -> dict[int, Removal]:
-    """What is left out with each image that the expert has: its scene, in one object for all images of that."""
+    """The scene of each image that the expert has; images of one scene share the object."""
     found: dict[int, Removal] = {}
     of_scene: dict[int, Removal] = {}
     for i, (name, digest) in enumerate(images):
@@ -208,7 +210,7 @@ def _removals(
         scene = together.get((name, digest))
         if scene is None or id(scene) not in of_scene:
             rows = np.array(sorted(row_of[name, h] for h in scene or [digest] if (name, h) in row_of), dtype=np.intp)
-            removal = Removal(int(np.searchsorted(references.starts, rows[0], side="right") - 1), rows)
+            removal = Removal(int(references.owners(rows[0])), rows)
             of_scene[id(scene)] = removal
         found[i] = of_scene[id(scene)]
     return found
@@ -217,8 +219,8 @@ def _removals(
 def _evenly(images: set[Key], most: int) -> list[Key]:
     """At most so many images: the first of each category by hash, then the second of each, and so on.
 
-    Where not every category gives its last one, which do is told by a hash of their names: by the names themselves, it
-    would be the start of the alphabet, and what begins alike is often alike.
+    The categories that give one image more are chosen by a hash of their names. Alphabetical order would be biased:
+    categories with a common prefix are often similar.
     """
     ranks: dict[str, int] = {}
     ranked = []
@@ -239,17 +241,17 @@ def _score(
     """Similarity of each query to each category, by aggregation.
 
     Args:
-        references: Of an expert.
+        references: References of an expert.
         values: float32 ``(n_queries, n_references)``, cosines.
-        itself: The row of each query among the references.
-        together: As in `_left_out`.
+        itself: The row of each query among the references; ``None`` for texts.
+        together: Scenes.
         aggregations: As in `leave_one_out`.
         top_m: As in `leave_one_out`.
     """
     every = Similarities.of_all(values, references)
     found = {name: _aggregated(every, name, top_m) for name in aggregations}
     if itself is not None:
-        own = np.searchsorted(references.starts, itself, side="right") - 1
+        own = references.owners(itself)
         order, others = _other_references(references, values, itself, own, together)
         for name, similarity in found.items():
             similarity[np.arange(len(values)), own] = np.nan
@@ -267,10 +269,10 @@ def _aggregated(similarities: Similarities, name: str, top_m: int) -> Floats:
 def _other_references(
     references: References, values: Floats, itself: NDArray[np.intp], own: NDArray[np.intp], together: Scenes
 ) -> tuple[NDArray[np.intp], Similarities]:
-    """The references of an image's own category that are evidence for it: neither itself nor its scene.
+    """References of an image's own category outside its scene.
 
     Returns:
-        The images that have any, and their similarities laid out as those of one image with a category for each.
+        The images with such references, and their similarities in the form of one image with a category for each.
     """
     order, kept, counts, norms = [], [], [], []
     for category in np.unique(own):

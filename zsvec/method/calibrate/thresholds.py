@@ -1,7 +1,7 @@
-"""What evidence wrong categories and new images have: neutral evidence, and the thresholds of the unknown.
+"""Neutral evidence, and thresholds of unknown images, from the evidence of left-out images.
 
-- *Neutral* evidence is what an expert would say of a category that it does not cover: such that the likelihood
-  ratio of a wrong category is 1 on average. Categories covered by texts, by images or by both compete fairly by it.
+- *Neutral* evidence replaces the evidence of an expert for a category that it does not cover: the mean likelihood ratio
+  of a wrong category is 1. So categories covered by texts, by images or by both compete fairly.
 - A *threshold* is the evidence below which the wanted fraction of new images of the store's categories falls.
 """
 
@@ -20,22 +20,22 @@ from zsvec.streams.drift import PARTS
 
 
 def enough(images: float, fraction: float) -> bool:
-    """Whether so many images tell what a new one falls below with a probability `fraction`, between 0 and 1."""
+    """Whether the number of images determines the `quantile` of a fraction, between 0 and 1."""
     return 1 <= fraction * (images + 1) <= images
 
 
 def fewest(fraction: float) -> float:
-    """The least number of images that are `enough`."""
+    """The least number of images that is `enough`."""
     least = float(np.ceil(max(1 / fraction, 1 / (1 - fraction))) - 1)
-    return least - 1 if enough(least - 1, fraction) else least  # of a quotient that was rounded up
+    return least - 1 if enough(least - 1, fraction) else least  # the quotient may have been rounded up
 
 
 def quantile(evidence: Doubles, fraction: float) -> float:
-    """What a new image falls below with a given probability: exactly, whatever the distribution of the evidence.
+    """The evidence below which a new image falls with exactly the given probability, for any distribution.
 
-    That is the value at rank ``fraction * (n_images + 1)`` (Weibull, 1939): a new image is as likely to fall between
-    any two of the others as beyond them all. Below a linear quantile fall ``fraction + (1 - 2 * fraction) /
-    (n_images + 1)``.
+    This is the value at rank ``fraction * (n_images + 1)`` (Weibull, 1939): a new image falls between any two
+    neighbours, or beyond either end, with equal probability. Below a linear quantile, a new image falls with
+    probability ``fraction + (1 - 2 * fraction) / (n_images + 1)``.
 
     Args:
         evidence: float64 ``(n_images,)``, of `enough` images.
@@ -45,10 +45,10 @@ def quantile(evidence: Doubles, fraction: float) -> float:
 
 
 def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
-    """Neutral evidence of all experts together, of each alone, and of those that lack references of some category.
+    """Neutral evidence of all experts together, of each alone, and of each set that lacks some category.
 
     Args:
-        evidence: Of the sample, float64 ``(n_experts, n_images, n_categories)``, from `pool.expert_evidence`.
+        evidence: float64 ``(n_experts, n_images, n_categories)``, from `opinion_pool.expert_evidence`.
         sample: Left-out images.
 
     Returns:
@@ -61,7 +61,7 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
     neutral = {}
     for chosen in sets[sets.any(axis=1)]:
         logs, n = [], 0
-        for of_image, others in zip(evidence[chosen].swapaxes(0, 1), wrong, strict=True):  # not a copy of everything
+        for of_image, others in zip(evidence[chosen].swapaxes(0, 1), wrong, strict=True):  # saves memory
             together = of_image.sum(axis=0)[others]
             together = together[~np.isnan(together)]
             if together.size:
@@ -75,7 +75,7 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
 def learn_thresholds(
     evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
 ) -> dict[str, float]:
-    """Thresholds of images whose category these experts cover, and no others.
+    """Thresholds of images, by the set of experts that cover their category.
 
     Args:
         evidence: As in `learn_neutral`.
@@ -84,7 +84,7 @@ def learn_thresholds(
         false_unknown_rate: Fraction of the images that fall below, 0 to 1.
 
     Returns:
-        Nats, by the `opinion_pool.pattern` of the experts; of those with enough images.
+        Nats, by the `opinion_pool.pattern` of the experts; of patterns with enough images.
     """
     return {
         name: quantile(best, false_unknown_rate)
@@ -94,10 +94,10 @@ def learn_thresholds(
 
 
 def learn_quantiles(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]) -> dict[str, list[float]]:
-    """What 5, 10, … 95 % of the images of a category fall below, by the experts that cover it; arguments likewise.
+    """The 5, 10, … 95 % quantiles of the largest evidence; arguments as in `learn_thresholds`.
 
     Returns:
-        Nats, ascending, by the `opinion_pool.pattern` of the experts; of those with enough images.
+        Nats, ascending, by the `opinion_pool.pattern` of the experts; of patterns with enough images.
     """
     return {
         name: [quantile(best, k / PARTS) for k in range(1, PARTS)]
@@ -107,7 +107,7 @@ def learn_quantiles(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, fl
 
 
 def _by_pattern(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]) -> Iterator[tuple[str, Doubles]]:
-    """The largest evidence of each image as if just these experts covered its category, for each set that does."""
+    """By set of experts that covers a category: the largest evidence of all images if their category were such."""
     everywhere = np.ones(len(sample.labels), dtype=bool)
     for covering in np.unique(sample.coverage, axis=1).T:
         best = _largest_evidence(evidence, sample, neutral, covering, everywhere)
@@ -117,7 +117,7 @@ def _by_pattern(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]
 def learn_category_thresholds(
     evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
 ) -> dict[str, float]:
-    """Thresholds by category, of those with enough images; arguments as in `learn_thresholds`."""
+    """Thresholds by category, of categories with enough images; arguments as in `learn_thresholds`."""
     thresholds = {}
     for position, name in enumerate(sample.categories):
         own = sample.labels == position
@@ -135,20 +135,20 @@ def _largest_evidence(
     covering: NDArray[np.bool_],
     chosen: NDArray[np.bool_],
 ) -> Doubles:
-    """The largest evidence for any category, of each image as if only some experts covered its own category.
+    """The largest evidence of each image for any category, if only some experts covered its own category.
 
     Args:
         evidence: As in `learn_neutral`.
-        sample: Left-out images. Those that can be compared with everything are used, so their number is smaller.
+        sample: Left-out images; images without complete evidence are skipped.
         neutral: From `learn_neutral`.
-        covering: bool ``(n_experts,)``, the experts that cover the category of the image.
+        covering: bool ``(n_experts,)``, the experts that are to cover the image's own category.
         chosen: bool ``(n_images,)``, the images.
     """
     experts = list(sample.aggregations)
     labels = sample.labels[chosen]
     evidence, images = evidence[:, chosen], np.arange(len(labels))
     own = evidence[:, images, labels]
-    # What stands in the place of an image's own category is replaced below; a gap there is none of the expert's.
+    # The own category is replaced below, so a gap there does not make an image incomplete.
     evidence[:, images, labels] = np.where(sample.coverage[:, labels], np.nan_to_num(own), np.nan)
     complete = ~np.isnan(own[covering]).any(axis=0) & sample.complete(evidence)
     if not complete.any():

@@ -1,33 +1,28 @@
 """Similarities of an image to references → one similarity per category (paper, section 3.2).
 
 Each aggregation says which references of a category count as evidence: all of them, the nearest, the ``m``
-nearest, or their mean. It takes the similarities of one expert with the references of a category side by
-side, and gives float32 ``(n_images, n_categories)``. A search that fetches only the nearest references
-leaves some out; each of those counts as the largest similarity that it can have, the *bound*. With every
-reference present, nothing is estimated.
+nearest, or their mean. The input is the similarities of one expert, grouped by category; the output is float32
+``(n_images, n_categories)``. A search that fetches only the nearest references omits the others; each omitted
+reference counts as the largest similarity that it can have, the *bound*.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Floats
+from zsvec.method.arrays import Floats, slices
 from zsvec.method.calibration import CENTRED, GDA, LOG_COUNT
-from zsvec.method.linalg import slices
-from zsvec.method.predict.background import Background
-from zsvec.method.predict.class_means import ClassMeans
+from zsvec.method.predict.background import Background, ClassMeans
 from zsvec.method.predict.gda import class_similarities
-from zsvec.method.similarities import References, SearchResult
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 
-T = TypeVar("T")
-
-_CACHED = 2**18  # similarities that are worked on at once, so that they stay in a core's cache
-_LONG = 64  # references of a category beyond which picking its best by partition beats comparing columns
+_CACHED = 2**18  # similarities that fit a core's cache
+_LONG = 64  # references of a category above which a partition is faster than comparing columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +34,7 @@ class Similarities:
         starts: int ``(n_categories + 1,)``; category ``c`` has the columns ``starts[c]:starts[c + 1]``.
         counts: int ``(n_categories,)``; references that the category has, present or not; at least 1.
         norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1; NaN if unknown.
-        bound: float32 ``(n_images,)``; the most that the similarity to an absent reference can be.
+        bound: float32 ``(n_images,)``; upper bound of the similarity to an absent reference.
     """
 
     values: Floats
@@ -50,12 +45,7 @@ class Similarities:
 
     @classmethod
     def of_all(cls, values: Floats, references: References) -> Similarities:
-        """To all references of an expert.
-
-        Args:
-            values: float32 ``(n_images, n_references)``.
-            references: Of the expert.
-        """
+        """Similarities to all references of an expert, float32 ``(n_images, n_references)``."""
         bound = np.full(len(values), -1, dtype=np.float32)
         return cls(values, references.starts, np.diff(references.starts), references.norms, bound)
 
@@ -88,15 +78,11 @@ def maximum(similarities: Similarities, m: int) -> Floats:
 
 
 def mean(similarities: Similarities, m: int) -> Floats:
-    """Mean similarity over all references of each category (the paper's sum, without favour for many)."""
+    """Mean similarity over all references of each category (the paper's sum, divided by their number)."""
     present, counts = similarities.present, similarities.counts
-    n_images, n_categories = len(similarities), len(counts)
-    if _as_many(present):
-        total: Floats = np.einsum("icr->ic", similarities.values.reshape(n_images, n_categories, present[0]))
-    else:
-        filled = np.flatnonzero(present)
-        total = np.zeros((n_images, n_categories), dtype=np.float32)
-        total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
+    filled = np.flatnonzero(present)
+    total = np.zeros((len(similarities), len(counts)), dtype=np.float32)
+    total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
     absent = (counts - present).astype(np.float32)
     if absent.any():
         total += absent * similarities.bound[:, None]
@@ -104,73 +90,37 @@ def mean(similarities: Similarities, m: int) -> Floats:
 
 
 def top_mean(similarities: Similarities, m: int) -> Floats:
-    """Mean similarity of the ``m`` nearest references of each category, or of all where it has fewer."""
-    values, starts, present = similarities.values, similarities.starts, similarities.present
-    absent = np.minimum(similarities.counts - present, m)
-    out = np.empty((len(values), len(present)), dtype=np.float32)
-    long = present > max(m, _LONG)
+    """Mean similarity of the ``m`` nearest references of each category, or of all of fewer than ``m``."""
+    starts, present = similarities.starts, similarities.present
+    n_images, n_references = similarities.values.shape
+    usable = present + np.minimum(similarities.counts - present, m)
+    none = np.full(n_images, -np.inf, dtype=np.float32)
+    values = np.column_stack([similarities.values, similarities.bound, none])
+    out = np.empty((n_images, len(present)), dtype=np.float32)
+    long = usable > max(m, _LONG)
     for category in np.flatnonzero(long):
-        parts = [values[:, starts[category] : starts[category + 1]]]
-        parts += [similarities.bound[:, None]] * int(absent[category])
-        best = np.sort(np.partition(np.concatenate(parts, axis=1), -m, axis=1)[:, -m:], axis=1)[:, ::-1]
-        out[:, category] = _total(best.T) / np.float32(m)
-    for group in _groups(present, np.where(long, 0, present + absent)):
-        wanted = np.minimum(similarities.counts[group], m)
-        for rows in slices(len(values), max(1, _CACHED // int((present + absent)[group].sum()))):
-            columns = _columns(values[rows], starts[:-1][group], present[group])
-            columns += [
-                np.where(absent[group] > rank, similarities.bound[rows, None], np.float32(-np.inf))
-                for rank in range(int(absent[group].max()))
-            ]
-            chosen = _best(columns, m)
-            for rank in range(int(wanted.min()), len(chosen)):
-                chosen[rank][:, wanted <= rank] = 0
-            out[rows, group] = _total(chosen) / wanted.astype(np.float32)
+        omitted = np.full(usable[category] - present[category], n_references)
+        found = values.take(np.r_[starts[category] : starts[category + 1], omitted], axis=1)
+        ascending = np.sort(np.partition(found, -m, axis=1)[:, -m:], axis=1)
+        out[:, category] = _total(ascending.T[::-1]) / np.float32(m)
+    # The categories of a group have more than half as many references as its longest one.
+    group_of = np.where(long, -1, np.ceil(np.log2(np.maximum(usable, 1))))
+    for number in np.unique(group_of[~long & (usable > 0)]):
+        group = np.flatnonzero((group_of == number) & (usable > 0))
+        rank = np.arange(usable[group].max())[:, None]
+        absent = np.where(rank < usable[group], n_references, n_references + 1)
+        columns = np.where(rank < present[group], starts[:-1][group] + rank, absent)
+        wanted = np.minimum(usable[group], m)
+        for rows in slices(n_images, max(1, _CACHED // columns.size)):
+            best = _largest([values[rows].take(places, axis=1) for places in columns], m)
+            for place in range(int(wanted.min()), len(best)):
+                best[place][:, wanted <= place] = 0
+            out[rows, group] = _total(best) / wanted.astype(np.float32)
     return out
 
 
-def _as_many(counts: NDArray[np.intp]) -> bool:
-    """Whether all categories have as many references, and some."""
-    return bool(len(counts) and counts[0] and (counts == counts[0]).all())
-
-
-def _groups(present: NDArray[np.intp], counts: NDArray[np.intp]) -> Iterator[slice | NDArray[np.intp]]:
-    """Categories of about as many references each, more than half of the most; those of none are in no group.
-
-    Args:
-        present: int ``(n_categories,)``, those that are there; most first.
-        counts: int ``(n_categories,)``, all.
-    """
-    if _as_many(counts) and _as_many(present):
-        yield slice(None)
-        return
-    sizes = np.ceil(np.log2(np.maximum(counts, 1)))
-    for size in np.unique(sizes[counts > 0]):
-        found = np.flatnonzero((sizes == size) & (counts > 0))
-        yield found[np.argsort(-present[found], kind="stable")]
-
-
-def _columns(values: Floats, firsts: NDArray[np.intp], counts: NDArray[np.intp]) -> list[Floats]:
-    """The first reference of each category, the second, and so on, float32 ``(n_images, n)``; -inf for none.
-
-    Args:
-        values: float32 ``(n_images, n_references)``.
-        firsts: int ``(n,)``, the first reference of each category.
-        counts: int ``(n,)``, how many there are; if not all as many, descending.
-    """
-    if _as_many(counts) and counts[0] * len(counts) == values.shape[1]:
-        return list(values.reshape(len(values), len(counts), counts[0]).transpose(2, 0, 1).copy())
-    columns = []
-    for rank in range(int(counts.max())):
-        n = np.count_nonzero(counts > rank)
-        column = np.full((len(values), len(counts)), -np.inf, dtype=np.float32)
-        column[:, :n] = values.take(firsts[:n] + rank, axis=1)
-        columns.append(column)
-    return columns
-
-
-def _best(columns: list[Floats], m: int) -> list[Floats]:
-    """The ``m`` largest numbers in each place, or all, largest first; takes the arrays for itself.
+def _largest(columns: list[Floats], m: int) -> list[Floats]:
+    """The ``m`` largest numbers in each place, or all, largest first; may modify the arrays.
 
     The best of two sorted lists are the larger ones of the first of one and the last of the other, the second and the
     last but one, and so on (Batcher, 1968): fewer comparisons than insertion.
@@ -181,15 +131,6 @@ def _best(columns: list[Floats], m: int) -> list[Floats]:
             np.maximum(one, other, out=one)
         best = _sorted(best)
     return best
-
-
-def _total(columns: Iterable[Floats]) -> Floats:
-    """The sum, from the first to the last, so that the order of references does not even round differently."""
-    first, *others = columns
-    total = first.copy()
-    for column in others:
-        total += column
-    return total
 
 
 def _sorted(columns: list[Floats]) -> list[Floats]:
@@ -203,13 +144,22 @@ def _sorted(columns: list[Floats]) -> list[Floats]:
     return ordered
 
 
+def _total(columns: Iterable[Floats]) -> Floats:
+    """Sum from the first to the last, so that rounding does not depend on the order of references."""
+    first, *others = columns
+    total = first.copy()
+    for column in others:
+        total += column
+    return total
+
+
 def prototype(similarities: Similarities, m: int) -> Floats:
     """Cosine of the image and the normalised mean of each category's references (Snell et al., 2017)."""
     return cosine_to_mean(mean(similarities, m), similarities.norms)
 
 
 def cosine_to_mean(means: Floats, norms: Floats) -> Floats:
-    """From mean similarities ``(n_images, n_categories)`` to the cosines with mean references of these lengths."""
+    """Converts mean similarities ``(n_images, n_categories)`` to cosines with the means, whose lengths are given."""
     cosine = means / np.maximum(norms, np.float32(1e-12))
     return np.clip(cosine, -1, 1)  # a mean that counts absent references at the bound can be too long
 
@@ -219,8 +169,8 @@ class Aggregation:
     """A way from the similarities to a category's references to one number.
 
     Attributes:
-        function: The way; takes the similarities and the ``m`` of ``top_mean``.
-        summary: In one line, for help and documentation.
+        function: Takes the similarities and the ``m`` of ``top_mean``.
+        summary: One line for help and documentation.
     """
 
     function: Callable[[Similarities, int], Floats]
@@ -237,15 +187,15 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 
 
 def aggregate_experts(
-    found: SearchResult, methods: Mapping[str, Iterable[str]], m: int, classwise: Mapping[str, Mapping[str, Floats]]
+    found: SearchResult, methods: Mapping[str, Iterable[str]], m: int, backgrounds: Mapping[str, Background]
 ) -> dict[str, dict[str, Floats]]:
     """Similarity of each image to every category, for each expert.
 
     Args:
-        found: The answer of a search.
+        found: The result of a search.
         methods: By expert, names in `AGGREGATIONS`, or `LOG_COUNT`, `CENTRED` and `GDA`.
         m: References that ``top_mean`` averages; at least 1.
-        classwise: `CENTRED` and `GDA` of the experts that need them.
+        backgrounds: By expert, of those with `CENTRED` or `GDA`; their search has read the means of all categories.
 
     Returns:
         By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, NaN where the expert
@@ -253,67 +203,26 @@ def aggregate_experts(
     """
     out: dict[str, dict[str, Floats]] = {}
     for expert in found.experts:
-        out[expert.name] = {}
-        covered = dict(classwise.get(expert.name, {}))
+        covered: dict[str, Floats] = {}
         wanted = dict.fromkeys(methods[expert.name])
         if LOG_COUNT in wanted:
             counts = np.log(expert.similarities.counts).astype(np.float32)
             covered[LOG_COUNT] = np.broadcast_to(counts, (len(expert.similarities), len(counts)))
-        for method in wanted:
-            of_covered = covered[method] if method in covered else expert.similarities.aggregate(method, m)
-            if len(expert.coverage) == len(found.categories):
-                out[expert.name][method] = of_covered
-                continue
-            of_all = np.full((len(of_covered), len(found.categories)), np.nan, dtype=np.float32)
-            of_all[:, expert.coverage] = of_covered
-            out[expert.name][method] = of_all
-    return out
-
-
-def aggregate_in_parts(
-    found: SearchResult,
-    methods: Mapping[str, Iterable[str]],
-    m: int,
-    backgrounds: Mapping[str, Background],
-    size: int | None,
-    then: Callable[[slice, SearchResult, dict[str, dict[str, Floats]]], T],
-) -> list[T]:
-    """Aggregate some images after the other, and do what comes next with each part.
-
-    Args:
-        found: The answer of a search.
-        methods: As `aggregate_experts`.
-        m: Likewise.
-        backgrounds: As `classwise_similarities`.
-        size: Images of a part, at least 1; ``None``: all.
-        then: Takes which images these are, what was found for them, and their similarities.
-    """
-    classwise = classwise_similarities(found, methods, backgrounds)  # of all: a product of few rows is slow
-
-    def of_part(rows: slice) -> T:
-        part = found.of(rows)
-        means = {name: {how: said[rows] for how, said in one.items()} for name, one in classwise.items()}
-        return then(rows, part, aggregate_experts(part, methods, m, means))
-
-    return [of_part(rows) for rows in slices(len(found), size or len(found))]
-
-
-def classwise_similarities(
-    found: SearchResult, methods: Mapping[str, Iterable[str]], backgrounds: Mapping[str, Background]
-) -> dict[str, dict[str, Floats]]:
-    """`CENTRED` and `GDA` of the experts that need them, float32 ``(n_images, n_covered)``.
-
-    Args:
-        found: The answer of a search.
-        methods: By expert, the names of aggregations.
-        backgrounds: By expert, of those that need them, which then have means.
-    """
-    out = {}
-    for expert in found.experts:
-        if {CENTRED, GDA}.intersection(methods[expert.name]):
+        if {CENTRED, GDA}.intersection(wanted):
             background = backgrounds[expert.name]
-            means = cast("ClassMeans", expert.class_means(background))  # where every reference was compared
+            means = cast("ClassMeans", expert.class_means(background))
             queries = found.queries[expert.encoder]
-            centred, gda = class_similarities(queries, means, background, expert.product)
-            out[expert.name] = {CENTRED: centred, GDA: gda}
+            covered[CENTRED], covered[GDA] = class_similarities(queries, means, background, expert.product)
+        for method in wanted.keys() - covered.keys():
+            covered[method] = expert.similarities.aggregate(method, m)
+        out[expert.name] = {method: _over_all(covered[method], expert, len(found.categories)) for method in wanted}
     return out
+
+
+def _over_all(covered: Floats, expert: ExpertSimilarities, n_categories: int) -> Floats:
+    """Similarities to all categories, NaN where the expert has no reference."""
+    if len(expert.coverage) == n_categories:
+        return covered
+    every = np.full((len(covered), n_categories), np.nan, dtype=np.float32)
+    every[:, expert.coverage] = covered
+    return every

@@ -1,9 +1,13 @@
-"""The background of an image expert: what its images are like whatever they show."""
+"""The background of an image expert, and the category means as seen from it.
+
+The background describes images regardless of their category: the mean of the category means, and the precision
+(inverse covariance) of images around the mean of their category.
+"""
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,18 +18,18 @@ from numpy.typing import NDArray
 from zsvec.method.arrays import Floats
 
 FEWEST = 3
-"""References that every category has where a background is learned."""
-_SHORTEST = np.float32(1e-12)  # length of a vector that has a direction
-_LARGEST_RANK = 256  # of a background that is kept with a store
-_GROWTH = 0.1  # of the number of references, from where on it is learned anew
+"""Fewest references per category from which a background is learned."""
+_SHORTEST = np.float32(1e-12)  # length below which a vector has no direction
+_LARGEST_RANK = 256  # of a stored background
+_GROWTH = 0.1  # relative change of the number of references after which the background is learned anew
 
 
 def roots(vectors: Floats) -> Floats:
-    """The square roots of the components of vectors, each with its sign, as unit rows; float32 of the same shape.
+    """Signed square roots of the components of vectors, as unit rows; float32 of the same shape.
 
-    What networks end with that have no negative outputs (after a ReLU, averaged) is skew: most are near zero, few are
-    large. Their roots are more like normally distributed, which is what a discriminant takes them for (Yang, Liu & Xu,
-    "Free lunch for few-shot learning: distribution calibration", ICLR 2021, equation 3, with λ = 1/2).
+    Outputs of a network that ends with an averaged ReLU are skewed: most are near zero, few are large. Their roots are
+    closer to the normal distribution that a discriminant assumes (Yang, Liu & Xu, "Free lunch for few-shot learning:
+    distribution calibration", ICLR 2021, equation 3, with λ = 1/2).
 
     Args:
         vectors: float32 ``(..., dim)``.
@@ -36,28 +40,33 @@ def roots(vectors: Floats) -> Floats:
 
 
 def features(vectors: Floats, *, of_roots: bool) -> Floats:
-    """What images are, by their vectors: these, or their `roots`; both float32 ``(..., dim)``, unit rows."""
+    """The vectors of images, or their `roots`; both float32 ``(..., dim)``, unit rows."""
     return roots(vectors) if of_roots else vectors
+
+
+def mean_reference(vectors: Floats) -> Floats:
+    """Mean of the references of a category, float32 ``(dim,)``, summed in double precision."""
+    mean: Floats = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Background:
-    """The mean of the categories, and the precision (the inverse covariance) of images around the mean of theirs.
+    """Mean of the categories, and precision of images around the mean of their category.
 
-    Images are their vectors, or the `roots` of these.
-
-    The precision is ``elsewhere`` in all directions but those of the basis, in which images of a category differ most.
+    The precision is ``elsewhere`` in all directions outside the basis. The basis holds the directions in which images
+    of one category differ most.
 
     Attributes:
-        mean: float32 ``(dim,)``, the mean of the mean references of the categories.
-        basis: float32 ``(rank, dim)``, orthonormal rows; last those in which images of a category differ most.
-        along: float32 ``(rank,)``, the precision in the directions of the basis.
-        elsewhere: The precision in all others.
-        weight: What a unit of scatter along the basis adds to the covariance.
+        mean: float32 ``(dim,)``, mean of the category means.
+        basis: float32 ``(rank, dim)``, orthonormal rows, by ascending difference of the images of a category.
+        along: float32 ``(rank,)``, precision in the directions of the basis.
+        elsewhere: Precision in all other directions.
+        weight: Covariance per unit of scatter along the basis.
         within: Mean squared Mahalanobis distance of a reference from the mean of its category.
-        between: Mean squared Mahalanobis distance of that from the mean of the categories.
-        references: Number of references that it was learned from.
-        of_roots: Whether images are the roots of their vectors.
+        between: Mean squared Mahalanobis distance of category means from the mean.
+        references: Number of references that the background was learned from.
+        of_roots: Whether images are represented by the `roots` of their vectors.
     """
 
     mean: Floats
@@ -71,14 +80,14 @@ class Background:
     of_roots: bool = False
 
     def features(self, vectors: Floats) -> Floats:
-        """The `features` of vectors, as this background takes them."""
+        """The `features` of vectors that this background describes."""
         return features(vectors, of_roots=self.of_roots)
 
     def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
-        """How much of a mean reference's distance from the centre is not chance, 0 to 1.
+        """Factor by which a mean of n references is shrunk towards the centre, 0 to 1.
 
-        So far a mean of n references is drawn towards the centre: it is the mean of the category given these, where
-        categories are normally distributed around the centre (empirical Bayes).
+        The shrunk mean is the posterior mean of the category where categories are normally distributed around the
+        centre (empirical Bayes).
 
         Args:
             counts: Number of references, at least 1.
@@ -86,18 +95,18 @@ class Background:
         return self.between / (self.between + self.within / counts)
 
     def outdated(self, references: int) -> bool:
-        """Whether so many references are a tenth more or fewer than it was learned from."""
+        """Whether the number of references has changed by more than a tenth since learning."""
         return abs(references - self.references) > _GROWTH * self.references
 
     def kept(self) -> Background:
-        """The same as a store keeps it: rounded, in the directions in which images of a category differ most.
+        """The background as the store keeps it: rounded, and limited to the last directions of the basis.
 
-        So it takes a megabyte. All other directions get the mean of their precisions. It is no good for leaving a
-        reference out: the directions would have been chosen with it.
+        The stored record takes about a megabyte. All other directions get their mean precision. The result must not
+        be used for leaving a reference out, because the reference has influenced the choice of directions.
         """
         dropped, dim = self.along[:-_LARGEST_RANK], len(self.mean)
-        nowhere = dim - len(self.along)  # directions that no reference has
-        elsewhere = (float(dropped.sum()) + nowhere * self.elsewhere) / max(1, dim - _LARGEST_RANK)
+        unused = dim - len(self.along)  # directions without any reference
+        elsewhere = (float(dropped.sum()) + unused * self.elsewhere) / max(1, dim - _LARGEST_RANK)
         short = replace(
             self,
             basis=self.basis[-_LARGEST_RANK:],
@@ -106,32 +115,24 @@ class Background:
         )
         return self.from_dict(short.to_dict())
 
-    def precise(self, vectors: NDArray[Any]) -> NDArray[Any]:
-        """Vectors times the precision, float ``(..., dim)``."""
-        gains = self.along - np.float32(self.elsewhere)
-        out: NDArray[Any] = np.float32(self.elsewhere) * vectors + (vectors @ self.basis.T * gains) @ self.basis
-        return out
-
     def square(self, offsets: NDArray[Any]) -> NDArray[Any]:
-        """Squared Mahalanobis length of each, float ``(...,)``.
-
-        Args:
-            offsets: float ``(..., dim)``.
-        """
-        squared: NDArray[Any] = (offsets * self.precise(offsets)).sum(axis=-1)
+        """Squared Mahalanobis lengths, float ``(...,)``, of offsets, float ``(..., dim)``."""
+        gains = self.along - np.float32(self.elsewhere)
+        precise = np.float32(self.elsewhere) * offsets + (offsets @ self.basis.T * gains) @ self.basis
+        squared: NDArray[Any] = (offsets * precise).sum(axis=-1)
         return squared
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON, for the store: arrays as base64 of little-endian numbers, half as long where these are many."""
+        """As JSON for the store: arrays as base64 of little-endian numbers, the basis in half precision."""
         arrays = {name: b64encode(getattr(self, name).astype(_ARRAYS[name]).tobytes()).decode() for name in _ARRAYS}
         return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Background:
-        """Inverse of `to_dict`, but for rounding; the same object for equal values, so that no mean is seen anew.
+        """Inverse of `to_dict` up to rounding. Equal values give the same object, so `ClassMeans.seen_from` is reused.
 
         Raises:
-            AttributeError, KeyError, OverflowError, TypeError, ValueError: They are no such dictionary.
+            AttributeError, KeyError, OverflowError, TypeError, ValueError: The values are no background.
         """
         return _read(*(values[name] for name in (*_ARRAYS, *_NUMBERS)))
 
@@ -147,7 +148,110 @@ def _read(*values: Any) -> Background:
     fields: dict[str, Any] = {name: float(kept[name]) for name in _NUMBERS}
     numbers = np.concatenate([*arrays.values(), list(fields.values())])
     if not np.isfinite(numbers).all() or min(fields.values()) < 0 or fields["within"] == 0:
-        raise ValueError("a background has numbers that nobody can count with")
+        raise ValueError("the numbers of a background must be finite and not negative")
     fields |= arrays | {"references": int(kept["references"]), "of_roots": bool(kept["of_roots"])}
     fields["basis"] = arrays["basis"].reshape(len(arrays["along"]), len(arrays["mean"]))
     return Background(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Category means as seen from a background.
+
+    Attributes:
+        background: The background.
+        lengths: float32 ``(n_categories,)``, length of the offset of each mean.
+        along: float32 ``(n_categories, rank)``, the offsets along the basis.
+        trust: float32 ``(n_categories,)``, `Background.trust` of each mean.
+        halves: float32 ``(n_categories,)``, half the squared Mahalanobis length of each shrunk offset, nats.
+    """
+
+    background: Background
+    lengths: Floats
+    along: Floats
+    trust: Floats
+    halves: Floats
+
+    @classmethod
+    def of(cls, means: Floats, counts: NDArray[np.intp], background: Background) -> Seen:
+        """From the means, and the number of references of each."""
+        offsets: Floats = means - background.mean
+        trust = np.asarray(background.trust(counts), dtype=np.float32)
+        return cls(
+            background,
+            lengths=np.linalg.norm(offsets, axis=1),
+            along=offsets.dot(background.basis.T),
+            trust=trust,
+            halves=0.5 * trust**2 * background.square(offsets),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMeans:
+    """Mean references of the categories of one expert.
+
+    Attributes:
+        names: The categories, ascending.
+        means: float32 ``(n_categories, dim)``, mean of the references of each category, or of their `roots`.
+        counts: int ``(n_categories,)``, references of each category, at least 1.
+        of_roots: Whether the means are means of roots.
+    """
+
+    names: Sequence[str]
+    means: Floats
+    counts: NDArray[np.intp]
+    of_roots: bool = False
+
+    @classmethod
+    def of(
+        cls, names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], *, of_roots: bool = False
+    ) -> ClassMeans:
+        """From references.
+
+        Args:
+            names: The categories, ascending.
+            vectors: float32 ``(n_references, dim)``; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
+            starts: int ``(n_categories + 1,)``.
+            of_roots: Whether to average the roots of the references.
+        """
+        means = _means(vectors, starts, range(len(names)), of_roots)
+        return cls(names, means, np.diff(starts), of_roots)
+
+    def changed(
+        self, changed: Collection[str], names: Sequence[str], vectors: Floats, starts: NDArray[np.intp]
+    ) -> ClassMeans:
+        """Equals `of` for the references after a change, but computes the means of the changed categories only.
+
+        Args:
+            changed: Names of the categories that are new, removed or different.
+            names: As in `of`, after the change; at least one.
+            vectors: As in `of`.
+            starts: As in `of`.
+        """
+        row = {name: i for i, name in enumerate(self.names)}
+        others = [place for place, name in enumerate(names) if name in changed]
+        # Rows of changed categories are placeholders, replaced below.
+        kept = np.array([0 if name in changed else row[name] for name in names], dtype=np.intp)
+        means = self.means.take(kept, axis=0)
+        means[others] = _means(vectors, starts, others, self.of_roots)
+        return ClassMeans(names, means, np.diff(starts), self.of_roots)
+
+    def seen_from(self, background: Background) -> Seen:
+        """The means as seen from a background; cached until another background is asked for."""
+        seen: Seen | None = self.__dict__.get("_seen")
+        if seen is None or seen.background is not background:
+            seen = Seen.of(self.means, self.counts, background)
+            self.__dict__["_seen"] = seen
+        return seen
+
+    def __len__(self) -> int:
+        """Number of categories."""
+        return len(self.counts)
+
+
+def _means(vectors: Floats, starts: NDArray[np.intp], categories: Sequence[int], of_roots: bool) -> Floats:
+    # Category by category, so that each mean is independent of the others and no double-precision copy is made.
+    means = np.empty((len(categories), vectors.shape[1]), dtype=np.float32)
+    for mean, category in zip(means, categories, strict=True):
+        mean[:] = mean_reference(features(vectors[starts[category] : starts[category + 1]], of_roots=of_roots))
+    return means

@@ -1,4 +1,8 @@
-"""The strategies of fusion, one table: how what the experts say becomes one distribution per image."""
+"""The fusion strategies in one table: from the logits of the experts to one distribution per image.
+
+The paper's fusion (section 3.3) is the sum of the experts' distributions, weighted by their confidence. An expert may
+cover only some categories: its distribution is over those, and does not tell how likely the others are.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,26 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
-from zsvec.method.predict.entropy_fusion import confidences, fuse, inverse_entropy, max_confidence, neg_exp_entropy
-from zsvec.method.predict.logits import Logits, softmax
+from zsvec.method.predict.logits import Logits, entropy, softmax
 from zsvec.method.predict.opinion_pool import log_linear
 from zsvec.method.predict.transduction import transduce
 from zsvec.method.similarities import SearchResult
 
+_SILENT = 1e-6  # confidence of an expert that covers fewer than two categories
+_RESTART = 1e-15  # connects experts that share no category, so that each counts equally
+
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """What a strategy gives.
+    """Result of a strategy.
 
     Attributes:
         probabilities: float64 ``(n_images, n_categories)``; rows sum to 1.
-        confidence: float64 ``(n_experts, n_images)``, not negative; how much each expert weighs.
+        confidence: float64 ``(n_experts, n_images)``, not negative; weight of each expert.
     """
 
     probabilities: Doubles
@@ -32,21 +39,21 @@ class Fused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """A way to fuse, and what it takes.
+    """A fusion function, and its requirements.
 
     Attributes:
-        function: The way.
-        summary: In one line, for help and documentation.
-        several_aggregations: Whether evidence, and with it novelty, is made by several aggregations of each expert
-            where the calibration has coefficients for them and every reference was compared.
-        classwise: Whether fusion, but not novelty, is by what the means of categories say, where the calibration has
-            learned that.
-        needs_classwise: Whether it must have.
+        function: Fuses the logits of the experts.
+        summary: One line for help and documentation.
+        several_aggregations: Whether evidence, and novelty with it, comes from several aggregations of each expert
+            if the calibration has coefficients for them and every reference was compared.
+        classwise: Whether fusion, but not novelty, uses the means of categories if the calibration has learned
+            their coefficients.
+        needs_classwise: Whether these coefficients are required.
         needs_exact: Whether every image must have been compared with every reference.
-        needs_calibration: Whether a calibration is needed.
+        needs_calibration: Whether a calibration is required.
         needs_images: Whether an expert must compare images with images.
-        joint: Whether what is said of an image depends on the others of its batch.
-        fallback: The strategy that runs instead where something is missing.
+        joint: Whether the result for an image depends on the other images of its batch.
+        fallback: The strategy that runs if a requirement is not met.
     """
 
     function: Callable[[Logits], Fused]
@@ -64,18 +71,17 @@ class Strategy:
 def choose_strategy(
     name: str, found: SearchResult, calibration: Calibration | None, temperatures: Mapping[str, float], aggregation: str
 ) -> tuple[str, LogLinear, LogLinear]:
-    """The strategy that runs, and the pools that it makes evidence by.
+    """The strategy that runs, and its pools of evidence.
 
     Args:
-        name: The chosen one, a name in `STRATEGIES`.
-        found: The answer of the search.
-        calibration: The one to be used, if there is any.
-        temperatures: By expert; taken where there is no calibration.
-        aggregation: A name in `aggregation.AGGREGATIONS`; taken likewise.
+        name: The wanted strategy, a name in `STRATEGIES`.
+        found: The result of the search.
+        calibration: The calibration in use, if any.
+        temperatures: By expert, for use without a calibration.
+        aggregation: A name in `aggregation.AGGREGATIONS`, for use without a calibration.
 
     Returns:
-        A name in `STRATEGIES`: `name`, or the nearest of its fallbacks whose needs are met; the pool of fusion; and
-        that of novelty.
+        `name`, or the first of its fallbacks whose requirements are met; the pool of fusion; and the pool of novelty.
     """
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
@@ -92,20 +98,110 @@ def choose_strategy(
     if calibration is None:
         pool = uncalibrated({expert.name: temperatures[expert.name] for expert in found.experts}, aggregation)
         return name, pool, pool
-    # A prototype can be told only where every reference was compared.
+    # The prototype needs every reference to be compared.
     several = exact and strategy.several_aggregations
     pool = calibration.aggregations if several else calibration.plain
     return name, classwise if classwise and strategy.classwise else pool, pool
 
 
+def max_confidence(probabilities: Doubles) -> Doubles:
+    """The largest probability (paper, option 1), float64 ``(...,)``, 0 to 1."""
+    largest: Doubles = probabilities.max(axis=-1)
+    return largest
+
+
+def inverse_entropy(probabilities: Doubles) -> Doubles:
+    """1 / (H + 1e-6), H in nats (paper, option 2 and its default), float64 ``(...,)``."""
+    return 1.0 / (entropy(probabilities) + 1e-6)
+
+
+def neg_exp_entropy(probabilities: Doubles) -> Doubles:
+    """exp(-H), H in nats (paper, option 3), float64 ``(...,)``, 0 to 1."""
+    return np.exp(-entropy(probabilities))
+
+
+def confidences(
+    probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Callable[[Doubles], Doubles]
+) -> Doubles:
+    """Weight of each expert for each image.
+
+    Args:
+        probabilities: float64 ``(n_experts, n_images, n_categories)``, from `softmax`.
+        coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
+        confidence: From such distributions to a positive number each, such as `inverse_entropy`.
+
+    Returns:
+        float64 ``(n_experts, n_images)``, positive. An expert that covers fewer than two categories
+        compares nothing, so its weight is negligible.
+    """
+    weight = confidence(probabilities)
+    weight[coverage.sum(axis=1) < 2] = _SILENT
+    return weight
+
+
+def fuse(probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Doubles) -> Doubles:
+    """One distribution per image from those of the experts, weighted by their confidence.
+
+    If every expert covers every category, the result is the paper's sum of confidence × probability,
+    normalised. Otherwise a category must neither lose nor gain by the experts that have no reference
+    of it. So each expert ``e`` leaves the fused ``q`` unchanged outside of its coverage ``K_e``, and
+    redistributes the mass inside. With the confidences ``w``:
+
+        q(c) · Σ_{e covers c} w_e  =  Σ_{e covers c} w_e · p_e(c) · q(K_e)
+
+    This ``q`` is the stationary distribution of a Markov chain over the categories: each step picks an
+    expert by its confidence, which draws the next category if it covers the present one. The solution is
+    exact, by a chain over the experts, which are few.
+
+    Args:
+        probabilities: float64 ``(n_experts, n_images, n_categories)``, from `softmax`.
+        coverage: bool ``(n_experts, n_categories)``; every expert covers at least one category.
+        confidence: float64 ``(n_experts, n_images)``, positive.
+
+    Returns:
+        float64 ``(n_images, n_categories)``; rows sum to 1. A category that no expert covers has 0.
+    """
+    if coverage.all():
+        fused = np.einsum("en,enc->nc", confidence, probabilities)
+    else:
+        covered = coverage.astype(np.float64)
+        total = confidence.T @ covered  # (n_images, n_categories)
+        share = np.divide(probabilities, total, out=np.zeros_like(probabilities), where=total > 0)
+        common = share @ covered.T  # (n_experts, n_images, n_experts)
+        handover = np.einsum("enf,fn->nef", common + _RESTART / confidence.sum(axis=0)[None, :, None], confidence)
+        fused = np.einsum("ne,enc->nc", _stationary(handover), share)
+    normalised: Doubles = fused / fused.sum(axis=1, keepdims=True)
+    return normalised
+
+
+def _stationary(transitions: Doubles) -> Doubles:
+    """Stationary distributions of small Markov chains, float64 ``(n, k, k)`` → ``(n, k)``.
+
+    Uses the elimination of Grassmann, Taksar and Heyman (1985): without subtractions, the result stays
+    accurate for confidences that differ by many orders of magnitude.
+    """
+    chain = transitions.copy()
+    k = chain.shape[1]
+    for last in range(k - 1, 0, -1):
+        leaving = chain[:, last, :last].sum(axis=1, keepdims=True)
+        chain[:, :last, last] /= leaving
+        chain[:, :last, :last] += chain[:, :last, last, None] * chain[:, last, None, :last]
+    out = np.zeros(chain.shape[:2])
+    out[:, 0] = 1.0
+    for state in range(1, k):
+        out[:, state] = (out[:, :state] * chain[:, :state, state]).sum(axis=1)
+    stationary: Doubles = out / out.sum(axis=1, keepdims=True)
+    return stationary
+
+
 def _by_confidence(confidence: Callable[[Doubles], Doubles], logits: Logits) -> Fused:
-    """The paper's fusion: the mean of the distributions, weighted by a confidence of each."""
+    """The paper's fusion: the mean of the distributions, weighted by their confidence."""
     weight = confidences(logits.probabilities, logits.coverage, confidence)
     return Fused(fuse(logits.probabilities, logits.coverage, weight), weight)
 
 
 def _fixed(logits: Logits) -> Fused:
-    """The paper's fusion by weights that are the same for every image."""
+    """The paper's fusion by the same weights for every image."""
     return _by_confidence(lambda p: np.repeat(logits.weights[:, None], p.shape[1], axis=1), logits)
 
 
@@ -115,7 +211,7 @@ def _weighed_evidence(logits: Logits) -> tuple[Doubles, Doubles]:
     confidence = logits.shares[:, None].repeat(n_images, axis=1)
     if logits.pool.learned or n_experts == 1:
         return logits.pooled, confidence
-    # Their worth in general was not learned, so it is taken from each image (paper, option 3).
+    # Without learned coefficients, the weights come from each image (paper, option 3).
     weights = neg_exp_entropy(logits.probabilities)
     weights = weights * n_experts / weights.sum(axis=0)
     evidence = log_linear(logits.evidence, logits.experts, logits.pool.neutral, weights)

@@ -1,35 +1,46 @@
-"""Gaussian discriminant analysis with a pooled covariance, and the centred prototype: what the means of categories say.
+"""Gaussian discriminant analysis with a pooled covariance, and the centred prototype.
 
 Both compare an image with the mean reference of each category, seen from the mean of all categories: by the angle, or
-by the directions in which images of one category differ little (Wang et al., "A hard-to-beat baseline for
-training-free CLIP-based adaptation", ICLR 2024, equations 5 to 7). From about three references a category on they are
-better than the nearest references.
+weighted by the directions in which images of one category differ little (Wang et al., "A hard-to-beat baseline for
+training-free CLIP-based adaptation", ICLR 2024, equations 5 to 7). From about three references per category on, they
+are better than the nearest references.
 
-Images are their vectors, or the roots of these where no component is negative. What is needed beyond the means is the
-*background* of an expert. It is learned by a calibration, and stays as it is while the references hardly change: so a
-category that is added takes its mean alone, and every process answers the same. Of the directions that tell images of a
-category apart, those that do so most are kept with the store.
+Images are represented by their vectors, or by the roots of these where no component is negative. Beside the means, both
+need the *background* of an expert. A calibration learns the background, which then stays fixed while the number of
+references hardly changes. So a new category contributes its mean alone, and every process gives the same answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Floats
+from zsvec.method.arrays import Floats, Product, product
 from zsvec.method.calibration import CENTRED, GDA
-from zsvec.method.predict.background import FEWEST, Background, features
-from zsvec.method.predict.class_means import ClassMeans, Seen
-from zsvec.method.similarities import Product, References, product
+from zsvec.method.predict.background import FEWEST, Background, ClassMeans, Seen, features
+from zsvec.method.similarities import References, category_names, image_experts
 
-_LEAST = 0.05  # share of the distance of mean references from their centre that is not chance, at least
-_OTHERS = 0.3  # by which mean squared distances of other references differ: a tenth of new ones make it 0.1 to 0.2
-_ENOUGH = 2048  # references by which a background is judged
-_BLOCK = 4096  # references whose scatter is summed up at once
-_TOGETHER = 64  # references that are left out whose products with all means are made at once
+_LEAST = 0.05  # least share of the squared distance of category means from their centre that is not chance
+_TOLERANCE = 0.3  # relative change of mean squared distances; a tenth of new references changes them by 0.1 to 0.2
+_SAMPLE = 2048  # references by which a background is checked
+_BLOCK = 4096  # references whose scatter is summed at once
+_TOGETHER = 64  # left-out references that share a product with all means
+
+
+def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
+    """Backgrounds of all image experts, or none at all.
+
+    If one expert lacked a category, that category would be scored by other measures than the rest.
+    """
+    images, categories = image_experts(references), category_names(references)
+    if not images or any(len(found.names) < len(categories) for found in images.values()):
+        return {}
+    learned = {expert: learn_background(found) for expert, found in images.items()}
+    found = {expert: background for expert, background in learned.items() if background is not None}
+    return found if len(found) == len(images) else {}
 
 
 def learn_background(references: References) -> Background | None:
@@ -40,10 +51,11 @@ def learn_background(references: References) -> Background | None:
     r = d / (N - 1): up to a factor the estimate of Kubokawa & Srivastava (2008) that Wang et al. take.
 
     Args:
-        references: All of them.
+        references: All of the expert.
 
     Returns:
-        ``None`` where a category has fewer than `FEWEST`, there is but one, or the references of each are alike.
+        ``None`` if a category has fewer than `FEWEST` references, there is only one category, or the references of
+        each category are equal.
     """
     from scipy.linalg import eigh  # slow to import, and not needed to classify
 
@@ -91,10 +103,10 @@ def learn_background(references: References) -> Background | None:
 
 
 def describes(background: Background, references: References) -> bool:
-    """Whether a background that was learned from earlier references is one of the present ones as well.
+    """Whether a background that was learned from earlier references still describes the present ones.
 
-    References that it was not learned from are farther from the mean of their category than it says. A few do not
-    matter, but where many have been replaced, or categories are far from where all were, it is that of others.
+    References that are new since learning are farther from the mean of their category than the background expects. A
+    few do not matter. Many replaced references, or categories in new places, change the mean squared distances.
 
     Args:
         background: Of an image expert.
@@ -102,24 +114,24 @@ def describes(background: Background, references: References) -> bool:
     """
     if len(background.mean) != references.vectors.shape[1]:
         return False
-    # Learned was how far images are from means that they all count in.
+    # The background was learned from distances to means that include the image itself.
     means, n = references.root_means if background.of_roots else references.class_means, len(references.vectors)
-    rows = np.arange(0, n, 1 + (n - 1) // _ENOUGH)
-    owner = np.searchsorted(references.starts, rows, side="right") - 1
+    rows = np.arange(0, n, 1 + (n - 1) // _SAMPLE)
+    owner = references.owners(rows)
     residuals = background.features(references.vectors[rows]) - means.means[owner]
     within = float(background.square(residuals).mean()) * n / max(1, n - len(means)) / background.within
     apart = float(_apart(background, means).mean())
     apart /= background.between + background.within * float((1 / means.counts).mean())
-    return max(abs(within - 1), abs(apart - 1)) <= _OTHERS
+    return max(abs(within - 1), abs(apart - 1)) <= _TOLERANCE
 
 
 def _apart(background: Background, means: ClassMeans) -> Floats:
-    """Squared Mahalanobis distance of each mean from that of the background."""
+    """Squared Mahalanobis distance of each category mean from the mean of the background."""
     return background.square(means.means - background.mean)
 
 
 def _residuals(references: References, means: ClassMeans) -> Iterator[Floats]:
-    """All references as seen from the means of their categories, some after the other."""
+    """Differences of all references from the means of their categories, in blocks."""
     owners = np.repeat(np.arange(len(means)), means.counts)
     for first in range(0, len(owners), _BLOCK):
         some = slice(first, first + _BLOCK)
@@ -138,13 +150,13 @@ def class_similarities(
 
     Args:
         queries: float32 ``(n_images, dim)``, unit rows.
-        means: Of the references of an image expert, as the background takes them.
+        means: Category means of an image expert that the background describes.
         background: Of the expert.
-        product: Multiplies matrices.
-        once: Whether nothing else will be asked from this background, so that nothing is to be kept for it.
+        product: Matrix product.
+        once: Whether the view of the means from this background is not cached.
 
     Returns:
-        Cosines of images and mean references, both seen from the mean of the background, -1 to 1; and the logarithm of
+        Cosines of images and category means, both seen from the mean of the background, -1 to 1; and the logarithm of
         the likelihood ratio of each category against one around that mean, nats. Both float32 ``(n_images,
         n_categories)``.
     """
@@ -160,11 +172,11 @@ def class_similarities(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Removal:
-    """What leaving some references of a category out changes.
+    """References of a category that are left out together.
 
     Attributes:
-        category: Their category.
-        rows: int ``(n_removed,)``, which references they are.
+        category: Position of the category.
+        rows: int ``(n_removed,)``, rows of the references.
     """
 
     category: int
@@ -177,20 +189,20 @@ def left_out(
     queries: Sequence[int] | NDArray[np.intp],
     removals: Sequence[Removal],
 ) -> dict[str, Floats]:
-    """What `class_similarities` would say of references if they, and others of their scenes, were not there.
+    """`class_similarities` of references to the store without these references and others of their scenes.
 
-    That is exact, as long as the mean, the basis and the shrinkage of the background stay what they are: the mean of
-    the category and the scatter along the basis are those of the others. It takes no other background for each image,
-    but a correction of as many ranks as there are references to be left out (Woodbury).
+    The result is exact for a fixed mean, basis and shrinkage of the background: the mean of the category and the
+    scatter along the basis are computed without the removed references. Each removal is a correction whose rank is the
+    number of removed references (Woodbury), not another background.
 
     Args:
         references: All of an expert.
-        background: Learned from them.
-        queries: Which of them.
-        removals: Of each query: its scene, with itself.
+        background: Learned from these references.
+        queries: Rows of the references that are scored.
+        removals: For each query the scene that it belongs to, with the query itself.
 
     Returns:
-        By aggregation, float32 ``(n_queries, n_categories)``; NaN for the own category where no reference is left.
+        By aggregation, float32 ``(n_queries, n_categories)``; NaN for the query's own category if no reference is left.
     """
     every, means, centre = references.vectors, references.sum_up(background), background.mean.astype(np.float64)
     trusts, asked = np.asarray(background.trust(means.counts)), np.asarray(queries, dtype=np.intp)
@@ -214,7 +226,7 @@ def left_out(
         precise_others = background.elsewhere * others + (others @ basis.T * gains) @ basis
         for j, removal in enumerate(batch):
             part, c, rest = slice(edges[j], edges[j + 1]), removal.category, int(counts[j] - sizes[j])
-            of_mean_too = 1 / counts[j] if rest else 0.0  # where nothing is left, no mean moves
+            of_mean_too = 1 / counts[j] if rest else 0.0  # without a reference left, no mean moves
             inverse = (np.eye(sizes[j]) - of_mean_too) / background.weight - (along[part] * precision) @ along[part].T
             solved = np.linalg.solve(inverse, of_means[part])
             drawn = 0.5 * trusts * (of_means[part] * solved).sum(axis=0)
@@ -236,7 +248,7 @@ def left_out(
 
 
 def _batches(removals: Sequence[Removal]) -> Iterator[list[Removal]]:
-    """All in turn, as many together as take no more than some rows, or one that takes more."""
+    """All removals in order, in batches of at most `_TOGETHER` rows, or a single larger removal."""
     batch: list[Removal] = []
     for removal in removals:
         if batch and sum(len(other.rows) for other in (*batch, removal)) > _TOGETHER:

@@ -1,4 +1,4 @@
-"""Similarities per category → what each expert says: its distribution, and its evidence in nats."""
+"""Similarities per category → distribution and evidence (nats) of each expert."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from zsvec.method.similarities import SearchResult
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Logits:
-    """What the experts say of a batch of images: all that a strategy of fusion looks at.
+    """Distributions and evidence of the experts for a batch of images: the input of a fusion strategy.
 
     Attributes:
-        found: The answer of the search.
+        found: The result of the search.
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
         probabilities: Distribution of each expert, float64 ``(n_experts, n_images, n_categories)``; 0 where the
             expert has no reference.
         evidence: Of each expert, float64 ``(n_experts, n_images, n_categories)``, nats; NaN where it has no reference.
         pooled: Evidence of all experts together, float64 ``(n_images, n_categories)``, nats.
-        pool: The pool that evidence is made by.
-        shares: float64 ``(n_experts,)``, how far each expert moves the evidence between categories.
-        weights: float64 ``(n_experts,)``, the confidences that the settings fix.
+        pool: The pool of the evidence.
+        shares: float64 ``(n_experts,)``, `LogLinear.shares`.
+        weights: float64 ``(n_experts,)``, fixed confidences from the settings.
     """
 
     found: SearchResult
@@ -41,7 +41,7 @@ class Logits:
 
     @property
     def experts(self) -> list[str]:
-        """Their names."""
+        """Names of the experts."""
         return [expert.name for expert in self.found.experts]
 
 
@@ -57,12 +57,12 @@ def expert_logits(
     """Similarities per category → the distribution and the evidence of each expert, for fusion and for novelty.
 
     Args:
-        found: The answer of the search.
+        found: The result of the search.
         similarities: By expert, in the order of `found`, and aggregation.
-        pools: Give the coefficients of the evidence: for fusion, and for novelty.
-        aggregation: The one whose similarities, divided by a temperature, are the logits of the distribution.
-        temperatures: Of each expert.
-        weights: Of each expert, the confidence that the settings fix.
+        pools: The pools of fusion and of novelty.
+        aggregation: The aggregation whose similarities, divided by a temperature, are the logits of the distribution.
+        temperatures: Temperature of each expert.
+        weights: Fixed confidence of each expert from the settings.
     """
     names = list(similarities)
     similarity = np.stack([similarities[name][aggregation] for name in names])

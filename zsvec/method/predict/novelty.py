@@ -1,4 +1,4 @@
-"""How novel an image is, and whether it is called unknown."""
+"""Novelty of images, and the decision whether an image is unknown."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _LARGEST = 700.0  # nats whose exponential does not overflow
 
 @dataclass(frozen=True, slots=True)
 class Novelty:
-    """How far the images of a batch are from every category.
+    """Novelty of a batch of images.
 
     Attributes:
         novelty: float64 ``(n_images,)``, 0 to 1; NaN without a calibration.
-        threshold: float64 ``(n_images,)``, novelty above which an image is unknown; NaN where it cannot be told.
-        unknown: bool ``(n_images,)``, whether the image is called unknown.
-        distance: float64 ``(n_images,)``, 0 to 2, of `distances`.
-        rank: float64 ``(n_images,)``, fraction of the images that calibration left out that had less evidence, 0 to
-            0.95 in steps of 0.05; NaN where it is not known.
+        threshold: float64 ``(n_images,)``, novelty above which an image is unknown; NaN without a threshold.
+        unknown: bool ``(n_images,)``, whether the image is unknown.
+        distance: float64 ``(n_images,)``, 0 to 2, from `distances`.
+        rank: float64 ``(n_images,)``, fraction of the left-out images of the calibration that had less evidence, 0 to
+            0.95 in steps of 0.05; NaN without quantiles.
     """
 
     novelty: Doubles
@@ -41,8 +41,8 @@ def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | No
     """Novelty of each image, and which images are unknown.
 
     Args:
-        logits: What the experts say.
-        calibrated: Whether by a calibration; without one nothing is called unknown.
+        logits: Distributions and evidence of the experts.
+        calibrated: Whether the evidence is calibrated; otherwise no image is unknown.
         unknown_above: Novelty above which an image is unknown; ``None``: `HALFWAY` where there is a threshold.
         per_category: Whether categories with enough references have thresholds of their own.
     """
@@ -52,7 +52,7 @@ def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | No
         return Novelty(nothing, nothing, is_unknown(nothing, nothing), distance, nothing)
     nearest = logits.pooled.argmax(axis=1)
     evidence = evidence_thresholds(logits, per_category=per_category)[nearest]
-    # Without a threshold, the odds that it is of a category: one random wrong category for each that there is.
+    # Without a threshold, evidence of ln n_categories: even odds against n_categories wrong categories.
     even = np.where(np.isnan(evidence), np.log(len(logits.found.categories)), evidence)
     novel = novelty(logits.pooled.max(axis=1), even)
     threshold = (
@@ -62,18 +62,18 @@ def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | No
 
 
 def is_unknown(novelty: Doubles, threshold: Doubles) -> NDArray[np.bool_]:
-    """Whether images are called unknown: their novelty is above the threshold; never where either is NaN."""
+    """Whether images are unknown: their novelty is above the threshold. NaN is never above."""
     return novelty > threshold
 
 
 def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
-    """From the evidence for the best category to novelty, 0 to 1; `HALFWAY` at the threshold.
+    """Novelty from the evidence for the best category, 0 to 1; `HALFWAY` at the threshold.
 
     Args:
-        evidence: float64 ``(n_images,)``, nats: the largest of `opinion_pool.log_linear`.
+        evidence: float64 ``(n_images,)``, nats: the row maximum of `opinion_pool.log_linear`.
         threshold: float64 ``(n_images,)``, nats.
     """
-    # scipy.special.expit, which is slow to import: a tenth of a second in each process that classifies.
+    # Equals scipy.special.expit, which takes a tenth of a second to import in each process that classifies.
     scaled: Doubles = 1 / (1 + np.exp(np.minimum(evidence - threshold, _LARGEST)))
     return scaled
 
@@ -81,10 +81,10 @@ def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
 def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
     """Evidence below which an image that is nearest to a category is unknown, float64 ``(n_categories,)``, nats.
 
-    The threshold goes by the experts that cover the category; NaN where calibration learned none for them.
+    The threshold depends on the experts that cover the category; NaN where the calibration has none for them.
 
     Args:
-        logits: What the experts say, and the pool with the thresholds.
+        logits: Coverage of the experts, and the pool with the thresholds.
         per_category: Whether categories with enough references have thresholds of their own.
     """
     coverage, pool, categories = logits.coverage, logits.pool, logits.found.categories
@@ -98,11 +98,11 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
 
 
 def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
-    """Where the largest evidence of each image is among that of left-out images; see `Novelty.rank`.
+    """Rank of the largest evidence of each image among the left-out images; see `Novelty.rank`.
 
     Args:
-        logits: What the experts say, and the pool with the quantiles.
-        nearest: int ``(n_images,)``, the category of the largest evidence: by the experts that cover it, it is ranked.
+        logits: Evidence of the experts, and the pool with the quantiles.
+        nearest: int ``(n_images,)``, the category of the largest evidence; its experts select the quantiles.
     """
     found = np.full(len(nearest), np.nan)
     sets, of_image = covering_sets(logits.coverage[:, nearest])
@@ -115,11 +115,10 @@ def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
 
 
 def distances(found: SearchResult) -> Doubles:
-    """How far images are from all references, without a calibration, float64 ``(n_images,)``, 0 to 2.
+    """Distances of images from all references, without a calibration, float64 ``(n_images,)``, 0 to 2.
 
-    1 - the largest cosine to a reference image, under the encoder that sees the image farthest: as encoders differ in
-    what they tell apart, one that sees it far away is right more often. To a text where there are no images; 2 where
-    nothing was found.
+    1 - the largest cosine to a reference image, maximised over encoders: encoders tell different things apart, and
+    the largest distance is right most often. Without reference images, texts are used; without any reference, 2.
     """
     compared = [expert for expert in found.experts if expert.modality == "image"] or found.experts
     out = [

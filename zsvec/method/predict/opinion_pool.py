@@ -1,7 +1,7 @@
-"""The logarithmic opinion pool (Genest & Zidek, 1986): evidence of the experts adds up, in nats.
+"""The logarithmic opinion pool (Genest & Zidek, 1986): the evidence of the experts adds up, in nats.
 
-An expert that does not cover a category gives *neutral* evidence for it: what it says of a wrong category on
-average. So a category neither gains nor loses by an expert that has no reference of it.
+An expert that does not cover a category gives *neutral* evidence for it: its mean evidence for a wrong category. So a
+category neither gains nor loses by an expert without references of it.
 """
 
 from __future__ import annotations
@@ -11,31 +11,35 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles, Floats
-from zsvec.method.calibration import GDA
+from zsvec.method.arrays import Doubles, Floats, slices
+from zsvec.method.calibration import GDA, Calibration, LogLinear
+from zsvec.method.predict.aggregation import Similarities, aggregate_experts
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, category_names
+from zsvec.types import encoder_and_modality
 
 Similarity = Mapping[str, Mapping[str, Floats]]
 """By expert and aggregation, float32 ``(n_images, n_categories)``; NaN where the expert has no reference."""
 
-# What means say is against a category around their centre, and has no bound: an image like no category would be one of
-# them for certain. With it, what is far from every category tells them apart no more, as if one image in a hundred were
-# like anything (the contaminated normal of Tukey, 1960).
+# Evidence from category means is relative to a category around their centre, and unbounded: an image unlike every
+# category would be assigned to one of them with certainty. The bound corresponds to one image in a hundred that
+# resembles anything (the contaminated normal of Tukey, 1960), so images far from every category stay undecided.
 LEAST = float(np.log(0.01))
-"""What the evidence of means does not fall below, nats."""
+"""Lower bound of the evidence from category means, nats."""
+_BLOCK = 2**24  # similarities of an expert in memory at once
 
 
 def expert_evidence(
     coefficients: Mapping[str, Mapping[str, float]], similarities: Similarity, least: float | None = None
 ) -> Doubles:
-    """Evidence of each expert: the sum of its aggregations, each times its coefficient.
+    """Evidence of each expert: the sum of its aggregations, times their coefficients.
 
     Args:
         coefficients: By expert and aggregation, nats per unit of similarity.
         similarities: By expert, in the order of the result, and aggregation.
-        least: What that of means does not fall below, nats, negative: `LEAST`, times what all evidence was scaled by.
+        least: Lower bound of the evidence from means, nats, negative: `LEAST` times the scale of all evidence.
 
     Returns:
-        float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has none.
+        float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has no reference.
     """
     evidence = []
     for expert, similarity in similarities.items():
@@ -44,16 +48,16 @@ def expert_evidence(
         for name, c in by_name.items():
             said += np.multiply(c, similarity[name], dtype=np.float64)
         if least is not None and GDA in by_name:
-            scale = least / LEAST  # scaled evidence nears the bound by the same curve, scaled
+            scale = least / LEAST  # the curve towards the bound is scaled with the evidence
             said = scale * _bounded(said / scale)
         evidence.append(said)
     return np.stack(evidence)
 
 
 def _bounded(evidence: Doubles) -> Doubles:
-    """ln(exp(evidence) + exp(LEAST)), by the logarithm and the exponential that numpy has for many numbers at once."""
+    """ln(exp(evidence) + exp(LEAST)), by vectorised functions of numpy (`numpy.logaddexp` is not)."""
     above = evidence - LEAST
-    soft: Doubles = np.minimum(above, 30.0)  # above that, the other is below rounding
+    soft: Doubles = np.minimum(above, 30.0)  # above, the other term is lost in rounding
     np.exp(soft, out=soft)
     soft += 1
     np.log(soft, out=soft)
@@ -69,9 +73,9 @@ def log_linear(
 
     Args:
         evidence: float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has no reference.
-        experts: Their names.
-        neutral: Evidence for a category that these experts do not cover, by their `pattern`. For experts that are
-            not named it is the mean likelihood over the categories of each image.
+        experts: Names of the experts.
+        neutral: Evidence for a category that some experts do not cover, by the `pattern` of these experts. For other
+            patterns, the mean likelihood over the categories of each image is used.
         weights: float64 ``(n_experts, n_images)``, factors of the evidence; by default 1.
 
     Returns:
@@ -100,12 +104,12 @@ def log_linear(
 def neutral_evidence(
     evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float], chosen: NDArray[np.bool_]
 ) -> Doubles:
-    """Evidence of some experts together for a category that they do not cover, float64 ``(n_images,)``, nats.
+    """Joint evidence of some experts for a category that none of them covers, float64 ``(n_images,)``, nats.
 
     Args:
         evidence: As in `log_linear`.
         experts: As in `log_linear`.
-        neutral: As in `log_linear`; experts that are not named together are taken to be independent.
+        neutral: As in `log_linear`; experts without a common pattern are taken to be independent.
         chosen: bool ``(n_experts,)``, the experts.
     """
     name = pattern(experts, chosen)
@@ -125,13 +129,13 @@ def neutral_evidence(
 
 
 def covering_sets(coverage: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-    """The sets of experts that cover some category.
+    """The distinct sets of experts that cover a category.
 
     Args:
         coverage: bool ``(n_experts, n_categories)``.
 
     Returns:
-        bool ``(n_sets, n_experts)``, all different; int ``(n_categories,)``, the set of each category.
+        bool ``(n_sets, n_experts)``; int ``(n_categories,)``, the set of each category.
     """
     if coverage.all():
         return coverage[:, :1].T, np.zeros(coverage.shape[1], dtype=np.intp)
@@ -142,10 +146,55 @@ def covering_sets(coverage: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArr
 
 
 def pattern(experts: Sequence[str], chosen: NDArray[np.bool_]) -> str:
-    """A name for some of the experts, whatever their order.
+    """A name for some experts, independent of their order.
 
     Args:
-        experts: All names.
+        experts: Names of all experts.
         chosen: bool ``(n_experts,)``.
     """
     return "+".join(sorted(expert for expert, is_in in zip(experts, chosen, strict=True) if is_in))
+
+
+def pooled_evidence(
+    references: Mapping[str, References],
+    queries: Mapping[str, Floats],
+    pool: LogLinear,
+    calibration: Calibration,
+) -> tuple[list[str], Doubles]:
+    """Evidence of all experts together for images that are compared with every reference, without a search.
+
+    Args:
+        references: By expert.
+        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each, at least one. Experts
+            of other encoders are left out.
+        pool: A pool of the calibration.
+        calibration: Gives the backgrounds.
+
+    Returns:
+        The categories that have references, ascending; and float64 ``(n_images, n_categories)``, nats.
+    """
+    used = {
+        expert: found
+        for expert, found in references.items()
+        if found.names and encoder_and_modality(expert)[0] in queries
+    }
+    categories = category_names(used)
+    size = max(1, _BLOCK // max((len(found.vectors) for found in used.values()), default=1))
+    parts = []
+    for rows in slices(len(next(iter(queries.values()))), size):
+        block = {encoder: vectors[rows] for encoder, vectors in queries.items()}
+        experts = tuple(
+            ExpertSimilarities(
+                name=expert,
+                coverage=np.searchsorted(categories, found.names),
+                similarities=Similarities.of_all(block[encoder_and_modality(expert)[0]] @ found.vectors.T, found),
+                nearest=(),
+                class_means=found.sum_up,
+            )
+            for expert, found in used.items()
+        )
+        compared = SearchResult(tuple(categories), experts, block)
+        similarities = aggregate_experts(compared, pool.coefficients, calibration.top_m, calibration.backgrounds)
+        evidence = expert_evidence(pool.coefficients, similarities, pool.least)
+        parts.append(log_linear(evidence, list(similarities), pool.neutral))
+    return categories, np.concatenate(parts)

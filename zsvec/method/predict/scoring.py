@@ -1,6 +1,6 @@
-"""From the similarities that a search found to predictions, in one straight line (paper, sections 3.2 and 3.3).
+"""From the similarities of a search to predictions, in one straight line (paper, sections 3.2 and 3.3).
 
-similarities → aggregation → logits of each expert → strategy → novelty → predictions: a module each.
+similarities → aggregation → logits of each expert → strategy → novelty → predictions.
 """
 
 from __future__ import annotations
@@ -8,34 +8,57 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.calibration import Calibration
-from zsvec.method.predict.aggregation import aggregate_in_parts
-from zsvec.method.predict.fusion import STRATEGIES, choose_strategy
-from zsvec.method.predict.logits import expert_logits
-from zsvec.method.predict.novelty import image_novelty
-from zsvec.method.predict.opinion_pool import Similarity
-from zsvec.method.predict.predictions import Scores, predictions
-from zsvec.method.similarities import SearchResult
-from zsvec.types import Prediction
+import numpy as np
+from numpy.typing import NDArray
 
-_CACHED = 2**16  # numbers of one kind of a part: with those of the other kinds, they fit a core's cache
+from zsvec.method import DEFAULT_STRATEGY
+from zsvec.method.arrays import Doubles, largest, slices
+from zsvec.method.calibration import Calibration, LogLinear
+from zsvec.method.predict.aggregation import aggregate_experts
+from zsvec.method.predict.fusion import STRATEGIES, choose_strategy
+from zsvec.method.predict.logits import entropy, expert_logits
+from zsvec.method.predict.novelty import Novelty, image_novelty
+from zsvec.method.predict.opinion_pool import Similarity
+from zsvec.method.similarities import SearchResult
+from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
+
+_Choice = tuple[Calibration | None, str, LogLinear, LogLinear]  # strategy, pool of fusion, pool of novelty
+_CACHED = 2**16  # probabilities of an expert that fit a core's cache with the other arrays
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores(Novelty):
+    """Distributions over the categories for a batch of images, and the novelty of the images.
+
+    Attributes:
+        probabilities: Of each expert, float64 ``(n_experts, n_images, n_categories)``; 0 where it has no reference.
+        confidence: float64 ``(n_experts, n_images)``.
+        fused: float64 ``(n_images, n_categories)``; rows sum to 1.
+        fusion: The strategy that ran, a name in `fusion.STRATEGIES`.
+        calibration: Whether a calibration was used, and whether it belongs to the present categories.
+    """
+
+    probabilities: Doubles
+    confidence: Doubles
+    fused: Doubles
+    fusion: str
+    calibration: CalibrationState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """How similarities become predictions.
+    """Settings of the way from similarities to predictions.
 
     Attributes:
-        temperatures: By expert, the divisor of its similarities before the softmax where no calibration has one.
-        fixed_temperatures: The same, of experts whose temperature no calibration changes.
+        temperatures: By expert, the divisor of its similarities before the softmax unless a calibration has one.
+        fixed_temperatures: By expert, temperatures that no calibration changes.
         aggregation: A name in `aggregation.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages; at least 1.
         fusion: A name in `fusion.STRATEGIES`.
-        weights: By expert, its confidence under ``fixed``; 1 if it is not named.
+        weights: By expert, its confidence under ``fixed``; 1 for other experts.
         calibrated: Whether to use the calibration of the store.
         unknown_above: Novelty above which an image is unknown, 0 to 1; ``None``: 0.5 where there is a threshold.
-            Without effect where there is no calibration.
+            Without effect without a calibration.
         unknown_per_category: Whether categories with enough references have thresholds of their own.
     """
 
@@ -53,8 +76,8 @@ class Scoring:
         """One prediction per image.
 
         Args:
-            found: The answer of a search; at least one expert has references.
-            sources: Where the images come from.
+            found: The result of a search; at least one expert has references.
+            sources: Sources of the images.
             top_k: Categories in the rankings; at least 1.
         """
         return [one for _, answers in self.predict_in_parts(found, sources, top_k) for one in answers]
@@ -62,79 +85,82 @@ class Scoring:
     def predict_in_parts(
         self, found: SearchResult, sources: Sequence[str], top_k: int, *, related: bool = True
     ) -> list[tuple[Scores, list[Prediction]]]:
-        """`predict`, some images after the other, with their scores; as many together as fit a core's cache.
+        """Scores and predictions of consecutive parts of the images; the parts fit a core's cache.
 
         Args:
-            found: As `predict`.
-            sources: As `predict`.
-            top_k: As `predict`.
-            related: Whether the images are a batch of somebody's, whose images may help each other.
+            found: As in `predict`.
+            sources: As in `predict`.
+            top_k: As in `predict`.
+            related: Whether the images are one batch of a caller. A joint strategy scores unrelated images one by one.
         """
-        joint = STRATEGIES[self.fusion].joint
-        size = max(1, _CACHED // len(found.categories)) if not joint else None if related else 1
-        parts = self._in_parts(found, size)
-        return [(scores, predictions(part, scores, sources[rows], top_k)) for rows, part, scores in parts]
+        size = max(1, _CACHED // len(found.categories))
+        if STRATEGIES[self.fusion].joint:
+            size = max(1, len(found)) if related else 1
+        choice = self._choose(found)
+        similarities = self._aggregate(found, choice)  # of the whole batch: products of few rows are slow
+        out = []
+        for rows in slices(len(found), size):
+            part = found.of(rows)
+            some = {name: {how: values[rows] for how, values in one.items()} for name, one in similarities.items()}
+            scores = self._scores(part, some, choice)
+            out.append((scores, predictions(part, scores, sources[rows], top_k)))
+        return out
 
     def scores(self, found: SearchResult) -> Scores:
-        """The distribution of each expert, its confidence, what they fuse to, and how novel the images are.
+        """Distribution and confidence of each expert, their fusion, and the novelty of the images.
 
         Args:
-            found: The answer of a search; at least one expert has references.
+            found: The result of a search; at least one expert has references.
         """
-        ((_, _, scores),) = self._in_parts(found, None)
-        return scores
+        choice = self._choose(found)
+        return self._scores(found, self._aggregate(found, choice), choice)
 
-    def _in_parts(self, found: SearchResult, size: int | None) -> list[tuple[slice, SearchResult, Scores]]:
-        """The scores of some images after the other: which images these are, what was found for them, and the scores.
-
-        Args:
-            found: The answer of a search; at least one expert has references.
-            size: Images of a part, at least 1; ``None``: all.
-        """
-        names = [expert.name for expert in found.experts]
+    def _choose(self, found: SearchResult) -> _Choice:
         calibration = self.calibration(found)
         temperatures = self.chosen_temperatures(calibration)
-        strategy, pool, novelty_pool = choose_strategy(self.fusion, found, calibration, temperatures, self.aggregation)
+        return calibration, *choose_strategy(self.fusion, found, calibration, temperatures, self.aggregation)
+
+    def _aggregate(self, found: SearchResult, choice: _Choice) -> Similarity:
+        calibration, _, *pools = choice
         wanted = {
-            name: [self.aggregation, *pool.coefficients[name], *novelty_pool.coefficients[name]] for name in names
+            expert.name: [self.aggregation, *(name for pool in pools for name in pool.coefficients[expert.name])]
+            for expert in found.experts
         }
+        return aggregate_experts(found, wanted, self.top_m, calibration.backgrounds if calibration else {})
 
-        def scored(rows: slice, part: SearchResult, similarities: Similarity) -> tuple[slice, SearchResult, Scores]:
-            logits, novelty_logits = expert_logits(
-                part,
-                similarities,
-                (pool, novelty_pool),
-                aggregation=self.aggregation,
-                temperatures=[temperatures[name] for name in names],
-                weights=[self.weights.get(name, 1.0) for name in names],
-            )
-            fused = STRATEGIES[strategy].function(logits)
-            novelty = image_novelty(
-                novelty_logits,
-                calibrated=calibration is not None,
-                unknown_above=self.unknown_above,
-                per_category=self.unknown_per_category,
-            )
-            scores = Scores(
-                probabilities=logits.probabilities,
-                coverage=logits.coverage,
-                confidence=fused.confidence,
-                fused=fused.probabilities,
-                novelty=novelty.novelty,
-                threshold=novelty.threshold,
-                unknown=novelty.unknown,
-                distance=novelty.distance,
-                rank=novelty.rank,
-                fusion=strategy,
-                calibration="none" if calibration is None else "stale" if found.stale else "current",
-            )
-            return rows, part, scores
-
-        backgrounds = calibration.backgrounds if calibration else {}
-        return aggregate_in_parts(found, wanted, self.top_m, backgrounds, size, scored)
+    def _scores(self, found: SearchResult, similarities: Similarity, choice: _Choice) -> Scores:
+        calibration, strategy, pool, novelty_pool = choice
+        temperatures = self.chosen_temperatures(calibration)
+        logits, novelty_logits = expert_logits(
+            found,
+            similarities,
+            (pool, novelty_pool),
+            aggregation=self.aggregation,
+            temperatures=[temperatures[expert.name] for expert in found.experts],
+            weights=[self.weights.get(expert.name, 1.0) for expert in found.experts],
+        )
+        fused = STRATEGIES[strategy].function(logits)
+        novelty = image_novelty(
+            novelty_logits,
+            calibrated=calibration is not None,
+            unknown_above=self.unknown_above,
+            per_category=self.unknown_per_category,
+        )
+        return Scores(
+            probabilities=logits.probabilities,
+            confidence=fused.confidence,
+            fused=fused.probabilities,
+            novelty=novelty.novelty,
+            threshold=novelty.threshold,
+            unknown=novelty.unknown,
+            distance=novelty.distance,
+            rank=novelty.rank,
+            fusion=strategy,
+            calibration="none" if calibration is None else "stale" if found.stale else "current",
+        )
 
     def calibration(self, found: SearchResult) -> Calibration | None:
-        """The calibration of the store, if it was made for this way of scoring and for all the experts."""
+        """The stored calibration, if it was made for these settings and for all experts."""
         calibration = found.calibration
         if calibration is None or not self.calibrated:
             return None
@@ -142,6 +168,72 @@ class Scoring:
         return calibration if calibration.fits(names, self.aggregation, self.top_m) else None
 
     def chosen_temperatures(self, calibration: Calibration | None) -> dict[str, float]:
-        """By expert: the temperature that is fixed, else the calibrated one, else the default."""
+        """By expert: the fixed temperature, else the calibrated one, else the default."""
         fitted = {name: expert.temperature for name, expert in calibration.experts.items()} if calibration else {}
         return {**self.temperatures, **fitted, **self.fixed_temperatures}
+
+
+def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top_k: int) -> list[Prediction]:
+    """One prediction per image.
+
+    Args:
+        found: The result of the search.
+        scores: Scores of the same images.
+        sources: Sources of the images.
+        top_k: Categories in the rankings; at least 1.
+    """
+    shares = scores.confidence / scores.confidence.sum(axis=0)
+    entropies = entropy(scores.probabilities)
+    fused = rankings(scores.fused, np.arange(len(found.categories)), found.categories, top_k)
+    by_expert = [
+        rankings(p, expert.coverage, found.categories, top_k)
+        for p, expert in zip(scores.probabilities, found.experts, strict=True)
+    ]
+    out = []
+    for i, source in enumerate(sources):
+        experts = {
+            expert.name: ExpertOutput(
+                weight=float(shares[e, i]),
+                entropy=float(entropies[e, i]),
+                ranking=by_expert[e][i],
+                neighbors=expert.nearest[i],
+            )
+            for e, expert in enumerate(found.experts)
+        }
+        nearest, probability = fused[i][0]
+        unknown = bool(scores.unknown[i])
+        out.append(
+            Prediction(
+                source=source,
+                label=None if unknown else nearest,
+                nearest=nearest,
+                probability=probability,
+                unknown=unknown,
+                novelty=None if scores.calibration == "none" else float(scores.novelty[i]),
+                distance=float(scores.distance[i]),
+                ranking=fused[i],
+                experts=experts,
+                fusion=scores.fusion,
+                calibration=scores.calibration,
+                incomplete=found.incomplete,
+                stale_seconds=found.stale_seconds,
+            )
+        )
+    return out
+
+
+def rankings(probabilities: Doubles, categories: NDArray[np.intp], names: Sequence[str], k: int) -> list[Ranking]:
+    """The ``k`` most probable of some categories for each image, best first; ties by name.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``.
+        categories: The columns to choose from, int ``(n,)``, ascending.
+        names: Names of all columns.
+        k: At least 1.
+    """
+    columns = categories[largest(probabilities.take(categories, axis=1), k)]
+    best = np.take_along_axis(probabilities, columns, axis=1)
+    return [
+        tuple(zip(map(names.__getitem__, image), p, strict=True))
+        for image, p in zip(columns.tolist(), best.tolist(), strict=True)
+    ]

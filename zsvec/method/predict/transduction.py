@@ -1,16 +1,16 @@
-"""The images of a batch help each other: neighbours that agree add to each other's evidence.
+"""Transductive inference: similar images of a batch add to each other's evidence.
 
 The inference of LaplacianShot (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020): with the evidence F
 of each image alone, and a graph W of the nearest neighbours within the batch, z = softmax(F), then again and again
-z = softmax(F + λ W z). Unlike there,
+z = softmax(F + λ W z). Differences from LaplacianShot:
 
-- a neighbour weighs by its cosine, seen from the centre of the batch: in small batches the nearest are far, and say
-  little;
+- a neighbour is weighted by its cosine, relative to the centre of the batch: in small batches the nearest are far, and
+  tell little;
 - copies are one picture: they are no evidence for each other, and count once for others;
-- the evidence is then divided by one temperature for the batch (Guo et al., 2017), so that the mean confidence stays
-  that of the images alone: agreement of neighbours would else be taken for certainty.
+- the evidence is finally divided by one temperature for the batch (Guo et al., 2017), so that the mean confidence
+  stays unchanged. Otherwise agreement of neighbours would count as certainty.
 
-No step balances the categories, as that of OTFusion (arXiv 2506.13723) does: those of a stream are not balanced.
+Categories are not balanced as in OTFusion (arXiv 2506.13723), because the categories of a stream are not balanced.
 """
 
 from __future__ import annotations
@@ -20,30 +20,29 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles, Floats
-from zsvec.method.linalg import largest
+from zsvec.method.arrays import Doubles, Floats, largest
 from zsvec.method.predict.logits import softmax
 from zsvec.method.quality.scenes import TWIN
 
 NEIGHBORS = 5
 WORTH = 1.5
-"""Nats that `NEIGHBORS` neighbours are worth which are sure of a category, at a cosine of 1: λ."""
+"""λ: nats from `NEIGHBORS` neighbours that are certain of a category, at a cosine of 1."""
 _ROUNDS = 10
-_HALVINGS = 40  # of an interval of logarithms of temperatures
-_WIDEST = 7.0  # its half
+_HALVINGS = 40  # of the interval of log temperatures
+_WIDEST = 7.0  # half of that interval
 
 
 def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles) -> Doubles:
-    """Evidence, with that of the neighbours in the batch.
+    """Evidence of images, with the evidence of their neighbours in the batch.
 
     Args:
         evidence: float64 ``(n_images, n_categories)``, nats, from `opinion_pool.log_linear`.
-        vectors: Of the images under each encoder, float32 ``(n_images, dim)``, unit rows.
-        shares: float64 ``(n_encoders,)``, how far each moves the evidence between categories, nats, not negative.
-            Its neighbours count by the square, the variance: one that tells little of categories tells little here.
+        vectors: Vectors of the images by each encoder, float32 ``(n_images, dim)``, unit rows.
+        shares: float64 ``(n_encoders,)``, `LogLinear.shares` of each image expert, nats, not negative. Neighbours are
+            weighted by the square (the variance), so an encoder that tells categories apart badly counts little.
 
     Returns:
-        float64 ``(n_images, n_categories)``, nats. A batch of one picture is left as it is.
+        float64 ``(n_images, n_categories)``, nats. A batch of one picture is returned unchanged.
     """
     pictures = _pictures(vectors)
     n_pictures = int(pictures.max(initial=0)) + 1
@@ -53,7 +52,7 @@ def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles) -> 
     mean /= mean.sum(axis=1, keepdims=True)
     alone = softmax(evidence)
     seen = mean @ alone
-    # Of a frequent category all images together count as one, or the centre would be among them.
+    # All images of a frequent category together count as one. Otherwise they would determine the centre.
     importance = (seen / np.maximum(seen.sum(axis=0), 1.0)).sum(axis=1)
     importance /= importance.sum()
     weights = np.square(shares) / max(float(np.square(shares).sum()), np.finfo(np.float64).tiny)
@@ -65,8 +64,8 @@ def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles) -> 
 
 
 def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
-    """A number for each image, from 0 on; copies, and copies of copies, have the same, int ``(n_images,)``."""
-    from scipy.sparse.csgraph import connected_components  # slow to import, and no other strategy needs it
+    """Consecutive numbers of pictures, int ``(n_images,)``; copies, and copies of copies, share a number."""
+    from scipy.sparse.csgraph import connected_components  # slow to import, and unused by other strategies
 
     same = np.logical_and.reduce([view @ view.T >= TWIN for view in vectors])
     _, pictures = connected_components(same, directed=False)
@@ -75,11 +74,11 @@ def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
 
 
 def _graph(vectors: Doubles, importance: Doubles) -> Doubles:
-    """What each picture takes of the others, float64 ``(n_pictures, n_pictures)``: rows sum to 1 at most.
+    """Weights of the neighbours of each picture, float64 ``(n_pictures, n_pictures)``; rows sum to 1 at most.
 
     Args:
         vectors: float64 ``(n_pictures, dim)``.
-        importance: float64 ``(n_pictures,)``, how much each counts in the centre; sums to 1.
+        importance: float64 ``(n_pictures,)``, weight of each picture in the centre; sums to 1.
     """
     offsets = vectors - importance @ vectors
     offsets /= np.maximum(np.linalg.norm(offsets, axis=1, keepdims=True), 1e-12)
@@ -93,7 +92,7 @@ def _graph(vectors: Doubles, importance: Doubles) -> Doubles:
 
 
 def _factor(evidence: Doubles, confidence: float) -> float:
-    """What evidence is to be multiplied by for a mean confidence, by bisection."""
+    """Factor of the evidence that gives a mean confidence, by bisection."""
     below = evidence - evidence.max(axis=1, keepdims=True)
     low, high = -_WIDEST, _WIDEST
     for _ in range(_HALVINGS):

@@ -1,45 +1,44 @@
-"""Each reference image beside all others: which show the same picture, and how near the nearest other ones are.
+"""Near-duplicates and outliers among reference images, by comparing each image with all others.
 
-Images are compared by the encoder that tells categories apart best: another one takes different pictures for the same.
-How alike two images of one picture are depends on the encoder. But their distance (1 - cosine) is small beside that of
-two images of one category, whatever the encoder: a quarter of it, at most, is what `SAME` allows for.
+Images are compared by the encoder that tells categories apart best; other encoders confuse different pictures. The
+distance (1 - cosine) of two images of one picture depends on the encoder, but is at most a quarter (`SAME`) of the
+median distance of two images of one category.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from zsvec.method.arrays import Floats, Key
-from zsvec.method.linalg import largest
+from zsvec.method.arrays import Floats, Key, largest, slices
 from zsvec.method.quality.scenes import median_cosine
 from zsvec.method.similarities import References
 
 Positions = NDArray[np.intp]
 
 SAME = 0.25
-"""Share of the median distance of two images of a category, below which two images show the same picture."""
-_NEAREST = 3  # other images that an image is near to or far from
-_NONE = np.float32(-2)  # in the place of a cosine that does not count
+"""Share of the median distance of two images of a category below which two images show the same picture."""
+_NEAREST = 3  # other images whose mean cosine is the nearness of an image
+_NONE = np.float32(-2)  # replaces a cosine that does not count
 _BLOCK = 2**24  # cosines in memory at once
 
 
 @dataclass(frozen=True, slots=True)
 class Neighborhoods:
-    """Reference images beside each other.
+    """Result of comparing reference images with each other.
 
     Attributes:
         keys: The images, in the order of the references.
-        nearest: float32 ``(n_images,)``, mean cosine of each to the three nearest that do not show the same picture;
-            NaN where there is none.
-        pictures: int ``(n_images,)``, the first image that shows the same picture as each, or one that does, and so on.
-        likeness: float32 ``(n_images,)``, the least cosine by which an image was taken for the same picture as another
-            one; NaN where it was not.
+        nearest: float32 ``(n_images,)``, mean cosine to the three nearest images of other pictures; NaN without any.
+        pictures: int ``(n_images,)``, the first image of the same picture, transitively.
+        likeness: float32 ``(n_images,)``, the least cosine to a directly matched image of the same picture; NaN
+            without any.
     """
 
     keys: Sequence[Key]
@@ -49,10 +48,10 @@ class Neighborhoods:
 
 
 def spreads(references: References) -> dict[str, float]:
-    """By category that has two images or more, the median distance (1 - cosine) of two of them, 0 to 2.
+    """Median distance (1 - cosine) of two images, 0 to 2, by category with at least two images.
 
     Args:
-        references: Of an image expert.
+        references: References of an image expert.
     """
     return {
         name: 1 - median_cosine(references.vectors[start:end])
@@ -62,13 +61,13 @@ def spreads(references: References) -> dict[str, float]:
 
 
 def neighborhoods(references: References, spread: Mapping[str, float]) -> Neighborhoods:
-    """Compare all images with each other. Beyond their vectors, memory is linear in their number.
+    """Compares all images with each other; memory is linear in their number.
 
-    Those of the same content show the same picture in any case; where no category has two images, no others do.
+    Images with equal hashes always show the same picture. If no category has two images, no others do.
 
     Args:
-        references: Of the image expert that tells categories apart best.
-        spread: Their `spreads`.
+        references: References of the image expert that tells categories apart best.
+        spread: `spreads` of the references.
     """
     vectors, n = references.vectors, len(references.hashes)
     same = 1 - SAME * float(np.median(list(spread.values()))) if spread else np.inf
@@ -76,9 +75,8 @@ def neighborhoods(references: References, spread: Mapping[str, float]) -> Neighb
     likeness = np.full(n, np.nan, dtype=np.float32)
     _, content = np.unique(references.hashes, return_inverse=True)
     pictures = np.arange(n)
-    size = max(1, _BLOCK // max(1, n))
-    for first in range(0, n, size):
-        block = np.arange(first, min(first + size, n))
+    for rows in slices(n, max(1, _BLOCK // max(1, n))):
+        block = np.arange(n)[rows]
         cosines = vectors[block] @ vectors.T
         alike = (cosines >= same) | (content[block, None] == content)
         alike[np.arange(len(block)), block] = False
@@ -91,7 +89,7 @@ def neighborhoods(references: References, spread: Mapping[str, float]) -> Neighb
 
 
 def _mean_of_nearest(cosines: Floats) -> Floats:
-    """Of each row but what is `_NONE`, float32 ``(n_rows,)``; NaN where a row has nothing else."""
+    """Mean of the largest values of each row that are not `_NONE`, float32 ``(n_rows,)``; NaN without any."""
     found = np.take_along_axis(cosines, largest(cosines, _NEAREST), axis=1)
     there = found > _NONE
     total = np.where(there, found, 0).sum(axis=1)
@@ -100,7 +98,7 @@ def _mean_of_nearest(cosines: Floats) -> Floats:
 
 
 def _joined(pictures: Positions, one: Positions, other: Positions) -> Positions:
-    """`Neighborhoods.pictures`, when further images show the same as others."""
+    """`Neighborhoods.pictures` after adding pairs of images of the same picture."""
     every = np.arange(len(pictures))
     ends = np.concatenate([every, one]), np.concatenate([pictures, other])
     links = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(len(every), len(every)))
@@ -108,3 +106,40 @@ def _joined(pictures: Positions, one: Positions, other: Positions) -> Positions:
     _, first = np.unique(component, return_index=True)
     joined: Positions = first[component]
     return joined
+
+
+def closeness(nearest: Floats, starts: Positions) -> Floats:
+    """Nearness of images relative to the usual nearness, float32 ``(n_images,)``.
+
+    The usual nearness is the median of the category, or of all images if that is smaller: in a category whose images
+    differ much, not every image is an outlier.
+
+    Args:
+        nearest: float32 ``(n_images,)``, nearness to other images; NaN if unknown.
+        starts: int ``(n_categories + 1,)``; category ``c`` has the images ``starts[c]:starts[c + 1]``.
+    """
+    beyond = nearest - _median(nearest)
+    for start, end in pairwise(starts.tolist()):
+        beyond[start:end] = np.fmax(beyond[start:end], nearest[start:end] - _median(nearest[start:end]))
+    return beyond
+
+
+def _median(values: Floats) -> np.float32:
+    known = values[~np.isnan(values)]
+    return np.float32(np.median(known) if known.size else np.nan)
+
+
+def far_below(values: NDArray[np.floating], fence: float) -> list[int]:
+    """Positions of the values below a fence (Tukey, "Exploratory data analysis", 1977), lowest first.
+
+    Args:
+        values: float ``(n,)``; NaN is ignored. Of fewer than four values, none is below a fence.
+        fence: Distance of the fence below the lower quartile, in interquartile ranges. Tukey calls values beyond 1.5
+            outside, and beyond 3 far out.
+    """
+    known = values[~np.isnan(values)]
+    if not known.size:
+        return []
+    lower, upper = np.quantile(known, (0.25, 0.75))
+    found = np.flatnonzero(values < lower - fence * (upper - lower))
+    return [int(position) for position in found[np.argsort(values[found], kind="stable")]]

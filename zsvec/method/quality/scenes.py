@@ -1,39 +1,40 @@
-"""Which reference images of a category show one scene: flips, crops and bursts of it are no evidence for each other.
+"""Scenes: flips, crops and bursts among the reference images of a category, which are no independent evidence.
 
-Calibration leaves a whole scene out together, and what a user says belongs together (`References.groups`). If one of
-its images stayed, the left-out one would be recognised by it, and calibration would take the store for a better one
-than it is.
+Calibration leaves out a whole scene together, and the groups that a user has named (`References.groups`). Otherwise
+the remaining images of the scene would identify the left-out image, and calibration would overrate the store.
 
-How alike two images of one scene are depends on the encoder and on the category, so no cosine says it. But the cosines
-within a category scatter around their median, and those of one scene lie far above; and above all cosines with images
-of other categories, or else the right half of a category whose other half is mislabelled would seem to be one scene.
-They are looked for under the encoder that tells categories apart best: the others take too many images for alike.
+The cosine of two images of one scene depends on the encoder and on the category, so no fixed threshold works. But the
+cosines within a category scatter around their median, and the cosines within a scene lie far above. They also lie above
+all cosines with images of other categories; without this condition, the right half of a category whose other half is
+mislabelled would seem to be one scene. Scenes are found with the encoder that tells categories apart best, because
+other encoders find too many images alike.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 
-from zsvec.method.arrays import Floats, Key
+from zsvec.method.arrays import Floats, Key, slices
 from zsvec.method.similarities import References, image_experts
 
 Pairs = set[tuple[Key, Key]]
-"""Two images, in both orders."""
+"""Pairs of images, in both orders."""
 Scenes = Mapping[Key, set[str]]
-"""By image, the hashes of the images of its scene, with its own; one set for all of them."""
+"""By image, the hashes of the images of its scene, including its own; the images of a scene share the set."""
 
 TWIN = 0.99
-"""Cosine from which, if all encoders agree, two images are one picture, saved twice."""
+"""Least cosine, under every encoder, of two copies of one picture."""
 _FAR = 3.0  # standard deviations above the median from which two images of a category show one scene
-_BEYOND = 0.317  # of a normal distribution: the part that is farther than one standard deviation from the median
-_ENOUGH = 512  # images of a category by which its median is told
+_BEYOND = 0.317  # part of a normal distribution beyond one standard deviation from the median
+_SAMPLE = 512  # images of a category from which its median cosine is estimated
 _BLOCK = 2**24  # similarities, or numbers of vectors, in memory at once
 
 
 def image_rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]]:
-    """By image expert, the row of each of its reference images."""
+    """Row of each reference image, by image expert and key."""
     return {
         expert: {key: row for row, key in enumerate(found.keys)} for expert, found in image_experts(references).items()
     }
@@ -42,15 +43,15 @@ def image_rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]
 def scenes(
     references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
 ) -> Scenes:
-    """The scenes of images that are to be left out.
+    """Scenes of the categories of some images.
 
     Args:
         references: By expert.
-        rows: Their `image_rows`.
+        rows: `image_rows` of the references.
         images: Reference images of any image expert.
 
     Returns:
-        Without the images that are alone.
+        The scenes of at least two images.
     """
     experts = image_experts(references)
     wanted = sorted({name for name, _ in images})
@@ -66,17 +67,17 @@ def scenes(
 def most_discriminating(
     references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
 ) -> str:
-    """The image expert that tells categories apart best, of one or more; arguments as in `scenes`."""
+    """The image expert, of at least one, that tells categories apart best; arguments as in `scenes`."""
     experts = image_experts(references)
     return max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
 
 
 def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) -> Pairs:
-    """The pairs that are the same picture to each encoder that has both.
+    """Pairs that are the same picture to every encoder with vectors of both images.
 
     Args:
-        pairs: By image expert, those that it takes for the same picture.
-        images: By image expert, all that it has, quick to be looked up.
+        pairs: By image expert, the pairs that are the same picture to it.
+        images: By image expert, all its images, with fast membership tests.
     """
     every: Pairs = set().union(*pairs.values())
     for name, found in pairs.items():
@@ -85,13 +86,13 @@ def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) ->
 
 
 def _twins(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
-    """The pairs of images of a category that one encoder takes for the same picture."""
+    """Pairs of images of a category that are the same picture to one encoder."""
     for name, vectors, hashes in _categories(references, names):
         yield from _pairs(name, vectors, hashes, TWIN)
 
 
 def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
-    """Images of a category that are known to belong together, each with the next."""
+    """Images of a category in one named group, each with the next."""
     if not references.groups:
         return
     wanted = set(names)
@@ -105,7 +106,7 @@ def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[K
 
 
 def _neighbors(references: References, row_of: Mapping[Key, int], names: Collection[str]) -> Iterator[tuple[Key, Key]]:
-    """The pairs of images of a category that are far nearer than its images are, and than those of others are."""
+    """Pairs of images far nearer than usual in their category, and nearer than any image of another category."""
     categories = [(*category, median_cosine(category[1])) for category in _categories(references, names)]
     below = [np.minimum(_cosines(vectors) - median, 0) for _, vectors, _, median in categories]
     scattered = np.concatenate([np.empty(0, np.float32), *(found[found < 0] for found in below)])
@@ -126,45 +127,42 @@ def _neighbors(references: References, row_of: Mapping[Key, int], names: Collect
 
 
 def _nearest_elsewhere(references: References, rows: Sequence[int]) -> list[float]:
-    """The largest cosine of some images with an image of another category that is not the same picture."""
+    """The largest cosine of some images with an image of another category, copies excepted."""
     vectors, bounds = references.vectors, references.starts
     found: list[float] = []
-    size = max(1, _BLOCK // len(vectors))
-    for first in range(0, len(rows), size):
-        block = np.array(rows[first : first + size])
+    for part in slices(len(rows), max(1, _BLOCK // len(vectors))):
+        block = np.array(rows[part])
         cosines = vectors[block] @ vectors.T
         cosines[cosines >= TWIN] = -1
-        own = np.searchsorted(references.starts, block, side="right") - 1
-        for row, category in zip(cosines, own, strict=True):
+        for row, category in zip(cosines, references.owners(block), strict=True):
             row[bounds[category] : bounds[category + 1]] = -1
         found += cosines.max(axis=1).tolist()
     return found
 
 
 def _categories(references: References, names: Collection[str]) -> Iterator[tuple[str, Floats, tuple[str, ...]]]:
-    """Name, vectors and hashes of the categories that have more than one image."""
+    """Name, vectors and hashes of the categories with more than one image."""
     wanted = set(names)
-    for name, start, end in zip(references.names, references.starts, references.starts[1:], strict=False):
+    for name, (start, end) in zip(references.names, pairwise(references.starts), strict=True):
         if name in wanted and end - start > 1:
             yield name, references.vectors[start:end], references.hashes[start:end]
 
 
 def _pairs(name: str, vectors: Floats, hashes: tuple[str, ...], closeness: float) -> Iterator[tuple[Key, Key]]:
-    size = max(1, _BLOCK // len(vectors))
-    for first in range(0, len(vectors), size):
-        for i, j in zip(*np.nonzero(vectors[first : first + size] @ vectors.T >= closeness), strict=True):
-            if first + i != j:
-                yield (name, hashes[first + i]), (name, hashes[j])
+    for rows in slices(len(vectors), max(1, _BLOCK // len(vectors))):
+        for i, j in zip(*np.nonzero(vectors[rows] @ vectors.T >= closeness), strict=True):
+            if rows.start + i != j:
+                yield (name, hashes[rows.start + i]), (name, hashes[j])
 
 
 def _cosines(vectors: Floats) -> Floats:
-    """Of all pairs of some images of a category."""
-    some = vectors[:: 1 + (len(vectors) - 1) // _ENOUGH]
+    """Cosines of all pairs of a sample of the images of a category."""
+    some = vectors[:: 1 + (len(vectors) - 1) // _SAMPLE]
     return (some @ some.T)[np.triu_indices(len(some), 1)]
 
 
 def median_cosine(vectors: Floats) -> float:
-    """Of two images of a category; where it has many, of some of them.
+    """Median cosine of two images of a category, estimated from a sample of many.
 
     Args:
         vectors: float32 ``(n_images, dim)``, unit rows; at least two.
@@ -173,16 +171,15 @@ def median_cosine(vectors: Floats) -> float:
 
 
 def _accuracy(references: References, row_of: Mapping[Key, int], images: Collection[Key]) -> float:
-    """How often the mean reference of an image's category, without the image, is nearer than those of all others."""
+    """Accuracy of the nearest category mean on images that are left out of their own mean, 0 to 1."""
     rows = np.array(sorted(row_of[key] for key in images if key in row_of), dtype=np.intp)
-    own = np.searchsorted(references.starts, rows, side="right") - 1
+    own = references.owners(rows)
     counts = np.diff(references.starts)[own]
     rows, own, counts = rows[counts > 1], own[counts > 1], counts[counts > 1, None]
     if not rows.size:
         return 0.0
     means, lengths, right = references.class_means, np.maximum(references.norms, 1e-12), 0
-    size = max(1, _BLOCK // max(len(means), references.vectors.shape[1]))
-    for block in (slice(first, first + size) for first in range(0, len(rows), size)):
+    for block in slices(len(rows), max(1, _BLOCK // max(len(means), references.vectors.shape[1]))):
         queries = references.vectors[rows[block]]
         similarity = queries @ means.means.T / lengths
         others = counts[block] * means.means[own[block]] - queries
@@ -194,7 +191,7 @@ def _accuracy(references: References, row_of: Mapping[Key, int], images: Collect
 
 
 def _connected(links: Pairs) -> Scenes:
-    """All images that are linked, by whatever way."""
+    """Connected components of the images."""
     beside: dict[Key, set[Key]] = {}
     for one, other in links:
         beside.setdefault(one, set()).add(other)

@@ -1,31 +1,32 @@
-"""Which reference images are probably under a wrong category.
+"""Label errors: reference images that are probably under a wrong category.
 
-Calibration learns which fraction ε of the references has a label that says nothing
+Calibration learns the fraction ε of the references whose label has no information
 (`zsvec.method.calibrate.coefficients`). With p the fused probability that all other references give to the category of
-an image, and C categories, its label is wrong with the probability (ε / C) / ((1 - ε) p + ε / C).
+an image, and C categories, the label is wrong with probability (ε / C) / ((1 - ε) p + ε / C).
 
-Of a picture that is in several categories one label is right. So all its copies are left out together, and the label
-that the other references make most probable is kept.
+A picture that is in several categories has one right label. So all its copies are left out together, and the other
+references decide between these categories.
 
-This tells, and changes nothing: what is rare and right looks as doubtful as what is wrong.
+Suspects are only reported: a rare image with the right label looks as doubtful as one with a wrong label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
 from zsvec.method.arrays import Doubles, Key
-from zsvec.method.calibrate.leave_one_out import LeftOut
-from zsvec.method.calibrate.scale import scaled
-from zsvec.method.calibration import Calibration, LogLinear
+from zsvec.method.calibrate.coefficients import scaled
+from zsvec.method.calibrate.leave_one_out import LeftOut, each_left_out, largest_sample
+from zsvec.method.calibration import Calibration, LogLinear, other_aggregation
+from zsvec.method.predict.gda import learn_backgrounds
 from zsvec.method.predict.logits import softmax
-from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
-from zsvec.method.predict.pooled import pooled_evidence
-from zsvec.method.similarities import References, image_experts
+from zsvec.method.predict.opinion_pool import expert_evidence, log_linear, pooled_evidence
+from zsvec.method.quality.scenes import image_rows
+from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 
 _DOUBTFUL = 0.5  # probability of a wrong label above which a reference is named
@@ -38,10 +39,10 @@ class Suspect:
     Attributes:
         category: Its category.
         hash: Its content hash.
-        source: Where it comes from.
-        probability: That the category is wrong, above 0.5 to 1.
-        instead: The category that the other references make most probable.
-        copied: Whether the same picture is in the category `instead`, too.
+        source: Its source.
+        probability: Probability that the category is wrong, above 0.5 to 1.
+        instead: The most probable category by the other references.
+        copied: Whether the category `instead` has the same picture.
     """
 
     category: str
@@ -54,14 +55,14 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """What the other references say of the category of an image.
+    """Judgement of the other references on the category of an image.
 
     Attributes:
         key: The image.
         wrong: Probability that its category is wrong, 0 to 1.
         instead: The most probable other category.
-        mistaken: Whether that is more probable than its own.
-        copied: Whether the same picture is in that category, too.
+        mistaken: Whether `instead` is more probable than the image's own category.
+        copied: Whether the category `instead` has the same picture.
     """
 
     key: Key
@@ -71,30 +72,49 @@ class Verdict:
     copied: bool
 
 
-def verdicts(references: Mapping[str, References], calibration: Calibration, sample: LeftOut) -> list[Verdict]:
-    """What is said of left-out images, and of those that are in several categories.
-
-    Nothing is said of texts, nor of an image that has no other of its category to be compared with, or that an encoder
-    has not embedded.
+def judge(references: Mapping[str, References], calibration: Calibration) -> list[Verdict]:
+    """Verdicts on all reference images, left out in blocks; memory is linear in their number.
 
     Args:
-        references: By expert, all of them.
-        calibration: Of these experts.
-        sample: Images that were left out of these references, with all that the pools of the calibration add up.
+        references: By expert, all references of the store.
+        calibration: Of these experts; may have been learned from fewer references.
     """
-    calibration = scaled(calibration, 1 / calibration.scale)  # references are no worse than references
+    backgrounds = learn_backgrounds(references) if calibration.classwise else {}
+    if not backgrounds:
+        calibration = replace(calibration, classwise=None)  # a category has too few images by now
+    blocks = each_left_out(
+        references,
+        (calibration.aggregation, other_aggregation(calibration.aggregation)),
+        calibration.top_m,
+        largest_sample(len(category_names(references))),
+        backgrounds,
+    )
+    return [verdict for block in blocks for verdict in verdicts(references, calibration, block)]
+
+
+def verdicts(references: Mapping[str, References], calibration: Calibration, sample: LeftOut) -> list[Verdict]:
+    """Verdicts on left-out images, and on images that are in several categories.
+
+    There is no verdict on texts, on the only image of a category, or on an image without a vector of every encoder.
+
+    Args:
+        references: By expert, all references of the store.
+        calibration: Of these experts.
+        sample: Images left out of these references, with all aggregations of the pools of the calibration.
+    """
+    calibration = scaled(calibration, 1 / calibration.scale)  # the scale is learned from other images than references
     pool = calibration.classwise or calibration.aggregations
     return [*_of_left_out(pool, sample), *_of_copied(references, pool, calibration, sample.copies)]
 
 
-def suspects(references: Mapping[str, References], said: Iterable[Verdict]) -> list[Suspect]:
-    """Those whose category is probably wrong, most doubtful first; as doubtful ones by name and hash.
+def suspects(references: Mapping[str, References], judged: Iterable[Verdict]) -> list[Suspect]:
+    """Images whose category is probably wrong, most doubtful first; ties by name and hash.
 
     Args:
-        references: By expert, all of them.
-        said: Of some of them.
+        references: By expert, all references of the store.
+        judged: Verdicts on some of these.
     """
-    doubtful = {verdict.key: verdict for verdict in said if verdict.wrong > _DOUBTFUL}
+    doubtful = {verdict.key: verdict for verdict in judged if verdict.wrong > _DOUBTFUL}
     sources = {
         key: source
         for found in image_experts(references).values()
@@ -117,35 +137,31 @@ def suspects(references: Mapping[str, References], said: Iterable[Verdict]) -> l
 
 def _of_left_out(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
-    told = sample.complete(evidence)
-    told &= [(sample.categories[c], digest) not in sample.copies for c, digest in _labelled(sample)]
-    if not told.any():
+    keys = [(sample.categories[c], digest) for c, digest in zip(sample.labels, sample.hashes, strict=True)]
+    judged = sample.complete(evidence) & [key not in sample.copies for key in keys]
+    if not judged.any():
         return []
-    fused = softmax(log_linear(evidence[:, told], list(sample.aggregations), pool.neutral))
-    labels = sample.labels[told]
+    fused = softmax(log_linear(evidence[:, judged], list(sample.aggregations), pool.neutral))
+    labels = sample.labels[judged]
     own = fused[np.arange(len(labels)), labels]
     fused[np.arange(len(labels)), labels] = -1
     wrong = wrong_label(own, pool.noise, len(sample.categories))
-    keys = [(sample.categories[c], digest) for (c, digest), kept in zip(_labelled(sample), told, strict=True) if kept]
-    others = [sample.categories[c] for c in fused.argmax(axis=1)]
     mistaken = fused.max(axis=1) > own
     return [
-        Verdict(key=key, wrong=p, instead=other, mistaken=is_mistaken, copied=False)
-        for key, p, other, is_mistaken in zip(keys, wrong.tolist(), others, mistaken.tolist(), strict=True)
+        Verdict(key=keys[i], wrong=p, instead=sample.categories[other], mistaken=is_mistaken, copied=False)
+        for i, p, other, is_mistaken in zip(
+            np.flatnonzero(judged), wrong.tolist(), fused.argmax(axis=1), mistaken.tolist(), strict=True
+        )
     ]
-
-
-def _labelled(sample: LeftOut) -> Sequence[tuple[int, str]]:
-    return list(zip(sample.labels.tolist(), sample.hashes, strict=True))
 
 
 def wrong_label(probability: Doubles, noise: float, n_categories: int) -> Doubles:
     """Posterior probability that labels are wrong.
 
     Args:
-        probability: float64 ``(n_images,)``, fused probability of the label of each, 0 to 1.
-        noise: Fraction of the labels that say nothing, 0 to 1.
-        n_categories: From which such a label is drawn evenly.
+        probability: float64 ``(n_images,)``, fused probability of the label of each image, 0 to 1.
+        noise: Fraction of the labels without information, 0 to 1.
+        n_categories: Number of categories, from which such a label is drawn evenly.
     """
     by_chance = noise / n_categories
     right = (1 - noise) * probability
@@ -159,16 +175,13 @@ def _of_copied(
     calibration: Calibration,
     copies: Mapping[Key, Collection[Key]],
 ) -> list[Verdict]:
-    """Of pictures in several categories, what the references without any of their copies say."""
+    """Verdicts on pictures in several categories, by the references without any copy of these pictures."""
     if not copies:
         return []
     dropped = set(copies).union(*copies.values())
     kept = {expert: _without(found, dropped) for expert, found in references.items()}
-    rows = {
-        expert: {key: row for row, key in enumerate(found.keys) if key in copies}
-        for expert, found in image_experts(references).items()
-    }
-    # Judged is what every encoder has seen, against categories of which every encoder has another image.
+    rows = image_rows(references)
+    # Only images with a vector of every encoder, whose categories have another image for every encoder.
     names = set.intersection(*(set(kept[expert].names) for expert in rows))
     images = [
         one
@@ -193,7 +206,7 @@ def _of_copied(
 
 
 def _without(references: References, dropped: Collection[Key]) -> References:
-    """References without some of them; categories that had no others are gone."""
+    """References without some images, and without the categories that become empty."""
     kept = np.array([key not in dropped for key in references.keys])
     counts = np.add.reduceat(kept.astype(np.intp), references.starts[:-1])
     vectors, starts = references.vectors[kept], np.concatenate([[0], np.cumsum(counts[counts > 0])])

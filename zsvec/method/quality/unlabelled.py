@@ -1,7 +1,7 @@
-"""Images without a label: which are uncertain, which to label next, and which are nearly the same.
+"""Active learning: uncertain images, images to label next, and near-duplicates among images without a label.
 
-All is said by the calibrated quantities of a `Prediction`: whether the image is unknown, how far its first category is
-ahead of its second, and how much of the experts' weight is on another category than the fused one.
+The criteria are calibrated quantities of a `Prediction`: whether the image is unknown, the margin of its first category
+over the second, and the experts' weight on other categories than the fused one.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from zsvec.types import Prediction
 Reals = NDArray[np.floating]
 
 ALIKE = 0.95
-"""Cosine under every encoder, from which on two images are nearly the same."""
+"""Least cosine, under every encoder, of two near-duplicates."""
 
-_CLOSE = 0.3  # margin of the first category over the second, in probability, below which an image is uncertain
-_DISPUTED = 0.5  # share of the experts' weight for another category than the fused one, above which it is
-_COMPARED = 100  # of the most urgent images, with each other
+_CLOSE = 0.3  # margin, in probability, below which an image is uncertain
+_DISPUTED = 0.5  # share of the experts' weight on other categories above which an image is uncertain
+_COMPARED = 100  # most urgent images that are compared with each other
 
 
 def margin(prediction: Prediction) -> float:
-    """How far the first category is ahead of the second, in probability, 0 to 1.
+    """Probability of the first category minus that of the second, 0 to 1.
 
-    Of a ranking with one category (``top_k=1``), the least that it can be.
+    For a ranking of one category (``top_k=1``), the least possible margin.
     """
     first, *others = [probability for _, probability in prediction.ranking[:2]]
     return first - others[0] if others else max(0.0, 2 * first - 1)
 
 
 def at_odds(prediction: Prediction) -> float:
-    """Share of the experts' weight that is for another category than the fused one, 0 to 1."""
+    """Share of the experts' weight on other categories than the fused one, 0 to 1."""
     experts = [expert for expert in prediction.experts.values() if expert.ranking]
     return sum(expert.weight for expert in experts if expert.ranking[0][0] != prediction.nearest)
 
 
 def uncertainty(prediction: Prediction) -> Literal["unknown", "close", "disputed"] | None:
-    """Returns why a label of the image would tell much: no category fits, two do, or the experts are at odds."""
+    """Reason why a label of the image is informative: no category fits, two do, or the experts disagree."""
     if prediction.error is not None or not prediction.ranking:
         return None
     if prediction.unknown:
@@ -51,11 +51,11 @@ def uncertainty(prediction: Prediction) -> Literal["unknown", "close", "disputed
 
 
 def distinct(vectors: Mapping[str, Reals], *, first: int = 0) -> list[int]:
-    """Rows that nearly equal no earlier row that stays, ascending.
+    """Rows that are no near-duplicate of an earlier kept row, ascending.
 
     Args:
         vectors: By encoder, float ``(n_images, dim)``, rows of unit norm; the same images in each.
-        first: Rows before this one stay in any case, and are not given.
+        first: Rows before this one are always kept, and not returned.
     """
     if not vectors:
         return []
@@ -69,24 +69,23 @@ def distinct(vectors: Mapping[str, Reals], *, first: int = 0) -> list[int]:
 
 
 def urgency(prediction: Prediction) -> float:
-    """How much a label of the image would tell, 0 to 1: by margin, by experts at odds, and if unknown, by novelty."""
+    """Informativeness of a label, 0 to 1: by margin, disagreement of the experts, and novelty of unknown images."""
     novelty = prediction.novelty or 0.0 if prediction.unknown else 0.0
     return max(1 - margin(prediction), at_odds(prediction), novelty)
 
 
 def most_useful(urgencies: Reals, nearness: Reals, vectors: Mapping[str, Reals], number: int) -> list[int]:
-    """Rows of images whose label would tell much and that differ from each other, the most useful first.
+    """Rows of diverse images with informative labels, most useful first.
 
-    Each is the one of the most urgent images that, times its own urgency, brings the urgent images nearest to something
-    labelled: facility location (Wei, Iyer & Bilmes, "Submodularity in data subset selection and active learning",
-    2015), greedily. How near two images are is the cosine under the encoder that sees them farthest.
+    Greedy facility location (Wei, Iyer & Bilmes, "Submodularity in data subset selection and active learning", 2015):
+    each step picks the urgent image that, times its own urgency, brings the urgent images nearest to a labelled image.
+    The nearness of two images is their least cosine over encoders.
 
     Args:
         urgencies: float ``(n_images,)``, 0 to 1.
-        nearness: float ``(n_images,)``, cosine of each to the nearest reference, under the encoder that sees it
-            farthest, -1 to 1.
+        nearness: float ``(n_images,)``, cosine to the nearest reference, the least over encoders, -1 to 1.
         vectors: By encoder, float ``(n_images, dim)``, rows of unit norm.
-        number: How many, at most ``n_images``. Beyond the first `_COMPARED`, they are by urgency alone.
+        number: Number of rows, at most ``n_images``. Rows beyond the first `_COMPARED` follow by urgency alone.
     """
     by_urgency = np.argsort(-urgencies, kind="stable")
     first = by_urgency[:_COMPARED]

@@ -19,7 +19,7 @@ from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibrati
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import References, category_names
-from zsvec.search.numpy_index import compare
+from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality, expert_name
 
 Draws = Sequence[Mapping[str, float]]

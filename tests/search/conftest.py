@@ -16,12 +16,13 @@ from zsvec.search.torch_index import TorchIndex
 from zsvec.store import Store
 
 
-@pytest.fixture(params=["edge", "shared"])
+@pytest.fixture
 def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
-    if request.param == "server":
+    name = getattr(request, "param", "edge")
+    if name == "server":
         yield request.getfixturevalue("server")
         return
-    with in_a_folder(request.param) as opened:
+    with in_a_folder(name) as opened:
         yield opened
 
 
@@ -57,7 +58,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[Floats]:
-    """What is sent to a device."""
+    """Rows sent to a device."""
     seen: list[Floats] = []
     send = torch_index._sent
 

@@ -1,4 +1,4 @@
-"""Stores to search, images to search with, and what plain numpy says."""
+"""Stores to search, images to search with, and an oracle in plain numpy."""
 
 from __future__ import annotations
 
@@ -15,16 +15,18 @@ from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, commits, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from tests.support import fast_folder
-from zsvec.method.similarities import References, SearchResult
+from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.similarities import Compared, References, SearchResult
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher
+from zsvec.search.torch_index import TorchSimilarities
 from zsvec.store import Reference, Store, Write
 from zsvec.store.backends.base import Backend
 from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.types import Fingerprint
 
 Floats = NDArray[np.float32]
-# What a store holds: the references of each category.
+# The references of each category in a store.
 State = Mapping[str, Sequence[Reference]]
 # Similarities of the images, by expert and category.
 Answer = dict[str, dict[str, Floats]]
@@ -74,15 +76,15 @@ def _places(*pairs: Any) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("deployment", "way"), pairs, indirect=["deployment"])
 
 
-# What is compared with images where, in all stores that answer differently.
+# All pairs of a store and a kind of search with answers of their own.
 every_way = _places(
     *((place, way) for place in ("edge", "local", "server") for way in ("numpy", "qdrant")),
     *(("edge", way) for way in ("torch", "device")),
     pytest.param("edge", "gpu", marks=needs_gpu),
 )
-# Where references are looked up in this process or asked for, in all stores that change differently.
+# Both kinds of search, in all stores that change differently. `every_way` has the fifth pair with a folder.
 memory_and_qdrant = _places(
-    *((place, way) for place in ("edge", "shared", "server") for way in ("numpy", "qdrant")),
+    ("edge", "numpy"), *((place, way) for place in ("shared", "server") for way in ("numpy", "qdrant"))
 )
 
 
@@ -99,7 +101,7 @@ class OneWay(Searcher):
         fingerprints: Mapping[str, Fingerprint] | None = None,
     ) -> SearchResult:
         found = super().search(queries, nearest, spec or self.spec, fingerprints)
-        self.close()  # what is kept for the next process is there
+        self.close()  # the cache is written
         return found
 
 
@@ -205,6 +207,18 @@ def answer(found: SearchResult, method: str) -> Answer:
     }
 
 
+def norms_of(similarities: Compared) -> Floats:
+    if isinstance(similarities, TorchSimilarities):
+        return similarities.index.references.norms
+    assert isinstance(similarities, Similarities)
+    return similarities.norms
+
+
+def present_of(similarities: Compared) -> NDArray[np.intp]:
+    """References of each category that were compared."""
+    return similarities.present if isinstance(similarities, Similarities) else similarities.counts
+
+
 def assert_same(got: Answer, expected: Answer) -> None:
     assert {expert: sorted(names) for expert, names in got.items()} == {
         expert: sorted(names) for expert, names in expected.items()
@@ -223,14 +237,14 @@ def assert_answers(searcher: Searcher, state: State) -> None:
     assert_same(answer(found, "max"), truth(state, asked, "max"))
 
 
-# Categories that show in which of their versions they are seen
+# Categories with visible versions
 
 NAMES = ("lynx", "red panda", "wolf")
 REFERENCES = 4  # of a category and expert
 
 
 def painted(name: str, version: int) -> Write:
-    """A category all of whose references are alike, and tell its version."""
+    """A category of equal references that show the version."""
     return Write(
         name=name,
         references=[

@@ -15,6 +15,7 @@ from tests.search.support import (
     every_way,
     fill,
     most_references,
+    present_of,
     queries,
     searcher,
     truth,
@@ -106,7 +107,7 @@ def test_no_category_and_no_image(deployment: Deployment, backend: Hooked, way: 
 @every_store
 @pytest.mark.parametrize("limit", [1, 4, 20])
 def test_limited_search_gives_bounds(store: Store, limit: int) -> None:
-    """What was fetched is exact; for what was not, the most that it can be."""
+    """Fetched references are exact, others count at the bound."""
     fill(store, STATE)
     asked = queries()
     found = searcher(store, "qdrant", limit=limit).search(asked, nearest=limit)
@@ -155,7 +156,7 @@ def test_a_search_is_not_exact_where_each_image_found_another_reference(store: S
     fill(store, {"red panda": stored[:1] + stored[2:3], "lynx": stored[1:2] + stored[3:]})
     asked = {e: np.stack([r.vector for r in stored if r.encoder == e]) for e in FINGERPRINTS}
     found = searcher(store, "qdrant", limit=1).search(asked, nearest=1)
-    assert [list(expert.similarities.present) for expert in found.experts] == [[1, 1]] * 2
+    assert [list(present_of(expert.similarities)) for expert in found.experts] == [[1, 1]] * 2
     assert not found.exact
     assert searcher(store, "qdrant", limit=3).search(asked, nearest=1).exact
 

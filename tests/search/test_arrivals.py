@@ -1,4 +1,4 @@
-"""References that arrive from a store: each where it belongs, whatever the catalog says of them."""
+"""References that arrive from a store in pages, laid out regardless of the counts in the catalog."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
-import pytest
 
 from zsvec.method.similarities import References
-from zsvec.search.arrivals import read
 from zsvec.search.base import Change
+from zsvec.search.layout import read
 from zsvec.store import Store
 from zsvec.store.backends.base import Points
 from zsvec.types import Category
@@ -63,24 +62,20 @@ def by_category(references: References) -> dict[str, list[float]]:
 STORED = [("b", "image", 1), ("a", "image", 2), ("b", "text", 3), ("b", "image", 4), ("c", "image", 5)]
 
 
-@pytest.mark.parametrize("a_page", [1, 2, 5])
-@pytest.mark.parametrize(
-    "counts",
-    [
-        {"a": {"clip:image": 1}, "b": {"clip:image": 2, "clip:text": 1}, "c": {"clip:image": 1}},
-        {},
-        {"a": {"clip:image": 3}, "b": {"clip:image": 1}, "c": {"clip:text": 7}, "d": {"clip:image": 2}},
-        {"b": {"clip:image": 10**15, "clip:text": 1}, "c": {"clip:image": 1}},
-        {"a": {"clip:image": 1}, "b": {"clip:image": -4}},
-    ],
-    ids=["right", "nothing", "wrong", "huge", "negative"],
-)
-def test_each_is_where_it_belongs(counts: dict[str, dict[str, int]], a_page: int) -> None:
-    counts = counts or {"nobody": {}}
-    found = arrived(STORED, counts, a_page)
-    assert {expert: by_category(references) for expert, references in found.items()} == {
-        "clip:image": {"a": [2], "b": [1, 4], "c": [5]},
-        "clip:text": {"b": [3]},
-    }
-    means = [np.array([2, 1]), np.array([2.5, 1]), np.array([5, 1])]
-    np.testing.assert_allclose(found["clip:image"].norms, [np.linalg.norm(mean) for mean in means], rtol=1e-6)
+def test_each_is_where_it_belongs() -> None:
+    for a_page in [1, 2, 5]:
+        for counts in [
+            {"a": {"clip:image": 1}, "b": {"clip:image": 2, "clip:text": 1}, "c": {"clip:image": 1}},
+            {},
+            {"a": {"clip:image": 3}, "b": {"clip:image": 1}, "c": {"clip:text": 7}, "d": {"clip:image": 2}},
+            {"b": {"clip:image": 10**15, "clip:text": 1}, "c": {"clip:image": 1}},
+            {"a": {"clip:image": 1}, "b": {"clip:image": -4}},
+        ]:
+            counts = counts or {"nobody": {}}
+            found = arrived(STORED, counts, a_page)
+            assert {expert: by_category(references) for expert, references in found.items()} == {
+                "clip:image": {"a": [2], "b": [1, 4], "c": [5]},
+                "clip:text": {"b": [3]},
+            }
+            means = [np.array([2, 1]), np.array([2.5, 1]), np.array([5, 1])]
+            np.testing.assert_allclose(found["clip:image"].norms, [np.linalg.norm(mean) for mean in means], rtol=1e-6)

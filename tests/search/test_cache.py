@@ -1,7 +1,8 @@
-"""References that a process kept: what the next one reads, and what it makes of files that are damaged or another's."""
+"""The cache of references: the next process, damaged files, other users, and drops."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,7 +10,10 @@ import stat
 import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +26,6 @@ from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_
 from tests.store.material import add, references
 from zsvec import CategoryInput
 from zsvec.errors import StoreUnavailableError
-from zsvec.method.similarities import References
 from zsvec.search import cache
 from zsvec.search.base import IndexSpec
 from zsvec.search.cache import ReferenceCache
@@ -30,6 +33,7 @@ from zsvec.search.searcher import Searcher
 from zsvec.store import Store
 from zsvec.testing import HashEncoder
 
+CACHED = "*.references"
 SMALL = {name: STATE[name] for name in ("both", "images only", "text only", "duplicates", "a single reference")}
 
 
@@ -103,7 +107,7 @@ def test_the_next_process_reads_none(store: Store, read: Read) -> None:
             assert getattr(kept[expert], name).dtype == getattr(found, name).dtype
 
 
-def test_it_reads_what_has_changed_since(store: Store, read: Read) -> None:
+def test_the_next_process_reads_changes_only(store: Store, read: Read) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     state = dict(SMALL)
@@ -135,7 +139,7 @@ changes = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(changes=changes)
-def test_whatever_happens_each_process_sees_what_is_committed(changes: list[tuple[str, str, int]]) -> None:
+def test_each_process_sees_all_commits(changes: list[tuple[str, str, int]]) -> None:
     with in_a_folder("shared") as opened:
         store = opened.open()
         state: dict[str, Any] = {}
@@ -153,54 +157,47 @@ def test_whatever_happens_each_process_sees_what_is_committed(changes: list[tupl
             assert_answers(another(store), state)
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "lose"])
-@pytest.mark.parametrize("kind", ["*.npy", "*.json"])
-def test_what_is_damaged_is_read_from_the_store(store: Store, read: Read, kind: str, damage: str) -> None:
+def test_damaged_files_are_read_from_the_store(store: Store, read: Read) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     rng = np.random.default_rng(0)
-    for file in files(kind):
-        content = file.read_bytes()
-        for at in rng.integers(len(content), size=8).tolist():
-            damaged = {
-                "flip": content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :],
-                "cut": content[:at],
-                "empty": b"",
-            }
-            file.unlink()
-            if damage != "lose":
-                file.write_bytes(damaged[damage])
-            before = read.count
-            assert_answers(another(store), SMALL)
-            assert read.count - before == total(SMALL)
-            assert file.read_bytes() == content
+    (file,) = files(CACHED)
+    content = file.read_bytes()
+    for number, at in enumerate(rng.integers(len(content), size=64).tolist()):
+        flipped = content[:at] + bytes([content[at] ^ 1 << int(rng.integers(8))]) + content[at + 1 :]
+        damaged = flipped, content[:at], b"", None
+        file.unlink()
+        if (left := damaged[number % 4]) is not None:
+            file.write_bytes(left)
+        before = read.count
+        assert_answers(another(store), SMALL)
+        assert read.count - before == total(SMALL)
+        assert file.read_bytes() == content
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        {"format": 2},
-        [],
-        {"format": 1, "experts": 7, "categories": {}},
-        {"format": 1, "experts": {}, "categories": 7},
-    ],
-)
-def test_a_table_of_another_kind_is_none(store: Store, content: Any) -> None:
+def sealed(header: Any, vectors: bytes = b"") -> bytes:
+    """A file with its checksum."""
+    content = json.dumps(header).encode() + b"\n" + vectors
+    return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
+
+
+def test_a_file_of_another_kind_is_none(store: Store) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
-    (table,) = files("*.json")
-    text = json.dumps(content).encode()
-    table.write_bytes(cache._checksum(text).encode() + b"\n" + text)
-    assert_answers(another(store), SMALL)
+    (file,) = files(CACHED)
+    one = {"format": 2, "experts": {}, "categories": {}}
+    for header in ({"format": 3}, [], {**one, "experts": 7}, {**one, "categories": 7}):
+        file.write_bytes(sealed(header))
+        assert_answers(another(store), SMALL)
 
 
 def forged(change: Callable[[dict[str, Any]], None]) -> None:
-    """Change what a table says, with the checksum that it must have."""
-    (table,) = files("*.json")
-    values = json.loads(table.read_bytes().partition(b"\n")[2])
+    """Changes a header, and the checksum of its file."""
+    (file,) = files(CACHED)
+    header, _, vectors = file.read_bytes().partition(b"\n")[2].partition(b"\n")
+    values = json.loads(header)
     change(values)
-    text = json.dumps(values).encode()
-    table.write_bytes(cache._checksum(text).encode() + b"\n" + text)
+    file.write_bytes(sealed(values, vectors))
 
 
 CHANGES: Mapping[str, Callable[[dict[str, Any]], None]] = {
@@ -210,51 +207,34 @@ CHANGES: Mapping[str, Callable[[dict[str, Any]], None]] = {
     "a source too many": lambda expert: expert["sources"].append("x"),
     "groups of some": lambda expert: expert["groups"].append("x"),
     "an empty category": lambda expert: expert["starts"].__setitem__(1, 0),
+    "a number more": lambda expert: expert.update(dim=expert["dim"] + 1),
+    "no number": lambda expert: expert.update(dim=-1),
     "not to the end": lambda expert: expert["starts"].__setitem__(-1, expert["starts"][-1] - 1),
 }
 
 
-@pytest.mark.parametrize("what", CHANGES)
-def test_a_table_that_does_not_fit_its_vectors_is_none(store: Store, read: Read, what: str) -> None:
+def test_a_header_that_does_not_fit_its_vectors_is_none(store: Store, read: Read) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
-    forged(lambda values: CHANGES[what](values["experts"]["clip:image"]))
-    before = read.count
-    assert_answers(another(store), SMALL)
-    assert read.count - before == total(SMALL)
+    for name, change in CHANGES.items():
+        forged(lambda values, change=change: change(values["experts"]["clip:image"]))  # type: ignore[misc]
+        before = read.count
+        assert_answers(another(store), SMALL)
+        assert read.count - before == total(SMALL), name
 
 
-@pytest.mark.parametrize("dim", [3, 400])
-def test_vectors_of_other_encoders_are_none(store: Store, read: Read, dim: int) -> None:
+def test_vectors_of_other_encoders_are_none(store: Store, read: Read) -> None:
     fill(store, SMALL)
-    assert_answers(another(store), SMALL)
-
-    def wider(values: dict[str, Any]) -> None:
-        expert = values["experts"]["clip:image"]
-        other = ReferenceCache()._write_vectors(np.ones((len(expert["hashes"]), dim), np.float32))
-        expert["vectors"] = other
-
-    forged(wider)
-    before = read.count
-    assert_answers(another(store), SMALL)
-    assert read.count - before == total(SMALL)
-
-
-def test_a_table_names_no_file_of_another_folder(store: Store, read: Read) -> None:
-    fill(store, SMALL)
-    assert_answers(another(store), SMALL)
-    elsewhere = folder().parent / "elsewhere"
-    elsewhere.mkdir()
-
-    def moved(values: dict[str, Any]) -> None:
-        expert = values["experts"]["clip:image"]
-        (folder() / expert["vectors"]).rename(elsewhere / expert["vectors"])
-        expert["vectors"] = f"../elsewhere/{expert['vectors']}"
-
-    forged(moved)
-    before = read.count
-    assert_answers(another(store), SMALL)
-    assert read.count - before == total(SMALL)
+    for dim in (3, 400):
+        assert_answers(another(store), SMALL)
+        kept = ReferenceCache().load(key(store))
+        assert kept is not None
+        other = np.ones((len(kept.references["clip:image"].hashes), dim), np.float32)
+        changed = {**kept.references, "clip:image": replace(kept.references["clip:image"], vectors=other)}
+        ReferenceCache().save(key(store), changed, kept.catalog, b"")
+        before = read.count
+        assert_answers(another(store), SMALL)
+        assert read.count - before == total(SMALL)
 
 
 def test_a_folder_where_others_may_write_is_not_used(store: Store, read: Read) -> None:
@@ -272,7 +252,7 @@ def test_a_folder_where_others_may_write_is_not_used(store: Store, read: Read) -
     assert read.count - before == total(SMALL)
 
 
-def test_what_was_restored_from_an_older_copy_is_read_anew(store: Store, deployment: SharedDeployment) -> None:
+def test_a_restored_older_copy_is_read_anew(store: Store, deployment: SharedDeployment) -> None:
     fill(store, SMALL)
     deployment.close()
     copied = deployment.folder.with_name("backup")
@@ -295,18 +275,18 @@ def test_a_reference_more_is_no_reason_to_keep_all_anew(store: Store, monkeypatc
     fill(store, state)
     searching = another(store)
     assert_answers(searching, state)
-    kept = [file.name for file in files()]
+    kept = kept_bytes()
     for i in range(5):
         add(store, "a", [f"new {i}"])
         searching.search(queries(), nearest=1)
-    assert [file.name for file in files()] == kept
+    assert kept_bytes() == kept
     add(store, "b", [f"more {i}" for i in range(20)])
     searching.search(queries(), nearest=1)
-    assert [file.name for file in files()] != kept
-    assert len(files("*.npy")) == 2  # those of before are gone
+    assert kept_bytes() != kept
+    assert len(files(CACHED)) == 1
 
 
-def test_a_store_elsewhere_is_another_whatever_id_it_has(store: Store, deployment: SharedDeployment) -> None:
+def test_stores_of_equal_id_at_two_places_are_distinct(store: Store, deployment: SharedDeployment) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     deployment.close()
@@ -318,7 +298,7 @@ def test_a_store_elsewhere_is_another_whatever_id_it_has(store: Store, deploymen
         read = Read(there, patch)
         assert_answers(another(there), SMALL)
         assert read.count == total(SMALL)
-    assert len(files("*.json")) == 2
+    assert len(files(CACHED)) == 2
     opened.close()
 
 
@@ -330,7 +310,7 @@ def test_no_id_of_a_store_leads_out_of_the_folder(store: Store) -> None:
     for name in ("../../../x", "/x", "a\0b", "x" * 5000):
         kept.save(name, searching.references()[0], searching._snapshot.catalog, b"")
         assert kept.load(name) is not None
-    assert len(files("*.json")) == 5
+    assert len(files(CACHED)) == 5
     assert {path.parent for path in Path(os.environ["XDG_CACHE_HOME"]).rglob("*.*")} == {folder()}
 
 
@@ -372,12 +352,12 @@ def test_without_room_or_rights_answers_are_the_same(store: Store, monkeypatch: 
     assert folder().read_text() == "a file"
 
 
-def test_what_nobody_uses_is_deleted(store: Store) -> None:
+def test_unused_files_are_deleted(store: Store) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     kept = files()
-    table = next(file for file in kept if file.suffix == ".json")
-    long_ago = table.stat().st_mtime - 31 * 86_400
+    (used,) = files(CACHED)
+    long_ago = used.stat().st_mtime - 31 * 86_400
 
     def aged(name: str) -> Path:
         file = folder() / name
@@ -385,18 +365,18 @@ def test_what_nobody_uses_is_deleted(store: Store) -> None:
         os.utime(file, (long_ago, long_ago))
         return file
 
-    old = [aged(name) for name in ("0.json", "0.npy", "0.new")]
+    old = [aged(name) for name in ("0.references", "0.new")]
     young = folder() / "1.new"
     young.touch()
-    os.utime(table, (long_ago, long_ago))
-    assert_answers(another(store), SMALL)  # it is used
+    os.utime(used, (long_ago, long_ago))
+    assert_answers(another(store), SMALL)  # a use
     ReferenceCache().save("another", {}, {}, b"")
     assert set(kept) <= set(files())
     assert young.exists()
     assert not any(file.exists() for file in old)
 
 
-def test_what_was_not_whole_at_first_is_kept_later(store: Store, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_incomplete_references_are_cached_later(store: Store, read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, SMALL)
     lost = store.category("both").write_ids
     searching = another(store)
@@ -412,10 +392,10 @@ def test_what_was_not_whole_at_first_is_kept_later(store: Store, read: Read, mon
     assert not files()
     add(store, "both", ["9"], replace=True)
     assert_answers(searching, {**SMALL, "both": references(images=["9"])})
-    assert len(files("*.json")) == 1
+    assert len(files(CACHED)) == 1
 
 
-# What is dropped
+# Drops
 
 
 def key(store: Store) -> str:
@@ -423,7 +403,7 @@ def key(store: Store) -> str:
 
 
 def kept_bytes() -> bytes:
-    """All that is in the cache, whatever it is called."""
+    """All content of the cache."""
     return b"".join(path.read_bytes() for path in files())
 
 
@@ -431,7 +411,7 @@ def one_vector(store: Store) -> bytes:
     return next(iter(another(store, cached=False).references()[0].values())).vectors[0].tobytes()
 
 
-def test_what_is_dropped_is_in_no_file(store: Store, read: Read) -> None:
+def test_dropped_references_are_in_no_file(store: Store, read: Read) -> None:
     fill(store, SMALL)
     searching = another(store)
     assert_answers(searching, SMALL)
@@ -450,8 +430,7 @@ def test_what_is_dropped_is_in_no_file(store: Store, read: Read) -> None:
     assert vector not in kept_bytes()
 
 
-def test_what_another_store_keeps_stays(store: Store, deployment: SharedDeployment) -> None:
-    """Of a copy: the files of vectors are the same."""
+def test_drop_keeps_other_stores(store: Store, deployment: SharedDeployment) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     mine = key(store)
@@ -461,20 +440,19 @@ def test_what_another_store_keeps_stays(store: Store, deployment: SharedDeployme
     opened = SharedDeployment(copied)
     there = Store(opened.backend(), "zsvec")
     assert_answers(another(there), SMALL)
-    vectors = files("*.npy")
-    assert len(vectors) == 3
+    assert len(files(CACHED)) == 2
     ReferenceCache().drop(mine)
-    assert (files("*.npy"), len(files("*.json"))) == (vectors, 1)
+    assert len(files(CACHED)) == 1
     with pytest.MonkeyPatch.context() as patch:
         read = Read(there, patch)
         assert_answers(another(there), SMALL)
         assert read.count == 0
     ReferenceCache().drop(key(there))
-    assert files("*.npy") == files("*.json") == []
+    assert files(CACHED) == []
     opened.close()
 
 
-def test_who_has_mapped_what_is_dropped_goes_on_with_it(store: Store, read: Read) -> None:
+def test_drop_keeps_mapped_references(store: Store, read: Read) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     searching = another(store)
@@ -487,65 +465,77 @@ def test_who_has_mapped_what_is_dropped_goes_on_with_it(store: Store, read: Read
     assert read.count - before == 2
 
 
-def test_who_has_read_it_before_does_not_keep_it(store: Store) -> None:
-    """Until it has looked at the store again."""
+def test_references_read_before_a_drop_are_not_cached(store: Store) -> None:
+    """Before the next look at the store."""
     fill(store, SMALL)
     searching = another(store)
     Searcher.search(searching, queries(), 1, searching.spec)
     vector = one_vector(store)
     ReferenceCache().drop(key(store))
     searching.close()
-    assert not files("*.npy")
+    assert not files(CACHED)
     assert vector not in kept_bytes()
     add(store, "new", [f"new {i}" for i in range(30)])
     searching.search(queries(), 1)
     assert vector in kept_bytes()
 
 
-@pytest.mark.parametrize("moment", [0, 1, 2, 3])
-def test_what_is_dropped_while_it_is_written_is_not_kept(
-    store: Store, monkeypatch: pytest.MonkeyPatch, moment: int
-) -> None:
-    """By another process, before a file of vectors is written, between two, and after the last."""
+@pytest.mark.parametrize("moment", ["before", "opened", "written"])
+def test_drop_during_save(store: Store, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     fill(store, SMALL)
     vector, dropping = one_vector(store), key(store)
-    write, written = ReferenceCache._write, []
+    header, new_file = cache._header, cache.replacing
+    dropped = []
 
-    def interrupted(cache: ReferenceCache, expert: References) -> dict[str, Any]:
-        if len(written) == moment:
+    def drop(now: str) -> None:
+        if now == moment:
             ReferenceCache().drop(dropping)
-        written.append(write(cache, expert))
-        if len(written) == moment == 3:
-            ReferenceCache().drop(dropping)
-        return written[-1]
+            dropped.append(now)
 
-    monkeypatch.setattr(ReferenceCache, "_write", interrupted)
+    def interrupted(*arguments: Any) -> bytes:
+        drop("before")
+        return header(*arguments)
+
+    @contextmanager
+    def written(file: Path, **options: Any) -> Iterator[Any]:
+        with new_file(file, **options) as opened:
+            if file.suffix != ".references":
+                yield opened
+                return
+            drop("opened")
+            slow = SimpleNamespace(
+                write=opened.write, writelines=lambda parts: (opened.writelines(parts), drop("written"))
+            )
+            yield slow
+
+    monkeypatch.setattr(cache, "_header", interrupted)
+    monkeypatch.setattr(cache, "replacing", written)
     assert_answers(another(store), SMALL)
-    assert len(written) == 3
+    assert dropped == [moment]
     assert [file.name for file in files()] == [".lock", "dropped"]
     assert vector not in kept_bytes()
 
 
-def test_what_is_dropped_while_it_is_loaded_is_read_from_the_store(
-    store: Store, read: Read, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drop_during_load(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
-    load = ReferenceCache._read
+    vector, load = one_vector(store), cache._read
 
-    def interrupted(cache: ReferenceCache, expert: Mapping[str, Any]) -> References:
+    def interrupted(opened: Any) -> Any:
         ReferenceCache().drop(key(store))
-        return load(cache, expert)
+        return load(opened)
 
-    before = read.count
     with monkeypatch.context() as patched:
-        patched.setattr(ReferenceCache, "_read", interrupted)
-        assert_answers(another(store), SMALL)
-    assert read.count - before == total(SMALL)
+        patched.setattr(cache, "_read", interrupted)
+        searching = another(store)
+        assert_answers(searching, SMALL)
+    add(store, "both", ["11"])
+    assert_answers(searching, {**SMALL, "both": [*SMALL["both"], *references(images=["11"])]})
+    assert vector not in kept_bytes()
 
 
-def test_it_is_dropped_among_many_who_keep_it(store: Store) -> None:
-    """After the last drop nothing is there that was read before it."""
+def test_drop_among_concurrent_saves(store: Store) -> None:
+    """After the last drop, nothing read before that drop is cached."""
     fill(store, SMALL)
     searching, vector, dropping = another(store), one_vector(store), key(store)
     searching.search(queries(), 1)
@@ -577,7 +567,7 @@ def test_nothing_to_drop() -> None:
     assert [file.name for file in files()] == [".lock", "dropped"]
 
 
-def test_what_cannot_be_deleted_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_deletion_raises(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
 
@@ -591,7 +581,7 @@ def test_what_cannot_be_deleted_is_told(store: Store, monkeypatch: pytest.Monkey
         ):
             another(store).forget()
     another(store).forget()
-    assert not files("*.npy")
+    assert not files(CACHED)
 
 
 def test_nothing_is_written_where_others_may_write(store: Store) -> None:
@@ -602,7 +592,7 @@ def test_nothing_is_written_where_others_may_write(store: Store) -> None:
     (folder() / ".lock").symlink_to(victim)
     ReferenceCache().drop("a store of which nothing is kept")
     fill(store, SMALL)
-    ReferenceCache()._table(key(store)).write_text("of another")
+    ReferenceCache()._file(key(store)).write_text("of another")
     with pytest.raises(StoreUnavailableError, match="others may write"):
         another(store).forget()
     assert victim.read_text() == "mine"
@@ -615,7 +605,7 @@ def test_nothing_is_dropped_where_no_folder_can_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_who_forgets_reads_all_anew(store: Store, read: Read, cached: bool) -> None:
+def test_forget_reads_all_anew(store: Store, read: Read, cached: bool) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     searching = another(store, cached=cached)
@@ -633,11 +623,11 @@ def test_who_forgets_reads_all_anew(store: Store, read: Read, cached: bool) -> N
     assert (vector in kept_bytes()) == cached
 
 
-def test_who_forgets_before_the_first_search(store: Store) -> None:
+def test_forget_before_the_first_search(store: Store) -> None:
     fill(store, SMALL)
     assert_answers(another(store), SMALL)
     another(store).forget()
-    assert not files("*.npy")
+    assert not files(CACHED)
 
 
 def test_a_store_in_memory_forgets() -> None:

@@ -16,7 +16,7 @@ from zsvec.types import CALIBRATION_FORMAT
 
 
 def calibration_of(store: Store, *, images: int = 4) -> Calibration:
-    """One as if it were made from all that is committed."""
+    """A calibration as if made from all commits."""
     pool = {
         "coefficients": {"clip:image": {"top_mean": 3.0}},
         "shares": {"clip:image": 0.6},
@@ -125,7 +125,7 @@ def test_calibration_of_another_format_is_none(store: Store, writer: Store, way:
         ({"format": 99, "revision": "new", "experts": 3}, None),
         ({"format": None}, None),
     ]:
-        writer.keep_calibration({})  # what the other version writes is not compared with what is there
+        writer.keep_calibration({})  # the other version does not compare with the stored record
         writer.keep_calibration(kept)
         assert state_of(searching) == (expected, False)
         assert state_of(searcher(store, way)) == (expected, False)
@@ -137,7 +137,7 @@ def test_calibration_of_another_format_is_none(store: Store, writer: Store, way:
 def test_calibration_that_comes_between_is_seen_then_or_next_time(
     backend: Hooked, store: Store, writer: Store, way: str
 ) -> None:
-    """Whichever call of a search it comes before."""
+    """Before every call of a search."""
     fill(store, STATE)
     for position in itertools.count():
         before, after = calibration_of(writer, images=1), calibration_of(writer, images=2)

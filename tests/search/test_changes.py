@@ -1,4 +1,4 @@
-"""A search is in step with the catalog, and reads only what has changed."""
+"""A search is in step with the catalog, and reads only changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:U
 
 
 @every_way
-def test_next_batch_sees_what_was_committed(store: Store, writer: Store, way: str) -> None:
+def test_next_batch_sees_commits(store: Store, writer: Store, way: str) -> None:
     searching = searcher(store, way)
     state = dict(STATE)
     fill(store, state)
@@ -110,7 +110,7 @@ def test_auto_survives_that_everything_is_removed(store: Store, writer: Store, b
 
 
 class Recording(Hooked):
-    """Remembers which references were fetched with their vectors."""
+    """Records references that are fetched with vectors."""
 
     def __init__(self, deployment: Deployment) -> None:
         super().__init__(deployment.backend().inner)
@@ -137,7 +137,7 @@ class Recording(Hooked):
         pytest.param("qdrant", False, 100, True, id="every reference is seen"),
     ],
 )
-def test_only_what_changed_is_fetched(deployment: Deployment, way: str, norms: bool, limit: int, fetches: bool) -> None:
+def test_only_changes_are_fetched(deployment: Deployment, way: str, norms: bool, limit: int, fetches: bool) -> None:
     backend = Recording(deployment)
     store = deployment.open(backend)
     fill(store, STATE)
@@ -257,7 +257,7 @@ def test_commit_between_two_pages_of_the_catalog_is_not_missed(
 def test_catalog_of_a_folder_is_read_in_one_instant(
     deployment: Deployment, store: Store, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A thread that commits meanwhile has to wait, or the commit would be missed where its ``rev`` is not the last."""
+    """A concurrent commit has to wait, or a commit with a ``rev`` before the last would be missed."""
     monkeypatch.setattr("zsvec.store.backends.edge.backend._PAGE", 2)
     names = filled_with_six(store, deployment)
     searching = searcher(store, way)

@@ -1,4 +1,4 @@
-"""A classifier has its references indexed where its encoders run, and says the same wherever that is."""
+"""A classifier indexes references on the device of the encoders, with the same predictions on every device."""
 
 from __future__ import annotations
 

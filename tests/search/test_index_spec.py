@@ -1,4 +1,4 @@
-"""A search has its references where its spec says, and moves them when another one is asked for."""
+"""Index specifications: placement of references, and moves after a change of the specification."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ QUERIES = {name: unit(np.random.default_rng(2), 3, fingerprint.dim) for name, fi
 
 
 def numbers(searching: OneWay) -> dict[str, Floats]:
-    """What is found, with nothing of the device in it."""
+    """Similarities as plain arrays."""
     found = searching.search(QUERIES, nearest=2)
     return {expert.name: expert.similarities.aggregate("top_mean", 2) for expert in found.experts}
 
@@ -74,7 +74,7 @@ def test_a_commit_sends_its_category_to_the_device(store: Store, sent: list[Floa
     changes: list[tuple[Callable[[], None], list[int]]] = [
         (lambda: add(store, "panda", ["6"]), [1, 1]),
         (lambda: add(store, "wolf", ["7"]), [4, 4]),
-        (lambda: add(store, "lynx", ["8"], replace=True), [1, 1]),  # its text was the only one: that expert is gone
+        (lambda: add(store, "lynx", ["8"], replace=True), [1, 1]),  # the only text is replaced: the expert is gone
         (lambda: add(store, "lynx", [], ["again"]), [1]),
         (lambda: store.remove("wolf"), []),
         (lambda: None, []),
@@ -85,7 +85,7 @@ def test_a_commit_sends_its_category_to_the_device(store: Store, sent: list[Floa
         assert sorted(rows_in(sent)) == rows
 
 
-def test_a_search_that_has_begun_ends_with_what_it_began_with(store: Store) -> None:
+def test_a_search_in_progress_keeps_its_snapshot(store: Store) -> None:
     add(store, "lynx", ["1", "2"], ["text"])
     add(store, "wolf", ["3", "4", "5"])
     searching = searcher(store)
@@ -114,7 +114,7 @@ def test_references_move_when_the_encoders_do(store: Store, sent: list[Floats]) 
     assert sorted(searching.references()[0]) == ["clip:image", "clip:text", "dino:image"]
     assert rows_in(sent) == []
 
-    add(store, "wolf", ["3"])  # now it is Qdrant that is asked
+    add(store, "wolf", ["3"])  # above the budget
     numbers(searching)
     assert searching.kind == "qdrant"
     searching.spec = NUMPY
@@ -154,7 +154,7 @@ def test_nothing_is_sent_for_references_alone(store: Store, sent: list[Floats]) 
 
 
 def test_threads_that_search_while_categories_change_see_no_mixture(store: Store) -> None:
-    """Each answer is that of one of the states that there were, and no thread goes back."""
+    """Each answer belongs to one committed state, and no thread goes back in time."""
     states = [["1", "2"], ["3"], ["4", "5", "6"], ["1"], [str(i) for i in range(20)]]
     add(store, "wolf", ["7", "8"])
     add(store, "lynx", states[0])

@@ -1,4 +1,4 @@
-"""The references of a store by expert and category, and their statistics."""
+"""References of a store by expert and category, and category means."""
 
 from __future__ import annotations
 
@@ -96,42 +96,45 @@ def test_references_are_all_that_is_committed(store: Store, writer: Store, way: 
 
 
 @memory_and_qdrant
-@pytest.mark.parametrize("action", ["replace", "remove", "replace and remove", "add again"])
 def test_references_of_a_category_that_changes_meanwhile_are_whole(
-    backend: Hooked, store: Store, writer: Store, way: str, action: str
+    backend: Hooked, store: Store, writer: Store, way: str
 ) -> None:
     """Whichever call the change comes before."""
-    for position in itertools.count():
-        store.write([painted(name, 0) for name in NAMES])
-        before = newest_rev(store)
-        searching = searcher(store, way)
+    for action in ["replace", "remove", "replace and remove", "add again"]:
+        for position in itertools.count():
+            store.write([painted(name, 0) for name in NAMES])
+            before = newest_rev(store)
+            searching = searcher(store, way)
 
-        def come_between(*_: Any, **__: Any) -> None:
-            for version in range(1, 3) if action != "remove" else ():
-                if action == "add again":
+            def come_between(*_: Any, action: str = action, **__: Any) -> None:
+                for version in range(1, 3) if action != "remove" else ():
+                    if action == "add again":
+                        writer.remove("lynx")
+                    writer.write([painted("lynx", version)])
+                if "remove" in action:
                     writer.remove("lynx")
-                writer.write([painted("lynx", version)])
-            if "remove" in action:
-                writer.remove("lynx")
 
-        at = backend.calls.total() + position
-        backend.hooks[at] = come_between
-        got, seen = searching.references()
-        came = backend.hooks.pop(at, None) is None
+            at = backend.calls.total() + position
+            backend.hooks[at] = come_between
+            got, seen = searching.references()
+            came = backend.hooks.pop(at, None) is None
 
-        shown = {
-            tuple((name, *{source for _, source in rows.values()}, len(rows)) for name, rows in vectors_of(one).items())
-            for one in got.values()
-        }
-        rest = (("red panda", "0", REFERENCES), ("wolf", "0", REFERENCES))
-        old = {(("lynx", "0", REFERENCES), *rest)}
-        new = {rest} if "remove" in action else {(("lynx", "2", REFERENCES), *rest)}
-        assert shown in (old, new)
-        revision = newest_rev(store)
-        assert seen == (revision if shown == new else before)
-        if not came:
-            break
-    assert position > 2
+            shown = {
+                tuple(
+                    (name, *{source for _, source in rows.values()}, len(rows))
+                    for name, rows in vectors_of(one).items()
+                )
+                for one in got.values()
+            }
+            rest = (("red panda", "0", REFERENCES), ("wolf", "0", REFERENCES))
+            old = {(("lynx", "0", REFERENCES), *rest)}
+            new = {rest} if "remove" in action else {(("lynx", "2", REFERENCES), *rest)}
+            assert shown in (old, new)
+            revision = newest_rev(store)
+            assert seen == (revision if shown == new else before)
+            if not came:
+                break
+        assert position > 2
 
 
 @memory_and_qdrant
@@ -225,14 +228,14 @@ def assert_statistics(searching: Searcher, state: State) -> None:
             statistics.means, np.stack([expected[expert.name][name] for name in categories]), atol=1e-6
         )
         np.testing.assert_array_equal(statistics.counts, expert.similarities.counts)
-        # A class-wise method has all it needs: here the one that the similarities give as well.
+        # The prototype from the statistics equals the aggregation.
         length = np.linalg.norm(statistics.means, axis=1)
         prototype = found.queries[expert.encoder] @ (statistics.means / length[:, None]).T
         np.testing.assert_allclose(prototype, expert.similarities.aggregate("prototype", 1), atol=2e-6)
 
 
 @every_way
-def test_statistics_are_those_of_what_is_committed(store: Store, writer: Store, way: str) -> None:
+def test_statistics_of_committed_references(store: Store, writer: Store, way: str) -> None:
     searching = searcher(store, way)
     state = dict(STATE)
     fill(store, state)
@@ -267,7 +270,7 @@ def test_means_of_roots_are_there_where_no_component_is_negative(store: Store, w
         np.testing.assert_allclose(found.means, np.stack(expected), atol=1e-6)
         assert expert.class_means(taken) is found
     fill(store, {"odd": references(images=["negative"])})
-    # Whoever has the vectors can take their roots with a sign; means that were made before cannot be mended.
+    # In memory, roots are taken with signs; means in Qdrant's snapshot are computed without.
     images = [e for e in searching.search(queries(), nearest=1).experts if e.modality == "image"]
     assert [expert.class_means(taken) is not None for expert in images] == [way == "numpy"] * 2
 
@@ -276,14 +279,11 @@ def _expert(reference: Reference) -> str:
     return f"{reference.encoder}:{reference.modality}"
 
 
-@pytest.mark.parametrize(
-    ("norms", "limit", "read"),
-    [(True, 2, True), (False, 2, False), (False, EVERYTHING, True), (True, EVERYTHING, True)],
-)
-def test_qdrant_has_statistics_where_vectors_were_read(store: Store, norms: bool, limit: int, read: bool) -> None:
-    fill(store, STATE)
-    found = searcher(store, "qdrant", norms=norms, limit=limit).search(queries(), nearest=1)
-    assert [expert.class_means(background(4)) is not None for expert in found.experts] == [read] * 3
+def test_qdrant_has_statistics_where_vectors_were_read(store: Store) -> None:
+    for norms, limit, read in [(True, 2, True), (False, 2, False), (False, EVERYTHING, True), (True, EVERYTHING, True)]:
+        fill(store, STATE)
+        found = searcher(store, "qdrant", norms=norms, limit=limit).search(queries(), nearest=1)
+        assert [expert.class_means(background(4)) is not None for expert in found.experts] == [read] * 3
 
 
 def test_an_answer_keeps_the_statistics_of_its_state(store: Store) -> None:

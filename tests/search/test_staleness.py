@@ -1,4 +1,4 @@
-"""A store that goes away: who allows it is answered from the last whole state, and told how old that is."""
+"""`max_staleness`: answers from the last whole state while the store is away."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Away(Hooked):
     """A backend that does not answer while it is away.
 
     Attributes:
-        away: Whether it is.
-        patience: What the requests were given, in seconds, while it was.
+        away: Whether requests fail.
+        patience: Time-outs of failed requests, in seconds.
     """
 
     def __init__(self, inner: Any) -> None:
@@ -112,7 +112,9 @@ def test_readers_catch_up_by_themselves(backend: Away, store: Store, clock: list
 
 
 @pytest.mark.parametrize(("max_staleness", "kind"), [(0, "memory"), (60, "qdrant")])
-def test_nobody_else_is_answered(backend: Away, store: Store, max_staleness: float, kind: str) -> None:
+def test_without_permission_there_is_no_stale_answer(
+    backend: Away, store: Store, max_staleness: float, kind: str
+) -> None:
     searching = searcher(store, max_staleness, kind)
     searching.search(queries(), nearest=1)
     backend.away = True

@@ -1,4 +1,4 @@
-"""What torch says of references is what numpy says of them, and a change sends only what is new to a device."""
+"""The torch index equals the numpy index, and a change sends only new rows to a device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.similarities import Compared, References
 from zsvec.search import torch_index as module
 from zsvec.search.base import Expert, Index, IndexSpec
-from zsvec.search.numpy_index import NumpyIndex
+from zsvec.search.in_process import NumpyIndex
 from zsvec.search.torch_index import TorchIndex, TorchSimilarities, product
 
 Floats = NDArray[np.float32]
@@ -37,7 +37,7 @@ def on(device: Any, dtype: str) -> Callable[[References], TorchIndex]:
 
 
 def compared(index: Index, queries: Floats, nearest: int) -> tuple[Compared, NDArray[np.intp], Floats]:
-    """The similarities of images; the rows of the nearest references, and their similarities."""
+    """Similarities of images, rows of the nearest references, and similarities of these."""
     references = index.references
     expert = Expert.of("clip:image", references.names, {name: i for i, name in enumerate(references.names)})
     found = index.search(queries, nearest, expert)
@@ -59,15 +59,16 @@ def assert_alike(
     expected, _, cosines = compared(NumpyIndex(index.references), queries, nearest)
     got, rows, found = compared(index, queries, nearest)
     assert len(got) == len(expected) == len(queries)
-    for name in ("counts", "present", "norms", "bound"):
-        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    np.testing.assert_array_equal(got.counts, expected.counts)
+    assert got.exact
+    assert expected.exact
     np.testing.assert_allclose(found, cosines, atol=ROUNDING)
     np.testing.assert_allclose(np.take_along_axis(queries @ index.references.vectors.T, rows, 1), found, atol=ROUNDING)
     assert all(len(set(image)) == len(image) for image in rows.tolist())
     for method in AGGREGATIONS:
         numbers = got.aggregate(method, m)
         assert numbers.dtype == np.float32
-        scale = np.float32(1) if method != "prototype" else np.maximum(expected.norms, 1e-6)
+        scale = np.float32(1) if method != "prototype" else np.maximum(index.references.norms, 1e-6)
         np.testing.assert_allclose(
             numbers * scale, expected.aggregate(method, m) * scale, atol=atol, err_msg=f"{method} {m}"
         )
@@ -89,12 +90,12 @@ def test_answers_are_those_of_numpy(sizes: list[int], m: int, nearest: int, n_im
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("m", [1, 2, 5, 16, 17, 200, 400])
-@pytest.mark.parametrize("sizes", [(1,), (1, 1, 1), (350, 1, 2, 1, 64, 65, 3), (16,) * 9, (4, 5, 7, 8, 9)])
-def test_answers_are_those_of_numpy_on_every_device(device: Any, m: int, sizes: tuple[int, ...]) -> None:
-    queries = unit(np.random.default_rng(1), 7)
-    assert_alike(on(device, "float32")(of_sizes(sizes)), queries, m)
-    assert_alike(on(device, "float16")(of_sizes(sizes)), queries, m, atol=HALF)
+def test_answers_are_those_of_numpy_on_every_device(device: Any) -> None:
+    for m in [1, 2, 5, 16, 17, 200, 400]:
+        for sizes in [(1,), (1, 1, 1), (350, 1, 2, 1, 64, 65, 3), (16,) * 9, (4, 5, 7, 8, 9)]:
+            queries = unit(np.random.default_rng(1), 7)
+            assert_alike(on(device, "float32")(of_sizes(sizes)), queries, m)
+            assert_alike(on(device, "float16")(of_sizes(sizes)), queries, m, atol=HALF)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -151,16 +152,6 @@ def test_all_that_is_computed_is_on_the_device(dtype: torch.dtype, monkeypatch: 
             assert similarities.aggregate(method, m).shape == (4, 6)
 
 
-def test_float16_takes_half_of_the_memory() -> None:
-    single, half = (on("cpu", dtype)(of_sizes([8, 8])).vectors for dtype in ("float32", "float16"))
-    assert half.element_size() * half.numel() * 2 == single.element_size() * single.numel()
-
-
-def test_every_aggregation_is_known() -> None:
-    similarities, *_ = compared(on("cpu", "float32")(of_sizes([2])), unit(np.random.default_rng(0), 1), 1)
-    assert all(similarities.aggregate(method, 1).shape == (1, 1) for method in AGGREGATIONS)
-
-
 def test_on_a_cpu_torch_makes_the_products_only() -> None:
     index = module.build(of_sizes([3]), IndexSpec("torch", "cpu"))
     assert isinstance(index, NumpyIndex)
@@ -204,7 +195,7 @@ def test_only_categories_that_changed_are_sent(sent: list[Floats], device: Any, 
     change({"h", "i"}, h=unit(rng, 7), i=unit(rng, 2))  # side by side
     assert rows_in(sent) == [9]
     change({"b"}, b=None)
-    change({"x"})  # what never was there
+    change({"x"})  # an unknown category
     change(set())
     assert rows_in(sent) == []
 
@@ -242,7 +233,7 @@ def test_after_any_changes_it_is_as_if_made_anew(steps: list[dict[str, int | Non
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_what_is_in_use_does_not_change(device: Any, dtype: Any) -> None:
+def test_an_index_in_use_does_not_change(device: Any, dtype: Any) -> None:
     queries = unit(np.random.default_rng(1), 4)
     index = on(device, dtype)(of_sizes([3, 90, 1, 8]))
     vectors = index.vectors.clone()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from zsvec.method.similarities import product as by_numpy
+from zsvec.method.arrays import product as by_numpy
 from zsvec.search.torch_index import product
 
 Floats = NDArray[np.float32]
@@ -29,27 +29,33 @@ def test_products_by_hand(product: Callable[[Floats, Floats], Floats]) -> None:
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-@pytest.mark.parametrize(
-    ("n", "m", "d"),
-    [(1, 10, 8), (3, 10, 8), (4, 1, 1), (5, 3, 2), (32, 1000, 384), (33, 8193, 7), (300, 20_000, 33), (0, 5, 4)],
-)
-def test_products_of_any_shape(product: Callable[[Floats, Floats], Floats], n: int, m: int, d: int) -> None:
-    a, b = normal(n, d), normal(m, d)
-    found = product(a, b)
-    assert (found.shape, found.dtype, found.flags.c_contiguous) == ((n, m), np.float32, True)
-    np.testing.assert_allclose(found, a.astype(np.float64) @ b.astype(np.float64).T, atol=1e-5 * np.sqrt(d))
+def test_products_of_any_shape(product: Callable[[Floats, Floats], Floats]) -> None:
+    for n, m, d in [
+        (1, 10, 8),
+        (3, 10, 8),
+        (4, 1, 1),
+        (5, 3, 2),
+        (32, 1000, 384),
+        (33, 8193, 7),
+        (300, 20_000, 33),
+        (0, 5, 4),
+    ]:
+        a, b = normal(n, d), normal(m, d)
+        found = product(a, b)
+        assert (found.shape, found.dtype, found.flags.c_contiguous) == ((n, m), np.float32, True)
+        np.testing.assert_allclose(found, a.astype(np.float64) @ b.astype(np.float64).T, atol=1e-5 * np.sqrt(d))
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_vectors_that_nobody_may_write_to(product: Callable[[Floats, Floats], Floats]) -> None:
+def test_products_of_read_only_vectors(product: Callable[[Floats, Floats], Floats]) -> None:
     a, b = normal(8, 4), normal(9, 4)
-    a.flags.writeable = False  # as those of images may be; references are the index's own
+    a.flags.writeable = False  # vectors of images may be read-only; references are not
     np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-6)
 
 
 @pytest.fixture(params=["autocast", "bfloat16 by default", "another device by default"])
 def program_around(request: pytest.FixtureRequest) -> Iterator[None]:
-    """What the program that uses zsvec may have told torch."""
+    """Settings of torch by a host program."""
     if request.param == "autocast":
         with torch.autocast("cpu", dtype=torch.bfloat16):
             yield
@@ -63,6 +69,6 @@ def program_around(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("program_around")
-def test_products_are_the_same_whatever_torch_was_told() -> None:
+def test_products_ignore_settings_of_the_host_program() -> None:
     a, b = normal(8, 40), normal(9, 40)
     np.testing.assert_allclose(product(a, b), a @ b.T, atol=1e-5)

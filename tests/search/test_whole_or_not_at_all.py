@@ -1,4 +1,4 @@
-"""A category is seen whole or not at all, whatever happens to the store meanwhile."""
+"""A category is seen whole or not at all under concurrent writes, crashes and damage."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from tests.search.support import (
     every_way,
     fill,
     memory_and_qdrant,
+    norms_of,
     paint,
     painted,
+    present_of,
     queries,
     searcher,
     truth,
@@ -57,7 +59,7 @@ def write_and_die(backend: Hooked, store: Store, name: str, asked: Mapping[str, 
 
 @every_way
 def test_uncommitted_references_are_not_seen(backend: Hooked, store: Store, way: str) -> None:
-    """Though they are nearer than all others, and fill the limit."""
+    """Uncommitted references that are nearest, and fill the limit."""
     state = {"red panda": references(images=["1", "2"]), "lynx": references(images=["3"])}
     fill(store, state)
     asked = queries(1)
@@ -153,15 +155,15 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def seen_versions(found: SearchResult, versions: Sequence[int]) -> dict[str, int]:
-    """Which version of each category the answer to version 0 shows: the same, and whole, in every expert."""
+    """The visible version of each category: equal and whole in every expert."""
     seen: dict[str, set[int]] = {name: set() for name in found.categories}
     assert [expert.name for expert in found.experts] == ["clip:image", "clip:text", "dino:image", "dino:text"]
     for expert in found.experts:
         encoder = expert.name.split(":")[0]
         assert [found.categories[position] for position in expert.coverage] == list(found.categories)
-        assert list(expert.similarities.counts) == list(expert.similarities.present)
+        assert list(expert.similarities.counts) == list(present_of(expert.similarities))
         assert list(expert.similarities.counts) == [REFERENCES] * len(found.categories)
-        np.testing.assert_allclose(expert.similarities.norms, 1, atol=1e-5)
+        np.testing.assert_allclose(norms_of(expert.similarities), 1, atol=1e-5)
         cosine = np.array([paint(encoder, version) @ paint(encoder, 0) for version in versions])
         largest, mean = (expert.similarities.aggregate(method, 1)[0] for method in ("max", "mean"))
         np.testing.assert_allclose(largest, mean, atol=2e-6)  # the references of each are all the same
@@ -181,40 +183,40 @@ ASKED = {encoder: paint(encoder, 0)[None] for encoder in FINGERPRINTS}
 
 
 @memory_and_qdrant
-@pytest.mark.parametrize("action", ["replace", "remove", "replace and remove", "add again"])
 def test_category_that_changes_during_a_search_is_seen_whole(
-    deployment: Deployment, backend: Hooked, store: Store, writer: Store, way: str, action: str
+    deployment: Deployment, backend: Hooked, store: Store, writer: Store, way: str
 ) -> None:
     """Whichever call of the search the change comes before."""
-    position = 0
-    came = True
-    while came:
-        store.write([painted(name, 0) for name in NAMES])
-        searching = searcher(store, way)
-        expected = [dict.fromkeys(NAMES, 0), change("lynx", action)]
+    for action in ["replace", "remove", "replace and remove", "add again"]:
+        position = 0
+        came = True
+        while came:
+            store.write([painted(name, 0) for name in NAMES])
+            searching = searcher(store, way)
+            expected = [dict.fromkeys(NAMES, 0), change("lynx", action)]
 
-        def come_between(*_: Any, **__: Any) -> None:
-            for version in range(1, 4) if action != "remove" else ():
-                if action == "add again":
+            def come_between(*_: Any, action: str = action, **__: Any) -> None:
+                for version in range(1, 4) if action != "remove" else ():
+                    if action == "add again":
+                        writer.remove("lynx")
+                    writer.write([painted("lynx", version)])
+                if "remove" in action:
                     writer.remove("lynx")
-                writer.write([painted("lynx", version)])
-            if "remove" in action:
-                writer.remove("lynx")
 
-        at = backend.calls.total() + position
-        backend.hooks[at] = come_between
-        found = searching.search(ASKED, nearest=EVERYTHING)
-        came = backend.hooks.pop(at, None) is None
+            at = backend.calls.total() + position
+            backend.hooks[at] = come_between
+            found = searching.search(ASKED, nearest=EVERYTHING)
+            came = backend.hooks.pop(at, None) is None
 
-        assert seen_versions(found, range(4)) in expected
-        after = seen_versions(searching.search(ASKED, nearest=EVERYTHING), range(4))
-        assert after == expected[came]
-        position += 1
-    assert position > 4
+            assert seen_versions(found, range(4)) in expected
+            after = seen_versions(searching.search(ASKED, nearest=EVERYTHING), range(4))
+            assert after == expected[came]
+            position += 1
+        assert position > 4
 
 
 def change(name: str, action: str) -> dict[str, int]:
-    """Versions of the categories after it."""
+    """Versions of the categories after a change."""
     return {other: 3 if other == name else 0 for other in NAMES if not (other == name and "remove" in action)}
 
 
@@ -222,7 +224,7 @@ def change(name: str, action: str) -> dict[str, int]:
 def test_search_ends_though_a_category_changes_all_the_time(
     backend: Hooked, store: Store, writer: Store, way: str
 ) -> None:
-    """It changes before each of the first calls, which is more than one attempt makes."""
+    """A change before each of the first calls: more than one attempt makes."""
     store.write([painted(name, 0) for name in NAMES])
     searching = searcher(store, way)
     last = 40
@@ -252,10 +254,10 @@ def near(asked: Mapping[str, Floats], version: str, n: int) -> list[Reference]:
 @pytest.mark.parametrize(
     ("way", "limit"), [("numpy", EVERYTHING), ("device", EVERYTHING), ("qdrant", EVERYTHING), ("qdrant", 6)]
 )
-def test_bounds_hold_for_what_changes_during_a_search(
+def test_bounds_hold_for_changes_during_a_search(
     deployment: Deployment, backend: Hooked, store: Store, writer: Store, way: str, limit: int
 ) -> None:
-    """Each category is as it was before the changes or as it was after them: counts, norms and similarities."""
+    """Each category is entirely in its old or in its new state: counts, norms and similarities."""
     asked = queries(1)
     others = {name: STATE[name] for name in ("both", "images only", "text only")}
     before = {"lynx": near(asked, "old", 3), "wolf": near(asked, "one", 2), **others}
@@ -282,7 +284,7 @@ def test_bounds_hold_for_what_changes_during_a_search(
 
 
 def shows(found: SearchResult, name: str, state: State, asked: Mapping[str, Floats]) -> bool:
-    """Whether an answer is one for this state of a category: exact where it was found, and nowhere too small."""
+    """Whether an answer fits a state of a category: exact for found references, and nowhere too small."""
     assert name in found.categories
     position = found.categories.index(name)
     stored = by_expert({name: state[name]})
@@ -297,10 +299,10 @@ def shows(found: SearchResult, name: str, state: State, asked: Mapping[str, Floa
         best = expert.similarities.aggregate("max", TOP_M)[0, column]
         if (
             expert.similarities.counts[column] != len(vectors)
-            or abs(expert.similarities.norms[column] - np.linalg.norm(vectors.mean(axis=0))) > 1e-5
+            or abs(norms_of(expert.similarities)[column] - np.linalg.norm(vectors.mean(axis=0))) > 1e-5
             or expert.similarities.aggregate("mean", TOP_M)[0, column] < cosine.mean() - 2e-6
             or best < cosine.max() - 2e-6
-            or (expert.similarities.present[column] and best > cosine.max() + 2e-6)
+            or (present_of(expert.similarities)[column] and best > cosine.max() + 2e-6)
         ):
             return False
     return True

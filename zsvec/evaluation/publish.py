@@ -23,7 +23,7 @@ from zsvec.inputs.images import ImageInput, load_image
 from zsvec.inputs.small import small_copy
 from zsvec.method.arrays import Doubles
 from zsvec.method.similarities import image_experts
-from zsvec.search.numpy_index import compare
+from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality
 
 _MOST_MISTAKES, _MOST_NEIGHBOURHOODS = 24, 10

@@ -24,7 +24,7 @@ from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import References, category_names, image_experts
-from zsvec.search.numpy_index import compare
+from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality
 
 MANY = 100

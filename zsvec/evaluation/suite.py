@@ -39,7 +39,7 @@ from zsvec.inputs.images import ImageInput, ImageLimits, load_image, source_of
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.similarities import References, category_names, image_experts
-from zsvec.search.numpy_index import compare
+from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality
 
 FORMAT = 1

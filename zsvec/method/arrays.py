@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,25 +11,20 @@ Floats = NDArray[np.float32]
 """Vectors, similarities and logits."""
 
 Doubles = NDArray[np.float64]
-"""Probabilities, and sums whose rounding matters."""
+"""Probabilities, and sums that must be precise."""
 
 Key = tuple[str, str]
 """Category and content hash: the same reference under every encoder."""
+
+Product = Callable[[Floats, Floats], Floats]
+"""Dot products of all rows of two matrices, float32 ``(n, m)``, of float32 ``(n, dim)`` and ``(m, dim)``."""
 
 _SORTED_ABOVE = 16  # values to select per row, above which a sort is faster than one pass per value
 _CACHED = 2**18  # numbers that fit a core's cache
 
 
-class Product(Protocol):
-    """Matrix product of one matrix with the transpose of another."""
-
-    def __call__(self, a: Floats, b: Floats) -> Floats:
-        """Dot products of all rows, float32 ``(n, m)``, of ``a`` ``(n, dim)`` and ``b`` ``(m, dim)``, float32."""
-        ...
-
-
 def product(a: Floats, b: Floats) -> Floats:
-    """A `Product` by numpy."""
+    """Dot products of all rows of two matrices, by numpy."""
     found: Floats = a @ b.T
     return found
 

@@ -53,7 +53,7 @@ class LogLinear:
             category exceed, except the false-unknown rate.
         category_thresholds: Thresholds by category, of categories with enough references.
         learned: Whether the coefficients were learned from left-out images; otherwise all experts have equal weights.
-        noise: Learned fraction of the references whose label has no information, 0 to 1.
+        noise: Learned fraction of references with uninformative labels, 0 to 1.
         least: Lower bound of the evidence from category means, nats; ``None`` for a pool without means.
         shares: By expert, how far it moves the evidence between categories, nats: the standard deviation of its
             evidence for wrong categories, summed over its aggregations.

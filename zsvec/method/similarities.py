@@ -103,18 +103,8 @@ class Compared(Protocol):
         ...
 
     @property
-    def present(self) -> NDArray[np.intp]:
-        """References of each category that were compared, int ``(n_categories,)``."""
-        ...
-
-    @property
-    def norms(self) -> Floats:
-        """Length of the mean of each category's references, float32 ``(n_categories,)``; NaN if unknown."""
-        ...
-
-    @property
-    def bound(self) -> Floats:
-        """Upper bound of the similarity to a reference that was not compared, float32 ``(n_images,)``."""
+    def exact(self) -> bool:
+        """Whether every image was compared with every reference, and the lengths of the means are known."""
         ...
 
     def __len__(self) -> int:
@@ -226,10 +216,5 @@ class SearchResult:
 
     @property
     def exact(self) -> bool:
-        """Whether every image was compared with every reference, and the norms are known."""
-        return all(
-            np.array_equal(compared.counts, compared.present)
-            and (compared.bound == -1).all()
-            and np.isfinite(compared.norms).all()
-            for compared in (expert.similarities for expert in self.experts)
-        )
+        """Whether every image was compared with every reference, and the lengths of the means are known."""
+        return all(expert.similarities.exact for expert in self.experts)

@@ -1,4 +1,4 @@
-"""What the modules of the search agree on: how references are indexed, an index, a snapshot of the store, a change."""
+"""Contracts of the search: index specification, index, snapshot of the store, change of a category."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
 
 ATTEMPTS = 10
-"""How often references that are counted and not there are looked for."""
+"""Reads of a category after which missing references are given up."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
-    """How references are indexed. Compared by value.
+    """Kind of index. Compared by value.
 
     Attributes:
-        kind: Who compares them with images: numpy or torch in this process, or Qdrant.
-        device: Where torch keeps them: a name that `zsvec.encoders.torch.device.choose_runtime` knows. On ``cpu`` numpy
-            keeps them, and the threads of the encoders compute the products.
-        dtype: Their number format on a GPU, ``float32`` or ``float16``.
+        kind: The engine that compares references with images: numpy or torch in this process, or Qdrant.
+        device: Device of torch, by a name of `zsvec.encoders.torch.device.choose_runtime`. On ``cpu``, numpy keeps the
+            references, and the threads of the encoders compute the products.
+        dtype: Number format of the references on a GPU, ``float32`` or ``float16``.
     """
 
     kind: Literal["numpy", "torch", "qdrant"]
@@ -39,12 +39,12 @@ QDRANT = IndexSpec("qdrant")
 
 
 def in_memory(device: str, dtype: str, *, torch_encodes: bool) -> IndexSpec:
-    """Which engine compares images with references in memory.
+    """The kind of index for references in memory.
 
     Args:
-        device: Where the references are.
-        dtype: Their number format on a GPU.
-        torch_encodes: Whether encoders run on torch in this process, whose threads then compute the products.
+        device: Device of the references.
+        dtype: Number format of the references on a GPU.
+        torch_encodes: Whether encoders run on torch in this process; its threads then compute the products.
     """
     if device != "cpu":
         return IndexSpec("torch", device, dtype)
@@ -59,7 +59,7 @@ class Expert:
         name: Such as ``clip:image``.
         encoder: The encoder in its name.
         modality: The modality in its name.
-        coverage: int ``(n_covered,)``, ascending: the categories that it has references of, as positions among all.
+        coverage: int ``(n_covered,)``, ascending: positions of the categories that the expert has references of.
     """
 
     name: str
@@ -73,15 +73,15 @@ class Expert:
 
         Args:
             name: Such as ``clip:image``.
-            covered: The categories that it has references of, ascending.
-            position: Of each category among all.
+            covered: The categories that the expert has references of, ascending.
+            position: Position of each category among all.
         """
         coverage = np.fromiter(map(position.__getitem__, covered), dtype=np.intp, count=len(covered))
         return cls(name, *encoder_and_modality(name), coverage)
 
 
 class Index(Protocol):
-    """The references of one expert in this process, ready to be compared with images. Immutable."""
+    """Searchable references of one expert in this process. Immutable."""
 
     @property
     def references(self) -> References:
@@ -89,46 +89,46 @@ class Index(Protocol):
         ...
 
     def updated(self, references: References, changed: Collection[str]) -> Self:
-        """An index of other references, which differ from these in no category but those that are named."""
+        """An index of references that differ from the present ones in the changed categories only."""
         ...
 
     def search(self, queries: Floats, nearest: int, expert: Expert) -> ExpertSimilarities:
-        """Compare images with all references.
+        """Compares images with all references.
 
         Args:
             queries: float32 ``(n_images, dim)``, unit rows.
-            nearest: How many nearest references to find for each image.
-            expert: Whose references these are.
+            nearest: Nearest references to find for each image.
+            expert: The expert of the references.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A category before a commit (``None``: it was not there) and after it; a removed one has no write ids."""
+    """A category before a commit (``None`` for a new one) and after it; a removed category has no write ids."""
 
     before: Category | None
     after: Category
 
     @property
     def grew(self) -> bool:
-        """Whether the category kept all references that it had."""
+        """Whether the category kept all its former references."""
         return self.before is not None and set(self.before.write_ids) <= set(self.after.write_ids)
 
     @property
     def new_write_ids(self) -> set[str]:
-        """The writes whose references the category has gained; all, where it has not kept those that it had."""
+        """The writes of the gained references; all writes if the category lost former references."""
         return set(self.after.write_ids) - set(self.before.write_ids if self.before and self.grew else ())
 
     @property
     def gained(self) -> Counter[str]:
-        """How many references those are, by expert."""
+        """Number of gained references by expert."""
         before = self.before.references if self.before and self.grew else {}
         return Counter(self.after.references) - Counter(before)
 
 
 class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an error
-    """References that a manifest counts are not there, most likely because it has just been replaced.
+    """References of a manifest are missing, most likely because the category has just been replaced.
 
     Args:
         names: The categories.
@@ -140,11 +140,11 @@ class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an 
 
 
 class Snapshot(Protocol):
-    """A state of the catalog with its references, ready to be searched. Immutable."""
+    """A searchable state of the catalog with its references. Immutable."""
 
     @property
     def spec(self) -> IndexSpec:
-        """How the references are indexed."""
+        """The kind of index."""
         ...
 
     @property
@@ -156,35 +156,35 @@ class Snapshot(Protocol):
         """All references, by expert.
 
         Raises:
-            Incomplete: Some are not there.
+            Incomplete: References are missing.
         """
         ...
 
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[Snapshot, set[str]]:
-        """The state after some changes; and the names of categories of which not all references are there.
+        """The state after some changes, and the names of categories with missing references.
 
-        These are in it as they were before, or not at all.
+        The state has these categories as they were before, or not at all.
 
         Args:
-            catalog: All categories, after the changes.
-            changes: How it differs from the catalog of this snapshot.
+            catalog: All categories after the changes.
+            changes: Differences from the catalog of this snapshot.
         """
         ...
 
     def search(
         self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
-        """Compare images with all references.
+        """Compares images with all references.
 
         Args:
             queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
-            nearest: How many nearest references to find for each image and expert.
-            newest: Gives the store as it is then.
+            nearest: Nearest references to find for each image and expert.
+            newest: Gives the newest state of the store.
 
         Returns:
-            The categories, by name, and the answer of each expert, by name.
+            The categories and the similarities of each expert, both by name.
 
         Raises:
-            Incomplete: References are not there.
+            Incomplete: References are missing.
         """
         ...

@@ -1,31 +1,30 @@
-"""References that were read from a store, kept in the user's cache for the next process that opens it.
+"""A cache of the references of stores, in the user's cache folder, for the next process that opens the store.
 
-To read 10⁵ references takes seconds, from a folder and from a server alike; to map a file of them takes a tenth. They
-are kept as they were in some state of the store, with the writes that each category had then. The catalog of the store
-says what has changed since: that is read anew, and no more (`Searcher`).
+Reading 10⁵ references takes seconds, from a folder and from a server alike; mapping a file of them takes a tenth of a
+second. The cache has the references of an earlier state of the store, and the write ids of each category in that state.
+By comparison with the catalog of the store, only changed categories are read anew (`Searcher`).
 
-A table says what there is, and names the files of vectors. Each file begins with, or is named by, the checksum of what
-is in it: what is damaged counts as not there. A folder that others can write to is not used; in that of the user, files
-are as much trusted as all that the user keeps. A store is known by its place and its id, so that no other deployment's
-vectors are taken for its own.
+Each store has one file: a line with the checksum of the rest, a line of JSON, and the vectors of each expert. A damaged
+file counts as missing. A folder that other users can write to is not used; files in the user's own folder are trusted.
+A store is identified by its place and its id, so that vectors of different deployments are never confused.
 
-What is dropped is not kept again by a process that read it before: such a process was told of an earlier drop, or none,
-before it last looked at the catalog.
+A process that has read references before a drop does not cache them again: the name of the last drop must be the same
+before the last look at the catalog and at the end of writing.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,24 +39,25 @@ from zsvec.method.similarities import References
 from zsvec.types import Category
 
 WORTH = 20_000
-"""References that take longer to read from a store than a person notices."""
-_FORMAT = 1
-_UNUSED = 30 * 86_400  # seconds from which on what nobody has opened is deleted
-_AT_WORK = 3600  # seconds that a process has from writing vectors to writing the table that names them
-_SPARE = 4  # times as much room as it takes must be free
-_PATIENCE = 10  # seconds that another process has to put its table in place, or to drop one
+"""Fewest references that take a noticeable time to read from a store."""
+_FORMAT = 2
+_ALIGNMENT = 64  # bytes
+_SUFFIX = ".references"
+_MAX_AGE_S = {_SUFFIX: 30 * 86_400, ".new": 3600}  # since the last use; of a file that is being written
+_SPARE = 4  # free space as a multiple of the size of the vectors
+_LOCK_TIMEOUT_S = 10
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """References of some state of a store.
+    """Cached references of an earlier state of a store.
 
     Attributes:
-        references: By expert; the vectors are mapped, and a page of them is copied when somebody writes to it.
-        catalog: The categories that they belong to, by name: how many references of which writes each had. Nothing
-            else of them is kept, and their version is -1.
+        references: By expert; the vectors are mapped, copy-on-write.
+        catalog: The categories of the references, by name, with write ids and numbers of references only; their
+            version is -1.
     """
 
     references: Mapping[str, References]
@@ -65,150 +65,133 @@ class Kept:
 
 
 class ReferenceCache:
-    """The references of stores that this user has opened.
-
-    They are in the user's cache folder, and for the user alone.
-    """
+    """Cache of the references of stores, readable by the user only."""
 
     def __init__(self) -> None:
         self._folder = Path(platformdirs.user_cache_dir("zsvec")) / "references"
         self._last_drop = self._folder / "dropped"
 
     def load(self, store: str) -> Kept | None:
-        """What is kept of a store; ``None`` if there is nothing, or it is damaged or from another version.
+        """The cached references of a store; ``None`` if missing, damaged or from another version.
 
         Args:
             store: Place and id.
         """
-        table = self._table(store)
+        file = self._file(store)
         if not is_ours(self._folder):
             return None
         try:
-            checksum, _, content = read_regular(table).partition(b"\n")
-            if checksum != _checksum(content).encode():
-                return None
-            values = json.loads(content)
-            if values["format"] != _FORMAT:
-                return None
-            references = {name: self._read(expert) for name, expert in values["experts"].items()}
-            catalog = {name: _category(name, *kept) for name, kept in values["categories"].items()}
-            with suppress(OSError):
-                os.utime(table)
-            return Kept(references, catalog)
+            with open_regular(file) as opened:
+                kept = _read(opened)
         except FileNotFoundError:
             return None
-        except (AttributeError, LookupError, OSError, TypeError, ValueError) as exc:
-            _log.info("references kept in %s cannot be used: %s", table, exc)
+        except (AttributeError, LookupError, OSError, OverflowError, TypeError, ValueError) as exc:
+            _log.info("cached references in %s cannot be used: %s", file, exc)
             return None
+        with suppress(OSError):
+            os.utime(file)
+        return kept
 
     def dropped(self) -> bytes:
-        """Name of the last `drop`, of whichever store; empty if there was none."""
+        """Name of the last `drop` of any store; empty without any."""
         try:
             return read_regular(self._last_drop)
         except OSError:
             return b""
 
     def drop(self, store: str) -> None:
-        """Delete what is kept of a store, and files that no table names. A process that has them mapped goes on.
+        """Deletes the cached references of a store. Processes that have them mapped go on.
 
         Args:
             store: Place and id.
 
         Raises:
-            StoreUnavailableError: They cannot be deleted.
+            StoreUnavailableError: The file cannot be deleted.
         """
-        with suppress(OSError):  # there is nothing in a folder that cannot be made
+        with suppress(OSError):  # a folder that cannot be made has no files
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            if is_ours(self._folder) or self._table(store).exists():
+            if is_ours(self._folder) or self._file(store).exists():
                 with self._locked():
-                    self._drop(self._table(store))
+                    self._drop(self._file(store))
         except OSError as exc:
             raise StoreUnavailableError(
-                f"references that were kept in {self._folder} cannot be deleted: {exc}; delete that folder"
+                f"cached references in {self._folder} cannot be deleted: {exc}; delete that folder"
             ) from exc
 
-    def _drop(self, table: Path) -> None:
-        with self._replacing(self._last_drop) as file:
-            file.write(uuid.uuid4().bytes)
-        table.unlink(missing_ok=True)
-        named = set[str]().union(*map(_named, self._folder.glob("*.json")))
-        # What others are just writing, too: they find that they cannot keep it.
-        for left in (*self._folder.glob("*.npy"), *self._folder.glob("*.new")):
-            if left.name not in named:
-                left.unlink(missing_ok=True)
-        sync(self._folder)  # else a loss of power could bring them back
+    def _drop(self, file: Path) -> None:
+        with self._replacing(self._last_drop) as opened:
+            opened.write(uuid.uuid4().bytes)
+        file.unlink(missing_ok=True)
+        # Files that other processes are writing are deleted too; these processes notice the drop.
+        for partial in self._folder.glob("*.new"):
+            partial.unlink(missing_ok=True)
+        sync(self._folder)  # so that the files do not reappear after a power loss
 
     def save(
         self, store: str, references: Mapping[str, References], catalog: Mapping[str, Category], dropped: bytes
     ) -> None:
-        """Keep references in the place of those that were kept of this store, if there is room.
+        """Replaces the cached references of a store, if there is enough free space.
 
         Args:
             store: Place and id.
             references: By expert.
-            catalog: The categories that they belong to, by name.
-            dropped: What `dropped` was before the catalog was looked at; after another drop nothing is kept.
+            catalog: The categories of the references, by name.
+            dropped: `dropped` before the catalog was read; after another drop nothing is cached.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not is_ours(self._folder):
-                _log.info("references are not kept in %s, where others may write", self._folder)
+                _log.info("references are not cached in %s, where other users may write", self._folder)
                 return
             size = sum(expert.vectors.nbytes for expert in references.values())
-            if shutil.disk_usage(self._folder).free < _SPARE * size or self.dropped() != dropped:
-                return
-            values: dict[str, Any] = {
-                "format": _FORMAT,
-                "experts": {name: self._write(expert) for name, expert in references.items()},
-                "categories": {name: [one.write_ids, dict(one.references)] for name, one in catalog.items()},
-            }
-            content = json.dumps(values).encode()
-            table = self._table(store)
-            with self._locked():
-                if self.dropped() != dropped:
-                    self._tidy({expert["vectors"] for expert in values["experts"].values()})
-                    return
-                replaced = _named(table)
-                with self._replacing(table) as file:
-                    file.write(_checksum(content).encode() + b"\n" + content)
-                self._tidy(replaced)
+            if shutil.disk_usage(self._folder).free >= _SPARE * size and self.dropped() == dropped:
+                self._write(self._file(store), references, catalog, dropped)
         except OSError as exc:
-            _log.info("references cannot be kept in %s: %s", self._folder, exc)
+            _log.info("references cannot be cached in %s: %s", self._folder, exc)
 
-    def _table(self, store: str) -> Path:
-        return self._folder / f"{_checksum(store.encode())}.json"
+    def _write(
+        self, file: Path, references: Mapping[str, References], catalog: Mapping[str, Category], dropped: bytes
+    ) -> None:
+        parts = [_header(references, catalog), *(_bytes(expert.vectors) for expert in references.values())]
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+        lock = self._locked()
+        try:
+            with self._replacing(file) as opened:
+                opened.write(digest.hexdigest().encode() + b"\n")
+                opened.writelines(parts)
+                lock.acquire()  # until the file is in place: no drop comes between
+                if self.dropped() != dropped:
+                    raise BlockingIOError("references were dropped meanwhile")
+            self._tidy()
+        finally:
+            lock.release()
 
-    def _read(self, expert: Mapping[str, Any]) -> References:
-        file = self._folder / Path(expert["vectors"]).name
-        if _file_checksum(file) != file.stem:
-            raise ValueError(f"{file} is damaged")
-        vectors = np.load(file, mmap_mode="c", allow_pickle=False)
-        found = References(
-            names=tuple(expert["names"]),
-            vectors=vectors,
-            starts=np.array(expert["starts"], dtype=np.intp),
-            norms=np.array(expert["norms"], dtype=np.float32),
-            hashes=tuple(expert["hashes"]),
-            sources=tuple(expert["sources"]),
-            groups=tuple(expert["groups"]),
-        )
-        n = len(found.hashes)
-        if (
-            vectors.dtype.name != "float32"
-            or (vectors.ndim, len(vectors)) != (2, n)
-            or {len(found.sources), len(found.groups) or n} != {n}
-            or {len(found.names), len(found.norms)} != {len(found.starts) - 1}
-            or (found.starts[0], found.starts[-1]) != (0, n)
-            or not (np.diff(found.starts) > 0).all()
-            or list(found.names) != sorted(set(found.names))
-        ):
-            raise ValueError(f"{file} and its table are not of one size")
-        return found
+    def _file(self, store: str) -> Path:
+        return self._folder / f"{hashlib.sha256(store.encode()).hexdigest()}{_SUFFIX}"
 
-    def _write(self, expert: References) -> dict[str, Any]:
-        return {
-            "vectors": self._write_vectors(expert.vectors),
+    def _locked(self) -> FileLock:
+        if not is_ours(self._folder):
+            raise PermissionError(f"others may write to {self._folder}")
+        return FileLock(self._folder / ".lock", timeout=_LOCK_TIMEOUT_S, mode=0o600)
+
+    def _replacing(self, file: Path) -> AbstractContextManager[BinaryIO]:
+        return replacing(file, mode=0o600, durable=False)  # a damaged file counts as missing
+
+    def _tidy(self) -> None:
+        for file in self._folder.iterdir():
+            with suppress(OSError):
+                if time.time() - file.stat().st_mtime > _MAX_AGE_S.get(file.suffix, float("inf")):
+                    file.unlink()
+
+
+def _header(references: Mapping[str, References], catalog: Mapping[str, Category]) -> bytes:
+    """A line of JSON, padded so that the vectors are aligned."""
+    experts = {
+        name: {
+            "dim": expert.vectors.shape[1],
             "names": expert.names,
             "starts": expert.starts.tolist(),
             "norms": expert.norms.tolist(),
@@ -216,72 +199,57 @@ class ReferenceCache:
             "sources": expert.sources,
             "groups": expert.groups,
         }
-
-    def _write_vectors(self, vectors: Floats) -> str:
-        """Writes vectors under the name that it returns: their checksum."""
-        digest = hashlib.sha256()
-        for part in _as_file(vectors):
-            digest.update(part)
-        file = self._folder / f"{digest.hexdigest()}.npy"
-        try:
-            with self._replacing(file) as opened:
-                opened.writelines(_as_file(vectors))
-        except PermissionError:
-            if not file.exists():
-                raise
-            # On Windows, a process has this very file mapped.
-        return file.name
-
-    def _locked(self) -> FileLock:
-        if not is_ours(self._folder):
-            raise PermissionError(f"others may write to {self._folder}")
-        return FileLock(self._folder / ".lock", timeout=_PATIENCE, mode=0o600)
-
-    def _replacing(self, file: Path) -> AbstractContextManager[BinaryIO]:
-        return replacing(file, mode=0o600, durable=False)  # a damaged file counts as missing
-
-    def _tidy(self, replaced: set[str]) -> None:
-        """Delete what nobody has used for long, and vectors that no table names: those of a replaced one at once."""
-        now, named = time.time(), set()
-        for table in self._folder.glob("*.json"):
-            with suppress(OSError):
-                if now - table.stat().st_mtime > _UNUSED:
-                    table.unlink()
-                else:
-                    named |= _named(table)
-        for file in (*self._folder.glob("*.npy"), *self._folder.glob("*.new")):
-            with suppress(OSError):
-                unused = file.name in replaced or now - file.stat().st_mtime > _AT_WORK
-                if unused and file.name not in named:
-                    file.unlink()
+        for name, expert in references.items()
+    }
+    categories = {name: [one.write_ids, dict(one.references)] for name, one in catalog.items()}
+    header = json.dumps({"format": _FORMAT, "experts": experts, "categories": categories}).encode()
+    checksum = hashlib.sha256().digest_size * 2 + 1
+    return header + b" " * (-(checksum + len(header) + 1) % _ALIGNMENT) + b"\n"
 
 
-def _named(table: Path) -> set[str]:
-    """The files of vectors that a table names; none, if it is not there or no table."""
-    with suppress(AttributeError, LookupError, OSError, TypeError, ValueError):
-        experts = json.loads(read_regular(table).partition(b"\n")[2])["experts"]
-        return {expert["vectors"] for expert in experts.values()}
-    return set()
+def _bytes(vectors: Floats) -> memoryview:
+    return np.ascontiguousarray(vectors, dtype="<f4").data
 
 
-def _as_file(vectors: Floats) -> Iterator[bytes | memoryview]:
-    """The parts of a file of vectors in numpy's format."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": np.dtype(np.float32).str, "fortran_order": False, "shape": vectors.shape}
+def _read(opened: BufferedReader) -> Kept:
+    checksum = opened.readline()
+    begin = opened.tell()
+    if hashlib.file_digest(opened, "sha256").hexdigest().encode() + b"\n" != checksum:
+        raise ValueError("the checksum is wrong")
+    opened.seek(begin)
+    values = json.loads(opened.readline())
+    if values["format"] != _FORMAT:
+        raise ValueError(f"the format must be {_FORMAT}, got {values['format']!r}")
+    references, offset = {}, opened.tell()
+    for name, expert in values["experts"].items():
+        shape = len(expert["hashes"]), expert["dim"]
+        vectors = np.memmap(opened, "<f4", "c", offset, shape)
+        offset += vectors.nbytes
+        references[name] = _checked(vectors, expert)
+    return Kept(references, {name: _category(name, *kept) for name, kept in values["categories"].items()})
+
+
+def _checked(vectors: Floats, expert: Mapping[str, Any]) -> References:
+    found = References(
+        names=tuple(expert["names"]),
+        vectors=vectors.view(np.ndarray),
+        starts=np.array(expert["starts"], dtype=np.intp),
+        norms=np.array(expert["norms"], dtype=np.float32),
+        hashes=tuple(expert["hashes"]),
+        sources=tuple(expert["sources"]),
+        groups=tuple(expert["groups"]),
     )
-    yield header.getvalue()
-    yield np.ascontiguousarray(vectors).data
+    n = len(found.hashes)
+    if (
+        {len(found.sources), len(found.groups) or n} != {n}
+        or {len(found.names), len(found.norms)} != {len(found.starts) - 1}
+        or (found.starts[0], found.starts[-1]) != (0, n)
+        or not (np.diff(found.starts) > 0).all()
+        or list(found.names) != sorted(set(found.names))
+    ):
+        raise ValueError("the numbers of references do not agree")
+    return found
 
 
 def _category(name: str, write_ids: Sequence[str], references: Mapping[str, int]) -> Category:
     return Category(name=name, version=-1, rev=0, write_ids=tuple(write_ids), texts=(), references=dict(references))
-
-
-def _file_checksum(file: Path) -> str:
-    with open_regular(file) as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _checksum(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -1,41 +1,112 @@
-"""A snapshot whose references are all in this process, or on the device of the encoders: every reference is seen."""
+"""References in the memory of this process, or on the device of the encoders; every reference is compared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 
-from zsvec.method.arrays import Floats
-from zsvec.method.similarities import ExpertSimilarities, References
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.arrays import Floats, Product, largest, product
+from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.search.base import Change, Expert, Index, IndexSpec, Snapshot
 from zsvec.search.layout import renewed
 from zsvec.store import Store
-from zsvec.types import Category
+from zsvec.types import Category, Neighbor
 
-_MODULES = {"numpy": "zsvec.search.numpy_index", "torch": "zsvec.search.torch_index"}  # imported when asked for
+
+@dataclass(frozen=True, slots=True)
+class NumpyIndex:
+    """References compared with images by one matrix product per batch. Implements `zsvec.search.base.Index`.
+
+    Attributes:
+        references: The indexed references.
+        product: Matrix product.
+    """
+
+    references: References
+    product: Product = product
+
+    def updated(self, references: References, changed: Collection[str]) -> NumpyIndex:
+        """See `Index`."""
+        return replace(self, references=references)
+
+    def search(self, queries: Floats, nearest: int, expert: Expert) -> ExpertSimilarities:
+        """See `Index`."""
+        references = self.references
+        values = self.product(queries, references.vectors)
+        rows = largest(values, nearest)
+        cosines = np.take_along_axis(values, rows, axis=1)
+        return ExpertSimilarities(
+            name=expert.name,
+            coverage=expert.coverage,
+            similarities=Similarities.of_all(values, references),
+            nearest=neighbors(references, rows, cosines),
+            class_means=references.sum_up,
+            product=self.product,
+        )
+
+
+def neighbors(references: References, rows: NDArray[np.intp], cosines: Floats) -> list[tuple[Neighbor, ...]]:
+    """The nearest references of each image.
+
+    Args:
+        references: References of one expert.
+        rows: int ``(n_images, k)``, rows of the nearest references, nearest first.
+        cosines: float32 ``(n_images, k)``, their similarities.
+    """
+    owners = references.owners(rows).tolist()
+    names, sources, hashes = (table.__getitem__ for table in (references.names, references.sources, references.hashes))
+    return [
+        tuple(map(Neighbor, map(names, owner), cosine, map(sources, row), map(hashes, row)))
+        for owner, cosine, row in zip(owners, cosines.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def compare(
+    references: Mapping[str, References], names: Sequence[str], queries: Mapping[str, Floats], nearest: int
+) -> SearchResult:
+    """Compares images with references in memory, without a store.
+
+    Args:
+        references: By expert.
+        names: All categories, ascending.
+        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
+        nearest: Nearest references to name for each image and expert.
+    """
+    position = {name: i for i, name in enumerate(names)}
+    found = []
+    for name, indexed in sorted(references.items()):
+        expert = Expert.of(name, indexed.names, position)
+        found.append(NumpyIndex(indexed).search(queries[expert.encoder], nearest, expert))
+    return SearchResult(tuple(names), tuple(found), queries=queries)
 
 
 def build(references: References, spec: IndexSpec) -> Index:
-    """Index references of one expert.
+    """Indexes the references of one expert.
 
     Raises:
-        InvalidInputError: The device is not there.
-        StoreError: The references do not fit its memory.
+        InvalidInputError: The device is not available.
+        StoreError: The references do not fit the memory of the device.
     """
-    index: Index = import_module(_MODULES[spec.kind]).build(references, spec)
-    return index
+    if spec.kind == "numpy":
+        return NumpyIndex(references)
+    from zsvec.search import torch_index  # slow to import
+
+    return torch_index.build(references, spec)
 
 
 @dataclass(frozen=True, slots=True)
 class InProcess:
-    """Implements `zsvec.search.base.Snapshot`.
+    """A snapshot with all references in memory. Implements `zsvec.search.base.Snapshot`.
 
     Attributes:
-        store: Where the references come from.
-        spec: How they are indexed.
+        store: The store of the references.
+        spec: The kind of index.
         catalog: The categories, by name.
-        names: Their names, ascending.
+        names: Names of the categories, ascending.
         indexes: The index of each expert that has references, ascending by name.
     """
 
@@ -50,26 +121,20 @@ class InProcess:
         return {expert.name: index.references for expert, index in self.indexes}
 
     def holding(self, catalog: Mapping[str, Category], references: Mapping[str, References]) -> InProcess:
-        """A state of which all references are at hand, indexed as this one.
+        """A state with references from elsewhere, and the same kind of index.
 
         Args:
             catalog: The categories, by name.
-            references: Theirs, by expert.
+            references: References of the categories, by expert.
+
+        Raises:
+            InvalidInputError: The device is not available.
+            StoreError: The references do not fit the memory of the device.
         """
         return self._with(catalog, references, lambda _, found: build(found, self.spec))
 
-    def moved(self, spec: IndexSpec) -> InProcess:
-        """The same state, indexed otherwise.
-
-        Raises:
-            InvalidInputError: The device is not there.
-            StoreError: The references do not fit its memory.
-        """
-        indexes = [(expert, build(index.references, spec)) for expert, index in self.indexes]
-        return replace(self, spec=spec, indexes=indexes)
-
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[InProcess, set[str]]:
-        """See `Snapshot`: the references of new writes are read, and those of every concerned expert laid out again."""
+        """See `Snapshot`. Reads the references of new writes, and lays out the references of concerned experts anew."""
         before = {expert.name: index for expert, index in self.indexes}
         after, torn = renewed(self.store, self.references(), changes)
         changed = {change.after.name for change in changes}

@@ -1,67 +1,92 @@
-"""References from the store, laid out by expert and category to be compared with images."""
+"""References of a store, laid out by expert and category, and updated after commits."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, chain, pairwise
 
 import numpy as np
 
 from zsvec.method.arrays import Floats
 from zsvec.method.similarities import References
-from zsvec.search.arrivals import norm_of_mean, read
 from zsvec.search.base import Change
 from zsvec.store import Store
+from zsvec.store.catalog.schema import text_from
+from zsvec.types import Modality, expert_name
 
-Groups = tuple[str | None, ...]
+_Arrived = tuple[list[Floats], list[tuple[str, str, str, str | None]]]
+"""Pages of vectors; and category, hash, source and group of each reference."""
+_NONE = References((), np.empty((0, 0), np.float32), np.zeros(1, np.intp), np.empty(0, np.float32), (), ())
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """The references of one category to one expert.
+def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, References]]:
+    """Reads the references that categories have gained, by expert; experts without new references are left out.
 
-    Attributes:
-        vectors: float32 ``(n, dim)``, unit rows; at least one.
-        hashes: Content hash of each.
-        sources: Where each comes from.
-        groups: What each belongs together with.
-        norm: Length of the mean vector, 0 to 1.
+    Args:
+        store: The store to read from.
+        changes: Changes of the categories.
     """
+    write_ids = [write_id for change in changes for write_id in change.new_write_ids]
+    for encoder in store.encoders() if write_ids else ():
+        arrived: dict[str, _Arrived] = {}
+        for page in store.references(encoder, write_ids):
+            of_each: dict[Modality, list[int]] = {}
+            for row, payload in enumerate(page.payloads):
+                of_each.setdefault(payload["modality"], []).append(row)
+            for modality, rows in of_each.items():
+                pages, texts = arrived.setdefault(expert_name(encoder, modality), ([], []))
+                some = page.chosen(rows)
+                pages.append(some.vectors)
+                texts += [(p["category"], p["hash"], p["source"], text_from(p, "group")) for p in some.payloads]
+        for expert, found in sorted(arrived.items()):
+            yield expert, _by_category(*found)
 
-    vectors: Floats
-    hashes: tuple[str, ...]
-    sources: tuple[str, ...]
-    groups: Groups
-    norm: float
 
-    @classmethod
-    def of(cls, vectors: Floats, hashes: tuple[str, ...], sources: tuple[str, ...], groups: Groups) -> Part:
-        """References with the norm of their mean."""
-        return cls(vectors, hashes, sources, groups, norm_of_mean(vectors))
+def _by_category(pages: list[Floats], texts: Sequence[tuple[str, str, str, str | None]]) -> References:
+    """References in order of category and arrival; empties the pages."""
+    order = sorted(range(len(texts)), key=lambda i: texts[i][0])
+    row = np.argsort(order)  # of each reference in order of arrival
+    vectors = np.empty((len(order), pages[0].shape[1]), dtype=np.float32)
+    first = 0
+    while pages:  # each page is freed after it is copied
+        page = pages.pop(0)
+        vectors[row[first : first + len(page)]] = page
+        first += len(page)
+    labels, hashes, sources, groups = zip(*(texts[i] for i in order), strict=True)
+    counts = Counter(labels)
+    starts = [0, *accumulate(counts.values())]
+    return References(
+        names=tuple(counts),
+        vectors=vectors,
+        starts=np.array(starts, dtype=np.intp),
+        norms=np.array([_norm_of_mean(vectors[slice(*bounds)]) for bounds in pairwise(starts)], dtype=np.float32),
+        hashes=hashes,
+        sources=sources,
+        groups=groups if any(groups) else (),
+    )
 
-    def __add__(self, other: Part) -> Part:
-        vectors = np.concatenate([self.vectors, other.vectors])
-        return Part.of(vectors, self.hashes + other.hashes, self.sources + other.sources, self.groups + other.groups)
 
-    def __len__(self) -> int:
-        return len(self.hashes)
+def _norm_of_mean(vectors: Floats) -> float:
+    """Length of the mean of vectors, float32 ``(n, dim)``; 0 to 1 for unit vectors."""
+    return float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64)))
 
 
 def renewed(
     store: Store, before: Mapping[str, References], changes: Sequence[Change]
 ) -> tuple[dict[str, References], set[str]]:
-    """References after some changes: only those of new writes are read.
+    """References after some changes; only the references of new writes are read.
 
     Args:
-        store: Where they are.
+        store: The store to read from.
         before: The references before the changes, by expert.
-        changes: What was committed.
+        changes: The commits.
 
     Returns:
-        The references of each expert that has any: the same object, where the changes do not concern it. And the names
-        of the changed categories of which not all references are there; they are as they were before.
+        The references of each expert that has any: the same object if no change concerns the expert. And the names of
+        changed categories with incomplete references; these are as they were before.
     """
     names = {change.after.name for change in changes}
     grown = {change.after.name for change in changes if change.grew}
@@ -71,7 +96,7 @@ def renewed(
     for expert, references in new.items():
         categories = parts.setdefault(expert, {})
         for name, part in parts_of(references, references.names).items():
-            categories[name] = categories[name] + part if name in categories else part
+            categories[name] = _grown(categories[name], part) if name in categories else part
     torn = _take_back(parts, kept, changes)
     after = dict(before)
     for expert, categories in parts.items():
@@ -82,7 +107,7 @@ def renewed(
         changed = {name: categories.get(name) for name in names if categories.get(name) is not was.get(name)}
         if not changed:
             continue
-        laid_out = _changed(after.pop(expert, None), changed)
+        laid_out = _changed(after.pop(expert, _NONE), changed)
         if laid_out is not None:
             after[expert] = laid_out
             if expert in before:
@@ -91,13 +116,13 @@ def renewed(
 
 
 def _take_back(
-    parts: Mapping[str, dict[str, Part]], kept: Mapping[str, Mapping[str, Part]], changes: Sequence[Change]
+    parts: Mapping[str, dict[str, References]], kept: Mapping[str, Mapping[str, References]], changes: Sequence[Change]
 ) -> set[str]:
-    """Put back what there was of the categories of which not all references are there; these are named."""
+    """Restores the former references of incomplete categories, and returns the names of these categories."""
     torn = set()
     for change in changes:
         name = change.after.name
-        counts = {expert: len(categories[name]) for expert, categories in parts.items() if name in categories}
+        counts = {expert: len(found[name].hashes) for expert, found in parts.items() if name in found}
         if counts != dict(change.after.references):
             torn.add(name)
             for expert, categories in parts.items():
@@ -107,38 +132,63 @@ def _take_back(
     return torn
 
 
-def parts_of(references: References, names: Collection[str]) -> dict[str, Part]:
-    """The parts of some categories, of those that there are."""
+def parts_of(references: References, names: Collection[str]) -> dict[str, References]:
+    """The references of each of some categories; categories without references are left out."""
     found = {}
     for name in names:
         at = bisect_left(references.names, name)
-        if at < len(references.names) and references.names[at] == name:
-            rows = slice(int(references.starts[at]), int(references.starts[at + 1]))
-            groups = references.groups[rows] or (None,) * (rows.stop - rows.start)
-            texts = references.hashes[rows], references.sources[rows], groups
-            found[name] = Part(references.vectors[rows], *texts, float(references.norms[at]))
+        if references.names[at : at + 1] == (name,):
+            found[name] = _between(references, at, at + 1)
     return found
 
 
-def _changed(before: References | None, changed: Mapping[str, Part | None]) -> References | None:
-    """References with other parts of some categories, ``None`` for none of it; ``None`` if nothing is left."""
-    pieces: list[References] = []
+def _between(references: References, first: int, last: int) -> References:
+    """The references of the categories from one position to before another."""
+    rows = slice(int(references.starts[first]), int(references.starts[last]))
+    return References(
+        names=references.names[first:last],
+        vectors=references.vectors[rows],
+        starts=references.starts[first : last + 1] - references.starts[first],
+        norms=references.norms[first:last],
+        hashes=references.hashes[rows],
+        sources=references.sources[rows],
+        groups=references.groups[rows],
+    )
+
+
+def _grown(part: References, more: References) -> References:
+    """The references of one category with more references."""
+    vectors = np.concatenate([part.vectors, more.vectors])
+    return replace(
+        part,
+        vectors=vectors,
+        starts=np.array([0, len(vectors)], dtype=np.intp),
+        norms=np.array([_norm_of_mean(vectors)], dtype=np.float32),
+        hashes=part.hashes + more.hashes,
+        sources=part.sources + more.sources,
+        groups=_groups(part) + _groups(more),
+    )
+
+
+def _groups(references: References) -> tuple[str | None, ...]:
+    return references.groups or (None,) * len(references.hashes)
+
+
+def _changed(before: References, changed: Mapping[str, References | None]) -> References | None:
+    """References with some categories replaced or, for ``None``, removed; ``None`` if no category is left."""
+    pieces = []
     end = 0
     for name in sorted(changed):
-        if before is not None:
-            start = bisect_left(before.names, name)
-            pieces += _piece(before, end, start)
-            end = start + (before.names[start : start + 1] == (name,))
+        start = bisect_left(before.names, name)
+        pieces.append(_between(before, end, start))
+        end = start + (before.names[start : start + 1] == (name,))
         if (part := changed[name]) is not None:
-            n, norms = len(part), np.array([part.norm], dtype=np.float32)
-            starts = np.array([0, n], dtype=np.intp)
-            texts = part.hashes, part.sources, part.groups
-            pieces.append(References((name,), part.vectors, starts, norms, *texts))
-    if before is not None:
-        pieces += _piece(before, end, len(before.names))
+            pieces.append(part)
+    pieces.append(_between(before, end, len(before.names)))
+    pieces = [piece for piece in pieces if piece.names]
     if not pieces:
         return None
-    groups = tuple(chain.from_iterable(piece.groups or (None,) * len(piece.hashes) for piece in pieces))
+    groups = tuple(chain.from_iterable(map(_groups, pieces)))
     counts = np.concatenate([np.diff(piece.starts) for piece in pieces])
     return References(
         names=tuple(chain.from_iterable(piece.names for piece in pieces)),
@@ -149,21 +199,3 @@ def _changed(before: References | None, changed: Mapping[str, Part | None]) -> R
         sources=tuple(chain.from_iterable(piece.sources for piece in pieces)),
         groups=groups if any(groups) else (),
     )
-
-
-def _piece(references: References, first: int, last: int) -> list[References]:
-    """The categories from one to before another; nothing where there is none between."""
-    if first == last:
-        return []
-    rows = slice(int(references.starts[first]), int(references.starts[last]))
-    return [
-        References(
-            names=references.names[first:last],
-            vectors=references.vectors[rows],
-            starts=references.starts[first : last + 1],
-            norms=references.norms[first:last],
-            hashes=references.hashes[rows],
-            sources=references.sources[rows],
-            groups=references.groups[rows],
-        )
-    ]

@@ -1,7 +1,7 @@
-"""References that Qdrant compares with images: it gives the nearest, and so a bound for the others.
+"""References that Qdrant compares with images: the nearest ones, and a bound of the similarity to all others.
 
-A category must be seen whole over all experts, and the database may change between two questions. So all experts are
-asked first; then the catalog is read again, and the categories that have lost references meanwhile are asked for again.
+A category must be seen whole over all experts, and the database may change between two queries. So all experts are
+queried first; then the catalog is read again, and categories that have lost references meanwhile are queried again.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from zsvec.method.arrays import Floats
 from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.predict.background import Background, ClassMeans, mean_reference, roots
 from zsvec.method.similarities import ExpertSimilarities, References
-from zsvec.search.arrivals import read
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot
-from zsvec.search.layout import Part, parts_of, renewed
+from zsvec.search.layout import parts_of, read, renewed
 from zsvec.store import Hit, Store
 from zsvec.types import Category, Neighbor
 
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """What one expert found.
+    """Result of the queries of one expert.
 
     Attributes:
-        rows: For each image the nearest references, nearest first.
-        bound: float32 ``(n_images,)``; the most that the similarity to another reference can be.
-        everything: Whether there is no other reference.
+        rows: The nearest references of each image, nearest first.
+        bound: float32 ``(n_images,)``; upper bound of the similarity to any other reference.
+        everything: Whether every image found all references.
     """
 
     rows: Sequence[Sequence[Hit]]
@@ -41,12 +40,12 @@ class Hits:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Hit]], limit: int) -> Hits:
-        """The answer to a query for so many references at most."""
+        """From the result of a query for at most so many references."""
         bound = [row[-1].similarity if len(row) == limit else -1.0 for row in rows]
         return cls(rows, np.array(bound, dtype=np.float32), all(len(row) < limit for row in rows))
 
     def with_others(self, names: set[str], hits: Hits) -> Hits:
-        """These hits, but those of some categories from another query; as one query would have found them."""
+        """Replaces the hits of some categories by hits of another query; equals the result of one query."""
         bound = np.maximum(self.bound, hits.bound)
         rows = []
         for row, others, least in zip(self.rows, hits.rows, bound, strict=True):
@@ -62,7 +61,8 @@ class Mean:
     Attributes:
         vector: float32 ``(dim,)``.
         norm: Its length, 0 to 1.
-        of_roots: The mean of their `roots`, float32 ``(dim,)``; ``None`` where a reference has negative components.
+        of_roots: Mean of the `roots` of the references, float32 ``(dim,)``; ``None`` if a reference has negative
+            components.
     """
 
     vector: Floats
@@ -70,24 +70,22 @@ class Mean:
     of_roots: Floats | None
 
     @classmethod
-    def of(cls, part: Part) -> Mean:
-        """The mean of the references of a category that were read."""
+    def of(cls, part: References) -> Mean:
+        """From the references of a category."""
         of_roots = mean_reference(roots(part.vectors)) if part.vectors.min(initial=0) >= 0 else None
-        return cls(mean_reference(part.vectors), part.norm, of_roots)
+        return cls(mean_reference(part.vectors), float(part.norms[0]), of_roots)
 
 
 @dataclass(frozen=True)
 class QdrantIndex:
     """The references of one expert in the database.
 
-    What `zsvec.search.base.Index` is for references in this process; but what is compared is what the database found.
-
     Attributes:
-        expert: Whose references these are.
+        expert: The expert.
         catalog: All categories, by name.
         counts: Number of references of each category that the expert covers, ascending by name.
-        means: By expert and category, of the references that were read.
-        norms: float32 ``(n_covered,)``; length of the mean of each category's references, NaN if they were not read.
+        means: By expert and category, of the categories with references that were read.
+        norms: float32 ``(n_covered,)``; length of the mean of each category's references, NaN if not read.
     """
 
     expert: Expert
@@ -107,10 +105,10 @@ class QdrantIndex:
         """The index of one expert.
 
         Args:
-            name: Of the expert.
+            name: Name of the expert.
             catalog: All categories, by name.
             means: See the attribute.
-            names: Of all categories, ascending.
+            names: Names of all categories, ascending.
         """
         counts = {category: n for category in names if (n := catalog[category].references.get(name, 0))}
         norms = [means[name, category].norm if (name, category) in means else np.nan for category in counts]
@@ -119,19 +117,19 @@ class QdrantIndex:
         return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32))
 
     def committed(self, hit: Hit) -> bool:
-        """Whether a reference is one of the catalog, and not of a writer that is at work or dead."""
+        """Whether a reference is in the catalog; other references belong to a running or a dead writer."""
         category = self.catalog.get(hit.payload["category"])
         return category is not None and hit.payload["gen"] in category.write_ids
 
     def search(self, hits: Hits, nearest: int) -> ExpertSimilarities:
-        """Compare images with all references: each that any image found is a column.
+        """Compares images with all references; each reference that any image found is a column.
 
         Args:
-            hits: What the database found; an image that did not find a reference knows a bound.
-            nearest: How many nearest references to name for each image.
+            hits: Result of the queries; the bound is used for references that an image did not find.
+            nearest: Nearest references to name for each image.
 
         Raises:
-            Incomplete: A category has more references than the catalog counts, or less.
+            Incomplete: A category has more or fewer references than the catalog counts.
         """
         live = [[hit for hit in row if self.committed(hit)] for row in hits.rows]
         columns = sorted({(hit.payload["category"], hit.id) for row in live for hit in row})
@@ -160,31 +158,26 @@ class QdrantIndex:
         )
 
     def sum_up(self, background: Background) -> ClassMeans | None:
-        """The mean reference of each category, as a background takes them.
-
-        Returns:
-            ``None`` unless all were read.
-        """
+        """The category means that a background describes; ``None`` unless all references were read."""
         return self.root_means if background.of_roots else self.class_means
 
     @cached_property
     def class_means(self) -> ClassMeans | None:
-        """Means of the references; computed when first asked for."""
-        return self._class_means([mean.vector if mean else None for mean in self._means()], of_roots=False)
+        """Means of the references."""
+        return self._class_means(of_roots=False)
 
     @cached_property
     def root_means(self) -> ClassMeans | None:
-        """Means of the roots of the references, likewise."""
-        return self._class_means([mean.of_roots if mean else None for mean in self._means()], of_roots=True)
+        """Means of the roots of the references."""
+        return self._class_means(of_roots=True)
 
-    def _means(self) -> list[Mean | None]:
-        return [self.means.get((self.expert.name, category)) for category in self.counts]
-
-    def _class_means(self, vectors: Sequence[Floats | None], *, of_roots: bool) -> ClassMeans | None:
-        read = [vector for vector in vectors if vector is not None]
-        if len(read) < len(vectors):
+    def _class_means(self, *, of_roots: bool) -> ClassMeans | None:
+        found = [self.means.get((self.expert.name, category)) for category in self.counts]
+        vectors = [mean.of_roots if of_roots else mean.vector for mean in found if mean]
+        known = [vector for vector in vectors if vector is not None]
+        if len(known) < len(found):
             return None
-        return ClassMeans(tuple(self.counts), np.stack(read), self._counts(), of_roots)
+        return ClassMeans(tuple(self.counts), np.stack(known), self._counts(), of_roots)
 
     def _counts(self) -> NDArray[np.intp]:
         return np.array(list(self.counts.values()), dtype=np.intp)
@@ -195,12 +188,12 @@ class QdrantSnapshot:
     """Implements `zsvec.search.base.Snapshot`.
 
     Attributes:
-        store: To search.
+        store: The store to search.
         limit: References that one query fetches for one image and expert.
         norms_wanted: Whether the means of all categories are read.
         catalog: The categories, by name.
-        means: By expert and category, of the references that were read.
-        names: The names of the categories, ascending.
+        means: By expert and category, of the categories with references that were read.
+        names: Names of the categories, ascending.
         indexes: The index of each expert, ascending by name.
     """
 
@@ -218,14 +211,14 @@ class QdrantSnapshot:
         return QDRANT
 
     def references(self) -> Mapping[str, References]:
-        """See `Snapshot`: all are read."""
+        """See `Snapshot`. Reads all references."""
         found, torn = renewed(self.store, {}, [Change(None, category) for category in self.catalog.values()])
         if torn:
             raise Incomplete(torn)
         return found
 
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[QdrantSnapshot, set[str]]:
-        """See `Snapshot`: means are read where they are wanted, or every reference will be seen. Nothing is lacking."""
+        """See `Snapshot`. Reads means if wanted, or if queries will find every reference. No category is missing."""
         total: Counter[str] = Counter()
         for category in catalog.values():
             total.update(category.references)
@@ -238,7 +231,7 @@ class QdrantSnapshot:
     def search(
         self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
-        """See `Snapshot`: answered from this state, and of what is no longer there, from the newest."""
+        """See `Snapshot`. Categories that have lost references meanwhile are answered from the newest state."""
         state, hits = self, self._ask(self.indexes.values(), queries)
         if any(self._crowded(index, hits[name]) for name, index in self.indexes.items()):
             hits = self._ask(self.indexes.values(), queries, _write_ids(self.catalog))
@@ -249,7 +242,7 @@ class QdrantSnapshot:
             lost = _lost(state.catalog, now.catalog)
             if not lost:
                 return state.names, tuple(index.search(hits[name], nearest) for name, index in state.indexes.items())
-            # Replaced or removed since, they may have been seen in part: they alone are asked for again.
+            # Categories replaced or removed meanwhile may have been seen in part: only these are queried again.
             again = {name: now.catalog[name] for name in lost & now.catalog.keys()}
             kept = {name: category for name, category in state.catalog.items() if name not in lost}
             means = {key: mean for key, mean in now.means.items() if key[1] in lost}
@@ -263,7 +256,7 @@ class QdrantSnapshot:
     def _averaging(
         self, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean], names: Collection[str]
     ) -> QdrantSnapshot:
-        """With the means of some more categories, whose references are read."""
+        """A state with the means of more categories, after reading their references."""
         found = dict(means)
         for expert, references in read(self.store, [Change(None, catalog[name]) for name in sorted(names)]):
             parts = parts_of(references, references.names)
@@ -276,13 +269,13 @@ class QdrantSnapshot:
         return replace(self, catalog=catalog, means=means, names=names, indexes=indexes)
 
     def _crowded(self, index: QdrantIndex, hits: Hits) -> bool:
-        """Whether references that nobody may see take the places of those that count."""
+        """Whether uncommitted references displace committed ones."""
         return any(len(row) == self.limit and not all(map(index.committed, row)) for row in hits.rows)
 
     def _ask(
         self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Floats], write_ids: Sequence[str] | None = None
     ) -> dict[str, Hits]:
-        """The nearest references of some experts; of all writes, or of some."""
+        """The nearest references of some experts, among all writes or some."""
         found = {}
         for expert in (index.expert for index in indexes):
             rows = self.store.query(expert.encoder, expert.modality, queries[expert.encoder], self.limit, write_ids)
@@ -303,7 +296,7 @@ def _write_ids(catalog: Mapping[str, Category]) -> list[str]:
 
 
 def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[str]:
-    """Names of the categories of before whose references may have been deleted meanwhile."""
+    """Names of former categories with references that may have been deleted meanwhile."""
     return {
         name
         for name, old in before.items()

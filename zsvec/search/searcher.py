@@ -1,12 +1,12 @@
 """Similarities between images and the references of each expert, in a store that may change at any time.
 
-Two ways with one contract:
+Two kinds of search share one contract:
 
 - *memory*: the vectors are in this process, or on the device of the encoders; every reference is compared;
-- *qdrant*: the database gives the nearest references; of the others it knows a bound.
+- *qdrant*: the database gives the nearest references, and a bound for all others.
 
-Before each batch the catalog is asked what was committed since the last one, and the batch is answered from one
-snapshot: a category is seen whole, or not at all.
+Before each batch, commits since the last batch are read from the catalog. The batch is answered from one snapshot: a
+category is seen whole, or not at all.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from zsvec.types import Category, Fingerprint, encoder_and_modality
 Answer = TypeVar("Answer")
 
 COMPARED = 120.0
-"""Seconds after which the whole catalog is looked at again, for commits whose writer died before it published them."""
+"""Seconds after which the whole catalog is read again, to find commits of writers that died before publishing."""
 
-_RENEWED = 0.1  # of the references, from where on all are kept anew
-_PATIENCE = 1.0  # seconds that a store has for an answer where the references in memory may answer without it
+_RENEWED = 0.1  # share of new references above which the cache is written anew
+_STORE_TIMEOUT_S = 1.0  # for reading the store while references in memory may answer without it
 
 
 class Searcher:
     """Searches a store, in step with its catalog.
 
     Args:
-        store: To search.
+        store: The store to search.
         kind: ``memory``, ``qdrant``, or ``auto``: in memory while the references fit the budget.
-        budget: References of all experts that ``auto`` keeps in memory at most.
+        budget: Largest number of references of all experts that ``auto`` keeps in memory.
         neighbors: References that one query of Qdrant fetches for one image and expert.
         norms: Whether the means of all categories are needed (for `zsvec.method.predict.aggregation.prototype`).
-        max_staleness: Seconds for which references in memory answer as they are while the store is away.
-        cached: Whether references in memory are kept for the next process, if they are many.
+        max_staleness: Seconds for which references in memory answer unchanged while the store is away.
+        cached: Whether many references in memory are cached for the next process.
     """
 
     def __init__(
@@ -70,46 +70,46 @@ class Searcher:
         self._max_staleness = max_staleness
         self._cache = ReferenceCache() if cached and store.place else None
         self._keeping: threading.Thread | None = None
-        self._spec = NUMPY  # of references in memory
+        self._spec = NUMPY  # for references in memory
         self._lock = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
-        """Know nothing of the store."""
+        """Resets the state: nothing of the store is known."""
         self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
-        self._size = 0  # references that the catalog of the snapshot counts
-        self._unkept = 0  # that were read since they were kept
-        self._dropped = b""  # the last drop of the cache before the catalog was looked at
+        self._size = 0  # references in the catalog of the snapshot
+        self._unkept = 0  # references read since the cache was written
+        self._dropped = b""  # the last drop of the cache before the catalog was read
         self._calibration: Calibration | None = None
         self._cursor = Cursor()
         self._versions: dict[str, int] = {}  # of all categories that were ever seen
         self._changed = 0  # the largest rev of the catalog's categories
         self._unchecked = False  # whether categories have changed since the fingerprints were checked
-        self._compared = time.monotonic()  # when the whole catalog was last looked at
-        self._lacking: dict[str, Category] = {}  # committed, and not all references are there
-        self._given_up: set[str] = set()  # of those, what no answer waits for
+        self._compared = time.monotonic()  # when the whole catalog was last read
+        self._lacking: dict[str, Category] = {}  # committed, with missing references
+        self._given_up: set[str] = set()  # lacking categories that no answer waits for
         self._unreadable: set[str] = set()
         self._read = -math.inf  # when the store was last read
-        self._ask_again = -math.inf  # when, if it did not answer
+        self._ask_again = -math.inf  # when to try a store again that did not answer
 
     @property
     def kind(self) -> Literal["memory", "qdrant"]:
-        """How the last batch was searched."""
+        """Kind of search of the last batch."""
         return "qdrant" if self._snapshot.spec == QDRANT else "memory"
 
     def close(self) -> None:
-        """Keep references for the next process, where that is worth it."""
+        """Caches the references for the next process, if there are many new ones."""
         with self._lock:
             self._keep()
             if self._keeping is not None:
                 self._keeping.join()
 
     def forget(self) -> None:
-        """Keep no reference that was read, neither here nor in the user's cache: the next search reads all anew.
+        """Drops all references from memory and from the user's cache; the next search reads all of them anew.
 
         Raises:
             StoreError: The store cannot be read.
-            StoreUnavailableError: What is in the cache cannot be deleted.
+            StoreUnavailableError: The cached references cannot be deleted.
         """
         with self._lock:
             if self._keeping is not None:
@@ -128,18 +128,18 @@ class Searcher:
         spec: IndexSpec = NUMPY,
         fingerprints: Mapping[str, Fingerprint] | None = None,
     ) -> SearchResult:
-        """Compare images with all committed references.
+        """Compares images with all committed references.
 
         Args:
             queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
-            nearest: How many nearest references to name for each image and expert.
-            spec: How references in memory are indexed; another one than that of the batch before indexes them anew.
-            fingerprints: Of the encoders that made the queries; the store is checked for them when categories change.
+            nearest: Nearest references to name for each image and expert.
+            spec: Kind of index in memory; a change indexes the references anew.
+            fingerprints: Fingerprints of the encoders of the queries, compared with the store when categories change.
 
         Raises:
             EncoderMismatchError: The references come from other encoders.
-            InvalidInputError: The device is not there.
-            StoreError: References do not fit the memory of the device.
+            InvalidInputError: The device is not available.
+            StoreError: The references do not fit the memory of the device.
         """
 
         def answer() -> SearchResult:
@@ -152,7 +152,7 @@ class Searcher:
         return self._until_whole(answer)
 
     def references(self) -> tuple[Mapping[str, References], int]:
-        """All references, by expert, and the largest ``rev`` of the categories they belong to."""
+        """All references, by expert, and the largest ``rev`` of their categories."""
 
         def answer() -> tuple[Mapping[str, References], int]:
             snapshot, _, changed = self._refresh(None)
@@ -161,7 +161,7 @@ class Searcher:
         return self._until_whole(answer)
 
     def _until_whole(self, answer: Callable[[], Answer]) -> Answer:
-        """Try again while references that are counted are not there; then answer without what they belong to."""
+        """Retries while references are missing; finally answers without their categories."""
         for attempt in range(3 * ATTEMPTS):
             try:
                 return answer()
@@ -179,39 +179,39 @@ class Searcher:
     def _refresh(
         self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None = None
     ) -> tuple[Snapshot, Calibration | None, int]:
-        """The store as it is now: to search, how it is calibrated, and the largest ``rev`` of its categories.
+        """The newest snapshot of the store, its calibration, and the largest ``rev`` of its categories.
 
         Args:
-            spec: How references in memory are indexed; ``None``: as for the last batch.
+            spec: Kind of index in memory; ``None``: as for the last batch.
             fingerprints: As in `search`.
 
         Raises:
-            Incomplete: References of some categories are not there. The others are done.
+            Incomplete: References of some categories are missing. The other categories are up to date.
         """
         with self._lock:
             begun = time.monotonic()
             may_go_on = self._may_go_on(begun)
             if not may_go_on or begun >= self._ask_again:
                 try:
-                    with self._store.within(_PATIENCE) if may_go_on else nullcontext():
+                    with self._store.within(_STORE_TIMEOUT_S) if may_go_on else nullcontext():
                         self._catch_up(spec, fingerprints)
                     self._read, self._ask_again = begun, -math.inf
                 except StoreUnavailableError:
                     if not self._may_go_on(begun):
                         raise
-                    self._ask_again = time.monotonic() + 2 * _PATIENCE
+                    self._ask_again = time.monotonic() + 2 * _STORE_TIMEOUT_S
             return self._snapshot, self._calibration, self._changed
 
     def _may_go_on(self, now: float) -> bool:
-        """Whether what is in memory may answer without the store."""
+        """Whether references in memory may answer without the store."""
         return self.kind == "memory" and now - self._read < self._max_staleness
 
     def _staleness(self) -> float:
-        """Seconds since the store was read, while it is away; else 0."""
+        """Seconds since the store was read, while the store is away; else 0."""
         return 0.0 if self._ask_again == -math.inf else time.monotonic() - self._read
 
     def _catch_up(self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None) -> None:
-        """As `_refresh`."""
+        """Updates the state to the newest catalog; arguments and errors as in `_refresh`."""
         self._keep()
         dropped = self._cache.dropped() if self._cache else b""
         whole = time.monotonic() - self._compared >= COMPARED
@@ -246,20 +246,11 @@ class Searcher:
             raise Incomplete(torn - self._given_up)
 
     def _recall(self, cache: ReferenceCache, store: str, later: Mapping[str, Category]) -> dict[str, Category]:
-        """Begin with the references that were kept of an earlier state of the store.
-
-        Args:
-            cache: Where they are.
-            store: Id of the store.
-            later: The categories that there are now, by name.
-
-        Returns:
-            These, and as removed the others that there were.
-        """
+        """Starts from cached references, and returns the present categories and, as removed, the ones that are gone."""
         kept = cache.load(f"{self._store.place} {store}") if WORTH <= _size(later) <= self._budget else None
         if kept is None or not isinstance(self._snapshot, InProcess) or not self._fits(kept):
             return dict(later)
-        # The ids of a write are random, so those that there were have the references that they had.
+        # Write ids are random, so a write with the same id still has the same references.
         catalog = {
             name: now if now.write_ids == was.write_ids else was
             for name, was in kept.catalog.items()
@@ -272,13 +263,13 @@ class Searcher:
         return {**later, **gone}
 
     def _fits(self, kept: Kept) -> bool:
-        """Whether vectors that were kept are of the encoders of the store."""
+        """Whether cached vectors have the dimensions of the store's encoders."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         of_kept = {expert: found.vectors.shape[1] for expert, found in kept.references.items()}
         return all(dims.get(encoder_and_modality(expert)[0]) == dim for expert, dim in of_kept.items())
 
     def _keep(self) -> None:
-        """Keep the references, if many were read since that was done; nobody waits for it."""
+        """Writes the cache in the background, if many references were read since the last time."""
         store, many = self._cursor.store, self._unkept >= max(WORTH, _RENEWED * self._size)
         if self._cache and store and many and not self._lacking and isinstance(self._snapshot, InProcess):
             if self._keeping is not None:
@@ -290,11 +281,7 @@ class Searcher:
             self._unkept = 0
 
     def _take_over(self, changes: list[Change]) -> set[str]:
-        """Bring the snapshot to the newest catalog, indexed as it shall be.
-
-        Returns:
-            The categories whose references are not all there: they are as they were before, or missing.
-        """
+        """Updates the snapshot, and returns the categories with missing references: in a former state, or left out."""
         snapshot, catalog = self._snapshot, self._snapshot.catalog
         if changes:
             catalog = {**catalog, **{change.after.name: change.after for change in changes}}
@@ -305,8 +292,8 @@ class Searcher:
         spec = self._spec if self._size <= self._budget and self._spec.kind != "qdrant" else QDRANT
         if spec != snapshot.spec:
             if isinstance(snapshot, InProcess) and spec != QDRANT:
-                snapshot = snapshot.moved(spec)
-            else:  # nothing of the other way is known, so everything is new to it
+                snapshot = InProcess(self._store, spec).holding(snapshot.catalog, snapshot.references())
+            else:  # the other kind of search starts from nothing
                 snapshot = self._empty(spec)
                 changes = [Change(None, category) for category in catalog.values()]
         if spec == QDRANT and self._given_up & catalog.keys():
@@ -321,7 +308,6 @@ class Searcher:
         return torn
 
     def _changes(self, later: Iterable[Category]) -> list[Change]:
-        """What a look at the catalog found that the snapshot does not have."""
         changes = []
         for category in later:
             before = self._snapshot.catalog.get(category.name)
@@ -330,7 +316,6 @@ class Searcher:
         return changes
 
     def _empty(self, spec: IndexSpec) -> Snapshot:
-        """A store without categories."""
         return self._qdrant if spec == QDRANT else InProcess(self._store, spec)
 
 

@@ -1,10 +1,10 @@
 """References compared with images by torch.
 
-On a CPU torch computes the products only, with the threads that the encoders have anyway; the rest is faster in numpy.
+On a CPU, torch computes the products only, with the threads of the encoders; numpy is faster for the rest.
 
-On another device it keeps the references too, and only what a prediction needs comes back: a number for each image and
-category, and the nearest references. A change of the store makes another index beside the one that may be in use, and
-sends the rows of the categories that changed; the others are copied on the device.
+On another device, torch also keeps the references, and returns a number for each image and category and the nearest
+references. After a change of the store, a second index is built beside the one in use: rows of changed categories are
+sent, and the other rows are copied on the device.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from zsvec.method.arrays import Floats
 from zsvec.method.predict.aggregation import cosine_to_mean
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import Expert, Index, IndexSpec
-from zsvec.search.numpy_index import NumpyIndex, neighbors
+from zsvec.search.in_process import NumpyIndex, neighbors
 
-_LEADERS = 64  # nearest references of each image whose float16 similarity is computed again in float32
-_MULTIPLE = 8  # of rows, for which tensor cores multiply float16 fastest (NVIDIA's guide to matrix multiplication)
+_LEADERS = 64  # nearest references of each image; float16 similarities are recomputed in float32
+_MULTIPLE = 8  # of rows, at which tensor cores multiply float16 fastest (NVIDIA's guide to matrix multiplication)
 _BLOCK = 2**27  # similarities that are rearranged at once
-# Steps up to which the best of a category are picked by insertion, element by element for all categories at once.
-# `torch.topk` treats the categories one by one: of 10,000 with 10 references it takes 7 times as long on a CPU.
+# Steps up to which the best references of all categories are picked together, by insertion. `torch.topk` treats
+# categories one by one: for 10,000 categories of 10 references, insertion is 7 times as fast on a CPU.
 _STEPS = 128
 
 
 def build(references: References, spec: IndexSpec) -> Index:
-    """Index references.
+    """Indexes references.
 
     Raises:
-        InvalidInputError: The device is not there.
-        StoreError: The references do not fit its memory.
+        InvalidInputError: The device is not available.
+        StoreError: The references do not fit the memory of the device.
     """
     from zsvec.encoders.torch.device import choose_runtime
 
@@ -49,9 +49,9 @@ def build(references: References, spec: IndexSpec) -> Index:
 
 
 def product(a: Floats, b: Floats) -> Floats:
-    """Dot products of all rows of two matrices on a CPU, by the threads that the encoders have.
+    """Dot products of all rows of two matrices on a CPU, by the threads of the encoders.
 
-    numpy's OpenBLAS brings threads of its own, which compete with those of the network for the cores.
+    numpy's OpenBLAS starts threads of its own, which compete with the threads of the network for the cores.
 
     Args:
         a: float32 ``(n, d)``.
@@ -60,8 +60,8 @@ def product(a: Floats, b: Floats) -> Floats:
     Returns:
         float32 ``(n, m)``.
     """
-    with torch.autocast("cpu", enabled=False):  # whatever the program around has chosen
-        # torch warns of an array that nobody may write to, so the smaller one is copied.
+    with torch.autocast("cpu", enabled=False):  # which the caller may have enabled
+        # torch warns of read-only arrays, so the smaller array is copied.
         found: Floats = (torch.from_numpy(np.array(a)) @ torch.from_numpy(b).T).numpy()
     return found
 
@@ -84,7 +84,7 @@ class _Group:
     Attributes:
         categories: int64 ``(n,)``.
         counts: int64 ``(n,)``, references of each.
-        columns: int64 ``(longest, n)``; the references of each, and then a row that stands for none.
+        columns: int64 ``(longest, n)``; columns of the references of each category, padded with an empty one.
     """
 
     categories: torch.Tensor
@@ -95,7 +95,7 @@ class _Group:
         """Mean of the ``m`` largest values of each category, or of all, ``(n_images, n)``.
 
         Args:
-            values: float32 ``(n_images, n_rows)``; -inf in the columns that stand for none.
+            values: float32 ``(n_images, n_rows)``; -inf in empty columns.
             m: At least 1.
         """
         longest = len(self.columns)
@@ -113,7 +113,7 @@ def _inserted(values: torch.Tensor, m: int) -> torch.Tensor:
     for candidate in values.unbind(dim=1):
         for rank, row in enumerate(best):
             best[rank] = torch.maximum(row, candidate)
-            candidate = torch.minimum(row, candidate)  # what falls out may be the next best
+            candidate = torch.minimum(row, candidate)  # the displaced value may be the next best
     return torch.stack(best, dim=1)
 
 
@@ -123,8 +123,8 @@ class TorchIndex:
 
     Attributes:
         references: The indexed references, in the memory of the host.
-        vectors: float32 or float16 ``(n_rows, dim)``; the references and then at least one row of zeros for none.
-        groups: The categories, by how many references they have.
+        vectors: float32 or float16 ``(n_rows, dim)``; the references, and at least one empty row of zeros.
+        groups: The categories, by number of references.
     """
 
     references: References
@@ -133,10 +133,10 @@ class TorchIndex:
 
     @classmethod
     def of(cls, references: References, *, device: torch.device, dtype: torch.dtype) -> TorchIndex:
-        """Bring references to a device.
+        """Copies references to a device.
 
         Raises:
-            StoreError: They do not fit its memory.
+            StoreError: The references do not fit the memory of the device.
         """
         return cls._laid_out(references, {}, None, device, dtype)
 
@@ -144,7 +144,7 @@ class TorchIndex:
         """See `Index`.
 
         Raises:
-            StoreError: They do not fit the memory of the device beside these, which may be in use.
+            StoreError: The references do not fit the memory of the device beside this index, which may be in use.
         """
         before = self.references
         kept = {name: int(start) for name, start in zip(before.names, before.starts, strict=False)}
@@ -187,8 +187,8 @@ class TorchIndex:
             leaders = values.topk(min(max(nearest, _LEADERS) if rough else nearest, n), dim=1)
             rows, cosines = leaders.indices.cpu().numpy(), leaders.values.cpu().numpy()
             if rough:
-                # In this process, where the float32 vectors are: a second copy on the device would cost more
-                # memory than float16 saves. 64 x 64 products take a millisecond.
+                # On the host, which has the float32 vectors: a second copy on the device would take more memory
+                # than float16 saves. 64 x 64 products take a millisecond.
                 cosines = (self.references.vectors[rows] @ queries[:, :, None])[:, :, 0]
                 values.scatter_(1, leaders.indices, torch.from_numpy(cosines).to(values.device))
                 order = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest]
@@ -209,7 +209,7 @@ class TorchSimilarities:
 
     Attributes:
         index: The references.
-        values: float32 ``(n_images, n_rows)``; -inf in the columns that stand for none.
+        values: float32 ``(n_images, n_rows)``; -inf in empty columns.
     """
 
     index: TorchIndex
@@ -228,25 +228,15 @@ class TorchSimilarities:
         return np.diff(self.index.references.starts)
 
     @property
-    def present(self) -> NDArray[np.intp]:
-        """The same: none is absent."""
-        return self.counts
-
-    @property
-    def norms(self) -> Floats:
-        """Length of the mean of each category's references, float32 ``(n_categories,)``."""
-        return self.index.references.norms
-
-    @property
-    def bound(self) -> Floats:
-        """-1 for each image."""
-        return np.full(len(self), -1, dtype=np.float32)
+    def exact(self) -> bool:
+        """Every reference was compared."""
+        return True
 
     def aggregate(self, method: str, m: int) -> Floats:
         """See `zsvec.method.similarities.Compared.aggregate`.
 
         Raises:
-            StoreError: This does not fit the memory of the device.
+            StoreError: The rearranged similarities do not fit the memory of the device.
         """
         every = self.values.shape[1]
         best = {"max": 1, "top_mean": m, "mean": every, "prototype": every}[method]
@@ -257,11 +247,11 @@ class TorchSimilarities:
                 for group in self.index.groups:
                     part[:, group.categories] = group.mean_of_best(values, best)
             means: Floats = out.cpu().numpy()
-        return cosine_to_mean(means, self.norms) if method == "prototype" else means
+        return cosine_to_mean(means, self.index.references.norms) if method == "prototype" else means
 
 
 def _pieces(references: References, kept: Mapping[str, int]) -> Iterator[tuple[int, int, int | None]]:
-    """First row, end, and first row before, of pieces that are as long as can be; ``None`` where there was none."""
+    """First row, end, and former first row of pieces of maximal length; ``None`` for new rows."""
     bounds = references.starts.tolist()
 
     def shift(category: int) -> int | None:
@@ -275,12 +265,12 @@ def _pieces(references: References, kept: Mapping[str, int]) -> Iterator[tuple[i
 
 
 def _sent(rows: Floats, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Rows on a device; rounded before they are sent."""
+    """Rows on a device, rounded before sending."""
     return torch.from_numpy(rows).to(dtype).to(device)
 
 
 def _groups(starts: NDArray[np.intp], device: torch.device) -> Iterator[_Group]:
-    """By powers of two of how many references they have, so that filling up to the longest does not double the work."""
+    """Categories by powers of two of their number of references, so that padding at most doubles the work."""
     counts = np.diff(starts)
     size = np.ceil(np.log2(counts))
     for exponent in np.unique(size):

@@ -9,7 +9,7 @@
 - The *scale* is one factor of all evidence, fitted on labelled images from where a classifier is used. Probabilities
   that were calibrated on references are overconfident for images of lower quality: blurred, dark, noisy.
 
-Some references have a wrong label. The *noise*, the fraction of labels without information, explains these references
+Some references have a wrong label. The *noise*, the fraction of uninformative labels, explains these references
 better than small coefficients do (as the lapse rate in psychophysics: Wichmann & Hill, 2001). Categories have equal
 weight, regardless of their number of references.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +29,6 @@ from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LogLinear
 from zsvec.method.predict.logits import logsumexp
 
-SHRINKAGE = 1.0
-"""Strength of a prior: the curvature of this many images in squared log units."""
 WIDEST = 100.0
 """Largest factor between a fitted number and its prior."""
 # Relative stiffness of the prior of coefficients of either sign. The own category of a left-out image has one reference
@@ -98,8 +96,8 @@ def least_cross_entropy(
         off = (free[:-1] - prior) * stiff
         by_noise = clean_images * lapse - clean * lapse * (share / said) @ (1 / n_categories - own / clean)
         return (
-            float(SHRINKAGE * off @ off - share @ np.log(said) - clean_images * np.log(clean)),
-            np.append(by_weight + 2 * SHRINKAGE * off * stiff, by_noise),
+            float(off @ off - share @ np.log(said) - clean_images * np.log(clean)),
+            np.append(by_weight + 2 * off * stiff, by_noise),
         )
 
     widest = [np.log(WIDEST)] * n_positive + [WIDEST] * (len(prior) - n_positive)
@@ -162,27 +160,10 @@ def _spread(wrong: Floats) -> float:
     return float(present.std(dtype=np.float64)) if present.size else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Coefficients:
-    """Learned coefficients of a pool.
-
-    Attributes:
-        values: By expert and aggregation, nats per unit of similarity.
-        noise: Fraction of the references whose label has no information, 0 to 1.
-        learned: Whether there were examples; otherwise all experts have equal weights.
-        shares: By expert, as `LogLinear.shares`.
-    """
-
-    values: Mapping[str, Mapping[str, float]]
-    noise: float
-    learned: bool
-    shares: Mapping[str, float]
-
-
 def learn_coefficients(
     sample: LeftOut, fitted: Mapping[tuple[str, str], ExpertCalibration], aggregations: Mapping[str, Sequence[str]]
-) -> Coefficients:
-    """The coefficients of some aggregations of each expert.
+) -> LogLinear:
+    """A pool of some aggregations of each expert, without neutral evidence and thresholds.
 
     Args:
         sample: Left-out images.
@@ -217,20 +198,11 @@ def learn_coefficients(
         shares[expert] += float(weight / unit) * fitted[expert, name].spread
     for (expert, name), offset in zip(counted, offsets, strict=True):
         values[expert][name] = float(offset)
-    return Coefficients(values, noise, learned, shares)
+    return LogLinear(values, learned=learned, noise=noise, shares=shares)
 
 
 def _filled(features: Floats, sample: LeftOut, expert: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Features with the mean of wrong categories in place of the categories that an expert does not cover.
-
-    Args:
-        features: float32 ``(n_features, n_images, n_categories)``.
-        sample: The left-out images.
-        expert: Row in ``sample.coverage`` of each feature.
-
-    Returns:
-        The features, changed in place, and whether each has a value of a wrong category, bool ``(n_features,)``.
-    """
+    """Fills gaps of coverage with the mean of wrong categories, in place; and whether a feature has any value."""
     wrong = sample.labels[:, None] != np.arange(len(sample.categories))
     tried = np.zeros(len(features), dtype=bool)
     for row, coverage in enumerate(sample.coverage[list(expert)]):

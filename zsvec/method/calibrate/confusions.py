@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import LogLinear
 from zsvec.method.predict.logits import softmax
@@ -38,9 +36,10 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
         pool: The pool that classifies the images.
     """
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
-    probabilities = np.empty(evidence.shape[1:])
-    for some in _alike_in_gaps(evidence):
-        probabilities[some] = softmax(log_linear(evidence[:, some], list(sample.aggregations), pool.neutral))
+    experts = list(sample.aggregations)
+    # Image by image: for the only image of a category, the image experts do not cover its category.
+    single = [evidence[:, [i]] for i in range(len(sample.labels))]
+    probabilities = np.concatenate([softmax(log_linear(one, experts, pool.neutral)) for one in single])
     lost, partners = {}, {}
     for position in np.unique(sample.labels):
         mean = probabilities[sample.labels == position].mean(axis=0)
@@ -50,14 +49,3 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
         others = [other for other in np.argsort(-mean, kind="stable") if mean[other] >= _RARE]
         partners[name] = tuple(sample.categories[other] for other in others)
     return Confusions(lost, partners)
-
-
-def _alike_in_gaps(evidence: Doubles) -> Iterator[NDArray[np.intp]]:
-    """Groups of images for which the same experts lack evidence of the same categories.
-
-    The only image of a category has no other reference: image experts do not cover its category then.
-    """
-    gaps = np.isnan(evidence).swapaxes(0, 1).reshape(evidence.shape[1], -1)
-    _, group = np.unique(gaps, axis=0, return_inverse=True)
-    for number in range(group.max() + 1):
-        yield np.flatnonzero(group.ravel() == number)

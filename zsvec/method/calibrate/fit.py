@@ -9,7 +9,7 @@ Every reference image is scored against all other references (`leave_one_out`). 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from zsvec.method.calibrate.thresholds import (
     fewest,
     learn_category_thresholds,
     learn_neutral,
-    learn_quantiles,
     learn_thresholds,
 )
 from zsvec.method.calibration import (
@@ -50,7 +49,7 @@ class Quality:
     """Quality of fusion on left-out reference images.
 
     Attributes:
-        top1: Fraction whose category is the most probable, 0 to 1.
+        top1: Fraction of images with the right category as the most probable, 0 to 1.
         cross_entropy: Mean of -ln(probability of the true category), nats.
         ece: Expected calibration error, 0 to 1.
     """
@@ -121,7 +120,6 @@ def fit_calibration(
     top_m: int,
     false_unknown_rate: float,
     former: Calibration | None = None,
-    most: int | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrates a store from its references.
 
@@ -139,13 +137,12 @@ def fit_calibration(
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
         former: A calibration of these experts. Its backgrounds and their pool are reused while the number of
             references is about the same and most references are unchanged. By default they are learned anew.
-        most: Largest number of reference images that are left out; by default `largest_sample`.
 
     Returns:
         The calibration and its sample; ``None`` without reference images or with fewer than two categories.
     """
     other = other_aggregation(aggregation)
-    limit = largest_sample(len(category_names(references))) if most is None else most
+    limit = largest_sample(len(category_names(references)))
     images = image_experts(references)
     sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
     kept = former if former and holds(former, sizes) else None
@@ -201,21 +198,12 @@ def _pool(
     false_unknown_rate: float,
     least: float | None = None,
 ) -> LogLinear:
-    """The pool of some aggregations of each expert."""
-    found = learn_coefficients(sample, fitted, aggregations)
-    evidence = expert_evidence(found.values, sample.aggregations, least)
+    pool = replace(learn_coefficients(sample, fitted, aggregations), least=least)
+    evidence = expert_evidence(pool.coefficients, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
-    return LogLinear(
-        coefficients=found.values,
-        neutral=neutral,
-        thresholds=learn_thresholds(evidence, sample, neutral, false_unknown_rate),
-        category_thresholds=learn_category_thresholds(evidence, sample, neutral, false_unknown_rate),
-        learned=found.learned,
-        noise=found.noise,
-        least=least,
-        shares=found.shares,
-        quantiles=learn_quantiles(evidence, sample, neutral),
-    )
+    thresholds, quantiles = learn_thresholds(evidence, sample, neutral, false_unknown_rate)
+    own = learn_category_thresholds(evidence, sample, neutral, false_unknown_rate)
+    return replace(pool, neutral=neutral, thresholds=thresholds, category_thresholds=own, quantiles=quantiles)
 
 
 def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[str]]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles, Floats, Key, slices
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.predict.aggregation import Similarities, aggregate
 from zsvec.method.predict.background import Background
 from zsvec.method.predict.gda import Removal, left_out
 from zsvec.method.quality.scenes import TWIN, Pairs, Scenes, agreed, image_rows, scenes
@@ -181,13 +181,7 @@ def _left_out(
 
 
 def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.intp]) -> Pairs:
-    """Pairs of images of different categories that are the same picture to an encoder.
-
-    Args:
-        references: References of an image expert.
-        values: float32 ``(n_images, n_references)``, cosines.
-        itself: The row of each image among the references.
-    """
+    """Pairs of images of different categories that are the same picture to an encoder."""
     names, hashes = references.names, references.hashes
     images, others = np.nonzero(values >= TWIN)
     own, theirs = references.owners(itself), references.owners(others)
@@ -238,42 +232,22 @@ def _score(
     aggregations: Sequence[str],
     top_m: int,
 ) -> dict[str, Floats]:
-    """Similarity of each query to each category, by aggregation.
-
-    Args:
-        references: References of an expert.
-        values: float32 ``(n_queries, n_references)``, cosines.
-        itself: The row of each query among the references; ``None`` for texts.
-        together: Scenes.
-        aggregations: As in `leave_one_out`.
-        top_m: As in `leave_one_out`.
-    """
+    """Similarity of each query to each category, by aggregation; `itself` is the row of each query among references."""
     every = Similarities.of_all(values, references)
-    found = {name: _aggregated(every, name, top_m) for name in aggregations}
+    found = {name: aggregate(every, name, top_m) for name in aggregations}
     if itself is not None:
         own = references.owners(itself)
         order, others = _other_references(references, values, itself, own, together)
         for name, similarity in found.items():
             similarity[np.arange(len(values)), own] = np.nan
-            similarity[order, own[order]] = _aggregated(others, name, top_m)[0] if order.size else np.nan
+            similarity[order, own[order]] = aggregate(others, name, top_m)[0] if order.size else np.nan
     return found
-
-
-def _aggregated(similarities: Similarities, name: str, top_m: int) -> Floats:
-    if name != LOG_COUNT:
-        return similarities.aggregate(name, top_m)
-    logs = np.log(similarities.counts).astype(np.float32)
-    return np.repeat(logs[None], len(similarities), axis=0)
 
 
 def _other_references(
     references: References, values: Floats, itself: NDArray[np.intp], own: NDArray[np.intp], together: Scenes
 ) -> tuple[NDArray[np.intp], Similarities]:
-    """References of an image's own category outside its scene.
-
-    Returns:
-        The images with such references, and their similarities in the form of one image with a category for each.
-    """
+    """Similarities of images to their own category outside their scene, as one image with a category for each."""
     order, kept, counts, norms = [], [], [], []
     for category in np.unique(own):
         images = np.flatnonzero(own == category)

@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,44 +74,29 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
 
 def learn_thresholds(
     evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
-) -> dict[str, float]:
-    """Thresholds of images, by the set of experts that cover their category.
+) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Thresholds and quantiles of images, by the set of experts that cover their category.
 
     Args:
         evidence: As in `learn_neutral`.
         sample: Left-out images.
         neutral: From `learn_neutral`.
-        false_unknown_rate: Fraction of the images that fall below, 0 to 1.
+        false_unknown_rate: Fraction of the images that fall below a threshold, 0 to 1.
 
     Returns:
-        Nats, by the `opinion_pool.pattern` of the experts; of patterns with enough images.
+        The thresholds, and the ascending 5, 10, … 95 % quantiles of the largest evidence; nats, by the
+        `opinion_pool.pattern` of the experts, of patterns with enough images.
     """
-    return {
-        name: quantile(best, false_unknown_rate)
-        for name, best in _by_pattern(evidence, sample, neutral)
-        if enough(len(best), false_unknown_rate)
-    }
-
-
-def learn_quantiles(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]) -> dict[str, list[float]]:
-    """The 5, 10, … 95 % quantiles of the largest evidence; arguments as in `learn_thresholds`.
-
-    Returns:
-        Nats, ascending, by the `opinion_pool.pattern` of the experts; of patterns with enough images.
-    """
-    return {
-        name: [quantile(best, k / PARTS) for k in range(1, PARTS)]
-        for name, best in _by_pattern(evidence, sample, neutral)
-        if enough(len(best), 1 / PARTS)
-    }
-
-
-def _by_pattern(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]) -> Iterator[tuple[str, Doubles]]:
-    """By set of experts that covers a category: the largest evidence of all images if their category were such."""
+    thresholds, quantiles = {}, {}
     everywhere = np.ones(len(sample.labels), dtype=bool)
     for covering in np.unique(sample.coverage, axis=1).T:
         best = _largest_evidence(evidence, sample, neutral, covering, everywhere)
-        yield pattern(list(sample.aggregations), covering), best
+        name = pattern(list(sample.aggregations), covering)
+        if enough(len(best), false_unknown_rate):
+            thresholds[name] = quantile(best, false_unknown_rate)
+        if enough(len(best), 1 / PARTS):
+            quantiles[name] = [quantile(best, k / PARTS) for k in range(1, PARTS)]
+    return thresholds, quantiles
 
 
 def learn_category_thresholds(
@@ -135,15 +120,7 @@ def _largest_evidence(
     covering: NDArray[np.bool_],
     chosen: NDArray[np.bool_],
 ) -> Doubles:
-    """The largest evidence of each image for any category, if only some experts covered its own category.
-
-    Args:
-        evidence: As in `learn_neutral`.
-        sample: Left-out images; images without complete evidence are skipped.
-        neutral: From `learn_neutral`.
-        covering: bool ``(n_experts,)``, the experts that are to cover the image's own category.
-        chosen: bool ``(n_images,)``, the images.
-    """
+    """The largest evidence of chosen images with complete evidence, if only some experts covered their own category."""
     experts = list(sample.aggregations)
     labels = sample.labels[chosen]
     evidence, images = evidence[:, chosen], np.arange(len(labels))

@@ -19,7 +19,7 @@ from zsvec.method.arrays import Floats, slices
 from zsvec.method.calibration import CENTRED, GDA, LOG_COUNT
 from zsvec.method.predict.background import Background, ClassMeans
 from zsvec.method.predict.gda import class_similarities
-from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
+from zsvec.method.similarities import Compared, ExpertSimilarities, References, SearchResult
 
 _CACHED = 2**18  # similarities that fit a core's cache
 _LONG = 64  # references of a category above which a partition is faster than comparing columns
@@ -53,6 +53,12 @@ class Similarities:
     def present(self) -> NDArray[np.intp]:
         """References of each category that are in ``values``, int ``(n_categories,)``."""
         return np.diff(self.starts)
+
+    @property
+    def exact(self) -> bool:
+        """See `zsvec.method.similarities.Compared.exact`."""
+        complete = np.array_equal(self.counts, self.present) and (self.bound == -1).all()
+        return bool(complete and np.isfinite(self.norms).all())
 
     def __len__(self) -> int:
         return len(self.values)
@@ -159,7 +165,7 @@ def prototype(similarities: Similarities, m: int) -> Floats:
 
 
 def cosine_to_mean(means: Floats, norms: Floats) -> Floats:
-    """Converts mean similarities ``(n_images, n_categories)`` to cosines with the means, whose lengths are given."""
+    """Converts mean similarities ``(n_images, n_categories)`` to cosines with the means, given their lengths."""
     cosine = means / np.maximum(norms, np.float32(1e-12))
     return np.clip(cosine, -1, 1)  # a mean that counts absent references at the bound can be too long
 
@@ -186,6 +192,13 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
 """By name."""
 
 
+def aggregate(similarities: Compared, method: str, m: int) -> Floats:
+    """`Compared.aggregate`, or `LOG_COUNT` for every image."""
+    if method != LOG_COUNT:
+        return similarities.aggregate(method, m)
+    return np.repeat(np.log(similarities.counts).astype(np.float32)[None], len(similarities), axis=0)
+
+
 def aggregate_experts(
     found: SearchResult, methods: Mapping[str, Iterable[str]], m: int, backgrounds: Mapping[str, Background]
 ) -> dict[str, dict[str, Floats]]:
@@ -205,16 +218,13 @@ def aggregate_experts(
     for expert in found.experts:
         covered: dict[str, Floats] = {}
         wanted = dict.fromkeys(methods[expert.name])
-        if LOG_COUNT in wanted:
-            counts = np.log(expert.similarities.counts).astype(np.float32)
-            covered[LOG_COUNT] = np.broadcast_to(counts, (len(expert.similarities), len(counts)))
         if {CENTRED, GDA}.intersection(wanted):
             background = backgrounds[expert.name]
             means = cast("ClassMeans", expert.class_means(background))
             queries = found.queries[expert.encoder]
             covered[CENTRED], covered[GDA] = class_similarities(queries, means, background, expert.product)
         for method in wanted.keys() - covered.keys():
-            covered[method] = expert.similarities.aggregate(method, m)
+            covered[method] = aggregate(expert.similarities, method, m)
         out[expert.name] = {method: _over_all(covered[method], expert, len(found.categories)) for method in wanted}
     return out
 

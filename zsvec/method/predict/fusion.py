@@ -1,7 +1,7 @@
 """The fusion strategies in one table: from the logits of the experts to one distribution per image.
 
 The paper's fusion (section 3.3) is the sum of the experts' distributions, weighted by their confidence. An expert may
-cover only some categories: its distribution is over those, and does not tell how likely the others are.
+cover only some categories: the distribution is over these categories, and does not tell how likely others are.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def choose_strategy(
         aggregation: A name in `aggregation.AGGREGATIONS`, for use without a calibration.
 
     Returns:
-        `name`, or the first of its fallbacks whose requirements are met; the pool of fusion; and the pool of novelty.
+        `name`, or the first fallback with its requirements met; the pool of fusion; and the pool of novelty.
     """
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
@@ -140,7 +140,7 @@ def confidences(
 
 
 def fuse(probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Doubles) -> Doubles:
-    """One distribution per image from those of the experts, weighted by their confidence.
+    """Fuses the distributions of the experts, weighted by their confidence.
 
     If every expert covers every category, the result is the paper's sum of confidence × probability,
     normalised. Otherwise a category must neither lose nor gain by the experts that have no reference
@@ -201,7 +201,6 @@ def _by_confidence(confidence: Callable[[Doubles], Doubles], logits: Logits) -> 
 
 
 def _fixed(logits: Logits) -> Fused:
-    """The paper's fusion by the same weights for every image."""
     return _by_confidence(lambda p: np.repeat(logits.weights[:, None], p.shape[1], axis=1), logits)
 
 

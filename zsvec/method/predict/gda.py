@@ -26,7 +26,7 @@ from zsvec.method.similarities import References, category_names, image_experts
 _LEAST = 0.05  # least share of the squared distance of category means from their centre that is not chance
 _TOLERANCE = 0.3  # relative change of mean squared distances; a tenth of new references changes them by 0.1 to 0.2
 _SAMPLE = 2048  # references by which a background is checked
-_BLOCK = 4096  # references whose scatter is summed at once
+_BLOCK = 4096  # references in memory at once while their scatter is summed
 _TOGETHER = 64  # left-out references that share a product with all means
 
 
@@ -192,8 +192,8 @@ def left_out(
     """`class_similarities` of references to the store without these references and others of their scenes.
 
     The result is exact for a fixed mean, basis and shrinkage of the background: the mean of the category and the
-    scatter along the basis are computed without the removed references. Each removal is a correction whose rank is the
-    number of removed references (Woodbury), not another background.
+    scatter along the basis are computed without the removed references. Each removal is a correction by the rank of
+    the number of removed references (Woodbury), not another background.
 
     Args:
         references: All of an expert.

@@ -60,7 +60,7 @@ def expert_logits(
         found: The result of the search.
         similarities: By expert, in the order of `found`, and aggregation.
         pools: The pools of fusion and of novelty.
-        aggregation: The aggregation whose similarities, divided by a temperature, are the logits of the distribution.
+        aggregation: The aggregation of the distribution: logits are its similarities, divided by a temperature.
         temperatures: Temperature of each expert.
         weights: Fixed confidence of each expert from the settings.
     """

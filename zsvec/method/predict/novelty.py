@@ -13,8 +13,8 @@ from zsvec.method.predict.opinion_pool import covering_sets, pattern
 from zsvec.method.similarities import SearchResult
 
 HALFWAY = 0.5
-"""Novelty of an image whose evidence is at the threshold of its category."""
-_LARGEST = 700.0  # nats whose exponential does not overflow
+"""Novelty of an image with evidence at the threshold of its category."""
+_LARGEST = 700.0  # nats; the exponential does not overflow
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,13 +57,9 @@ def expert_evidence(
 def _bounded(evidence: Doubles) -> Doubles:
     """ln(exp(evidence) + exp(LEAST)), by vectorised functions of numpy (`numpy.logaddexp` is not)."""
     above = evidence - LEAST
-    soft: Doubles = np.minimum(above, 30.0)  # above, the other term is lost in rounding
-    np.exp(soft, out=soft)
-    soft += 1
-    np.log(soft, out=soft)
-    np.maximum(above, soft, out=soft)
-    soft += LEAST
-    return soft
+    soft = np.log(1 + np.exp(np.minimum(above, 30.0)))  # beyond 30, the other term is lost in rounding
+    bounded: Doubles = np.maximum(above, soft) + LEAST
+    return bounded
 
 
 def log_linear(

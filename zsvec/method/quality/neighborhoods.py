@@ -24,7 +24,7 @@ Positions = NDArray[np.intp]
 
 SAME = 0.25
 """Share of the median distance of two images of a category below which two images show the same picture."""
-_NEAREST = 3  # other images whose mean cosine is the nearness of an image
+_NEAREST = 3  # other images; their mean cosine is the nearness of an image
 _NONE = np.float32(-2)  # replaces a cosine that does not count
 _BLOCK = 2**24  # cosines in memory at once
 
@@ -111,8 +111,8 @@ def _joined(pictures: Positions, one: Positions, other: Positions) -> Positions:
 def closeness(nearest: Floats, starts: Positions) -> Floats:
     """Nearness of images relative to the usual nearness, float32 ``(n_images,)``.
 
-    The usual nearness is the median of the category, or of all images if that is smaller: in a category whose images
-    differ much, not every image is an outlier.
+    The usual nearness is the median of the category, or of all images if that is smaller: in a category of diverse
+    images, not every image is an outlier.
 
     Args:
         nearest: float32 ``(n_images,)``, nearness to other images; NaN if unknown.

@@ -5,8 +5,8 @@ the remaining images of the scene would identify the left-out image, and calibra
 
 The cosine of two images of one scene depends on the encoder and on the category, so no fixed threshold works. But the
 cosines within a category scatter around their median, and the cosines within a scene lie far above. They also lie above
-all cosines with images of other categories; without this condition, the right half of a category whose other half is
-mislabelled would seem to be one scene. Scenes are found with the encoder that tells categories apart best, because
+all cosines with images of other categories; without this condition, the right half of a half mislabelled category
+would seem to be one scene. Scenes are found with the encoder that tells categories apart best, because
 other encoders find too many images alike.
 """
 
@@ -191,7 +191,6 @@ def _accuracy(references: References, row_of: Mapping[Key, int], images: Collect
 
 
 def _connected(links: Pairs) -> Scenes:
-    """Connected components of the images."""
     beside: dict[Key, set[Key]] = {}
     for one, other in links:
         beside.setdefault(one, set()).add(other)

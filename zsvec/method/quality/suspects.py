@@ -1,6 +1,6 @@
 """Label errors: reference images that are probably under a wrong category.
 
-Calibration learns the fraction ε of the references whose label has no information
+Calibration learns the fraction ε of references with uninformative labels
 (`zsvec.method.calibrate.coefficients`). With p the fused probability that all other references give to the category of
 an image, and C categories, the label is wrong with probability (ε / C) / ((1 - ε) p + ε / C).
 
@@ -108,7 +108,7 @@ def verdicts(references: Mapping[str, References], calibration: Calibration, sam
 
 
 def suspects(references: Mapping[str, References], judged: Iterable[Verdict]) -> list[Suspect]:
-    """Images whose category is probably wrong, most doubtful first; ties by name and hash.
+    """Images with a probably wrong category, most doubtful first; ties by name and hash.
 
     Args:
         references: By expert, all references of the store.
@@ -181,7 +181,7 @@ def _of_copied(
     dropped = set(copies).union(*copies.values())
     kept = {expert: _without(found, dropped) for expert, found in references.items()}
     rows = image_rows(references)
-    # Only images with a vector of every encoder, whose categories have another image for every encoder.
+    # Only images with a vector of every encoder, of categories with another image for every encoder.
     names = set.intersection(*(set(kept[expert].names) for expert in rows))
     images = [
         one

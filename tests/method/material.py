@@ -1,4 +1,4 @@
-"""References as plain mappings, random stores, what a search finds in them, and their calibration."""
+"""References as plain mappings, random stores, searches in random stores, and calibrations."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def searched(
     calibration: Calibration | None = None,
     bound: float | None = None,
 ) -> SearchResult:
-    """What a search finds; with a bound, only the references that are nearer than it to some image."""
+    """Result of a search; with a bound, only of references above the bound for some image."""
     names = tuple(sorted({name for vectors in experts.values() for name in vectors}))
     vectors_of = {encoder: vectors.astype(np.float32) for encoder, vectors in queries.items()}
     found = []
@@ -150,7 +150,7 @@ def searched(
 
 
 def logits(coverage: np.ndarray, **fields: object) -> Logits:
-    """What the experts say, where only some of it matters."""
+    """Logits with placeholders in the fields that do not matter."""
     shape = (len(coverage), 1, coverage.shape[1])
     anything = {
         "found": SearchResult((), ()),

@@ -76,7 +76,7 @@ def test_a_change_computes_the_means_that_differ(monkeypatch: pytest.MonkeyPatch
     assert computed == [3]
 
 
-def test_means_that_nobody_asked_for_are_not_made() -> None:
+def test_unused_means_are_not_computed() -> None:
     before, after = stored({"a": 1}), stored({"a": 1, "b": 2})
     after.succeed(before, {"b"})
     assert not {"class_means", "root_means"} & after.__dict__.keys()

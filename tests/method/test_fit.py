@@ -24,19 +24,19 @@ prop = settings(deadline=None, max_examples=40)
 # ---- weights
 
 
-@pytest.mark.parametrize("aggregation", METHODS)
-def test_a_good_expert_weighs_more_than_noise(aggregation: str) -> None:
-    rng = np.random.default_rng(4)
-    sizes = dict.fromkeys("abcd", 15)
-    experts = {"good:image": clusters(rng, sizes, 1.0), "noise:image": clusters(rng, sizes, 0.0)}
-    made, sample = calibrated(experts, aggregation)
-    for pool in pools(made):
-        weight = {e: sum(pool.coefficients[e].values()) * made.experts[e].spread for e in experts}
-        assert weight["good:image"] > 2 * weight["noise:image"] > 0
-        found = quality(pool, sample)
-        assert found is not None
-        assert found.top1 > 0.9
-    assert (made.experts["good:image"].accuracy or 0) > 0.9 > 0.6 > (made.experts["noise:image"].accuracy or 0)
+def test_a_good_expert_weighs_more_than_noise() -> None:
+    for aggregation in METHODS:
+        rng = np.random.default_rng(4)
+        sizes = dict.fromkeys("abcd", 15)
+        experts = {"good:image": clusters(rng, sizes, 1.0), "noise:image": clusters(rng, sizes, 0.0)}
+        made, sample = calibrated(experts, aggregation)
+        for pool in pools(made):
+            weight = {e: sum(pool.coefficients[e].values()) * made.experts[e].spread for e in experts}
+            assert weight["good:image"] > 2 * weight["noise:image"] > 0
+            found = quality(pool, sample)
+            assert found is not None
+            assert found.top1 > 0.9
+        assert (made.experts["good:image"].accuracy or 0) > 0.9 > 0.6 > (made.experts["noise:image"].accuracy or 0)
 
 
 def test_an_expert_that_is_there_twice_counts_once() -> None:
@@ -63,33 +63,30 @@ def test_the_other_aggregation_is_used_where_it_differs() -> None:
 # ---- the sample
 
 
-@pytest.mark.parametrize("others", [0, 1])
-def test_coefficients_are_learned_from_images_of_two_categories_at_least(others: int) -> None:
-    # The one or two images of b: with one, nothing but images of a can be left out.
-    rng = np.random.default_rng(16)
-    images = clusters(rng, {"a": 10, "b": 1 + others}, 1.0)
-    made, _ = calibrated({"clip:image": images})
-    for pool in pools(made):
-        assert pool.learned == bool(others)
-    if not others:
-        assert sum(made.plain.coefficients["clip:image"].values()) == pytest.approx(
-            1 / made.experts["clip:image"].temperature
-        )
+def test_coefficients_are_learned_from_images_of_two_categories_at_least() -> None:
+    for others in [0, 1]:
+        # The one or two images of b: with one, nothing but images of a can be left out.
+        rng = np.random.default_rng(16)
+        images = clusters(rng, {"a": 10, "b": 1 + others}, 1.0)
+        made, _ = calibrated({"clip:image": images})
+        for pool in pools(made):
+            assert pool.learned == bool(others)
+        if not others:
+            assert sum(made.plain.coefficients["clip:image"].values()) == pytest.approx(
+                1 / made.experts["clip:image"].temperature
+            )
 
 
-@pytest.mark.parametrize(
-    ("categories", "expected"),
-    [
+def test_the_more_categories_the_fewer_images_are_left_out() -> None:
+    for categories, expected in [
         (0, 2048),
         (10, 2048),
         (976, 2048),  # 2,000,000 / 976 = 2049.2
         (1000, 2000),
         (4000, 500),
         (10**5, 256),
-    ],
-)
-def test_the_more_categories_the_fewer_images_are_left_out(categories: int, expected: int) -> None:
-    assert largest_sample(categories) == expected
+    ]:
+        assert largest_sample(categories) == expected
 
 
 def test_as_many_images_are_left_out_as_the_sample_has(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +100,7 @@ def test_as_many_images_are_left_out_as_the_sample_has(monkeypatch: pytest.Monke
 # ---- experts of few categories
 
 
-# ---- what is learned of means
+# ---- backgrounds
 
 
 def sized(sizes: Mapping[str, int], *more: str) -> dict[str, Vectors]:
@@ -135,7 +132,7 @@ def test_backgrounds_stay_while_there_are_about_as_many_references() -> None:
     kept = again(sized(little_more), former)
     assert kept.classwise is former.classwise
     assert kept.backgrounds is former.backgrounds
-    assert kept.aggregations != former.aggregations  # all else is learned from what there is
+    assert kept.aggregations != former.aggregations  # all else is learned anew
     anew = [(sized(more), former), (sized(little_more), None), (sized(little_more, "a:text"), former)]
     for (experts, before), n in zip(anew, (45, 44, 44), strict=True):
         made = again(experts, before)
@@ -172,22 +169,22 @@ def test_an_expert_of_one_category_has_nothing_to_be_tried_on() -> None:
     assert made.experts["clip:image"].images == 10
 
 
-@pytest.mark.parametrize("alone", ["image", "text"])
-def test_the_threshold_of_a_category_that_alone_has_an_expert(alone: str) -> None:
-    rng = np.random.default_rng(7)
-    clip = clusters(rng, dict.fromkeys("abc", 25), 1.0)
-    experts: dict[str, Vectors] = {"clip:image": clip, "dino:image": {"a": clip["a"]}}
-    if alone == "text":
-        experts = {"clip:image": {"a": clip["a"]}, "clip:text": texts(rng, "abc")}
-    made, sample = calibrated(experts, false_unknown_rate=0.1)
-    for pool in pools(made):
-        said = log_linear(
-            expert_evidence(pool.coefficients, sample.aggregations)[:, sample.labels == 0],
-            list(sample.aggregations),
-            pool.neutral,
-        )
-        for threshold in (pool.thresholds["+".join(sorted(experts))], pool.category_thresholds["a"]):
-            assert np.count_nonzero(said.max(axis=1) < threshold) == 2  # rank 2.6 of 25
+def test_the_threshold_of_a_category_that_alone_has_an_expert() -> None:
+    for alone in ["image", "text"]:
+        rng = np.random.default_rng(7)
+        clip = clusters(rng, dict.fromkeys("abc", 25), 1.0)
+        experts: dict[str, Vectors] = {"clip:image": clip, "dino:image": {"a": clip["a"]}}
+        if alone == "text":
+            experts = {"clip:image": {"a": clip["a"]}, "clip:text": texts(rng, "abc")}
+        made, sample = calibrated(experts, false_unknown_rate=0.1)
+        for pool in pools(made):
+            said = log_linear(
+                expert_evidence(pool.coefficients, sample.aggregations)[:, sample.labels == 0],
+                list(sample.aggregations),
+                pool.neutral,
+            )
+            for threshold in (pool.thresholds["+".join(sorted(experts))], pool.category_thresholds["a"]):
+                assert np.count_nonzero(said.max(axis=1) < threshold) == 2  # rank 2.6 of 25
 
 
 def test_texts_of_an_encoder_without_images_keep_their_temperature() -> None:
@@ -199,18 +196,16 @@ def test_texts_of_an_encoder_without_images_keep_their_temperature() -> None:
     assert quality(made.plain, sample) is None
 
 
-@pytest.mark.parametrize(
-    "experts",
-    [
+def test_no_images_or_one_category() -> None:
+    cases: list[dict[str, Vectors]] = [
         {},
         {"clip:text": {"a": {"t": (1, 0)}, "b": {"t": (0, 1)}}},
         {"clip:image": {"a": {"1": (1, 0), "2": (0, 1)}}, "clip:text": {"a": {"t": (0, 1)}}},
-    ],
-)
-def test_no_images_or_one_category(experts: dict[str, Vectors]) -> None:
-    stored = {name: references(vectors) for name, vectors in experts.items()}
-    options: dict[str, Any] = {"revision": 1, "aggregation": "mean", "top_m": 5, "false_unknown_rate": 0.05}
-    assert fit_calibration(stored, dict.fromkeys(experts, 0.07), **options) is None
+    ]
+    for experts in cases:
+        stored = {name: references(vectors) for name, vectors in experts.items()}
+        options: dict[str, Any] = {"revision": 1, "aggregation": "mean", "top_m": 5, "false_unknown_rate": 0.05}
+        assert fit_calibration(stored, dict.fromkeys(experts, 0.07), **options) is None
 
 
 @prop
@@ -244,25 +239,20 @@ def test_order_of_experts_does_not_matter(experts: dict[str, Vectors], aggregati
 # ---- expected calibration error
 
 
-@pytest.mark.parametrize(
-    ("probabilities", "right", "bins", "expected"),
-    [
+def test_expected_calibration_error_by_hand() -> None:
+    for probabilities, right, bins, expected in [
         ([1.0, 1.0], [True, True], 15, 0.0),
         ([1.0, 1.0], [True, False], 15, 0.5),
         ([0.75, 0.75, 0.75, 0.75], [True, True, True, False], 15, 0.0),
-        # |1.7 - 1| in the last bin, |0.3 - 1| in that of 0.3
+        # |1.7 - 1| in the last bin, |0.3 - 1| in the bin of 0.3
         ([0.85, 0.85, 0.3], [True, False, True], 5, 1.4 / 3),
-        # A bin has its upper edge: 0.1 and 0.2 are together, 0.3 is not.
+        # A bin includes the upper edge: 0.1 and 0.2 share a bin, 0.3 does not.
         ([0.1, 0.2], [False, True], 5, 0.35),
         ([0.3, 0.2], [False, True], 5, (0.3 + 0.8) / 2),
         ([0.0, 0.1], [False, False], 10, 0.05),
         ([0.9, 1.0], [False, True], 1, 0.45),
-    ],
-)
-def test_expected_calibration_error_by_hand(
-    probabilities: list[float], right: list[bool], bins: int, expected: float
-) -> None:
-    assert expected_calibration_error(probabilities, right, bins) == pytest.approx(expected, abs=1e-12)
+    ]:
+        assert expected_calibration_error(probabilities, right, bins) == pytest.approx(expected, abs=1e-12)
 
 
 def test_categories_that_are_one_group_each_teach_nothing_of_means() -> None:

@@ -28,7 +28,7 @@ def pictures(found: Neighborhoods) -> set[frozenset[tuple[str, str]]]:
     return {frozenset(group) for group in groups.values() if len(group) > 1}
 
 
-# Unit vectors of the plane. Cosines to the first are their names, and 0.96 · 0.8 + 0.28 · 0.6 = 0.936.
+# Unit vectors of the plane. The first components are cosines to the first, and 0.96 · 0.8 + 0.28 · 0.6 = 0.936.
 FIRST, NEAR, FAR, FARTHER = (1.0, 0.0), (0.96, 0.28), (0.8, 0.6), (0.6, 0.8)
 
 
@@ -43,17 +43,17 @@ def test_the_same_picture_by_hand() -> None:
     assert found.keys == [("a", "1"), ("a", "2"), ("b", "3")]
     assert pictures(found) == {frozenset({("a", "1"), ("b", "3")})}
     np.testing.assert_allclose(found.likeness, [0.96, np.nan, 0.96], atol=1e-6)
-    # What shows the same is no neighbour.
+    # Images of the same picture are no neighbours.
     np.testing.assert_allclose(found.nearest, [0.8, (0.8 + 0.936) / 2, 0.936], atol=1e-6)
 
 
-def test_how_near_it_takes_depends_on_what_images_of_a_category_are_like() -> None:
+def test_same_picture_depends_on_the_spread_of_categories() -> None:
     assert pictures(compared({"a": {"1": FIRST, "2": NEAR}}, {"a": 0.15})) == set()
     assert len(pictures(compared({"a": {"1": FIRST, "2": NEAR}}, {"a": 0.17}))) == 1
     assert len(pictures(compared({"a": {"1": FIRST, "2": NEAR}}, {"a": 0.01, "b": 0.17, "c": 9.0}))) == 1
 
 
-def test_what_shows_the_same_as_another_does_so_by_a_third() -> None:
+def test_same_picture_is_transitive() -> None:
     found = compared({"a": {"1": FIRST}, "b": {"2": NEAR}, "c": {"3": FAR}}, {"a": 0.27})
     assert pictures(found) == {frozenset({("a", "1"), ("b", "2"), ("c", "3")})}
     np.testing.assert_allclose(found.likeness, [0.96, 0.936, 0.936], atol=1e-6)

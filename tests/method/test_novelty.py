@@ -4,7 +4,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.method.material import logits, searched
 from zsvec.method.calibration import LogLinear
@@ -20,7 +19,7 @@ def test_novelty_is_one_half_at_the_threshold_and_falls_with_evidence() -> None:
     np.testing.assert_allclose(got, [0.5, 0.25, 0.75, 1.0, 0.0], atol=1e-12)
 
 
-def test_unknown_is_what_is_above_its_threshold() -> None:
+def test_unknown_is_above_the_threshold() -> None:
     got = is_unknown(np.array([0.5, np.nextafter(0.5, 1), 0.2, 0.9, NAN]), np.array([0.5, 0.5, 0.1, NAN, 0.5]))
     assert got.tolist() == [False, True, True, False, False]
 
@@ -48,7 +47,7 @@ def test_categories_that_other_experts_cover_have_thresholds_of_their_own_howeve
     assert got.novelty[1] < got.threshold[1]
 
 
-def test_images_are_ranked_among_those_whose_category_the_same_experts_cover() -> None:
+def test_images_are_ranked_by_the_experts_of_their_category() -> None:
     quantiles = {"x:image+x:text": [1.0, 2.0, 3.0], "x:text": [-1.0, 0.0, 1.0]}
     pooled = [[2.5, 0.0, -9.0], [0.5, 0.6, -9.0], [5.0, 0.0, -9.0], [0.5, 0.0, -9.0], [0.0, 0.0, 9.0]]
     given = said(TWO, COVERAGE, pooled, "abc", quantiles=quantiles)
@@ -59,56 +58,50 @@ def test_images_are_ranked_among_those_whose_category_the_same_experts_cover() -
 
 
 TWO = ["x:image", "x:text"]
-# a is covered by both, b by the text alone, c by nobody.
+# a is covered by both, b by the text alone, c by neither.
 COVERAGE = [[1, 0, 0], [1, 1, 0]]
 BY_PATTERN = {"x:image+x:text": 3.0, "x:text": 1.0}
 
 
-@pytest.mark.parametrize(
-    ("per_category", "own", "expected"),
-    [
+def test_thresholds_of_categories() -> None:
+    for per_category, own, expected in [
         (False, {"a": 7.0}, [3.0, 1.0, NAN]),
         (True, {"a": 7.0}, [7.0, 1.0, NAN]),
         (True, {"b": 2.0, "c": 4.0}, [3.0, 2.0, 4.0]),
         (True, {}, [3.0, 1.0, NAN]),
-    ],
-)
-def test_thresholds_of_categories(per_category: bool, own: dict[str, float], expected: list[float]) -> None:
-    given = said(TWO, COVERAGE, [[0.0] * 3], "abc", thresholds=BY_PATTERN, category_thresholds=own)
-    np.testing.assert_array_equal(evidence_thresholds(given, per_category=per_category), expected)
+    ]:
+        given = said(TWO, COVERAGE, [[0.0] * 3], "abc", thresholds=BY_PATTERN, category_thresholds=own)
+        np.testing.assert_array_equal(evidence_thresholds(given, per_category=per_category), expected)
 
 
 LN3 = np.log(3)
 
 
-@pytest.mark.parametrize(
-    ("unknown_above", "threshold", "unknown"),
-    [
+def test_novelty_of_images() -> None:
+    for unknown_above, threshold, unknown in [
         (None, [0.5, 0.5, NAN], [True, False, False]),
         (0.0, [0.0, 0.0, 0.0], [True, True, True]),
         (0.2, [0.2, 0.2, 0.2], [True, True, True]),
         (0.8, [0.8, 0.8, 0.8], [False, False, False]),
         (1.0, [1.0, 1.0, 1.0], [False, False, False]),
-    ],
-)
-def test_novelty_of_images(unknown_above: float | None, threshold: list[float], unknown: list[bool]) -> None:
-    # ln 3 below the threshold of a, ln 3 above that of b, and at the odds of three categories: c has no threshold.
-    evidence = [[3 - LN3, 0, 0], [0, 1 + LN3, 0], [-9, -9, LN3]]
-    given = said(TWO, COVERAGE, evidence, "abc", thresholds=BY_PATTERN)
-    got = image_novelty(given, calibrated=True, unknown_above=unknown_above, per_category=False)
-    np.testing.assert_allclose(got.novelty, [0.75, 0.25, 0.5], atol=1e-12)
-    np.testing.assert_array_equal(got.threshold, threshold)
-    assert got.unknown.tolist() == unknown
+    ]:
+        # ln 3 below the threshold of a, ln 3 above that of b, and at the odds of three categories: c has no threshold.
+        evidence = [[3 - LN3, 0, 0], [0, 1 + LN3, 0], [-9, -9, LN3]]
+        given = said(TWO, COVERAGE, evidence, "abc", thresholds=BY_PATTERN)
+        got = image_novelty(given, calibrated=True, unknown_above=unknown_above, per_category=False)
+        np.testing.assert_allclose(got.novelty, [0.75, 0.25, 0.5], atol=1e-12)
+        np.testing.assert_array_equal(got.threshold, threshold)
+        assert got.unknown.tolist() == unknown
 
 
-@pytest.mark.parametrize("unknown_above", [None, 0.0, 0.5])
-def test_without_a_calibration_there_is_no_novelty_and_nothing_is_unknown(unknown_above: float | None) -> None:
-    given = said(TWO, COVERAGE, [[-100.0] * 3] * 2, "abc")
-    got = image_novelty(given, calibrated=False, unknown_above=unknown_above, per_category=True)
-    np.testing.assert_array_equal(got.novelty, [NAN, NAN])
-    np.testing.assert_array_equal(got.threshold, [NAN, NAN])
-    assert got.unknown.tolist() == [False, False]
-    np.testing.assert_array_equal(got.distance, [2.0, 2.0])  # nothing was found
+def test_without_a_calibration_there_is_no_novelty_and_nothing_is_unknown() -> None:
+    for unknown_above in [None, 0.0, 0.5]:
+        given = said(TWO, COVERAGE, [[-100.0] * 3] * 2, "abc")
+        got = image_novelty(given, calibrated=False, unknown_above=unknown_above, per_category=True)
+        np.testing.assert_array_equal(got.novelty, [NAN, NAN])
+        np.testing.assert_array_equal(got.threshold, [NAN, NAN])
+        assert got.unknown.tolist() == [False, False]
+        np.testing.assert_array_equal(got.distance, [2.0, 2.0])  # nothing was found
 
 
 def test_the_distance_is_that_under_the_encoder_that_sees_the_image_farthest() -> None:

@@ -40,7 +40,7 @@ def images(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("block", [1, 5000, 10**9])
-def test_it_is_what_a_search_says(
+def test_pooled_evidence_equals_a_search(
     experts: Mapping[str, Vectors], made: Calibration, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_BLOCK", block)

@@ -15,10 +15,10 @@ def two(n: int, right: float, nats: float) -> tuple[np.ndarray, np.ndarray]:
     return nats * np.eye(2)[said], labels
 
 
-@pytest.mark.parametrize("right", [0.6, 0.75, 0.9])
-def test_with_many_images_probabilities_are_what_is_right(right: float) -> None:
-    evidence, labels = two(20_000, right, 3.0)
-    assert fit_scale(evidence, labels) == pytest.approx(np.log(right / (1 - right)) / 3, rel=0.03)
+def test_with_many_images_probabilities_equal_accuracy() -> None:
+    for right in [0.6, 0.75, 0.9]:
+        evidence, labels = two(20_000, right, 3.0)
+        assert fit_scale(evidence, labels) == pytest.approx(np.log(right / (1 - right)) / 3, rel=0.03)
 
 
 def test_few_images_change_little() -> None:
@@ -33,14 +33,14 @@ def test_where_all_are_right_evidence_grows_but_not_without_end() -> None:
     assert 1 / 20 <= fit_scale(*two(20, 0.0, 3.0)) < 0.5
 
 
-def test_a_category_that_nobody_covers_does_not_matter() -> None:
+def test_scale_ignores_uncovered_categories() -> None:
     evidence, labels = two(100, 0.75, 3.0)
     assert fit_scale(np.hstack([evidence, np.full((100, 1), -np.inf)]), labels) == pytest.approx(
         fit_scale(evidence, labels)
     )
 
 
-def test_what_is_unknown_stays_so_and_probabilities_are_scaled() -> None:
+def test_scaling_keeps_unknown_images_and_scales_probabilities() -> None:
     rng = np.random.default_rng(1)
     experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.9), "clip:text": texts(rng, "abcd")}
     made, _ = calibrated(experts, false_unknown_rate=0.3)

@@ -38,7 +38,7 @@ def found(experts: Mapping[str, Vectors]) -> SearchResult:
     return searched(experts, queries, calibration=calibrated(experts, false_unknown_rate=0.3)[0])
 
 
-# ---- what is chosen
+# ---- temperatures and calibration
 
 
 def test_a_fixed_temperature_goes_before_a_calibrated_one_and_that_before_the_default(found: SearchResult) -> None:
@@ -54,41 +54,44 @@ def test_a_fixed_temperature_goes_before_a_calibrated_one_and_that_before_the_de
     }
 
 
-@pytest.mark.parametrize(
-    ("options", "used"),
-    [({}, True), ({"calibrated": False}, False), ({"aggregation": "mean"}, False), ({"top_m": 4}, False)],
-)
-def test_a_calibration_is_used_where_it_fits(found: SearchResult, options: dict[str, Any], used: bool) -> None:
-    scoring = Scoring(temperatures=TEMPERATURES, **options)
-    assert scoring.calibration(found) is (found.calibration if used else None)
-    for stale in (False, True):
-        for prediction in scoring.predict(replace(found, stale=stale), list("abcdefgh"), 1):
-            assert prediction.calibration == ("none" if not used else "stale" if stale else "current")
-            assert (prediction.novelty is not None) == used
+def test_a_calibration_is_used_where_it_fits(found: SearchResult) -> None:
+    cases: list[tuple[dict[str, Any], bool]] = [
+        ({}, True),
+        ({"calibrated": False}, False),
+        ({"aggregation": "mean"}, False),
+        ({"top_m": 4}, False),
+    ]
+    for options, used in cases:
+        scoring = Scoring(temperatures=TEMPERATURES, **options)
+        assert scoring.calibration(found) is (found.calibration if used else None)
+        for stale in (False, True):
+            for prediction in scoring.predict(replace(found, stale=stale), list("abcdefgh"), 1):
+                assert prediction.calibration == ("none" if not used else "stale" if stale else "current")
+                assert (prediction.novelty is not None) == used
 
 
 # ---- predictions
 
 
-@pytest.mark.parametrize("fusion", STRATEGIES)
 @pytest.mark.parametrize("unknown_above", [None, 0.0])
-def test_predictions_say_what_the_scores_are(found: SearchResult, fusion: str, unknown_above: float | None) -> None:
-    scoring = Scoring(temperatures=TEMPERATURES, fusion=fusion, unknown_above=unknown_above)
-    scores, predictions = scoring.scores(found), scoring.predict(found, list("abcdefgh"), 2)
-    assert [p.source for p in predictions] == list("abcdefgh")
-    assert {p.unknown for p in predictions} == ({True, False} if unknown_above is None else {True})
-    for i, prediction in enumerate(predictions):
-        best = np.argsort(-scores.fused[i], kind="stable")[:2]
-        assert prediction.ranking == tuple((found.categories[c], scores.fused[i, c]) for c in best)
-        assert (prediction.nearest, prediction.probability) == prediction.ranking[0]
-        assert prediction.unknown == bool(scores.novelty[i] > scores.threshold[i]) == bool(scores.unknown[i])
-        assert prediction.label == (None if prediction.unknown else prediction.nearest)
-        assert (prediction.novelty, prediction.distance) == (scores.novelty[i], scores.distance[i])
-        weights = [expert.weight for expert in prediction.experts.values()]
-        np.testing.assert_allclose(weights, scores.confidence[:, i] / scores.confidence[:, i].sum())
-        for expert, output in zip(found.experts, prediction.experts.values(), strict=True):
-            assert output.neighbors == expert.nearest[i]
-            assert {name for name, _ in output.ranking} <= {found.categories[c] for c in expert.coverage}
+def test_predictions_equal_the_scores(found: SearchResult, unknown_above: float | None) -> None:
+    for fusion in STRATEGIES:
+        scoring = Scoring(temperatures=TEMPERATURES, fusion=fusion, unknown_above=unknown_above)
+        scores, predictions = scoring.scores(found), scoring.predict(found, list("abcdefgh"), 2)
+        assert [p.source for p in predictions] == list("abcdefgh")
+        assert {p.unknown for p in predictions} == ({True, False} if unknown_above is None else {True})
+        for i, prediction in enumerate(predictions):
+            best = np.argsort(-scores.fused[i], kind="stable")[:2]
+            assert prediction.ranking == tuple((found.categories[c], scores.fused[i, c]) for c in best)
+            assert (prediction.nearest, prediction.probability) == prediction.ranking[0]
+            assert prediction.unknown == bool(scores.novelty[i] > scores.threshold[i]) == bool(scores.unknown[i])
+            assert prediction.label == (None if prediction.unknown else prediction.nearest)
+            assert (prediction.novelty, prediction.distance) == (scores.novelty[i], scores.distance[i])
+            weights = [expert.weight for expert in prediction.experts.values()]
+            np.testing.assert_allclose(weights, scores.confidence[:, i] / scores.confidence[:, i].sum())
+            for expert, output in zip(found.experts, prediction.experts.values(), strict=True):
+                assert output.neighbors == expert.nearest[i]
+                assert {name for name, _ in output.ranking} <= {found.categories[c] for c in expert.coverage}
 
 
 def test_rankings_are_of_some_categories_and_of_equal_ones_the_first_by_name() -> None:

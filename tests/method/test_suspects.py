@@ -27,7 +27,7 @@ def in_blocks(experts: Mapping[str, Vectors], size: int) -> list[Suspect]:
 
 
 def mislabelled(rng: np.random.Generator, sizes: Mapping[str, int], wrong: int) -> tuple[Vectors, dict[str, str]]:
-    """Clusters of which the first images of each are under the next category; and these, with their own."""
+    """Clusters with the first images of each moved to the next category; and the true category of moved images."""
     clean = clusters(rng, sizes, signal=3.0)
     names = sorted(clean)
     out: dict[str, dict[str, Sequence[float]]] = {name: {} for name in names}
@@ -44,21 +44,18 @@ def mislabelled(rng: np.random.Generator, sizes: Mapping[str, int], wrong: int) 
 # ---- by hand
 
 
-@pytest.mark.parametrize(
-    ("probability", "noise", "n_categories", "expected"),
-    [
+def test_the_posterior_of_a_wrong_label() -> None:
+    for probability, noise, n_categories, expected in [
         (0.5, 0.2, 4, 0.05 / (0.8 * 0.5 + 0.05)),
-        (0.0, 0.2, 4, 1.0),  # nobody else would call it so
+        (0.0, 0.2, 4, 1.0),  # no other reference supports the label
         (1.0, 0.2, 4, 0.05 / 0.85),
         (0.0, 0.0, 4, 0.0),  # where no label is wrong, none is
         (0.25, 1.0, 4, 1.0),
-    ],
-)
-def test_the_posterior_of_a_wrong_label(probability: float, noise: float, n_categories: int, expected: float) -> None:
-    assert wrong_label(np.array([probability]), noise, n_categories)[0] == pytest.approx(expected)
+    ]:
+        assert wrong_label(np.array([probability]), noise, n_categories)[0] == pytest.approx(expected)
 
 
-def test_an_image_is_accused_by_what_the_pool_says_of_its_category() -> None:
+def test_verdicts_by_hand() -> None:
     pool = LogLinear({"clip:image": {"top_mean": 1.0}}, noise=0.3)
     rows = np.log(np.array([[0.9, 0.05, 0.05], [0.02, 0.18, 0.8], [0.2, 0.5, 0.3]], np.float32))
     sample = LeftOut(
@@ -95,7 +92,7 @@ def test_wrong_labels_are_found_and_no_others(size: int) -> None:
     assert [s.probability for s in told] == sorted((s.probability for s in told), reverse=True)
 
 
-def test_where_all_labels_are_right_nobody_is_accused() -> None:
+def test_right_labels_are_not_suspected() -> None:
     vectors = clusters(np.random.default_rng(3), dict.fromkeys("abcdef", 12), signal=3.0)
     assert found({"clip:image": vectors}) == in_blocks({"clip:image": vectors}, 10) == []
 
@@ -149,7 +146,7 @@ def test_a_copy_in_a_category_without_another_image_is_not_judged() -> None:
     assert found({"clip:image": {**vectors, "e": alone}, "clip:text": texts(np.random.default_rng(9), "abcde")}) == []
 
 
-def test_where_all_images_are_copies_nobody_is_judged() -> None:
+def test_no_verdict_if_all_images_are_copies() -> None:
     picture = {"x": [1.0] + [0.0] * 15}
     experts = {"clip:image": {"a": picture, "b": picture}, "clip:text": texts(np.random.default_rng(10), "ab")}
     assert found(experts) == []

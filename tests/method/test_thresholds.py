@@ -15,18 +15,18 @@ NAN = np.nan
 prop = settings(deadline=None, max_examples=100)
 
 
-@pytest.mark.parametrize(("false_unknown_rate", "beyond"), [(0.05, 3), (0.1, 7), (0.5, 37), (1 / 76, 0)])
-def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold(false_unknown_rate: float, beyond: int) -> None:
-    # The thresholds are at ranks 3.8, 7.6, 38 and 1 of 75: as many are below, but for those at a whole rank.
-    rng = np.random.default_rng(9)
-    experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.7), "clip:text": texts(rng, "abc")}
-    made, sample = calibrated(experts, false_unknown_rate=false_unknown_rate)
-    for pool in pools(made):
-        said = log_linear(
-            expert_evidence(pool.coefficients, sample.aggregations), list(sample.aggregations), pool.neutral
-        ).max(axis=1)
-        (threshold,) = pool.thresholds.values()
-        assert np.count_nonzero(novelty(said, np.full(75, threshold)) > 0.5) == beyond
+def test_the_wanted_fraction_of_left_out_images_is_beyond_the_threshold() -> None:
+    for false_unknown_rate, beyond in [(0.05, 3), (0.1, 7), (0.5, 37), (1 / 76, 0)]:
+        # The thresholds are at ranks 3.8, 7.6, 38 and 1 of 75: as many are below, except at a whole rank.
+        rng = np.random.default_rng(9)
+        experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.7), "clip:text": texts(rng, "abc")}
+        made, sample = calibrated(experts, false_unknown_rate=false_unknown_rate)
+        for pool in pools(made):
+            said = log_linear(
+                expert_evidence(pool.coefficients, sample.aggregations), list(sample.aggregations), pool.neutral
+            ).max(axis=1)
+            (threshold,) = pool.thresholds.values()
+            assert np.count_nonzero(novelty(said, np.full(75, threshold)) > 0.5) == beyond
 
 
 def test_the_threshold_of_categories_without_images_is_as_if_others_had_none_either() -> None:
@@ -82,11 +82,11 @@ def test_a_threshold_takes_nineteen_images_where_one_in_twenty_may_be_unknown() 
             assert pool.category_thresholds.keys() == own
 
 
-@pytest.mark.parametrize(("false_unknown_rate", "least"), [(0.01, 99), (0.02, 49), (0.05, 19), (0.1, 9), (0.5, 1)])
-def test_how_many_images_a_rate_takes(false_unknown_rate: float, least: int) -> None:
-    assert [n for n in range(200) if enough(n, false_unknown_rate)] == list(range(least, 200))
-    assert [n for n in range(200) if enough(n, 1 - false_unknown_rate)] == list(range(least, 200))
-    assert fewest(false_unknown_rate) == fewest(1 - false_unknown_rate) == least
+def test_how_many_images_a_rate_takes() -> None:
+    for false_unknown_rate, least in [(0.01, 99), (0.02, 49), (0.05, 19), (0.1, 9), (0.5, 1)]:
+        assert [n for n in range(200) if enough(n, false_unknown_rate)] == list(range(least, 200))
+        assert [n for n in range(200) if enough(n, 1 - false_unknown_rate)] == list(range(least, 200))
+        assert fewest(false_unknown_rate) == fewest(1 - false_unknown_rate) == least
 
 
 def test_how_many_images_a_tiny_rate_takes_is_told_at_once() -> None:
@@ -105,21 +105,23 @@ def test_a_new_image_falls_below_with_the_asked_probability(n: int, fraction: fl
 # ---- neutral evidence
 
 
-@pytest.mark.parametrize("covered", ["abcd", "ab"])
-def test_the_likelihood_ratio_of_a_wrong_category_is_one_on_average(covered: str) -> None:
-    rng = np.random.default_rng(12)
-    clip = clusters(rng, dict.fromkeys("abcd", 6), 0.7)
-    dino = clusters(rng, dict.fromkeys(covered, 6), 0.7)
-    made, sample = calibrated({"clip:image": clip, "clip:text": texts(rng, "abcd"), "dino:image": dino})
-    for pool in pools(made):
-        assert {"clip:image", "clip:text", "dino:image", "clip:image+clip:text+dino:image"} == pool.neutral.keys()
-        evidence = dict(zip(sample.aggregations, expert_evidence(pool.coefficients, sample.aggregations), strict=True))
-        for name, neutral in pool.neutral.items():
-            ratios = []
-            for i, label in enumerate(sample.labels):
-                for c in range(len(sample.categories)):
-                    said = sum(evidence[expert][i, c] for expert in name.split("+"))
-                    if c != label and not np.isnan(said):
-                        ratios.append(np.exp(said - neutral))
-            assert len(ratios) == (72 if "dino" not in name or covered == "abcd" else 12)
-            assert np.mean(ratios) == pytest.approx(1.0)
+def test_the_likelihood_ratio_of_a_wrong_category_is_one_on_average() -> None:
+    for covered in ["abcd", "ab"]:
+        rng = np.random.default_rng(12)
+        clip = clusters(rng, dict.fromkeys("abcd", 6), 0.7)
+        dino = clusters(rng, dict.fromkeys(covered, 6), 0.7)
+        made, sample = calibrated({"clip:image": clip, "clip:text": texts(rng, "abcd"), "dino:image": dino})
+        for pool in pools(made):
+            assert {"clip:image", "clip:text", "dino:image", "clip:image+clip:text+dino:image"} == pool.neutral.keys()
+            evidence = dict(
+                zip(sample.aggregations, expert_evidence(pool.coefficients, sample.aggregations), strict=True)
+            )
+            for name, neutral in pool.neutral.items():
+                ratios = []
+                for i, label in enumerate(sample.labels):
+                    for c in range(len(sample.categories)):
+                        said = sum(evidence[expert][i, c] for expert in name.split("+"))
+                        if c != label and not np.isnan(said):
+                            ratios.append(np.exp(said - neutral))
+                assert len(ratios) == (72 if "dino" not in name or covered == "abcd" else 12)
+                assert np.mean(ratios) == pytest.approx(1.0)

@@ -123,8 +123,8 @@ def fit_calibration(
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrates a store from its references.
 
-    With one reference per category, no image can be left out for image experts: their temperature is the spread of
-    their similarities to other categories, their weights are equal, and there is no threshold. An expert that
+    With one reference per category, no image can be left out for image experts: the temperature is the spread of
+    similarities to other categories, weights are equal, and there is no threshold. An expert that
     covers few categories is fitted on those. With two categories, the spread is taken over all images. Copies of a
     picture within a category are left out together.
 
@@ -135,11 +135,11 @@ def fit_calibration(
         aggregation: A name in `aggregation.AGGREGATIONS`.
         top_m: References that ``top_mean`` averages.
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
-        former: A calibration of these experts. Its backgrounds and their pool are reused while the number of
-            references is about the same and most references are unchanged. By default they are learned anew.
+        former: A calibration of these experts. Backgrounds and the pool of means are reused while the number of
+            references is about the same and most references are unchanged. By default all is learned anew.
 
     Returns:
-        The calibration and its sample; ``None`` without reference images or with fewer than two categories.
+        The calibration and the sample; ``None`` without reference images or with fewer than two categories.
     """
     other = other_aggregation(aggregation)
     limit = largest_sample(len(category_names(references)))

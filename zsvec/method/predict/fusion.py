@@ -1,6 +1,6 @@
 """The fusion strategies in one table: from the logits of the experts to one distribution per image.
 
-The paper's fusion (section 3.3) is the sum of the experts' distributions, weighted by their confidence. An expert may
+The paper's fusion (section 3.3) is the sum of the experts' distributions, weighted by confidence. An expert may
 cover only some categories: the distribution is over these categories, and does not tell how likely others are.
 """
 
@@ -39,15 +39,15 @@ class Fused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """A fusion function, and its requirements.
+    """A fusion function, and the requirements.
 
     Attributes:
         function: Fuses the logits of the experts.
         summary: One line for help and documentation.
         several_aggregations: Whether evidence, and novelty with it, comes from several aggregations of each expert
-            if the calibration has coefficients for them and every reference was compared.
+            if the calibration has such coefficients and every reference was compared.
         classwise: Whether fusion, but not novelty, uses the means of categories if the calibration has learned
-            their coefficients.
+            coefficients of means.
         needs_classwise: Whether these coefficients are required.
         needs_exact: Whether every image must have been compared with every reference.
         needs_calibration: Whether a calibration is required.
@@ -71,7 +71,7 @@ class Strategy:
 def choose_strategy(
     name: str, found: SearchResult, calibration: Calibration | None, temperatures: Mapping[str, float], aggregation: str
 ) -> tuple[str, LogLinear, LogLinear]:
-    """The strategy that runs, and its pools of evidence.
+    """The strategy that runs, and the pools of evidence.
 
     Args:
         name: The wanted strategy, a name in `STRATEGIES`.
@@ -81,7 +81,7 @@ def choose_strategy(
         aggregation: A name in `aggregation.AGGREGATIONS`, for use without a calibration.
 
     Returns:
-        `name`, or the first fallback with its requirements met; the pool of fusion; and the pool of novelty.
+        `name`, or the first fallback with all requirements met; the pool of fusion; and the pool of novelty.
     """
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
@@ -132,7 +132,7 @@ def confidences(
 
     Returns:
         float64 ``(n_experts, n_images)``, positive. An expert that covers fewer than two categories
-        compares nothing, so its weight is negligible.
+        compares nothing, so the weight is negligible.
     """
     weight = confidence(probabilities)
     weight[coverage.sum(axis=1) < 2] = _SILENT
@@ -140,7 +140,7 @@ def confidences(
 
 
 def fuse(probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Doubles) -> Doubles:
-    """Fuses the distributions of the experts, weighted by their confidence.
+    """Fuses the distributions of the experts, weighted by confidence.
 
     If every expert covers every category, the result is the paper's sum of confidence × probability,
     normalised. Otherwise a category must neither lose nor gain by the experts that have no reference
@@ -195,7 +195,7 @@ def _stationary(transitions: Doubles) -> Doubles:
 
 
 def _by_confidence(confidence: Callable[[Doubles], Doubles], logits: Logits) -> Fused:
-    """The paper's fusion: the mean of the distributions, weighted by their confidence."""
+    """The paper's fusion: the mean of the distributions, weighted by confidence."""
     weight = confidences(logits.probabilities, logits.coverage, confidence)
     return Fused(fuse(logits.probabilities, logits.coverage, weight), weight)
 

@@ -1,7 +1,7 @@
 """The logarithmic opinion pool (Genest & Zidek, 1986): the evidence of the experts adds up, in nats.
 
-An expert that does not cover a category gives *neutral* evidence for it: its mean evidence for a wrong category. So a
-category neither gains nor loses by an expert without references of it.
+An expert that does not cover a category gives *neutral* evidence: the mean evidence for a wrong category. So a category
+neither gains nor loses by an expert without such references.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BLOCK = 2**24  # similarities of an expert in memory at once
 def expert_evidence(
     coefficients: Mapping[str, Mapping[str, float]], similarities: Similarity, least: float | None = None
 ) -> Doubles:
-    """Evidence of each expert: the sum of its aggregations, times their coefficients.
+    """Evidence of each expert: the sum of aggregations times coefficients.
 
     Args:
         coefficients: By expert and aggregation, nats per unit of similarity.
@@ -65,7 +65,7 @@ def _bounded(evidence: Doubles) -> Doubles:
 def log_linear(
     evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float], weights: Doubles | None = None
 ) -> Doubles:
-    """Evidence of all experts together for each category; its softmax is the fused distribution.
+    """Evidence of all experts together for each category; the softmax is the fused distribution.
 
     Args:
         evidence: float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has no reference.

@@ -32,14 +32,15 @@ def test_softmax_by_hand() -> None:
 
 
 def test_softmax_of_extreme_logits() -> None:
-    for logits, expected in [
+    cases: list[tuple[list[float], list[float]]] = [
         ([3e38, -3e38, 0.0], [1, 0, 0]),
         ([3e38, 3e38, -3e38], [0.5, 0.5, 0]),
         ([-3e38, -3e38], [0.5, 0.5]),
         ([1e-38, 0.0, -1e-38], [1 / 3] * 3),
         ([1000.0, 999.0], [1 / (1 + np.exp(-1)), np.exp(-1) / (1 + np.exp(-1))]),
         ([-3e38, NAN, 3e38], [0, 0, 1]),
-    ]:
+    ]
+    for logits, expected in cases:
         np.testing.assert_allclose(softmax(np.array(logits, dtype=np.float32)), expected, atol=1e-12)
 
 

@@ -26,6 +26,7 @@ from tests.search.support import STATE, OneWay, SharedDeployment, State, assert_
 from tests.store.material import add, references
 from zsvec import CategoryInput
 from zsvec.errors import StoreUnavailableError
+from zsvec.inputs.files import replacing
 from zsvec.search import cache
 from zsvec.search.base import IndexSpec
 from zsvec.search.cache import ReferenceCache
@@ -484,7 +485,7 @@ def test_references_read_before_a_drop_are_not_cached(store: Store) -> None:
 def test_drop_during_save(store: Store, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     fill(store, SMALL)
     vector, dropping = one_vector(store), key(store)
-    header, new_file = cache._header, cache.replacing
+    header = cache._header
     dropped = []
 
     def drop(now: str) -> None:
@@ -498,15 +499,17 @@ def test_drop_during_save(store: Store, monkeypatch: pytest.MonkeyPatch, moment:
 
     @contextmanager
     def written(file: Path, **options: Any) -> Iterator[Any]:
-        with new_file(file, **options) as opened:
+        with replacing(file, **options) as opened:
             if file.suffix != ".references":
                 yield opened
                 return
             drop("opened")
-            slow = SimpleNamespace(
-                write=opened.write, writelines=lambda parts: (opened.writelines(parts), drop("written"))
-            )
-            yield slow
+
+            def writelines(parts: Any) -> None:
+                opened.writelines(parts)
+                drop("written")
+
+            yield SimpleNamespace(write=opened.write, writelines=writelines)
 
     monkeypatch.setattr(cache, "_header", interrupted)
     monkeypatch.setattr(cache, "replacing", written)

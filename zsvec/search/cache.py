@@ -153,7 +153,10 @@ class ReferenceCache:
     def _write(
         self, file: Path, references: Mapping[str, References], catalog: Mapping[str, Category], dropped: bytes
     ) -> None:
-        parts = [_header(references, catalog), *(_bytes(expert.vectors) for expert in references.values())]
+        parts: list[bytes | memoryview] = [
+            _header(references, catalog),
+            *(_bytes(expert.vectors) for expert in references.values()),
+        ]
         digest = hashlib.sha256()
         for part in parts:
             digest.update(part)

@@ -33,7 +33,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
         "measured": {
-            "all together": "not exported here",
+            "all together": "no export yet (`zsvec encoders export`)",
             "clip by torch": "not measured yet",
             "dino by torch": "not measured yet",
         },

@@ -38,7 +38,7 @@ WRONG = {
     "list --namespace=y": "--namespace stands before the command",
     "add ''": "a category name must not be empty. Got ''",
     "add x --text ''": "a definition text must be a str that is not empty. Got ''",
-    "import missing": "missing is not a folder",
+    "import missing": "missing does not exist",
     "import colours/red": "colours/red has no sub-folders",
     "import colours --definitions missing.json": "missing.json cannot be read",
     "import colours --definitions colours/red/0.png": "0.png cannot be read: 'utf-8' codec",
@@ -105,7 +105,7 @@ def test_a_name_that_is_too_long_for_the_file_system(stocked: Cli, command: str)
     result = stocked(command.format("x" * 5000))
     assert result.code in (1, 2)
     assert "xxx" in result.out + result.err
-    assert "too long" in result.out + result.err or "not a folder" in result.err
+    assert "too long" in result.out + result.err or "does not exist" in result.err
 
 
 def test_help_and_version(cli: Cli) -> None:

@@ -158,9 +158,9 @@ def test_image_models_shared_with_conse_are_never_measured() -> None:
     conse = SPEC.model_copy(update={"family": "conse", "text_model": "x"})
     said = measured({"conse": conse, "shares": SPEC, "other": SPEC.model_copy(update={"image_size": 96})})
     assert said == {
-        "all together": "not exported here",
-        "conse by torch": "float32, as ConSE needs it",
-        "shares by torch": "float32, as ConSE needs it",
+        "all together": "no export yet (`zsvec encoders export`)",
+        "conse by torch": "float32, which ConSE needs of its image model",
+        "shares by torch": "float32, which ConSE needs of its image model",
         "other by torch": "not measured yet",
     }
 

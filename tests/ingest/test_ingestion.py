@@ -748,9 +748,9 @@ def test_folders_that_hold_no_categories(tmp_path: Path) -> None:
     for made in ("bare", "hidden/.hidden", "images/empty", "names/a\nb"):
         (tmp_path / made).mkdir(parents=True)
     for name, message in {
-        "missing": "is not a folder",
+        "missing": "does not exist",
         "file": "is not a folder",
-        "x" * 5000: "is not a folder",
+        "x" * 5000: "does not exist",
         "bare": "has no sub-folders",
         "hidden": "has no sub-folders",
         "images": "has no images in its sub-folders",

@@ -498,7 +498,7 @@ COMMANDS = [
     command("add: empty name", 2, "must not be empty. Got ''", "add|"),
     command("add: missing image", 1, "cannot read 'missing.jpg'", "add|new|--image|missing.jpg"),
     command("remove: unknown", 2, "no category 'green'", "remove|green"),
-    command("import: missing folder", 2, "missing is not a folder", "import|missing"),
+    command("import: missing folder", 2, "missing does not exist", "import|missing"),
     command("import: empty folder", 2, "empty has no sub-folders", "import|empty", reds),
     command("import: missing definitions", 2, "d.json cannot be read", JSON_FILE, pets),
     command("import: no JSON", 2, "d.json are not JSON", JSON_FILE, definitions("d.json", b"{")),

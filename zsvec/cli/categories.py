@@ -114,7 +114,7 @@ def show(
 
 @app.command()
 def move(context: typer.Context, source: From, target: To, hashes: Hashes, json: Json = False) -> None:
-    """Move references from one category to another, stored or new."""
+    """Move references to another category, which is created if new."""
     with context.obj.open() as classifier:
         chosen = _hashes_of(classifier, source, hashes)
         category = classifier.references.move(chosen, source=source, target=target)
@@ -148,7 +148,7 @@ def forget(
 ) -> None:
     """Erase an image from every category, the inbox, the copies and the history, for good.
 
-    A copy of another size or format is another image.
+    Only this exact file content is erased; resized or converted copies stay.
     """
     from zsvec import content_hash
 

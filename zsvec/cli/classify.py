@@ -40,7 +40,7 @@ def classify(
         bool, typer.Option("--csv", help="Print CSV: source, label, nearest, probability, unknown, novelty, …")
     ] = False,
 ) -> None:
-    """Classify images as they are read.
+    """Classify images, and print each result as soon as it is known.
 
     Reports unreadable images and goes on; fails if nothing was classified.
     """

@@ -143,7 +143,7 @@ def demo(context: typer.Context) -> None:
 
 
 def _answers(photos: Sequence[Photo], predictions: Sequence[Prediction]) -> Table:
-    table = new_table("photograph", "category", "", "or", "how far")
+    table = new_table("photograph", "category", "", "next", "novelty")
     for photo, answer in zip(photos, predictions, strict=True):
         table.add_row(
             escape(photo.name),

@@ -29,8 +29,8 @@ def export(
         Path | None,
         typer.Argument(
             metavar="[FOLDER]",
-            help="Target, for use as --profile FOLDER, even without torch. By default this user's cache, used from the "
-            "next start on if as fast as torch.",
+            help="Folder to write, then usable as --profile FOLDER on machines without torch.  [default: your cache, "
+            "which is used automatically if about as fast as torch]",
         ),
     ] = None,
     int8: Annotated[

@@ -56,7 +56,7 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure accuracy on labelled images: over all, by category, and confusions.
+    """Measure accuracy on labelled images: overall, by category, and the confusions.
 
     Reports and skips unusable rows and unreadable images.
 

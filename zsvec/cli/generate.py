@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 @app.command()
 def generate(
     context: typer.Context,
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Categories, stored or new.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Categories; new ones are created.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All categories of the store.")] = False,
     per_category: Annotated[int, typer.Option(min=1, metavar="N", help="Images for each category.")] = 4,
     max_images: Annotated[
-        int | None, typer.Option(min=0, metavar="N", help="Most images of these categories, earlier runs included.")
+        int | None, typer.Option(min=0, metavar="N", help="Limit of images in total, earlier runs included.")
     ] = None,
     max_cost: Annotated[
         float | None,

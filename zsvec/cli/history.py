@@ -19,7 +19,7 @@ def history(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this category.")] = None,
     json: Json = False,
 ) -> None:
-    """List changes that can be undone, and undone ones, newest first."""
+    """List recent changes, undone ones included, newest first."""
     if name is not None:
         from zsvec import checked_name
 
@@ -40,7 +40,7 @@ def undo(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Undo the last change, or another one. An undo is a change too: undo one by id."""
+    """Undo the last change, or the change with this id. To redo, give the id of the undo."""
     with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
         undone = classifier.history.undo(category, change=change)
     if json:

@@ -54,9 +54,9 @@ def import_(
 ) -> None:
     """Add a category for each sub-folder of DIR, named like the folder, or for each label in FILE.
 
-    Repeat the command freely: stored images are not embedded again. Reports and skips unreadable images, empty folders,
-    links that lead out of DIR, and unusable rows. With --replace, such a link or row ends the command before anything
-    is written.
+    Repeat the command freely: stored images are not embedded again. Unreadable images, empty folders, links out of DIR
+    and unusable rows are reported and skipped. With --replace, a link or row of that kind stops the command before
+    anything is written.
     """
     from zsvec.inputs.folders import read_definitions
 

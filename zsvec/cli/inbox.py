@@ -31,7 +31,7 @@ def correct(
     name: Name,
     json: Json = False,
 ) -> None:
-    """Make an image a reference of the right category, stored or new.
+    """Make an image a reference of the right category, which is created if new.
 
     Every process uses the reference from the next image on. A reference of another category is moved.
     """
@@ -67,7 +67,7 @@ def show(
 
 @inbox.command()
 def label(context: typer.Context, hashes: Hashes, name: Name, json: Json = False) -> None:
-    """Make images references of a category, stored or new."""
+    """Make images references of a category, which is created if new."""
     with context.obj.open() as classifier:
         category = classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name)
     output.print_found([category], categories_table, json=json)
@@ -75,7 +75,7 @@ def label(context: typer.Context, hashes: Hashes, name: Name, json: Json = False
 
 @inbox.command()
 def dismiss(context: typer.Context, hashes: Hashes) -> None:
-    """Remove images from the inbox, and block near-duplicates until they expire."""
+    """Remove images from the inbox. These and near-duplicates are not kept again until the dismissal expires."""
     with context.obj.open() as classifier:
         chosen = _hashes_of(classifier.inbox, hashes)
         classifier.inbox.dismiss(chosen)

@@ -51,7 +51,10 @@ def doctor(
 
 @app.command()
 def init(context: typer.Context) -> None:
-    """Create the collections of the store, for keys without that right. Writes create them too."""
+    """Create the collections of the store in advance, so that later writers need no key with that right.
+
+    Without this command, the first write creates the collections.
+    """
     with context.obj.open() as classifier:
         classifier.create()
         output.print_note(f"{classifier.location} is ready")
@@ -65,7 +68,8 @@ def gc(
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Minimum age of deleted references; may shorten the history.  [default: as writers and history need]",
+            help="Delete only garbage older than this. A small value makes recent changes final.  [default: safe for "
+            "running writers and undo]",
         ),
     ] = None,
 ) -> None:
@@ -83,7 +87,7 @@ def gc(
 
 @images.command()
 def drop(context: typer.Context, yes: Yes = False) -> None:
-    """Delete all small copies of images, and keep none. References stay.
+    """Delete all small copies of images, and store no new ones. References stay.
 
     `--keep-images small`, or the setting, starts again with new images.
     """

@@ -196,7 +196,10 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> No
 def evidence_table(prediction: Prediction) -> Table:
     """Returns a row per expert: weight, entropy, ranking and nearest references."""
     stale = prediction.calibration == "stale"
-    caption = f"fused by {prediction.fusion}" + "; the calibration is stale: run `zsvec calibrate`" * stale
+    caption = (
+        f"fused by {prediction.fusion} (`zsvec docs decides`)"
+        + "; the calibration is stale: run `zsvec calibrate`" * stale
+    )
     return new_table(
         *("expert", "weight", "entropy", "says", "nearest references"),
         rows=(

@@ -42,8 +42,8 @@ def calibrate(
         float | None,
         typer.Option(
             metavar="FRACTION",
-            help="Images of known categories that may be called unknown.  [default: the setting, the present "
-            "calibration's rate, or 0.05]",
+            help="Fraction, 0 to 1, of known images that may be called unknown.  [default: the setting, else the stored "
+            "rate, else 0.05]",
         ),
     ] = None,
     json: Json = False,
@@ -51,8 +51,8 @@ def calibrate(
     """Learn the weights of the experts and the rejection threshold from the stored references.
 
     Needs no images and no encoders. Small stores calibrate themselves after each change; `zsvec info` shows whether
-    the calibration is stale. Names references that are probably under a wrong category, and changes none. Forgets the
-    confidence learned from labelled images.
+    the calibration is stale. References that are probably under a wrong category are listed, and left as they are. The
+    scale that `clf.calibrate(labelled=…)` has learned is reset.
     """
     with context.obj.open() as classifier:
         report = classifier.calibrate(false_unknown_rate=false_unknown_rate)

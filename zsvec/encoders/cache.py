@@ -108,7 +108,11 @@ def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
     if all(spec.family == "onnx" for spec in specs.values()):
         return {}
     record = read_record(specs)
-    chosen = f"{record} → auto is {'onnx' if record.is_fast else 'torch'}" if record else "not exported here"
+    chosen = (
+        f"{record} → auto is {'onnx' if record.is_fast else 'torch'}"
+        if record
+        else "no export yet (`zsvec encoders export`)"
+    )
     by_torch = {f"{name} by torch": words for name, words in hardware.describe_rates(specs).items()}
     return {"all together": chosen, **by_torch}
 

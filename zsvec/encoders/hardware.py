@@ -122,7 +122,7 @@ def describe_rates(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
     """Returns the number format of image models with torch on the CPU, and the reason, by name of the encoder."""
     exact = [_image_model(spec) for spec in specs.values() if spec.family == "conse"]
     return {
-        name: "float32, as ConSE needs it" if _image_model(spec) in exact else _described(spec)
+        name: "float32, which ConSE needs of its image model" if _image_model(spec) in exact else _described(spec)
         for name, spec in specs.items()
         if spec.family != "onnx"
     }

@@ -155,7 +155,8 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
     """
     folder = checked_path("folder", folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        raise InvalidInputError(f"{folder} is not a folder: give one with a sub-folder of images per category")
+        problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise InvalidInputError(f"{folder} {problem}: give a folder with a sub-folder of images per category")
     folders: dict[str, Path] = {}
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

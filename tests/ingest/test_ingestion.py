@@ -386,7 +386,7 @@ def test_names_that_a_terminal_or_a_page_would_obey_are_refused(empty: Workshop)
         "..",
         "\u200b\u200d",
     ):
-        with pytest.raises(InvalidInputError):
+        with pytest.raises(InvalidInputError, match="a category name must"):
             empty.add(name)
     assert empty.store.categories() == []
 
@@ -423,7 +423,16 @@ def test_vectors_come_beside_texts_and_images(workshop: Workshop) -> None:
 def test_vectors_that_cannot_be_used(kennel: Workshop) -> None:
     before = state(kennel.store)
     rows: Any
-    for rows in ([], np.ones((1, 1, 32)), None, [[1.0] * 32, [float("-inf")] * 32], np.eye(3, 32) - np.eye(3, 32)):
+    infinite = [[1.0] * 32, [float("-inf")] * 32]
+    for rows in (
+        [],
+        np.ones(32),
+        np.ones((1, 1, 32)),
+        None,
+        [["a"] * 32],
+        infinite,
+        np.diag([1, 1, 0]) @ np.ones((3, 32)),
+    ):
         with pytest.raises(InvalidInputError, match="of clip:image"):
             kennel.add("cat", vectors={"clip:image": rows})
     for expert in ("dino:text", "clip", "", 7):

@@ -318,19 +318,33 @@ def generate(bench: Bench) -> None:
 
 
 COUNT = "must be a whole number from 1 up. Got"
+NOT_SEVERAL = {
+    "path": Path("photo.jpg"),
+    "bytes": b"bytes",
+    "file": io.BytesIO(b""),
+    "image": KNOWN,
+    "grey array": np.zeros((4, 5), np.uint8),
+    "None": None,
+    "number": 5,
+}
 ARGUMENTS = [
     argument("empty name", add(""), "must not be empty. Got ''"),
+    argument("name of spaces", add(" \t\u3000"), "must not be empty. Got ' "),
     argument("name with an escape", add("\x1b[2J"), r"printable in one line. Got '\x1b[2J'"),
     argument("huge name", add("x" * 10_000_000), "at most 500 characters. Got 10000000, 'xxx"),
+    argument("name of 501", add("x" * 501), "at most 500 characters. Got 501, 'xxx"),
     argument("name None", add(None), "must be a str. Got None"),
     argument("names twice", add_many(CategoryInput(name="red"), CategoryInput(name=" red")), "'red' is given twice"),
     argument("names for categories", add_many("new"), "must be CategoryInput objects. Got 'new'"),
     argument("no categories", lambda bench: list(bench.clf.add_categories(None)), "list of CategoryInput. Got None"),  # type: ignore[arg-type]
     argument("one str for texts", add("new", "a feline"), "texts must be a list of str. Got 'a feline'"),
     argument("empty text", add("new", ["a", ""]), "must be a str that is not empty. Got ''"),
+    argument("text None", add("new", [None]), "must be a str that is not empty. Got None"),
+    argument("long text", add("new", ["x" * 20_001]), "at most 20,000 characters. Got 20,001, 'xxx"),
     argument("text that is no Unicode", add("new", ["\udcff"]), r"valid Unicode. Got '\udcff'"),
     argument("no texts and no images", add("new", []), "category 'new' has no reference"),
     argument("a path for images", add("new", images="photo.jpg"), "of images. Got 'photo.jpg'"),
+    *(argument(f"images: one {kind}", add("new", images=one), "of images. Got ") for kind, one in NOT_SEVERAL.items()),
     argument("an array for images", add("new", images=np.zeros((4, 5, 3))), "Got an array of shape (4, 5, 3)"),
     argument("an array for replace", add("new", ["a"], replace=np.array([1, 2])), "replace must be True or False"),
     argument("a word for replace", add("red", ["a"], replace="no"), "replace must be True or False. Got 'no'"),
@@ -342,10 +356,13 @@ ARGUMENTS = [
     argument("vectors of nobody", add("new", vectors=np.ones((1, 32))), "a mapping of experts to arrays. Got array"),
     argument("metadata: object", metadata({"a": object()}), "Object of type object is not JSON serializable"),
     argument("metadata: NaN", metadata({"a": float("nan")}), "Out of range float values"),
+    argument("metadata: tuple for a key", metadata({(1, 2): 3}), "keys must be str"),
     argument("metadata: list", metadata(["a"]), "must be a mapping of str to JSON. Got ['a']"),
     argument("metadata: huge", metadata({"a": "x" * 10**6}), "100,000 characters as JSON and 32 levels. Got 1,000,009"),
     argument("metadata: deep", metadata(deep(200)), "32 levels. Got 408 and 201"),
     argument("unknown category", remove("green"), "no category 'green'", CategoryNotFoundError),
+    argument("removing None", remove(None), "must be a str. Got None"),
+    argument("an array for names", lambda bench: bench.clf.inbox.groups(names=np.array([1, 2])), "names must be True"),  # type: ignore[arg-type]
     argument("generate: one str for names", plan("red"), "must be a list of names. Got 'red'"),
     argument("generate: no key", generate, "set OPENAI_API_KEY in the environment", GenerationError),
     argument("top_k 0", classify(top_k=0), f"top_k {COUNT} 0"),
@@ -353,8 +370,12 @@ ARGUMENTS = [
     argument("errors", classify(errors="ignore"), "errors must be 'raise' or 'report'. Got 'ignore'"),
     argument("zero batch", stream([KNOWN], batch_size=0), "batch_size must be a whole number from 1 to 4,096. Got 0"),
     argument("stream of a path", stream("photo.jpg"), "of images. Got 'photo.jpg'"),
-    argument("stream of a file", stream(io.BytesIO(b"")), "of images. Got <_io.BytesIO"),
+    *(argument(f"stream of one {kind}", stream(one), "of images. Got ") for kind, one in NOT_SEVERAL.items()),
     argument("query without vectors", query(), "of the encoders clip, dino. Got none"),
+    argument("query of one encoder", query(clip=np.ones((1, 32))), "of the encoders clip, dino. Got clip"),
+    argument(
+        "query of more", query(clip=np.ones((1, 32)), dino=np.ones((1, 16)), x=[]), "clip, dino. Got clip, dino, x"
+    ),
     argument("query of another shape", query(clip=np.ones((1, 9)), dino=np.ones((1, 16))), "(n, 32). Got (1, 9)"),
     argument("query of unequal counts", query(clip=np.ones((1, 32)), dino=np.ones((2, 16))), "{'clip': 1, 'dino': 2}"),
     argument("query of NaN", query(clip=np.full((1, 32), np.nan), dino=np.ones((1, 16))), "of clip must be finite"),
@@ -413,6 +434,8 @@ NOBODY = "~nobody-of-this-name/store"
 OPENINGS = [
     opening("unknown profile", "no profile is named 'bass'; choose one of base, offline, plus", profile="bass"),
     opening("namespace", "(got 'a/b')", namespace="a/b"),
+    opening("empty namespace", "(got '')", namespace=""),
+    opening("dtype", "(got 'int8')", dtype="int8"),
     opening("fusion", "(got 'sum')", fusion="sum"),
     opening("negative temperature", "(got -1.0)", temperatures={"clip:text": -1.0}),
     opening("temperature", "temperatures: there is no expert 'dino:text'", temperatures={"dino:text": 1.0}),
@@ -440,6 +463,7 @@ OPENINGS = [
     opening("no scheme", "'host:6333' looks like a server: write http://host:6333", store="host:6333"),
     opening("ftp", "'ftp://host' is neither a folder nor an http:// or https:// URL", store="ftp://host"),
     opening("URL without a host", "'http://'", store="http://"),
+    opening("URL with a space", "http://a b", store="http://a b"),
     opening("server away", f"{AWAY} did not answer within 0.2 s", StoreUnavailableError, store=AWAY, timeout=0.2),
 ]
 
@@ -504,6 +528,8 @@ COMMANDS = [
     command("import: no JSON", 2, "d.json are not JSON", JSON_FILE, definitions("d.json", b"{")),
     command("import: no CSV", 2, "d.csv are no CSV", CSV_FILE, definitions("d.csv", b'category,text\nred,"a')),
     command("import: no UTF-8", 2, "d.csv cannot be read", CSV_FILE, definitions("d.csv", b"category,text\nr\xe9d,a")),
+    command("import: other columns", 2, "Got name, text", CSV_FILE, definitions("d.csv", b"name,text\ncat,a")),
+    command("import: no text", 2, "not empty. Got ''", CSV_FILE, definitions("d.csv", b"category,text\ncat\n")),
     command("import: columns of a file", 2, "must name the columns path and label", "import|t.csv", table("a,b\n")),
     command("import: a file of nothing", 2, "no image with a label", "import|t.csv", table("path,label\n")),
     command("import: a row too long", 2, "2 columns where", REPLACE, table("path,label,x\npets/cat/tom.png,cat\n")),
@@ -513,6 +539,7 @@ COMMANDS = [
     command("evaluate: missing folder", 2, "cannot list the folder 'missing'", "evaluate|missing"),
     command("evaluate: empty folder", 2, "empty has no images in sub-folders", "evaluate|empty", reds),
     command("evaluate: nothing readable", 2, "no image with a label can be read", "evaluate|broken", reds),
+    command("evaluate: no unknown", 2, "empty has no images", "evaluate|reds|--unknown|empty", reds),
     command("evaluate: unreadable", 2, "no image of no category can be", "evaluate|reds|--unknown|broken", reds),
     command("generate: other folder", 2, "manifest.jsonl has a line", "generate|cat|--folder|.|--dry-run", manifest),
     command("generate: no key", 1, "set OPENAI_API_KEY in the environment", "generate|cat"),
@@ -545,7 +572,7 @@ def test_bad_input_is_an_error_and_does_no_harm(bench: Bench, row: Row) -> None:
 
 def test_the_rows_differ() -> None:
     names = [row.name for row in ROWS]
-    assert len(set(names)) == len(names) >= 110
+    assert len(set(names)) == len(names) >= 141
 
 
 def test_unusual_images_are_not_refused(bench: Bench) -> None:

@@ -175,6 +175,7 @@ def test_an_annotation_that_cannot_be_used(folder: Path, changed: Any, reason: s
     ("change", "reason"),
     [
         ({"file_name": "../secret.png"}, "leads out of"),
+        ({"file_name": "/etc/passwd"}, "leads out of"),
         ({"file_name": "val/link.png"}, "leads out of"),
         ({"file_name": "val/none.png"}, "there is no"),
         ({"file_name": "val/0\0.png"}, "printable in one line"),
@@ -185,7 +186,7 @@ def test_an_annotation_that_cannot_be_used(folder: Path, changed: Any, reason: s
         ({"id": 101}, r"images\[1\]: the id 101 is taken by another image"),
         ({"id": "x" * 201}, "id: "),
     ],
-    ids=range(10),
+    ids=range(11),
 )
 def test_an_image_that_cannot_be_used(folder: Path, tmp_path: Path, change: dict[str, Any], reason: str) -> None:
     (tmp_path / "secret.png").write_bytes(encode(photo(9, SIZE)))

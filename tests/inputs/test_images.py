@@ -211,6 +211,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: "/dev/zero", "'/dev/zero': it is a device, pipe or socket"),
     (made(os.mkfifo), "a.png': it is a device, pipe or socket"),
     (made(socket_at), "'a.png': it is a device, pipe or socket"),
+    (lambda: made(Path.touch)() / "b.png", "a.png/b.png': Not a directory"),
     (made(lambda path: path.symlink_to("nothing")), "a.png': No such file"),
     (made(lambda path: path.symlink_to(path)), "a.png': "),
     # PIL images
@@ -223,6 +224,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: np.zeros((), np.uint8), "()"),
     (lambda: np.zeros(7, np.uint8), "(7,)"),
     (lambda: np.zeros((4, 0, 3), np.uint8), "(4, 0, 3)"),
+    (lambda: np.zeros((4, 4, 0), np.uint8), "(4, 4, 0)"),
     (lambda: np.zeros((4, 4, 5), np.uint8), "(4, 4, 5)"),
     (lambda: np.zeros((1, 8, 8, 3), np.uint8), "(1, 8, 8, 3)"),
     (lambda: np.zeros((4, 4), np.int64), "int64"),
@@ -234,6 +236,7 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: np.full((4, 4), 1.5), "1.5"),
     (lambda: np.array([[-0.25, 1.0]]), "-0.25"),
     (lambda: np.array([[0.0, np.nan]], np.float32), "nan"),
+    (lambda: np.array([[0.0, np.inf]]), "inf"),
 ]
 
 

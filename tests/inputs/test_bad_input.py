@@ -364,6 +364,7 @@ ARGUMENTS = [
     argument("removing None", remove(None), "must be a str. Got None"),
     argument("an array for names", lambda bench: bench.clf.inbox.groups(names=np.array([1, 2])), "names must be True"),  # type: ignore[arg-type]
     argument("generate: one str for names", plan("red"), "must be a list of names. Got 'red'"),
+    argument("generate: long name of a folder", plan(["new"], folder="x" * 300), "too long"),
     argument("generate: no key", generate, "set OPENAI_API_KEY in the environment", GenerationError),
     argument("top_k 0", classify(top_k=0), f"top_k {COUNT} 0"),
     argument("top_k words", classify(top_k="five"), f"top_k {COUNT} 'five'"),
@@ -572,7 +573,7 @@ def test_bad_input_is_an_error_and_does_no_harm(bench: Bench, row: Row) -> None:
 
 def test_the_rows_differ() -> None:
     names = [row.name for row in ROWS]
-    assert len(set(names)) == len(names) >= 141
+    assert len(set(names)) == len(names) >= 142
 
 
 def test_unusual_images_are_not_refused(bench: Bench) -> None:

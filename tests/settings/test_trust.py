@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.streams.test_stream import within
 from tests.support import isolated
 from zsvec.errors import GenerationError, InvalidInputError, WeightsUnavailableError, ZSVecError
 from zsvec.generation.access import Key, base_url
@@ -214,7 +216,7 @@ def test_a_named_pipe_is_an_error_at_once() -> None:
     os.mkfifo(FILE)
     for action in (trust, distrust):
         with pytest.raises(InvalidInputError, match="cannot be trusted"):
-            action(FILE, Settings.marks())
+            within(partial(action, FILE, Settings.marks()))
 
 
 def test_tables_without_end_are_an_error() -> None:

@@ -117,14 +117,48 @@ def test_every_variable_of_the_code_is_a_setting_or_in_the_table() -> None:
         ),
         ({"apikey": "secret"}, "there is no setting 'apikey'; did you mean 'api_key'?"),
         ({"STORE": "secret"}, "there is no setting 'STORE'; did you mean 'store'?"),
+        ({"generation": {"api_key": "secret"}}, "there is no setting 'generation.api_key'"),
+        ({"generation": {"prices": {"mine": {"per_image": 1}}}}, "no setting 'generation.prices.mine.per_image'"),
     ],
-    ids=["in a table", "argument", "letter case"],
+    ids=["in a table", "argument", "letter case", "key in a table", "price"],
 )
 def test_an_error_names_the_setting_and_the_nearest(given: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidInputError) as refused:
         load_settings(**given)
     assert says in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"stor = 1", "no setting 'stor'; did you mean 'store'?"), (b"store = ", "Invalid value"), (b"\xff", "utf-8")],
+)
+def test_a_damaged_file_is_named(content: bytes, says: str) -> None:
+    Path("zsvec.toml").write_bytes(content)
+    with pytest.raises(InvalidInputError, match=r"zsvec\.toml") as refused:
+        load_settings()
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"base_url": "ftp://x"}, "generation.base_url: String should match"),
+        ({"concurrency": 0}, "generation.concurrency: Input should be greater than 0 (got 0)"),
+        ({"timeout": "soon"}, "(got 'soon')"),
+        ({"image_model": ""}, "generation.image_model: String should"),
+        ({"prices": {"mine": {"image": -1}}}, "generation.prices.mine.image: Input should be greater than or equal to"),
+    ],
+    ids=["base_url", "concurrency", "timeout", "image_model", "prices"],
+)
+def test_a_wrong_value_of_generation(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(InvalidInputError) as refused:
+        load_settings(generation=given)
+    assert says in str(refused.value)
+    for name, value in given.items():
+        monkeypatch.setenv(f"ZSVEC_GENERATION__{name.upper()}", value if isinstance(value, str) else json.dumps(value))
+    with pytest.raises(InvalidInputError, match=says.partition(":")[0].strip("()")):
+        load_settings()
 
 
 PLANTED = "5318008"

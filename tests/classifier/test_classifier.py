@@ -978,11 +978,12 @@ def test_an_error_of_the_automatic_calibration_does_not_fail_the_addition(
     clf: Classifier, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     calls = 0
+    error = ConflictError("others were faster") if at == "keep_calibration" else StoreError("the disk is full")
 
     def fail(*_: Any) -> None:
         nonlocal calls
         calls += 1
-        raise ConflictError("others were faster")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(clf._store, at, fail)

@@ -437,6 +437,13 @@ def test_a_batch_is_classified_when_it_has_waited_long_enough(clf: Classifier) -
 # ---- several streams
 
 
+def test_two_streams_by_turns(clf: Classifier) -> None:
+    one, other = pictures(30), pictures(60)[30:]
+    expected = zip(clf.classify(one), clf.classify(other), strict=True)
+    together = zip(clf.classify_stream(one, batch_size=4), clf.classify_stream(other, batch_size=7), strict=True)
+    assert [(a.label, b.label) for a, b in together] == [(a.label, b.label) for a, b in expected]
+
+
 def test_streams_in_several_threads(clf: Classifier) -> None:
     images = {colour: [coloured(colour, 100 + i) for i in range(60)] for colour in COLOURS}
     expected = {colour: [p.label for p in clf.classify(group)] for colour, group in images.items()}

@@ -409,6 +409,22 @@ def test_a_later_watch_yields_the_files_that_are_not_done(incoming: Path, watch:
     assert reader.nothing()
 
 
+def test_a_later_watch_goes_on_after_a_last_line_without_an_end(incoming: Path, watch: Callable[..., Reader]) -> None:
+    state, whole = incoming / STATE, b""
+    for run in range(3):
+        put(incoming / f"{run}.png")
+        reader = watch()
+        assert state.read_bytes() == whole
+        assert reader.next() == f"{run}.png"
+        assert reader.nothing()
+        reader.watch.done(str(incoming / f"{run}.png"))
+        reader.watch.close()
+        whole = state.read_bytes()
+        state.write_bytes(whole.removesuffix(b"\n"))
+    assert watch().nothing()
+    assert remembered(incoming) == ["0.png", "1.png", "2.png"]
+
+
 def test_an_unknown_path_is_not_recorded(incoming: Path, watch: Callable[..., Reader]) -> None:
     put(incoming / "a.png")
     reader = watch()
@@ -649,6 +665,20 @@ def log_of(path: Path) -> list[list[str]]:
     """Events in the log, whole lines only."""
     text = path.read_text() if path.exists() else ""
     return [line.split() for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def test_two_processes_with_one_state(incoming: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    put(incoming / "a.png")
+    process = subprocess.Popen([sys.executable, "-c", WATCHER, str(incoming), str(log)])
+    try:
+        assert eventually(lambda: ["done", "a.png"] in log_of(log))
+        with pytest.raises(InvalidInputError, match="another process watches with"):
+            Watch(incoming)
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+    Watch(incoming).close()  # a killed process holds no lock
 
 
 def test_kills_at_any_instant_lose_nothing_and_repeat_nothing_that_was_done(incoming: Path, tmp_path: Path) -> None:

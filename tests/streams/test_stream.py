@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import aclosing, nullcontext
 from queue import Empty
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from zsvec.streams import stream as module
-from zsvec.streams.flow import Flow, StreamStats, Totals
+from zsvec.streams.flow import Channel, Flow, StreamStats, Totals
 from zsvec.streams.stream import ahead, iterate_async_source, iterate_in_thread, prefetch
 
 DEADLINE = 60.0
@@ -544,6 +544,27 @@ def test_waiting_results_are_counted_by_stage_until_the_end() -> None:
     assert flow.stats().waiting == {"encode": 0, "decode": 0}
 
 
+def test_statistics_while_stages_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next stage begins while the statistics are read, and changes none that were returned."""
+    flow = Flow()
+    for name in ("decode", "encode"):
+        flow.new_channel(name, 1)
+    begun: list[Future[Any]] = []
+
+    def waiting(_: Channel[Any]) -> int:
+        begun.append(pool.submit(flow.new_channel, "search", 1))
+        wait(begun, timeout=0.1)
+        return 0
+
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patch:
+        patch.setattr(Channel, "waiting", property(waiting))
+        before = flow.stats()
+    with flow.stage("decode"):
+        pass
+    assert (before.waiting, before.runs) == ({"decode": 0, "encode": 0}, {})
+    assert (flow.stats().waiting, flow.stats().runs) == ({"decode": 0, "encode": 0, "search": 0}, {"decode": 1})
+
+
 def test_handing_over_ends_when_the_stream_is_stopped() -> None:
     flow = Flow()
     channel = flow.new_channel("decode", 1)
@@ -801,6 +822,25 @@ def test_closing_an_unused_stream(run: Callable[..., Any]) -> None:
 
     run(main())
     assert source.read == 0
+
+
+@pytest.mark.parametrize("closes", [True, False])
+@pytest.mark.parametrize("kind", [AsyncSource, Source, stuck])
+def test_a_consumer_that_fails(run: Callable[..., Any], kind: Callable[[], Any], closes: bool) -> None:
+    source = kind()
+
+    async def consume() -> None:
+        stream = stream_of(source)
+        async with aclosing(stream) if closes else nullcontext():
+            async for _ in stream:
+                raise FailureError("the consumer")
+
+    async def main() -> None:
+        with pytest.raises(FailureError, match="the consumer"):
+            await consume()
+        assert await until(lambda: source.closed and not threads())
+
+    run(main())
 
 
 @pytest.mark.parametrize("kind", [AsyncSource, Source, stuck, never])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -102,6 +102,7 @@ def test_a_csv_is_added_and_recognised(folder: Path) -> None:
         ("https://example.org/0.png,cat", "URLs are not fetched"),
         ("photos/0.png,", "a category name must not be empty"),
         ("photos/0.png", "1 columns where the first line has 2"),
+        ("photos/0.png,cat,domestic", "3 columns where the first line has 2"),
     ],
     ids=lambda value: value[:30],
 )
@@ -318,4 +319,25 @@ def test_a_data_set_with_ambiguous_columns(folder: Path) -> None:
 def test_a_value_that_is_no_data_set() -> None:
     for given in (None, 5, {"train": 1}, [("a.png", 0)]):
         with pytest.raises(InvalidInputError, match="a data set must be a torchvision ImageFolder or a Hugging Face"):
+            from_dataset(given)
+
+
+def test_a_data_set_of_the_real_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets, arrow, parquet = (
+        pytest.importorskip(name, reason="pip install datasets") for name in ("datasets", "pyarrow", "pyarrow.parquet")
+    )
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    contents = [{"bytes": encode(photo(seed)), "path": None} for seed in range(3)]
+    parquet.write_table(arrow.table({"image": contents, "label": [0, 1, 0]}), tmp_path / "a.parquet")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.disable_progress_bars()
+    splits = datasets.load_dataset(
+        "parquet", data_files=str(tmp_path / "a.parquet"), features=features, cache_dir=str(tmp_path / "cache")
+    )
+    for dataset in (splits["train"], splits["train"].with_format("numpy")):
+        found = from_dataset(dataset)
+        images = {category.name: [cast("Any", image).image for image in category.images] for category in found}
+        assert images == {"cat": [encode(photo(0)), encode(photo(2))], "dog": [encode(photo(1))]}
+    for given in (splits, splits["train"].to_iterable_dataset()):
+        with pytest.raises(InvalidInputError, match="of a DatasetDict one split"):
             from_dataset(given)

@@ -28,6 +28,7 @@ def counted(store: Store) -> tuple[int, dict[str, int], int]:
     return len(categories), dict(total), max((category.rev for category in commits(store)), default=0)
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_in_step_with_other_handles(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     writer = deployment.another(store)

@@ -52,6 +52,7 @@ def filled(store: Store) -> None:
     store.move(Move(source="from", target="to", hashes=[GONE]))
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_a_forgotten_image_is_in_no_category_and_no_collection(store: Store) -> None:
     filled(store)
     assert {"clip", "dino", "images"} <= set(mentions(store, GONE))
@@ -65,6 +66,7 @@ def test_a_forgotten_image_is_in_no_category_and_no_collection(store: Store) -> 
     assert store.forget(GONE).categories == ()
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_undo_brings_back_all_but_the_forgotten_image(store: Store) -> None:
     filled(store)
     store.forget(GONE)
@@ -146,6 +148,7 @@ def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, see
         store.gc(0)
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_a_forgotten_image_is_in_no_inbox(store: Store) -> None:
     waiting = [waits("gone"), waits("waits")]
     store.inbox.put(waiting)

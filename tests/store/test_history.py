@@ -197,7 +197,9 @@ def store(deployment: Deployment) -> Store:
     return deployment.open(history=DAY)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    ("deployment", "seed"), [*itertools.product(DEPLOYMENTS, range(4)), ("server", 0)], indirect=["deployment"]
+)
 def test_random_changes_are_taken_back(store: Store, seed: int) -> None:
     model, chance = Model(), random.Random(seed)
     for i in range(60):

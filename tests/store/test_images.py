@@ -42,6 +42,7 @@ def assert_found(store: Store, *images: str) -> None:
         assert store.image(content_hash(image)) == small(image)
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_a_copy_is_found_by_the_hash_of_its_image(deployment: Deployment) -> None:
     store = deployment.open()
     store.write([pictured("red panda", ["a", "b"], ["text"]), pictured("lynx", ["b"])])
@@ -79,6 +80,7 @@ def test_the_same_again_writes_no_copy(deployment: Deployment) -> None:
     assert kept(deployment) == [("red panda", "a"), ("red panda", "b")]
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_a_copy_goes_with_its_last_reference(deployment: Deployment) -> None:
     store = deployment.open()
     store.write([pictured("red panda", ["a", "b"]), pictured("lynx", ["b"])])
@@ -311,6 +313,7 @@ def test_a_date_that_is_none_is_not_known(deployment: Deployment, added: Any) ->
     assert [(r.source, r.added, r.by, r.prompt) for r in found] == [("a", None, None, None), ("b", None, None, None)]
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_copies_move_with_their_references(deployment: Deployment) -> None:
     store = deployment.open()
     store.write([pictured("red panda", ["a", "b", "c"]), pictured("lynx", ["d"])])

@@ -46,6 +46,7 @@ def by_hash(store: Store, *, vectors: bool = False) -> dict[str, InboxImage]:
     return {one.hash: one for one in store.inbox.read(vectors=vectors)}
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_images_are_read_back(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     assert store.inbox.read() == []
@@ -68,6 +69,7 @@ def test_images_are_read_back(deployment: Deployment, open_store: OpenStore) -> 
     assert store.inbox.small(content_hash("b")) is None
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_an_image_that_is_kept_again_takes_its_place(open_store: OpenStore) -> None:
     store = open_store()
     store.inbox.put([image("a"), image("b")])
@@ -107,6 +109,7 @@ def test_nothing_that_classifies_sees_it(open_store: OpenStore) -> None:
     assert store.holders({content_hash("a"), content_hash("b")}) == {content_hash("a"): {"red panda"}}
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_holders_are_the_categories_that_have_an_image_now(deployment: Deployment, open_store: OpenStore) -> None:
     store = open_store()
     store.write([write_of("red panda", ["a", "b"], ["a"]), write_of("lynx", ["a"]), write_of("owl", ["c"])])

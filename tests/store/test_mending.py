@@ -30,6 +30,7 @@ def hashes(*contents: str) -> list[str]:
     return [content_hash(content) for content in contents]
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_some_references_are_removed_and_the_others_stay(store: Store) -> None:
     add(store, "red panda", images=["a", "b"], texts=["reddish", "arboreal"])
     before = {reference.key: reference.vector.tolist() for reference in store.stored("red panda")}
@@ -56,6 +57,7 @@ def test_missing_or_all_references_cannot_be_removed(store: Store, gone: list[st
         store.remove_references("fox", hashes("a"))
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_references_move(store: Store) -> None:
     add(store, "cat", images=["tom", "pluto"], texts=["meows"])
     add(store, "dog", images=["rex", "pluto"], metadata={"barks": True})
@@ -78,6 +80,7 @@ def test_references_that_the_target_has_already_are_only_removed(store: Store) -
     assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_a_category_is_merged_and_renamed(store: Store) -> None:
     add(store, "cat", images=["tom"], texts=["cat"], metadata={"legs": 4, "says": "meow"})
     add(store, "dog", images=["rex"], texts=["dog"], metadata={"says": "woof"})

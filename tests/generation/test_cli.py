@@ -245,6 +245,7 @@ def test_show_prints_the_prompts(cli: Run, service: Service) -> None:
     ("budget", "bought", "out_of_budget"),
     [
         ("--max-images 3", 3, True),
+        ("--max-cost 0", 0, True),
         ("--max-cost 0.02", 2, True),
         ("--max-cost 5", 4, False),
         ("--max-cost 0.01 --max-images 3", 1, True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from tests.generation.studio import Studio, picture, studio_of, tinted
 from tests.store.support import ServerDeployment
 from tests.support import encode, isolated, photo, sources, state  # noqa: F401
 from zsvec.encoders import EncoderSet
-from zsvec.errors import InvalidInputError
+from zsvec.errors import GenerationError, ImageError, InvalidInputError
+from zsvec.generation import Budget
 from zsvec.generation.facet import Generated
 from zsvec.generation.gate import EVERYDAY
 from zsvec.ingest.embedding import Embedder
@@ -420,6 +422,7 @@ def test_confused_categories_are_compared_and_drawn_with_common_features(studio:
     confused(studio)
     plan = studio.clf.generation.plan(per_category=1, folder=studio.folder)
     assert set(plan.measured) == {("fox", "panda"), ("panda", "fox")}
+    assert plan.places[-1] == ("whale", 0)  # confused categories come first
     studio.pictures["whale"] = [picture("blue", 20)]
     assert all(stored(studio.clf.generation.run(plan)).values())
     asked = [(entry.subject, entry.categories) for entry in studio.server.entries if entry.subject == "features"]
@@ -434,6 +437,26 @@ def test_confused_categories_are_compared_and_drawn_with_common_features(studio:
     assert "as only a fox has" in prompts["fox"]
     assert "as only a panda has" in prompts["panda"]
     assert "Show" not in prompts["whale"]
+
+
+def test_an_error_is_raised_after_the_arrived_images_are_stored(studio: Studio) -> None:
+    studio.fault = lambda request: Fault.unauthorized()
+    with pytest.raises(GenerationError, match="refuses the key"):
+        studio.generate("red panda")
+    assert studio.clf.categories() == []
+    images = itertools.count()
+    studio.fault = lambda request: Fault.out_of_quota() if request.path == IMAGES and next(images) >= 3 else None
+    with pytest.raises(GenerationError, match="out of credit"):
+        studio.generate("red panda", "blue whale", per_category=2)
+    counts = [category.references.get("dino:image", 0) for category in studio.clf.categories()]
+    assert sum(counts) == 3
+    assert studio.clf._store.calibration()
+
+
+def test_a_budget_too_small_for_a_question_leaves_the_store_empty(studio: Studio) -> None:
+    done = studio.generate("red panda", budget=Budget(dollars=0))
+    assert (done.out_of_budget, done.images, done.categories, done.spent) == (True, (), (), 0)
+    assert (studio.requests(), studio.clf.categories()) == ({}, [])
 
 
 # ---- ReferenceImage
@@ -499,3 +522,19 @@ def test_a_reference_image_is_recognised_when_it_is_added_again(bench: Bench, *,
         assert replace or category.version == first.version
     assert bench.studio.embedded() == {"clip": (0, 0), "dino": (0, 0)}
     assert prompts_in(bench.studio, "clip") == before == {("red panda", content_hash(data)): "a"}
+
+
+def test_a_reference_image_without_vectors_is_embedded(bench: Bench) -> None:
+    given = ReferenceImage(image=picture("red", 1), prompt="a red panda")
+    category = bench.add(given, picture("red", 2))
+    assert bench.studio.embedded() == {"clip": (0, 2), "dino": (0, 2)}
+    assert Counter(prompts_in(bench.studio, "dino").values()) == {"a red panda": 1, None: 1}
+    assert bench.add(given, given).references == category.references == {"clip:image": 2, "dino:image": 2}
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_an_unreadable_reference_image_is_an_error(bench: Bench, *, known: bool) -> None:
+    (vectors,) = bench.vectors(tinted("red", 1))
+    with pytest.raises(ImageError, match=r"cannot read 'missing\.png'"):
+        bench.add(ReferenceImage(image="missing.png", vectors=vectors if known else None))
+    assert bench.studio.clf.categories() == []

@@ -54,7 +54,7 @@ ENDS: dict[str, tuple[int, dict[str, Any]]] = {
     **{
         f"HTTP {status} for {what}": (1, faulty(path, Fault.error(status, SAID)))
         for what, path in (("questions", CHAT), ("images", IMAGES))
-        for status in (307, 401, 500)
+        for status in (307, 400, 401, 403, 404, 429, 500)
     },
     "no credit": (1, faulty(IMAGES, Fault.error(429, SAID, "insufficient_quota"))),
     "half done": (1, {"fault": half_done}),

@@ -382,7 +382,7 @@ def test_an_interruption_loses_nothing(tmp_path: Path) -> None:
 # Budgets
 
 
-@pytest.mark.parametrize("dollars", [0.0, 0.0005, 0.0068, 0.0314, 0.1])
+@pytest.mark.parametrize("dollars", [0.0, 0.0005, 0.004, 0.0068, 0.0069, 0.02, 0.0314, 0.05, 0.0789, 0.1])
 def test_a_budget_in_dollars_is_never_exceeded(tmp_path: Path, dollars: float) -> None:
     names = ["bear", "desk", *PANDAS]
     with FakeOpenAI(latency=0.005) as server:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 
-from tests.service.support import KEYS, WRITE, bearer, red
+from tests.service.support import KEYS, WRITE, Limits, bearer, red
 from tests.support import coloured_store, photo
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.service import create_app
@@ -85,6 +85,14 @@ def test_examples_are_valid_and_name_existing_strategies() -> None:
         named = [found["fusion"] for found in _objects(example) if "fusion" in found]
         assert STRATEGIES.keys() >= set(named)
     assert "loglinear" not in json.dumps(description)
+
+
+def test_each_app_describes_its_own_limit_of_images() -> None:
+    with coloured_store(1) as classifier:
+        apps = [create_app(classifier, limits=Limits(images=number)) for number in (61, 62)]
+    descriptions = [app.openapi() for app in apps]  # all before the first check: they share no part
+    for number, description in zip((61, 62), descriptions, strict=True):
+        assert {one["maxItems"] for one in _objects(description) if "maxItems" in one} & {61, 62} == {number}
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

@@ -146,6 +146,7 @@ def test_requests_without_a_valid_key_are_refused(guarded: TestClient) -> None:
         answer = guarded.get("/v1/info", headers=headers)
         problem(answer, 401, "key")
         assert answer.headers["www-authenticate"].startswith("Bearer")
+        assert answer.headers["cache-control"] == "no-store"
     assert guarded.get(f"/v1/info?key={WRITE}&access_token={WRITE}").status_code == 401
 
 

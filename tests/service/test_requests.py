@@ -253,6 +253,8 @@ def test_many_fields_and_many_files(client: Any, classifier: Classifier) -> None
         problem(client.request(method, path, files=files(*[red()] * 65)), 413, "64 images")
         problem(client.request(method, path, json=too_many), 413, "64 images")
     assert len(client.post("/v1/classify", files=files(*[red()] * 64)).json()) == 64
+    with asked(classifier, limits=Limits(images=2)) as few:
+        problem(few.post("/v1/classify", files=files(*[red()] * 3)), 413, "2 images")
     assert state(classifier._store) == before
 
 

@@ -118,6 +118,7 @@ def flipped(file: Path) -> None:
 CHANGES: dict[str, Callable[[Path], object]] = {
     "no record": lambda folder: record_of(folder).unlink(),
     "damaged record": lambda folder: record_of(folder).write_bytes(b"\x80\x04."),
+    "a list as the record": lambda folder: record_of(folder).write_text("[]"),
     "no folder": shutil.rmtree,
     "no manifest": lambda folder: (folder / "encoders.json").unlink(),
     "damaged manifest": lambda folder: (folder / "encoders.json").write_text("{"),

@@ -178,7 +178,9 @@ def test_passes_are_timed() -> None:
 
 CHANGES: dict[str, Callable[[Path], object]] = {
     "damaged": lambda file: file.write_bytes(b"\x80\x04."),
+    "a list": lambda file: file.write_text("[1]"),
     "other formats": lambda file: file.write_text('{"float8": 1}'),
+    "one format": lambda file: file.write_text('{"bfloat16": 5}'),
     "no rates": lambda file: file.write_text("{}"),
     "not a rate": lambda file: file.write_text('{"float32": 1e999, "bfloat16": -1}'),
     "gone": lambda file: file.unlink(),

@@ -58,3 +58,10 @@ def test_a_page_without_a_calibration_and_without_mistakes() -> None:
 def test_without_a_threshold_none_is_shown() -> None:
     unlearned = Judged("a.png", "cat", "cat", 0.75, unknown=False, novelty=0.9, distance=0.5)
     assert "No threshold could be learned" in page(evaluation(unlearned)).text
+
+
+def test_names_are_no_html() -> None:
+    evil = "<script>alert('x')</script><b>"
+    found = page(evaluation(judged(f"cat{evil}", f"dog{evil}")), name=evil)
+    assert not {"script", "b"} & {tag for tag, _ in found.elements}
+    assert f"cat{evil}" in found.text

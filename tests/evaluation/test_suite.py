@@ -345,7 +345,7 @@ def test_images_that_are_no_files_are_numbered_and_shown(classifier: Classifier,
 
 
 def test_a_link_in_the_folder_leads_nowhere(evaluated: Evaluated, tmp_path: Path) -> None:
-    for name in ("results.json", "confusion.png", "report.html"):
+    for name in ("results.json", "predictions.json", "confusion.png", "reliability.png", "report.html"):
         report, treasure = tmp_path / f"of {name}", tmp_path / "treasure"
         report.mkdir()
         treasure.write_text("mine")

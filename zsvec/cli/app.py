@@ -191,7 +191,7 @@ def is_terminal() -> bool:
 
 
 def images_at(path: str | Path) -> Sequence[str | Path]:
-    """Returns the images in a folder; any other path alone."""
+    """Returns the images in a folder; for any other path, a list of that path."""
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     return images_in(Path(path)) if is_folder else [path]
 

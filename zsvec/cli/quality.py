@@ -42,8 +42,8 @@ def calibrate(
         float | None,
         typer.Option(
             metavar="FRACTION",
-            help="Fraction, 0 to 1, of known images that may be called unknown.  [default: the setting, else the stored "
-            "rate, else 0.05]",
+            help="Fraction, 0 to 1, of known images that may be called unknown.  [default: the setting, else the "
+            "stored rate, else 0.05]",
         ),
     ] = None,
     json: Json = False,

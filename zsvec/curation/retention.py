@@ -1,8 +1,8 @@
 """Retention of the inbox: bounded in number and age, without near-duplicates, under concurrent writers.
 
 After each write, the writer reads the whole inbox and deletes the surplus by one rule (`surplus`). Of two concurrent
-processes, the last reader sees both writes, so the bounds hold once all are done. Concurrent deletions may lose an
-image of the inbox, never a reference.
+writers, the one that reads last sees both writes, so the bounds hold once both are done. Concurrent deletions may lose
+an image of the inbox, never a reference.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Preprocessing(BaseModel):
 
 
 class GraphPreprocessing(Preprocessing):
-    """From an image to the input of your own graph: as `Preprocessing`, then normalised.
+    """Preprocessing for your own graph: as `Preprocessing`, then normalised by mean and standard deviation.
 
     Attributes:
         mean: Mean of the channels, 0 to 1.

@@ -85,8 +85,8 @@ class Evaluation:
         n: Images with a known category that could be read.
         accuracy: Of the fused ranking.
         experts: Of each expert alone.
-        auroc: Area under the ROC curve of novelty, or of distance without a calibration, unknown against known
-            images; 0.5 is chance. ``None`` without unknown images.
+        auroc: Area under the ROC curve that separates unknown from known images by novelty; by distance, if an image
+            has no novelty. 0.5 is chance. ``None`` without unknown images.
         detected: Fraction of the unknown images that were called unknown; ``None`` without unknown images.
         false_unknown_rate: Fraction of the known images that were called unknown.
         fusion: Name of the strategy.

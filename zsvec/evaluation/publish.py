@@ -128,7 +128,7 @@ def _suite_drawings(suite: Suite) -> Iterator[Drawing]:
 
 
 def _answered(suite: Suite) -> tuple[list[str], list[str], Doubles]:
-    """Returns category, answer and its probability of each image that has a category."""
+    """Returns, for the images that have a category: true categories, answers, and probabilities of the answers."""
     names, probabilities = suite.answers.categories, suite.answers.probabilities[suite.study.sample.known]
     truth = [label for label in suite.study.sample.truth if label is not None]
     return truth, [names[column] for column in probabilities.argmax(axis=1)], probabilities.max(axis=1)

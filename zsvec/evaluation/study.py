@@ -1,6 +1,7 @@
-"""Classification of embedded test images by the references of a store, or by changed references.
+"""Classification of embedded test images by the references of a store, or by variants of these references.
 
-`Embeddings` embeds the images, `Study` classifies them, and the functions at the end return changed references.
+`Embeddings` embeds the images, `Study` classifies them, and the functions at the end return the variants: fewer,
+mislabelled or replaced references.
 """
 
 from __future__ import annotations

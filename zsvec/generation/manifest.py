@@ -8,7 +8,7 @@ FOLDER/images/NAME/0000.png    the images, a sub-folder per category
 A line of the manifest is appended and synced in one piece; opening the folder drops a line torn by a kill. An image is
 written and synced before its record. A kill between the two leaves a file without a record: the request is sent again
 with the same idempotency key, and its image replaces the file. A deleted image is bought again. The folder may come
-from elsewhere: no record and no link leads out of the folder.
+from elsewhere: records and links that lead out of the folder are refused.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Run:
         self.out_of_budget = False
 
     def analyse(self) -> list[NameGroup]:
-        """Asks for the features that the prompts need, and returns the compared groups."""
+        """Asks the language model for features of the categories, and returns the compared groups of similar ones."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
         # A complete category can still be confused with the others.

@@ -3,7 +3,7 @@
 References of many categories share the encoders' batches. A category is committed as soon as all references are
 embedded. References that a category already has are recognised by content, and not embedded again.
 
-A category has three shapes on this way: the user's `CategoryInput`, the draft that collects references from several
+A category has three shapes along the way: the user's `CategoryInput`, the draft that collects references from several
 batches, and the `Write` that the store commits.
 """
 

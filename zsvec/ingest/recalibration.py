@@ -64,9 +64,10 @@ class Calibrator:
     def calibrate(
         self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
     ) -> CalibrationReport:
-        """As `zsvec.classifier.Classifier.calibrate`, by categories and vectors of labelled images.
+        """As `zsvec.classifier.Classifier.calibrate`, but `labelled` is a pair: categories, and vectors of the images.
 
-        The scale of the evidence is learned from labelled images; `calibrate_if_cheap` keeps the scale.
+        Labelled images set the scale of the evidence; a call without them resets the scale to 1. `calibrate_if_cheap`
+        keeps the scale.
         """
         rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
         if not (isinstance(rate, Real) and 0 < rate < 1):
@@ -205,7 +206,7 @@ class Calibrator:
         )
 
     def _keep(self, calibration: Calibration | None) -> None:
-        """Store a calibration; an empty one if the store can no longer be calibrated."""
+        """Stores a calibration; ``None`` clears the stored one if the store can no longer be calibrated."""
         if calibration is not None:
             self._store.keep_calibration(calibration.to_dict())
         elif self._store.calibration():
@@ -229,7 +230,7 @@ class Calibrator:
 
 
 def _determinants(made: Calibration) -> tuple[object, ...]:
-    """The values that decide a calibration; a store returns other numbers with rounding errors."""
+    """Values that tell whether two calibrations are equal. A store rounds fitted numbers, so these are left out."""
     return (
         made.revision,
         made.false_unknown_rate,

@@ -96,7 +96,7 @@ def checked_hash(content_hash: object) -> str:
 
 
 def checked_hashes(hashes: object) -> frozenset[str]:
-    """Returns one or several content hashes as a set; raises InvalidInputError for none, or for anything else."""
+    """Returns one or several content hashes as a set; raises InvalidInputError if there is none, or one is no hash."""
     several = [hashes] if isinstance(hashes, str) else hashes
     found = list(several) if is_several(several) and not isinstance(several, Mapping) else []
     if not found or not all(map(_is_hash, found)):

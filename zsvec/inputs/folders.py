@@ -98,9 +98,7 @@ def _files(folder: Path, root: Path, on_error: Callable[[OSError], object], on_o
 def read_categories(
     folder: Path, definitions: Mapping[str, Sequence[str]] | None = None, *, on_outside: OnOutside = refused
 ) -> list[CategoryInput]:
-    """Returns the categories of a folder and of definitions, sorted by name; one of the two suffices for a category.
-
-    A sub-folder with neither images nor definition texts is left out.
+    """Returns the categories that have images in a sub-folder, definition texts, or both, sorted by name.
 
     Args:
         folder: Folder with a sub-folder of images per category, named after the category.

@@ -122,7 +122,7 @@ class QdrantIndex:
         return category is not None and hit.payload["gen"] in category.write_ids
 
     def search(self, hits: Hits, nearest: int) -> ExpertSimilarities:
-        """Compares images with all references; each reference that any image found is a column.
+        """Compares images with all references; the result has a column for each reference that an image found.
 
         Args:
             hits: Result of the queries; the bound is used for references that an image did not find.

@@ -63,13 +63,13 @@ def open_store(
         first_contact: Deadline of the first operation, if shorter.
         placement: Placement of new collections on a cluster.
         within: Folder that a relative location is in; by default the present working folder.
-        profile_of: As `Store`.
-        history: As `Store`.
-        by: As `Store`.
+        profile_of: Finds the profile with given encoders, for an error message.
+        history: Undo window in seconds; 0 keeps none.
+        by: Author of changes.
 
     Raises:
-        InvalidInputError: The folder is a file or looks like ``host:port``, a URL is of another kind, or the
-            certificates cannot be read.
+        InvalidInputError: The folder is a file or looks like ``host:port``, a URL is neither http nor https, or
+            the certificates cannot be read.
         StoreUnavailableError: The server cannot be reached.
     """
     is_folder = os.path.isdir(location)  # noqa: PTH112 - Path.is_dir raises for a name that is too long

@@ -1,7 +1,7 @@
 """Shared state of the stages of a stream: its end, the channels between stages, and counters.
 
-The garbage collector may close an abandoned stream in any thread, even under a lock. So `Flow.end`, the only action of
-a generator that is closed, never blocks.
+The garbage collector may close an abandoned stream in any thread, even one that holds a lock. So `Flow.end`, the
+only action of a generator while it is being closed, never blocks.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def _placeholders(graph: Graph, taken: set[str], size: int) -> dict[str, Any]:
 
 
 def _rows(output: Any, graph: Graph) -> Vectors:
-    """Returns vectors (n, dim); of tokens (n, tokens, dim) the first one, CLS."""
+    """Returns the output as vectors ``(n, dim)``; of tokens ``(n, tokens, dim)``, the first of each image (CLS)."""
     if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiu":
         raise InvalidInputError(f"{graph.file} gives something else than an array of numbers: name another output")
     if output.ndim == 3:

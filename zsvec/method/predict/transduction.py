@@ -1,12 +1,12 @@
 """Transductive inference: similar images of a batch add to each other's evidence.
 
 The inference of LaplacianShot (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020): with the evidence F
-of each image alone, and a graph W of the nearest neighbours within the batch, z = softmax(F), then again and again
+of each image alone, and a graph W of the nearest neighbours within the batch, z = softmax(F), then repeatedly
 z = softmax(F + λ W z). Differences from LaplacianShot:
 
-- a neighbour is weighted by its cosine, relative to the centre of the batch: in small batches the nearest are far, and
-  tell little;
-- copies are one picture: they are no evidence for each other, and count once for others;
+- a neighbour is weighted by its cosine after the mean of the batch is subtracted, because in a small batch even the
+  nearest image may be unrelated;
+- copies of one picture do not support each other, and support other images only once;
 - the evidence is finally divided by one temperature for the batch (Guo et al., 2017), so that the mean confidence
   stays unchanged. Otherwise agreement of neighbours would count as certainty.
 

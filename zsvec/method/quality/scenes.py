@@ -92,7 +92,7 @@ def _twins(references: References, names: Collection[str]) -> Iterator[tuple[Key
 
 
 def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
-    """Images of a category in one named group, each with the next."""
+    """Yields consecutive images of the same category and group, as pairs."""
     if not references.groups:
         return
     wanted = set(names)
@@ -162,7 +162,7 @@ def _cosines(vectors: Floats) -> Floats:
 
 
 def median_cosine(vectors: Floats) -> float:
-    """Median cosine of two images of a category, estimated from a sample of many.
+    """Median cosine over pairs of images of a category; a large category is sampled.
 
     Args:
         vectors: float32 ``(n_images, dim)``, unit rows; at least two.

@@ -306,13 +306,13 @@ class Catalog:
             yield from zip(page.ids, page.payloads, strict=True)
 
     def _read(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-        """Returns records that have all required fields.
+        """Returns valid records unchanged.
 
-        A damaged record of a write, an undo or a calibration is left out. Any other is replaced by a
+        A damaged record of a write, an undo or a calibration is left out; a damaged manifest is replaced by a
         `damaged_manifest`.
 
         Raises:
-            StoreError: The record of the store is damaged; or, in a folder, a record of an unknown category.
+            StoreError: The damaged record is the one of the store; or, in a folder, its category is unknown.
         """
         read: list[Mapping[str, Any]] = []
         for identifier, record in records:

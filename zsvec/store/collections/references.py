@@ -97,7 +97,7 @@ class ReferenceCollections:
         return found
 
     def counts(self, category: Category) -> dict[str, int]:
-        """Returns the number of references of a category that exist, by expert."""
+        """Returns, by expert, the references of a category in its collection; the catalog may count more."""
         if self._backend.exclusive:  # the index of a damaged file may count more than can be read
             read = Counter(expert_name(r.encoder, r.modality) for r in self.read(category, vectors=False))
             return {expert: read[expert] for expert in category.references} | read

@@ -61,7 +61,7 @@ class EdgeBackend(InProcess):
 
     @property
     def location(self) -> str:
-        """Name of the store; in full, if the folder is missing."""
+        """Name of the store; if the folder is missing, "the missing folder" and its path."""
         there = os.path.exists(self._folder)  # noqa: PTH110 - Path.exists raises where a folder may not be entered
         return self._name if there else f"the missing folder {self._folder}"
 

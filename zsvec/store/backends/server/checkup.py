@@ -186,10 +186,10 @@ def check_peers(connection: Connection) -> None:
 
 
 def _peer_versions(connection: Connection) -> Mapping[str, str]:
-    """Returns the version of each peer that answers, by address; none for a single server, or a key without the right.
+    """Returns the version of each peer that answers, by address; empty for a single server, or if the key may not ask.
 
     Raises:
-        StoreUnavailableError: The node that is asked waits for others.
+        StoreUnavailableError: The node did not answer in time; it may wait for a peer that is away.
     """
 
     def ask(client: QdrantClient, _: int | None) -> Mapping[str, str]:

@@ -79,7 +79,7 @@ class Replicas:
 
     @property
     def settled(self) -> bool:
-        """Whether a peer that is not active in one shard is active in none."""
+        """Whether each peer is active in all of its shards or in none."""
         away = {peer for peers in self.shards for peer, active in peers.items() if not active}
         return not any(active for peers in self.shards for peer, active in peers.items() if peer in away)
 
@@ -177,7 +177,10 @@ class Copies:
         return self._connection.call(ask, missing=missing, before=prepare)
 
     def look(self, collection: str, until: float) -> None:
-        """Asks the node for the replicas of a collection, unless they are known. The deadline is in monotonic time."""
+        """Asks the node for the replicas of a collection, unless the last answer is still valid.
+
+        `until` is the deadline on the monotonic clock.
+        """
         if time.monotonic() >= self._replicas.get(collection, (0.0, UNKNOWN))[0]:
             self._look(self._connection.node, collection, until)
 

@@ -444,15 +444,15 @@ def test_a_category_keeps_a_reference(client: TestClient, classifier: Classifier
     client.put(path_to("text"), json={"texts": ["a text"]})
     before = state(classifier._store)
     [text] = client.get(path_to("text", "references")).json()
-    for method, path, body in (
-        ("PATCH", path_to("text"), {"texts": []}),
-        ("PUT", path_to("text"), {"texts": []}),
-        ("PUT", path_to("new"), {"texts": []}),
-        ("POST", path_to("new", "references"), {"texts": []}),
-        ("DELETE", path_to("text", "references", text["hash"]), None),
-        ("PATCH", path_to("text", "references", text["hash"]), {"category": "red"}),
+    for method, path, body, status in (
+        ("PATCH", path_to("text"), {"texts": []}, 409),
+        ("PUT", path_to("text"), {"texts": []}, 409),
+        ("PUT", path_to("new"), {"texts": []}, 422),
+        ("POST", path_to("new", "references"), {"texts": []}, 422),
+        ("DELETE", path_to("text", "references", text["hash"]), None, 409),
+        ("PATCH", path_to("text", "references", text["hash"]), {"category": "red"}, 409),
     ):
-        problem(client.request(method, path, json=body), 409, "no reference")
+        problem(client.request(method, path, json=body), status, "no reference")
     assert state(classifier._store) == before
     # Images, or the references that an addition keeps, are enough.
     assert client.post(path_to("text", "references"), json={"texts": []}).json()["texts"] == ["a text"]

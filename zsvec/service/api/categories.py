@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zsvec import Classifier, ReferenceImage, SmallImage, StoredReference, checked_name
-from zsvec.errors import CategoryNotFoundError
 from zsvec.service.api import schemas
 from zsvec.service.api.common import By, Hash, Name, Runs, of_state, picture, whole_change
 from zsvec.service.api.description import PICTURE, PROBLEM, body_of
@@ -75,23 +72,9 @@ async def add_references(request: Request, name: Name, work: Runs, by: By) -> Re
 
 
 def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> dict[str, Any]:
-    if not sent.images:
-        _check_references(classifier, name, sent.texts, {"image"} if replace else {"image", "text"})
     images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
     there = classifier.add_category(checked_name(name), sent.texts, images, metadata=sent.metadata, replace=replace)
     return there.to_dict()
-
-
-def _check_references(
-    classifier: Classifier, name: str, texts: Sequence[str] | None, kept: Collection[str] = ("image",)
-) -> None:
-    """Raises a Problem with 409 for an empty list of texts, if the category has no reference of the kept modalities."""
-    if texts is None or texts:
-        return
-    with suppress(CategoryNotFoundError):
-        if any(reference.modality in kept for reference in classifier.references.of(name)):
-            return
-    raise Problem(409, f"category {name!r} would have no reference: give a text or an image, or remove the category")
 
 
 @router.patch("/categories/{name}", response_model=schemas.Category, openapi_extra=body_of(schemas.CategoryChange))
@@ -112,7 +95,6 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
         raise Problem(409, f"{new!r} would be merged with itself, the same category: name another one")
     if not given.merge and new != category.name and new in names:
         raise Problem(409, f"there is a category {new!r} already: merge, or take another name")
-    _check_references(classifier, name, given.texts)
     with whole_change(classifier, "merge" if given.merge else "set" if given.name is None else "rename"):
         if given.texts is not None or given.metadata is not None:
             category = classifier.references.update(name, texts=given.texts, metadata=given.metadata)

@@ -150,6 +150,12 @@ def classifier() -> Iterator[Classifier]:
         yield classifier
 
 
+def npz(row: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, row)
+    return file.getvalue()
+
+
 def npy(row: Any) -> bytes:
     file = io.BytesIO()
     np.save(file, row)
@@ -159,7 +165,7 @@ def npy(row: Any) -> bytes:
 def test_a_damaged_file_is_embedded_again(classifier: Classifier, tmp_path: Path) -> None:
     images = photos(1, 2)
     _, expected = Embeddings(tmp_path / "kept", classifier).of(images, on_error=lambda *_: None)
-    kept = sorted((tmp_path / "kept").rglob("*.npy"))
+    kept = sorted((tmp_path / "kept").rglob("*.f32"))
     whole = [path.read_bytes() for path in kept]
     damaged = {
         "nothing": b"",
@@ -171,6 +177,10 @@ def test_a_damaged_file_is_embedded_again(classifier: Classifier, tmp_path: Path
         "another dtype": npy(np.zeros(8, np.float64)),
         "objects": npy(np.array([None] * 8)),
         "one number": npy(np.float32(1)),
+        "a ZIP archive": npz(np.zeros(8, np.float32)),
+        "half a ZIP archive": npz(np.zeros(8, np.float32))[:40],
+        "a huge array": npy(np.zeros(8, np.float32)).replace(b"(8,)", b"(9999999999999,)"),
+        "zeros": bytes(len(whole[0])),
     }
     for kind, content in damaged.items():
         kept[0].write_bytes(content)
@@ -219,7 +229,7 @@ def test_the_order_of_the_encoders_changes_no_vectors(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="named pipes of POSIX")
 def test_a_pipe_in_the_cache_is_not_waited_for(classifier: Classifier, tmp_path: Path) -> None:
     Embeddings(tmp_path / "kept", classifier).of(photos(1), on_error=lambda *_: None)
-    (kept,) = (tmp_path / "kept").rglob("*.npy")
+    (kept,) = (tmp_path / "kept").rglob("*.f32")
     kept.unlink()
     os.mkfifo(kept)
     positions, _ = Embeddings(tmp_path / "kept", classifier).of(photos(1), on_error=lambda *_: None)

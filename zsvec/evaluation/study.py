@@ -32,6 +32,7 @@ MANY = 100
 """Categories from which 20 are known in the AUROC of the paper, as in its TinyImageNet; of fewer, 60 % are."""
 _BATCH = 256
 _CHUNK = 64  # images that are embedded at once, and again after an interruption
+_ROUNDING = 0.01  # of the sum of squares of unit vectors
 
 
 class Embeddings:
@@ -77,7 +78,7 @@ class Embeddings:
                 except ImageError as exc:
                     on_error(source_of(image), str(exc))
                     continue
-                path = inside(self._folder, self._folder / f"{digest}.npy")
+                path = inside(self._folder, self._folder / f"{digest}.f32")
                 if (row := self._read(path)) is not None:
                     rows[position] = row
                 else:
@@ -97,18 +98,25 @@ class Embeddings:
         return positions, dict(zip(self._dims, map(np.ascontiguousarray, parts), strict=True))
 
     def _read(self, path: Path) -> Floats | None:
-        """Returns the vectors of an image, one after the other; ``None`` for no file, or one cut by a loss of power."""
+        """Returns the vectors of an image, one after the other; ``None`` without a file, or for a damaged one.
+
+        The folder may come from elsewhere: a file is numbers alone, and no longer than the vectors.
+        """
+        size = 4 * sum(self._dims.values())
         try:
             with open_regular(path) as file:
-                row: Floats = np.load(file)
-        except (EOFError, OSError, ValueError):
+                content = file.read(size + 1)
+        except OSError:
             return None
-        return row if row.dtype == np.float32 and row.shape == (sum(self._dims.values()),) else None
+        if len(content) != size:
+            return None
+        row = np.frombuffer(content, np.float32)
+        return row if abs(float(row @ row) - len(self._dims)) < _ROUNDING else None  # each vector has unit norm
 
     def _keep(self, path: Path, row: Floats) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with replacing(path, durable=False) as file:
-            np.save(file, row)
+            file.write(row.tobytes())
 
 
 @dataclass(frozen=True, slots=True)

@@ -288,6 +288,18 @@ def test_the_end_of_the_service_ends_all_events_at_once(served: Served, monkeypa
     assert served.client.get("/live/events").status_code == 503
 
 
+def test_a_slow_client_does_not_outlive_the_last_event(served: Served) -> None:
+    async def read_late() -> None:
+        async with aclosing(served.app.state.live.events()) as told:
+            await anext(told)
+            served.app.state.health.ending.set()
+            await served.nobody()
+            with pytest.raises(StopAsyncIteration):
+                await asyncio.wait_for(anext(told), 2)
+
+    served.wait(read_late)
+
+
 # The page
 
 

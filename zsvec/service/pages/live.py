@@ -68,7 +68,7 @@ class Live:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            while True:
+            while self._task is not None:  # a slow client comes back after the last event
                 await self._published.wait()
                 if not self._event:
                     return

@@ -99,7 +99,7 @@ class GenerationError(ZSVecError):
 
 
 class GenerationUnavailableError(GenerationError):
-    """The service is unreachable, too slow or too busy, until the deadline or for over two minutes."""
+    """The service is unreachable, too slow or too busy, until the deadline."""
 
 
 class EncoderError(ZSVecError):

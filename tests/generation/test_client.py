@@ -553,6 +553,7 @@ def test_a_violation_of_the_policy_after_an_unusable_response_has_its_cost() -> 
 def test_an_error_ends_it_at_once(call: Call) -> None:
     for fault, says in (
         (Fault.out_of_quota(), "out of credit"),
+        (Fault.error(429, "Out of credit.", type="insufficient_quota"), "out of credit"),
         (Fault.unauthorized(), "refuses the key in OPENAI_API_KEY"),
         (Fault.error(403, "Country not supported."), "key in OPENAI_API_KEY do this: .*Country not supported"),
         (Fault.unknown_model(), "'a-language-model', generation.image_model 'an-image-model'"),

@@ -219,7 +219,8 @@ class Client:
             # With the same key, a service may answer with the same unusable response.
             key = f"{idempotency_key}-{number}" if number else idempotency_key
             try:
-                response = self._repeated(partial(send, **options, extra_headers={"Idempotency-Key": key}))
+                headers = {"Idempotency-Key": key}
+                response = self._repeated(partial(send, **options, extra_headers=headers), host_of(self._url))
                 outcome: Outcome | Declined = read(response.text, response.headers.get("x-request-id", ""))
             except (openai.OpenAIError, AnswerError) as exc:
                 outcome = self._declined(exc)
@@ -230,22 +231,23 @@ class Client:
             return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
         return Declined("unusable", f"none of {MAX_UNUSABLE} responses could be used: {problem}", spent)
 
-    def _repeated(self, attempt: Callable[[], T]) -> T:
+    def _repeated(self, attempt: Callable[[], T], host: str | None) -> T:
         """Calls again after each temporary failure, until the deadline or `stop`; raises the last failure."""
+
+        def log_long_wait(state: RetryCallState) -> None:
+            if state.upcoming_sleep >= _LOGGED_WAIT_S:
+                name = self._key.scrubbed(str(host))
+                _log.warning("%s is not available: trying again in %.0f s", name, state.upcoming_sleep)
+
         retrying = Retrying(
             retry=retry_if_exception(_is_temporary),
             wait=_seconds_to_wait,
             stop=stop_before_delay(self._settings.deadline) | stop_when_event_set(self._stopping),
-            before_sleep=self._log_long_wait,
+            before_sleep=log_long_wait,
             sleep=self._pause,
             reraise=True,
         )
         return retrying(attempt)
-
-    def _log_long_wait(self, state: RetryCallState) -> None:
-        if state.upcoming_sleep >= _LOGGED_WAIT_S:
-            url = self._key.scrubbed(self._url)
-            _log.warning("%s is not available: trying again in %.0f s", url, state.upcoming_sleep)
 
     def _pause(self, seconds: float) -> None:
         if self._stopping.wait(seconds):
@@ -272,7 +274,7 @@ class Client:
         ) from None
 
     def _advice(self, exc: openai.APIStatusError, message: str) -> str:
-        if exc.code == _NO_CREDIT:
+        if _is_out_of_credit(exc):
             return "the account is out of credit: add some, and run it again"
         if exc.status_code < 400:
             where = self._key.quoted(exc.response.headers.get("location", "somewhere else"))
@@ -303,7 +305,7 @@ class Client:
         check_allowed(url)
         try:
             with _BoundedHttp(lambda path: MAX_IMAGE_BYTES, self._settings.timeout) as http:
-                return self._repeated(partial(_image_at, http, url))
+                return self._repeated(partial(_image_at, http, url), host)
         except AnswerError as exc:
             raise GenerationError(
                 self._key.quoted(f"{self._url}: the image at {host} cannot be read: {exc}")
@@ -350,8 +352,12 @@ def _image_at(http: _BoundedHttp, url: str) -> bytes:
 
 def _is_temporary(exc: BaseException) -> bool:
     if isinstance(exc, openai.APIStatusError):
-        return exc.code != _NO_CREDIT and (exc.status_code in (408, 409, 429) or exc.status_code >= 500)
+        return not _is_out_of_credit(exc) and (exc.status_code in (408, 409, 429) or exc.status_code >= 500)
     return isinstance(exc, openai.APIConnectionError | httpx2.HTTPError)
+
+
+def _is_out_of_credit(exc: openai.APIStatusError) -> bool:
+    return _NO_CREDIT in (exc.code, exc.type)  # some services set only one of the two
 
 
 def _seconds_to_wait(state: RetryCallState) -> float:

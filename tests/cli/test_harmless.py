@@ -134,3 +134,12 @@ def test_a_warning_is_one_line() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "zsvec: a\\x1b[2J\\nzsvec: forged\n"
+
+
+def test_a_message_of_the_log_is_harmless() -> None:
+    code = (
+        "import logging; from zsvec.cli.process import prepare_process\n"
+        "prepare_process(); logging.getLogger('zsvec.x').warning('to %s', 'http://u:secret@h/a\\x1b[2J\\nforged')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "to http://***@h/a\\x1b[2J\\nforged\n"

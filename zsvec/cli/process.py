@@ -3,13 +3,14 @@
 Idle threads of OpenBLAS and libgomp spin for a shorter time before they sleep, and the GNU C library keeps freed
 memory; `zsvec docs architecture` has the variables and their effects. OpenBLAS reads its variable when numpy is first
 imported, libgomp when torch is. Bytes of file names that are not UTF-8, and characters outside the encoding of a
-stream, are escaped. A warning is one line, without the place in the code.
+stream, are escaped, and so are control characters in the log. A warning is one line, without the place in the code.
 """
 
 from __future__ import annotations
 
 import ctypes
 import io
+import logging
 import os
 import re
 import sys
@@ -41,7 +42,19 @@ def prepare_process() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
     warnings.formatwarning = lambda message, *_, **__: f"zsvec: {harmless(without_password(str(message)))}\n"
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_HarmlessFormatter())
     _keep_freed_memory()
+
+
+class _HarmlessFormatter(logging.Formatter):
+    """Escapes messages of the log, which name files: a message is one line, followed by a traceback, if any."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the base class
+        return harmless(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(without_password(super().format(record)), but="\n")
 
 
 def harmless(text: str, *, but: str = "") -> str:

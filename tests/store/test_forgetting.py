@@ -128,6 +128,22 @@ def test_a_writer_at_work_loses_and_begins_anew(deployment: Deployment) -> None:
     assert store.incomplete() == []
 
 
+def test_a_category_that_loses_its_other_references_meanwhile_is_removed(deployment: Deployment) -> None:
+    if not deployment.shared:
+        pytest.skip("no other process can write")
+    backend = deployment.backend()
+    store, other = deployment.open(backend, history=DAY), deployment.open(history=DAY)
+    store.write([pictured("cat", ["gone", "tom"])])
+
+    def remove_tom(*_: object) -> None:
+        other.remove_references("cat", [content_hash("tom")])
+
+    backend.hooks["commit"] = remove_tom
+    assert store.forget(GONE).categories == ("cat",)
+    assert store.categories() == []
+    assert mentions(store, GONE) == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, seed: int) -> None:
     backend, chance = deployment.backend(), random.Random(seed)

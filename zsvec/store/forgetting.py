@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zsvec.errors import CategoryNotFoundError, InvalidInputError
+from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import FORGET, History, Record
@@ -96,8 +96,8 @@ def _take_out(writer: Writer, name: str, content_hash: str) -> None:
             writer.remove(name)
         else:
             writer.remove_references(name, [content_hash])
-    except (CategoryNotFoundError, InvalidInputError):
-        return  # changed by another writer: the next attempt looks again
+    except (ConflictError, InvalidInputError):
+        return  # changed or removed by another writer: the next attempt looks again
 
 
 def _discount(catalog: Catalog, found: Collection[_Place]) -> None:

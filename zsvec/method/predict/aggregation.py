@@ -86,9 +86,12 @@ def maximum(similarities: Similarities, m: int) -> Floats:
 def mean(similarities: Similarities, m: int) -> Floats:
     """Mean similarity over all references of each category (the paper's sum, divided by their number)."""
     present, counts = similarities.present, similarities.counts
-    filled = np.flatnonzero(present)
-    total = np.zeros((len(similarities), len(counts)), dtype=np.float32)
-    total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
+    if size := _common(present):
+        total: Floats = np.einsum("icr->ic", similarities.values.reshape(len(similarities), len(counts), size))
+    else:
+        filled = np.flatnonzero(present)
+        total = np.zeros((len(similarities), len(counts)), dtype=np.float32)
+        total[:, filled] = np.add.reduceat(similarities.values, similarities.starts[filled], axis=1)
     absent = (counts - present).astype(np.float32)
     if absent.any():
         total += absent * similarities.bound[:, None]
@@ -100,6 +103,8 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
     starts, present = similarities.starts, similarities.present
     n_images, n_references = similarities.values.shape
     usable = present + np.minimum(similarities.counts - present, m)
+    if np.array_equal(usable, present) and 0 < (size := _common(present)) <= max(m, _LONG):
+        return _top_mean_of_equal(similarities.values, size, m)
     none = np.full(n_images, -np.inf, dtype=np.float32)
     values = np.column_stack([similarities.values, similarities.bound, none])
     out = np.empty((n_images, len(present)), dtype=np.float32)
@@ -123,6 +128,20 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
                 best[place][:, wanted <= place] = 0
             out[rows, group] = _total(best) / wanted.astype(np.float32)
     return out
+
+
+def _top_mean_of_equal(values: Floats, size: int, m: int) -> Floats:
+    # A copy in another order takes a third of the time of gathering columns.
+    out = np.empty((len(values), values.shape[1] // size), dtype=np.float32)
+    for rows in slices(len(values), max(1, _CACHED // values.shape[1])):
+        best = _largest(list(values[rows].reshape(-1, out.shape[1], size).transpose(2, 0, 1).copy()), m)
+        out[rows] = _total(best) / np.float32(len(best))
+    return out
+
+
+def _common(counts: NDArray[np.intp]) -> int:
+    """The number of references if all categories have equally many, else 0."""
+    return int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
 
 
 def _largest(columns: list[Floats], m: int) -> list[Floats]:

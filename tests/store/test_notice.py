@@ -16,6 +16,8 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from tests.qdrant import wait_until
 from zsvec.store.backends.server import copies as module
+from zsvec.store.backends.server.backend import ServerBackend
+from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.copies import Notice, Replicas
 
 BEFORE = Replicas([{1: True, 2: True}])
@@ -124,3 +126,16 @@ def test_it_is_settled_when_a_peer_is_away_from_all_shards_or_none(
     shards: list[dict[int, bool]], *, settled: bool
 ) -> None:
     assert Replicas(shards).settled == settled
+
+
+def test_a_slow_node_alone_can_be_asked_for_differing_records() -> None:
+    asked: list[Any] = []
+
+    def retrieve(*_: Any, consistency: Any, **__: Any) -> list[Any]:
+        asked.append(consistency)
+        return []
+
+    client: Any = SimpleNamespace(collection_cluster_info=lambda _: BEFORE, retrieve=retrieve)
+    node: Any = SimpleNamespace(client=client, is_well=lambda: False, ask=lambda request, **_: request(client, None))
+    assert ServerBackend(Connection("http://slow", 5.0, [node])).heal("catalog", ["one"]) == 0
+    assert len(asked) == 3

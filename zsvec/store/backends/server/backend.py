@@ -340,7 +340,8 @@ class ServerBackend:
         def find(_: QdrantClient, __: int | None) -> Records:
             if not self._copies.known(collection).copied:
                 return {}
-            clients = [node.client for node in self._connection.nodes if node.is_well()]
+            nodes = [node for node in self._connection.nodes if node.is_well()] or [self._connection.node]
+            clients = [node.client for node in nodes]
             return differing(clients, lambda client, consistency: _retrieve(collection, ids, client, None, consistency))
 
         found = self._connection.call(find, before=partial(self._copies.look, collection))

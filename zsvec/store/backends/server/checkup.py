@@ -51,7 +51,7 @@ def check_up(connection: Connection, catalog: str, references: Sequence[str], *,
         yield Finding("catalog", True, "one copy, which agrees with itself")
         return
     try:
-        yield _agreement(connection, clients, catalog, repair=repair)
+        yield _agreement(connection, clients or [connection.node.client], catalog, repair=repair)
     except FAILURES as exc:  # of the nodes asked past the connection
         said = str(connection.error(exc, connection.deadline))
         yield Finding("catalog", False, said, "look again when all nodes are well")

@@ -115,7 +115,7 @@ def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
 
 
 def _discounted(record: Record, places: Iterable[_Place]) -> dict[str, Any] | None:
-    """Returns a change without these references; ``None`` without effect."""
+    """Returns a change without these references; ``None`` if the change counts none of them."""
     forgotten = set(record.get("forgotten", ()))  # counted off already
     before = dict(record["before"])
     for place in places:

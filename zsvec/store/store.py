@@ -318,8 +318,8 @@ class Store:
     def one_change(self, what: str) -> Iterator[str]:
         """Makes all writes of a block one change of this kind, and yields the id. Inner blocks belong to the outer.
 
-        The functions of `after_changes` run at the end, and after an error, too, since earlier commits stay. None
-        runs after an interrupt, such as a KeyboardInterrupt, nor while the server is unavailable.
+        The functions of `after_changes` run at the end, and after an error, too, since earlier commits stay. They do
+        not run after an interrupt, such as a KeyboardInterrupt, or an error of an unavailable server.
         """
         if (outer := _BLOCK.get()) is not None:
             outer.followed_by[self._follow] = None

@@ -144,7 +144,7 @@ class ExportedFolder:
             except OSError as exc:
                 raise self.damaged(f"{name} cannot be read ({exc})") from exc
         if hashlib.sha256(content).hexdigest() != self.manifest.files.get(name):
-            raise self.damaged(f"{name} has changed")
+            raise self.damaged(f"{name} has changed, or {MANIFEST} does not list it")
         return content
 
     def matrix(self, name: str) -> NDArray[np.float32]:

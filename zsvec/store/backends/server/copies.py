@@ -210,7 +210,7 @@ class Copies:
 
     @contextmanager
     def _watched(self, watched: bool) -> Iterator[None]:
-        """Starts failure detection if a request of two replicas, or a write, is slow. Three need none to read."""
+        """Starts failure detection if the request in the block is slow, and could wait for a single replica."""
         if not watched:
             yield
             return

@@ -28,6 +28,7 @@ import re
 import reprlib
 
 # A user name and a password before an @.
+_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _USER_INFO = re.compile(
     r"""(?<=://)[^\s/?#]*@"""  # of a URL: up to the last @ before its path
     r"""|(?<=://)[^\s/?#:@\[]*:(?!\d*[/?#,])\S*@"""  # with a / in it, which a port would not have before it
@@ -48,6 +49,11 @@ def without_password(text: str) -> str:
     ``/``.
     """
     return _USER_INFO.sub("***@", text)
+
+
+def harmless(text: str, *, but: str = "") -> str:
+    """Returns text with control characters and bidirectional controls escaped, except those in `but`."""
+    return _CONTROLS.sub(lambda found: found[0] if found[0] in but else repr(found[0])[1:-1], text)
 
 
 def shown(value: object) -> str:

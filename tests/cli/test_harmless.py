@@ -15,7 +15,7 @@ from rich.table import Table
 from tests.cli.support import Cli
 from tests.support import encode, photo
 from zsvec.cli import output
-from zsvec.cli.process import harmless
+from zsvec.errors import harmless
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nforged.png  red 100.0%\u202e\x9b31m[bold]\u2028"
 OBEYED = set(map(chr, [*range(32), *range(127, 160), 0x202E, 0x2028, 0x2066])) - {"\n"}

@@ -20,7 +20,7 @@ from tests.support import COLOURS, coloured
 from zsvec.inputs.categories import CategoryInput
 from zsvec.service import create_app, server
 from zsvec.service.admission import connections
-from zsvec.service.server import listening, log_to_stderr, serve
+from zsvec.service.server import JsonLines, listening, log_to_stderr, serve
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality
 
@@ -40,7 +40,7 @@ class Slow(HashEncoder):
 
 
 def main(folder: str, head: str = "20", most: str = "4096", ending: str | None = None) -> None:
-    log_to_stderr(as_json=True)
+    log_to_stderr(JsonLines())
     connections.HEAD_TIMEOUT_S, connections.MAX_CONNECTIONS = float(head), int(most)
     if ending:
         server.LAST_RESPONSES_S = server.SHUTDOWN_TIMEOUT_S = float(ending)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from zsvec.cli.process import harmless, prepare_process
-from zsvec.errors import InvalidInputError, ZSVecError, without_password
+from zsvec.cli.process import prepare_process
+from zsvec.errors import InvalidInputError, ZSVecError, harmless, without_password
 
 
 def main() -> None:

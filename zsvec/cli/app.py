@@ -15,8 +15,7 @@ from typer.core import TyperGroup
 
 from zsvec import __version__
 from zsvec.cli import output
-from zsvec.cli.process import harmless
-from zsvec.errors import CategoryNotFoundError, InvalidInputError, MissingExtraError, StoreError
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, MissingExtraError, StoreError, harmless
 
 if TYPE_CHECKING:
     from zsvec import Category, Classifier, Settings

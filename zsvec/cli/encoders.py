@@ -46,7 +46,7 @@ def export(
 
     Vectors stay the same, and stores valid, unless you give --int8.
     """
-    from zsvec.encoders.cache import chosen_specs
+    from zsvec.encoders.runtimes import chosen_specs
 
     if int8 is not None and folder is None:
         raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")

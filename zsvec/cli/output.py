@@ -16,8 +16,7 @@ from rich.segment import Segment
 from rich.table import Column, Table
 from rich.text import Text
 
-from zsvec.cli.process import harmless
-from zsvec.errors import without_password
+from zsvec.errors import harmless, without_password
 from zsvec.types import counted as counted
 from zsvec.types import how_far
 
@@ -61,7 +60,7 @@ err = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 def print_json(value: Mapping[str, Any]) -> None:
     """Print an object as one line of stdout and flush; on a terminal, control characters are escaped."""
     is_terminal = sys.stdout.isatty()
-    is_unicode = sys.stdout.encoding.lower() == "utf-8"
+    is_unicode = (sys.stdout.encoding or "").lower() == "utf-8"
     line = json.dumps(value, ensure_ascii=is_terminal or not is_unicode, allow_nan=False)
     if is_terminal:
         line = line.replace("\x7f", r"\u007f")  # the only ASCII control character that JSON leaves

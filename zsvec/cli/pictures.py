@@ -14,8 +14,7 @@ from rich.style import Style
 from rich.text import Text
 
 from zsvec.cli.output import counted, print_note
-from zsvec.cli.process import harmless
-from zsvec.errors import ImageError, InvalidInputError, without_password
+from zsvec.errors import ImageError, InvalidInputError, harmless, without_password
 from zsvec.inputs.encoded import recognised
 from zsvec.inputs.files import replacing_named
 from zsvec.inputs.small import open_small

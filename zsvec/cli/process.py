@@ -12,14 +12,12 @@ import ctypes
 import io
 import logging
 import os
-import re
 import sys
 import warnings
 
-from zsvec.errors import without_password
+from zsvec.errors import harmless, without_password
 
 # C0 and C1 controls, line separators, bidirectional controls, and surrogates.
-_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _SPINNING_VARIABLE, _SPINNING_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "18"
 _OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")  # spins of an idle thread before it sleeps
@@ -43,23 +41,20 @@ def prepare_process() -> None:
             stream.reconfigure(errors=errors)
     warnings.formatwarning = lambda message, *_, **__: f"zsvec: {harmless(without_password(str(message)))}\n"
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(_HarmlessFormatter())
+        logging.lastResort.setFormatter(HarmlessFormatter())
     _keep_freed_memory()
 
 
-class _HarmlessFormatter(logging.Formatter):
-    """Escapes messages of the log, which name files: a message is one line, followed by a traceback, if any."""
+class HarmlessFormatter(logging.Formatter):
+    """Escapes log messages, which name files and categories: one line per message, then a traceback, if any."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the base class
+        """Returns the message without control characters."""
         return harmless(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
+        """Returns the message and the traceback, without passwords of URLs."""
         return harmless(without_password(super().format(record)), but="\n")
-
-
-def harmless(text: str, *, but: str = "") -> str:
-    """Returns text with control characters and bidirectional controls escaped, except those in `but`."""
-    return _CONTROLS.sub(lambda found: found[0] if found[0] in but else repr(found[0])[1:-1], text)
 
 
 def _keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import Keep, app, needs_extra
+from zsvec.cli.process import HarmlessFormatter
 
 if TYPE_CHECKING:
     from zsvec.service.auth.keys import Keys
@@ -31,9 +32,9 @@ def serve(
     """
     with needs_extra("serve", "a service"):
         from zsvec.service import create_app
-        from zsvec.service.server import listening, log_to_stderr
+        from zsvec.service.server import JsonLines, listening, log_to_stderr
         from zsvec.service.server import serve as run
-    log_to_stderr(as_json=log_json)
+    log_to_stderr(JsonLines() if log_json else HarmlessFormatter("%(asctime)s %(levelname)s %(message)s"))
     with listening(host, port) as listener, context.obj.open(keep=keep) as classifier:
         name, number = listener.getsockname()[:2]
         keys, secret = _keys(name)

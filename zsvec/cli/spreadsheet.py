@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable
 
-from zsvec.cli.process import harmless
+from zsvec.errors import harmless
 from zsvec.types import Prediction
 
 PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error")

@@ -199,10 +199,10 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     Server(app, listener).run()
 
 
-def log_to_stderr(*, as_json: bool) -> None:
-    """Logs to stderr, one line of text or a JSON object per record."""
+def log_to_stderr(formatter: logging.Formatter) -> None:
+    """Logs to stderr, one record per line in this format."""
     handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines() if as_json else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     for name in ("uvicorn", "httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -30,7 +30,7 @@ from standing.sets import Images, embed, progress
 from standing.trials import Rows, Trial, doubtful
 
 from zsvec.curation.audit import Audit, audited
-from zsvec.method.quality.suspects import judge
+from zsvec.method.quality.label_errors import judge
 
 app = typer.Typer(add_completion=False)
 _STRATEGY = "log_linear_gda"

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from zsvec.method.calibrate.fit import CalibrationReport, Quality
     from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
     from zsvec.method.predict.background import Background
-    from zsvec.method.quality.suspects import Suspect
+    from zsvec.method.quality.label_errors import Suspect
     from zsvec.settings.profiles import Profile
     from zsvec.settings.settings import GenerationSettings, IndexDtype, IndexKind, ModelPrice, Settings
     from zsvec.streams.flow import StreamStats
@@ -188,7 +188,7 @@ _LATE = {
     "zsvec.method.calibrate.fit": "CalibrationReport Quality",
     "zsvec.method.calibration": "Calibration ExpertCalibration LogLinear",
     "zsvec.method.predict.background": "Background",
-    "zsvec.method.quality.suspects": "Suspect",
+    "zsvec.method.quality.label_errors": "Suspect",
     "zsvec.settings.profiles": "Profile",
     "zsvec.settings.settings": "GenerationSettings IndexDtype IndexKind ModelPrice Settings",
     "zsvec.streams.flow": "StreamStats",

@@ -12,9 +12,9 @@ from typer.testing import CliRunner, Result
 
 from tests.encoders import tiny_checkpoints as tiny
 from zsvec.cli.commands import app
-from zsvec.encoders import cache, hardware
-from zsvec.encoders.cache import chosen_specs
+from zsvec.encoders import hardware, runtimes
 from zsvec.encoders.onnx.exported import ExportedFolder
+from zsvec.encoders.runtimes import chosen_specs
 from zsvec.encoders.torch import export
 from zsvec.errors import InvalidInputError, MissingExtraError
 from zsvec.settings.settings import Settings
@@ -36,7 +36,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     config = Settings.toml_files[0]
     config.parent.mkdir(parents=True)
     config.write_text(CONFIG.format(model=tiny.VIT, weights=tiny.save_vit(tmp_path / "vit.pth")))
-    monkeypatch.setattr(cache, "_GPUS", ())
+    monkeypatch.setattr(runtimes, "_GPUS", ())
     monkeypatch.setattr(
         hardware, "cache_folder", lambda: tmp_path / "cache" / "zsvec" / "encoders"
     )  # as in a child process
@@ -85,7 +85,7 @@ def test_the_runtime_of_the_next_start_is_named(settings: Settings, monkeypatch:
     assert (is_onnx(), is_onnx(runtime="onnx")) == (False, True)
     assert said(20.0) == "onnxruntime from the next start on"
     assert (is_onnx(), is_onnx(runtime="torch"), is_onnx(dtype="bfloat16")) == (True, False, False)
-    monkeypatch.setattr(cache, "_GPUS", ("/",))
+    monkeypatch.setattr(runtimes, "_GPUS", ("/",))
     assert (is_onnx(), is_onnx(device="cpu")) == (False, True)
     monkeypatch.setenv("ZSVEC_DTYPE", "bfloat16")
     assert said(20.0).startswith("torch as before, by runtime='auto', device='auto' and dtype='bfloat16'")

@@ -19,7 +19,7 @@ from zsvec.classifier import Classifier
 from zsvec.curation.audit import Audit, ThinCategory, audited
 from zsvec.encoders import EncoderSet
 from zsvec.inputs.folders import read_categories
-from zsvec.method.quality.suspects import Verdict
+from zsvec.method.quality.label_errors import Verdict
 from zsvec.testing import HashEncoder
 
 DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[3] / "shared" / "data") / "caltech24"

@@ -17,8 +17,8 @@ from torch import nn
 from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import BatchEncoder, describe_device, hardware
-from zsvec.encoders.cache import measured, tidy
 from zsvec.encoders.hardware import Rates, keep_rates, read_rates
+from zsvec.encoders.runtimes import measured, tidy
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import image_model
 from zsvec.encoders.torch.device import Runtime

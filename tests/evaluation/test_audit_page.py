@@ -13,7 +13,7 @@ from tests.evaluation.page import Page, assert_it_needs_nothing_else
 from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation.report import write_audit
-from zsvec.method.quality.suspects import Suspect
+from zsvec.method.quality.label_errors import Suspect
 
 EVIL = "<script>alert('x')</script>\"&"
 

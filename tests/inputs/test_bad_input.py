@@ -35,7 +35,7 @@ from zsvec.errors import (
 )
 from zsvec.inputs.categories import CategoryInput
 from zsvec.store.backends.base import Points, Where
-from zsvec.store.catalog.schema import record_id
+from zsvec.store.names import record_id
 from zsvec.testing import HashEncoder
 
 KNOWN = coloured("red", 100)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.encoders.support import needs_gpu
 from tests.search.support import ROUNDING, of_sizes, references_of, rows_in, unit
-from zsvec.encoders.torch.device import choose_runtime
+from zsvec.encoders.torch.device import choose_device
 from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.similarities import Compared, References
 from zsvec.search import torch_index as module
@@ -32,7 +32,7 @@ prop = settings(deadline=None, max_examples=40)
 
 def on(device: Any, dtype: str) -> Callable[[References], TorchIndex]:
     """Indexes references on a device, on a CPU too."""
-    where = choose_runtime(device, "float32").device
+    where = choose_device(device, "float32").device
     return lambda references: TorchIndex.of(references, device=where, dtype=getattr(torch, dtype))
 
 

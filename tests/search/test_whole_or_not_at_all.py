@@ -40,7 +40,7 @@ from zsvec.errors import StoreError
 from zsvec.method.similarities import SearchResult
 from zsvec.store import Reference, Store, Write
 from zsvec.store.backends.base import Put, Where
-from zsvec.store.catalog.schema import record_id
+from zsvec.store.names import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 

@@ -30,7 +30,7 @@ from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.backends.server.backend import ServerBackend, connect
 from zsvec.store.backends.server.connection import Connection
-from zsvec.store.backends.server.node import Node
+from zsvec.store.backends.server.endpoint import Node
 
 _SHM = Path("/dev/shm")
 _BLOCK = 4096

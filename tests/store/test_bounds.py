@@ -27,8 +27,8 @@ from zsvec.store import Store, open_store
 from zsvec.store.backends.base import Where
 from zsvec.store.backends.server import connection, limits
 from zsvec.store.backends.server.backend import connect
+from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.limits import ANSWER_BYTES, SMALL_ANSWER_BYTES, Limits, size_of_point
-from zsvec.store.backends.server.node import Node
 
 PATIENCE_S = 60.0
 ENDLESS: Mapping[str, endless.Reply] = dict([*endless.FLOODS.items(), *endless.HEAD_FLOODS.items()])

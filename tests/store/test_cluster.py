@@ -19,8 +19,8 @@ from tests.qdrant import Node, wait_until
 from tests.search.support import assert_answers, searcher
 from tests.store.material import FINGERPRINTS, add, references, write_of
 from zsvec.store import Placement, Store, open_store
-from zsvec.store.backends.server.copies import Replicas
-from zsvec.store.catalog.schema import record_id
+from zsvec.store.backends.server.replication import Replicas
+from zsvec.store.names import record_id
 
 BUSY = 20  # allowed factor of the usual time, beside the seconds for a quiet machine
 STATE = {name: references(images=[name]) for name in ("lynx", "red panda", "wolf")}

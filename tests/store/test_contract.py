@@ -41,7 +41,8 @@ from tests.store.support import (
 from zsvec.errors import CategoryNotFoundError, ZSVecError
 from zsvec.store import Cursor, Look, Store, Write
 from zsvec.store.backends.base import Points, Where
-from zsvec.store.catalog.schema import LATEST, record_id
+from zsvec.store.catalog.schema import LATEST
+from zsvec.store.names import record_id
 from zsvec.types import CALIBRATION_FORMAT
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")

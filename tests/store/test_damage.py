@@ -26,7 +26,8 @@ from zsvec.store import Cursor, Store
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.store.backends.edge.checksums import _checksum
-from zsvec.store.catalog.schema import intent_payload, new_write_id
+from zsvec.store.catalog.schema import intent_payload
+from zsvec.store.names import new_write_id
 
 ROOT = Path(__file__).parents[2]
 STORED = {

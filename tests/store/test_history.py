@@ -20,7 +20,8 @@ from zsvec.errors import CategoryNotFoundError, InvalidInputError
 from zsvec.store import Move, Store, open_store
 from zsvec.store import store as store_module
 from zsvec.store.backends.base import Put, Where
-from zsvec.store.catalog.schema import expected, record_id
+from zsvec.store.catalog.schema import expected
+from zsvec.store.names import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share

@@ -19,9 +19,9 @@ from zsvec.store.backends.base import Points, Put, Where
 from zsvec.store.backends.server.backend import ServerBackend, connect
 from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.conversion import filter_of, parts
+from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.limits import BYTES, Limits, cut, size_of_point
-from zsvec.store.backends.server.node import Node
-from zsvec.store.catalog.schema import new_write_id, record_id
+from zsvec.store.names import new_write_id, record_id
 
 REST_TAKES = 32 * 2**20
 

@@ -15,7 +15,8 @@ from tests.store.material import add, content_hash, references, sources, write_o
 from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError
 from zsvec.store import Move, Renamed, Store
 from zsvec.store.backends.base import Put
-from zsvec.store.catalog.schema import expected, record_id
+from zsvec.store.catalog.schema import expected
+from zsvec.store.names import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share

@@ -15,10 +15,10 @@ from qdrant_client.grpc.points_service_pb2_grpc import PointsStub
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from tests.qdrant import wait_until
-from zsvec.store.backends.server import copies as module
+from zsvec.store.backends.server import replication as module
 from zsvec.store.backends.server.backend import ServerBackend
 from zsvec.store.backends.server.connection import Connection
-from zsvec.store.backends.server.copies import Notice, Replicas
+from zsvec.store.backends.server.replication import Notice, Replicas
 
 BEFORE = Replicas([{1: True, 2: True}])
 AWAY = Replicas([{1: True, 2: False}])

@@ -19,7 +19,7 @@ from zsvec.settings.settings import load_settings
 from zsvec.store import Store, Write
 from zsvec.store.backends.base import Where
 from zsvec.store.backends.memory import MemoryBackend
-from zsvec.store.catalog.schema import record_id
+from zsvec.store.names import record_id
 from zsvec.types import CALIBRATION_FORMAT
 
 NAMES = ("red", "green", "blue")

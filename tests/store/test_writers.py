@@ -16,7 +16,7 @@ from tests.store.support import LASTING, Crash, Deployment, Hooked
 from zsvec.errors import CategoryNotFoundError, ConflictError
 from zsvec.store import Cursor, Move, Store
 from zsvec.store.backends.base import Points
-from zsvec.store.catalog.schema import record_id
+from zsvec.store.names import record_id
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 DEPLOYMENTS = ("edge", "local", "server")

@@ -1,6 +1,6 @@
 """Audit of the reference images of a store. Nothing is changed.
 
-- *Labels*: images that the other references put into another category (`zsvec.method.quality.suspects`).
+- *Labels*: images that the other references put into another category (`zsvec.method.quality.label_errors`).
 - *Duplicates*: near-duplicates within a category or across (`zsvec.method.quality.neighborhoods`).
 - *Outliers*: images with distant nearest neighbors (the weight of Angiulli & Pizzuti, "Fast outlier detection in high
   dimensional spaces", 2002; threshold in `zsvec.method.quality.neighborhoods`).
@@ -21,9 +21,9 @@ import numpy as np
 
 from zsvec.method.arrays import Key
 from zsvec.method.predict.background import FEWEST
+from zsvec.method.quality.label_errors import Suspect, Verdict, suspects
 from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_below, neighborhoods, spreads
 from zsvec.method.quality.scenes import image_rows, most_discriminating
-from zsvec.method.quality.suspects import Suspect, Verdict, suspects
 from zsvec.method.similarities import References, category_names, image_experts
 
 _OUTLIER_FENCE = 2.0  # interquartile distances below the lower quartile of closeness

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from zsvec.curation.retention import Keeper, inbox_image, is_a_reference, matrices
 from zsvec.encoders import EncoderSet
-from zsvec.encoders.torch.words import common_words
+from zsvec.encoders.torch.vocabulary import common_words
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
 from zsvec.inputs.images import ImageInput, content_hash, source_of, taken
-from zsvec.method.quality.unlabelled import most_useful, uncertainty, urgency
+from zsvec.method.quality.active_learning import most_useful, uncertainty, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
 from zsvec.types import Category, Prediction, SmallImage, fields_of
 

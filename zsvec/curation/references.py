@@ -12,7 +12,7 @@ from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, as_words, checked_category, checked_name
-from zsvec.method.quality.suspects import Suspect, suspects
+from zsvec.method.quality.label_errors import Suspect, suspects
 from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Renamed, Store, Write
 from zsvec.types import Category, Forgotten, SmallImage, StoredReference, encoder_and_modality

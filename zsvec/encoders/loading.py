@@ -72,7 +72,7 @@ def load_encoders(
         MissingExtraError: A package with weights, or onnxruntime for exported encoders, is not installed.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
-    from zsvec.encoders.cache import chosen_specs
+    from zsvec.encoders.runtimes import chosen_specs
 
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled)
     try:
@@ -105,7 +105,7 @@ def describe_device(
         InvalidInputError: The device or the runtime is not available.
         MissingExtraError: onnxruntime, which exported encoders need, is not installed.
     """
-    from zsvec.encoders.cache import chosen_specs, measured
+    from zsvec.encoders.runtimes import chosen_specs, measured
 
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled) if specs else {}
     rates = "".join(f"; {subject}: {words}" for subject, words in measured(specs).items()) if specs else ""
@@ -117,8 +117,8 @@ def describe_device(
         except MissingExtraError:
             if chosen is specs or runtime == "onnx":
                 raise
-    choose_runtime = _imported("zsvec.encoders.torch.device").choose_runtime
-    return f"{choose_runtime(device, dtype)}{', compiled' if compiled else ''}{rates}"
+    choose_device = _imported("zsvec.encoders.torch.device").choose_device
+    return f"{choose_device(device, dtype)}{', compiled' if compiled else ''}{rates}"
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
@@ -143,8 +143,8 @@ def _load_all(
     on_torch = any(spec.family != "onnx" for spec in specs.values())
     runtime = None
     if on_torch:
-        choose_runtime = _imported("zsvec.encoders.torch.device").choose_runtime
-        runtime = choose_runtime(device, dtype).with_uploads()
+        choose_device = _imported("zsvec.encoders.torch.device").choose_device
+        runtime = choose_device(device, dtype).with_uploads()
     context = LoadContext(
         device="cpu" if on_torch else device, runtime=runtime, batch_size=batch_size, compiled=compiled
     )

@@ -26,7 +26,7 @@ from zsvec.method.predict.background import FEWEST
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import pooled_evidence
-from zsvec.method.quality.suspects import Verdict, judge, suspects, verdicts
+from zsvec.method.quality.label_errors import Verdict, judge, suspects, verdicts
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings

@@ -24,7 +24,7 @@ class IndexSpec:
 
     Attributes:
         kind: The engine that compares references with images: numpy or torch in this process, or Qdrant.
-        device: Device of torch, by a name of `zsvec.encoders.torch.device.choose_runtime`. On ``cpu``, numpy keeps the
+        device: Device of torch, by a name of `zsvec.encoders.torch.device.choose_device`. On ``cpu``, numpy keeps the
             references, and the threads of the encoders compute the products.
         dtype: Number format of the references on a GPU, ``float32`` or ``float16``.
     """

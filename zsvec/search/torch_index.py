@@ -40,9 +40,9 @@ def build(references: References, spec: IndexSpec) -> Index:
         InvalidInputError: The device is not available.
         StoreError: The references do not fit the memory of the device.
     """
-    from zsvec.encoders.torch.device import choose_runtime
+    from zsvec.encoders.torch.device import choose_device
 
-    device = choose_runtime(spec.device, "float32").device  # type: ignore[arg-type]
+    device = choose_device(spec.device, "float32").device  # type: ignore[arg-type]
     if device.type == "cpu":
         return NumpyIndex(references, product)
     return TorchIndex.of(references, device=device, dtype=getattr(torch, spec.dtype))

@@ -1,6 +1,6 @@
 """HTTP service of a classifier: an API for programs and pages for people (the extra ``serve``)."""
 
-from zsvec.service.admission.work import Limits
+from zsvec.service.admission.queue import Limits
 from zsvec.service.app import create_app
 from zsvec.service.auth.keys import Key, Keys
 

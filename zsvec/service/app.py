@@ -27,7 +27,7 @@ from zsvec.errors import ZSVecError
 from zsvec.service import api, operations, pages
 from zsvec.service.admission.backpressure import Backpressure
 from zsvec.service.admission.connections import Connections
-from zsvec.service.admission.work import ClientLeft, Limits, Work
+from zsvec.service.admission.queue import ClientLeft, Limits, Work
 from zsvec.service.api.description import ABOUT, completed
 from zsvec.service.auth.guard import Guard
 from zsvec.service.auth.keys import Keys

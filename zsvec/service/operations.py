@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from zsvec import Classifier
 from zsvec.errors import ZSVecError
-from zsvec.service.admission.work import Work
+from zsvec.service.admission.queue import Work
 from zsvec.service.problems import JSON, Problem
 from zsvec.types import Category, encoder_and_modality
 

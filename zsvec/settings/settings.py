@@ -434,7 +434,7 @@ def _problem(error: ErrorDetails) -> str:
 
 def info(store: Store, settings: Settings) -> dict[str, Any]:
     """Returns the object that ``zsvec info --json`` prints; the store may have other encoders than the settings."""
-    from zsvec.encoders.cache import measured  # not needed for settings
+    from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()
     try:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.backends.base import FIRST_CONTACT, Hit, Placement, Points
-from zsvec.store.catalog.look import Census, Cursor, Look
+from zsvec.store.catalog.changefeed import Cursor, Look
 from zsvec.store.catalog.schema import Reference
+from zsvec.store.census import Census
 from zsvec.store.collections.inbox import InboxImage, Why
 from zsvec.store.store import Store
 from zsvec.store.writing import Move, Renamed, Write

@@ -21,16 +21,9 @@ from zsvec.errors import StoreError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog, State, id_of, readable
 from zsvec.store.catalog.history import Cause, History, change_payload, final_payload, told
-from zsvec.store.catalog.schema import (
-    category_from,
-    expected,
-    intent_payload,
-    is_told,
-    manifest_payload,
-    record_id,
-    write_time,
-)
+from zsvec.store.catalog.schema import category_from, expected, intent_payload, is_told, manifest_payload
 from zsvec.store.collections.references import ReferenceCollections
+from zsvec.store.names import record_id, write_time
 from zsvec.store.transfer import settled
 from zsvec.types import Category, Change
 

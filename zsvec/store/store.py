@@ -11,13 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from zsvec.errors import EncoderMismatchError, StoreError, StoreUnavailableError
-from zsvec.store import forgetting, health, undo
+from zsvec.store import erasure, health, undo
 from zsvec.store.backends.base import Backend, Hit, Points
 from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.history import FORGET, Cause, History
-from zsvec.store.catalog.look import Cursor, Look, look
 from zsvec.store.catalog.schema import Reference, keeps_images
-from zsvec.store.collections import ownership
+from zsvec.store.collections import compatibility
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
@@ -152,7 +152,7 @@ class Store:
             StoreError: A needed collection is foreign.
         """
         with self._writing(), self._naming_the_profile():
-            ownership.bind(self._catalog, self._references, fingerprints, images)
+            compatibility.bind(self._catalog, self._references, fingerprints, images)
 
     def check(self, names: Iterable[str]) -> None:
         """Checks the names of the encoders in use.
@@ -162,12 +162,12 @@ class Store:
             EncoderMismatchError: The stored vectors were made by encoders of other names.
         """
         with self._naming_the_profile():
-            ownership.check_names(self._catalog, names)
+            compatibility.check_names(self._catalog, names)
 
     def check_fingerprints(self, fingerprints: Mapping[str, Fingerprint]) -> None:
         """Raises EncoderMismatchError if the stored vectors were made by other encoders."""
         with self._naming_the_profile():
-            ownership.check_fingerprints(self._catalog, fingerprints)
+            compatibility.check_fingerprints(self._catalog, fingerprints)
 
     @contextmanager
     def _naming_the_profile(self) -> Iterator[None]:
@@ -414,7 +414,7 @@ class Store:
         with self._changing(FORGET):
             if self._catalog.store() is None:
                 raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
-            found = forgetting.forget(self._writer, content_hash)
+            found = erasure.forget(self._writer, content_hash)
             return replace(found, points=found.points + self.inbox.forget(content_hash))
 
     def move(self, move: Move) -> Category:
@@ -449,7 +449,7 @@ class Store:
         """
         with self._writing():
             # Of writers that began before the copies were dropped.
-            ownership.drop_images(self._catalog, self._references)
+            compatibility.drop_images(self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
         for change in final:
             on_final(change)
@@ -461,7 +461,7 @@ class Store:
         A present writer may leave some, which are not read and which `gc` deletes.
         """
         with self._writing():
-            ownership.keep_no_images(self._catalog, self._references)
+            compatibility.keep_no_images(self._catalog, self._references)
 
     def flush(self) -> None:
         """Makes all commits survive a loss of power. A killed process never loses one."""

@@ -15,7 +15,7 @@ process changed the target before step 2. A process that reads the two at differ
 transfer is done. Such a process takes the transfer for off, and loses at step 3.
 
 A reader that looks page by page may see the new source and the old target. The new source names the required version of
-the target, and the reader asks for that (`zsvec.store.catalog.look`).
+the target, and the reader asks for that (`zsvec.store.catalog.changefeed`).
 """
 
 from __future__ import annotations

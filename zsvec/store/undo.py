@@ -23,7 +23,8 @@ from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.commit import publish
 from zsvec.store.catalog.history import Cause, History, Record, state_before
-from zsvec.store.catalog.schema import UNDO, Reference, new_write_id
+from zsvec.store.catalog.schema import UNDO, Reference
+from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled
 from zsvec.store.writing import ChangedError, Plan, Writer, counted_by_expert, emptied
 from zsvec.types import Category, Change

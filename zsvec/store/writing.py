@@ -28,9 +28,10 @@ from tenacity import (
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
-from zsvec.store.catalog.schema import Reference, category_from, new_write_id
+from zsvec.store.catalog.schema import Reference, category_from
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
+from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled, transfer
 from zsvec.types import Category, encoder_and_modality, expert_name
 

@@ -83,7 +83,7 @@ class Runtime:
         return f"{self.device.type} ({name}), {dtype}, torch {torch.__version__}"
 
 
-def choose_runtime(device: Device, dtype: Dtype) -> Runtime:
+def choose_device(device: Device, dtype: Dtype) -> Runtime:
     """Returns the device and the number format for these settings.
 
     Args:

@@ -27,7 +27,6 @@ from PIL import Image
 
 from zsvec.encoders import hardware
 from zsvec.encoders.base import ConseEncoder, FeatureEncoder
-from zsvec.encoders.cache import Record, file_state, place, record_of, tidy
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.hub import quiet_loading
 from zsvec.encoders.loading import load_encoders, weight_sources
@@ -42,6 +41,7 @@ from zsvec.encoders.onnx.exported import (
     other_files,
 )
 from zsvec.encoders.preprocessing import preprocess
+from zsvec.encoders.runtimes import Record, file_state, place, record_of, tidy
 from zsvec.encoders.spec import EncoderSpec, Preprocessing
 from zsvec.encoders.torch.clip import ClipBackbone
 from zsvec.encoders.torch.sentence import SentenceModel

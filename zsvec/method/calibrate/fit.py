@@ -36,7 +36,7 @@ from zsvec.method.calibration import (
 from zsvec.method.predict.gda import describes, learn_backgrounds
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
-from zsvec.method.quality.suspects import Suspect
+from zsvec.method.quality.label_errors import Suspect
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import counted
 

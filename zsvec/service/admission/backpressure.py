@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsvec.service.admission.connections import Connections
-from zsvec.service.admission.work import Limits
+from zsvec.service.admission.queue import Limits
 from zsvec.service.auth.guard import is_open
 from zsvec.service.problems import Problem, answer
 

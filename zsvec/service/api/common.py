@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from zsvec import Classifier
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
-from zsvec.service.admission.work import Work
+from zsvec.service.admission.queue import Work
 from zsvec.service.api.schemas import HASH, NAME
 from zsvec.service.auth.keys import Key
 from zsvec.service.problems import Problem

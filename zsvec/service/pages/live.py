@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from zsvec import ImageInput, StreamStats
 from zsvec.errors import ZSVecError
-from zsvec.service.admission.work import Work
+from zsvec.service.admission.queue import Work
 from zsvec.service.operations import Metrics
 from zsvec.service.pages.rendering import render
 from zsvec.service.problems import Problem

@@ -15,9 +15,7 @@ from typing import Any, Literal
 from zsvec.errors import CategoryNotFoundError, StoreError
 from zsvec.store.backends.base import Backend, Put, Where
 from zsvec.store.catalog.schema import (
-    CATALOG,
     CATALOG_INDEXES,
-    IMAGES,
     LATEST,
     NO_CALIBRATION,
     OWN_KINDS,
@@ -26,16 +24,15 @@ from zsvec.store.catalog.schema import (
     calibrated_revision,
     calibration_from,
     category_from,
-    collection_name,
     damaged_manifest,
     expected,
     is_believed,
     is_record,
     keeps_images,
     place_of,
-    record_id,
     store_payload,
 )
+from zsvec.store.names import CATALOG, IMAGES, collection_name, record_id
 from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000

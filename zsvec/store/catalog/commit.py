@@ -25,9 +25,9 @@ from zsvec.store.catalog.schema import (
     category_from,
     expected,
     manifest_payload,
-    record_id,
     writers,
 )
+from zsvec.store.names import record_id
 from zsvec.types import Category
 
 STEP = 1_000

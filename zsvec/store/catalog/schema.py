@@ -1,4 +1,4 @@
-"""Names of the collections of a store, ids of points, and payloads: the format of stores on disk.
+"""Payloads of the points of a store: the format of stores on disk.
 
 A store owns the collections of one namespace: one of references per encoder, one of small copies of images
 (`zsvec.store.collections.images`), the inbox, and the catalog. The points of the catalog are records:
@@ -20,7 +20,6 @@ Records are validated when read: files can be damaged, and a server may have oth
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zsvec.errors import StoreError
+from zsvec.store.names import record_id
 from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, KeepImages, Modality, SmallImage
 
 if TYPE_CHECKING:
@@ -35,47 +35,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 3
-CATALOG = "catalog"
-IMAGES = "images"
 REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
 IMAGE_INDEXES: Mapping[str, str] = {"gen": "keyword", "hash": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
-_NAMESPACE = uuid.UUID("6b1f3c80-7a0c-5a52-9d0e-2f6f3a1f5b7e")
 _REQUIRED = 32  # categories that a manifest requires
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its own after others have written
-
-
-# Names and ids
-
-
-def collection_name(namespace: str, encoder: str) -> str:
-    """Returns the name of the collection of an encoder, or of `CATALOG`, `IMAGES` or the inbox."""
-    return f"{namespace}__{encoder}"
-
-
-def point_id(encoder: str, category: str, modality: str, write_id: str, content_hash: str) -> str:
-    """Returns the id of a reference, so that the same content in the same write is the same point."""
-    return str(uuid.uuid5(_NAMESPACE, "\0".join((encoder, category, modality, write_id, content_hash))))
-
-
-def record_id(kind: str, name: str = "") -> str:
-    """Returns the id of a record of the catalog: ``store``, ``calibration``, or ``category`` with a name."""
-    return str(uuid.uuid5(_NAMESPACE, f"{kind}\0{name}"))
-
-
-def new_write_id() -> str:
-    """Returns a unique write id, which begins with the time."""
-    return f"{time.time_ns() // 1000:014x}-{uuid.uuid4().hex[:12]}"
-
-
-def write_time(write_id: str) -> int:
-    """Returns when a write began, in microseconds since 1970 by the clock of the writer; 0 for a foreign id."""
-    try:
-        return int(write_id.split("-")[0], 16)
-    except ValueError:
-        return 0
 
 
 # References

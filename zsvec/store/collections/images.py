@@ -15,15 +15,8 @@ from typing import Any
 
 from zsvec.errors import ImageError
 from zsvec.store.backends.base import Backend, Points, Where
-from zsvec.store.catalog.schema import (
-    IMAGE_INDEXES,
-    IMAGES,
-    Reference,
-    collection_name,
-    point_id,
-    text_from,
-    time_from,
-)
+from zsvec.store.catalog.schema import IMAGE_INDEXES, Reference, text_from, time_from
+from zsvec.store.names import IMAGES, collection_name, point_id
 from zsvec.types import Category, SmallImage
 
 _AT_ONCE = 256  # copies in one request

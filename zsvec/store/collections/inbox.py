@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points, Where
 from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.schema import collection_name, point_id, text_from, time_from
+from zsvec.store.catalog.schema import text_from, time_from
 from zsvec.store.collections.images import first_small_image
+from zsvec.store.names import collection_name, point_id
 from zsvec.types import SmallImage
 
 if TYPE_CHECKING:

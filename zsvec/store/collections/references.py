@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Backend, Hit, Points, Where
-from zsvec.store.catalog.schema import (
-    IMAGES,
-    REFERENCE_INDEXES,
-    Reference,
-    collection_name,
-    is_reference,
-    point_id,
-    reference_from,
-    reference_payload,
-)
+from zsvec.store.catalog.schema import REFERENCE_INDEXES, Reference, is_reference, reference_from, reference_payload
 from zsvec.store.collections.images import ImageCollection
+from zsvec.store.names import IMAGES, collection_name, point_id
 from zsvec.types import Category, Modality, StoredReference, encoder_and_modality, expert_name
 
 if TYPE_CHECKING:

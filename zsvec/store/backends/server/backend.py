@@ -18,11 +18,11 @@ from zsvec.errors import LargeAnswerError, StoreError
 from zsvec.store.backends.base import FIRST_CONTACT, Dims, Hit, Placement, Points, Put, Where
 from zsvec.store.backends.server import connection as connections
 from zsvec.store.backends.server import conversion
-from zsvec.store.backends.server.checkup import check_peers, check_up
 from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.conversion import Consistency, filter_of, parts
-from zsvec.store.backends.server.copies import Copies, Records, Replicas, differing, heal
+from zsvec.store.backends.server.diagnostics import check_peers, check_up
 from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
+from zsvec.store.backends.server.replication import Copies, Records, Replicas, differing, heal
 from zsvec.types import Finding
 
 _FAN_OUT = 500  # milliseconds after which a node that reads asks one more replica

@@ -32,6 +32,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 from zsvec.errors import InvalidInputError, LargeAnswerError, StoreError, StoreUnavailableError, shown
 from zsvec.inputs.answers import LateError, Sockets, hooks
 from zsvec.store.backends.base import Handle
+from zsvec.store.backends.server.endpoint import Node, Request
 from zsvec.store.backends.server.failures import (
     FAILURES,
     UNANSWERED,
@@ -45,7 +46,6 @@ from zsvec.store.backends.server.failures import (
     tls_problem,
 )
 from zsvec.store.backends.server.limits import ANSWER_BYTES, answer_bytes
-from zsvec.store.backends.server.node import Node, Request
 
 OLDEST = (1, 17)  # first version with insert-only and update-only upserts
 

@@ -22,8 +22,8 @@ from tests.store.support import LASTING, Deployment, EdgeDeployment, MemoryDeplo
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreLockedError
 from zsvec.store import Store, open_store
 from zsvec.store.backends.base import Put
-from zsvec.store.catalog.look import Cursor
-from zsvec.store.catalog.schema import record_id
+from zsvec.store.catalog.changefeed import Cursor
+from zsvec.store.names import record_id
 from zsvec.types import Fingerprint
 
 pytestmark = [

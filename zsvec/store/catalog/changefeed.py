@@ -7,19 +7,14 @@ acknowledge a commit only among the newest (`zsvec.store.catalog.commit.publish`
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zsvec.store.catalog.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
 from zsvec.store.catalog.schema import LOOK_FIELDS, calibration_from, is_damaged, requirements
 from zsvec.types import Category
-
-if TYPE_CHECKING:
-    from zsvec.store.store import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,39 +148,3 @@ def _since(catalog: Catalog, cursor: Cursor) -> int:
 
 def _version_seen(record: Mapping[str, Any], known: Mapping[str, int], cursor: Cursor) -> int:
     return cursor.calibration if record["kind"] == "calibration" else known.get(record["category"], 0)
-
-
-class Census:
-    """Counts categories and references. Each `update` after the first reads only the changes.
-
-    Args:
-        store: The store to count.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._lock = threading.Lock()
-        self._begin()
-
-    def _begin(self) -> None:
-        self._cursor = Cursor()
-        self._versions: dict[str, int] = {}
-        self._live: dict[str, Mapping[str, int]] = {}
-        self._total: Counter[str] = Counter()
-        self._revision = 0
-
-    def update(self) -> tuple[int, dict[str, int], int]:
-        """Returns the number of categories, the number of references by expert, and the largest ``rev`` of a commit."""
-        with self._lock:
-            look = self._store.look(self._cursor, self._versions)
-            if look.reset:
-                self._begin()
-            for category in look.categories:
-                self._versions[category.name] = category.version
-                self._total.subtract(self._live.pop(category.name, {}))
-                if category.write_ids:
-                    self._live[category.name] = category.references
-                    self._total.update(category.references)
-            self._cursor = look.cursor
-            self._revision = max([self._revision, *(category.rev for category in look.categories)])
-            return len(self._live), dict(+self._total), self._revision

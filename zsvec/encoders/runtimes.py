@@ -1,4 +1,4 @@
-"""Encoders that were exported for this user and this machine, so that the next start needs no torch.
+"""Choice of the runtime, torch or onnxruntime, by encoders that were exported for this user and this machine.
 
 Exports lie in the user's cache folder, named by specs, installed versions and processor. Beside each folder, a record
 keeps the state of the weight files and the rates of torch and onnxruntime. If the record does not match, or other users

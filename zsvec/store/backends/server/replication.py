@@ -32,8 +32,8 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 from zsvec.errors import StoreError
 from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.conversion import Consistency
+from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.failures import FAILURES, is_busy, is_missing, is_refusal, is_transient
-from zsvec.store.backends.server.node import Node
 
 LONGEST = 15.0
 """Seconds after which a cluster has noticed that a node is away, or will not notice."""

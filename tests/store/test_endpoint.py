@@ -20,8 +20,8 @@ from tests.store.support import left_behind
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.answers import LateError, Sockets, hooks
 from zsvec.store import open_store
+from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.limits import answer_bytes
-from zsvec.store.backends.server.node import Node
 
 ENOUGH = 60.0  # seconds, also where the machine is busy
 VERSION = "1.18.3"

@@ -16,7 +16,8 @@ from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import FORGET, History, Record
-from zsvec.store.catalog.schema import IMAGES, category_from, expected, is_reference
+from zsvec.store.catalog.schema import category_from, expected, is_reference
+from zsvec.store.names import IMAGES
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Writer, until_won
 from zsvec.types import Forgotten, expert_name

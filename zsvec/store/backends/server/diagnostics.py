@@ -15,10 +15,10 @@ from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.inputs.answers import in_time
 from zsvec.store.backends.server.connection import Connection, check_version
 from zsvec.store.backends.server.conversion import Consistency
-from zsvec.store.backends.server.copies import Records, Replicas, differing, heal
+from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.failures import FAILURES, is_missing, is_refusal
 from zsvec.store.backends.server.limits import Limits
-from zsvec.store.backends.server.node import Node
+from zsvec.store.backends.server.replication import Records, Replicas, differing, heal
 from zsvec.types import Finding, counted
 
 _ROUND_TRIPS = 5

@@ -9,7 +9,7 @@ from tests.method.material import Vectors, calibrated, clusters, references, tex
 from zsvec.method.calibrate.leave_one_out import LeftOut, each_left_out
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.predict.gda import learn_backgrounds
-from zsvec.method.quality.suspects import Suspect, suspects, verdicts, wrong_label
+from zsvec.method.quality.label_errors import Suspect, suspects, verdicts, wrong_label
 
 
 def found(experts: Mapping[str, Vectors]) -> list[Suspect]:

@@ -16,8 +16,8 @@ import pytest
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.support import Specs
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import cache, describe_device, hardware, load_encoders
-from zsvec.encoders.cache import Record, file_state, place, read_record, record_of, tidy
+from zsvec.encoders import describe_device, hardware, load_encoders, runtimes
+from zsvec.encoders.runtimes import Record, file_state, place, read_record, record_of, tidy
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch.export import export_to_cache
 from zsvec.errors import InvalidInputError, MissingExtraError
@@ -50,7 +50,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Specs]:
 @pytest.fixture
 def specs(filled: Callable[[Path], Specs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Specs:
     monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(cache, "_GPUS", ())
+    monkeypatch.setattr(runtimes, "_GPUS", ())
     specs = filled(tmp_path / "cache")
     rated(specs, FAST)  # in place of measured rates
     return specs
@@ -97,7 +97,7 @@ def test_only_allowed_number_formats_are_compared(specs: Specs) -> None:
 
 def test_a_gpu_is_left_to_torch(specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not uses_torch(specs, device="auto")
-    monkeypatch.setattr(cache, "_GPUS", (str(tmp_path),))
+    monkeypatch.setattr(runtimes, "_GPUS", (str(tmp_path),))
     assert uses_torch(specs, device="auto")
     assert not uses_torch(specs, device="cpu")
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.store.material import FINGERPRINTS, content_hash, copies, live_copies, pictured, write_of
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked, LocalDeployment, fast_folder
-from zsvec.errors import CategoryNotFoundError, InvalidInputError
+from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.store import Move, Store, open_store
 from zsvec.store import store as store_module
 from zsvec.store.backends.base import Put, Where
@@ -177,7 +177,7 @@ def steps(model: Model, chance: random.Random) -> Step:
 def played(store: Store, model: Model, step: Step) -> None:
     """Do a step, and compare."""
     if step.after is None:
-        with pytest.raises((InvalidInputError, CategoryNotFoundError)):
+        with pytest.raises((InvalidInputError, ConflictError)):
             step.act(store)
     else:
         step.act(store)

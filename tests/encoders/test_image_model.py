@@ -21,16 +21,16 @@ from zsvec.encoders.hardware import Rates, keep_rates, read_rates
 from zsvec.encoders.runtimes import measured, tidy
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import image_model
-from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.device import TorchDevice
 from zsvec.encoders.torch.image_model import ImageModel, fast_model
 from zsvec.errors import EncoderError
 
 SPEC = EncoderSpec(family="vision", model="mine")
 IMAGES = [photo(seed, (60, 50)) for seed in range(5)]
 RATES: Rates = {"float32": 1.0, "bfloat16": 2.0}
-EXACT = Runtime(device=torch.device("cpu"), dtype=torch.float32)
-ROUNDED = Runtime(device=torch.device("cpu"), dtype=torch.bfloat16)
-FOUND = Runtime(device=torch.device("cpu"), dtype=None)
+EXACT = TorchDevice(device=torch.device("cpu"), dtype=torch.float32)
+ROUNDED = TorchDevice(device=torch.device("cpu"), dtype=torch.bfloat16)
+FOUND = TorchDevice(device=torch.device("cpu"), dtype=None)
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +68,8 @@ def run(model: Any, batch: torch.Tensor) -> torch.Tensor:
     return model(batch)  # type: ignore[no-any-return]
 
 
-def made(network: nn.Module, runtime: Runtime, **options: Any) -> ImageModel:
-    return fast_model(network.eval(), run, example(), spec=SPEC, runtime=runtime, **options)
+def made(network: nn.Module, torch_device: TorchDevice, **options: Any) -> ImageModel:
+    return fast_model(network.eval(), run, example(), spec=SPEC, torch_device=torch_device, **options)
 
 
 def example(seed: int = 0) -> torch.Tensor:
@@ -124,7 +124,7 @@ def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
         ran: list[str] = []
 
         def timed(use: Callable[[str], ImageModel], name: str, _: Any) -> float:
-            assert use(name).runtime.dtype == getattr(torch, name)
+            assert use(name).torch_device.dtype == getattr(torch, name)
             ran.append(name)
             return seconds[name][(ran.count(name) - 1) % len(seconds[name])]
 
@@ -144,14 +144,14 @@ def test_the_faster_format_is_found_and_kept(
     ran = takes(float32=[float32], bfloat16=[bfloat16])
     assert describe_device("cpu", specs={"it": SPEC}).endswith("it by torch: not measured yet")
     model = made(Network(), FOUND)
-    assert model.runtime.dtype == expected
+    assert model.torch_device.dtype == expected
     assert model.model.first.weight.dtype == expected  # type: ignore[union-attr]
     words = f"(float32 {2 / float32:.1f}, bfloat16 {2 / bfloat16:.1f} images/s)"
     assert measured({"it": SPEC})["it by torch"] == f"{str(expected).removeprefix('torch.')} {words}"
     ran.clear()
-    assert made(Network(), FOUND).runtime.dtype == expected
+    assert made(Network(), FOUND).torch_device.dtype == expected
     assert ran == []
-    assert made(Network(), EXACT).runtime.dtype == torch.float32  # as asked
+    assert made(Network(), EXACT).torch_device.dtype == torch.float32  # as asked
 
 
 def test_image_models_shared_with_conse_are_never_measured() -> None:
@@ -173,7 +173,7 @@ def test_a_disturbed_measurement_is_not_kept(takes: Callable[..., list[str]], ca
 
 def test_passes_are_timed() -> None:
     model = made(Network(), FOUND)
-    assert model.runtime.dtype in {torch.float32, torch.bfloat16}
+    assert model.torch_device.dtype in {torch.float32, torch.bfloat16}
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
@@ -198,7 +198,7 @@ def test_rates_that_are_damaged_or_open_to_others_are_measured_again(
     CHANGES[change](file)
     assert read_rates(SPEC) is None
     takes(float32=[0.5], bfloat16=[1.0])
-    assert made(Network(), FOUND).runtime.dtype == torch.float32
+    assert made(Network(), FOUND).torch_device.dtype == torch.float32
 
 
 def test_rates_depend_on_host_and_model() -> None:

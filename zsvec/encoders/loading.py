@@ -33,14 +33,14 @@ class LoadContext:
 
     Attributes:
         device: Where onnxruntime computes image models.
-        runtime: The `zsvec.encoders.torch.device.Runtime` of models on torch; ``None`` without such models.
+        torch_device: The `zsvec.encoders.torch.device.TorchDevice` of models on torch; ``None`` without such models.
         batch_size: Images or texts in one batch.
         compiled: Whether torch.compile compiles the image models.
         shared: Backbones and folders that were loaded before.
     """
 
     device: Device
-    runtime: Any
+    torch_device: Any
     batch_size: int
     compiled: bool
     shared: dict[Any, Any] = field(default_factory=dict)
@@ -141,17 +141,17 @@ def _load_all(
     specs: Mapping[str, EncoderSpec], device: Device, dtype: Dtype, batch_size: int, compiled: bool
 ) -> EncoderSet:
     on_torch = any(spec.family != "onnx" for spec in specs.values())
-    runtime = None
+    torch_device = None
     if on_torch:
         choose_device = _imported("zsvec.encoders.torch.device").choose_device
-        runtime = choose_device(device, dtype).with_uploads()
+        torch_device = choose_device(device, dtype).with_uploads()
     context = LoadContext(
-        device="cpu" if on_torch else device, runtime=runtime, batch_size=batch_size, compiled=compiled
+        device="cpu" if on_torch else device, torch_device=torch_device, batch_size=batch_size, compiled=compiled
     )
     # ConSE comes first, so that encoders with the same image model share one in float32.
     order = sorted(specs, key=lambda name: specs[name].family != "conse")
     loaded = {name: _load(name, specs[name], context) for name in order}
-    where = cast("Device", runtime.device.type) if runtime else "cpu"
+    where = cast("Device", torch_device.device.type) if torch_device else "cpu"
     return EncoderSet([loaded[name] for name in specs], batch_size=batch_size, device=where, on_torch=on_torch)
 
 

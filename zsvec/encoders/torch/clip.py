@@ -14,7 +14,7 @@ from zsvec.encoders.hub import Source, checkpoint_source
 from zsvec.encoders.loading import LoadContext
 from zsvec.encoders.preprocessing import cropping, of_transformers
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.device import TorchDevice
 from zsvec.encoders.torch.image_model import fast_model
 from zsvec.encoders.torch.sentence import SentenceModel
 from zsvec.errors import InvalidInputError
@@ -33,9 +33,11 @@ class ClipBackbone:
         declared: The preprocessing, if it scales and crops; else only the processor can carry it out.
     """
 
-    def __init__(self, sentences: SentenceModel, spec: EncoderSpec, runtime: Runtime, *, compiled: bool) -> None:
+    def __init__(
+        self, sentences: SentenceModel, spec: EncoderSpec, torch_device: TorchDevice, *, compiled: bool
+    ) -> None:
         self.model = sentences.model
-        self._runtime = runtime
+        self._torch_device = torch_device
         self.processor: Mapping[str, Any] = self.model.processor.image_processor.to_dict()
         size = self.processor.get("size") or {}
         self.side = max((side for side in size.values() if isinstance(side, int)), default=None)
@@ -46,7 +48,7 @@ class ClipBackbone:
             lambda model, batch: model(dict(batch))["sentence_embedding"],
             self._batch([self.preprocess(Image.fromarray(noise))] * 2),
             spec=spec,
-            runtime=runtime,
+            torch_device=torch_device,
             compiled=compiled,
             others=lambda: sentences.embed_texts(["a cat"]),
         )
@@ -54,7 +56,7 @@ class ClipBackbone:
     def preprocess(self, image: Image.Image) -> Mapping[str, Any]:
         """Returns the output of the model's processor for one image: tensors (1, …), such as ``pixel_values``."""
         inputs: Mapping[str, Any] = self.model.preprocess([rgb_of_bounded_aspect(image)])
-        return {k: self._runtime.upload(v) if torch.is_tensor(v) else v for k, v in inputs.items()}
+        return {k: self._torch_device.upload(v) if torch.is_tensor(v) else v for k, v in inputs.items()}
 
     def forward(self, inputs: Sequence[Mapping[str, Any]]) -> ImageFeatures:
         """Returns image features, of any norm."""
@@ -62,9 +64,11 @@ class ClipBackbone:
         return ImageFeatures(features, features)
 
     def _batch(self, inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        self._runtime.wait_for_uploads()
+        self._torch_device.wait_for_uploads()
         return {
-            key: torch.cat([one[key] for one in inputs]).to(self._runtime.device) if torch.is_tensor(value) else value
+            key: torch.cat([one[key] for one in inputs]).to(self._torch_device.device)
+            if torch.is_tensor(value)
+            else value
             for key, value in inputs[0].items()
         }
 
@@ -77,13 +81,13 @@ def sources(spec: EncoderSpec) -> list[Source]:
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> FeatureEncoder:
     """Loads a checkpoint of sentence-transformers or transformers; raises as `load_encoders`."""
     weights = sources(spec)[0].load()
-    sentences = SentenceModel(weights, context.runtime)
+    sentences = SentenceModel(weights, context.torch_device)
     if not {"image", "text"} <= set(sentences.modalities):
         raise InvalidInputError(
             f"encoder {name!r}: {spec.model} embeds {', '.join(map(str, sentences.modalities))}, "
             "where family 'clip' needs image and text; choose a CLIP-like model"
         )
-    backbone = ClipBackbone(sentences, spec, context.runtime, compiled=context.compiled)
+    backbone = ClipBackbone(sentences, spec, context.torch_device, compiled=context.compiled)
     return FeatureEncoder(
         name,
         sentences,

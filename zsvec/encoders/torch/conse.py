@@ -32,11 +32,11 @@ def sources(spec: EncoderSpec) -> list[Source]:
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> ConseEncoder:
     """Loads an ImageNet classifier of timm and a text model of sentence-transformers; raises as `load_encoders`."""
     # The weights of the mean are a softmax, which amplifies the rounding of bfloat16.
-    context = replace(context, runtime=replace(context.runtime, dtype=torch.float32))
+    context = replace(context, torch_device=replace(context.torch_device, dtype=torch.float32))
     text_weights = _text_source(spec).load()
     backbone = load_backbone(spec, context)
     labels = _labels(name, spec.model, backbone)
-    sentences = SentenceModel(text_weights, context.runtime)
+    sentences = SentenceModel(text_weights, context.torch_device)
     vectors = sentences.embed_texts(labels)
     return ConseEncoder(
         name,

@@ -30,8 +30,8 @@ _DEVICES: Mapping[str, Callable[[], bool]] = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Runtime:
-    """The device and the number format of a model.
+class TorchDevice:
+    """A device, and the number format of a model there.
 
     Attributes:
         device: Device of the weights and passes.
@@ -54,8 +54,8 @@ class Runtime:
             with torch.autocast(self.device.type, dtype=self.dtype):
                 yield
 
-    def with_uploads(self) -> Runtime:
-        """Returns the same runtime, on a CUDA device with a stream for uploads."""
+    def with_uploads(self) -> TorchDevice:
+        """Returns the same device, with a stream for uploads on CUDA."""
         if self.device.type != "cuda":
             return self
         return replace(self, uploads=torch.cuda.Stream())  # type: ignore[no-untyped-call]
@@ -83,7 +83,7 @@ class Runtime:
         return f"{self.device.type} ({name}), {dtype}, torch {torch.__version__}"
 
 
-def choose_device(device: Device, dtype: Dtype) -> Runtime:
+def choose_device(device: Device, dtype: Dtype) -> TorchDevice:
     """Returns the device and the number format for these settings.
 
     Args:
@@ -101,8 +101,8 @@ def choose_device(device: Device, dtype: Dtype) -> Runtime:
         )
     chosen = available[0] if device == "auto" else device
     if dtype == "auto" and chosen == "cpu":
-        return Runtime(device=torch.device(chosen), dtype=None)
+        return TorchDevice(device=torch.device(chosen), dtype=None)
     bfloat16 = dtype == "bfloat16" or (
         dtype == "auto" and chosen == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     )
-    return Runtime(device=torch.device(chosen), dtype=torch.bfloat16 if bfloat16 else torch.float32)
+    return TorchDevice(device=torch.device(chosen), dtype=torch.bfloat16 if bfloat16 else torch.float32)

@@ -24,7 +24,7 @@ from torch.nn.utils import fuse_conv_bn_weights
 
 from zsvec.encoders.hardware import Rates, faster, keep_rates, read_rates
 from zsvec.encoders.spec import EncoderSpec, NumberFormat
-from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.device import TorchDevice
 from zsvec.errors import EncoderError
 from zsvec.inputs.files import is_ours
 
@@ -50,17 +50,17 @@ class ImageModel:
 
     Attributes:
         model: The model, in evaluation mode.
-        runtime: Device and number format.
+        torch_device: Device and number format.
         run: The pass, which may be compiled.
     """
 
     model: nn.Module
-    runtime: Runtime
+    torch_device: TorchDevice
     run: Pass
 
     def __call__(self, batch: Any) -> torch.Tensor:
         """Returns the features of a batch, computed without gradients."""
-        with self.runtime.inference():
+        with self.torch_device.inference():
             return self.run(self.model, batch)
 
 
@@ -70,7 +70,7 @@ def fast_model(
     example: Any,
     *,
     spec: EncoderSpec,
-    runtime: Runtime,
+    torch_device: TorchDevice,
     compiled: bool = False,
     others: Callable[[], object] | None = None,
 ) -> ImageModel:
@@ -81,7 +81,7 @@ def fast_model(
         run: The pass.
         example: A batch of two images.
         spec: Spec of the encoder, by which rates are remembered.
-        runtime: Device and number format; without a number format, the faster one is measured.
+        torch_device: Device and number format; without a number format, the faster one is measured.
         compiled: Whether torch.compile compiles the model.
         others: Runs the parts of the model that must stay in float32 beside the images.
 
@@ -91,7 +91,7 @@ def fast_model(
     with torch.no_grad():
         _fold(model, lambda: run(model, example))
         layers = _layers(model, lambda: run(model, example)) - (_layers(model, others) if others else set())
-    allowed = {name: dtype for name, dtype in _FORMATS.items() if runtime.dtype in {None, dtype}}
+    allowed = {name: dtype for name, dtype in _FORMATS.items() if torch_device.dtype in {None, dtype}}
     parameters = {
         name: [
             (layer, parameter, nn.Parameter(tensor.to(dtype), requires_grad=False))
@@ -104,7 +104,7 @@ def fast_model(
     def use(name: NumberFormat) -> ImageModel:
         for layer, parameter, tensor in parameters[name]:
             setattr(layer, parameter, tensor)
-        return ImageModel(model, replace(runtime, dtype=allowed[name]), run)
+        return ImageModel(model, replace(torch_device, dtype=allowed[name]), run)
 
     if len(allowed) > 1:
         passes = {name: partial(_pass, use, name, example) for name in allowed}

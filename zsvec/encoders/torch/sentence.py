@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 
 from zsvec.encoders.base import Vectors
 from zsvec.encoders.hub import quiet_loading
-from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.device import TorchDevice
 from zsvec.encoders.weights import Weights
 from zsvec.errors import WeightsUnavailableError
 
@@ -33,8 +33,8 @@ class SentenceModel:
         WeightsUnavailableError: The checkpoint cannot be read, or lacks some of the model's weights.
     """
 
-    def __init__(self, weights: Weights, runtime: Runtime) -> None:
-        self.model = _load(weights, runtime)
+    def __init__(self, weights: Weights, torch_device: TorchDevice) -> None:
+        self.model = _load(weights, torch_device)
         self.modalities = tuple(self.model.modalities)
         self.dim = int(self.model.get_embedding_dimension() or 0)
         # Tokenizers are not safe in threads: truncation and padding are settings of a shared object.
@@ -58,10 +58,10 @@ class SentenceModel:
         return vectors
 
 
-def _load(weights: Weights, runtime: Runtime) -> SentenceTransformer:
+def _load(weights: Weights, torch_device: TorchDevice) -> SentenceTransformer:
     with quiet_loading() as messages:
         try:
-            model = SentenceTransformer(str(weights.path), device=str(runtime.device), local_files_only=True)
+            model = SentenceTransformer(str(weights.path), device=str(torch_device.device), local_files_only=True)
         # For a damaged file, the readers of configurations, tokenizers and weights raise errors of all kinds.
         except Exception as exc:
             raise WeightsUnavailableError(

@@ -21,7 +21,7 @@ from zsvec.encoders.hub import HubSource, Source, quiet_loading
 from zsvec.encoders.loading import LoadContext
 from zsvec.encoders.preprocessing import Pixels, cropping, of_timm, preprocess
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.encoders.torch.device import Runtime
+from zsvec.encoders.torch.device import TorchDevice
 from zsvec.encoders.torch.image_model import fast_model
 from zsvec.encoders.weights import LocalSource, Weights, relative_files, weight_files
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
@@ -47,8 +47,10 @@ class TimmBackbone:
         declared: The preprocessing, if Pillow can carry it out; else timm does.
     """
 
-    def __init__(self, model: Any, weights: Weights, spec: EncoderSpec, runtime: Runtime, *, compiled: bool) -> None:
-        self.model = model.eval().to(runtime.device, memory_format=torch.channels_last)
+    def __init__(
+        self, model: Any, weights: Weights, spec: EncoderSpec, torch_device: TorchDevice, *, compiled: bool
+    ) -> None:
+        self.model = model.eval().to(torch_device.device, memory_format=torch.channels_last)
         self.weights = weights
         image_size = spec.image_size
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
@@ -61,7 +63,8 @@ class TimmBackbone:
             partial(preprocess, how=self.declared) if self.declared else _transform_of_timm(config)
         )
         self.mean, self.std = (
-            torch.tensor(config[name], device=runtime.device).mul(255).view(1, -1, 1, 1) for name in ("mean", "std")
+            torch.tensor(config[name], device=torch_device.device).mul(255).view(1, -1, 1, 1)
+            for name in ("mean", "std")
         )
         _, height, width = config["input_size"]
         whole = math.ceil(max(height, width) / config["crop_pct"])
@@ -71,18 +74,19 @@ class TimmBackbone:
         self._features = fast_model(
             self.model,
             lambda network, pixels: network.forward_features(pixels),
-            example.to(runtime.device, memory_format=torch.channels_last),
+            example.to(torch_device.device, memory_format=torch.channels_last),
             spec=spec,
-            runtime=runtime,
+            torch_device=torch_device,
             compiled=compiled,
         )
-        self._runtime = self._features.runtime
-        self._images_a_pass = _IMAGES_A_PASS[self._runtime.dtype] if runtime.device.type == "cpu" else _WHOLE_BATCH
+        self._torch_device = self._features.torch_device
+        on_cpu = torch_device.device.type == "cpu"
+        self._images_a_pass = _IMAGES_A_PASS[self._torch_device.dtype] if on_cpu else _WHOLE_BATCH
         self.width = self.forward([torch.zeros((height, width, channels), dtype=torch.uint8)]).pooled.shape[1]
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Returns one image, scaled and cropped as the model's configuration says, uint8 (height, width, channels)."""
-        return self._runtime.upload(torch.from_numpy(self._transform(image)))
+        return self._torch_device.upload(torch.from_numpy(self._transform(image)))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
         """Returns the features of a batch, computed in passes that fit the cache of a CPU."""
@@ -91,8 +95,9 @@ class TimmBackbone:
         return ImageFeatures(pooled, logits)
 
     def _pass(self, inputs: Sequence[torch.Tensor]) -> tuple[Vectors, Vectors]:
-        self._runtime.wait_for_uploads()
-        pixels = torch.stack(list(inputs)).to(self._runtime.device).permute(0, 3, 1, 2).float()  # channels stay last
+        self._torch_device.wait_for_uploads()
+        # Channels stay last in memory.
+        pixels = torch.stack(list(inputs)).to(self._torch_device.device).permute(0, 3, 1, 2).float()
         pixels = pixels.sub_(self.mean).div_(self.std)
         features = self._features(pixels)
         with torch.inference_mode():
@@ -138,7 +143,7 @@ def load_backbone(spec: EncoderSpec, context: LoadContext) -> TimmBackbone:
         # Transformers are built for one input size, convolutional networks take any.
         options = {"img_size": spec.image_size} if spec.image_size and config.fixed_input_size else {}
         model = _build(spec.model, weights, options)
-        context.shared[key] = TimmBackbone(model, weights, spec, context.runtime, compiled=context.compiled)
+        context.shared[key] = TimmBackbone(model, weights, spec, context.torch_device, compiled=context.compiled)
     backbone: TimmBackbone = context.shared[key]
     return backbone
 

@@ -252,6 +252,13 @@ def test_unknown_inputs_are_named(clip: Path) -> None:
         load_one(spec(clip / "onnx" / "vision_model.onnx", clip / "onnx" / "vision_model.onnx"))
 
 
+def test_the_only_input_of_texts_needs_its_name(clip: Path, tmp_path: Path) -> None:
+    ids = {"ids": TOKENS["input_ids"]}
+    file = write(tmp_path / "texts.onnx", torch.nn.Embedding(9, 4), lambda m, given: m(given).mean(1), ids, ["found"])
+    with pytest.raises(InvalidInputError, match=r"takes no input_ids as tensor\(int64\) .* Its inputs: ids tensor"):
+        load_one(spec(clip / "onnx" / "vision_model.onnx", file))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no graph": (lambda folder: (folder / "model.onnx").unlink(), r"model\.onnx cannot be read"),
     "no ONNX": (lambda folder: (folder / "model.onnx").write_bytes(b"\x80\x04."), r"model\.onnx cannot be loaded"),

@@ -72,7 +72,7 @@ class CustomImages:
 
     def __init__(self, graph: Graph, spec: EncoderSpec) -> None:
         self._graph = graph
-        self._name = _input_of(graph, "pixel_values", "tensor(float)", 4)
+        self._name = _input_of(graph, "pixel_values", "tensor(float)", 4, or_only=True)
         self._output = spec.output or _known_output(graph, _IMAGE_OUTPUTS, "images")
         if self._output not in graph.outputs:
             raise InvalidInputError(_no_output(graph, f"output {self._output!r}"))
@@ -159,10 +159,10 @@ def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context
 # ---- inputs and outputs of a graph
 
 
-def _input_of(graph: Graph, name: str, kind: str, dimensions: int) -> str:
-    """Returns the input of this name, or the only input."""
-    found = name if name in graph.inputs else next(iter(graph.inputs)) if len(graph.inputs) == 1 else None
-    if found is None or graph.inputs[found][0] != kind or len(graph.inputs[found][1]) != dimensions:
+def _input_of(graph: Graph, name: str, kind: str, dimensions: int, *, or_only: bool = False) -> str:
+    """Returns the input of this name; with `or_only`, the only input under any name."""
+    found = next(iter(graph.inputs)) if or_only and len(graph.inputs) == 1 else name
+    if found not in graph.inputs or graph.inputs[found][0] != kind or len(graph.inputs[found][1]) != dimensions:
         there = ", ".join(f"{n} {kind} {shape}" for n, (kind, shape) in graph.inputs.items())
         raise InvalidInputError(
             f"{graph.file} takes no {name} as {kind} of {dimensions} dimensions. Its inputs: {there}; export it so, in "

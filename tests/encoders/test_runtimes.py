@@ -139,7 +139,7 @@ def test_a_damaged_export_is_replaced_and_measured(specs: Specs) -> None:
     flipped(next(place(specs).glob("*.onnx")))
     assert uses_torch(specs)
     record = export_to_cache(specs)
-    assert record == read_record(specs)
+    assert record == read_record(place(specs))
     assert record.rates.keys() == {"torch float32", "torch bfloat16", "onnx"}
     assert min(record.rates.values()) > 0
     rated(specs, FAST)
@@ -166,7 +166,7 @@ def test_torch_computes_where_onnxruntime_cannot_be_imported(
 def test_exports_of_another_user_are_not_used(specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
     me = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: me + 1)
-    assert read_record(specs) is None
+    assert read_record(place(specs)) is None
 
 
 @pytest.mark.skipif(os.name != "posix", reason="no modes here")
@@ -187,7 +187,7 @@ def test_changed_weights_are_exported_anew(specs: Specs) -> None:
     flipped(file)
     flipped(file)  # the same again, with the same size
     os.utime(file, ns=times)  # and the same time
-    assert read_record(specs) is None
+    assert read_record(place(specs)) is None
 
 
 def test_each_dependency_has_its_own_export(specs: Specs, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -87,9 +87,8 @@ def record_of(folder: Path) -> Path:
     return folder.with_suffix(".json")
 
 
-def read_record(specs: Mapping[str, EncoderSpec]) -> Record | None:
-    """Returns the record of a complete export of the present weights, else ``None``."""
-    folder = place(specs)
+def read_record(folder: Path) -> Record | None:
+    """Returns the record of a complete export in the cache, of the present weights, else ``None``."""
     if not (is_ours(folder.parent) and is_ours(folder)):
         return None
     try:
@@ -107,7 +106,7 @@ def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
     """Returns the rates on this host, in words: of all encoders with an export, and of each on torch."""
     if all(spec.family == "onnx" for spec in specs.values()):
         return {}
-    record = read_record(specs)
+    record = read_record(place(specs))
     chosen = (
         f"{record} → auto is {'onnx' if record.is_fast else 'torch'}"
         if record
@@ -147,12 +146,14 @@ def chosen_specs(
         )
     from zsvec.encoders.onnx.exported import ExportedFolder  # imports numpy, which `zsvec info` does without
 
-    record = read_record(specs) if find_spec("onnxruntime") and find_spec("tokenizers") else None
-    if record is not None and (runtime == "onnx" or record.allowing(dtype).is_fast):
-        try:
-            return ExportedFolder(place(specs)).specs()
-        except WeightsUnavailableError as exc:
-            _logger.warning("%s; torch computes until then", exc)
+    if find_spec("onnxruntime") and find_spec("tokenizers"):
+        folder = place(specs)
+        record = read_record(folder)
+        if record is not None and (runtime == "onnx" or record.allowing(dtype).is_fast):
+            try:
+                return ExportedFolder(folder).specs()
+            except WeightsUnavailableError as exc:
+                _logger.warning("%s; torch computes until then", exc)
     if runtime == "onnx":
         raise InvalidInputError("runtime='onnx', but these encoders are not exported here: run `zsvec encoders export`")
     return specs

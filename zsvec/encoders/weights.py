@@ -184,10 +184,11 @@ def _sha256(path: Path) -> str:
     files = [path] if path.is_file() else [path / name for name in weight_files(relative_files(path))]
     if not files:
         raise WeightsUnavailableError(f"the folder {path} holds no weights (looked for {', '.join(_WEIGHTS)})")
-    digests = [_sha256_of_file(file) for file in files]
+    digests = [sha256_of_file(file) for file in files]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
 
 
-def _sha256_of_file(path: Path) -> str:
+def sha256_of_file(path: Path) -> str:
+    """Returns the SHA-256 of a regular file, read in parts; raises OSError."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

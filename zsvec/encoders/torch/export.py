@@ -6,7 +6,6 @@ fingerprint stays the same, so a store may contain vectors of both.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import tempfile
 import time
@@ -46,9 +45,9 @@ from zsvec.encoders.spec import EncoderSpec, Preprocessing
 from zsvec.encoders.torch.clip import ClipBackbone
 from zsvec.encoders.torch.sentence import SentenceModel
 from zsvec.encoders.torch.vision import TimmBackbone
-from zsvec.encoders.weights import at_home
+from zsvec.encoders.weights import at_home, sha256_of_file
 from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
-from zsvec.inputs.files import is_ours, read_regular, replacing, write_whole
+from zsvec.inputs.files import is_ours, replacing, write_whole
 from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999
@@ -264,7 +263,7 @@ class _Exporter:
         exported = {
             encoder.name: self._encoder(cast("FeatureEncoder", encoder), specs[encoder.name]) for encoder in encoders
         }
-        files = {file.name: _digest(file) for file in sorted(self._folder.iterdir())}
+        files = {file.name: sha256_of_file(file) for file in sorted(self._folder.iterdir())}
         manifest = Manifest(format=FORMAT, encoders=exported, files=files)
         write_whole(self._folder / MANIFEST, manifest.model_dump_json(indent=1).encode())
 
@@ -300,7 +299,7 @@ class _Exporter:
 
         form = quantize(self._folder / graph, [preprocess(image, preprocessing) for image in self._photographs])
         if form:
-            self._rounded[graph] = f"{form} int8 {_digest(self._folder / graph)}"
+            self._rounded[graph] = f"{form} int8 {sha256_of_file(self._folder / graph)}"
 
     def _fingerprint(self, fingerprint: Fingerprint, graph: str) -> Fingerprint:
         if graph not in self._rounded:
@@ -317,10 +316,6 @@ class _Exporter:
             write_whole(self._folder / tokenizer, _tokenizer_of(texts).encode())
             self._written[id(texts)] = ExportedTexts(graph=graph, tokenizer=tokenizer)
         return cast("ExportedTexts", self._written[id(texts)])
-
-
-def _digest(file: Path) -> str:
-    return hashlib.sha256(read_regular(file)).hexdigest()
 
 
 # ---- graphs

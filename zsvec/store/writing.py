@@ -225,7 +225,8 @@ class Writer:
         if target is None or not target.write_ids:
             return False
         left = {key[2] for key in self.references.keys(source)} if source and source.write_ids else set()
-        if not left.isdisjoint(left if move.hashes is None else move.hashes):
+        to_move = left if move.hashes is None else left.intersection(move.hashes)
+        if to_move:
             return False
         return {reference.key for reference in leaving} <= self.references.keys(target)
 

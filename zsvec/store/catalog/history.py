@@ -22,7 +22,7 @@ from typing import Any, TypeAlias
 from zsvec.errors import InvalidInputError
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog, State
-from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from, is_told
+from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from, is_told, text_from
 from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]
@@ -115,10 +115,10 @@ class History:
         """Adds the manifests of categories, and the new changes."""
         self._manifests |= state.manifests
         for manifest in state.manifests.values():
-            change = _text(manifest, "change") or ""
+            change = text_from(manifest, "change") or ""
             self._revs[change] = max(manifest["rev"], self._revs.get(change, 0))
         known = {None, *self.records}
-        new = {_text(manifest, "change") for manifest in state.manifests.values()} - known
+        new = {text_from(manifest, "change") for manifest in state.manifests.values()} - known
         while new:
             found = self._catalog.retrieve(sorted(map(str, new)))
             self._add(found.values())
@@ -160,7 +160,7 @@ class History:
         return (r for r in self.in_effect(name) if not r.get("undoes") and r["what"] != FORGET)
 
     def _walk(self, name: str, before: Callable[[Record, str], str | None]) -> Iterator[Record]:
-        identifier = _text(self._manifests.get(name, {}), "change")
+        identifier = text_from(self._manifests.get(name, {}), "change")
         seen: set[str] = set()  # other writers of the store can make a ring
         while (record := self._record(identifier, name)) and record["id"] not in seen:
             seen.add(record["id"])
@@ -307,9 +307,4 @@ def _kept(manifest: Record | None) -> dict[str, Any] | None:
 
 
 def _change_before(record: Record, name: str) -> str | None:
-    return _text(record["before"][name] or {}, "change")
-
-
-def _text(record: Record, key: str) -> str | None:
-    found = record.get(key)
-    return found if isinstance(found, str) else None
+    return text_from(record["before"][name] or {}, "change")

@@ -27,8 +27,9 @@ from __future__ import annotations
 import re
 import reprlib
 
-# A user name and a password before an @.
+# C0 and C1 controls, line separators, bidirectional controls, and surrogates.
 _CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# A user name and a password before an @.
 _USER_INFO = re.compile(
     r"""(?<=://)[^\s/?#]*@"""  # of a URL: up to the last @ before its path
     r"""|(?<=://)[^\s/?#:@\[]*:(?!\d*[/?#,])\S*@"""  # with a / in it, which a port would not have before it

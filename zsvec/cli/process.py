@@ -17,8 +17,6 @@ import warnings
 
 from zsvec.errors import harmless, without_password
 
-# C0 and C1 controls, line separators, bidirectional controls, and surrogates.
-
 _SPINNING_VARIABLE, _SPINNING_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "18"
 _OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")  # spins of an idle thread before it sleeps
 _OPENMP_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")

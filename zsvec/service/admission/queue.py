@@ -74,10 +74,10 @@ class Work:
         """Number of images that wait or are at work."""
         return self._images
 
-    @property
-    def full(self) -> bool:
-        """Whether no further image is accepted."""
-        return self._images >= self.limits.queue
+    def check_room(self, images: int) -> None:
+        """Raises a Problem if the queue has no room for so many further images."""
+        if self._images + images > self.limits.queue:
+            raise Problem(429, f"{self._images} images wait already, of {self.limits.queue} at most: try again soon")
 
     async def classify(
         self,
@@ -130,10 +130,7 @@ class Work:
 
     def _admit(self, images: int) -> None:
         with self._lock:
-            if self._images + images > self.limits.queue:
-                raise Problem(
-                    429, f"{self._images} images wait already, of {self.limits.queue} at most: try again soon"
-                )
+            self.check_room(images)
             self._images += images
 
     def _release(self, _: Future[Prediction]) -> None:

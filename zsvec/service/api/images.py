@@ -13,7 +13,7 @@ from zsvec.errors import ImageError
 from zsvec.service.api import schemas
 from zsvec.service.api.common import By, Hash, Runs, of_state, picture
 from zsvec.service.api.description import PICTURE, PROBLEM, body_of
-from zsvec.service.problems import JSON, Problem
+from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_images, sent_json
 
 _MAX_TOP_K = 1000
@@ -33,8 +33,7 @@ async def classify(
 
     Send images as form files `images`, as the body, or as base64 in JSON. No URL is fetched.
     """
-    if work.full:
-        raise Problem(429, f"{work.queued} images wait already: try again soon")
+    work.check_room(1)  # before the body is read
     images = await sent_images(request, work.limits.images)
     found = await work.classify(images, top_k, request.receive)
     return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])

@@ -44,14 +44,14 @@ def prepare_process() -> None:
 
 
 class HarmlessFormatter(logging.Formatter):
-    """Escapes log messages, which name files and categories: one line per message, then a traceback, if any."""
+    """Escapes control characters and masks passwords of URLs: a message is one line; a traceback keeps its lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the base class
-        """Returns the message without control characters."""
+        """Returns the message on one line."""
         return harmless(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the message and the traceback, without passwords of URLs."""
+        """Returns the message, and the traceback, if any, on further lines."""
         return harmless(without_password(super().format(record)), but="\n")
 
 

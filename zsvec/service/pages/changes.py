@@ -20,11 +20,13 @@ router = APIRouter()
 
 _NAMED = 3  # categories of a change that are named
 _LISTED = 50  # changes on the page
-_WRITTEN_IN_PART = ("correct", "label")  # the images have left the inbox: to undo the references would lose the images
+_WITHOUT_ROLLBACK = ("correct", "label")  # images leave the inbox, and would be in neither place after a rollback
 
 
 async def changed(request: Request, kind: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
-    """Makes one atomic change, and returns a message with an undo button, if anything was changed.
+    """Makes one change, and returns a message with an undo button, if anything was changed.
+
+    If `change` fails, its writes are undone (`whole_change`), except those of a correction or a label.
 
     Args:
         request: The request.
@@ -36,7 +38,7 @@ async def changed(request: Request, kind: str, change: Callable[[], str], *, goe
 
     def run() -> tuple[str, str | None]:
         one_change = work.classifier.history.one_change
-        with one_change(kind) if kind in _WRITTEN_IN_PART else whole_change(work.classifier, kind) as identifier:
+        with one_change(kind) if kind in _WITHOUT_ROLLBACK else whole_change(work.classifier, kind) as identifier:
             message = change()
         there = any(one.id == identifier for one in work.classifier.history)
         return message, identifier if there else None

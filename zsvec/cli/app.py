@@ -109,8 +109,8 @@ class Target:
         import zsvec
 
         self.settings()  # refuses a store in memory
-        options = {"namespace": self.namespace, "profile": self.profile, **settings}
-        with zsvec.open(self.store, **options) as classifier, _nearest_name(classifier.categories):
+        opened = zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
+        with opened as classifier, _nearest_name(classifier.categories):
             yield classifier
 
     def settings(self) -> Settings:

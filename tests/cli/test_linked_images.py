@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.cli.support import Result, cli, colours, filled, hash_encoders  # noqa: F401
-from tests.support import isolated, write_photos  # noqa: F401
+from tests.cli.support import Cli, Result
+from tests.support import write_photos
 
 pytestmark = [
     pytest.mark.usefixtures("hash_encoders"),
@@ -19,7 +18,7 @@ pytestmark = [
 
 
 @pytest.fixture
-def linked(colours: Path) -> Path:  # noqa: F811
+def linked(colours: Path) -> Path:
     """A folder of categories with three links out of the folder, and one within."""
     write_photos(Path("private"), [70, 71])
     (colours / "red" / "broken.jpg").unlink(missing_ok=True)
@@ -47,7 +46,7 @@ def assert_told(result: Result, folder: Path, links: tuple[str, ...] = LINKS) ->
         assert "private" in note
 
 
-def test_import(cli: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_import(cli: Cli, linked: Path) -> None:
     result = cli("import --json", linked)
     assert result.code == 0
     assert_told(result, linked)
@@ -56,14 +55,14 @@ def test_import(cli: Callable[..., Result], linked: Path) -> None:  # noqa: F811
     assert "secret" not in result.out
 
 
-def test_import_that_replaces_ends_before_anything_is_written(cli: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_import_that_replaces_ends_before_anything_is_written(cli: Cli, linked: Path) -> None:
     result = cli("import --replace", linked)
     assert (result.code, result.out) == (2, "")
     assert "leads out of" in result.err
     assert not Path("zsvec-store").exists()
 
 
-def test_import_of_many_links_says_their_number(cli: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_import_of_many_links_says_their_number(cli: Cli, linked: Path) -> None:
     for number in range(30):
         (linked / "red" / f"link-{number}.png").symlink_to(Path("private/0.png").absolute())
     result = cli("import", linked)
@@ -71,7 +70,7 @@ def test_import_of_many_links_says_their_number(cli: Callable[..., Result], link
     assert "left out: 13 more" in result.err
 
 
-def test_evaluate(filled: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_evaluate(filled: Cli, linked: Path) -> None:
     shutil.copytree("private", "unknown")
     Path("unknown/link.png").symlink_to(Path("private/0.png").absolute())
     result = filled("evaluate --unknown unknown --json", linked)
@@ -80,7 +79,7 @@ def test_evaluate(filled: Callable[..., Result], linked: Path) -> None:  # noqa:
     assert_told(Result(0, "", "\n".join(note for note in told(result) if "unknown" not in note)), linked)
 
 
-def test_classify(filled: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_classify(filled: Cli, linked: Path) -> None:
     result = filled("classify --json", linked)
     assert result.code == 0
     assert_told(result, linked)
@@ -89,14 +88,14 @@ def test_classify(filled: Callable[..., Result], linked: Path) -> None:  # noqa:
     assert not [source for source in sources if any(link in source for link in LINKS)]
 
 
-def test_classify_of_named_links(filled: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_classify_of_named_links(filled: Cli, linked: Path) -> None:
     result = filled("classify --json", linked / "secret", linked / "red" / "0-link.png")
     assert result.code == 0
     assert len(result.objects) == 3
     assert not told(result)
 
 
-def test_add(cli: Callable[..., Result], linked: Path) -> None:  # noqa: F811
+def test_add(cli: Cli, linked: Path) -> None:
     result = cli("add red --json --image", linked / "red")
     assert result.code == 0
     assert_told(result, linked, ("red/0-link.png",))

@@ -88,6 +88,10 @@ def read_answer(connection: socket.socket) -> bytes:
     return got
 
 
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
 @contextmanager
 def running(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[Running]:
     """Runs a service within the block, and asserts that no request is left."""

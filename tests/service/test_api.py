@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 import zsvec
-from tests.cli.support import Result, cli, hash_encoders  # noqa: F401
+from tests.cli.support import Result, add_images, cli, hash_encoders  # noqa: F401
 from tests.service.support import KEYS, WRITE, asked, bearer, files, images_of, names, path_to, problem, red
 from tests.support import COLOURS, coloured, encode, photo, state
 from zsvec.classifier import Classifier
@@ -634,10 +634,7 @@ def test_methods_that_are_not_allowed(client: TestClient) -> None:
 @pytest.fixture
 def store(cli: Callable[..., Result]) -> Path:  # noqa: F811
     """A store with three colours and images that wait, made by the command line."""
-    for colour in COLOURS:
-        Path("colours", colour).mkdir(parents=True)
-        for seed in range(3):
-            Path("colours", colour, f"{seed}.png").write_bytes(encode(coloured(colour, seed)))
+    add_images(Path("colours"), range(3))
     Path("new").mkdir()
     for seed in range(6):
         Path("new", f"{seed}.png").write_bytes(encode(coloured("purple", seed)))

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 import zsvec
 from tests.inputs.pictures import claims, png
 from tests.qdrant import DEADLINE, wait_until
-from tests.service.servers import Running, head, read_answer, running
+from tests.service.servers import Running, head, read_answer, running, status
 from tests.service.support import KEYS, Keys, Limits, asked, files, path_to, problem, red
 from tests.support import encode, photo, state
 from zsvec.classifier import Classifier
@@ -34,10 +34,6 @@ from zsvec.testing import HashEncoder
 from zsvec.types import Modality
 
 MANY = 10_000
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
 
 
 def detail(answer: bytes) -> str:

@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from tests.qdrant import DEADLINE, wait_until
-from tests.service.servers import Running, head, read_answer, running
+from tests.service.servers import Running, head, read_answer, running, status
 from tests.service.support import KEYS, READ, WRITE, Limits
 from zsvec.classifier import Classifier
 from zsvec.service.admission import backpressure, connections
@@ -68,10 +68,6 @@ def length(connection: socket.socket, request: bytes) -> int:
     while got < said and (part := connection.recv(2**20)):
         got += len(part)
     return got
-
-
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
 
 
 @pytest.mark.usefixtures("impatient")

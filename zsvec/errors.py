@@ -27,8 +27,13 @@ from __future__ import annotations
 import re
 import reprlib
 
-# C0 and C1 controls, line separators, bidirectional controls, and surrogates.
-_CONTROLS = re.compile("[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
+"""Control characters of a terminal or page, line breaks, and marks of the writing direction, which let one text look
+like another; for a character class of a regular expression of Python or ECMA 262."""
+SURROGATES = r"\ud800-\udfff"
+"""Code points that valid Unicode text does not have; for a character class."""
+
+_ESCAPED = re.compile(f"[{CONTROLS}{SURROGATES}]")
 # A user name and a password before an @.
 _USER_INFO = re.compile(
     r"""(?<=://)[^\s/?#]*@"""  # of a URL: up to the last @ before its path
@@ -54,7 +59,7 @@ def without_password(text: str) -> str:
 
 def harmless(text: str, *, but: str = "") -> str:
     """Returns text with control characters and bidirectional controls escaped, except those in `but`."""
-    return _CONTROLS.sub(lambda found: found[0] if found[0] in but else repr(found[0])[1:-1], text)
+    return _ESCAPED.sub(lambda found: found[0] if found[0] in but else repr(found[0])[1:-1], text)
 
 
 def shown(value: object) -> str:

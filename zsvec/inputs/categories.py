@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from zsvec.errors import InvalidInputError, shown
+from zsvec.errors import CONTROLS, SURROGATES, InvalidInputError, shown
 from zsvec.inputs.images import ImageInput
 
 LONGEST_NAME = 500
@@ -23,12 +23,8 @@ LONGEST_TEXT = 20_000
 LONGEST_METADATA = 100_000
 _DEEPEST_METADATA = 32  # far below 128: deeper records make the log of the embedded engine unreadable
 
-# Control characters of a terminal or page, line breaks, and marks of the writing direction, which let one name look
-# like another.
-_OBEYED = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-_SURROGATES = r"\ud800-\udfff"
 _AROUND = r"[\s\x1c-\x1f]*"  # stripped by Python
-_INSIDE, _VISIBLE, _FIRST = f"[^{_OBEYED}]", rf"[^\s{_OBEYED}]", rf"[^.\s{_OBEYED}]"
+_INSIDE, _VISIBLE, _FIRST = f"[^{CONTROLS}]", rf"[^\s{CONTROLS}]", rf"[^.\s{CONTROLS}]"
 NAME_PATTERN = rf"^{_AROUND}({_FIRST}({_INSIDE}*{_VISIBLE})?|\.{_FIRST}|\.{_INSIDE}+{_VISIBLE}){_AROUND}$"
 """Regular expression of Python and of ECMA 262 for the name of a category."""
 
@@ -140,7 +136,7 @@ def _short_text(text: object, what: str) -> str:
         raise InvalidInputError(
             f"{what} may have at most {LONGEST_NAME} characters. Got {len(composed)}, {composed[:40]!r}…"
         )
-    if re.search(f"[{_OBEYED}{_SURROGATES}]", composed):
+    if re.search(f"[{CONTROLS}{SURROGATES}]", composed):
         raise InvalidInputError(f"{what} must be printable in one line. Got {shown(composed)}")
     return composed
 
@@ -158,7 +154,7 @@ def _checked_text(text: object) -> str:
         raise InvalidInputError(
             f"a definition text may have at most {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
         )
-    if re.search(f"[{_SURROGATES}]", text):
+    if re.search(f"[{SURROGATES}]", text):
         raise InvalidInputError(f"a definition text must be valid Unicode. Got {shown(text)}")
     return text.strip()
 

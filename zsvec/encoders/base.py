@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from zsvec.errors import EncoderError, InvalidInputError, shown
+from zsvec.inputs.categories import as_numbers
 from zsvec.types import Fingerprint, Modality
 
 Vectors: TypeAlias = NDArray[np.float32]
@@ -168,7 +169,7 @@ class BatchEncoder(ABC):
             return np.empty((0, self.fingerprint.dim))
         found = self.embed(batch, modality)
         try:
-            vectors = _as_float64(found)
+            vectors = as_numbers(found)
         except Exception as exc:  # conversions of other libraries raise errors of any type
             raise EncoderError(
                 f"encoder {self.name!r} returned {type(found).__name__}, which is no array of numbers ({exc}); its "
@@ -294,11 +295,3 @@ def rgb_of_bounded_aspect(image: Image.Image) -> Image.Image:
     if left or top:
         image = image.crop((left, top, width - left, height - top))
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _as_float64(values: object) -> NDArray[np.float64]:
-    """Converts to float64, in which the norm of a finite float32 row neither overflows nor underflows."""
-    array = np.asarray(values)
-    if array.dtype.kind not in "biufO":
-        raise TypeError(f"{array.dtype} are no real numbers")
-    return np.asarray(array, dtype=np.float64)

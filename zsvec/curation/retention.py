@@ -49,18 +49,26 @@ class Keeper:
         return None if chosen == "none" else StreamKeeper(self, self._store, chosen, flow)
 
     def present(self) -> list[InboxImage]:
-        """The unexpired images with their vectors, dismissed ones included.
+        """The unexpired images with their vectors, dismissed ones included."""
+        return self._read()[0]
+
+    def _read(self) -> tuple[list[InboxImage], set[str]]:
+        """The images of `present`, and the hashes of the others: expired ones, and those without vectors.
 
         The vectors of an image never change, so they are read once.
         """
         with self._lock:
             oldest = datetime.now(UTC) - self._age
-            found = [image for image in self._store.inbox.read() if image.added > oldest]
+            every = self._store.inbox.read()
+            found = [image for image in every if image.added > oldest]
             if new := [image.hash for image in found if image.hash not in self._vectors]:
                 read = self._store.inbox.read(new, vectors=True)
                 self._vectors |= {image.hash: image.vectors for image in read}
             self._vectors = {image.hash: self._vectors[image.hash] for image in found if image.hash in self._vectors}
-            return [replace(image, vectors=self._vectors[image.hash]) for image in found if image.hash in self._vectors]
+            there = [
+                replace(image, vectors=self._vectors[image.hash]) for image in found if image.hash in self._vectors
+            ]
+            return there, {image.hash for image in every} - self._vectors.keys()
 
     def ask(self, content_hash: str) -> bool:
         """Mark an image of the inbox as kept on request. Returns False if no such image waits."""
@@ -90,10 +98,9 @@ class Keeper:
             return {image.hash for image in there if not image.dismissed} & {image.hash for image in images}
 
     def _settled(self) -> list[InboxImage]:
-        there = self.present()
+        there, unusable = self._read()
         gone = surplus(there, self._size)
-        every = {image.hash for image in self._store.inbox.read()}
-        self._store.inbox.delete(gone | every - {image.hash for image in there})  # expired, or without vectors
+        self._store.inbox.delete(gone | unusable)
         return [image for image in there if image.hash not in gone]
 
 

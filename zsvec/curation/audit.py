@@ -112,8 +112,8 @@ class Audit:
 
     Attributes:
         images: Number of reference images.
-        judged: Number of judged labels: none without a calibration, nor for an image that is the only one
-            of its category, or lacks the vector of an encoder.
+        judged: Number of judged labels; 0 without a calibration. An image is not judged if no other image is in its
+            category, or if it lacks the vector of an encoder.
         calibrated: Whether there is a calibration to judge labels by.
         labels: Probable label errors, by falling probability.
         duplicates: Near-duplicates: across categories first, then by number of images.
@@ -197,7 +197,7 @@ def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> l
 
 
 def _thin(names: Sequence[str], compared: Neighborhoods, spread: Mapping[str, float]) -> list[ThinCategory]:
-    """Thin categories, among them those without an image: others have some."""
+    """Thin categories, those without an image included."""
     images = Counter(name for name, _ in compared.keys)
     shown = zip(compared.keys, compared.pictures.tolist(), strict=True)
     pictures = Counter(name for name, _ in {(key[0], picture) for key, picture in shown})

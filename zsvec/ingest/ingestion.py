@@ -45,8 +45,8 @@ ReferenceKey: TypeAlias = tuple[str, str, str]
 class _Draft:
     """A `Write` in the making.
 
-    `stored` references have vectors where these are written again; `recognised` ones were given again, and are not
-    written again.
+    `stored` has the references of the category with their vectors if the commit will write them again (`replace`), else
+    ``None`` for each. `recognised` are the keys of stored references that were given again and stay as they are.
     """
 
     category: CategoryInput

@@ -44,8 +44,9 @@ class Watch:
     """New images of a folder, each once, in the order of their last change.
 
     A file is complete when unchanged for `settle` seconds, and readable. A file that is replaced later counts as new.
-    Unreadable files and folders are tried again, and named in the log. So are links that lead out of the folder, which
-    are left out.
+    Unreadable files and folders are named in the log, and tried again. Links that lead out of the folder are named in
+    the log, and left out.
+
     `done` records a processed image in a state file, so that a later watch continues from there:
 
     ```python

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -451,6 +451,33 @@ def test_writers_at_once_leave_no_more_than_may_wait() -> None:
     left = stores[0].inbox.read(vectors=True)
     assert len(left) <= 5
     assert len(distinct({"clip": np.stack([image.vectors["clip"] for image in left])})) == len(left)
+    deployment.close()
+
+
+def test_an_image_that_another_process_keeps_meanwhile_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the inbox was read for the surplus, and before the surplus is deleted."""
+    deployment = LocalDeployment()
+    store, other = deployment.open(), deployment.open()
+    directions = np.eye(16, dtype=np.float32)
+    first, second = (
+        InboxImage(hash=name, source="", added=datetime.now(UTC), vectors={"clip": row, "dino": row[:8]})
+        for name, row in zip(["first", "second"], directions, strict=False)
+    )
+    read, put = store.inbox.read, store.inbox.put
+
+    def read_then_other(*args: Any, **options: Any) -> list[InboxImage]:
+        found = read(*args, **options)
+        if found:
+            other.inbox.put([second])
+        return found
+
+    def put_then_watch(images: Sequence[InboxImage]) -> None:
+        put(images)
+        monkeypatch.setattr(store.inbox, "read", read_then_other)
+
+    monkeypatch.setattr(store.inbox, "put", put_then_watch)
+    assert Keeper(store, load_settings(store="http://localhost")).keep([first]) == {"first"}
+    assert {image.hash for image in other.inbox.read()} == {"first", "second"}
     deployment.close()
 
 

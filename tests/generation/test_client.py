@@ -378,10 +378,25 @@ def test_the_tokens_of_unusable_images_are_counted() -> None:
     with serving(fault=always(Fault.no_image())) as (_, client):
         declined = client.draw(PROMPT, "k")
     assert declined == Declined(
-        "unusable", "none of 3 responses could be used: there was no image in the response", each + each + each
+        "unusable", "none of 3 responses could be used: there was no image in the response", each + each + each, 3
     )
     with serving(Fault.no_image(), draw=lambda body: DRAWN) as (_, client):
         assert client.draw(PROMPT, "k") == Picture(DRAWN, "req_1", each + each)
+
+
+def test_stop_ends_requests_with_unusable_responses() -> None:
+    asked: list[Client] = []
+
+    def answer(server: Scripted, sent: Sent) -> Reply:
+        asked[0].stop()
+        return pictures({})
+
+    with script(answer) as (server, client):
+        asked.append(client)
+        declined = client.draw(PROMPT, "k")
+    problem = "none of 1 responses could be used: there was no image in the response"
+    assert declined == Declined("unusable", problem, unusable=1)
+    assert len(server.seen) == 1
 
 
 def test_the_check_of_a_response_ends_at_the_first_error_of_a_list() -> None:
@@ -542,7 +557,7 @@ def test_a_violation_of_the_policy_after_an_unusable_response_has_its_cost() -> 
     with serving(Fault.no_image(), Fault.blocked()) as (server, client):
         declined = client.draw(PROMPT, "k")
     assert isinstance(declined, Declined)
-    assert (declined.code, declined.usage) == ("policy", Usage(len(PROMPT) // 4, 196))
+    assert (declined.code, declined.usage, declined.unusable) == ("policy", Usage(len(PROMPT) // 4, 196), 1)
     assert keys(server) == ["k", "k-1"]
 
 

@@ -15,14 +15,17 @@ from PIL import Image
 
 from tests.generation.fake_openai import CHAT, IMAGES, FakeOpenAI, Fault, Request
 from tests.generation.material import plan_of, settings_of, tree
+from tests.generation.scripted import pictures, scripted
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts
 from zsvec.generation import run as module
 from zsvec.generation.access import KEY_VARIABLE
+from zsvec.generation.client import Client
 from zsvec.generation.features import Knowledge
 from zsvec.generation.manifest import AnswerRecord, ImageRecord, Manifest, read_manifest
 from zsvec.generation.plan import Budget
-from zsvec.generation.run import Drawn, carry_out
+from zsvec.generation.run import Drawn, Run, carry_out
+from zsvec.settings.settings import ModelPrice
 
 PANDAS = ["giant_panda", "red_panda"]
 
@@ -412,6 +415,16 @@ def test_declined_images_leave_their_cost_to_the_budget(tmp_path: Path) -> None:
     assert len(drawn.declined) == 4
     assert len(drawn.images) == 4
     assert not drawn.out_of_budget
+
+
+def test_unusable_images_without_counted_tokens_cost_the_price_of_each(tmp_path: Path) -> None:
+    price = ModelPrice(input=0.0, output=0.0, image=0.01)
+    with scripted(lambda *_: pictures({})) as server:
+        settings = settings_of(server.url, image_model="painter", prices={"painter": price})
+        with Client(settings) as client, Manifest(tmp_path) as manifest:
+            plan = plan_of(tmp_path, ["desk"], settings, per_category=1)
+            (declined,) = Run(plan, settings, manifest, client).draw([])
+    assert (declined.cost, len(server.seen)) == (pytest.approx(3 * 0.01), 3)
 
 
 def test_a_budget_of_images_is_never_exceeded(tmp_path: Path) -> None:

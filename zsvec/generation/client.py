@@ -110,11 +110,13 @@ class Declined:
             not in the requested form.
         reason: Message of the service or of the check.
         usage: Tokens, which are paid for all the same.
+        unusable: Number of unusable responses, each paid for.
     """
 
     code: str
     reason: str
     usage: Usage = field(default_factory=Usage)
+    unusable: int = 0
 
 
 class _UnusableError(Exception):
@@ -212,12 +214,10 @@ class Client:
     ) -> Outcome | Declined:
         """Sends a request until its response is usable, at most `MAX_UNUSABLE` times; adds up the tokens."""
         check_allowed(self._url)
-        spent, problem = Usage(), ""
-        for number in range(MAX_UNUSABLE):
-            if number and self._stopping.is_set():
-                break
+        spent, unusable = Usage(), 0
+        while True:
             # With the same key, a service may answer with the same unusable response.
-            key = f"{idempotency_key}-{number}" if number else idempotency_key
+            key = f"{idempotency_key}-{unusable}" if unusable else idempotency_key
             try:
                 headers = {"Idempotency-Key": key}
                 response = self._repeated(partial(send, **options, extra_headers=headers), host_of(self._url))
@@ -226,10 +226,13 @@ class Client:
                 outcome = self._declined(exc)
             except _UnusableError as exc:
                 spent += exc.usage
-                problem = str(exc)
-                continue
+                unusable += 1
+                if unusable < MAX_UNUSABLE and not self._stopping.is_set():
+                    continue
+                return Declined("unusable", f"none of {unusable} responses could be used: {exc}", spent, unusable)
+            if isinstance(outcome, Declined):
+                return replace(outcome, usage=spent + outcome.usage, unusable=unusable)
             return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
-        return Declined("unusable", f"none of {MAX_UNUSABLE} responses could be used: {problem}", spent)
 
     def _repeated(self, attempt: Callable[[], T], host: str | None) -> T:
         """Calls again after each temporary failure, until the deadline or `stop`; raises the last failure."""

@@ -21,7 +21,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from zsvec.errors import GenerationError
 from zsvec.generation import prompts
-from zsvec.generation.client import MAX_UNUSABLE, Client, Declined
+from zsvec.generation.client import Client, Declined
 from zsvec.generation.features import Asked, Knowledge, NameGroup, analyse
 from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
 from zsvec.generation.plan import ROUNDING, Plan
@@ -156,7 +156,7 @@ class Run:
         if declined.usage.output:
             return image_cost(declined.usage, self._settings)
         each = image_cost(None, self._settings)
-        return each and each * MAX_UNUSABLE if declined.code == "unusable" else 0.0
+        return each and each * declined.unusable if declined.unusable else 0.0
 
     def _key(self, *parts: Any) -> str:
         """Returns the idempotency key of a request, the same in each run over the folder."""

@@ -115,7 +115,7 @@ def describes(background: Background, references: References) -> bool:
     if len(background.mean) != references.vectors.shape[1]:
         return False
     # The background was learned from distances to means that include the image itself.
-    means, n = references.root_means if background.of_roots else references.class_means, len(references.vectors)
+    means, n = references.sum_up(background), len(references.vectors)
     rows = np.arange(0, n, 1 + (n - 1) // _SAMPLE)
     owner = references.owners(rows)
     residuals = background.features(references.vectors[rows]) - means.means[owner]

@@ -146,7 +146,6 @@ class Client:
             base_url=base_url(settings.base_url, self._key, allow_http=settings.allow_http),
             max_retries=0,  # its waits could neither be interrupted nor bounded by the deadline
             http_client=_BoundedHttp(_answer_bytes, settings.timeout),
-            default_headers={"Connection": "close"},  # a late request ends with its connection, and ends no other
         )
         self._url = str(self._openai.base_url)
 
@@ -322,9 +321,13 @@ class _BoundedHttp(openai.DefaultHttpxClient):
     """Bounds responses in bytes, by path, and in seconds from the lookup of the host until the last byte."""
 
     def __init__(self, most: Callable[[str], int], seconds: float) -> None:
-        # A redirection would take the key to another place.
         reading: Any = hooks(most, lambda request: None)
-        super().__init__(follow_redirects=False, timeout=seconds, event_hooks=reading, headers={"Connection": "close"})
+        super().__init__(
+            follow_redirects=False,  # a redirection would take the key to another place
+            timeout=seconds,
+            event_hooks=reading,
+            headers={"Connection": "close"},  # a late request ends with its connection, and ends no other
+        )
         self._seconds = seconds
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:

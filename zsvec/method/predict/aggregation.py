@@ -105,15 +105,18 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
     usable = present + np.minimum(similarities.counts - present, m)
     if np.array_equal(usable, present) and 0 < (size := _common(present)) <= max(m, _LONG):
         return _top_mean_of_equal(similarities.values, size, m)
-    none = np.full(n_images, -np.inf, dtype=np.float32)
-    values = np.column_stack([similarities.values, similarities.bound, none])
     out = np.empty((n_images, len(present)), dtype=np.float32)
     long = usable > max(m, _LONG)
     for category in np.flatnonzero(long):
-        omitted = np.full(usable[category] - present[category], n_references)
-        found = values.take(np.r_[starts[category] : starts[category + 1], omitted], axis=1)
-        ascending = np.sort(np.partition(found, -m, axis=1)[:, -m:], axis=1)
+        omitted = np.repeat(similarities.bound[:, None], usable[category] - present[category], axis=1)
+        found = np.hstack([similarities.values[:, starts[category] : starts[category + 1]], omitted])
+        found.partition(-m, axis=1)
+        ascending = np.sort(found[:, -m:], axis=1)
         out[:, category] = _total(ascending.T[::-1]) / np.float32(m)
+    if long.all():  # saves the copy
+        return out
+    none = np.full(n_images, -np.inf, dtype=np.float32)
+    values = np.column_stack([similarities.values, similarities.bound, none])
     # The categories of a group have more than half as many references as its longest one.
     group_of = np.where(long, -1, np.ceil(np.log2(np.maximum(usable, 1))))
     for number in np.unique(group_of[~long & (usable > 0)]):

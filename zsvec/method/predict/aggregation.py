@@ -118,9 +118,9 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
     none = np.full(n_images, -np.inf, dtype=np.float32)
     values = np.column_stack([similarities.values, similarities.bound, none])
     # The categories of a group have more than half as many references as its longest one.
-    group_of = np.where(long, -1, np.ceil(np.log2(np.maximum(usable, 1))))
-    for number in np.unique(group_of[~long & (usable > 0)]):
-        group = np.flatnonzero((group_of == number) & (usable > 0))
+    group_of = np.where(long, -1, np.ceil(np.log2(usable)))
+    for number in np.unique(group_of[~long]):
+        group = np.flatnonzero(group_of == number)
         rank = np.arange(usable[group].max())[:, None]
         absent = np.where(rank < usable[group], n_references, n_references + 1)
         columns = np.where(rank < present[group], starts[:-1][group] + rank, absent)

@@ -388,7 +388,9 @@ class Feedback:
 
     def _unchanged(self, prediction: Prediction) -> str:
         if content_hash(prediction.source, **self._embedder.limits) != prediction.hash:
-            raise ImageError(f"{prediction.source}: it has changed since it was classified; classify it again")
+            raise ImageError(
+                f"{prediction.source}: the file has changed since its classification: classify the image again"
+            )
         return prediction.source
 
 

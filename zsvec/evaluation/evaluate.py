@@ -163,7 +163,7 @@ def labelled_images(folder: Path, *, on_outside: OnOutside = refused) -> list[tu
 
 
 def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageInput, str]]:
-    """Returns the images of categories, such as those of `zsvec.inputs.tables.from_csv`, each with its category.
+    """Returns pairs of image and category name, for example of categories from `zsvec.inputs.tables.from_csv`.
 
     Raises:
         InvalidInputError: There is no image.

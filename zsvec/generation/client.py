@@ -2,7 +2,8 @@
 
 A response is bounded in bytes (`MAX_ANSWER_BYTES`, or `MAX_TEXT_ANSWER_BYTES` from the language model) and in time
 (``generation.timeout``, for the whole response). After a temporary failure a request is repeated, at growing intervals
-or after the time of a ``Retry-After`` header, until ``generation.deadline``.
+or after the time of the service's ``Retry-After`` header, until ``generation.deadline``. Downloads of images are
+repeated at growing intervals alone.
 
 Bodies of responses are parsed here: the classes of the package `openai` check nothing, and its `parse` builds an object
 for each of a million items before a check fails. Reasons, ids and revised prompts are cut to

@@ -55,8 +55,8 @@ class LogLinear:
         learned: Whether the coefficients were learned from left-out images; otherwise all experts have equal weights.
         noise: Learned fraction of references with uninformative labels, 0 to 1.
         least: Lower bound of the evidence from category means, nats; ``None`` for a pool without means.
-        shares: By expert, how far it moves the evidence between categories, nats: the standard deviation of its
-            evidence for wrong categories, summed over its aggregations.
+        shares: By expert, the standard deviation of the evidence for wrong categories, summed over aggregations, nats:
+            the influence of the expert on the choice between categories.
         quantiles: By the pattern of the experts that cover a category: the 5, 10, … 95 % quantiles of the largest
             evidence of the left-out images of such categories, nats.
     """

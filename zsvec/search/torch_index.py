@@ -51,7 +51,7 @@ def build(references: References, spec: IndexSpec) -> Index:
 def product(a: Floats, b: Floats) -> Floats:
     """Dot products of all rows of two matrices on a CPU, by the threads of the encoders.
 
-    numpy's OpenBLAS starts threads of its own, which compete with the threads of the network for the cores.
+    numpy's OpenBLAS starts further threads, which compete with the threads of the network for the cores.
 
     Args:
         a: float32 ``(n, d)``.

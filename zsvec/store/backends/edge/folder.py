@@ -90,8 +90,8 @@ def check_room(folder: Path, needed: int) -> None:
     if usage.free < needed and usage.total:  # some file systems report no size
         raise StoreUnavailableError(
             f"the disk of the embedded store {folder} has {usage.free / _MIB:.1f} MiB free, and "
-            f"{needed / _MIB:.1f} MiB are needed for this: make room, or move the store to a larger disk, and do it "
-            "again; what was acknowledged is kept"
+            f"{needed / _MIB:.1f} MiB are needed for this: make room, or move the store to a larger disk, and "
+            "repeat the command; acknowledged writes are kept"
         )
 
 

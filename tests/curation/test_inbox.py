@@ -621,7 +621,7 @@ def test_a_prediction_stands_for_no_other_image(clf: Classifier) -> None:
     answered = clf.classify(path)
     path.write_bytes(encode(photo(2)))
     for use in (clf.keep, lambda one: clf.correct(one, "red")):
-        with pytest.raises(ImageError, match=r"has changed since it was classified; classify it again"):
+        with pytest.raises(ImageError, match="has changed since"):
             use(answered)  # type: ignore[operator]
     path.unlink()
     with pytest.raises(ImageError):

@@ -25,8 +25,8 @@ from typer.core import TyperGroup
 import zsvec
 from zsvec.cli.commands import app
 from zsvec.encoders.spec import EncoderSpec
-from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.service import create_app
 from zsvec.settings.settings import GenerationSettings, ModelPrice, Settings
 from zsvec.settings.trust import HARMLESS

@@ -52,8 +52,8 @@ from zsvec.errors import (
 )
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import content_hash
-from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.settings.profiles import PROFILES
 from zsvec.settings.settings import load_settings
 from zsvec.store import open_store

@@ -41,7 +41,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.vocabulary import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.inputs.images import content_hash
-from zsvec.method.quality.active_learning import ALIKE, distinct, uncertainty
+from zsvec.method.quality.inbox_ranking import ALIKE, distinct, uncertainty
 from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.memory import MemoryBackend

@@ -24,8 +24,8 @@ from zsvec import encoders
 from zsvec.cli.commands import app
 from zsvec.cli.docs import TOPICS, summary
 from zsvec.encoders import EncoderSet
-from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.settings.profiles import PROFILES
 
 ROOT = Path(__file__).parents[2]

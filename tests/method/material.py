@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.predict.aggregation import AGGREGATIONS, Similarities
 from zsvec.method.predict.background import Background
 from zsvec.method.predict.logits import Logits
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS, Similarities
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.types import Neighbor
 

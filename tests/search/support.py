@@ -15,7 +15,7 @@ from tests.encoders.support import needs_gpu
 from tests.store.material import FINGERPRINTS, commits, reference, references, unit_vector
 from tests.store.support import Deployment, EdgeDeployment, LocalDeployment
 from tests.support import fast_folder
-from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.predict.reference_aggregation import Similarities
 from zsvec.method.similarities import Compared, References, SearchResult
 from zsvec.search.base import IndexSpec
 from zsvec.search.searcher import Searcher

@@ -22,7 +22,7 @@ from tests.search.support import (
 )
 from tests.store.material import FINGERPRINTS, add, references
 from tests.store.support import Deployment, Hooked
-from zsvec.method.predict.aggregation import AGGREGATIONS
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.method.similarities import SearchResult
 from zsvec.store import Store
 

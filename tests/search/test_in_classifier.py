@@ -17,7 +17,7 @@ from zsvec.classifier import Classifier
 from zsvec.encoders import load_encoders
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError
-from zsvec.method.predict.aggregation import AGGREGATIONS
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.method.similarities import References
 from zsvec.search import torch_index
 from zsvec.search.base import Index, IndexSpec

@@ -30,7 +30,7 @@ from tests.search.support import (
 from tests.search.test_calibration import calibration_of
 from tests.store.material import add, references
 from tests.store.support import Hooked
-from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.predict.reference_aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tests.encoders.support import needs_gpu
 from tests.search.support import ROUNDING, of_sizes, references_of, rows_in, unit
 from zsvec.encoders.torch.device import choose_device
-from zsvec.method.predict.aggregation import AGGREGATIONS
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.method.similarities import Compared, References
 from zsvec.search import torch_index as module
 from zsvec.search.base import Expert, Index, IndexSpec

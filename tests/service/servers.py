@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from tests.qdrant import DEADLINE, wait_until
 from zsvec.classifier import Classifier
 from zsvec.service import Keys, Limits, create_app
-from zsvec.service.admission.backpressure import Backpressure
+from zsvec.service.admission.bodies import Backpressure
 from zsvec.service.admission.queue import Work
 from zsvec.service.server import Server, listening
 

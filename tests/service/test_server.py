@@ -22,7 +22,7 @@ from tests.qdrant import DEADLINE
 from tests.service.support import red
 from tests.streams.test_stream import eventually
 from zsvec.errors import InvalidInputError
-from zsvec.service.admission.backpressure import PART_BYTES
+from zsvec.service.admission.bodies import PART_BYTES
 from zsvec.service.server import NOT_READY_NOTICE_S, JsonLines, listening
 
 ROOT = Path(__file__).parents[2]

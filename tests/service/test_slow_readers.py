@@ -19,8 +19,8 @@ from tests.qdrant import DEADLINE, wait_until
 from tests.service.servers import Running, head, read_answer, running, status
 from tests.service.support import KEYS, READ, WRITE, Limits
 from zsvec.classifier import Classifier
-from zsvec.service.admission import backpressure, connections
-from zsvec.service.admission.backpressure import PART_BYTES
+from zsvec.service.admission import bodies, connections
+from zsvec.service.admission.bodies import PART_BYTES
 from zsvec.service.pages import live
 
 LARGE = 8 * 2**20  # more than the kernel buffers
@@ -29,7 +29,7 @@ TIMEOUT = 0.5
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backpressure, "WRITE_TIMEOUT_S", TIMEOUT)
+    monkeypatch.setattr(bodies, "WRITE_TIMEOUT_S", TIMEOUT)
 
 
 def add_large(app: FastAPI) -> None:

@@ -14,8 +14,8 @@ import pytest
 from tests.support import isolated, trusted_settings
 from zsvec.errors import InvalidInputError
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.predict.aggregation import AGGREGATIONS
 from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.settings.profiles import PROFILES, other_profile
 from zsvec.settings.settings import OTHER_VARIABLES, Settings, load_settings
 from zsvec.types import Fingerprint

@@ -20,7 +20,7 @@ from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
 from zsvec.inputs.images import ImageInput, content_hash, source_of, taken
-from zsvec.method.quality.active_learning import most_useful, uncertainty, urgency
+from zsvec.method.quality.inbox_ranking import most_useful, uncertainty, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
 from zsvec.types import Category, Prediction, SmallImage, fields_of
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zsvec.errors import ZSVecError
 from zsvec.ingest.embedding import PreparedImage, Vectors
 from zsvec.ingest.validation import checked_keep
-from zsvec.method.quality.active_learning import ALIKE, distinct, uncertainty
+from zsvec.method.quality.inbox_ranking import ALIKE, distinct, uncertainty
 from zsvec.settings.settings import Settings
 from zsvec.store import InboxImage, Store, Why
 from zsvec.streams.flow import Flow

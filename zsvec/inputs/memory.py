@@ -1,7 +1,8 @@
 """Memory budget of images that are being decoded, shared by all threads of the process.
 
 Decoders reserve memory first, and block while the budget is exhausted. A thread that has reserved memory does not
-block again, which would deadlock: for example, the `preprocess` of an encoder may read another image.
+block again, which would deadlock: for example, the `preprocess` of an encoder may read another image. How much memory
+one image takes is computed by `zsvec.inputs.encoded`.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class Compared(Protocol):
         """Similarity of each image to each category that the expert covers.
 
         Args:
-            method: A name in `zsvec.method.predict.aggregation.AGGREGATIONS`.
+            method: A name in `zsvec.method.predict.reference_aggregation.AGGREGATIONS`.
             m: References that ``top_mean`` averages; at least 1.
 
         Returns:

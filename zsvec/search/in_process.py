@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.arrays import Floats, Product, largest, product
-from zsvec.method.predict.aggregation import Similarities
+from zsvec.method.predict.reference_aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult
 from zsvec.search.base import Change, Expert, Index, IndexSpec, Snapshot
 from zsvec.search.layout import renewed

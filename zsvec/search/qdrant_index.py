@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.arrays import Floats
-from zsvec.method.predict.aggregation import Similarities
 from zsvec.method.predict.background import Background, ClassMeans, mean_reference, roots
+from zsvec.method.predict.reference_aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot
 from zsvec.search.layout import parts_of, read, renewed

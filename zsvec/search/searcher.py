@@ -48,7 +48,7 @@ class Searcher:
         kind: ``memory``, ``qdrant``, or ``auto``: in memory while the references fit the budget.
         budget: Largest number of references of all experts that ``auto`` keeps in memory.
         neighbors: References that one query of Qdrant fetches for one image and expert.
-        norms: Whether the means of all categories are needed (for `zsvec.method.predict.aggregation.prototype`).
+        norms: Whether the means of all categories are needed (for the aggregation `prototype`).
         max_staleness: Seconds for which references in memory answer unchanged while the store is away.
         cached: Whether many references in memory are cached for the next process.
     """

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
 from zsvec.method.arrays import Floats
-from zsvec.method.predict.aggregation import cosine_to_mean
+from zsvec.method.predict.reference_aggregation import cosine_to_mean
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import Expert, Index, IndexSpec
 from zsvec.search.in_process import NumpyIndex, neighbors

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zsvec import Classifier, __version__
 from zsvec.errors import ZSVecError
 from zsvec.service import api, operations, pages
-from zsvec.service.admission.backpressure import Backpressure
+from zsvec.service.admission.bodies import Backpressure
 from zsvec.service.admission.connections import Connections
 from zsvec.service.admission.queue import ClientLeft, Limits, Work
 from zsvec.service.api.description import ABOUT, completed

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from zsvec.errors import InvalidInputError
-from zsvec.service.admission.backpressure import PART_BYTES
+from zsvec.service.admission.bodies import PART_BYTES
 from zsvec.service.admission.connections import CONNECTION, Connection, Connections
 
 try:

@@ -7,12 +7,13 @@ import uuid
 
 CATALOG = "catalog"
 IMAGES = "images"
+INBOX = "inbox"
 
 _NAMESPACE = uuid.UUID("6b1f3c80-7a0c-5a52-9d0e-2f6f3a1f5b7e")
 
 
 def collection_name(namespace: str, encoder: str) -> str:
-    """Returns the name of the collection of an encoder, or of `CATALOG`, `IMAGES` or the inbox."""
+    """Returns the name of the collection of an encoder, or of `CATALOG`, `IMAGES` or `INBOX`."""
     return f"{namespace}__{encoder}"
 
 

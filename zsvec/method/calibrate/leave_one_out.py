@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles, Floats, Key, slices
 from zsvec.method.calibration import LOG_COUNT
-from zsvec.method.predict.aggregation import Similarities, aggregate
 from zsvec.method.predict.background import Background
 from zsvec.method.predict.gda import Removal, left_out
+from zsvec.method.predict.reference_aggregation import Similarities, aggregate
 from zsvec.method.quality.scenes import TWIN, Pairs, Scenes, agreed, image_rows, scenes
 from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name

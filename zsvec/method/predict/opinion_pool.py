@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles, Floats, slices
 from zsvec.method.calibration import GDA, Calibration, LogLinear
-from zsvec.method.predict.aggregation import Similarities, aggregate_experts
+from zsvec.method.predict.reference_aggregation import Similarities, aggregate_experts
 from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, category_names
 from zsvec.types import encoder_and_modality
 

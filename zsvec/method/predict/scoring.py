@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.arrays import Doubles, largest, slices
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.predict.aggregation import aggregate_experts
 from zsvec.method.predict.fusion import STRATEGIES, choose_strategy
 from zsvec.method.predict.logits import entropy, expert_logits
 from zsvec.method.predict.novelty import Novelty, image_novelty
 from zsvec.method.predict.opinion_pool import Similarity
+from zsvec.method.predict.reference_aggregation import aggregate_experts
 from zsvec.method.similarities import SearchResult
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
 

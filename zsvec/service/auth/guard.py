@@ -9,10 +9,7 @@ The guard refuses a request
 - from a page of another origin (CSRF), with any key. Browsers send ``Sec-Fetch-Site`` or ``Origin``; a request that
   changes something and has a cookie must have one of these headers;
 - without a key, if the service has keys, except for sign-in, static files and health checks;
-- that changes something, with a key that may only read.
-
-Every method except ``GET``, ``HEAD`` and ``OPTIONS`` changes something, except for classification. A new route is
-therefore closed to keys that may only read, until it is listed here.
+- that the right of its key does not allow (`zsvec.service.auth.keys.Key.allows`).
 """
 
 from __future__ import annotations
@@ -26,20 +23,17 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from zsvec.service.auth.keys import VARIABLE, Key, Keys
+from zsvec.service.auth.keys import SAFE_METHODS, VARIABLE, Key, Keys
 from zsvec.service.problems import Problem, answer
 
 COOKIE = "zsvec_key"
 """Name of the cookie with the key."""
 LOGIN = "/login"
 """Path of the sign-in page."""
-FOR_WRITERS = ("/live",)
-"""Paths that need a key to write: they show images of other clients."""
 
 # Paths are compared as sent, as the routes do: another encoding is another path.
 _OPEN = (LOGIN, "/logout", "/health/live", "/health/ready")
 _OPEN_FOLDER = "/static/"
-_READING = ("/v1/classify", "/classify")  # by POST
 _HEALTH = "/health/"
 # Headers of reverse proxies, load balancers and content delivery networks; none that clients send.
 _OF_PROXIES = re.compile(
@@ -49,7 +43,6 @@ _OF_PROXIES = re.compile(
     r"|x-(proxy|proxyuser|real|remote|vercel)-.+|(akamai|ali|cf|cloudfront|do|fastly|fly|ngrok|surrogate|tailscale)-.+"
     r"|x-rewrite-url|x-host|x-scheme|x-varnish|x-cloud-trace-context|front-end-https|disguised-host"
 )
-_SAFE = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(:[0-9]*)?")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
@@ -103,8 +96,7 @@ class Guard:
         if key is None:
             wrong = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             raise Problem(401, "invalid key: send a key of this service", wrong)
-        changes = method not in _SAFE and not (method == "POST" and path in _READING)
-        if key.right != "write" and (changes or path.startswith(FOR_WRITERS)):
+        if not key.allows(method, path):
             raise Problem(403, f"the key {key.name!r} may only read: send one that may write")
         return key
 
@@ -137,7 +129,7 @@ def _check_origin(headers: Headers, method: str, host: str) -> None:
         raise Problem(403, "the request must not come from a page of another origin")
     if origin is not None and not _is_of(origin, host):
         raise Problem(403, f"Origin must be the host {host!r}, got {origin!r}")
-    if method not in _SAFE and site is None and origin is None and headers.get("cookie"):
+    if method not in SAFE_METHODS and site is None and origin is None and headers.get("cookie"):
         raise Problem(403, "a request with a cookie must have Origin or Sec-Fetch-Site, got neither")
 
 

@@ -1,4 +1,4 @@
-"""API keys: names, rights, and the environment variable or file that holds the keys."""
+"""API keys: their names, what each right allows, and the environment variable or file that holds the keys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ Right: TypeAlias = Literal["read", "write"]
 
 VARIABLE = "ZSVEC_SERVE_KEYS"
 """Environment variable with the keys."""
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+"""Methods that change nothing."""
+FOR_WRITERS = ("/live",)
+"""Paths that need a key to write: they show images of other clients."""
 
+_READING = ("/v1/classify", "/classify")  # by POST
 _MIN_LENGTH = 16  # characters of a key
 _MAX_FILE_BYTES = 100  # read of a file with a digest
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
@@ -42,6 +47,15 @@ class Key:
     name: str
     right: Right
     digest: str = field(repr=False)
+
+    def allows(self, method: str, path: str) -> bool:
+        """Returns whether a client with the key may send a request.
+
+        A key to read allows safe methods and classification. A new route is therefore closed to it until the route is
+        listed here.
+        """
+        reads = method in SAFE_METHODS or (method == "POST" and path in _READING)
+        return self.right == "write" or (reads and not path.startswith(FOR_WRITERS))
 
 
 class Keys:

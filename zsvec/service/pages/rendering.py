@@ -14,8 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
 from zsvec.errors import without_password
-from zsvec.service.auth.guard import FOR_WRITERS
-from zsvec.service.auth.keys import Key
+from zsvec.service.auth.keys import FOR_WRITERS, Key
 from zsvec.service.problems import Problem
 from zsvec.types import counted
 

@@ -10,9 +10,8 @@ from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import keeps_images
-from zsvec.store.collections.inbox import INBOX
 from zsvec.store.collections.references import ReferenceCollections
-from zsvec.store.names import CATALOG, IMAGES
+from zsvec.store.names import CATALOG, IMAGES, INBOX
 from zsvec.types import Fingerprint, KeepImages
 
 _RESERVED = {CATALOG, IMAGES, INBOX}

@@ -18,14 +18,13 @@ from zsvec.store.backends.base import Points, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import text_from, time_from
 from zsvec.store.collections.images import first_small_image
-from zsvec.store.names import collection_name, point_id
+from zsvec.store.names import INBOX, collection_name, point_id
 from zsvec.types import SmallImage
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-INBOX = "inbox"
 INBOX_INDEXES: Mapping[str, str] = {"hash": "keyword", "store": "keyword"}
 
 Why: TypeAlias = Literal["asked", "uncertain", "all"]

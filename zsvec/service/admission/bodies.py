@@ -1,4 +1,4 @@
-"""Backpressure: bounds size, pace and memory of request bodies and responses.
+"""Bodies of requests and responses: bounds of their size, pace and memory (backpressure).
 
 ASGI servers have no timeout for either. They buffer each piece of a response whole, and wait for the client only before
 the next piece; small parts bound that buffer.

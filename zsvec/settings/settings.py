@@ -1,7 +1,8 @@
-"""All settings, checked where they enter, and their sources.
+"""All settings with their validation, and the sources that settings come from.
 
-Order of precedence: arguments, then the environment (``ZSVEC_STORE``, ``ZSVEC_PROFILE`` …), then ``zsvec.toml`` in the
-working directory, as far as the user trusts that file, then ``config.toml`` in the user's configuration folder.
+Arguments take precedence over the environment (``ZSVEC_STORE``, ``ZSVEC_PROFILE`` …), the environment over
+``zsvec.toml`` in the working directory, and that file over ``config.toml`` in the user's configuration folder. A
+``zsvec.toml`` that the user does not trust may set harmless settings only.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ IndexKind = Literal["auto", "memory", "qdrant"]
 IndexDtype = Literal["float32", "float16"]
 
 
-# Variables with the prefix of the settings that are no settings, and their readers.
+# Environment variables that begin with ZSVEC_ but are not settings, and the module, file or tests that read them.
 OTHER_VARIABLES = {
     "ZSVEC_ALLOW_REQUESTS": "zsvec.generation.access",
     "ZSVEC_DATA": "tests that need the research data",
@@ -69,20 +70,23 @@ OTHER_VARIABLES = {
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Returns a question to append to an error; empty if no name is near. Letter case does not count."""
+    """Returns a suggestion to append to an error message, or an empty string if no name is similar. Ignores case."""
     spelled = {known.lower(): known for known in names}
     near = get_close_matches(name.lower(), spelled, n=1)
     return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
 class _Environment(EnvSettingsSource):
-    """The variables of the environment, in any letter case."""
+    """Settings from environment variables, in any letter case."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
         super().__init__(settings_cls, case_sensitive=False)
 
     def __call__(self) -> dict[str, Any]:
-        """Returns the settings of the variables, and warns of unread ones. Other programs may share the prefix."""
+        """Returns the settings in the environment.
+
+        An unknown variable with the prefix causes a warning and no error, since another program may use the variable.
+        """
         settings = [f"{self.env_prefix}{name.upper()}" for name in self.settings_cls.model_fields]
         for variable in sorted(map(str.upper, self.env_vars)):
             ours = variable.startswith(self.env_prefix) and variable not in OTHER_VARIABLES
@@ -92,7 +96,7 @@ class _Environment(EnvSettingsSource):
         return super().__call__()
 
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
-        """Returns the value of a variable; raises InvalidInputError for a table that is not JSON."""
+        """Returns the value of a variable. Raises InvalidInputError if a table is not given as JSON."""
         try:
             return super().prepare_field_value(field_name, field, value, value_is_complex)
         except ValueError as exc:
@@ -105,12 +109,12 @@ class _Environment(EnvSettingsSource):
 
 
 class _File(TomlConfigSettingsSource):
-    """A settings file.
+    """Settings from a TOML file.
 
     Args:
-        settings_cls: The settings.
-        file: Path of the file, if there is one.
-        marks: Folder of the user's marks of trust, for the untrusted file of the working directory.
+        settings_cls: Class of the settings.
+        file: Path of the file, which need not exist.
+        marks: Folder of the user's marks of trust, if the file needs trust.
     """
 
     def __init__(self, settings_cls: type[BaseSettings], file: Path, marks: Path | None = None) -> None:
@@ -122,7 +126,7 @@ class _File(TomlConfigSettingsSource):
         file = Path(str(file_path))
         content, values = read_settings(file)
         if self._marks is not None:
-            for name in values:  # before trust: a misspelled name is no reason to trust a file
+            for name in values:  # before trust, which a misspelled name must not require
                 if name not in self._names:
                     raise InvalidInputError(f"{file.absolute()}: {_no_setting(name, self._names)}")
             require_trust(file, content, values, self._marks)
@@ -153,10 +157,10 @@ class ModelPrice(BaseModel):
     """Prices of a generative model, in US dollars.
 
     Attributes:
-        input: A million input tokens.
-        output: A million output tokens, those of images included.
-        image: One image, if the model is billed by the image.
-        image_tokens: Tokens of an image of 1024 × 1024 by quality, for estimates.
+        input: Price of a million input tokens.
+        output: Price of a million output tokens, including the tokens of images.
+        image: Price of an image, for a model that is billed per image.
+        image_tokens: Number of tokens of an image of 1024 × 1024 pixels, by quality. Used for estimates.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -168,7 +172,7 @@ class ModelPrice(BaseModel):
 
 
 class _Masked(BaseModel):
-    """Settings without passwords of URLs in their representation."""
+    """Base of settings, with a ``repr`` that hides passwords in URLs."""
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         for name, value in super().__repr_args__():
@@ -176,19 +180,19 @@ class _Masked(BaseModel):
 
 
 class GenerationSettings(_Masked):
-    """Models that describe categories and draw references; the key comes from ``OPENAI_API_KEY`` alone.
+    """Settings of the models that describe categories and draw images. The API key comes only from ``OPENAI_API_KEY``.
 
     Attributes:
-        base_url: URL of a service with OpenAI's interface; by default ``OPENAI_BASE_URL``, or OpenAI.
-        allow_http: Send the key to other machines in clear text (``http://``), on a private network.
-        language_model: Model that describes categories, with structured outputs.
-        image_model: Model that draws.
-        image_size: Width and height in pixels; encoders see some 224.
-        image_quality: Quality by the image model's names; ``None`` leaves it to the service.
-        concurrency: Concurrent requests.
-        timeout: Seconds for a whole answer.
-        deadline: Seconds after which a failing request is not tried again.
-        prices: Prices by model, instead of `zsvec.generation.prices.PRICES`.
+        base_url: URL of a service with OpenAI's API; by default ``OPENAI_BASE_URL``, or else OpenAI.
+        allow_http: Whether to send the key unencrypted (``http://``) to other machines, as on a private network.
+        language_model: Model that describes categories. The model must support structured outputs.
+        image_model: Model that draws images.
+        image_size: Width and height of a drawn image in pixels. Most encoders scale images to about 224 pixels.
+        image_quality: Quality in the terms of the image model; ``None`` takes the default of the service.
+        concurrency: Maximum number of concurrent requests.
+        timeout: Deadline of one request with the whole response, in seconds.
+        deadline: Seconds after which a failed request is not repeated.
+        prices: Prices by model, which take precedence over `zsvec.generation.prices.PRICES`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -209,51 +213,61 @@ class Settings(_Masked, BaseSettings):
     """Settings of a classifier and its store.
 
     Attributes:
-        store: Folder of an embedded store, or URL of a Qdrant server; several URLs of one deployment with commas.
+        store: Folder of an embedded store, URL of a Qdrant server, or several URLs of one deployment, separated by
+            commas.
         namespace: Prefix of the store's collections.
         api_key: Key of the server.
-        allow_http: Send the key to other machines in clear text (``http://``), on a private network.
-        ca_certificate: PEM file of the authorities to trust, for REST and gRPC; by default ``SSL_CERT_FILE``.
-        timeout: Deadline of a server operation in seconds; if set, also of the first contact (otherwise 5 s).
-        max_staleness: Seconds to go on answering from references in memory while a server is away.
-        replicas: Replicas of new collections; by default the server decides.
-        shards: Shards of new collections of references; by default the server decides.
-        write_consistency: Replicas that must confirm a write; by default the server decides.
-        keep_images: Whether to keep small copies of reference images; by default as the store (new: `small`).
+        allow_http: Whether to send the key unencrypted (``http://``) to other machines, as on a private network.
+        ca_certificate: PEM file of the certificate authorities to trust, for REST and gRPC; by default
+            ``SSL_CERT_FILE``.
+        timeout: Deadline of a request to the server in seconds. If set, also the deadline for reaching the server,
+            which is otherwise 5 seconds.
+        max_staleness: Maximum age in seconds of references in memory that answer while the server is unavailable.
+        replicas: Number of replicas of new collections; by default the server decides.
+        shards: Number of shards of new collections of references; by default the server decides.
+        write_consistency: Number of replicas that must confirm a write; by default the server decides.
+        keep_images: Copies of reference images to keep, `small` or `none`. By default the choice of the store; for a
+            new store, `small`.
         added_by: Author to record with references and changes.
         history: Undo window in seconds; 0 disables undo.
         keep: Images of streams to keep in the inbox.
-        inbox_size: Maximum number of images in the inbox, and of dismissed images.
+        inbox_size: Maximum number of waiting images in the inbox, and the maximum number of dismissed images.
         inbox_days: Days until an image of the inbox expires.
-        profile: Name of a profile, or folder of exported encoders as a path with a ``/``.
-        profiles: More profiles, by name.
+        profile: Name of a profile, or path of a folder of exported encoders, such as ``./encoders``.
+        profiles: Additional profiles, by name.
         device: Device of the encoders.
-        dtype: Number format of the encoders; `auto` takes the faster one.
-        runtime: `auto` takes exported encoders (`zsvec encoders export`) on a CPU if they are as fast as torch.
-        compile: Compile image models with torch.compile; the first start takes a minute more.
-        batch_size: Images in a batch of an encoder.
-        max_wait_ms: Milliseconds that a batch waits for images that other threads or clients are sending now; an image
-            alone never waits.
-        index: `memory` holds references in this process or on its GPU, `qdrant` queries the database; `auto` decides
-            by their number.
+        dtype: Number format of the encoders; `auto` takes the faster format.
+        runtime: Runtime of the encoders. On a CPU, `auto` takes encoders from `zsvec encoders export` if the exported
+            encoders are as fast as torch.
+        compile: Whether to compile image models with torch.compile. The first start takes about a minute longer.
+        batch_size: Maximum number of images in a batch of an encoder.
+        max_wait_ms: Maximum time in milliseconds that a batch waits for images that other threads or clients are
+            sending. A single image never waits.
+        index: Place where images are compared with references: `memory` is this process or a GPU, `qdrant` is the
+            database, and `auto` chooses by the number of references.
         index_budget: Maximum number of references that `auto` holds in memory.
-        index_device: Device of references in memory; `auto` follows the encoders.
-        index_dtype: Number format of references on a GPU; `float16` halves the memory, and the 64 nearest
-            are compared again in float32.
-        index_cache: Cache 20,000 references or more on disk, for the next process.
-        neighbors: References that a Qdrant query returns for an image.
-        aggregation: How similarities of references become the score of a category.
-        top_m: References that `top_mean` averages.
-        fusion: Fusion strategy: one of the paper (section 3.3), or a log-linear pool.
+        index_device: Device of references in memory; `auto` takes the device of the encoders.
+        index_dtype: Number format of references on a GPU. `float16` halves the memory, and the 64 nearest references of
+            each image are compared again in float32.
+        index_cache: Whether to cache 20,000 or more references on disk, for the next process.
+        neighbors: Number of references that a Qdrant query returns per image.
+        aggregation: Function that turns the similarities of references into the score of a category.
+        top_m: Number of most similar references that `top_mean` averages.
+        fusion: Fusion strategy. The strategies are those of the paper (section 3.3) and log-linear pools.
         weights: Weight of each expert for `fixed` fusion, 1 by default.
-        temperatures: Temperature by expert, such as ``clip:text``; calibrated log-linear fusion ignores them.
-        calibration: `auto` uses the store's calibration and renews it while that is cheap; `off` uses the temperatures
-            of the profile, as the paper does.
-        false_unknown_rate: Images of known categories that may be called unknown; by default the present rate, or 0.05.
-        unknown_above: Novelty above which an image is unknown, 0.5 by default; no effect without a calibration.
-        unknown_per_category: Use a separate threshold for each category with enough references (19, at 5 %).
-        max_pixels: Largest image in pixels, 100 million by default; a JPEG counts as decoded.
-        image_memory: Bytes for decoding, over all threads; larger images are refused, others wait.
+        temperatures: Temperature of each expert, such as ``clip:text``. Calibrated log-linear fusion ignores
+            temperatures.
+        calibration: Whether to use a calibration. `auto` uses the calibration of the store, and recalibrates after
+            changes while that is cheap; `off` uses the temperatures of the profile, as in the paper.
+        false_unknown_rate: Fraction of images of known categories that may be rejected as unknown; by default the
+            fraction of the present calibration, or else 0.05.
+        unknown_above: Novelty above which an image is unknown, 0.5 by default. No effect without a calibration.
+        unknown_per_category: Whether each category with enough references has a separate threshold. At a
+            `false_unknown_rate` of 0.05, 19 references are enough.
+        max_pixels: Maximum width × height of an image. The default is 100 million pixels, or more for a JPEG that is
+            decoded at a reduced size.
+        image_memory: Maximum bytes for decoding images in all threads together. An image that needs more is refused;
+            other images wait for free memory.
         generation: Settings of `zsvec generate`.
     """
 
@@ -262,11 +276,11 @@ class Settings(_Masked, BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="ZSVEC_",
         env_nested_delimiter="__",
-        case_sensitive=True,  # one spelling of each setting, in files and arguments
+        case_sensitive=True,  # files and arguments have one spelling of each setting
         extra="forbid",
         frozen=True,
         validate_default=True,
-        hide_input_in_errors=True,  # a traceback shows the error of pydantic, too
+        hide_input_in_errors=True,  # a traceback also shows the error of pydantic
     )
     toml_files: ClassVar[tuple[Path, Path]] = (
         Path(platformdirs.user_config_dir("zsvec")) / "config.toml",
@@ -325,7 +339,7 @@ class Settings(_Masked, BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Returns arguments, environment and TOML files; the first one wins."""
+        """Returns the sources of settings, in order of precedence."""
         users, local = cls.toml_files
         trusted = _File(settings_cls, local, cls.marks())
         return init_settings, _Environment(settings_cls), trusted, _File(settings_cls, users)
@@ -336,7 +350,11 @@ class Settings(_Masked, BaseSettings):
         return cls.toml_files[0].parent / "trusted"
 
     def open_store(self) -> Store:
-        """Opens the store; raises as `zsvec.store.open_store`, and InvalidInputError for a key in clear text."""
+        """Opens the store.
+
+        Raises the errors of `zsvec.store.open_store`, and InvalidInputError if the key would be sent unencrypted
+        without `allow_http`.
+        """
         if self.api_key and "://" in self.store and not self.allow_http:
             for url in self.store.split(","):
                 if not is_private(url.strip()):
@@ -360,16 +378,20 @@ class Settings(_Masked, BaseSettings):
         )
 
     def image_limits(self) -> ImageLimits:
-        """Returns the limits of an image, as arguments of `load_image`."""
+        """Returns the limits on an image as arguments of `load_image`."""
         return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
-        """Returns the encoders of the chosen profile, by name; raises as `zsvec.settings.profiles.encoders_of`."""
+        """Returns the encoders of the chosen profile, by name. See `zsvec.settings.profiles.encoders_of` for errors."""
         return encoders_of(self.profile, {**PROFILES, **self.profiles}, self._made_in)
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
-        """Returns the scoring of these settings, with the temperatures of the profile by expert."""
-        # Slow to import, and not needed to list the categories of a store.
+        """Returns the scoring that these settings describe.
+
+        Args:
+            temperatures: Temperatures of the profile, by expert.
+        """
+        # The import is slow, and listing the categories of a store does not need the module.
         from zsvec.method.predict.scoring import Scoring
 
         return Scoring(
@@ -385,7 +407,7 @@ class Settings(_Masked, BaseSettings):
         )
 
     def check_experts(self, experts: Collection[str]) -> None:
-        """Checks that weights and temperatures name existing experts; raises InvalidInputError otherwise."""
+        """Raises InvalidInputError if there are no experts, or if weights or temperatures name an unknown expert."""
         if not experts:
             raise InvalidInputError("there are no encoders: give at least one")
         for setting, table in {"weights": self.weights, "temperatures": self.temperatures}.items():
@@ -398,17 +420,18 @@ def load_settings(**arguments: Any) -> Settings:
     """Returns settings from arguments, environment and TOML files.
 
     Args:
-        **arguments: Fields of `Settings`; `None` means not given.
+        **arguments: Fields of `Settings`. An argument of `None` counts as missing.
 
     Raises:
-        InvalidInputError: A value is of the wrong kind or out of range, or no setting has this name.
-        WeightsUnavailableError: As `zsvec.settings.profiles.encoders_of`.
+        InvalidInputError: A value has the wrong type or is out of range, a setting or profile is unknown, or a settings
+            file cannot be read or needs trust.
+        WeightsUnavailableError: The profile is a folder without exported encoders, or with damaged ones.
     """
     try:
         settings = Settings(**{name: value for name, value in arguments.items() if value is not None})
     except ValidationError as exc:
         raise InvalidInputError(f"settings cannot be used: {'; '.join(map(_problem, exc.errors()))}") from exc
-    except (ValueError, OSError) as exc:  # a file that is no TOML
+    except (ValueError, OSError) as exc:  # a settings file is unreadable or not valid TOML
         files = [str(file) for file in Settings.toml_files if os.path.isfile(file)]  # noqa: PTH113 - is_file may raise
         raise InvalidInputError(
             f"settings cannot be used: {exc}; correct {' or '.join([*files, 'the environment'])}"
@@ -418,7 +441,7 @@ def load_settings(**arguments: Any) -> Settings:
 
 
 def _problem(error: ErrorDetails) -> str:
-    """Returns the message for one error of pydantic, with the name of the setting and without any key."""
+    """Returns the message for one error of pydantic, with the name of the setting and without secret values."""
     name = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         table = name.rpartition(".")[0]
@@ -433,12 +456,12 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def info(store: Store, settings: Settings) -> dict[str, Any]:
-    """Returns the object that ``zsvec info --json`` prints; the store may have other encoders than the settings."""
-    from zsvec.encoders.runtimes import measured  # not needed for settings
+    """Returns the object that ``zsvec info --json`` prints. Store and settings may have different encoders."""
+    from zsvec.encoders.runtimes import measured  # settings do not need this import
 
     found = store.info()
     try:
         rates: object = measured(settings.encoder_specs())
-    except ZSVecError as exc:  # the contents do not need the encoders of the profile
+    except ZSVecError as exc:  # information on the store does not need the encoders of the profile
         rates = str(exc)
-    return {**found, "measured": rates} if rates else found  # exported encoders have onnxruntime alone
+    return {**found, "measured": rates} if rates else found  # no rates if all encoders are exported

@@ -1,9 +1,9 @@
 """Trust in settings files of the working directory, and the check for private addresses.
 
-A ``zsvec.toml`` in the working directory may come from elsewhere: a clone, an archive, a shared folder. Such a file may
-change harmless settings only. Every other setting is refused until the user has trusted the file. A mark in the user's
-configuration folder records the trust. The name of the mark is a digest of path and content, so that a changed or moved
-file has no mark.
+A ``zsvec.toml`` in the working directory may come from a clone, an archive or a shared folder. Such a file may change
+harmless settings only. Every other setting is refused until the user trusts the file. A mark, which is a small file in
+the user's configuration folder, records the trust. The name of the mark is a digest of path and content, so that a
+changed or moved settings file has no mark.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import inside, open_regular
 
-# Settings that change only the answers of this process, at no cost: no memory, no deletion, no request, no trace in the
-# store. Every other setting needs trust, a new one too.
+# Settings that change only the predictions of this process. They take no memory, delete nothing, make no requests, and
+# leave no trace in the store. Every other setting, including a future setting, needs trust.
 HARMLESS = frozenset(
     {
         "device",
@@ -39,15 +39,15 @@ HARMLESS = frozenset(
 )
 
 MAX_BYTES = 2**20
-"""Largest settings file that is read."""
+"""Maximum size of a settings file in bytes."""
 
 
 def read_settings(file: Path) -> tuple[bytes, dict[str, Any]]:
-    """Returns the content of a settings file, and its values by the names in the file.
+    """Returns the content of a settings file, and the parsed TOML.
 
     Raises:
-        OSError: The file cannot be read, or is no regular file.
-        ValueError: The content is no TOML, or larger than `MAX_BYTES`.
+        OSError: The file cannot be read, or is not a regular file.
+        ValueError: The content is not valid TOML, or is larger than `MAX_BYTES`.
     """
     with open_regular(file) as opened:
         content = opened.read(MAX_BYTES + 1)
@@ -67,10 +67,10 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
         file: The settings file.
         content: Content of the file.
         values: Settings in the file.
-        marks: Folder of the user's marks.
+        marks: Folder of the user's marks of trust.
 
     Raises:
-        InvalidInputError: The file is not trusted, and needs to be.
+        InvalidInputError: The file needs trust, and the user has not trusted the file.
     """
     refused = needing_trust(file, values)
     if refused and not _mark(file, content, marks).exists():
@@ -81,9 +81,10 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
 
 
 def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the settings of a file that are not harmless.
+    """Returns the settings in a file that are not harmless.
 
-    Harmless are also a ``store`` within the folder of the file, without a colon in its path, and a ``profile`` by name.
+    Two more settings than `HARMLESS` can be harmless: a ``store`` in a path without a colon inside the folder of the
+    file, and a ``profile`` that is given by name.
     """
     folder = _location(file).parent
     return {
@@ -98,7 +99,7 @@ def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def names_folder(profile: str) -> bool:
-    """Returns whether a profile is the path of a folder: with a separator, or with ``.`` or ``~`` in front."""
+    """Returns whether a profile is the path of a folder, which contains a separator or begins with ``.`` or ``~``."""
     return profile.startswith((".", "~")) or any(separator in profile for separator in {"/", os.sep})
 
 
@@ -106,7 +107,7 @@ def trust(file: Path, marks: Path) -> dict[str, Any]:
     """Trusts the present content of a file, and returns the settings that need this trust.
 
     Raises:
-        InvalidInputError: The file cannot be read, or is no TOML, or the mark cannot be written.
+        InvalidInputError: The file cannot be read or is not valid TOML, or the mark cannot be written.
     """
     content, values = _read(file)
     with _writable(marks):
@@ -116,14 +117,14 @@ def trust(file: Path, marks: Path) -> dict[str, Any]:
 
 
 def distrust(file: Path, marks: Path) -> None:
-    """Withdraws the trust in a file; raises as `trust`."""
+    """Withdraws the trust in the present content of a file. Raises the same errors as `trust`."""
     content, _ = _read(file)
     with _writable(marks):
         _mark(file, content, marks).unlink(missing_ok=True)
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields settings by their dotted names."""
+    """Yields pairs of dotted name and value from nested tables."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from flattened(value, f"{prefix}{name}.")
@@ -136,7 +137,7 @@ def is_private(url: str) -> bool:
     try:
         parts = urlsplit(url)
         return parts.scheme == "https" or parts.hostname == "localhost" or ip_address(parts.hostname or "").is_loopback
-    except ValueError:  # another host name, or no URL
+    except ValueError:  # the host is another name, or the URL is invalid
         return False
 
 
@@ -159,7 +160,7 @@ def _writable(marks: Path) -> Iterator[None]:
 
 
 def _location(file: Path) -> Path:
-    """Returns the absolute path of a file; of a link the path of the link, the base of paths in the file."""
+    """Returns the absolute path of a file, or of a link instead of the target: paths in the file start from there."""
     return file.parent.resolve() / file.name
 
 
@@ -169,9 +170,10 @@ def _mark(file: Path, content: bytes, marks: Path) -> Path:
 
 
 def _is_within(store: Any, folder: Path) -> bool:
-    """Returns whether a store is a folder within another, links resolved. Values of other types are refused later.
+    """Returns whether a store is in a folder, after links are resolved.
 
-    A store with a colon may be the address of a server, or memory that ends with the process.
+    A value that is not a string passes, since validation refuses it later. A store with a colon fails, since it may be
+    the address of a server, or ``:memory:``.
     """
     if not isinstance(store, str):
         return True
@@ -179,6 +181,6 @@ def _is_within(store: Any, folder: Path) -> bool:
         return False
     try:
         inside(folder, folder / Path(store).expanduser())
-    except (InvalidInputError, RuntimeError):  # outside, or the home of an unknown user
+    except (InvalidInputError, RuntimeError):  # the path leads outside, or `~user` is unknown
         return False
     return True

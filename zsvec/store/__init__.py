@@ -1,4 +1,4 @@
-"""The store of categories: `open_store` opens a folder, the URL of a Qdrant server, or memory."""
+"""The store of categories, which `open_store` opens in a folder, on a Qdrant server, or in memory."""
 
 from __future__ import annotations
 
@@ -52,26 +52,28 @@ def open_store(
     history: float = 0.0,
     by: str | None = None,
 ) -> Store:
-    """Opens a store. Nothing is created before the first write.
+    """Opens a store. The first write creates folder and collections.
 
     Args:
         location: Folder of an embedded store, an ``http://`` or ``https://`` URL, or several URLs of one deployment,
-            separated by commas. ``:memory:`` is a new store in the memory of this process, for tests; closing drops it.
+            separated by commas. ``:memory:`` opens a new store in the memory of this process, for tests; closing the
+            store deletes all data.
         namespace: Prefix of the collections that the store owns.
         api_key: Key of the server.
-        ca_certificate: PEM file of the authorities to trust, instead of the usual ones.
-        timeout: Deadline of one operation on a server, in seconds.
-        first_contact: Deadline of the first operation, if shorter.
+        ca_certificate: PEM file of the certificate authorities to trust, instead of the default ones.
+        timeout: Deadline of one request to a server, in seconds.
+        first_contact: Deadline of the first request in seconds, if shorter than `timeout`.
         placement: Placement of new collections on a cluster.
-        within: Folder that a relative location is in; by default the present working folder.
-        profile_of: Finds the profile with given encoders, for an error message.
-        history: Undo window in seconds; 0 keeps none.
-        by: Author of changes.
+        within: Base folder of a relative location; by default the present working folder.
+        profile_of: Returns the name of the profile that has the given encoders, for an error message.
+        history: Undo window in seconds; 0 disables undo.
+        by: Author to record with changes.
 
     Raises:
-        InvalidInputError: The folder is a file or looks like ``host:port``, a URL is neither http nor https, or
-            the certificates cannot be read.
-        StoreUnavailableError: The server cannot be reached.
+        InvalidInputError: The location is a file, an unreadable folder, a path that cannot be a folder, ``host:port``
+            without ``http://``, a URL with a password, or a URL that is neither http nor https; or the certificates or
+            the key cannot be used.
+        StoreUnavailableError: The server cannot be reached, refuses the key, or is too old.
     """
     is_folder = os.path.isdir(location)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     like_server = bool(re.fullmatch(r"[^/\\]+:\d+", location)) and not is_folder
@@ -109,17 +111,17 @@ def open_store(
 
 def _folder(location: str, within: Path) -> Path:
     try:
-        # Absolute, since the process may change the working folder before the first write.
+        # The path is absolute, since the process may change the working folder before the first write.
         folder = (within / Path(location).expanduser()).absolute()
         taken = folder.exists() and not folder.is_dir()
-    except (OSError, RuntimeError) as exc:  # too long a name, or an unknown user
+    except (OSError, RuntimeError) as exc:  # the name is too long, or `~user` is unknown
         reason = getattr(exc, "strerror", None) or exc
         raise InvalidInputError(f"the store {shown(location)} cannot be a folder: {reason}") from exc
     if taken:
         raise InvalidInputError(f"the store {location!r} is a file: give a folder, or the URL of a server")
     if folder.is_dir():
         try:
-            os.stat(f"{folder}/.")  # noqa: PTH116 - a Path leaves the dot out
+            os.stat(f"{folder}/.")  # noqa: PTH116 - pathlib removes the dot
         except OSError as exc:
             raise InvalidInputError(
                 f"the store {location!r} is a folder that you may not read: change its permissions"

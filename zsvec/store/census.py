@@ -1,4 +1,4 @@
-"""Numbers of categories and references of a store, kept up to date by looks."""
+"""Counts of the categories and references of a store, which each update brings up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a store: size, missing references, unreadable records, and garbage."""
+"""Reports on a store: size, missing references, unreadable records, and garbage."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from zsvec.types import Finding, counted
 
 
 def incomplete(catalog: Catalog, references: ReferenceCollections) -> list[str]:
-    """As `zsvec.store.store.Store.incomplete`."""
+    """See `zsvec.store.store.Store.incomplete`."""
     categories, _ = catalog.categories()
     return [category.name for category in categories if references.counts(category) != dict(category.references)]
 
 
 def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool) -> Iterator[Finding]:
-    """As `zsvec.store.store.Store.check_up`."""
+    """See `zsvec.store.store.Store.check_up`."""
     encoders = list(catalog.encoders())
     collections = [references.collection(encoder) for encoder in encoders]
     yield from catalog.backend.check_up(catalog.collection, collections, repair=repair)
@@ -46,7 +46,7 @@ def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool
 
 
 def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> dict[str, Any]:
-    """As `zsvec.store.store.Store.info`."""
+    """See `zsvec.store.store.Store.info`."""
     categories, unreadable = catalog.categories()
     counts: Counter[str] = Counter()
     for category in categories:

@@ -1,1 +1,1 @@
-"""The places of a store behind one protocol: memory, a folder with the embedded engine, a server."""
+"""Backends of a store behind one protocol: memory, a folder with the embedded engine, or a Qdrant server."""

@@ -1,4 +1,4 @@
-"""The contract of a backend, which holds the collections of a store, and its types."""
+"""The `Backend` protocol, which every place of a store implements, and the types that its methods use."""
 
 from __future__ import annotations
 
@@ -17,15 +17,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Dims: TypeAlias = int | Mapping[str, int]
-"""Dimension of the vectors of a collection; by name, if each point has several vectors."""
+"""Dimension of the vectors of a collection, or a dimension per vector name if each point has several vectors."""
 
 FIRST_CONTACT = 5.0
-"""Deadline in seconds for reaching a server when a store is opened."""
+"""Default deadline for reaching a server when a store is opened, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """A filter over payloads: all of `match`, none of `without`, and ``rev`` from `since` to `until`; or `or_match`."""
+    """A filter over payloads.
+
+    A point matches if its payload meets `match`, `without`, `since` and `until` together, or if it meets `or_match`.
+
+    Attributes:
+        match: Value of each field, or a sequence of accepted values.
+        since: Smallest ``rev``.
+        until: Largest ``rev``.
+        or_match: Alternative to all other conditions, in the format of `match`.
+        without: Value that each field must not have.
+    """
 
     match: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
     since: int | None = None
@@ -46,7 +56,7 @@ class Put:
     Attributes:
         id: Id of the record.
         payload: New payload.
-        expected: Fields of the present record; ``None`` requires that there is no record of this id.
+        expected: Field values that the stored record must have. ``None`` requires that no record has this id.
     """
 
     id: str
@@ -60,8 +70,8 @@ class Points:
 
     Attributes:
         ids: Ids of the points.
-        rows: Vectors as a client returns them, or a matrix; ``None`` each if not asked for. A row is a mapping of
-            names to vectors if points have several.
+        rows: One vector per point, as a list from the client or as a matrix. A row is ``None`` if vectors were not
+            requested, and a mapping of names to vectors if each point has several.
         payloads: Payloads of the points.
     """
 
@@ -71,8 +81,8 @@ class Points:
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """Vectors, float32 ``(n, dim)``; ``dim`` is 0 if not asked for."""
-        import numpy as np  # slow to import, and not needed to list categories
+        """Vectors, float32 ``(n, dim)``; ``dim`` is 0 if vectors were not requested."""
+        import numpy as np  # slow to import, and listing categories does not need numpy
 
         if isinstance(self.rows, list) and all(row is None for row in self.rows):
             return np.empty((len(self.rows), 0), dtype=np.float32)
@@ -80,13 +90,13 @@ class Points:
 
     @property
     def named(self) -> bool:
-        """Whether each point has several vectors, by name."""
+        """Whether each point has several named vectors."""
         first = self.rows[0] if isinstance(self.rows, list) and self.rows else None
-        return isinstance(first, Mapping) and bool(first)  # may be empty in damaged files
+        return isinstance(first, Mapping) and bool(first)  # a damaged file may give an empty mapping
 
     @property
     def plain(self) -> list[Any]:
-        """Vector of each point as a list of numbers; by name, if points have several."""
+        """Vector of each point as a list of floats, or a mapping of names to lists if points have several vectors."""
         if self.named:
             return [{name: list(map(float, vector)) for name, vector in row.items()} for row in self.rows]
         rows: list[Any] = self.vectors.tolist()
@@ -94,7 +104,7 @@ class Points:
 
     @property
     def numbers(self) -> int:
-        """Total count of numbers in the vectors."""
+        """Number of components in all vectors together."""
         return sum(map(len, chain.from_iterable(row.values() for row in self.rows) if self.named else self.vectors))
 
     def chosen(self, kept: Sequence[int]) -> Points:
@@ -108,7 +118,7 @@ class Points:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A reference found by a nearest-neighbour query, with its cosine to the query."""
+    """A reference that a nearest-neighbour query found, with the cosine similarity of reference and query."""
 
     id: str
     similarity: float
@@ -117,12 +127,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Placement of a collection on a cluster; ``None`` leaves a value to the server.
+    """Placement of a collection on a cluster. The server chooses each value that is ``None``.
 
     Attributes:
-        replicas: Copies of each shard.
-        shards: Parts of the collection.
-        write_consistency: Copies that must have a write before it is acknowledged.
+        replicas: Number of replicas of each shard.
+        shards: Number of shards of the collection.
+        write_consistency: Number of replicas that must confirm a write before the server acknowledges it.
     """
 
     replicas: int | None = None
@@ -131,7 +141,7 @@ class Placement:
 
 
 class Handle:
-    """The process that opened a store, until the store is closed.
+    """Base of backends and connections, which refuse use after `close` and in a forked process.
 
     Args:
         location: Name of the store in messages.
@@ -148,7 +158,7 @@ class Handle:
         return os.getpid() != self._pid
 
     def check(self) -> None:
-        """As `Backend.check`."""
+        """See `Backend.check`."""
         if self.forked:
             raise StoreError(
                 f"the store {self._location} was opened before this process was forked: open it in the process that "
@@ -158,58 +168,58 @@ class Handle:
             raise StoreError(f"the store {self._location} is closed: open it again")
 
     def close(self) -> None:
-        """Refuses further use."""
+        """Makes `check` raise from now on."""
         self._closed = True
 
 
 class InProcess(Handle):
-    """Base of backends that keep collections in this process: no other process can write, and there are no replicas."""
+    """Base of backends that hold collections in this process, without replicas and without other writers."""
 
     exclusive = True
     writes = 0
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """As `Backend.within`."""
+        """Does nothing, since no request waits for a server."""
         return nullcontext()
 
     def placement(self, collection: str) -> None:
-        """As `Backend.placement`."""
+        """Returns ``None``, since there is no cluster."""
         self.check()
 
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
-        """As `Backend.check_up`."""
+        """Returns no findings, since there is no deployment to check."""
         return iter(())
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
-        """As `Backend.heal`."""
+        """Returns 0, since there are no replicas."""
         return 0
 
 
 class Backend(Protocol):
     """Collections of points, in process or on a server.
 
-    Every failure is an error of `zsvec.errors`. A finished write is visible to all clients.
+    Every failure raises an error of `zsvec.errors`. All clients see a write as soon as the call returns.
     """
 
-    exclusive: bool  # no other process can write
-    writes: int  # if exclusive: number of finished writes
+    exclusive: bool  # whether no other process can write
+    writes: int  # number of finished writes, if exclusive; 0 otherwise
 
     @property
     def location(self) -> str:
-        """Name in messages."""
+        """Name of the store in messages."""
 
     @property
     def place(self) -> str:
-        """Identity of the deployment; empty for one that ends with the process."""
+        """Identity of the deployment. Empty if the collections end with the process."""
 
     def check(self) -> None:
-        """Raises StoreError if the backend is closed, or was opened before this process was forked."""
+        """Raises StoreError if the backend is closed, or if this process was forked after the backend was opened."""
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Limits the time of each request of this thread in a block."""
+        """Limits each request that this thread makes in a ``with`` block to a number of seconds."""
 
     def exists(self, collection: str) -> bool:
-        """Returns whether there is a collection of this name."""
+        """Returns whether a collection exists."""
 
     def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
         """Creates a collection for exact cosine search with payload indexes, unless one exists.
@@ -217,38 +227,48 @@ class Backend(Protocol):
         Args:
             collection: Name of the collection.
             dim: Dimension of the vectors.
-            indexes: Kind of each payload index, by key.
-            ordered: Whether all writes must have one order, so that the collection is one shard.
+            indexes: Kind of each payload index (``keyword`` or ``integer``), by payload field.
+            ordered: Whether all writes must have one order. The collection then has a single shard.
         """
 
     def remove(self, collection: str) -> None:
-        """Deletes a collection, if there is one, with all files."""
+        """Deletes a collection with all files, if the collection exists."""
 
     def rewrite(self, collection: str) -> None:
-        """Rewrites the files of a collection, if there is one, without deleted points.
+        """Removes the traces of deleted points from the files of a collection, if the collection exists.
 
-        The collection does not change. A server rewrites files on its own schedule, and nothing is done.
+        The remaining points do not change. A server rewrites files on its own schedule, so that the call does nothing.
 
         Raises:
             StoreUnavailableError: The disk has no room for another copy.
         """
 
     def upsert(self, collection: str, points: Points) -> None:
-        """Writes points, idempotently by id."""
+        """Writes points, and replaces points that have the same ids."""
 
     def put(self, collection: str, puts: Sequence[Put]) -> None:
-        """Writes records to a collection of 1-d vectors, each by compare-and-set, without telling the outcome."""
+        """Writes records to a collection of 1-d vectors, each by compare-and-set.
+
+        A record whose condition does not hold is skipped. To learn the outcome, read the record.
+        """
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Returns the payloads of existing points, by id. The collection may not exist."""
+        """Returns payloads by id. The result lacks missing points, and is empty if the collection does not exist."""
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
-        """Yields pages of all matching points; payloads reduced to `fields` if given. The collection may not exist."""
+        """Yields all matching points in pages, or nothing if the collection does not exist.
+
+        Args:
+            collection: Name of the collection.
+            where: Filter that the points match.
+            vectors: Whether to read the vectors.
+            fields: Payload fields to read; by default all.
+        """
 
     def newest(self, collection: str, where: Where) -> int:
-        """Returns the largest ``rev`` of the matching points; 0 without points."""
+        """Returns the largest ``rev`` of the matching points, or 0 if no point matches."""
 
     def query(
         self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
@@ -259,31 +279,31 @@ class Backend(Protocol):
         """Deletes all matching points."""
 
     def drop(self, collection: str, ids: Sequence[str]) -> None:
-        """Deletes the points of these ids."""
+        """Deletes points by id."""
 
     def count(self, collection: str, where: Where) -> int:
-        """Returns the exact number of matching points. The collection may not exist."""
+        """Returns the exact number of matching points, or 0 if the collection does not exist."""
 
     def versions(self) -> Mapping[str, str]:
         """Returns the version of the engine, for `zsvec info`."""
 
     def placement(self, collection: str) -> Placement | None:
-        """Returns the placement of a collection on a cluster; ``None`` in process."""
+        """Returns the placement of a collection on a cluster, or ``None`` if the collection is in this process."""
 
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
         """Yields findings about the deployment.
 
         Args:
             catalog: Name of the collection of the catalog.
-            references: Names of the collections of references.
-            repair: Whether to make the replicas of the catalog agree.
+            references: Names of the reference collections.
+            repair: Whether to repair records of the catalog on which replicas differ.
         """
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
-        """Makes the replicas of records agree, and returns how many did not."""
+        """Repairs those of the given records on which replicas differ, and returns the number of repaired records."""
 
     def flush(self) -> None:
-        """Makes all writes survive a loss of power."""
+        """Makes all finished writes survive a loss of power."""
 
     def close(self) -> None:
         """Closes files and connections."""

@@ -1,4 +1,4 @@
-"""Collections in the memory of this process, for tests: dicts and numpy, no engine. Closing drops them."""
+"""A backend for tests, which holds collections in memory as dicts and numpy arrays until the store is closed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
 
-# By id, the vector or a mapping of names to vectors, and the payload; a record has no vector.
+# Points by id, each with a payload and a vector, a mapping of names to vectors, or None for a record of the catalog.
 _Collection: TypeAlias = dict[str, tuple[Any, Mapping[str, Any]]]
 
 
 class MemoryBackend(InProcess):
-    """Collections as dicts. A filter looks at every point, and a search is one matrix product."""
+    """A backend of dicts. A filter tests every point, and a search is one matrix product."""
 
     location = ":memory:"
     place = ""
@@ -45,7 +45,7 @@ class MemoryBackend(InProcess):
             self.writes += 1
 
     def rewrite(self, collection: str) -> None:
-        """Does nothing: deleted points leave no trace."""
+        """Does nothing, since deleted points leave no trace."""
         self.check()
 
     def upsert(self, collection: str, points: Points) -> None:
@@ -120,7 +120,7 @@ class MemoryBackend(InProcess):
         return {}
 
     def flush(self) -> None:
-        """Does nothing: there is no disk."""
+        """Does nothing, since nothing is on disk."""
 
     def close(self) -> None:
         super().close()
@@ -136,7 +136,7 @@ class MemoryBackend(InProcess):
 
     @contextmanager
     def _open(self, collection: str) -> Iterator[_Collection]:
-        self.check()  # before the lock, which a forked process might never get
+        self.check()  # before the lock, which may be held forever in a forked process
         with self._lock:
             if collection not in self._collections:
                 raise StoreError(f"the store {self.location} has no collection {collection!r}")
@@ -144,7 +144,7 @@ class MemoryBackend(InProcess):
 
 
 def _copy(payload: Mapping[str, Any], fields: Sequence[str] | None = None) -> dict[str, Any]:
-    # Through JSON, as other backends return payloads.
+    # Payloads pass through JSON, so that they have the same types as those of other backends.
     kept = payload if fields is None else {field: payload[field] for field in fields if field in payload}
     copied: dict[str, Any] = json.loads(json.dumps(kept)) if kept else {}
     return copied
@@ -156,7 +156,7 @@ def _matching(stored: _Collection, where: Where) -> _Collection:
 
 
 def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
-    # The values are prepared once, not for each payload.
+    # Sets of wanted values are built once, not per payload.
     wanted = [(field, _values(values)) for field, values in where.match.items()]
     since, until, without = where.since, where.until, where.without.items()
     otherwise = None if where.or_match is None else _test(Where(match=where.or_match))
@@ -175,7 +175,7 @@ def _test(where: Where) -> Callable[[Mapping[str, Any]], bool]:
 
 
 def _rev(payload: Mapping[str, Any]) -> int:
-    # -1 for a value that an index of integers would not have.
+    # -1 for a value that an integer index would not contain.
     rev = payload.get("rev")
     return rev if isinstance(rev, int) and abs(rev) < 2**63 else -1
 

@@ -1,1 +1,1 @@
-"""A store in a folder: Qdrant Edge, one folder per collection, replaced atomically and checked on opening."""
+"""Embedded stores in a folder, on Qdrant Edge. Each collection has a sub-folder, which is checked when opened."""

@@ -1,11 +1,11 @@
-"""Collections in this process: Qdrant Edge, one folder per collection, write-ahead log on.
+"""A backend that holds collections in this process with Qdrant Edge, each in a folder with a write-ahead log.
 
-One process at a time: the log is locked while a collection is open. A finished write survives a killed process, and
-after `flush` a loss of power. The engine holds the GIL and does not survive a fork. `optimize` must never be called
-here, since every search would stop for seconds.
+A lock on the log gives an open collection to one process at a time. A finished write survives a killed process, and
+survives a loss of power after `flush`. The engine holds the GIL and does not survive a fork. `optimize` must never be
+called here, since every search would stop for seconds.
 
-A dropped shard flushes by path, into any folder that is there by then, and however full the disk is. So a shard that
-must not flush is kept until the process ends.
+When Python drops a shard, the engine flushes to the path of the shard, even if another folder is there by then or the
+disk is full. So a shard that must not flush is referenced until the process ends.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ _SCHEMAS = {"keyword": qe.PayloadSchemaType.Keyword, "integer": qe.PayloadSchema
 
 
 class EdgeBackend(InProcess):
-    """Collections as sub-folders of a folder.
+    """A backend with a sub-folder for each collection.
 
     Args:
-        folder: Folder of the store; created on the first write.
+        folder: Folder of the store. The first write creates the folder.
         name: Name of the store in messages.
     """
 
@@ -54,15 +54,15 @@ class EdgeBackend(InProcess):
         super().__init__(self._name)
         self._shards: dict[str, qe.EdgeShard] = {}
         self._held: dict[str, FileLock] = {}
-        self._opened: dict[str, OpenedFolder] = {}  # of collections; under "" the folder of the store
-        self._owed: dict[str, int] = {}  # bytes that a flush takes, by written collection
+        self._opened: dict[str, OpenedFolder] = {}  # by collection; the key "" is the folder of the store
+        self._owed: dict[str, int] = {}  # bytes that a flush will write, by collection
         self._checksums: dict[str, Checksums] = {}
         self._lock = threading.RLock()
 
     @property
     def location(self) -> str:
-        """Name of the store; if the folder is missing, "the missing folder" and its path."""
-        there = os.path.exists(self._folder)  # noqa: PTH110 - Path.exists raises where a folder may not be entered
+        """Name of the store in messages, or "the missing folder" and the path if the folder is missing."""
+        there = os.path.exists(self._folder)  # noqa: PTH110 - Path.exists raises for a folder without permission
         return self._name if there else f"the missing folder {self._folder}"
 
     @property
@@ -80,8 +80,9 @@ class EdgeBackend(InProcess):
             self._hold(collection)
             if not self.exists(collection):
                 self._create(collection, dim)
-            # After the renaming, since the first load of a shard with new indexes takes as long as making them; and
-            # always, since a process killed here has left some out.
+            # Indexes are created after the folder is renamed, since loading a shard with new indexes for the first time
+            # takes as long as creating them. An existing collection gets missing indexes too, since an earlier process
+            # may have been killed here.
             shard = self._shard(collection)
             for field in indexes.keys() - shard.info().payload_schema.keys():
                 self._update(collection, qe.UpdateOperation.create_field_index(field, _SCHEMAS[indexes[field]]))
@@ -113,7 +114,7 @@ class EdgeBackend(InProcess):
                     self._settle(collection)
 
     def _settle(self, collection: str) -> None:
-        self._check_there(collection)  # the lock is of the folder that was opened
+        self._check_there(collection)  # the lock belongs to the folder that was opened
         folders.settle(self._folder, collection)
 
     def _let_go(self, collection: str) -> None:
@@ -124,7 +125,7 @@ class EdgeBackend(InProcess):
             self._owed.pop(collection, None)
 
     def _put_away(self, collection: str) -> None:
-        """Flushes and closes a collection. The next call loads the shard again."""
+        """Flushes and closes a collection, and writes the checksums. The next use loads the shard again."""
         self._check_there(collection)
         self._flush(collection, self._shards[collection])
         checksums = self._checksums[collection]
@@ -162,7 +163,7 @@ class EdgeBackend(InProcess):
         if vectors:
             yield from pages
             return
-        with self._calls(collection):  # at one instant, so that a reader of the catalog misses no commit between pages
+        with self._calls(collection):  # all pages at one instant, so that a catalog reader misses no commit
             found = list(pages)
         yield from found
 
@@ -230,11 +231,11 @@ class EdgeBackend(InProcess):
 
     def close(self) -> None:
         if self.forked:
-            return  # the files are the parent's
+            return  # the files belong to the parent process
         with self._lock:
             if self._shards and self._opened[""].is_there():
                 with self._failures(next(iter(self._shards))):
-                    self._check_room(0)  # a store that stays open can be closed when there is room
+                    self._check_room(0)  # without room the store stays open, and can be closed later
             super().close()
             held, opened, checksums, shards = self._held, self._opened, self._checksums, self._shards
             self._held, self._opened, self._checksums, self._shards = {}, {}, {}, {}
@@ -265,10 +266,10 @@ class EdgeBackend(InProcess):
         self._owed.pop(collection, None)
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
-        """Writes points with `size` bytes of vectors and payloads.
+        """Runs an operation that changes a number of points and writes `size` bytes of vectors and payloads.
 
         Raises:
-            StoreUnavailableError: The disk has no room, or the folder is gone.
+            StoreUnavailableError: The disk has no room, or the folder is not the one that was opened.
         """
         shard = self._shard(collection)
         self._check_room(room_for(size) + POINT * points)
@@ -280,7 +281,7 @@ class EdgeBackend(InProcess):
         self._check_there(collection)
 
     def _check_room(self, needed: int, *closing: qe.EdgeShard) -> None:
-        """Raises StoreUnavailableError if the disk has less room than this and all later flushes need."""
+        """Raises StoreUnavailableError if fewer bytes are free than `needed` and all later flushes together."""
         try:
             check_room(self._folder, needed + sum(self._owed.values()))
         except StoreUnavailableError:
@@ -308,9 +309,10 @@ class EdgeBackend(InProcess):
         return self._shards[collection]
 
     def _hold(self, collection: str) -> None:
-        """Locks a collection. The lock of the engine is free while a shard is still being closed.
+        """Locks a collection for this process.
 
-        A process that loads the shard then would miss unwritten points, and overwrite them.
+        The lock of the engine does not suffice, since closing a shard releases that lock before all points are written.
+        A process that loaded the shard then would miss and overwrite points.
         """
         if collection not in self._held:
             file = inside(self._folder, self._folder / f".lock-{collection}")
@@ -326,7 +328,7 @@ class EdgeBackend(InProcess):
             self._settle(collection)
 
     def _check_there(self, collection: str) -> None:
-        """Raises StoreUnavailableError if a folder is not the one that was opened."""
+        """Raises StoreUnavailableError if the folder of the store or collection is not the one that was opened."""
         if not all(self._opened[name].is_there() for name in ("", collection) if name in self._opened):
             for shard in self._shards.values():
                 _keep_for_ever(shard)
@@ -347,8 +349,8 @@ class EdgeBackend(InProcess):
 
     @contextmanager
     def _calls(self, collection: str) -> Iterator[None]:
-        """Runs one call at a time, and maps failures of the engine to errors of zsvec."""
-        self.check()  # before the lock, which a forked process might never get
+        """Lets one call run at a time, and maps failures of the engine to errors of zsvec."""
+        self.check()  # before the lock, which may be held forever in a forked process
         with self._lock, self._failures(collection):
             self.check()
             yield
@@ -363,7 +365,7 @@ class EdgeBackend(InProcess):
             raise StoreUnavailableError(
                 f"the store folder {self._name} cannot be used: {exc}; give one that can be written"
             ) from exc
-        except BaseException as exc:  # the engine raises plain Exception, and PanicException is none
+        except BaseException as exc:  # the engine raises plain Exception, or PanicException, which is not an Exception
             if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":
                 raise
             if "WouldBlock" in str(exc):
@@ -389,7 +391,7 @@ def _conditions(match: Mapping[str, str | int | Sequence[str]]) -> list[Any]:
 
 def _made(folder: Path, dim: Dims) -> qe.EdgeShard:
     def params(dim: int) -> qe.EdgeVectorParams:
-        # The default memory would map every block of the files, 32 MiB each, on opening.
+        # With the default setting, opening would load every block of the files, 32 MiB each.
         return qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold)
 
     return qe.EdgeShard.create(
@@ -404,7 +406,7 @@ def _made(folder: Path, dim: Dims) -> qe.EdgeShard:
 def _page(
     shard: qe.EdgeShard, found: qe.Filter, offset: Any, *, vectors: bool, fields: Sequence[str] | None
 ) -> tuple[Points, Any]:
-    """Returns matching points in the order of ids, and the offset of the next page, if there is one."""
+    """Returns a page of matching points in the order of ids, and the offset of the next page or ``None``."""
     request = qe.ScrollRequest(
         offset=offset,
         limit=_PAGE,
@@ -423,7 +425,7 @@ def _page(
 
 
 def _upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:
-    """Yields operations that write points, each with the number of points and the bytes of vectors and payloads."""
+    """Yields operations, each with the number of points to write and the bytes of their vectors and payloads."""
     for first in range(0, len(points.ids), _CHUNK):
         some = points.chosen(range(first, min(first + _CHUNK, len(points.ids))))
         rows = [qe.Point(i, v, dict(p)) for i, v, p in zip(some.ids, some.plain, some.payloads, strict=True)]
@@ -431,10 +433,10 @@ def _upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:
 
 
 def _copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[int], None]) -> None:
-    """Writes the points and payload indexes of the shard in a folder, and nothing deleted, to an empty folder.
+    """Copies points and payload indexes of the shard in `folder` to an empty folder, without traces of deleted points.
 
     Raises:
-        DamagedError: Points cannot be read.
+        DamagedError: Not all points can be read or copied.
         StoreUnavailableError: The disk has no room.
     """
     check_room(folders.room_to_rewrite(folder))
@@ -454,10 +456,10 @@ def _copy(shard: qe.EdgeShard, folder: Path, other: Path, check_room: Callable[[
             if offset is None:
                 break
         if not written == _count(shard) == _count(copied):
-            raise DamagedError(f"of {_count(shard)} points, {written} can be read")  # noqa: TRY301 - dropped as others
+            raise DamagedError(f"of {_count(shard)} points, {written} can be read")  # noqa: TRY301 - handled below
     except BaseException:
         _keep_for_ever(copied)
-        with suppress(StoreUnavailableError):  # without room, a flush would end the process
+        with suppress(StoreUnavailableError):  # if the disk is full, a flush ends the process
             check_room(POINT * written)
             copied.close()
         raise
@@ -473,5 +475,5 @@ def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _keep_for_ever(shard: qe.EdgeShard) -> None:
-    # A shard that is dropped before the process ends would flush.
+    # An extra reference, so that Python never drops the shard, which would flush.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(shard))

@@ -1,11 +1,11 @@
-"""Checksums of the files of a collection, kept in the folder while the collection is closed.
+"""Checksums of the files of a collection, which are stored in the folder while the collection is closed.
 
-The engine may read fewer points from damaged files, without an error. So the size and the CRC-32 of each file are
-written when a collection is closed or flushed, and compared before the engine loads the collection again. Loading
-changes files, even for a reader: the checksums are first removed, durably. The files of a killed process are not
-compared.
+From damaged files, the engine may read fewer points without an error. So the size and the CRC-32 of each file are
+written when a collection is closed or flushed, and compared before the engine loads the collection again. The checksums
+are durably removed before loading, which changes files even for a reader. After a process was killed, there are no
+checksums to compare.
 
-Checksums detect damage, not forgery: an author of files can write checksums as well.
+Checksums detect damage, but no forgery, since an author of files can also write checksums.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from zsvec.inputs.files import inside, open_regular, sync, write_whole
 CHECKSUMS = "checksums.json"
 """Name of the file in the folder of a collection."""
 
-_REQUIRED = ("wal/open-*", "segments/*/segment.json")  # the engine replaces missing ones by empty ones
-_MAX_SIZE = 2**24  # bytes of the file, for some 100,000 entries
+_REQUIRED = ("wal/open-*", "segments/*/segment.json")  # the engine would replace a missing file by an empty one
+_MAX_SIZE = 2**24  # bytes, enough for about 100,000 files
 _BLOCK = 2**16  # bytes
 _ZEROS = bytes(_BLOCK)
 
 
 class DamagedError(Exception):
-    """Files are missing or have changed."""
+    """Files of a collection are missing, have changed, or cannot be used."""
 
 
 class Checksums:
@@ -47,13 +47,14 @@ class Checksums:
         self._file = collection / CHECKSUMS
         self._recorded: Mapping[str, list[int]] = {}
         self.closed = False
-        """Whether the collection was closed or flushed, and not loaded since."""
+        """Whether the collection was closed or flushed and not loaded since, as `check` found."""
 
     def check(self) -> None:
         """Compares the files with the recorded checksums.
 
         Raises:
-            DamagedError: A file is missing, was added or has changed, has hard links, or is no regular file.
+            DamagedError: A file is missing, was added, has changed, has hard links, or is not a regular file; or the
+                checksums cannot be read.
             InvalidInputError: A link leads out of the folder of the store.
             OSError: The files cannot be read.
         """
@@ -75,7 +76,7 @@ class Checksums:
         self._recorded = found
 
     def remove(self) -> None:
-        """Removes the checksums, before files change.
+        """Removes the checksums durably. To be called before files change.
 
         Raises:
             OSError: The file cannot be removed.
@@ -87,11 +88,11 @@ class Checksums:
     def write(self) -> None:
         """Writes the checksums of files that the engine has closed.
 
-        On a full disk, an empty file marks the collection as closed. Without a file, the next process compares
-        nothing, as after a killed process.
+        If writing fails, as on a full disk, an empty file marks the collection as closed. Without any file, the next
+        process takes this process for killed, and compares nothing.
         """
         try:
-            for partial in self._collection.glob(".zsvec-*.new"):  # of a process killed here
+            for partial in self._collection.glob(".zsvec-*.new"):  # left by a process that was killed here
                 partial.unlink()
             files = {name: _checksum(path) for name, path in self._files().items()}
             self._sync_changes(files)
@@ -102,7 +103,7 @@ class Checksums:
                 write_whole(self._file, b"")
 
     def _sync_changes(self, files: Mapping[str, list[int]]) -> None:
-        """Makes changed files durable, so that no power failure leaves older files than checksums."""
+        """Makes changed files durable, so that after a loss of power the checksums are never newer than the files."""
         before = self._recorded
         changed = {name for name in before.keys() | files.keys() if before.get(name) != files.get(name)}
         paths = {self._collection / name for name in changed}
@@ -112,7 +113,7 @@ class Checksums:
                 sync(path)
 
     def _read(self) -> dict[str, object] | None:
-        """Returns the recorded checksums, unchecked; ``None`` without a file."""
+        """Returns the recorded checksums without validation, or ``None`` if there is no file."""
         try:
             with open_regular(self._file, follow_links=False) as file:
                 content = file.read(_MAX_SIZE + 1)
@@ -134,7 +135,10 @@ class Checksums:
 
 
 def _regular_files(store: Path, collection: Path) -> Iterator[Path]:
-    """Yields the files of a collection. The engine would wait for a pipe, and write through a link."""
+    """Yields the files of a collection, or raises DamagedError for other entries and hard links.
+
+    The engine would wait forever for a pipe, and would write to the target of a link.
+    """
     for path in (collection, *sorted(collection.rglob("*"))):
         is_link = path.is_symlink()
         if is_link:
@@ -153,7 +157,10 @@ def _regular_files(store: Path, collection: Path) -> Iterator[Path]:
 
 
 def _checksum(path: Path) -> list[int]:
-    """Returns size and CRC-32 of a file. Blocks of zeros count by their positions alone, so that holes are not read."""
+    """Returns the size and the CRC-32 of a file.
+
+    The CRC-32 covers the position and content of each block that is not all zeros, so that holes need not be read.
+    """
     with open_regular(path) as file:
         descriptor = file.fileno()
         size, position, crc = os.fstat(descriptor).st_size, 0, 0
@@ -167,7 +174,7 @@ def _checksum(path: Path) -> list[int]:
 
 
 def _next_data(descriptor: int, position: int, size: int) -> int:
-    """Returns the position of the first block, from one on, that is not all a hole."""
+    """Returns the position of the first block at or after `position` that contains data; `size` if there is none."""
     if not hasattr(os, "SEEK_DATA"):  # Windows
         return position
     try:

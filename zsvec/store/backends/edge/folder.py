@@ -1,12 +1,13 @@
 """Folders of an embedded store: disk space, presence, and atomic replacement.
 
-The engine writes through memory maps of files that are mostly holes. If the disk has no block left for a hole, the
-system reports no error, but ends the process (SIGBUS). So the free space is checked before each write. A map also
-outlives the file: a write to a deleted folder succeeds, and is lost.
+The engine writes through memory maps of sparse files, which are mostly holes. If a write to a hole finds the disk full,
+the system reports no error, but ends the process (SIGBUS). So the free space is checked before each write. A memory map
+also outlives the file, so that a write to a deleted folder succeeds and is lost.
 
-A new folder of a collection has another name until complete. A folder that is to replace a collection is first
-renamed to the *next* of the collection, which from then on counts as the collection. The next process that opens the
-collection finishes the replacement and deletes incomplete folders (`settle`), under the lock of the collection.
+The folder of a new collection has a temporary name until complete. A folder that is to replace a collection is first
+renamed to ``.next-`` and the name of the collection, and counts as the collection from then on. `settle` finishes the
+replacement and deletes incomplete folders, under the lock of the collection. If a process is killed before that, the
+next process that opens the collection calls `settle`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from zsvec.inputs.files import inside, open_regular, open_to_append, sync
 from zsvec.store.backends.edge.checksums import Checksums, DamagedError
 
 ROOM = 16 * 2**20
-"""Bytes that stay free after a write. A new collection takes at most 8 MiB of them."""
+"""Bytes that must stay free after a write. Creating a collection takes at most 8 MiB."""
 POINT = 128
-"""Largest number of bytes that a flush writes per point."""
+"""Maximum number of bytes that a flush writes per point."""
 
-_COPIES = 4  # bytes on disk for a byte of vectors and payloads, in log, storage and indexes; 2.9 measured
+_COPIES = 4  # bytes on disk (log, storage, indexes) per byte of vectors and payloads; measured: 2.9
 _MIB = 2**20
 _MOUNTS = Path("/proc/self/mountinfo")
 _NEVER_READ_AHEAD = "payload_storage"
@@ -37,7 +38,7 @@ _READ_AT_ONCE = 2**17  # bytes; the default read-ahead of Linux for one request
 
 
 def room_for(size: int) -> int:
-    """Returns the bytes that must be free to write vectors and payloads of a size."""
+    """Returns the bytes that must be free to write vectors and payloads of `size` bytes."""
     return ROOM + _COPIES * size
 
 
@@ -46,35 +47,35 @@ def room_to_open(collection: Path, closed: bool) -> int:
 
     Args:
         collection: Folder of the collection.
-        closed: Whether the collection was closed; otherwise the engine may write the content of the log again.
+        closed: Whether the collection was closed. If not, the engine may write the content of the log again.
     """
     needed = 0 if closed else ROOM + log_size(collection)
-    if _in_memory(collection):  # in a tmpfs, reading a hole takes as much as writing it
+    if _in_memory(collection):  # in a tmpfs, even reading a hole takes memory
         files = [path for path in (collection / "segments").rglob("*") if _NEVER_READ_AHEAD not in path.parts]
         needed += sum(max(0, path.stat().st_size - _taken(path)) for path in files)
     return needed
 
 
 def room_to_rewrite(collection: Path) -> int:
-    """Returns the bytes that must be free to begin to rewrite a collection, for the copy and a log."""
+    """Returns the bytes that must be free before a collection is rewritten, for the copy and a new log."""
     return ROOM + 2 * sum(_taken(path) for path in (collection / "segments").rglob("*") if path.is_file())
 
 
 def log_size(collection: Path) -> int:
-    """Returns the bytes that the log of a collection takes."""
+    """Returns the bytes that the write-ahead log of a collection takes on disk."""
     return sum(_taken(path) for path in (collection / "wal").glob("open-*"))
 
 
 def read_ahead(collection: Path) -> None:
-    """Asks the system to read the vectors of a collection in order, since the engine reads in any order.
+    """Asks the system to load the vectors of a collection sequentially, since the engine reads in random order.
 
-    For 100,000 vectors of 512 dimensions that are in no cache, this takes .8 s instead of 4.6 s.
+    This reads 100,000 uncached vectors of 512 dimensions in 0.8 s instead of 4.6 s.
     """
-    if sys.platform != "linux":  # no such call elsewhere
+    if sys.platform != "linux":  # posix_fadvise is missing on other systems
         return
     for path in sorted(collection.glob("segments/*/vector_storage/vectors/*.mmap")):
-        with suppress(OSError), open_regular(path) as file:  # only slower without
-            written = os.lseek(file.fileno(), 0, os.SEEK_HOLE)  # the rest is a hole, for vectors to come
+        with suppress(OSError), open_regular(path) as file:  # a failure only costs time
+            written = os.lseek(file.fileno(), 0, os.SEEK_HOLE)  # the rest is a hole for future vectors
             for position in range(0, written, _READ_AT_ONCE):
                 os.posix_fadvise(file.fileno(), position, _READ_AT_ONCE, os.POSIX_FADV_WILLNEED)
 
@@ -84,7 +85,7 @@ def check_room(folder: Path, needed: int) -> None:
 
     Raises:
         StoreUnavailableError: Fewer bytes are free than needed.
-        OSError: There is no such folder.
+        OSError: The folder does not exist.
     """
     usage = shutil.disk_usage(folder)
     if usage.free < needed and usage.total:  # some file systems report no size
@@ -96,19 +97,19 @@ def check_room(folder: Path, needed: int) -> None:
 
 
 class OpenedFolder:
-    """An opened folder, which can tell whether the path still leads there.
+    """An open folder, which can tell whether the path still leads to the same folder.
 
     Args:
         path: Absolute path.
 
     Raises:
-        OSError: There is no such folder.
+        OSError: The folder does not exist.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._stat = path.stat()
-        # While a folder is open, no other gets its inode. Windows deletes no folder of open files.
+        # While a folder is open, no new folder gets the same inode. Windows does not delete a folder with open files.
         file = os.open(path if os.name == "posix" else os.devnull, os.O_RDONLY)
         self._let_go = weakref.finalize(self, os.close, file)
 
@@ -135,7 +136,7 @@ def _in_memory(path: Path) -> bool:
 
 
 def _taken(path: Path) -> int:
-    # Without holes.
+    # Size on disk, which excludes holes.
     stat = path.stat()
     return 512 * stat.st_blocks if hasattr(stat, "st_blocks") else stat.st_size
 
@@ -144,25 +145,25 @@ def _taken(path: Path) -> int:
 
 
 def exists(folder: Path, collection: str) -> bool:
-    """Returns whether a collection exists in the folder of a store, also during a replacement.
+    """Returns whether a collection exists in the folder of a store, even during a replacement.
 
     Raises:
-        DamagedError: The folder of the collection is gone, and no call removed the collection.
+        DamagedError: The folder of the collection is gone, although zsvec did not remove the collection.
     """
     place = folder / collection
-    looks = (place, _next(folder, collection), place)  # the next may become the collection between two looks
-    if any(os.path.isdir(path) for path in looks):  # noqa: PTH112 - Path.is_dir raises where no folder may be entered
+    looks = (place, _next(folder, collection), place)  # between two checks, a replacement may finish
+    if any(os.path.isdir(path) for path in looks):  # noqa: PTH112 - Path.is_dir raises for a folder without permission
         return True
     file = _mark(folder, collection)
     if not os.path.lexists(file):
         return False
-    if not os.path.isdir(place):  # noqa: PTH112 - unless another process has just made it
+    if not os.path.isdir(place):  # noqa: PTH112 - another process may just have created it
         raise DamagedError(f"{place} is gone (delete {file} if that is as it should be)")
     return True
 
 
 def mark(folder: Path, collection: str) -> None:
-    """Notes that there is a collection, so that a deleted folder is told from one that never was."""
+    """Marks a collection as existing, so that `exists` can tell a lost folder from a collection that never existed."""
     file = _mark(folder, collection)
     if not os.path.lexists(file):
         with suppress(OSError):  # the folder of the store may be read-only
@@ -170,17 +171,17 @@ def mark(folder: Path, collection: str) -> None:
 
 
 def begin(folder: Path, collection: str) -> Path:
-    """Creates an empty folder for a new collection, or raises OSError."""
+    """Creates an empty folder with a temporary name for a new collection, or raises OSError."""
     made = _unnamed(folder, collection)
     made.mkdir()
     return made
 
 
 def replace(folder: Path, collection: str, complete: Path) -> None:
-    """Begins to replace a closed collection by a closed, complete folder from `begin`. `settle` finishes.
+    """Begins to replace a closed collection by a closed and complete folder from `begin`. `settle` finishes this.
 
     Raises:
-        OSError: The folder cannot be written, and the collection is as before.
+        OSError: The folder cannot be written. The collection is unchanged.
     """
     for path in (*complete.rglob("*"), complete):
         sync(path)
@@ -190,7 +191,7 @@ def replace(folder: Path, collection: str, complete: Path) -> None:
 
 
 def settle(folder: Path, collection: str) -> None:
-    """Finishes what `replace` began for a closed collection, and deletes replaced and incomplete folders.
+    """Finishes a replacement that `replace` began, and deletes replaced and incomplete folders of a closed collection.
 
     Raises:
         InvalidInputError: A link leads out of the folder.
@@ -210,7 +211,7 @@ def settle(folder: Path, collection: str) -> None:
 
 
 def remove(folder: Path, collection: str) -> None:
-    """Deletes the files of a closed collection, atomically, or raises OSError."""
+    """Deletes the folder of a closed collection atomically, or raises OSError."""
     _mark(folder, collection).unlink(missing_ok=True)
     removed = _unnamed(folder, collection)
     (folder / collection).rename(removed)

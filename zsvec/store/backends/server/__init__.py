@@ -1,1 +1,1 @@
-"""Stores on a Qdrant server."""
+"""Stores on a Qdrant server or cluster."""

@@ -1,4 +1,4 @@
-"""Collections on a Qdrant server, shared by many processes."""
+"""A backend that holds collections on a Qdrant server or cluster, shared by many processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
 from zsvec.store.backends.server.replication import Copies, Records, Replicas, differing, heal
 from zsvec.types import Finding
 
-_FAN_OUT = 500  # milliseconds after which a node that reads asks one more replica
+_FAN_OUT = 500  # milliseconds after which a node also reads from another replica
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 
@@ -41,18 +41,19 @@ def connect(
     first_contact: float = FIRST_CONTACT,
     placement: Placement | None = None,
 ) -> ServerBackend:
-    """Connects to a deployment, by the first node that answers.
+    """Connects to the first node of a deployment that answers.
 
     Args:
         urls: URLs of the nodes, ``http://`` or ``https://``; the default port is 6333.
         api_key: Key of the servers.
-        ca_certificate: PEM file of the authorities to trust, instead of the usual ones.
+        ca_certificate: PEM file of the certificate authorities to trust, instead of the default ones.
         timeout: Deadline of one request, in seconds.
-        first_contact: Deadline of the first request, if shorter.
+        first_contact: Deadline of the first request in seconds, if shorter than `timeout`.
         placement: Placement of new collections.
 
     Raises:
-        InvalidInputError: A URL has no host and port, or the file of certificates cannot be read.
+        InvalidInputError: A URL is not valid, the key has characters that cannot be sent, or the file of certificates
+            cannot be read.
         StoreUnavailableError: No server can be reached, or the server refuses the key or is too old.
     """
     found = connections.connect(urls, api_key, ca_certificate, timeout, min(first_contact, timeout))
@@ -60,7 +61,7 @@ def connect(
 
 
 class ServerBackend:
-    """Collections reached through a `Connection`.
+    """A backend that makes all requests through a `Connection`.
 
     Args:
         connection: Connection to the deployment.
@@ -74,9 +75,9 @@ class ServerBackend:
         self._connection = connection
         self._placement = placement or Placement()
         self.location = self.place = connection.location
-        self._checked = False  # whether all peers are new enough
+        self._checked = False  # whether the versions of all peers were checked
         self._limits: dict[str, Limits] = {}
-        self._halvings: Counter[str] = Counter()  # of limits, by collection with too large answers
+        self._halvings: Counter[str] = Counter()  # number of times that limits were halved, by collection
         self._copies = Copies(connection)
 
     def check(self) -> None:
@@ -114,7 +115,7 @@ class ServerBackend:
                     )
                 )
             except StoreError:
-                if not self.exists(collection):  # unless another process has just created the collection
+                if not self.exists(collection):  # another process may have just created the collection
                     raise
         present = self._connection.call(lambda client, _: client.get_collection(collection)).payload_schema
         for name in indexes.keys() - present.keys():
@@ -128,14 +129,14 @@ class ServerBackend:
         self._connection.call(lambda client, patience: client.delete_collection(collection, timeout=patience))
 
     def rewrite(self, collection: str) -> None:
-        """Does nothing: no request makes a server rewrite a log."""
+        """Does nothing, since no request makes a server rewrite files."""
 
     def upsert(self, collection: str, points: Points) -> None:
         structs = [
             models.PointStruct(id=identifier, vector=vector, payload=dict(payload))
             for identifier, vector, payload in zip(points.ids, points.plain, points.payloads, strict=True)
         ]
-        numbers = points.numbers // max(1, len(points.ids))  # of each point, equal in a collection
+        numbers = points.numbers // max(1, len(points.ids))  # per point, which is equal for all points of a collection
 
         def write(limits: Limits) -> None:
             for some in cut(structs, limits.points, lambda point: size_of_point(numbers, point.payload)):
@@ -206,7 +207,7 @@ class ServerBackend:
             yield fresh
             if offset is None and not (copied and fresh.ids):
                 return
-            # A quorum leaves out records in flight, and then takes a short page for the last.
+            # A quorum read omits records that are being written, and may then report a short page as the last one.
             last = fresh.ids[-1] if fresh.ids else last
             offset = last if offset is None else offset
 
@@ -235,7 +236,7 @@ class ServerBackend:
         return page, following, self._copies.known(collection).copied
 
     def newest(self, collection: str, where: Where) -> int:
-        # Of one active replica: a quorum would leave out a record in flight that readers may have seen.
+        # Reads one active replica, since a quorum would omit a record in flight that other readers may have seen.
         def ask(limits: Limits) -> list[models.Record]:
             page, _ = self._connection.call(
                 lambda client, patience: client.scroll(
@@ -288,14 +289,14 @@ class ServerBackend:
                 conversion.nearest,
                 collection=collection,
                 vectors=vectors,
-                # Not by an offset, which would mix up points of equal similarity.
+                # Pages exclude earlier hits by id. Offsets could skip or repeat points of equal similarity.
                 chosen=[filter_of(where, limits, without=[hit.id for hit in hits]) for hits in rows],
                 limit=size,
                 fields=fields,
             )
             pages = self._connection.call(request)
             rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
-            if len(pages[0]) < size:  # all vectors have the same points
+            if len(pages[0]) < size:  # all vectors are compared with the same points
                 break
         return rows
 
@@ -349,13 +350,16 @@ class ServerBackend:
         return len(found)
 
     def flush(self) -> None:
-        """Does nothing: the server flushes on a schedule."""
+        """Does nothing, since the server flushes on a schedule."""
 
     def close(self) -> None:
         self._connection.close()
 
     def _within_limits(self, collection: str, request: Callable[[Limits], _T]) -> _T:
-        """Makes a request within the limits of a collection, again after changed limits or too large an answer."""
+        """Makes a request within the limits of a collection.
+
+        The request is repeated with smaller limits if an answer is too large, and once if the limits have changed.
+        """
         while True:
             limits = self._limits.get(collection) or self._read_limits(collection)
             try:

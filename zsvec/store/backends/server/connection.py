@@ -1,7 +1,7 @@
 """Connections to a deployment: first contact, certificates, failover to the next node, and errors.
 
-Every request is idempotent, and repeated until a deadline while the server is away, busy or slow (`is_transient`).
-Clients do not survive a fork, so each process opens new ones.
+Every request is idempotent, and is repeated until a deadline while the server is unavailable, busy or slow (see
+`is_transient`). Clients do not survive a fork, so each process opens new clients.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ from zsvec.store.backends.server.limits import ANSWER_BYTES, answer_bytes
 
 OLDEST = (1, 17)  # first version with insert-only and update-only upserts
 
-_PATIENCE = 2  # seconds, at first, after which another node is asked, if there are several
-_SILENCE = (0.5, 2.0)  # least and largest seconds for the answer of the gRPC port …
-_ROUND_TRIPS = 50  # … and in round trips of the REST port
+_PATIENCE = 2  # initial time-out in seconds before the next of several nodes is tried
+_SILENCE = (0.5, 2.0)  # smallest and largest time-out of the gRPC port in seconds …
+_ROUND_TRIPS = 50  # … and the time-out between them, in round trips of the REST port
 _GRPC_OPTIONS = {
-    "grpc.compression_enabled_algorithms_bitset": 1,  # identity: compressed floats are no smaller
+    "grpc.compression_enabled_algorithms_bitset": 1,  # identity, since compressed floats are not smaller
     "grpc.max_receive_message_length": ANSWER_BYTES,
 }
 
@@ -62,17 +62,18 @@ _T = TypeVar("_T")
 
 
 class Connection(Handle):
-    """The nodes of one deployment. One is asked, and the next if there is no answer.
+    """A connection to a deployment. Requests go to one node, and to the next node if there is no answer.
 
     Args:
         location: Name of the deployment in messages.
         timeout: Deadline of one request, in seconds.
-        nodes: At least one.
+        nodes: Nodes of the deployment, at least one.
 
     Attributes:
         location: Name of the deployment in messages.
         nodes: Nodes of the deployment.
-        when_away: Called when a node, or one behind it, has not answered, before the next attempt.
+        when_away: Callback after a request failed because a node did not answer, before the next attempt. The silent
+            node may be the present node, or another node that the present node needs.
     """
 
     def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
@@ -81,23 +82,23 @@ class Connection(Handle):
         self.nodes = nodes
         self.when_away: Callable[[], None] = lambda: None
         self._timeout = timeout
-        self._asked = 0  # the node
-        self._patience = ContextVar("patience", default=math.inf)  # seconds of a request
+        self._asked = 0  # index of the present node
+        self._patience = ContextVar("patience", default=math.inf)  # time-out in seconds of requests in this context
 
     @property
     def deadline(self) -> float:
-        """Deadline of a request of this thread, in seconds."""
+        """Deadline of a request that this thread makes, in seconds."""
         return min(self._timeout, self._patience.get())
 
     @property
     def node(self) -> Node:
-        """The node that is asked."""
+        """The present node, which requests go to."""
         self.check()
         return self.nodes[self._asked]
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """As `zsvec.store.backends.base.Backend.within`."""
+        """See `zsvec.store.backends.base.Backend.within`."""
         before = self._patience.set(seconds)
         try:
             yield
@@ -107,17 +108,19 @@ class Connection(Handle):
     def call(
         self, request: Request[_T], *, missing: Any = None, before: Callable[[float], None] = lambda until: None
     ) -> _T:
-        """Makes a request, again after transient failures until the deadline.
+        """Returns the answer to a request. Repeats the request after transient failures until the deadline.
 
         Args:
-            request: Called with the client of a node and a time-out in seconds (``None``: the default of the client).
-            missing: Answer if the collection does not exist; by default an error.
-            before: Called before each attempt, with the deadline in seconds of `time.monotonic`. A failure fails the
-                attempt.
+            request: Called with the client of a node and a time-out in seconds. ``None`` means the client's default.
+            missing: Answer if the collection does not exist; by default a missing collection is an error.
+            before: Called before each attempt with the deadline on the clock of `time.monotonic`, in seconds. If the
+                callback fails, the attempt fails.
 
         Raises:
-            StoreUnavailableError: There was no answer in time, or the server refuses the request.
-            StoreError: The request failed.
+            StoreUnavailableError: The server did not answer in time, refused the request, gave an unreadable answer, or
+                has no valid TLS.
+            LargeAnswerError: The answer is too large.
+            StoreError: The request failed for another reason.
         """
         self.check()
         deadline = self.deadline
@@ -136,24 +139,24 @@ class Connection(Handle):
                     answer: _T = self._ask(request, attempt.retry_state.attempt_number, until, before)
                     return answer
         except FAILURES as exc:
-            if isinstance(exc, ValueError):  # of gRPC, if another thread has closed the connection
+            if isinstance(exc, ValueError):  # gRPC raises this if another thread closed the connection
                 self.check()
             if missing is not None and is_missing(exc):
                 return cast("_T", missing)
-            # The last attempt may have had no time.
+            # If the last attempt had no time left, the failure before tells more.
             told = heard[-1].exception() if heard and isinstance(exc, LateError) else exc
             raise self.error(told, deadline) from exc
         raise AssertionError("tenacity ends with an answer or an error")
 
     def close(self) -> None:
-        """Closes the connections, unless this process was forked after the connect."""
+        """Closes the clients of all nodes, unless this process was forked after they were opened."""
         if not self.forked:
             super().close()
             for node in self.nodes:
                 node.close()
 
     def _ask(self, request: Request[_T], attempt: int, until: float, before: Callable[[float], None]) -> _T:
-        # The time-out grows when all nodes have been asked twice, since slow nodes need more.
+        # The time-out doubles each time that all nodes were tried twice, since all nodes may be slow.
         turn = _PATIENCE * 2 ** ((attempt - 1) // (2 * len(self.nodes))) if len(self.nodes) > 1 else math.inf
         seconds = min(turn, self._patience.get())
         node = self._asked
@@ -168,27 +171,30 @@ class Connection(Handle):
             raise
 
     def turn(self) -> None:
-        """Turns to the next healthy node, if the present one is not."""
+        """Switches to the next healthy node if the present node is not healthy."""
         self._asked = self._well(self._asked)
 
     def another(self) -> Node:
-        """Returns the next healthy node."""
+        """Returns the next healthy node after the present node."""
         self.check()
         return self.nodes[self._well(self._asked + 1)]
 
     def all_well(self, number: int) -> bool:
-        """Returns whether the nodes of the connection are all of a deployment, and all healthy."""
+        """Returns whether this connection has at least `number` nodes, and all nodes are healthy."""
         return len(self.nodes) >= number and all(node.is_well() for node in self.nodes)
 
     def _well(self, first: int) -> int:
-        # The health of a single node does not matter.
+        # A single node is used whether healthy or not.
         if len(self.nodes) == 1:
             return 0
         order = [(first + step) % len(self.nodes) for step in range(len(self.nodes))]
         return next((node for node in order if self.nodes[node].is_well()), order[0])
 
     def _wait(self, state: RetryCallState) -> float:
-        """Returns the pause in seconds: Retry-After of a busy server, 0 before a new node, or else a random backoff."""
+        """Returns the pause in seconds before the next attempt.
+
+        The pause is the Retry-After of a busy server, 0 until each node was tried once, or else a random backoff.
+        """
         exc = state.outcome.exception() if state.outcome else None
         if isinstance(exc, ResourceExhaustedResponse) and exc.retry_after_s > 0:
             return float(min(exc.retry_after_s, self.deadline))  # an int may be too large for a float
@@ -197,7 +203,7 @@ class Connection(Handle):
         return wait_random_exponential(multiplier=0.1, max=5.0 if len(self.nodes) == 1 else 0.5)(state)
 
     def error(self, exc: BaseException, deadline: float) -> StoreError:
-        """Returns the error of zsvec for one of `FAILURES`, after so many seconds of attempts."""
+        """Returns the error of zsvec for one of `FAILURES`. `deadline` is the time allowed, in seconds."""
         reason = reason_of(exc)
         if is_too_large(exc):
             return LargeAnswerError(
@@ -225,7 +231,7 @@ class Connection(Handle):
 def connect(
     urls: Sequence[str], api_key: str | None, ca_certificate: Path | None, timeout: float, first_contact: float
 ) -> Connection:
-    """As `zsvec.store.backends.server.backend.connect`."""
+    """See `zsvec.store.backends.server.backend.connect`."""
     for url in urls:
         _address(url)
     api_key = None if api_key is None else _sendable(api_key)
@@ -246,7 +252,7 @@ def connect(
             grpc_port=port or 0,
             prefer_grpc=port is not None,
             event_hooks=hooks(answer_bytes, sockets.watch),
-            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client modifies the options
+            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client modifies this dict
         )
         return client, port is not None
 
@@ -258,10 +264,12 @@ def connect(
 
 
 def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | None:
-    """Returns the port after the REST port, if the server speaks gRPC there. No request has the key.
+    """Returns the port after the REST port if the same server speaks gRPC there, else ``None``.
+
+    No request contains the key.
 
     Raises:
-        StoreUnavailableError: The server is too old, or no Qdrant.
+        StoreUnavailableError: The server is too old, or is not a Qdrant.
     """
     reading = hooks(answer_bytes, sockets.watch)
     with closing(QdrantClient(url=url, event_hooks=reading, **{**options, "grpc_options": None})) as rest:
@@ -274,14 +282,14 @@ def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | 
             raise
         patience = min(max(_SILENCE[0], _ROUND_TRIPS * (time.monotonic() - start)), _SILENCE[1])
     check_version(url, found.version)
-    # Never the default port, which may belong to another server of this host.
+    # The default gRPC port is never tried, since it may belong to another server on this host.
     host, port = _address(url)
     beside = _version_beside(f"{host}:{port + 1}", options, url, patience)
     return port + 1 if beside == (found.version, found.commit or "") else None
 
 
 def _version_beside(address: str, options: Mapping[str, Any], url: str, patience: float) -> tuple[str, str] | None:
-    """Returns version and commit of the Qdrant at a gRPC port, by a request without the key."""
+    """Returns version and commit of the Qdrant at a gRPC port, or ``None``. The request has no key."""
     if url.startswith("https:"):
         trusted = grpc.ssl_channel_credentials(options["grpc_options"].get("root_certificates"))
         channel = grpc.secure_channel(address, trusted, list(_GRPC_OPTIONS.items()))
@@ -290,7 +298,7 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
     try:
         stub = protocol.QdrantStub(channel)  # type: ignore[no-untyped-call]
         said = stub.HealthCheck(protocol.HealthCheckRequest(), timeout=patience)
-    except grpc.RpcError:  # no server, or another one
+    except grpc.RpcError:  # the port has no server, or a server that is not a Qdrant
         return None
     finally:
         channel.close()
@@ -298,10 +306,10 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
 
 
 def check_version(url: str, version: str) -> None:
-    """Checks that a server knows conditional writes.
+    """Checks that a server supports conditional writes.
 
     Raises:
-        StoreUnavailableError: The server is too old, or no Qdrant.
+        StoreUnavailableError: The server is too old, or is not a Qdrant.
     """
     number = re.fullmatch(r"(\d{1,9})\.(\d{1,9})(?!\d).{0,50}", version)
     if not number:
@@ -316,7 +324,8 @@ def _sendable(key: str) -> str:
     """Returns a key without surrounding white space.
 
     Raises:
-        InvalidInputError: The key cannot be sent. The error of the packages below would quote it.
+        InvalidInputError: The key has characters that cannot be sent. Without this check, httpx or gRPC would raise an
+            error that quotes the key.
     """
     key = key.strip()
     if not (key.isascii() and key.isprintable()):
@@ -344,7 +353,7 @@ def _address(url: str) -> tuple[str, int]:
 
 
 def _authorities(file: Path) -> dict[str, Any]:
-    """Returns the options by which REST and gRPC trust the authorities of a file."""
+    """Returns client options that make REST and gRPC trust the certificate authorities in a file."""
     try:
         return {
             "verify": ssl.create_default_context(cafile=file),
@@ -360,8 +369,8 @@ def _speaks_tls(url: str, sockets: Sockets) -> bool:
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     try:
         with socket.create_connection(_address(url), _SILENCE[1]) as plain, plain.dup() as same:
-            sockets.add(same)  # ssl detaches the other
+            sockets.add(same)  # a duplicate, since wrap_socket detaches `plain`
             with anybody.wrap_socket(plain):
                 return True
-    except OSError:  # an ssl.SSLError too
+    except OSError:  # includes ssl.SSLError
         return False

@@ -1,7 +1,7 @@
-"""Filters and points of the store as objects of Qdrant, and back.
+"""Conversion of filters and points between the store and Qdrant.
 
-Points are read by gRPC without the objects of the client: one object for each point and each value would take several
-times as long as the wire.
+Over gRPC, points are read without the client's classes. Creating an object for each point and each value would take
+several times as long as the transfer.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from zsvec.store.backends.server.limits import Limits, cut
 
 Consistency = models.ReadConsistencyType | int
 
-_CHARACTER, _AROUND = 6, 3  # largest bytes of a character of a value, and of the quotes
+_CHARACTER, _AROUND = 6, 3  # maximum JSON bytes of a character, and of quotes and comma
 
 # Filters
 
 
 def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> models.Filter:
-    """Returns a filter of all matching points without some ids."""
+    """Returns a filter for all points that match `where`, except points with the ids in `without`."""
     must = _conditions(where.match, limits)
     if where.ranged:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since, lte=where.until)))
@@ -42,11 +42,13 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
 
 
 def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
-    """Returns filters within the limits that together match the same points, each point once.
+    """Splits a filter into filters within the limits. Each matching point matches exactly one of the filters.
+
+    Only the longest list of values is split. A filter with `or_match` or without lists stays whole.
 
     Args:
-        where: The filter.
-        limits: Limits of the collection. The longest list of values gets at least one condition.
+        where: The filter to split.
+        limits: Limits of the collection. Each part has at least one condition on the split list, whatever the limits.
         without: Number of ids that `filter_of` will exclude.
     """
     lists = {name: value for name, value in where.match.items() if not isinstance(value, str | int)}
@@ -87,7 +89,7 @@ def scroll(
     vectors: bool,
     fields: Sequence[str] | None,
 ) -> tuple[Points, Any]:
-    """Returns a page of points, and the offset of the next page, ``None`` after the last."""
+    """Returns a page of points, and the offset of the next page, or ``None`` after the last page."""
     payload = True if fields is None else list(fields)
     if not _by_grpc(client):
         records, following = client.scroll(
@@ -138,7 +140,17 @@ def nearest(
     limit: int,
     fields: Sequence[str],
 ) -> list[list[Hit]]:
-    """Returns the nearest points of each vector, float32 ``(n, dim)``, each with a filter; nearest first."""
+    """Returns the nearest points of each vector, nearest first.
+
+    Args:
+        client: Client of a node.
+        timeout: Time-out in seconds; ``None`` means the client's default.
+        collection: Name of the collection.
+        vectors: float32 ``(n, dim)``.
+        chosen: Filter for each vector.
+        limit: Maximum number of points per vector.
+        fields: Payload fields to read.
+    """
     if not _by_grpc(client):
         requests = [
             models.QueryRequest(query=vector.tolist(), filter=one, limit=limit, with_payload=list(fields))
@@ -179,7 +191,7 @@ def _id(identifier: protocol.PointId) -> str:
 
 def _payload(point: Any) -> Mapping[str, Any]:
     texts = {name: value.string_value for name, value in point.payload.items()}
-    return texts if all(texts.values()) else GrpcToRest.convert_payload(point.payload)  # not all values are texts
+    return texts if all(texts.values()) else GrpcToRest.convert_payload(point.payload)  # some values are not texts
 
 
 def _rows(points: Sequence[Any], collection: str) -> Any:
@@ -206,4 +218,4 @@ def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
 
 
 def _dense(vector: Any) -> Any:
-    return vector.dense if vector.HasField("dense") else vector  # before 1.17
+    return vector.dense if vector.HasField("dense") else vector  # the format before Qdrant 1.17

@@ -27,7 +27,7 @@ _REFUSED = "give a key with more rights, by ZSVEC_API_KEY"
 
 
 def check_up(connection: Connection, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
-    """As `zsvec.store.backends.base.Backend.check_up`."""
+    """See `zsvec.store.backends.base.Backend.check_up`."""
     clients = []
     for node in connection.nodes:
         found = _node(connection, node)
@@ -52,7 +52,7 @@ def check_up(connection: Connection, catalog: str, references: Sequence[str], *,
         return
     try:
         yield _agreement(connection, clients or [connection.node.client], catalog, repair=repair)
-    except FAILURES as exc:  # of the nodes asked past the connection
+    except FAILURES as exc:  # raised by nodes that are asked without the connection
         said = str(connection.error(exc, connection.deadline))
         yield Finding("catalog", False, said, "look again when all nodes are well")
 
@@ -65,7 +65,7 @@ def _node(connection: Connection, node: Node) -> Finding:
     what = f"node {node.url}"
     try:
         version, rest, by_grpc = in_time(partial(_round_trips, node), connection.deadline)
-    except StoreError as exc:  # too old, or no Qdrant
+    except StoreError as exc:  # the server is too old, or is not a Qdrant
         return Finding(what, False, str(exc), "upgrade it, or leave its URL out")
     except FAILURES as exc:
         return Finding(what, False, str(connection.error(exc, connection.deadline)), "start it, or leave its URL out")
@@ -90,13 +90,13 @@ def _milliseconds(request: Callable[[], object]) -> float:
 
 
 def _rights(connection: Connection, catalog: str) -> Finding:
-    # By requests that change nothing.
+    # Each right is tested by a request that changes nothing.
     nothing = models.PointIdsList(points=[str(uuid.uuid4())])
     vectors = models.VectorParams(size=1, distance=models.Distance.COSINE)
     may = {
         "read": _may(connection, lambda client: client.scroll(catalog, limit=1, with_payload=False)),
         "write": _may(connection, lambda client: client.delete(catalog, nothing)),
-        # The collection exists, so that the answer is always an error, but one of rights only without the right.
+        # The collection exists, so that the request always fails: as a refusal if the key lacks the right.
         "make collections": _may(connection, lambda client: client.create_collection(catalog, vectors)),
     }
     said = ", ".join(right if allowed else f"not {right}" for right, allowed in may.items())
@@ -144,11 +144,11 @@ def _copies(nodes: int | None, collections: Sequence[Replicas]) -> Finding:
 
 
 def _nodes(connection: Connection) -> int | None:
-    """Returns the number of nodes; ``None`` if the key may not know."""
+    """Returns the number of nodes, or ``None`` if the key may not ask."""
 
     def ask(client: QdrantClient, _: int | None) -> int | None:
         try:
-            cluster = in_time(client.cluster_status, connection.deadline)  # by REST alone
+            cluster = in_time(client.cluster_status, connection.deadline)  # only REST offers this
         except FAILURES as exc:
             if is_refusal(exc):
                 return None
@@ -159,7 +159,7 @@ def _nodes(connection: Connection) -> int | None:
 
 
 def _peers(connection: Connection) -> Iterator[Finding]:
-    """Yields the versions of all peers of a cluster, with or without a given URL."""
+    """Yields a finding about the versions of all peers of a cluster, also of peers without a configured URL."""
     try:
         found = _peer_versions(connection)
         for uri, version in found.items():
@@ -172,31 +172,33 @@ def _peers(connection: Connection) -> Iterator[Finding]:
 
 
 def check_peers(connection: Connection) -> None:
-    """Refuses a cluster with a peer that would take conditional writes for plain ones.
+    """Checks that all peers of a cluster support conditional writes. An older peer would ignore the conditions.
 
     Raises:
         StoreUnavailableError: A peer is too old.
     """
     try:
         found = _peer_versions(connection)
-    except StoreUnavailableError:  # a peer that is away takes no writes
+    except StoreUnavailableError:  # an unavailable peer takes no writes
         return
     for uri, version in found.items():
         check_version(uri, version)
 
 
 def _peer_versions(connection: Connection) -> Mapping[str, str]:
-    """Returns the version of each peer that answers, by address; empty for a single server, or if the key may not ask.
+    """Returns the version of each peer that answers, by address.
+
+    The result is empty for a single server, or if the key may not ask.
 
     Raises:
-        StoreUnavailableError: The node did not answer in time; it may wait for a peer that is away.
+        StoreUnavailableError: The node did not answer in time. The node may be waiting for an unavailable peer.
     """
 
     def ask(client: QdrantClient, _: int | None) -> Mapping[str, str]:
         try:
-            return in_time(partial(_versions, client), _TELEMETRY_TIMEOUT_S)  # by REST alone
+            return in_time(partial(_versions, client), _TELEMETRY_TIMEOUT_S)  # only REST offers this
         except FAILURES as exc:
-            if is_refusal(exc) or is_missing(exc):  # no right, or a server without this request
+            if is_refusal(exc) or is_missing(exc):  # the key lacks the right, or the server lacks the endpoint
                 return {}
             raise
 
@@ -221,7 +223,7 @@ def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog:
     read = partial(_records, catalog, page, connection.deadline)
     found = differing(clients, read)
     if found:
-        time.sleep(1.0)  # present writes differ for a moment
+        time.sleep(1.0)  # replicas differ for a moment during a write
         again = differing(clients, read)
         found = {place: record for place, record in found.items() if again.get(place) == record}
     if not found:

@@ -1,4 +1,4 @@
-"""One server of a deployment: a client, replaced when stuck."""
+"""One server of a deployment, with a client that is replaced when a request does not end."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from qdrant_client import QdrantClient
 from zsvec.inputs.answers import AnswerError, LateError, Sockets, hooks, in_time
 from zsvec.store.backends.server.limits import answer_bytes
 
-_WELL = 0.25  # seconds within which a healthy node answers
-_ABOUT = 1.0  # seconds by which a gRPC call may miss the deadline, so that no thread needs to wait
+_WELL = 0.25  # time-out of the health check in seconds
+_ABOUT = 1.0  # seconds by which a gRPC call may miss the deadline without a separate thread
 
 _T = TypeVar("_T")
 Request = Callable[[QdrantClient, int | None], _T]
-"""As `zsvec.store.backends.server.connection.Connection.call` has it."""
+"""The argument `request` of `zsvec.store.backends.server.connection.Connection.call`."""
 
 
 class _Line:
-    """A client of a node, from before the first contact to the end of the last request.
+    """A client of a node with the unfinished requests. A node replaces the line when a request does not end.
 
     Attributes:
-        client: ``None`` before the first contact.
+        client: The client, or ``None`` before the first contact.
         sockets: Sockets of the client and of the first contact.
         speaks_grpc: Whether the client uses gRPC.
-        waiting: Number of requests in time.
-        late: Threads of late requests.
+        waiting: Number of callers that wait for an answer.
+        late: Future results of requests that missed their deadlines.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class _Line:
         self.late: list[Future[Any]] = []
 
     def close(self) -> None:
-        """Closes the connection, when no request waits any more."""
+        """Shuts down the sockets, and closes the client once all late requests have ended."""
         self.sockets.shut_down()
         for late in self.late:
             late.add_done_callback(self._close_if_unused)
@@ -58,10 +58,10 @@ class Node:
 
     Args:
         url: URL of the REST interface.
-        contact: Returns a client with a time-out in seconds and these sockets, and whether the client uses gRPC. May
-            raise errors of the client.
+        contact: Called with a time-out in seconds and the `Sockets` that watch the client. Returns the client, and
+            whether the client uses gRPC. May raise errors of the client, or StoreUnavailableError.
         patience: Time-out of the client, in seconds.
-        verify: Trusted authorities, as of httpx.
+        verify: Trusted certificate authorities, in the format of httpx.
 
     Attributes:
         url: URL of the REST interface.
@@ -78,23 +78,23 @@ class Node:
         self.url = url
         self.patience = patience
         self._contact = contact
-        self._verify = verify if url.startswith("https:") else False  # a context of all authorities is slow to make
+        self._verify = verify if url.startswith("https:") else False  # creating a default context is slow
         self._line = _Line()
         self._lock = threading.Lock()
 
     @property
     def speaks_grpc(self) -> bool:
-        """Whether the client uses gRPC; False before the first contact."""
+        """Whether the client uses gRPC. False before the first contact."""
         return self._line.speaks_grpc
 
     @property
     def client(self) -> QdrantClient:
-        """The client, made at the first contact."""
+        """The client. The first access makes the first contact."""
         return self._reached(self._line)
 
     def _reached(self, line: _Line) -> QdrantClient:
         if line.client is None:
-            # Not under the lock, since the server may drip.
+            # Without the lock, since a server that sends slowly would block other threads.
             client, speaks_grpc = self._contact(self.patience, line.sockets)
             with self._lock:
                 if line.client is None:
@@ -107,13 +107,13 @@ class Node:
         """Returns the answer to a request.
 
         Args:
-            request: As of `Connection.call`.
-            left: Seconds to the deadline.
-            seconds: Time-out of the request; infinite: as of the client.
+            request: The request; see `Connection.call`.
+            left: Seconds until the deadline.
+            seconds: Time-out of the request. If infinite, the time-out of the client applies.
 
         Raises:
-            LateError: There was no whole answer in time.
-            ApiException: Among others of `FAILURES`.
+            LateError: The whole answer did not arrive in time.
+            ApiException: The request failed. All other errors of `FAILURES` are possible, too.
         """
         patience = None if seconds == math.inf else math.ceil(seconds)
         limit = self.patience if patience is None else seconds
@@ -137,7 +137,7 @@ class Node:
                 line.close()
 
     def _forget(self, line: _Line, late: Future[Any]) -> None:
-        # The connection of an endless request is in the pool of this client.
+        # An HTTP client is replaced, since the pool of the client holds the connection of the endless request.
         with self._lock:
             if line.speaks_grpc and line is self._line:
                 return
@@ -146,7 +146,7 @@ class Node:
                 self._line = _Line()
 
     def is_well(self) -> bool:
-        """Returns whether the node is healthy, by a request without the key."""
+        """Returns whether the node passes the health check of Qdrant, a request without the key."""
         sockets = Sockets()
 
         def say() -> bool:
@@ -160,6 +160,6 @@ class Node:
             return False
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the client."""
         if self._line.client is not None:
             self._line.client.close()

@@ -1,4 +1,4 @@
-"""Failures of the client of Qdrant, classified: transient, refused, missing, too large, or unreadable."""
+"""Classification of the Qdrant client's failures: transient, refused, missing, too large, or unreadable."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _MISSING = {404, grpc.StatusCode.NOT_FOUND}
 _TRANSIENT = {
     *(408, 429, 500, 502, 503, 504),
     *(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED),
-    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # of a node that has not noticed that another is away
-    grpc.StatusCode.CANCELLED,  # by the server, after the time-out of the request
+    *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # from a node that has not noticed that another node is away
+    grpc.StatusCode.CANCELLED,  # from the server, after the time-out of the request
 }
-_GRPC_TOO_LARGE = "message larger than max"  # of gRPC itself, with the status of a busy server
-# Raised by the client for an answer of another server than Qdrant.
+_GRPC_TOO_LARGE = "message larger than max"  # from gRPC itself, with the same status as a busy server
+# Errors that the client raises for an answer that does not come from a Qdrant.
 _NONSENSE = (json.JSONDecodeError, UnicodeDecodeError, AssertionError, RecursionError, AnswerError)
 _MAX_REASON_CHARS = 300
 
 UNANSWERED = (ApiException, QdrantException, grpc.RpcError, LateError)
-"""Failures of a request to a server."""
+"""Errors of failed requests."""
 
 FAILURES = (*UNANSWERED, RuntimeError, ValueError, *_NONSENSE)
-"""All failures of the client: of requests, and of unreadable answers.
+"""All errors of the client, for failed requests and for unreadable answers.
 
 The client raises a plain ``ValueError`` for a number with too many digits, and gRPC raises one after another thread has
 closed the connection.
@@ -44,7 +44,7 @@ def _causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 def tls_problem(exc: BaseException) -> str | None:
-    """Returns the problem of a TLS connection with advice; ``None`` for another failure."""
+    """Returns a description of a TLS problem, with advice if possible, or ``None`` for another failure."""
     for cause in _causes(exc):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return (
@@ -63,7 +63,7 @@ def _code_of(exc: BaseException | None) -> int | grpc.StatusCode | None:
 
 
 def is_refusal(exc: BaseException | None) -> bool:
-    """Returns whether the key has no right to the request."""
+    """Returns whether the server refused the request because the key lacks a right."""
     return _code_of(exc) in _REFUSED
 
 
@@ -73,12 +73,12 @@ def is_missing(exc: BaseException | None) -> bool:
 
 
 def is_nonsense(exc: BaseException) -> bool:
-    """Returns whether the answer cannot be read, as from another server than Qdrant."""
+    """Returns whether the answer cannot be read, for example because the server is not a Qdrant."""
     return isinstance(exc, ValueError) or isinstance(_source(exc), (*_NONSENSE, ValidationError))
 
 
 def is_too_large(exc: BaseException) -> bool:
-    """Returns whether the answer has more bytes than allowed."""
+    """Returns whether the answer has more bytes than the client allows."""
     if _code_of(exc) == grpc.StatusCode.RESOURCE_EXHAUSTED and isinstance(exc, grpc.Call):
         return _GRPC_TOO_LARGE in (exc.details() or "")
     return isinstance(_source(exc), AnswerTooLargeError)
@@ -89,15 +89,15 @@ def _source(exc: BaseException) -> BaseException:
 
 
 def is_busy(exc: BaseException) -> bool:
-    """Returns whether the server limits the rate of requests."""
+    """Returns whether the server refused the request because of a rate limit."""
     if is_too_large(exc):
         return False
-    # A QdrantException, even without a valid Retry-After (ResourceExhaustedResponse).
+    # For Retry-After, the client raises ResourceExhaustedResponse, or a plain QdrantException if the value is invalid.
     return isinstance(exc, QdrantException) or _code_of(exc) in {429, grpc.StatusCode.RESOURCE_EXHAUSTED}
 
 
 def is_transient(exc: BaseException) -> bool:
-    """Returns whether the same request may succeed later, or at another node."""
+    """Returns whether the same request may succeed later or on another node."""
     if isinstance(exc, ResponseHandlingException):
         return not is_nonsense(exc) and tls_problem(exc) is None
     if is_too_large(exc):
@@ -106,13 +106,13 @@ def is_transient(exc: BaseException) -> bool:
 
 
 def reason_of(exc: BaseException) -> str:
-    """Returns the message of the server or of the client, at most 300 characters."""
+    """Returns the message of the server or of the client, cut to 300 characters."""
     if isinstance(exc, UnexpectedResponse):
         said = f"HTTP {exc.status_code}: {exc.content.decode(errors='replace')}"
     elif isinstance(exc, ResponseHandlingException):
         said = str(exc.source) or type(exc.source).__name__
     elif isinstance(exc, ResourceExhaustedResponse):
-        said = str(exc.message)  # any JSON
+        said = str(exc.message)  # may be any JSON value
     else:
         details = exc.details() if isinstance(exc, grpc.Call) else None
         said = details or str(exc) or type(exc).__name__

@@ -1,7 +1,7 @@
-"""Sizes of requests to a collection of a server, within its strict mode.
+"""Limits on the sizes of requests and answers, including the limits of the strict mode of a collection.
 
-Everything that grows with user input is cut into requests of at most `BYTES`. An answer has at most `ANSWER_BYTES`: a
-page that would have more is read in parts (`Limits.halved`).
+A request that grows with user input is split into requests of at most `BYTES`. An answer may have at most
+`ANSWER_BYTES`. A page that exceeds this is read again in smaller parts (`Limits.halved`).
 """
 
 from __future__ import annotations
@@ -17,36 +17,36 @@ from qdrant_client import models
 from zsvec.errors import StoreError
 
 BYTES = 16_000_000
-"""Largest request, as JSON: half of the default limit of REST. gRPC allows more, and needs less."""
+"""Maximum size of a request as JSON, in bytes: half the default limit of REST. gRPC allows more and needs less."""
 
 ANSWER_BYTES = 40_000_000
-"""Largest answer with points.
+"""Maximum size of an answer with points, in bytes.
 
-REST takes points of at most 32 MiB by default. A page of 1,000 vectors of 4,096 numbers takes 17 MB by gRPC, and up to
-100 MB by REST, read in parts.
+By default, REST accepts points of at most 32 MiB. A page of 1,000 vectors of 4,096 dimensions takes 17 MB by gRPC. By
+REST, such a page takes up to 100 MB and is read in parts.
 """
 
 SMALL_ANSWER_BYTES = 4_000_000
-"""Largest answer without points, such as the version of a server or the configuration of a collection."""
+"""Maximum size of an answer without points, such as a server version or a collection configuration, in bytes."""
 
 ID = 40
-"""Bytes of an id in a list of ids."""
+"""Size of an id in a JSON list, in bytes."""
 
-_NUMBER = 25  # bytes of a number of a vector, at most
+_NUMBER = 25  # maximum JSON bytes of a vector component
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The sizes of requests to one collection.
+    """Limits on requests to one collection.
 
     Attributes:
-        page: Points to read in one request.
-        points: Points to write in one request.
-        queries: Nearest-neighbour queries in one request.
-        values: Values in one condition.
-        conditions: Conditions in one filter; ``None``: unlimited.
-        exact: Whether points may be counted, and vectors compared, without an index.
-        records: Points to read by id in one request.
+        page: Maximum number of points to read in one request.
+        points: Maximum number of points to write in one request.
+        queries: Maximum number of nearest-neighbour queries in one request.
+        values: Maximum number of values in one condition.
+        conditions: Maximum number of conditions in one filter; ``None`` means unlimited.
+        exact: Whether exact counts and exact searches, which use no index, are allowed.
+        records: Maximum number of points to read by id in one request.
     """
 
     page: int = 1000
@@ -58,14 +58,14 @@ class Limits:
     records: int = 10_000
 
     def halved(self, times: int = 1) -> Limits:
-        """Returns limits by which a request reads half as much; `self` if a request reads one point already."""
+        """Returns limits with `page`, `queries` and `records` halved `times` times, but at least 1."""
         parts = 2**times
         page, queries, records = (max(1, size // parts) for size in (self.page, self.queries, self.records))
         return replace(self, page=page, queries=queries, records=records)
 
     @classmethod
     def of(cls, strict: models.StrictModeConfigOutput | None) -> Limits:
-        """Returns the limits of a collection with this strict mode."""
+        """Returns the limits of a collection with the given strict mode."""
         usual = cls()
         if strict is None or not strict.enabled:
             return usual
@@ -80,12 +80,15 @@ class Limits:
 
 
 def answer_bytes(path: str) -> int:
-    """Returns the largest size in bytes of an answer of REST, by the path of the request."""
+    """Returns the maximum size of a REST answer in bytes, from the path of the request."""
     return ANSWER_BYTES if path.endswith(("/points", "/points/scroll", "/points/query/batch")) else SMALL_ANSWER_BYTES
 
 
 def cut(items: Any, most: float = math.inf, size: Callable[[Any], int] = lambda _: 0) -> Iterator[Any]:
-    """Yields parts of a sequence, or of an array of rows, of at most `most` items and `BYTES`; a larger item alone."""
+    """Yields consecutive slices of a sequence or matrix, each of at most `most` items and `BYTES` bytes.
+
+    A single item that exceeds `BYTES` is a slice by itself.
+    """
     first = total = 0
     for number, item in enumerate(items):
         added = size(item)
@@ -98,10 +101,10 @@ def cut(items: Any, most: float = math.inf, size: Callable[[Any], int] = lambda 
 
 
 def size_of_point(dim: int, payload: Mapping[str, Any] | None = None) -> int:
-    """Returns the largest size in bytes of a written point or a compared vector, as JSON.
+    """Returns an upper bound on the JSON size of a point to write or a vector to search, in bytes.
 
     Raises:
-        StoreError: The point is larger than any answer.
+        StoreError: The size exceeds `ANSWER_BYTES`, so that the point could not be read.
     """
     text = json.dumps(payload, ensure_ascii=False).encode(errors="surrogatepass")
     size = 3 * ID + _NUMBER * dim + len(text)

@@ -1,13 +1,13 @@
 """Collections with several replicas: consistency of reads, failure detection, and repair.
 
-The consensus of a cluster takes a replica for active until a write there has failed, which takes the server nine
-seconds per shard and collection, and a node takes one write per core at once. So when a request is slow, or
-a node does not answer, an empty write goes to all shards of all collections at once. The client gives up soon, while
-the server goes on, until the consensus knows which node is away. Other writes wait meanwhile, since each would
-wait for that node anew.
+The consensus of a cluster regards a replica as active until a write to that replica fails. Such a failure takes nine
+seconds per shard and collection, and a node runs only one write per core at a time. So when a request is slow or a node
+does not answer, failure detection sends an empty write to all shards of all collections at once. The client soon stops
+waiting, but the server continues until the consensus knows which node is away. Other writes are held back meanwhile,
+since each of them would wait for the same node.
 
-A conditional write can reach a single replica, if the node that leads it dies between two sends. Reads of several
-replicas leave such a record out until the repair.
+A conditional write reaches a single replica if the node that leads the write dies between two sends. Reads of several
+replicas omit such a record until `heal` repairs the record.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.failures import FAILURES, is_busy, is_missing, is_refusal, is_transient
 
 LONGEST = 15.0
-"""Seconds after which a cluster has noticed that a node is away, or will not notice."""
+"""Maximum duration of failure detection in seconds. A cluster that has noticed no failure by then never will."""
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
-_SLOW = 0.15  # seconds after which a request may be waiting for a node that is away
-_AWAY = 10.0  # seconds for which a node without answer is taken for away, whatever the consensus
-_CONSENSUS = 1.0  # seconds for which a read of the consensus is valid
-_ANSWERED = 0.4  # first seconds for the answer to an empty write of a cluster without failure …
-_PATIENCE = 1.0  # … and later ones; the node takes no other write in its place meanwhile
-_LOOK = 0.1  # seconds between reads of the consensus
+_SLOW = 0.15  # seconds after which a request counts as slow
+_AWAY = 10.0  # seconds for which a node that did not answer counts as away, whatever the consensus
+_CONSENSUS = 1.0  # seconds for which known replica states are valid
+_ANSWERED = 0.4  # first time-out of an empty write in seconds; a healthy cluster answers by then …
+_PATIENCE = 1.0  # … and longest time-out; until then, the write occupies a core of the node
+_LOOK = 0.1  # seconds between reads of the replica states
 
 _T = TypeVar("_T")
 
@@ -57,14 +57,14 @@ class Replicas:
     """The replicas of each shard of a collection.
 
     Attributes:
-        shards: For each shard, the peers with a replica, and whether the replica is active.
+        shards: For each shard, a mapping from the id of each peer with a replica to whether the replica is active.
     """
 
     shards: Sequence[Mapping[int, bool]]
 
     @classmethod
     def of(cls, info: models.CollectionClusterInfo) -> Replicas:
-        """Returns the replicas in the answer of a node."""
+        """Returns the replicas that a node reports."""
         shards: dict[int, dict[int, bool]] = defaultdict(dict)
         for local in info.local_shards:
             shards[local.shard_id][info.peer_id] = local.state == models.ReplicaState.ACTIVE
@@ -74,27 +74,28 @@ class Replicas:
 
     @property
     def copied(self) -> bool:
-        """Whether a shard has several replicas."""
+        """Whether any shard has several replicas."""
         return any(len(peers) > 1 for peers in self.shards)
 
     @property
     def settled(self) -> bool:
-        """Whether each peer is active in all of its shards or in none."""
+        """Whether each peer is active in all shards of the peer, or in none."""
         away = {peer for peers in self.shards for peer, active in peers.items() if not active}
         return not any(active for peers in self.shards for peer, active in peers.items() if peer in away)
 
     @property
     def paired(self) -> bool:
-        """Whether a shard has two replicas, which are both needed for a quorum."""
+        """Whether any shard has exactly two replicas. A quorum of two needs both."""
         return any(len(peers) == 2 for peers in self.shards)
 
     @property
     def consistency(self) -> Consistency:
         """Consistency of reads.
 
-        Majority, if there are three or more replicas and all are active: all of them answer, and most decide. One, if
-        the other of two is known not to be active, since all active ones acknowledge a write. Otherwise a quorum, which
-        leaves out records in which the replicas differ.
+        - One, if one of two replicas is known to be inactive, since the active replica has acknowledged all writes.
+        - Majority, if a shard has three or more replicas and all replicas are active. All of them answer, and most
+          decide.
+        - Quorum otherwise. A quorum omits records on which the replicas differ.
         """
         if any(len(peers) == 2 and sum(peers.values()) == 1 for peers in self.shards):
             return 1
@@ -104,36 +105,40 @@ class Replicas:
 
     @property
     def ordering(self) -> models.WriteOrdering:
-        """Ordering of conditional writes: strong, led by the highest peer, unless that is not active."""
+        """Ordering of conditional writes.
+
+        With strong ordering, the peer with the highest id leads the writes of a shard. If that peer is not active in
+        every shard, the ordering is medium.
+        """
         led = all(peers[max(peers)] for peers in self.shards if peers)
         return models.WriteOrdering.STRONG if led else models.WriteOrdering.MEDIUM
 
 
 UNKNOWN = Replicas(())
-"""Replicas of a collection if the node does not tell."""
+"""Unknown replicas, as before the first answer of a node, or if the key may not ask."""
 
 
 class Copies:
-    """The replicas of the collections of a deployment."""
+    """The replicas of all collections of a deployment, and requests that depend on the replicas."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         connection.when_away = self._find_out_who_is_away
-        self._without_majority = 0.0  # until when reads do without a majority
-        self._replicas: dict[str, tuple[float, Replicas]] = {}  # with the end of their validity
-        self._store: set[str] = set()  # collections of the store, as far as known
+        self._without_majority = 0.0  # monotonic time until which reads need no majority
+        self._replicas: dict[str, tuple[float, Replicas]] = {}  # each with the end of validity
+        self._store: set[str] = set()  # collections of the store that are known so far
         self._lock = threading.Lock()
-        self._notices: dict[str, Notice] = {}  # of collections with a failure detection under way
-        self._calm = 0.0  # until when a slow request starts no failure detection
+        self._notices: dict[str, Notice] = {}  # running failure detections, by collection
+        self._calm = 0.0  # monotonic time until which slow requests start no failure detection
 
     def meet(self, collection: str) -> None:
-        """Notes a collection of the store, before the first request to it."""
+        """Registers a collection for failure detection, before the first request to that collection."""
         self._store.add(collection)
         if self._notices:
             threading.Thread(target=self._meet_siblings, daemon=True).start()
 
     def write(self, collection: str, request: Callable[[QdrantClient, int | None, Replicas], _T]) -> _T:
-        """Makes a request that all replicas carry out, as `Connection.call`."""
+        """Makes a request that all replicas execute. See `Connection.call`."""
 
         def prepare(until: float) -> None:
             self._once_noticed(collection, until)
@@ -153,11 +158,11 @@ class Copies:
         *,
         missing: Any,
     ) -> _T:
-        """Makes a request that reads with a consistency, as `Connection.call`."""
+        """Makes a request that reads with the consistency that fits the replicas. See `Connection.call`."""
 
         def prepare(until: float) -> None:
             self.look(collection, until)
-            if self.known(collection).paired:  # both are needed, until one is known to be away
+            if self.known(collection).paired:  # a read needs both replicas, until one is known to be inactive
                 self._once_noticed(collection, until)
                 self.look(collection, until)
 
@@ -177,9 +182,11 @@ class Copies:
         return self._connection.call(ask, missing=missing, before=prepare)
 
     def look(self, collection: str, until: float) -> None:
-        """Asks the node for the replicas of a collection, unless the last answer is still valid.
+        """Asks the present node for the replicas of a collection, unless the last answer is still valid.
 
-        `until` is the deadline on the monotonic clock.
+        Args:
+            collection: Name of the collection.
+            until: Deadline on the clock of `time.monotonic`, in seconds.
         """
         if time.monotonic() >= self._replicas.get(collection, (0.0, UNKNOWN))[0]:
             self._look(self._connection.node, collection, until)
@@ -194,7 +201,7 @@ class Copies:
                 lambda client, _: client.collection_cluster_info(collection), left=until - time.monotonic()
             )
         except FAILURES as exc:
-            if is_missing(exc):  # may be created at any moment
+            if is_missing(exc):  # the collection may be created at any moment
                 return
             if not is_refusal(exc):
                 raise
@@ -210,7 +217,7 @@ class Copies:
 
     @contextmanager
     def _watched(self, watched: bool) -> Iterator[None]:
-        """Starts failure detection if the request in the block is slow, and could wait for a single replica."""
+        """Starts failure detection if `watched` is true and the request in the block takes longer than `_SLOW`."""
         if not watched:
             yield
             return
@@ -224,7 +231,7 @@ class Copies:
 
     def _suspect(self) -> None:
         now = time.monotonic()
-        if now < self._calm:  # requests can be slow for other reasons, again and again
+        if now < self._calm:  # requests may repeatedly be slow for other reasons
             return
         peers = {peer for _, copies in list(self._replicas.values()) for shard in copies.shards for peer in shard}
         well = self._connection.all_well(len(peers))
@@ -237,20 +244,20 @@ class Copies:
             threading.Thread(target=self._meet_siblings, daemon=True).start()
 
     def _meet_siblings(self) -> None:
-        """Starts failure detection for collections of the store without a request so far."""
+        """Starts failure detection for collections of the store that had no request so far."""
         new = self._store - self._replicas.keys()
         try:
             for name in new:
                 self._look(self._connection.another(), name)
             self._begin_notices(new)
-        except (*FAILURES, StoreError):  # left to the first request
+        except (*FAILURES, StoreError):  # the first request to the collection reports the failure
             pass
 
     def _begin_notices(self, collections: Iterable[str]) -> bool:
-        """Returns whether failure detection began for one of these collections."""
+        """Starts failure detection for the replicated ones of these collections. Returns whether any was started."""
         with self._lock:
             copied = [name for name in collections if self.known(name).copied and name not in self._notices]
-            random.shuffle(copied)  # other processes do the same, and a node takes few writes at once
+            random.shuffle(copied)  # other processes send the same writes, and a node runs few at a time
             for name in copied:
                 self._notices[name] = Notice(self._connection, name, self.known(name), self._end_notice)
         return bool(copied)
@@ -259,26 +266,26 @@ class Copies:
         with self._lock:
             del self._notices[collection]
         copies = self.known(collection)
-        if refused and copies.paired:  # a key that may not write reads one replica
+        if refused and copies.paired:  # without the right to write, read one replica
             self._believe(collection, Replicas([{0: True, 1: False}]))
         else:
-            self._replicas[collection] = 0.0, copies  # asked for again
+            self._replicas[collection] = 0.0, copies  # expired, so that the next request asks again
 
     def _once_noticed(self, collection: str, until: float) -> None:
-        """Waits while failure detection is under way."""
+        """Waits for running failure detection. Raises ResponseHandlingException if the detection takes too long."""
         notice = self._notices.get(collection)
         if notice is not None and not notice.wait(min(LONGEST, until - time.monotonic())):
             raise ResponseHandlingException(TimeoutError("a node of the cluster stands still"))
 
 
 class Notice:
-    """Failure detection for one collection: the cluster is made to notice inactive replicas.
+    """Failure detection for one collection, in two threads. Empty writes make the cluster notice inactive replicas.
 
     Args:
         connection: Connection to the cluster.
         collection: Name of the collection.
         before: Last known replicas.
-        end: Called once at the end, with the collection and whether the key may not write.
+        end: Called once at the end with the name of the collection, and with whether the key lacks the right to write.
     """
 
     def __init__(
@@ -294,20 +301,20 @@ class Notice:
             threading.Thread(target=work, daemon=True).start()
 
     def wait(self, seconds: float) -> bool:
-        """Returns whether the detection ends in time."""
+        """Waits for the end of the detection, and returns whether the detection ended in time."""
         return self._over.wait(seconds)
 
     def _write(self) -> None:
-        """Repeats an empty write until all replicas do it, or are known not to be active."""
+        """Repeats an empty write until all replicas execute it, or `_look` has seen the failure."""
         patience = _ANSWERED
         refused = False
         try:
-            # Not by the node that is asked, where unfinished writes wait.
+            # Another node than the present one gets the write, since unfinished writes wait on the present node.
             while not self._over.is_set():
                 begun = time.monotonic()
                 if _write_nothing(self._connection.another(), self._collection, patience):
                     break
-                self._over.wait(begun + patience - time.monotonic())  # the write may have failed at once
+                self._over.wait(begun + patience - time.monotonic())  # the write may have failed before its time-out
                 patience = min(2 * patience, _PATIENCE)
         except FAILURES as exc:
             refused = is_refusal(exc)
@@ -316,13 +323,13 @@ class Notice:
         self._end(refused)
 
     def _look(self) -> None:
-        """Asks until the node that is asked knows of the failure, which others may learn later."""
+        """Polls the present node until that node knows of the failure. Other nodes may learn of the failure later."""
         until = time.monotonic() + LONGEST
         while not self._over.wait(_LOOK) and time.monotonic() < until:
             try:
                 node = self._connection.node
                 found = node.ask(lambda client, _: client.collection_cluster_info(self._collection), left=LONGEST)
-            except FAILURES:  # the node itself may be away
+            except FAILURES:  # the present node may be away
                 self._connection.turn()
             except StoreError:  # the connection was closed
                 break
@@ -340,12 +347,12 @@ class Notice:
 
 
 def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
-    """Returns whether all replicas answered in time, or the server is too busy, and so not away."""
+    """Returns whether all replicas answered in time. A server that is too busy also counts as an answer."""
     none = models.HasIdCondition(has_id=[str(uuid.uuid4())])
     nothing = models.FilterSelector(filter=models.Filter(must=[none]))
     try:
         client = node.client
-        if node.speaks_grpc:  # the method of the client waits for whole seconds, and for its own time-out
+        if node.speaks_grpc:  # the method of the client rounds to whole seconds, and adds another time-out
             points = RestToGrpc.convert_points_selector(nothing)
             request = protocol.DeletePoints(collection_name=collection, wait=True, points=points)
             client.grpc_points.Delete(request, timeout=seconds)
@@ -360,15 +367,20 @@ def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
 
 # Repair
 
-Records: TypeAlias = dict[str, Mapping[str, Any]]  # by id
+Records: TypeAlias = dict[str, Mapping[str, Any]]  # payloads by id
 Read: TypeAlias = Callable[[QdrantClient, Consistency], Records]
 
 
 def differing(clients: Sequence[QdrantClient], read: Read) -> Records:
-    """Returns the newest of each record on which not all replicas agree, as far as these nodes have it."""
+    """Returns the newest known version of each record on which the replicas differ.
+
+    Args:
+        clients: Client of each node whose replica is read.
+        read: Reads the records through a client with a consistency.
+    """
     agreed = read(clients[0], models.ReadConsistencyType.ALL)
     found = [read(clients[0], models.ReadConsistencyType.QUORUM)]
-    found += [read(client, 1) for client in clients]  # the replica of the node, if there is one
+    found += [read(client, 1) for client in clients]  # the replica of this node, if the node has one
     newest: Records = {}
     for records in found:
         for place, record in records.items():
@@ -378,7 +390,7 @@ def differing(clients: Sequence[QdrantClient], read: Read) -> Records:
 
 
 def heal(connection: Connection, catalog: str, records: Records) -> None:
-    """Writes records with a higher version than all that were seen, unless a higher one exists."""
+    """Writes each record with the next higher version, unless the stored version is already higher."""
     for place, record in records.items():
         connection.call(partial(_write, catalog, place, record))
 

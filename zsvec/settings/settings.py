@@ -126,7 +126,7 @@ class _File(TomlConfigSettingsSource):
         file = Path(str(file_path))
         content, values = read_settings(file)
         if self._marks is not None:
-            for name in values:  # before trust, which a misspelled name must not require
+            for name in values:  # checked first, since trust does not help against a misspelled name
                 if name not in self._names:
                     raise InvalidInputError(f"{file.absolute()}: {_no_setting(name, self._names)}")
             require_trust(file, content, values, self._marks)
@@ -280,7 +280,7 @@ class Settings(_Masked, BaseSettings):
         extra="forbid",
         frozen=True,
         validate_default=True,
-        hide_input_in_errors=True,  # a traceback also shows the error of pydantic
+        hide_input_in_errors=True,  # a traceback shows the error of pydantic, too
     )
     toml_files: ClassVar[tuple[Path, Path]] = (
         Path(platformdirs.user_config_dir("zsvec")) / "config.toml",
@@ -391,7 +391,7 @@ class Settings(_Masked, BaseSettings):
         Args:
             temperatures: Temperatures of the profile, by expert.
         """
-        # The import is slow, and listing the categories of a store does not need the module.
+        # Slow to import, and not needed to list the categories of a store.
         from zsvec.method.predict.scoring import Scoring
 
         return Scoring(
@@ -457,7 +457,7 @@ def _problem(error: ErrorDetails) -> str:
 
 def info(store: Store, settings: Settings) -> dict[str, Any]:
     """Returns the object that ``zsvec info --json`` prints. Store and settings may have different encoders."""
-    from zsvec.encoders.runtimes import measured  # settings do not need this import
+    from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()
     try:

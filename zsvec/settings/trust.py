@@ -83,8 +83,8 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
 def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in a file that are not harmless.
 
-    Two more settings than `HARMLESS` can be harmless: a ``store`` in a path without a colon inside the folder of the
-    file, and a ``profile`` that is given by name.
+    A ``profile`` that is given by name is harmless, as is a ``store`` inside the folder of the file if the path has no
+    colon. Of the other settings, only those in `HARMLESS` are harmless.
     """
     folder = _location(file).parent
     return {

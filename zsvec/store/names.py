@@ -33,7 +33,7 @@ def record_id(kind: str, name: str = "") -> str:
 
 
 def new_write_id() -> str:
-    """Returns a unique write id, which begins with the present time."""
+    """Returns a unique write id, which begins with the time."""
     return f"{time.time_ns() // 1000:014x}-{uuid.uuid4().hex[:12]}"
 
 

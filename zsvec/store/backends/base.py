@@ -1,4 +1,4 @@
-"""The `Backend` protocol, which every place of a store implements, and the types that its methods use."""
+"""The `Backend` protocol, which every kind of storage implements, and the types of its arguments and results."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Points:
     @property
     def vectors(self) -> NDArray[np.float32]:
         """Vectors, float32 ``(n, dim)``; ``dim`` is 0 if vectors were not requested."""
-        import numpy as np  # slow to import, and listing categories does not need numpy
+        import numpy as np  # slow to import, and not needed to list categories
 
         if isinstance(self.rows, list) and all(row is None for row in self.rows):
             return np.empty((len(self.rows), 0), dtype=np.float32)
@@ -222,7 +222,7 @@ class Backend(Protocol):
         """Returns whether a collection exists."""
 
     def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
-        """Creates a collection for exact cosine search with payload indexes, unless one exists.
+        """Creates a collection for exact cosine search with payload indexes, unless the collection exists.
 
         Args:
             collection: Name of the collection.
@@ -253,7 +253,7 @@ class Backend(Protocol):
         """
 
     def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Returns payloads by id. The result lacks missing points, and is empty if the collection does not exist."""
+        """Returns the payloads of existing points, by id. Empty if the collection does not exist."""
 
     def scroll(
         self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None

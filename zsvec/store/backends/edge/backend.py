@@ -266,7 +266,7 @@ class EdgeBackend(InProcess):
         self._owed.pop(collection, None)
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
-        """Runs an operation that changes a number of points and writes `size` bytes of vectors and payloads.
+        """Runs an operation on `points` points that writes `size` bytes of vectors and payloads.
 
         Raises:
             StoreUnavailableError: The disk has no room, or the folder is not the one that was opened.
@@ -391,7 +391,7 @@ def _conditions(match: Mapping[str, str | int | Sequence[str]]) -> list[Any]:
 
 def _made(folder: Path, dim: Dims) -> qe.EdgeShard:
     def params(dim: int) -> qe.EdgeVectorParams:
-        # With the default setting, opening would load every block of the files, 32 MiB each.
+        # With the default memory, opening a shard would map every block of the files, 32 MiB each.
         return qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold)
 
     return qe.EdgeShard.create(

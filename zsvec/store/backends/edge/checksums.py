@@ -5,7 +5,7 @@ written when a collection is closed or flushed, and compared before the engine l
 are durably removed before loading, which changes files even for a reader. After a process was killed, there are no
 checksums to compare.
 
-Checksums detect damage, but no forgery, since an author of files can also write checksums.
+Checksums detect damage but not forgery, since an author of files can also write checksums.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Checksums:
         self._recorded = found
 
     def remove(self) -> None:
-        """Removes the checksums durably. To be called before files change.
+        """Removes the checksums durably. Callers do this before files change.
 
         Raises:
             OSError: The file cannot be removed.

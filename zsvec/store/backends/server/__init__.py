@@ -1,1 +1,1 @@
-"""Stores on a Qdrant server or cluster."""
+"""Stores on a Qdrant server."""

@@ -72,8 +72,7 @@ class Connection(Handle):
     Attributes:
         location: Name of the deployment in messages.
         nodes: Nodes of the deployment.
-        when_away: Callback after a request failed because a node did not answer, before the next attempt. The silent
-            node may be the present node, or another node that the present node needs.
+        when_away: Called before the next attempt if the present node, or a node behind it, did not answer a request.
     """
 
     def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
@@ -149,7 +148,7 @@ class Connection(Handle):
         raise AssertionError("tenacity ends with an answer or an error")
 
     def close(self) -> None:
-        """Closes the clients of all nodes, unless this process was forked after they were opened."""
+        """Closes the clients of all nodes, unless this process was forked after opening them."""
         if not self.forked:
             super().close()
             for node in self.nodes:

@@ -25,7 +25,7 @@ Request = Callable[[QdrantClient, int | None], _T]
 
 
 class _Line:
-    """A client of a node with the unfinished requests. A node replaces the line when a request does not end.
+    """A client of a node, with the requests in progress. The node replaces a line that has a request without end.
 
     Attributes:
         client: The client, or ``None`` before the first contact.

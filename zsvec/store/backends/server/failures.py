@@ -1,4 +1,4 @@
-"""Classification of the Qdrant client's failures: transient, refused, missing, too large, or unreadable."""
+"""Classifies the failures of the Qdrant client as transient, refused, missing, too large, or unreadable."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _NONSENSE = (json.JSONDecodeError, UnicodeDecodeError, AssertionError, Recursion
 _MAX_REASON_CHARS = 300
 
 UNANSWERED = (ApiException, QdrantException, grpc.RpcError, LateError)
-"""Errors of failed requests."""
+"""Errors that the client raises for failed requests."""
 
 FAILURES = (*UNANSWERED, RuntimeError, ValueError, *_NONSENSE)
 """All errors of the client, for failed requests and for unreadable answers.
 
-The client raises a plain ``ValueError`` for a number with too many digits, and gRPC raises one after another thread has
-closed the connection.
+The client raises a plain ``ValueError`` for a number with too many digits. gRPC raises ``ValueError`` if another thread
+has closed the connection.
 """
 
 

@@ -104,7 +104,7 @@ def size_of_point(dim: int, payload: Mapping[str, Any] | None = None) -> int:
     """Returns an upper bound on the JSON size of a point to write or a vector to search, in bytes.
 
     Raises:
-        StoreError: The size exceeds `ANSWER_BYTES`, so that the point could not be read.
+        StoreError: The size exceeds `ANSWER_BYTES`, so that no answer could contain the point.
     """
     text = json.dumps(payload, ensure_ascii=False).encode(errors="surrogatepass")
     size = 3 * ID + _NUMBER * dim + len(text)

@@ -1,10 +1,10 @@
 """Collections with several replicas: consistency of reads, failure detection, and repair.
 
-The consensus of a cluster regards a replica as active until a write to that replica fails. Such a failure takes nine
-seconds per shard and collection, and a node runs only one write per core at a time. So when a request is slow or a node
-does not answer, failure detection sends an empty write to all shards of all collections at once. The client soon stops
-waiting, but the server continues until the consensus knows which node is away. Other writes are held back meanwhile,
-since each of them would wait for the same node.
+The consensus of a cluster regards a replica as active until a write to that replica fails. The server needs nine
+seconds per shard and collection to notice such a failure, and a node runs only one write per core at a time. So when a
+request is slow or a node does not answer, failure detection sends an empty write to all shards of all collections at
+once. The client soon stops waiting, but the server continues until the consensus knows which node is away. Other writes
+are held back meanwhile, since each of them would wait for the same node.
 
 A conditional write reaches a single replica if the node that leads the write dies between two sends. Reads of several
 replicas omit such a record until `heal` repairs the record.
@@ -36,7 +36,7 @@ from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.failures import FAILURES, is_busy, is_missing, is_refusal, is_transient
 
 LONGEST = 15.0
-"""Maximum duration of failure detection in seconds. A cluster that has noticed no failure by then never will."""
+"""Maximum duration of failure detection in seconds. A failure that is not noticed by then stays unnoticed."""
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
 _SLOW = 0.15  # seconds after which a request counts as slow
@@ -79,7 +79,7 @@ class Replicas:
 
     @property
     def settled(self) -> bool:
-        """Whether each peer is active in all shards of the peer, or in none."""
+        """Whether no peer is active in one shard and inactive in another."""
         away = {peer for peers in self.shards for peer, active in peers.items() if not active}
         return not any(active for peers in self.shards for peer, active in peers.items() if peer in away)
 
@@ -119,7 +119,7 @@ UNKNOWN = Replicas(())
 
 
 class Copies:
-    """The replicas of all collections of a deployment, and requests that depend on the replicas."""
+    """Tracks the replicas of all collections, and makes requests that depend on the replicas."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -254,7 +254,7 @@ class Copies:
             pass
 
     def _begin_notices(self, collections: Iterable[str]) -> bool:
-        """Starts failure detection for the replicated ones of these collections. Returns whether any was started."""
+        """Starts failure detection for each given collection with replicas, and returns whether any was started."""
         with self._lock:
             copied = [name for name in collections if self.known(name).copied and name not in self._notices]
             random.shuffle(copied)  # other processes send the same writes, and a node runs few at a time

@@ -1,11 +1,12 @@
-"""Garbage collection: references that no manifest names and no writer can commit any more are deleted.
+"""Garbage collection: deletes references that no manifest names and that no writer can still commit.
 
 References that a change has replaced are kept for undo until the change is *final* (`zsvec.store.catalog.history`).
 
-A write first declares possible garbage: the *intent*. So collection after a write need not scan all references. Before
-the collector deletes references that a writer may still commit, the category is *fenced*: the version of the manifest
-is raised, so that every commit that was planned before is lost. Safety needs no clock. The age of an intent only
-decides whether to end the attempt of a slow writer, or to delete references that a slow reader may be reading.
+Before a write, an *intent* declares the garbage that the write may leave. So collection after a write need not scan all
+references. Before the collector deletes references that a writer may still commit, it *fences* the category: it raises
+the version of the manifest, so that every commit that was planned before is lost. Safety does not depend on clocks. The
+age of an intent only decides when to stop a slow writer, and when to delete references that a slow reader may still be
+reading.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from zsvec.store.transfer import settled
 from zsvec.types import Category, Change
 
 READERS = 60.0
-"""Seconds that replaced references stay for readers of the previous manifest."""
+"""Seconds for which replaced references stay, for readers of the previous manifest."""
 WRITERS = 3600.0
-"""Seconds from intent to commit after which a collector makes a writer begin anew."""
+"""Seconds from the intent to the commit after which the collector may fence a writer, which then starts again."""
 
-_AT_ONCE = 100  # intents to settle after one write
+_AT_ONCE = 100  # intents to process after one write
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class Intent:
 
 
 class Collector:
-    """The garbage of one store with an undo window of `history` seconds.
+    """Collects the garbage of one store. `history` is the undo window in seconds.
 
     Attributes:
         cause: Cause of the present write.
@@ -62,10 +63,10 @@ class Collector:
         self._history = history
         self._catalog = catalog
         self._references = references
-        # If no other process can write, all intents are of this process or of killed ones.
+        # If no other process can write, every intent belongs to this process or to a killed one.
         self._readers, self._writers = (0.0, 0.0) if catalog.exclusive else (READERS, WRITERS)
-        self._open: set[str] = set()  # intents of writes of this process
-        self._due = 0.0  # when to look for intents of others, in seconds of time.monotonic
+        self._open: set[str] = set()  # ids of the intents of writes in progress in this process
+        self._due = 0.0  # when to process old intents again, on the clock of time.monotonic
 
     @contextmanager
     def intent(
@@ -80,15 +81,16 @@ class Collector:
         """Declares the garbage that a write may leave, and collects garbage after the write.
 
         Args:
-            before: State that the write was planned on.
+            before: State of the catalog from which the write was planned.
             names: Categories to change.
             writes: New write id by category.
-            replaced: Write ids that each category loses by the commit.
-            moved: Source and target of a transfer. Other processes may still carry out a transfer that did not win, so
-                the references are collected later. Any other commit that did not win is lost for good.
+            replaced: Write ids that the manifest of each category will no longer name.
+            moved: Source and target of a transfer; empty for another write. Other processes may still finish a transfer
+                that has not won, so its references are collected later. Any other commit that has not won is lost, so
+                its references are deleted at once.
 
         Yields:
-            The intent, in which the caller notes the commits that won.
+            The intent. The caller adds the manifests of the commits that won.
         """
         identifier, now = str(uuid.uuid4()), time.time_ns() // 1000
         is_kept = self._history or self.cause.until
@@ -114,12 +116,12 @@ class Collector:
             self._catalog.drop([identifier])
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._readers
-            if self._history:  # left to the processes that keep one
+            if self._history:  # processes without a history leave this to the others
                 self._finalize(None)
             self._settle(self._oldest(), self._readers, self._writers)
 
     def collect(self, grace: float | None = None) -> tuple[int, list[Change]]:
-        """As `zsvec.store.store.Store.gc`; returns also the changes that became final."""
+        """As `zsvec.store.store.Store.gc`, but also returns the changes that became final."""
         readers, writers = (self._readers, self._writers) if grace is None else (grace, grace)
         could = History(self._catalog).changes()
         self._finalize(grace)
@@ -130,7 +132,7 @@ class Collector:
         return deleted, [change for change in could if change.id not in can]
 
     def _finalize(self, grace: float | None) -> None:
-        """Makes expired changes final; with `grace`, changes older than that many seconds."""
+        """Makes changes final after the undo window or, with `grace`, at an age of so many seconds."""
         now = time.time_ns() // 1000
         age = self._history if grace is None else grace
         records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
@@ -152,7 +154,7 @@ class Collector:
         return {w for record in self._all("intent", "change") for w in _write_ids(record)}
 
     def _intents(self) -> list[Mapping[str, Any]]:
-        """Returns the intents of all but the present writes of this process, oldest first."""
+        """Returns all intents, oldest first, except those of writes in progress in this process."""
         return [intent for intent in self._all("intent") if intent["id"] not in self._open]
 
     def _oldest(self) -> list[Mapping[str, Any]]:
@@ -168,16 +170,16 @@ class Collector:
         """Deletes the garbage of old intents, and returns the number of references.
 
         Args:
-            intents: Intents of no present write of this process.
-            readers: Age in seconds from which replaced references may go.
-            writers: Age from which uncommitted references may go.
-            final: Whether replaced references go even if the change can still be undone.
+            intents: Intents of writes that are not in progress in this process.
+            readers: Minimum age in seconds of an intent whose replaced references may be deleted.
+            writers: Minimum age in seconds of an intent whose uncommitted references may be deleted.
+            final: Whether to delete replaced references even if the change can still be undone.
         """
         now = time.time_ns() // 1000
         old = [intent for intent in intents if (now - intent["rev"]) / 1e6 >= readers]
         if not old:
             return 0
-        replaced = _replaced(intents)  # committed once, so no writer is about to
+        replaced = _replaced(intents)  # committed once, so no writer will commit these again
         history = History(self._catalog) if any(map(is_told, old)) else None
         left: list[tuple[str | None, set[str]]] = []
         for intent in old:
@@ -220,14 +222,15 @@ class Collector:
         return bool(won)
 
     def _delete(self, left: Sequence[tuple[str | None, set[str]]]) -> int:
-        """Deletes garbage writes except those that a change needs, and returns the number of references.
+        """Deletes the references of writes, except writes that undo needs, and returns the number of references.
 
         Args:
-            left: Id of an intent, deleted with the writes, or ``None``; and the write ids that no manifest names.
+            left: Pairs of an intent and write ids that no manifest names. The intent is deleted with the writes;
+                ``None`` stands for an intent that has become a change.
         """
         if not left:
             return 0
-        needed = History(self._catalog).needed()  # read after the manifests, which named the writes of newer changes
+        needed = History(self._catalog).needed()  # read after the manifests, which still named the writes of newer changes
         dead = sorted(set[str]().union(*(some for _, some in left)) - needed)
         deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
         done = [identifier for identifier, some in left if identifier and needed.isdisjoint(some)]
@@ -241,11 +244,11 @@ class Collector:
         """Raises the versions of categories, so that commits that were planned before are lost.
 
         Args:
-            names: The categories.
-            manifests: The manifests of those that have one.
+            names: The categories. A category without a manifest gets a tombstone.
+            manifests: The present manifests of these categories.
 
         Returns:
-            The manifests with raised versions; ``None`` if these do not show.
+            The manifests with raised versions; ``None`` if a read does not show all of these.
         """
         names = list(names)
         if not names:
@@ -256,7 +259,7 @@ class Collector:
             for i, name in enumerate(names)
         ]
         self._catalog.put(puts)
-        now = settled(self._catalog, names).manifests  # a transfer names writes, too
+        now = settled(self._catalog, names).manifests  # a transfer in progress names writes, too
         high = all(name in now and now[name]["version"] > _version(manifests.get(name)) for name in names)
         return now if high else None
 
@@ -271,20 +274,20 @@ class Collector:
         """Deletes references of writes that no manifest, intent or change names, and returns the number.
 
         Args:
-            found: Category and write id of all references, read before the intents.
+            found: Category and write id of every reference, read before the intents.
             at_work: Write ids in intents and changes.
 
         Raises:
-            StoreError: A category has no manifest, or an older one. The catalog may have lost a commit, so no reference
-                of the category is deleted.
+            StoreError: A category has references but no manifest, or its manifest is older than the references. The
+                catalog may have lost a commit, so no reference of the category is deleted.
         """
         manifests = {manifest["category"]: manifest for manifest in self._manifests()}
         live = {name: set(category_from(manifest).write_ids) for name, manifest in manifests.items()}
-        at_work = at_work | self._at_work()  # and those replaced since
+        at_work = at_work | self._at_work()  # and writes that were replaced since
         unnamed = [(name, w) for name, w in found if w not in at_work and w not in live.get(name, ())]
         orphans = {name for name, _ in unnamed} - live.keys()
-        orphans -= self._catalog.state(orphans).manifests.keys()  # if replicas differ, one read shows too little
-        if self._catalog.exclusive:  # every write had an intent, so the catalog has lost later commits
+        orphans -= self._catalog.state(orphans).manifests.keys()  # if replicas differ, one read can miss manifests
+        if self._catalog.exclusive:  # every write had an intent, so newer references prove that commits were lost
             orphans |= {name for name, w in unnamed if name in live and write_time(w) > manifests[name]["rev"]}
         dead = [w for name, w in unnamed if name in live.keys() - orphans]
         deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0

@@ -1,8 +1,8 @@
-"""Erasure of an image: from all categories, copies, changes and collections, at once and for good.
+"""Erasure of an image from all categories, small copies, changes and collections, at once and permanently.
 
-Categories are committed without the image, and changes that can be undone no longer count the image. Then
-all points of the image are deleted, also of replaced writes and of present writers. These writers are fenced
-(`zsvec.store.collector`), lose, and plan again.
+Categories are committed without the image, and changes that can be undone no longer count the image. Then all points of
+the image are deleted, including those of replaced writes and of writes in progress. The writers in progress are fenced
+(`zsvec.store.collector`), so that they lose and plan again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ATTEMPTS = 12
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """A point of the image: of which encoder, or `IMAGES`, and of which category and write."""
+    """A point of the image. `encoder` is the name of an encoder, or `IMAGES` for a small copy."""
 
     encoder: str
     id: str
@@ -61,7 +61,7 @@ def forget(writer: Writer, content_hash: str) -> Forgotten:
         for encoder in {place.encoder for place in dead}:
             catalog.backend.drop(references.collection(encoder), [one.id for one in dead if one.encoder == encoder])
         deleted.update((place.encoder, place.id) for place in dead)
-        return False  # until none is found, since others may have added the image
+        return False  # repeat until none is found, since other writers may add the image
 
     until_won(
         attempt,
@@ -70,7 +70,7 @@ def forget(writer: Writer, content_hash: str) -> Forgotten:
             "once more"
         ),
     )
-    for name in catalog.collections():  # even without points, since a process may have been killed before this
+    for name in catalog.collections():  # even if no point was found: an earlier process may have been killed before this
         catalog.backend.rewrite(references.collection(name))
     return Forgotten(tuple(sorted(changed)), len(deleted))
 
@@ -87,7 +87,7 @@ def _places(writer: Writer, content_hash: str) -> Iterator[_Place]:
 
 
 def _take_out(writer: Writer, name: str, content_hash: str) -> None:
-    """Commits a category without the image; removes a category that has nothing else."""
+    """Commits a category without the image, or removes a category that has no other reference."""
     category = writer.catalog.find(name)
     hashes = {digest for _, _, digest in writer.references.keys(category)} if category else set()
     if content_hash not in hashes:
@@ -102,7 +102,7 @@ def _take_out(writer: Writer, name: str, content_hash: str) -> None:
 
 
 def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
-    """Takes these points off the references that changes count."""
+    """Subtracts these points from the numbers of references in change records."""
     counted = [place for place in found if place.encoder != IMAGES]
     for _ in range(_ATTEMPTS):
         puts = [
@@ -116,8 +116,8 @@ def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
 
 
 def _discounted(record: Record, places: Iterable[_Place]) -> dict[str, Any] | None:
-    """Returns a change without these references; ``None`` if the change counts none of them."""
-    forgotten = set(record.get("forgotten", ()))  # counted off already
+    """Returns a change record that no longer counts these references; ``None`` if it counts none of them."""
+    forgotten = set(record.get("forgotten", ()))  # ids of points that are already subtracted
     before = dict(record["before"])
     for place in places:
         was = before.get(place.category)

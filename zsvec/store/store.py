@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Block:
-    """A block of writes that are one change, and the functions to call once at the end."""
+    """A block of writes that form one change, and the functions to call once at the end of the block."""
 
     cause: Cause
     followed_by: dict[Callable[[], None], None] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class _Block:
             follow()
 
 
-# For this thread or task, and for all stores.
+# Per thread or asyncio task, and shared by all stores.
 _BLOCK: ContextVar[_Block | None] = ContextVar("block", default=None)
 _BY: ContextVar[str | None] = ContextVar("by", default=None)
 
@@ -60,10 +60,10 @@ class Store:
     """The categories of one namespace.
 
     Args:
-        backend: Where the collections are.
+        backend: Backend that holds the collections.
         namespace: Prefix of the collections. Nothing else in the deployment is read or written.
-        profile_of: Returns the profile with these encoders, if there is one, for the error about other encoders.
-        history: Undo window in seconds; 0 keeps no history.
+        profile_of: Returns the name of the profile with the given encoders, or ``None``; for an error message.
+        history: Undo window: seconds for which a change can be undone. 0 keeps no history.
         by: Author recorded with each change.
 
     Attributes:
@@ -90,7 +90,7 @@ class Store:
         self._follow: Callable[[], None] = lambda: None
         self.inbox = InboxCollection(self._catalog, namespace)
         self._lock = threading.RLock()
-        self._may_be_undoing = True  # here, or in a killed process
+        self._may_be_undoing = True  # an undo may be unfinished, here or in a killed process
 
     def __enter__(self) -> Self:
         return self
@@ -108,12 +108,12 @@ class Store:
 
     @property
     def location(self) -> str:
-        """Folder or URL, and namespace."""
+        """Folder or URL of the store, with the namespace."""
         return self._catalog.location
 
     @property
     def place(self) -> str:
-        """Absolute folder or URL, and namespace; empty for a store that ends with the process."""
+        """Absolute folder or URL, with the namespace; empty for a store in memory."""
         return self._backend.place and f"{self._backend.place} {self.namespace}"
 
     def collection(self, encoder: str) -> str:
@@ -121,20 +121,20 @@ class Store:
         return self._references.collection(encoder)
 
     def check_open(self) -> None:
-        """Raises StoreError if the store is closed, or was opened before this process was forked. Asks no server."""
+        """Raises StoreError if the store is closed, or was opened before this process was forked. Sends no request."""
         self._backend.check()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Limits the time of each request of this thread in a block. An embedded store makes no requests."""
+        """Limits the time of each request that this thread sends in a block. An embedded store sends no requests."""
         return self._backend.within(seconds)
 
     # Encoders
 
     def encoders(self) -> dict[str, Fingerprint]:
-        """Returns the fingerprints of the stored encoders, by name; empty before the first write.
+        """Returns the fingerprints of the encoders of the store, by name. Empty before the first write.
 
         Raises:
-            StoreError: The store has another schema.
+            StoreError: The store has another schema, or the record of the store is damaged.
         """
         return self._catalog.encoders()
 
@@ -143,13 +143,13 @@ class Store:
 
         Args:
             fingerprints: Fingerprints of the encoders in use, by name.
-            images: Whether to keep small copies of images. ``small`` starts with this call; ``none`` applies to a new
-                store alone. By default a new store keeps copies, and another store is not changed.
+            images: Whether to keep small copies of images. ``small`` makes any store keep copies from now on. ``none``
+                applies only to a new store. By default, a new store keeps copies, and an existing store is not changed.
 
         Raises:
             EncoderMismatchError: The stored vectors were made by other encoders.
-            InvalidInputError: A name of an encoder cannot be part of the name of a collection.
-            StoreError: A needed collection is foreign.
+            InvalidInputError: The name of an encoder cannot be part of the name of a collection.
+            StoreError: A collection that the store needs exists, and zsvec did not make it.
         """
         with self._writing(), self._naming_the_profile():
             compatibility.bind(self._catalog, self._references, fingerprints, images)
@@ -183,16 +183,17 @@ class Store:
     # Reading
 
     def categories(self) -> list[Category]:
-        """Returns the committed categories, by name, without those of an unreadable manifest (see `info`)."""
+        """Returns the committed categories, sorted by name. Unreadable manifests are left out (see `info`)."""
         return self._catalog.categories()[0]
 
     def look(self, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
-        """Returns the commits since the last look: all that were acknowledged before this look began.
+        """Returns what has changed since the last look, including every commit acknowledged before this look began.
 
         Args:
-            cursor: Cursor of the last look; for the first, ``Cursor()``.
-            known: Version of each category that the reader has.
-            whole: Whether to compare all categories, which also finds commits of writers killed before publishing.
+            cursor: Cursor from the last look; ``Cursor()`` for the first look.
+            known: Versions of the categories that the reader has, by name.
+            whole: Whether to compare all categories. This also finds the commits of writers that were killed before
+                they published them.
 
         Raises:
             StoreError: The store has another schema.
@@ -208,7 +209,7 @@ class Store:
         return self._catalog.category(name)
 
     def references(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """Yields pages of the references of these writes in the collection of an encoder."""
+        """Yields the references of these writes in the collection of an encoder, in pages."""
         return self._references.pages(encoder, write_ids, vectors=vectors)
 
     def query(
@@ -219,29 +220,29 @@ class Store:
         limit: int,
         write_ids: Sequence[str] | None = None,
     ) -> list[list[Hit]]:
-        """Returns the nearest references of each vector, nearest first, committed or not.
+        """Returns the references nearest to each vector, nearest first. Uncommitted references are included.
 
         Args:
             encoder: Name of the encoder.
             modality: Modality of the references.
             vectors: float32 ``(n, dim)``, unit rows.
-            limit: References per vector.
-            write_ids: Only references of these writes.
+            limit: Maximum number of references per vector.
+            write_ids: Ids of the writes to search; ``None`` searches all writes.
         """
         return self._references.query(encoder, modality, vectors, limit, write_ids)
 
     def keys(self, name: str) -> set[tuple[str, str, str]]:
-        """Returns encoder, modality and content hash of every reference of a category, which need not exist."""
+        """Returns encoder, modality and content hash of every reference of a category; empty if it does not exist."""
         category = self._catalog.find(name)
         return self._references.keys(category) if category else set()
 
     def stored(self, name: str) -> list[Reference]:
-        """Returns every reference of a category with its vector; empty without such a category."""
+        """Returns every reference of a category with its vector; empty if the category does not exist."""
         category = self._catalog.find(name)
         return list(self._references.read(category)) if category else []
 
     def stored_references(self, name: str) -> list[StoredReference]:
-        """Returns each text and image of a category once, with its experts; texts first, then by age.
+        """Returns each text and image of a category once, with its experts: first texts, then images, oldest first.
 
         Raises:
             CategoryNotFoundError: There is no such category.
@@ -249,7 +250,7 @@ class Store:
         return self._references.described(self.category(name))
 
     def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:
-        """Returns the names of the categories that have an image, by content hash."""
+        """Returns, by content hash, the names of the categories that have the image."""
         return self._references.holders(hashes, self.categories())
 
     def keeps_images(self) -> bool:
@@ -261,14 +262,15 @@ class Store:
         return self._references.images.find(content_hash) if self.keeps_images() else None
 
     def info(self) -> dict[str, Any]:
-        """Returns place, size, encoders and calibration of the store, and versions of its engine, as JSON."""
+        """Returns location, size, encoders, state of the calibration and engine versions, as a JSON object."""
         return health.info(self.namespace, self._catalog, self._references)
 
     def stats(self) -> dict[str, int]:
-        """Returns counts of rare events of this handle.
+        """Returns counts of rare events since this store was opened.
 
-        ``second_stamps``: commits that were stamped anew after others; ``unknown_outcomes``: commits that did not show
-        at once; ``healed_records``: records with replicas that were made equal.
+        - ``second_stamps``: manifests that got a new ``rev``, because much newer commits exist;
+        - ``unknown_outcomes``: attempts to commit that the catalog did not show at once;
+        - ``healed_records``: records with differing replicas that were made equal.
         """
         return dict(self._catalog.counts)
 
@@ -285,25 +287,26 @@ class Store:
         return health.check_up(self._catalog, self._references, repair=repair)
 
     def calibration(self) -> Mapping[str, Any] | None:
-        """Returns the stored calibration; ``None`` or empty without one."""
+        """Returns the stored calibration. Without one, returns ``None`` or an empty mapping."""
         return self._catalog.calibration()
 
     # History
 
     def changes(self) -> list[Change]:
-        """Returns the changes of categories that can be or were undone, newest first."""
+        """Returns the changes within the undo window, newest first, undone ones included."""
         return History(self._catalog).changes()
 
     def undo(self, name: str | None = None, change: str | None = None) -> Change:
         """Undoes a change, and returns it.
 
         Args:
-            name: Category of the last change to undo; by default the last change of all.
-            change: Id of the change, or the first characters. An undo can be undone by id.
+            name: Name of the category whose last change to undo. By default, the last change of the store is undone.
+            change: Id of the change to undo, or the first characters of the id. An undo can be undone only by its id.
 
         Raises:
-            InvalidInputError: There is no such change, or a category has been changed since.
-            ConflictError: Others changed a category at each attempt.
+            InvalidInputError: No change or several changes match, the change cannot be undone, or one of its categories
+                has been changed since.
+            ConflictError: Other writers changed a category at every attempt.
         """
         with self._changing("undo"):
             self._may_be_undoing = True
@@ -316,10 +319,13 @@ class Store:
 
     @contextmanager
     def one_change(self, what: str) -> Iterator[str]:
-        """Makes all writes of a block one change of this kind, and yields the id. Inner blocks belong to the outer.
+        """Makes all writes of a block one change, and yields the id of the change.
 
-        The functions of `after_changes` run at the end, and after an error, too, since earlier commits stay. They do
-        not run after an interrupt, such as a KeyboardInterrupt, or an error of an unavailable server.
+        An inner block belongs to the outer one. The function set by `after_changes` runs once at the end. It also runs
+        after an error, because earlier commits stay, but not after a KeyboardInterrupt or a StoreUnavailableError.
+
+        Args:
+            what: Kind of the change, in one word.
         """
         if (outer := _BLOCK.get()) is not None:
             outer.followed_by[self._follow] = None
@@ -340,7 +346,7 @@ class Store:
             _BLOCK.reset(token)
 
     def after_changes(self, follow: Callable[[], None]) -> None:
-        """Sets the function to call at the end of each change of categories, as `one_change` does."""
+        """Sets the function that `one_change` calls at the end of each change of categories."""
         self._follow = follow
 
     @contextmanager
@@ -360,56 +366,56 @@ class Store:
     # Writing
 
     def write(self, writes: Sequence[Write]) -> list[Category]:
-        """Commits references to categories, each category whole or not at all.
+        """Commits references to categories. Each category is committed as a whole or not at all.
 
-        A new category is created. An existing one gets the references that it lacks; with ``replace``, its references
-        are replaced.
+        A missing category is created. An existing category gets the references that it lacks. If `Write.replace` is
+        set, the new references replace the present ones.
 
         Args:
-            writes: At most one per category.
+            writes: The writes, at most one per category.
 
         Returns:
-            The categories after the write, in order.
+            The categories after the write, in the order of `writes`.
 
         Raises:
-            ConflictError: Others changed a category at each attempt or removed references that the write needs, or the
-                category would have no reference. The other categories are committed.
+            ConflictError: Other writers changed a category at every attempt, other writers removed references that a
+                write needs, or a category would have no reference. The other categories are committed.
         """
         with self._changing("replace" if any(write.replace for write in writes) else "add"):
             return self._writer.write(writes)
 
     def remove(self, name: str) -> None:
-        """Removes a category with all references.
+        """Removes a category and all of its references.
 
         Raises:
             CategoryNotFoundError: There is no such category.
-            ConflictError: Others changed it at each attempt.
+            ConflictError: Other writers changed the category at every attempt.
         """
         with self._changing("remove"):
             self._writer.remove(name)
 
     def remove_references(self, name: str, hashes: Collection[str]) -> Category:
-        """Removes the references of these content hashes from a category, in all encoders, and returns the category.
+        """Removes the references with these content hashes from a category, in all encoders, and returns the category.
 
         Raises:
             CategoryNotFoundError: There is no such category.
-            InvalidInputError: The category has no reference of such a hash.
-            ConflictError: The category would have no reference, or others changed it at each attempt.
+            InvalidInputError: A hash is not among the references of the category.
+            ConflictError: The category would have no reference, or other writers changed the category at every attempt.
         """
         with self._changing("remove"):
             return self._writer.remove_references(name, hashes)
 
     def forget(self, content_hash: str) -> Forgotten:
-        """Erases an image from all categories, copies, changes and the inbox. No undo brings the image back.
+        """Erases an image from all categories, small copies, changes and the inbox. No undo restores the image.
 
-        A category without other references is removed. The files of an embedded store are rewritten.
+        A category that has no other reference is removed. An embedded store rewrites its files.
 
         Args:
             content_hash: Content hash of the image.
 
         Raises:
             StoreError: There is no store.
-            ConflictError: Others add the image again at each attempt.
+            ConflictError: Other writers added the image again at every attempt.
         """
         with self._changing(FORGET):
             if self._catalog.store() is None:
@@ -420,35 +426,41 @@ class Store:
     def move(self, move: Move) -> Category:
         """Moves references from one category to another, and returns the target.
 
-        For an instant the references are in both, never in neither. After a kill at any time, each is in one of them.
+        For an instant, the references are in both categories. If the process is killed, each reference is still in at
+        least one of them.
 
         Raises:
             CategoryNotFoundError: There is no such source.
-            InvalidInputError: The source has no reference of such a hash, or the target must not exist and does.
-            ConflictError: The source would have no reference, or others changed one of the two at each attempt.
+            InvalidInputError: A hash is not among the source's references, or `move.new` is set and the target already
+                exists.
+            ConflictError: The move would leave the source without references, or other writers changed source or target
+                at every attempt.
         """
         with self._changing("merge" if move.hashes is None else "move"):
             return self._writer.move(move)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
-        """Commits a calibration, unless the stored one was made from a later state. An empty one removes the stored.
+        """Stores a calibration, unless the stored one was made from a later state of the store.
+
+        An empty calibration removes the stored one.
 
         Raises:
-            ConflictError: Others committed one at each attempt.
+            ConflictError: Other writers stored a calibration at every attempt.
         """
         with self._writing():
             self._writer.keep_calibration(calibration)
 
     def gc(self, grace: float | None = None, *, on_final: Callable[[Change], None] = lambda change: None) -> int:
-        """Deletes the references that no manifest names, and returns the number.
+        """Deletes the references that no manifest names, and returns the number of deleted references.
 
         Args:
-            grace: Age in seconds from which references cannot belong to a present writer, and changes become final.
-                By default an hour, or 0 if no other process can write; and the undo window for changes.
-            on_final: Called with each change that can no longer be undone.
+            grace: Minimum age in seconds of the references to delete and of the changes to make final. By default,
+                replaced references must be a minute old and uncommitted ones an hour, or of any age if no other process
+                can write. By default, a change becomes final after the undo window.
+            on_final: Called with each change that has become final, so that it can no longer be undone.
         """
         with self._writing():
-            # Of writers that began before the copies were dropped.
+            # Copies of writers that began before the copies were dropped.
             compatibility.drop_images(self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
         for change in final:
@@ -458,13 +470,13 @@ class Store:
     def drop_images(self) -> None:
         """Deletes all small copies of images, and keeps none from now on.
 
-        A present writer may leave some, which are not read and which `gc` deletes.
+        A writer in progress may leave some copies. They are not read, and `gc` deletes them.
         """
         with self._writing():
             compatibility.keep_no_images(self._catalog, self._references)
 
     def flush(self) -> None:
-        """Makes all commits survive a loss of power. A killed process never loses one."""
+        """Makes all commits survive a loss of power. Even without this, no commit is lost if the process is killed."""
         self._backend.flush()
 
     def close(self) -> None:
@@ -478,7 +490,7 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Runs one writer at a time in this process, after the undos that are under way."""
+        """Lets one thread of this process write at a time, after finishing the undos in progress."""
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
             if self._may_be_undoing or not self._backend.exclusive:

@@ -1,21 +1,23 @@
-"""Transfers: changes of two categories at once. A moved reference is for an instant in both, and never in neither.
+"""Transfers: changes of two categories at once, so that a moved reference is always in at least one of them.
 
-No request to Qdrant changes two records atomically. So a *transfer* is first recorded in the manifest of the category
-that loses references, the *source*: the next manifests of the source and of the *target*. Each later step is a
-compare-and-set that any process may do. A process does all steps before writing to one of the two or collecting garbage
-there, whether the writer of the transfer still runs or not. No clock is involved.
+Qdrant cannot change two records atomically in one request. So a *transfer* is first recorded in the manifest of the
+*source*, the category that loses references. This record has the next manifests of the source and of the *target*, the
+category that gains the references. Each later step is a compare-and-set that any process may do. Before a process
+writes to one of the two categories or collects garbage there, it does all remaining steps, whether the writer of the
+transfer still runs or not. No clock is involved.
 
-1. Source: the present manifest with the transfer. If the source has changed, the transfer is lost: plan again.
-2. Target: the new manifest, which names the transfer. If the target has changed, the transfer is off.
-3. Source: the new manifest, or the present one if the transfer is off; both without the transfer.
+1. Source: commit the present manifest with the transfer added. If the source has changed, the transfer is lost, and the
+   writer plans again.
+2. Target: commit the new manifest, which names the transfer. If the target has changed, the transfer is canceled.
+3. Source: commit the new manifest or, if the transfer is canceled, the present one. Both come without the transfer.
 
-No process writes to the source between steps 1 and 3, nor to the target between steps 2 and 3, without doing step 3
-first. So if the source names the transfer, and the target neither names the transfer nor is as planned on, another
-process changed the target before step 2. A process that reads the two at different times can see the same after the
-transfer is done. Such a process takes the transfer for off, and loses at step 3.
+A process that writes to the source after step 1, or to the target after step 2, first does step 3. So if the source
+names the transfer, and the target neither names it nor is as planned, then another process changed the target before
+step 2. A process that reads the two categories at different times can see the same after the transfer is done. Such a
+process takes the transfer for canceled, and loses at step 3.
 
-A reader that looks page by page may see the new source and the old target. The new source names the required version of
-the target, and the reader asks for that (`zsvec.store.catalog.changefeed`).
+A reader that reads page by page may see the new source and the old target. So the new source names the version of the
+target that it requires, and the reader asks for that version (`zsvec.store.catalog.changefeed`).
 """
 
 from __future__ import annotations
@@ -46,18 +48,19 @@ Manifest = Mapping[str, Any]
 def transfer(
     catalog: Catalog, source: Category, target: Category, before: State, change: str | None = None
 ) -> dict[str, Manifest]:
-    """Commits two categories of which one loses the references that the other gains.
+    """Commits two categories at once: the source loses references that the target gains.
 
     Args:
         catalog: The catalog.
-        source: The losing category, with the next version.
-        target: The gaining category, with the next version.
-        before: State that both were planned on, from `settled`.
+        source: The losing category, with its next version.
+        target: The gaining category, with its next version.
+        before: State from `settled`, from which both categories were planned.
         change: Id of the change record, if a history is kept.
 
     Returns:
-        The manifests of both, by name, right after the transfer or later. Empty if another writer changed one of the
-        two before; or if the source has changed so often since that the outcome is lost, and others may have done it.
+        The manifests of both categories, by name, read after the transfer. Empty if another writer changed one of the
+        categories first. Also empty if the source has been changed so often since that the manifest no longer shows the
+        outcome; then the transfer may have been completed.
 
     Raises:
         StoreUnavailableError: The outcome is unknown.
@@ -88,7 +91,7 @@ def transfer(
 
 
 def settled(catalog: Catalog, names: Iterable[str]) -> State:
-    """Returns the manifests of some categories after finishing all transfers there.
+    """Finishes all transfers of some categories, and returns the manifests of these categories.
 
     Raises:
         StoreUnavailableError: The state of a transfer is unknown.
@@ -108,7 +111,7 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
 
 
 def finish(catalog: Catalog, source: str) -> None:
-    """Finishes the transfer that a category is the source of, if there is one; raises as `settled`."""
+    """Finishes the transfer that a source records, if there is one; raises as `settled`."""
     for attempt in attempts(catalog, [source]):
         with attempt:
             while (step := _step(catalog, source)) is not None:
@@ -140,7 +143,7 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
         return {**done, "changed": done["rev"], "requires": with_requirement(now, target, version)}, state
     planned_on = said["planned_on"]
     if there and planned_on and _is_older(there, planned_on):
-        raise UnknownError  # from a replica that has been away
+        raise UnknownError  # from a replica that has missed writes
     if (expected(there) if there else None) == planned_on:
         rev = catalog.next_rev()
         return {**said["target"], "rev": rev, "changed": rev, "came": {"id": identifier, "from": source}}, state
@@ -148,7 +151,7 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
 
 
 def _looked_for(catalog: Catalog, name: str) -> Manifest:
-    """Returns a manifest that may not show at once; empty if the category never existed."""
+    """Returns a manifest, and reads again while replicas differ; empty if the category never existed."""
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
         if found := catalog.state([name]).manifests:
@@ -167,7 +170,7 @@ def _succeeding(catalog: Catalog, manifest: Manifest, writer: str) -> dict[str, 
 
 
 def _done(identifier: str) -> str:
-    # The writer of the source, once the target has gained.
+    # Token of the writer of step 3, if the target has gained the references.
     return f"{identifier}-done"
 
 
@@ -184,7 +187,8 @@ def _is_older(manifest: Manifest, planned_on: Manifest) -> bool:
 
 
 def _said(manifest: Manifest) -> Mapping[str, Any]:
-    """Returns the transfer in a source; empty without one, or if another writer of the store put something there."""
+    """Returns the transfer that a source records; empty without one, or if an untrusted writer stored an invalid one.
+    """
     said = manifest.get("transfer")
     if not isinstance(said, dict) or not isinstance(said.get("id"), str) or "planned_on" not in said:
         return {}
@@ -202,7 +206,7 @@ def _said(manifest: Manifest) -> Mapping[str, Any]:
 
 
 def _came(manifest: Manifest) -> tuple[str, str] | None:
-    """Returns the source and the id of the transfer by which a target was committed; ``None`` without one."""
+    """Returns the source and the id of the transfer that committed a target; ``None`` without one."""
     came = manifest.get("came")
     if not isinstance(came, dict) or not isinstance(came.get("from"), str) or not isinstance(came.get("id"), str):
         return None

@@ -1,13 +1,13 @@
-"""Undo: categories become again as before a change.
+"""Undo: makes categories as they were before a change.
 
 Replaced references are written again under a new write id, as moved references are, unless the category still has the
-old writes. So a replaced write is never named again, and the collector may delete it without asking. Before the
-collector deletes the references of a change, the record of the change becomes final.
+old writes. So no manifest names a replaced write again, and the collector may delete such a write without further
+checks. Before the collector deletes the references of a change, it makes the record of the change final.
 
-An undo of several writes, or of a write of several categories, takes several commits. A record of the undo is written
-before the first commit, and each commit has the id of its change. So any process can finish the undo, and every process
-does before it writes, whether the process of the undo still runs or was killed. The history of a category shows the
-commits of other processes, and compare-and-set lets one of two equal commits win.
+An undo of several writes, or of one write of several categories, takes several commits. Before the first commit, a
+record of the undo is written, and each commit has the change id of the undo. So any process can finish the undo. Every
+process does so before it writes, whether the process that began the undo still runs or was killed. The history of a
+category shows the commits of all processes, and compare-and-set lets only one of two equal commits win.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
     undo_record = _undo_payload(writer.collector.cause, steps, catalog.state([]).store)
     catalog.put([Put(undo_record["id"], undo_record)])
     history = History(catalog)
-    try:  # a writer before the record may have changed a category; a writer after the record finishes the undo
+    try:  # another writer may have changed a category before the record; from then on, writers finish the undo first
         _planned(history, name, found.id if name is None else None)
     except InvalidInputError:
         if not _has_begun(history, undo_record):
@@ -56,10 +56,11 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
 def _planned(
     history: History, name: str | None, identifier: str | None
 ) -> tuple[Change, list[tuple[Record, list[str]]]]:
-    """Returns the change to undo, and the writes, newest first, each with the categories.
+    """Returns the change to undo and its writes, newest first, each with the categories to undo.
 
     Raises:
-        InvalidInputError: There is no such change, or a category has been changed since.
+        InvalidInputError: There is no such change, it cannot be undone, or one of its categories has been changed
+            since.
     """
     if name is None:
         found = _chosen(history, identifier)
@@ -69,13 +70,13 @@ def _planned(
 
 
 def _has_begun(history: History, undo_record: Record) -> bool:
-    """Returns whether another process has found the record of an undo and begun the undo."""
+    """Returns whether another process has found the record of an undo, and has begun to carry it out."""
     own = (record for record in history.records.values() if record["change"] == undo_record["change"])
     return not {step["id"] for step in undo_record["takes"]}.isdisjoint(record.get("undoes") for record in own)
 
 
 def finish_undos(writer: Writer) -> None:
-    """Finishes the undos of all processes. An undo that fails is left to the next write."""
+    """Finishes the recorded undos of all processes. The next write retries an undo that fails."""
     with suppress(ZSVecError):
         found = writer.catalog.scroll(Where(match={"kind": UNDO}))
         if not found:
@@ -84,7 +85,7 @@ def finish_undos(writer: Writer) -> None:
         for record in sorted(found, key=lambda record: record["rev"]):
             if record["store"] == store:
                 writer.collector.cause = Cause(what=UNDO, by=record.get("by"), id=record["change"])
-                with suppress(InvalidInputError):  # a changed category stays
+                with suppress(InvalidInputError):  # a category that was changed since stays as it is
                     _carry_out(writer, History(writer.catalog), record)
 
 
@@ -107,7 +108,7 @@ def _carry_out(writer: Writer, history: History, undo_record: Record) -> None:
 
     Raises:
         InvalidInputError: A category has been changed since, or a change is final. The other steps are undone.
-        ConflictError: Others changed a category at each attempt. The record stays.
+        ConflictError: Other writers changed a category at every attempt. The record stays.
     """
     refused: list[InvalidInputError] = []
     # A commit without a change would end the history of its category, and hide the next step.
@@ -126,10 +127,10 @@ def _carry_out(writer: Writer, history: History, undo_record: Record) -> None:
 
 
 def _chosen(history: History, identifier: str | None) -> Change:
-    """Returns the change with this id, or these first characters; by default the last change.
+    """Returns the change whose id begins with `identifier`; by default, the last change.
 
     Raises:
-        InvalidInputError: There is no such change.
+        InvalidInputError: No change or several changes match.
     """
     changes = history.changes()
     if identifier is not None:
@@ -153,12 +154,12 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
 
     Raises:
         InvalidInputError: A category has been changed since, or the change is final.
-        ConflictError: Others changed a category at each attempt.
+        ConflictError: Other writers changed a category at every attempt.
     """
     catalog = writer.catalog
     cause = writer.collector.cause = replace(writer.collector.cause, undoes=record["id"])
     pending = list(names)
-    moved = record.get("moved", ())[::-1]  # the gaining category loses again
+    moved = record.get("moved", ())[::-1]  # reversed: the category that gained now loses
     late: list[str] = []
 
     def attempt() -> bool:
@@ -204,8 +205,8 @@ def _changed_meanwhile(name: str) -> InvalidInputError:
 
 
 def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Returns whether a category is as this write left it, apart from undone writes."""
-    taken: set[str] = set()  # by this undo, which may take back an undo
+    """Returns whether a write is the last one of a category, apart from undone writes."""
+    taken: set[str] = set()  # ids of writes that this undo has undone, undos included
 
     def is_left(other: Record) -> bool:
         if other["change"] == cause.id and (undone := other.get("undoes")):
@@ -218,12 +219,12 @@ def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Returns whether any process has undone a write by this undo, even if the undo was undone since."""
+    """Returns whether this undo, in any process, has undone a write, even if the undo was undone since."""
     return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 
 def _as_before(record: Record, now: Category, found: Sequence[Reference]) -> Plan:
-    """Returns the plan that makes a category as it was before a change, from the references found of then.
+    """Returns the plan that makes a category as it was before a change, from the old references that were found.
 
     Raises:
         InvalidInputError: References are missing.

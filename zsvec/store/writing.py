@@ -1,12 +1,17 @@
-"""Writing categories: an intent, references, the commit, and then the acknowledgement.
+"""Writing categories: plan, intent, references, commit, and publication.
 
-A category is planned on the last commit, and the write declares garbage (`zsvec.store.collector`). New references
-go to the collection of every encoder under a new write id, with small copies of images
-(`zsvec.store.collections.images`). The manifest is replaced by compare-and-set (`zsvec.store.catalog.commit`), and the
-commit is published to all readers. References that the new manifest no longer names are left to the collector. A writer
-that loses plans again on the newer commit, under a new write id.
+1. The new state of a category is planned from its last commit.
+2. An intent declares the garbage that the write may leave (`zsvec.store.collector`).
+3. New references go to the collection of every encoder under a new write id, with small copies of images
+   (`zsvec.store.collections.images`).
+4. The manifest is replaced by compare-and-set (`zsvec.store.catalog.commit`), and the commit is published to all
+   readers.
 
-Moved and remaining references are written again under a new write id, since a manifest names whole writes.
+The collector deletes references that the new manifest no longer names. A writer that loses plans again from the newer
+commit, under a new write id.
+
+A manifest names whole writes. So moved references are written again under a new write id, as are the remaining
+references when some are removed.
 """
 
 from __future__ import annotations
@@ -35,12 +40,12 @@ from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled, transfer
 from zsvec.types import Category, encoder_and_modality, expert_name
 
-_WRITES_KEPT = 32  # write ids of a category, beyond which an addition copies all references into one write
+_WRITES_KEPT = 32  # write ids of a category; then an addition copies all references into one write
 _ATTEMPTS = 12
-_ALL = frozenset({"text", "image", "metadata"})  # of a category
+_ALL = frozenset({"text", "image", "metadata"})  # parts of a category
 
 Plan: TypeAlias = tuple[Category, Sequence[Reference]]
-"""A category to commit, and the references to write before."""
+"""A category to commit, and the references to write before the commit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,14 +53,15 @@ class Write:
     """References to commit to one category.
 
     Attributes:
-        name: The category.
+        name: Name of the category.
         references: References to add.
         texts: The definition texts among them.
-        metadata: JSON to keep with the category; ``None`` keeps the present metadata.
-        replace: Whether the present references, texts and metadata of the category are dropped …
-        keeps: … except these: ``"image"``, ``"text"`` (references of a modality, and the texts), ``"metadata"``.
-        needs: Content hashes of references that the category must still have at the commit. An empty set requires the
-            category alone, and ``None`` nothing.
+        metadata: JSON to store with the category; ``None`` if there is no new metadata.
+        replace: Whether to drop the present references, texts and metadata, except the parts in `keeps`.
+        keeps: Parts that stay despite `replace`: ``"image"`` (image references), ``"text"`` (text references and
+            `texts`) and ``"metadata"``.
+        needs: Content hashes of references that the category must still have at the commit. An empty set requires only
+            that the category exists, and ``None`` requires nothing.
     """
 
     name: str
@@ -74,10 +80,10 @@ class Move:
     Attributes:
         source: The category that loses the references.
         target: The category that gains the references; created if missing.
-        hashes: Content hashes of the references; ``None`` moves all references and the metadata, and removes the
+        hashes: Content hashes of the references. ``None`` moves all references and the metadata, and removes the
             source.
         new: Whether the target must not exist yet.
-        renamed: A definition text to replace on the way.
+        renamed: A definition text to replace during the move.
     """
 
     source: str
@@ -89,12 +95,12 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class Renamed:
-    """A definition text that takes the place of another.
+    """A definition text that replaces another.
 
     Attributes:
         old: The text to replace.
         new: The new text.
-        hashes: Content hashes of the references of the old text, stored or not.
+        hashes: Content hashes that references of the old text may have.
         references: References of the new text.
     """
 
@@ -105,7 +111,7 @@ class Renamed:
 
 
 class ChangedError(Exception):
-    """The state that an attempt was planned on has changed."""
+    """The state from which an attempt was planned has changed."""
 
 
 class Writer:
@@ -182,7 +188,7 @@ class Writer:
         """As `zsvec.store.store.Store.move`."""
         names = [move.source, move.target]
         moved: list[Category] = []
-        leaving: list[Reference] = []  # of the last attempt
+        leaving: list[Reference] = []  # to move, by the last attempt
 
         def attempt() -> bool:
             before = settled(self.catalog, names)
@@ -202,7 +208,7 @@ class Writer:
                 metadata = {**source.metadata, **(target.metadata if target and target.write_ids else {})}
             write = Write(name=move.target, references=leaving, texts=texts, metadata=metadata)
             gains = self._planned(write, target)
-            if target and gains[0] is target:  # complete already; a commit keeps others from removing references
+            if target and gains[0] is target:  # complete already; the commit keeps writers from removing references
                 gains = replace(target, version=target.version + 1, rev=0), ()
             loses = (emptied(source), ()) if move.hashes is None else _without(source, every, move.hashes)
             stored = {
@@ -217,9 +223,9 @@ class Writer:
         return moved[0]
 
     def _is_moved(self, move: Move, leaving: Sequence[Reference], latest: Mapping[str, Category]) -> bool:
-        """Returns whether nothing is left to move, and the target has all references that were to move.
+        """Returns whether the source has no reference left to move, and the target has all references of the move.
 
-        A missing source proves nothing: another writer may have removed the source.
+        A missing source alone proves nothing: another writer may have removed the source.
         """
         source, target = latest.get(move.source), latest.get(move.target)
         if target is None or not target.write_ids:
@@ -237,7 +243,7 @@ class Writer:
     def _planned_each(
         self, writes: Mapping[str, Write], before: State
     ) -> tuple[list[Plan], dict[str, StoreError | InvalidInputError]]:
-        """Returns the plans of writes, and the errors of those that cannot be planned."""
+        """Returns the plans of writes and, by category, the errors of writes that cannot be planned."""
         plans, errors = [], {}
         for name, write in writes.items():
             try:
@@ -249,7 +255,7 @@ class Writer:
         return plans, errors
 
     def _planned(self, write: Write, current: Category | None) -> Plan:
-        """Returns the category as a write leaves it; `current` itself if the write changes nothing.
+        """Returns the plan of a write. If the write changes nothing, the planned category is `current` itself.
 
         Raises:
             ConflictError: The category would have no reference, or another writer removed references that the write
@@ -299,8 +305,8 @@ class Writer:
         """Returns the references of a category, to be written again.
 
         Raises:
-            ChangedError: References are missing, since the category has been changed.
-            StoreError: References are missing.
+            ChangedError: References are missing, because the category has been changed.
+            StoreError: References are missing, although the category has not been changed.
         """
         wanted = sum(n for expert, n in category.references.items() if encoder_and_modality(expert)[1] in modalities)
         found = [reference for reference in self.references.read(category) if reference.modality in modalities]
@@ -325,13 +331,15 @@ class Writer:
         *,
         moves: bool = False,
     ) -> dict[str, Mapping[str, Any]]:
-        """Writes references and commits, and returns the manifests of the commits that won, by category.
+        """Writes references, commits the plans, and returns the manifests of the commits that won, by category.
 
         Args:
             plans: The plans.
-            before: State of the plans.
-            stored: By category, the write ids of references that are written again; by default the replaced ones.
-            moves: Whether references move from the first of two categories to the second. Then both win, or none.
+            before: State of the catalog from which the plans were made.
+            stored: By category, the write ids whose small copies of images can be written again; by default, the
+                replaced write ids.
+            moves: Whether references move from the first of two categories to the second. Then both commits win, or
+                neither does.
         """
         if not plans:
             return {}
@@ -355,7 +363,10 @@ class Writer:
         return intent.won
 
     def until_won(self, attempt: Callable[[], bool], names: Iterable[str]) -> None:
-        """Repeats an attempt to commit these categories, or the calibration, as `until_won`."""
+        """Repeats an attempt, as the function `until_won`.
+
+        The error message has the names of the categories or, without names, the calibration.
+        """
 
         def message() -> str:
             changed = ", ".join(map(repr, names)) or "the calibration"
@@ -371,7 +382,7 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
     """Repeats an attempt until it returns True.
 
     Raises:
-        ConflictError: All attempts were lost; with this message.
+        ConflictError: All attempts were lost. `message` returns the text of the error.
     """
     retrying = Retrying(
         retry=retry_if_not_result(bool) | retry_if_exception_type(ChangedError),
@@ -385,7 +396,7 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
 
 
 def emptied(category: Category) -> Category:
-    """Returns the version that removes a category."""
+    """Returns the next version of a category, which removes it."""
     return Category(name=category.name, version=category.version + 1, rev=0, write_ids=(), texts=(), references={})
 
 

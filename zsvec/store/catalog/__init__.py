@@ -1,1 +1,1 @@
-"""The catalog: one record per category, replaced by compare-and-set, and incremental reads."""
+"""The catalog: the records of a store, committed by compare-and-set and read incrementally."""

@@ -1,7 +1,7 @@
 """The catalog of a store: its records, read and replaced by compare-and-set.
 
-A manifest commits a category: references that no manifest names do not exist for readers. Clocks are not trusted. The
-``rev`` of a commit, larger than all that its writer has seen, orders the commits for readers.
+A manifest is the record that commits a category. Readers ignore references that no manifest names. Readers order
+commits by ``rev``, not by a clock: the ``rev`` of a commit is larger than every ``rev`` that the writer has seen.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from zsvec.store.names import CATALOG, IMAGES, collection_name, record_id
 from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
-"""Largest difference between the newest ``rev`` and that of a commit when it is acknowledged."""
+"""Microseconds by which the ``rev`` of a commit may be below the newest ``rev`` when the commit is acknowledged."""
 PAUSES = (0.01, 0.05, 0.2)
-"""Seconds before each further read of a record that exists but does not show, because replicas differ."""
+"""Seconds to wait before each further read of an existing record that a read omits, because replicas differ."""
 COMMITS = Where(match={"kind": ["manifest", "calibration"]})
 STORE = {"kind": "store"}
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Records that were read in one request.
+    """The record of the store and some manifests, read in one request.
 
     Attributes:
-        store: Id of the store; empty without a store.
-        manifests: Manifests by category, removed categories included.
-        foreign: Manifests by category that belong to a dropped store.
+        store: Id of the store; empty if there is no store.
+        manifests: Manifests by category name. Removed categories are included.
+        foreign: Manifests, by category name, that a dropped store has left behind.
         images: Whether the store keeps small copies of images.
     """
 
@@ -60,7 +60,7 @@ class State:
     images: bool
 
     def categories(self) -> dict[str, Category]:
-        """Returns the last commit of each category, by name; a removed category has no write ids.
+        """Returns each category as last committed, by name. A removed category has no write ids.
 
         Raises:
             StoreError: A manifest cannot be read.
@@ -68,7 +68,7 @@ class State:
         return {name: category_from(manifest) for name, manifest in self.manifests.items()}
 
     def category(self, name: str) -> Category | None:
-        """Returns the last commit of a category, if there is one; raises as `categories`."""
+        """Returns a category as last committed, or ``None`` without a manifest; raises as `categories`."""
         return category_from(self.manifests[name]) if name in self.manifests else None
 
 
@@ -76,7 +76,7 @@ class Catalog:
     """The records of one namespace.
 
     Attributes:
-        backend: Where the collections are.
+        backend: Backend that holds the collections.
         collection: Name of the collection of the records.
         exclusive: Whether no other process can write.
         counts: Counts of rare events, as `zsvec.store.store.Store.stats` returns them.
@@ -91,13 +91,13 @@ class Catalog:
 
     @property
     def location(self) -> str:
-        """Folder or URL, and namespace."""
+        """Folder or URL of the store, with the namespace."""
         return f"{self.backend.location} (namespace {self._namespace})"
 
     # The store
 
     def create(self, fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> None:
-        """Creates the catalog, and the record of the store unless another writer was faster."""
+        """Creates the collection of records, and the record of the store unless another writer has created it."""
         self.backend.create(self.collection, 1, CATALOG_INDEXES, ordered=True)
         self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints, images))])
 
@@ -108,10 +108,10 @@ class Catalog:
             self.put([Put(record_id("store"), new, expected(store))])
 
     def store(self) -> Mapping[str, Any] | None:
-        """Returns the record of the store, if there is a store.
+        """Returns the record of the store, or ``None`` if there is no store.
 
         Raises:
-            StoreError: The store has another schema.
+            StoreError: The store has another schema, or the record of the store is damaged.
         """
         record = self.retrieve([record_id("store")]).get(record_id("store"))
         if record is None:
@@ -128,10 +128,10 @@ class Catalog:
             )
 
     def encoders(self) -> dict[str, Fingerprint]:
-        """Returns the fingerprints of the stored encoders, by name; empty before the first write.
+        """Returns the fingerprints of the encoders of the store, by name. Empty before the first write.
 
         Raises:
-            StoreError: The store has another schema, or its record is damaged.
+            StoreError: The store has another schema, or the record of the store is damaged.
         """
         store = self.store()
         try:
@@ -143,14 +143,14 @@ class Catalog:
             ) from exc
 
     def collections(self) -> list[str]:
-        """Returns the encoders and `IMAGES`: all collections with points of writes. Raises as `encoders`."""
+        """Returns the encoders and `IMAGES`: the names of all collections that writes fill. Raises as `encoders`."""
         encoders = self.encoders()
         return [*encoders, IMAGES] if encoders else []
 
     # Reading
 
     def categories(self) -> tuple[list[Category], list[str]]:
-        """Returns the committed categories, by name, and the names of those with an unreadable manifest."""
+        """Returns the committed categories, sorted by name, and the names of categories with an unreadable manifest."""
         categories, unreadable = readable(self.manifests())
         return [category for category in categories if category.write_ids], unreadable
 
@@ -170,7 +170,7 @@ class Catalog:
         return [record for record in records if record["kind"] != "store" and belongs(record, store)]
 
     def find(self, name: str) -> Category | None:
-        """Returns the committed category of this name, if it exists."""
+        """Returns the committed category of this name, or ``None`` if it does not exist."""
         category = self.state([name]).category(name)
         return category if category and category.write_ids else None
 
@@ -183,7 +183,7 @@ class Catalog:
         return self.existing(name, self.find(name))
 
     def existing(self, name: str, category: Category | None) -> Category:
-        """Returns a category that was looked for; raises CategoryNotFoundError if it does not exist or was removed."""
+        """Returns `category`; raises CategoryNotFoundError if the category is ``None`` or was removed."""
         if category is not None and category.write_ids:
             return category
         error = CategoryNotFoundError(
@@ -193,7 +193,7 @@ class Catalog:
         raise error
 
     def state(self, names: Iterable[str]) -> State:
-        """Returns the manifests of some categories, and the store."""
+        """Reads the record of the store and the manifests of these categories in one request."""
         places = {record_id("category", name): name for name in names}
         found = self.retrieve([record_id("store"), *places])
         store = store_id(found.values())
@@ -208,12 +208,15 @@ class Catalog:
     # The calibration
 
     def calibration(self) -> Mapping[str, Any] | None:
-        """Returns the stored calibration; ``None`` or empty without one."""
+        """Returns the stored calibration. Without one, returns ``None`` or an empty mapping."""
         record = self.calibration_record()[1]
         return calibration_from(record) if record else None
 
     def calibration_state(self) -> CalibrationState | Literal["damaged"]:
-        """Returns whether categories have changed since the calibration; a damaged calibration is not used."""
+        """Returns the state of the stored calibration: ``stale`` if categories have changed since it was learned.
+
+        A ``damaged`` calibration is not used.
+        """
         kept = self.calibration()
         revision = calibrated_revision(kept)
         if revision is None:
@@ -224,20 +227,20 @@ class Catalog:
     def _is_calibration_damaged(self, kept: Mapping[str, Any] | None) -> bool:
         if kept:
             made = kept.get("format")
-            return not isinstance(made, int) or made == CALIBRATION_FORMAT  # another version wrote other formats
+            return not isinstance(made, int) or made == CALIBRATION_FORMAT  # others are of another version
         place = record_id("calibration")
         found = self.backend.retrieve(self.collection, [place]).values()
         return not all(is_record(place, record) and calibration_from(record) is not NO_CALIBRATION for record in found)
 
     def calibration_record(self) -> tuple[str, Mapping[str, Any] | None]:
-        """Returns the id of the store, and the record of the calibration."""
+        """Returns the id of the store, and the record of the calibration or ``None``."""
         found = self.retrieve([record_id("store"), record_id("calibration")])
         store = store_id(found.values())
         record = found.get(record_id("calibration"))
         return store, record if record and belongs(record, store) else None
 
     def drop_damaged_calibration(self) -> None:
-        """Deletes an unreadable record of the calibration, so that another can be committed."""
+        """Deletes the record of the calibration if it is unreadable, so that a new one can be committed."""
         place = record_id("calibration")
         found = self.backend.retrieve(self.collection, [place])
         if any(not is_record(place, record) for record in found.values()):
@@ -254,9 +257,10 @@ class Catalog:
         self.backend.drop(self.collection, ids)
 
     def heal(self, names: Iterable[str]) -> int:
-        """Makes the replicas of manifests agree, and returns how many did not.
+        """Makes the replicas of these categories' manifests agree, and returns how many manifests differed.
 
-        A node that dies during a write can leave replicas different for good, and reads leave such a record out.
+        A node that dies during a write can leave replicas that differ permanently. Reads omit a record whose replicas
+        differ.
         """
         healed = self.backend.heal(self.collection, [record_id("category", name) for name in names])
         self.counts["healed_records"] += healed
@@ -267,7 +271,7 @@ class Catalog:
         return self.backend.newest(self.collection, replace(COMMITS, until=LATEST - 1))
 
     def next_rev(self) -> int:
-        """Returns the time in microseconds since 1970, or the number above the newest commit if that is larger."""
+        """Returns the ``rev`` for a new commit: microseconds since 1970, but at least the newest ``rev`` plus 1."""
         return max(time.time_ns() // 1000, self.newest() + 1)
 
     def scroll(self, where: Where, fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
@@ -275,10 +279,12 @@ class Catalog:
         return self._read(self._found(where, fields))
 
     def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
-        """Returns all records of some kinds; from files without an index, which may be damaged.
+        """Returns all records of the kinds in `where`.
+
+        The records of an embedded store are read without the payload index, which may be damaged.
 
         Raises:
-            StoreError: A later version wrote the store, or its record is damaged.
+            StoreError: An embedded store has another schema, or the record of the store is damaged.
         """
         if not self.exclusive:
             return self.scroll(where)
@@ -290,12 +296,12 @@ class Catalog:
         return [record for record in self._read(records) if record["kind"] in kinds]
 
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
-        """Returns the records of these ids that exist, by id, validated by `_read`."""
+        """Returns the existing records with these ids, by id, validated by `_read`."""
         found = self.backend.retrieve(self.collection, ids)
         return {identifier: read for identifier, record in found.items() for read in self._read([(identifier, record)])}
 
     def unreadable(self) -> list[str]:
-        """Returns the ids of damaged records that are not used, sorted; manifests are not among them."""
+        """Returns the sorted ids of damaged records that are ignored. Damaged manifests are not ignored."""
         return sorted(identifier for identifier, record in self._found(Where()) if not is_believed(identifier, record))
 
     def _found(self, where: Where, fields: Sequence[str] | None = None) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -303,13 +309,13 @@ class Catalog:
             yield from zip(page.ids, page.payloads, strict=True)
 
     def _read(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
-        """Returns valid records unchanged.
+        """Validates records, and returns the valid ones unchanged.
 
-        A damaged record of a write, an undo or a calibration is left out; a damaged manifest is replaced by a
-        `damaged_manifest`.
+        Damaged records of writes, of undos and of the calibration are left out. A `damaged_manifest` replaces any other
+        damaged record.
 
         Raises:
-            StoreError: The damaged record is the one of the store; or, in a folder, its category is unknown.
+            StoreError: The record of the store is damaged, or a damaged record of an embedded store names no category.
         """
         read: list[Mapping[str, Any]] = []
         for identifier, record in records:
@@ -327,9 +333,9 @@ class Catalog:
         return read
 
     def check_not_lost(self, records: Collection[Mapping[str, Any]]) -> None:
-        """Raises StoreError if a folder has commits without a record of the store.
+        """Raises StoreError if an embedded store has commits but no record of the store.
 
-        On a server, another writer may be creating the store.
+        On a server, nothing is raised, since another writer may be creating the store.
         """
         if self.exclusive and records:
             raise StoreError(
@@ -343,22 +349,22 @@ def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:
 
 
 def store_id(records: Iterable[Mapping[str, Any]]) -> str:
-    """Returns the id of the store among these records; empty without one."""
+    """Returns the id in the record of the store; empty if that record is not among these."""
     return next((record.get("id", "") for record in records if record["kind"] == "store"), "")
 
 
 def belongs(record: Mapping[str, Any], store: str) -> bool:
-    """Returns whether a record is of this store; a damaged record may have no store."""
+    """Returns whether a record belongs to this store. A damaged record without the id of a store does, too."""
     return bool(record.get("store", store) == store)
 
 
 def id_of(record: Mapping[str, Any]) -> str:
-    """Returns the id of the record of a manifest or a calibration."""
+    """Returns the id under which a manifest or the calibration is stored."""
     return record_id("calibration") if record["kind"] == "calibration" else record_id("category", record["category"])
 
 
 def readable(manifests: Iterable[Mapping[str, Any]]) -> tuple[list[Category], list[str]]:
-    """Returns the categories of manifests, by name, and the names of those that cannot be read."""
+    """Returns the readable categories and the names of categories with an unreadable manifest, each sorted by name."""
     categories, unreadable = [], []
     for manifest in manifests:
         try:

@@ -1,8 +1,9 @@
-"""How readers keep in step with the catalog: a look finds every commit that was acknowledged before.
+"""Incremental reads of the catalog: each finds every commit that was acknowledged before the read began.
 
-A look asks for commits since a little before the newest that the reader had seen when the *previous* look began. A look
-that goes through pages can miss commits that arrive meanwhile, and that are older than those on later pages. Writers
-acknowledge a commit only among the newest (`zsvec.store.catalog.commit.publish`), so clocks do not matter.
+Such a read is called a *look*. A look asks for commits since a little before the newest ``rev`` that the reader knew
+when the *previous* look began. The end of the previous look would be too late: while a look reads page by page, a
+commit can land on an earlier page, and a later page can show a newer commit. Clocks do not matter, because a writer
+acknowledges a commit only if its ``rev`` is close to the newest (`zsvec.store.catalog.commit.publish`).
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ class Cursor:
     """Position of a reader in the commits of a store.
 
     Attributes:
-        store: Id of the store; empty without one, ``None`` before the first look at an existing store.
-        newest: Largest ``rev`` seen.
-        before: Largest ``rev`` seen when the last look began.
-        calibration: Version of the calibration seen.
-        writes: Number of writes before the last look, if no other process writes.
+        store: Id of the store; ``None`` until a look has found a store.
+        newest: Largest ``rev`` that the reader has seen.
+        before: Largest ``rev`` that the reader had seen when the last look began.
+        calibration: Version of the calibration that the reader has seen; 0 for none.
+        writes: Number of finished writes when the last look began, if no other process can write.
     """
 
     store: str | None = None
@@ -38,14 +39,14 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Result of a look at the catalog.
+    """Result of one incremental read of the catalog.
 
     Attributes:
         cursor: Cursor for the next look.
-        categories: Changed categories, by name; removed ones have no write ids.
-        calibration: The calibration, if it has changed; empty if it was removed.
-        reset: Whether the store of the previous look was dropped, so that the reader must begin anew.
-        unreadable: Categories with a manifest that this version cannot read.
+        categories: Changed categories, sorted by name. A removed category has no write ids.
+        calibration: The calibration if it has changed, empty if it was removed; else ``None``.
+        reset: Whether the store of the previous look was dropped, so that the reader must discard all categories.
+        unreadable: Names of categories with a manifest that this version of zsvec cannot read.
     """
 
     cursor: Cursor
@@ -62,7 +63,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
         catalog.backend.exists(catalog.collection)  # raises if the folder is gone
         return Look(cursor, [])
     where = COMMITS if fresh or whole else replace(COMMITS, since=_since(catalog, cursor))
-    at_once = catalog.exclusive or fresh  # otherwise most of the records are known, and only changed ones are read
+    at_once = catalog.exclusive or fresh  # otherwise most records are known: read fields first, then changed records
     where = replace(where, or_match=STORE)
     if at_once and where.since is None:
         records = catalog.scroll_all(where)
@@ -92,7 +93,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
             time.sleep(pause)  # replicas differ at the moment
             found = {**found, **catalog.retrieve([place for place in places if place not in found])}
         if len(found) < len(places):
-            after = cursor  # the next look asks for them again
+            after = cursor  # so that the next look asks for the missing records again
         changed = list(found.values())
     changed, complete = _with_required(catalog, changed, known)
     if not complete:
@@ -107,13 +108,14 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
 def _with_required(
     catalog: Catalog, changed: Sequence[Mapping[str, Any]], known: Mapping[str, int]
 ) -> tuple[Sequence[Mapping[str, Any]], bool]:
-    """Adds the manifests of categories that have gained references from changed ones (`zsvec.store.transfer`).
+    """Adds the manifests that changed manifests require (`zsvec.store.transfer`).
 
-    A gaining category may in turn have lost references to another.
+    A category that has lost references requires a version of the category that has gained them. That category may have
+    lost references to a third one, so the search repeats.
 
     Returns:
-        The records without known categories that lost references to a manifest that does not show; and whether all
-        required manifests show.
+        The records, and whether all required manifests were found. If not, the records leave out each category that is
+        known and lacks a requirement, so that the reader keeps the version it knows.
     """
     pauses = list(PAUSES)
     while True:
@@ -142,7 +144,7 @@ def _with_required(
 
 
 def _since(catalog: Catalog, cursor: Cursor) -> int:
-    # If no other process writes, revs grow from commit to commit, and a look sees one instant.
+    # If no other process can write, each rev is above all earlier ones, and a look reads a single state.
     return cursor.newest + 1 if catalog.exclusive else max(0, cursor.before - SLACK)
 
 

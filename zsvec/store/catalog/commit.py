@@ -1,9 +1,11 @@
-"""Committing: manifests replaced by compare-and-set, and the outcomes.
+"""Commits: manifests are replaced by compare-and-set, and read again for the outcome.
 
-A commit is *lost* only if the manifest has a version at least as high without the writer's token. Any other outcome
-that is no win is *unknown*: no answer, a time-out, a read that does not show the commit. Then the same record is tried
-again, which can land only once. A won commit is acknowledged when published: when every reader's next look at the
-catalog will find the commit.
+A commit has *won* if the manifest has the writer's token. It is *lost* only if the manifest has a version at least as
+high, without the token. Any other outcome is *unknown*: a time-out, no response, or a read that does not show the
+commit. Then the writer tries the same record again, which can land only once.
+
+A won commit is acknowledged once it is *published*: the next look of every reader will find it
+(`zsvec.store.catalog.changefeed`).
 """
 
 from __future__ import annotations
@@ -31,10 +33,13 @@ from zsvec.store.names import record_id
 from zsvec.types import Category
 
 STEP = 1_000
-"""Between the revs of one write's commits: a look takes no time if few commits are within `SLACK`."""
+"""Microseconds between the ``rev`` of successive commits in one write.
 
-_LOOKS = 8  # reads of records that do not show a write
-_HEALS = (4, 7)  # the reads after which replicas may differ for good
+A look reads the commits within `SLACK` of the newest again. Wide steps leave few of them.
+"""
+
+_LOOKS = 8  # attempts while the outcome is unknown
+_HEALS = (4, 7)  # attempts after which to heal replicas, since they may differ permanently
 
 
 def commit(
@@ -44,13 +49,13 @@ def commit(
 
     Args:
         catalog: The catalog.
-        categories: Categories with the next version; the commit chooses each ``rev``.
-        before: State that the categories were planned on.
+        categories: Categories with their next version. The commit chooses each ``rev``.
+        before: State of the catalog from which the categories were planned.
         change: Id of the change record, if a history is kept.
 
     Returns:
-        By category, the manifest right after a won commit, or a later manifest. The other commits are lost, since
-        another writer had changed the category.
+        The manifests of the categories that won, by name, as read after the commit. Another writer may have replaced a
+        manifest since. All other categories are lost: another writer had changed them.
 
     Raises:
         StoreUnavailableError: The outcome of a commit is unknown.
@@ -65,7 +70,7 @@ def commit(
 def commit_manifests(
     catalog: Catalog, payloads: Sequence[Mapping[str, Any]], before: State
 ) -> dict[str, Mapping[str, Any]]:
-    """Commits manifests as `commit`. The first writer in each is a token of this commit."""
+    """Commits manifests as `commit`. The first of a manifest's ``writers`` must be the token of this commit."""
     puts = {payload["category"]: _put(payload, before) for payload in payloads}
     had = {name: category_from(before.manifests[name]).write_ids for name in puts if name in before.manifests}
     won: dict[str, Mapping[str, Any]] = {}
@@ -92,9 +97,10 @@ def commit_manifests(
 def publish(
     catalog: Catalog, manifests: Mapping[str, Mapping[str, Any]], unchanged: Container[str] = ()
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Makes sure that every reader's next look finds these categories.
+    """Makes sure that the next look of every reader finds these categories.
 
-    A manifest with a ``rev`` too far below the newest gets a new one, even if committed by another writer.
+    A manifest with a ``rev`` too far below the newest gets a new ``rev``, even if another writer committed the
+    manifest.
 
     Args:
         catalog: The catalog.
@@ -116,10 +122,10 @@ def publish(
 
 
 def commit_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> bool:
-    """Commits a calibration by compare-and-set, unless the stored one was made from a later state.
+    """Commits a calibration by compare-and-set, unless the stored one was made from a later state of the store.
 
     Returns:
-        False if another writer committed one at the same time.
+        False if another writer committed a calibration at the same time.
 
     Raises:
         StoreUnavailableError: The outcome is unknown.
@@ -160,7 +166,7 @@ def _restamped(manifest: Mapping[str, Any], rev: int, unchanged: Container[str])
 
 
 def attempts(catalog: Catalog, names: Collection[str]) -> Retrying:
-    """Returns attempts that repeat after `UnknownError`, and end in StoreUnavailableError."""
+    """Returns an iterator of attempts: repeats after `UnknownError`, and finally raises StoreUnavailableError."""
 
     def give_up(_: object) -> None:
         raise StoreUnavailableError(
@@ -185,7 +191,7 @@ def _outcome(
 ) -> Literal["won", "lost", "unknown"]:
     if found is None:
         return "unknown"
-    # The write id outlives the token if many writers have followed.
+    # After many later writers, the manifest still has the write id, but no longer the token.
     if put.payload["writers"][0] in writers(found) or set(write_ids) & set(found.get("writes", ())):
         return "won"
     return "lost" if found["version"] >= put.payload["version"] else "unknown"

@@ -1,13 +1,15 @@
-"""The history of a store: the recent changes, and the order of undo.
+"""The history of a store: recent changes, and the order in which they can be undone.
 
-An intent (`zsvec.store.collector`) describes the manifests that a write replaces. When the write has won, the intent
-becomes a record of kind ``change``, kept for a while with the replaced references. A manifest names the change that
-made it, and a change names, per category, the change before. So the changes of a category form a chain, independent of
-clocks. A change outside the chain of a category has not won there. A commit without a record, such as one of a writer
-that keeps no history, ends the chain.
+An intent (`zsvec.store.collector`) has the manifests that a write replaces. When the write has won, the intent becomes
+a record of kind ``change``. The record and the replaced references are kept for the undo window, the time during which
+a change can be undone.
 
-An undo is a change as well. After an undo, the chain of changes *in effect* goes on with the change before the undone
-one.
+A manifest names the change that committed it, and a change names the change before, for each category. So the changes
+of a category form a chain that does not depend on clocks. A change outside the chain of a category has not won there. A
+commit without a change record, such as that of a writer that keeps no history, ends the chain.
+
+An undo is a change as well. The chain of changes *in effect* leaves out undone changes: it goes from an undo to the
+change before the undone one.
 """
 
 from __future__ import annotations
@@ -28,22 +30,22 @@ from zsvec.types import Category, Change
 Record: TypeAlias = Mapping[str, Any]
 
 FORGET = "forget"
-"""The kind of change that cannot be undone."""
+"""Kind of the change that erases an image. It cannot be undone."""
 
 _STATE = ("version", "writes", "references", "texts", "metadata", "change")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
-    """The cause that the writes of one change share.
+    """Description that all writes of one change share.
 
     Attributes:
-        what: Kind of the change, one word.
+        what: Kind of the change, in one word.
         by: Author of the change, if known.
         id: Id of the change.
-        undoes: Id of the write that this write undoes.
-        until: End of the shortest time for which the change is kept, in microseconds since 1970, even by a process
-            that keeps no history.
+        undoes: Id of the record of the write that this write undoes.
+        until: Time until which the change must be kept, in microseconds since 1970, even by a process that keeps no
+            history; 0 for none.
     """
 
     what: str
@@ -56,15 +58,15 @@ class Cause:
 def told(
     cause: Cause, names: Iterable[str], before: State, at: int, seconds: float, moved: Sequence[str] = ()
 ) -> Record:
-    """Returns the description of a change, to be part of an intent.
+    """Returns the description of a change, which becomes part of an intent.
 
     Args:
         cause: The cause of the write.
         names: Categories that the write may change.
-        before: State that the write was planned on.
-        at: Begin of the write, in microseconds since 1970.
-        seconds: Undo window.
-        moved: Source and target of moved references.
+        before: State of the catalog from which the write was planned.
+        at: Start of the write, in microseconds since 1970.
+        seconds: Undo window in seconds.
+        moved: Source and target of a transfer; empty for another write.
     """
     optional = {"by": cause.by, "undoes": cause.undoes, "moved": list(moved) or None}
     return {
@@ -77,7 +79,7 @@ def told(
 
 
 def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, Any]:
-    """Returns the record of the change that an intent has become.
+    """Returns the record of the change that an intent becomes.
 
     Args:
         intent: The intent.
@@ -89,16 +91,16 @@ def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, A
 
 
 def final_payload(record: Record) -> dict[str, Any]:
-    """Returns a change as an intent again, when undo is no longer possible and the references are garbage."""
+    """Returns the intent that replaces a final change, so that the collector deletes the replaced references."""
     kept = {key: record[key] for key in ("id", "store", "replaced", "rev")}
     return {**kept, "kind": "intent", "version": record["version"] + 1, "writes": {}}
 
 
 class History:
-    """The recent changes, as recorded at one moment.
+    """The recent changes, as last read from the catalog.
 
     Attributes:
-        records: Changes by id, and intents that may have become changes.
+        records: Records of changes by id, and intents that may have become changes.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -107,12 +109,12 @@ class History:
         self.records: dict[str, Record] = {}
         self._manifests: dict[str, Record] = {}
         self._won: dict[str, set[str]] = {}
-        self._revs: dict[str, int] = {}  # of the present manifests, by change
+        self._revs: dict[str, int] = {}  # largest rev of the present manifests, by id of the change record
         self._add(catalog.scroll(Where(match={"kind": list(WRITE_KINDS)})))
         self.catch_up(catalog.state({name for record in self.records.values() for name in record["before"]}))
 
     def catch_up(self, state: State) -> None:
-        """Adds the manifests of categories, and the new changes."""
+        """Adds the manifests of a later state, and the records of the changes that led to them."""
         self._manifests |= state.manifests
         for manifest in state.manifests.values():
             change = text_from(manifest, "change") or ""
@@ -130,11 +132,11 @@ class History:
                 self._won.setdefault(record["id"], set()).add(name)
 
     def latest(self, record: Record) -> Record | None:
-        """Returns the present record of a change; ``None`` if final, so that references may be deleted."""
+        """Returns the present record of a change; ``None`` if it is final, since its references may be deleted."""
         return next(filter(is_told, self._catalog.retrieve([record["id"]]).values()), None)
 
     def won(self, record: Record) -> set[str]:
-        """Returns the categories that a write has changed, as far as the history reaches."""
+        """Returns the categories in which a write has won, as far as the history reaches."""
         return self._won.get(record["id"], set())
 
     def needed(self) -> set[str]:
@@ -147,7 +149,7 @@ class History:
         return self._whole(self._walk(name, _change_before))
 
     def in_effect(self, name: str) -> Iterator[Record]:
-        """Yields the changes of a category that were not undone, newest first, undos included."""
+        """Yields the changes of a category in effect, newest first: undone changes are left out, undos are not."""
 
         def before(record: Record, name: str) -> str | None:
             undone = self._record(record["undoes"], name) if record.get("undoes") else record
@@ -161,14 +163,14 @@ class History:
 
     def _walk(self, name: str, before: Callable[[Record, str], str | None]) -> Iterator[Record]:
         identifier = text_from(self._manifests.get(name, {}), "change")
-        seen: set[str] = set()  # other writers of the store can make a ring
+        seen: set[str] = set()  # untrusted records can form a cycle
         while (record := self._record(identifier, name)) and record["id"] not in seen:
             seen.add(record["id"])
             yield record
             identifier = before(record, name)
 
     def _whole(self, records: Iterator[Record]) -> Iterator[Record]:
-        # Up to a move of which only one category still has the history.
+        # Ends at a move that only one of the two categories still has in its history.
         return takewhile(lambda record: self.won(record) >= set(record.get("moved", ())), records)
 
     def changes(self) -> list[Change]:
@@ -187,20 +189,21 @@ class History:
     def _is_undone(self, record: Record, name: str, effective: Collection[tuple[str, str]]) -> bool:
         if record["what"] == FORGET:
             return False
-        if record.get("undoes"):  # an undo before the changes in effect is still not undone
+        if record.get("undoes"):  # `in_effect` also skips undos that were not undone
             return any(other.get("undoes") == record["id"] for other in self.chain(name))
         return (record["id"], name) not in effective
 
     def at(self, record: Record) -> int:
-        """Returns the time of a change by the order of the commits, in microseconds since 1970.
+        """Returns the time of a change in microseconds since 1970, in the order of the commits.
 
-        The intent of a killed writer has only the time of the begin, perhaps below the ``rev`` of commits before.
+        The intent of a killed writer has only the start of the write, which may be below the ``rev`` of earlier
+        commits. Then the ``rev`` of the manifest counts.
         """
         rev: int = record["rev"]
         return rev if record["kind"] == "change" else max(rev, self._revs.get(record["id"], 0))
 
     def changed_by(self, writes: Sequence[tuple[Record, str]]) -> Change:
-        """Returns the change of which these writes of categories are parts."""
+        """Returns the change to which these writes belong, each a record with the name of a category."""
         last = max((record for record, _ in writes), key=self.at)
         return Change(
             id=last["change"],
@@ -214,8 +217,8 @@ class History:
         """Returns the writes of the last change of a category, newest first, each with the categories to undo.
 
         Raises:
-            InvalidInputError: No change can be undone, or a write has moved references to or from another category
-                that has been changed since.
+            InvalidInputError: The category has no change that can be undone, or a write moved references between this
+                category and another that has been changed since.
         """
         done = list(self.done(name))
         if not done:
@@ -233,7 +236,10 @@ class History:
         return [(record, list(record.get("moved", [name]))) for record in ours]
 
     def last(self) -> Change | None:
-        """Returns the newest change that is the last one in effect of all its categories, if there is one."""
+        """Returns the newest change that is the last one in effect in all its categories.
+
+        Returns ``None`` if there is none, for instance after concurrent changes of overlapping categories.
+        """
         heads = {name: next(self.done(name), None) for name in self._manifests}
         for change in self.changes():
             left = [n for n in change.categories if any(record["change"] == change.id for record in self.done(n))]
@@ -242,10 +248,11 @@ class History:
         return None
 
     def to_take_back(self, change: Change) -> list[tuple[Record, list[str]]]:
-        """Returns the writes of a change, newest first, each with the categories.
+        """Returns the writes of a change, newest first, each with the categories to undo.
 
         Raises:
-            InvalidInputError: A category has been changed since, or the change is undone already or cannot be undone.
+            InvalidInputError: A category has been changed since, the change is undone already, or the change cannot be
+                undone.
         """
         if change.what == FORGET:
             raise InvalidInputError(f"the change {change.id[:8]} has forgotten an image: that cannot be taken back")
@@ -291,7 +298,7 @@ def _changed_since(name: str, since: Record) -> InvalidInputError:
 
 
 def state_before(record: Record, name: str) -> Category | None:
-    """Returns a category before a change; ``None`` without one.
+    """Returns a category as it was before a change; ``None`` if it did not exist.
 
     Raises:
         StoreError: The record cannot be read.

@@ -1,21 +1,24 @@
 """Payloads of the points of a store: the format of stores on disk.
 
-A store owns the collections of one namespace: one of references per encoder, one of small copies of images
+A store owns the collections of one namespace: the references of each encoder, the small copies of images
 (`zsvec.store.collections.images`), the inbox, and the catalog. The points of the catalog are records:
 
-- one record for the store: the version of this schema, an id, the fingerprint of each encoder, and whether
-  small copies of images are kept (``images``: ``small`` or ``none``);
-- one manifest per category, which names the live writes;
-- one record for the calibration;
-- one intent per write that is under way or has left something to delete;
-- one change per recent write that can be undone (`zsvec.store.catalog.history`): the intent, and the manifests before;
-- one record per undo that is under way.
+- one record of the store: the version of this schema, an id, the fingerprint of each encoder, and whether small copies
+  of images are kept (``images``: ``small`` or ``none``);
+- one manifest per category, which names the committed writes;
+- one record of the calibration;
+- one intent per write that is in progress or has left garbage to delete;
+- one change per recent write that can be undone (`zsvec.store.catalog.history`): the intent with the replaced
+  manifests;
+- one record per undo in progress.
 
-Every record has a version, 1 when it is new and one more for each replacement, and the id of its store. Records are
-replaced by compare-and-set of both (`zsvec.store.catalog.commit`). The ``rev`` of a manifest orders the commits for
-readers. A manifest that gets a new ``rev`` without a change keeps the old one as ``changed``.
+Every record has a version and the id of its store. The version is 1 for a new record and grows by 1 with each
+replacement. Records are replaced by compare-and-set of the version and the store's id (`zsvec.store.catalog.commit`).
 
-Records are validated when read: files can be damaged, and a server may have other writers.
+The ``rev`` of a manifest orders the commits for readers. A manifest can get a new ``rev`` although its category has not
+changed, so ``changed`` has the ``rev`` of the last change.
+
+Records are validated when read: files can be damaged, and a server may have untrusted writers.
 """
 
 from __future__ import annotations
@@ -40,8 +43,8 @@ IMAGE_INDEXES: Mapping[str, str] = {"gen": "keyword", "hash": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
-_REQUIRED = 32  # categories that a manifest requires
-_WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its own after others have written
+_REQUIRED = 32  # most recent requirements that a manifest keeps
+_WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its token after later writes
 
 
 # References
@@ -54,11 +57,11 @@ class Reference:
     Attributes:
         encoder: Name of the encoder.
         modality: Text or image.
-        hash: Content hash of the text or image; a category has one reference per content and encoder.
+        hash: Content hash of the text or image. A category has one reference per content and encoder.
         source: The text itself, or the origin of the image.
         vector: float32 ``(dim,)``, unit norm.
         prompt: Prompt of a generated image.
-        group: Group of near-duplicate images of the category, such as a burst.
+        group: Name of a group of near-duplicate images in the category, such as a burst.
         added: Time of addition (UTC), if known.
         by: Author of the addition, if known.
         small: Small copy of the image to write with the reference; ``None`` for a stored reference.
@@ -103,22 +106,22 @@ def reference_from(encoder: str, payload: Mapping[str, Any], vector: NDArray[np.
 
 
 def text_from(payload: Mapping[str, Any], key: str) -> str | None:
-    """Returns a text of a payload; ``None`` for another type."""
+    """Returns a field of a payload if it is a string, else ``None``."""
     text = payload.get(key)
     return text if isinstance(text, str) else None
 
 
 def time_from(payload: Mapping[str, Any]) -> datetime | None:
-    """Returns the time of addition in a payload, with a zone; ``None`` without a valid one."""
+    """Returns the time of addition in a payload, with a time zone; ``None`` if missing or invalid."""
     try:
         added = datetime.fromisoformat(payload["added"])
     except (KeyError, TypeError, ValueError):
         return None
-    return added if added.tzinfo and 1970 <= added.year < 9999 else None  # other years overflow in some zone
+    return added if added.tzinfo and 1970 <= added.year < 9999 else None  # other years overflow in some time zone
 
 
 def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE) -> bool:
-    """Returns whether these fields of a payload are texts."""
+    """Returns whether these fields of a payload are strings."""
     return all(isinstance(payload.get(name), str) for name in fields)
 
 
@@ -127,14 +130,14 @@ def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE)
 
 WRITE_KINDS = ("intent", "change")
 UNDO = "undo"
-"""Kind of the record of an undo under way."""
+"""Kind of the record of an undo in progress."""
 OWN_KINDS = (*WRITE_KINDS, UNDO)
 """Kinds of records with random ids."""
 PAST: Mapping[str, str] = {"past": "yes"}
-"""Payload that marks changes, of which there may be many, and no other record."""
+"""Payload that only records of changes have, so that reads can exclude them: there may be many."""
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
-"""Above every version and ``rev``. Qdrant compares numbers as float64, exact below this."""
+"""Exclusive upper bound of versions and ``rev``: Qdrant compares numbers as float64, which is exact below it."""
 LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id")
 """Fields that tell whether a record has changed."""
 
@@ -147,7 +150,7 @@ def store_payload(fingerprints: Mapping[str, Fingerprint], images: KeepImages) -
 
 
 def keeps_images(store: Mapping[str, Any] | None) -> bool:
-    """Returns whether a store keeps small copies of images, by its record."""
+    """Returns whether a store keeps small copies of images, according to its record."""
     return store is not None and store.get("images") == "small"
 
 
@@ -160,13 +163,13 @@ def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
 def manifest_payload(
     category: Category, store: str, writer: str, before: Mapping[str, Any] | None, change: str | None = None
 ) -> dict[str, Any]:
-    """Returns the manifest that commits a category; without write ids, the category is removed.
+    """Returns the manifest that commits a category. The manifest of a category without write ids removes it.
 
     Args:
         category: The category to commit.
         store: Id of the store.
-        writer: Token by which the writer recognises its own commit.
-        before: The manifest that is replaced, if any.
+        writer: Token by which the writer recognizes its own commit.
+        before: The manifest to replace, if any.
         change: Id of the change record, if a history is kept.
     """
     required = requirements(before) if before else {}
@@ -189,7 +192,7 @@ def manifest_payload(
 
 
 def with_requirement(record: Mapping[str, Any], name: str, version: int) -> dict[str, int]:
-    """Returns the last requirements of a record and a new one: at least this version of another category."""
+    """Returns the latest requirements of a record, with a new one: at least this version of the category `name`."""
     others = [(other, least) for other, least in requirements(record).items() if other != name]
     return dict([*others, (name, version)][-_REQUIRED:])
 
@@ -209,7 +212,7 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
     """Returns the category that a manifest commits.
 
     Raises:
-        StoreError: A field is damaged or of a newer version of zsvec.
+        StoreError: A field is damaged, or a newer version of zsvec wrote it.
     """
     if unreadable := [name for name, fits in _MANIFEST.items() if not fits(manifest.get(name))]:
         raise StoreError(
@@ -228,7 +231,7 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
 
 
 def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
-    """Returns the least version of each category to which this one has lost references (`zsvec.store.transfer`)."""
+    """Returns the versions that a category requires of those that gained its references (`zsvec.store.transfer`)."""
     required = record.get("requires")
     found = required.items() if isinstance(required, dict) else ()
     return {name: version for name, version in found if is_number(version)}
@@ -237,7 +240,7 @@ def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
 def calibration_payload(
     calibration: Mapping[str, Any], store: str, writer: str, rev: int, before: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Returns the record that commits a calibration in the place of `before`; arguments as `manifest_payload`."""
+    """Returns the record that commits a calibration and replaces `before`. Arguments as for `manifest_payload`."""
     return {
         "kind": "calibration",
         "store": store,
@@ -249,7 +252,7 @@ def calibration_payload(
 
 
 def calibration_from(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the calibration of a record, which may be empty; `NO_CALIBRATION` if it is damaged."""
+    """Returns the calibration in a record, empty if it was removed; `NO_CALIBRATION` if it is damaged."""
     calibration = record.get("fitted")
     return calibration if isinstance(calibration, dict) else NO_CALIBRATION
 
@@ -262,14 +265,14 @@ def intent_payload(
     replaced: Mapping[str, Sequence[str]],
     told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns the record of the garbage that a write may leave.
+    """Returns an intent: the record of the garbage that a write may leave.
 
     Args:
         identifier: Id of the record.
         store: Id of the store.
-        rev: Begin of the write, in microseconds since 1970.
+        rev: Start of the write, in microseconds since 1970.
         writes: New write id by category.
-        replaced: Write ids that each category loses by the commit.
+        replaced: Write ids that the manifest of each category will no longer name.
         told: Description of the change, if a history is kept (`zsvec.store.catalog.history`).
     """
     return {
@@ -285,7 +288,7 @@ def intent_payload(
 
 
 def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
-    """Returns the largest ``rev`` that a calibration was made from; ``None`` without a readable calibration."""
+    """Returns the largest ``rev`` of the categories behind a calibration; ``None`` without a readable calibration."""
     if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
         return None
     revision = calibration.get("revision")
@@ -299,7 +302,7 @@ _Checks: TypeAlias = Mapping[str, Callable[[Any], bool]]
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether a value is a count, a version or a ``rev``: from 0 to below 2⁵³."""
+    """Returns whether a value can be a count, a version or a ``rev``: an integer from 0 to below 2⁵³."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < LATEST
 
 
@@ -375,7 +378,7 @@ def is_record(identifier: str | None, record: Mapping[str, Any]) -> bool:
 
 
 def place_of(record: Mapping[str, Any]) -> str | None:
-    """Returns the id of the manifest of the category that a record names; ``None`` without a category."""
+    """Returns the id of the manifest of the category that a record names; ``None`` without a valid name."""
     name = record.get("category")
     try:
         return record_id("category", name) if isinstance(name, str) else None
@@ -384,14 +387,18 @@ def place_of(record: Mapping[str, Any]) -> str | None:
 
 
 def is_believed(identifier: str, record: Mapping[str, Any]) -> bool:
-    """Returns whether a record is used: a damaged manifest still names its category; other damaged records are not."""
+    """Returns whether a record is used.
+
+    A damaged manifest is used, because it still names its category. Any other damaged record is ignored, as is a write
+    with an invalid description of its change.
+    """
     if not is_record(identifier, record):
         return place_of(record) == identifier
     return record["kind"] not in WRITE_KINDS or "what" not in record or is_told(record)
 
 
 def damaged_manifest(identifier: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a placeholder for an unreadable record, named after its category, or else after the record."""
+    """Returns a placeholder for an unreadable manifest, named after the category or, if unknown, after the record."""
     name = record["category"] if identifier == place_of(record) else f"record {identifier}"
     return {"kind": "manifest", "category": name, "version": -1, "rev": 0}
 
@@ -402,7 +409,7 @@ def is_damaged(manifest: Mapping[str, Any]) -> bool:
 
 
 def is_told(record: Mapping[str, Any]) -> bool:
-    """Returns whether an intent or a change describes a change that can be undone."""
+    """Returns whether an intent or a change has a valid description of a change, so that undo is possible."""
     if not _with(_CHANGE)({"moved": [], "forgotten": [], **record}):
         return False
     moved = record.get("moved", ())

@@ -1,1 +1,1 @@
-"""The collections: references by encoder, small copies of images, and images that wait for a label."""
+"""The collections: references of each encoder, small copies of images, and images that wait for a label."""

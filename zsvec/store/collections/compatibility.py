@@ -1,4 +1,4 @@
-"""Ownership of a store: the encoders of the vectors, and the collections in the namespace."""
+"""Checks that a store fits its user: the same encoders, and no foreign collection in the namespace."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def bind(
         references.create(name, fingerprint.dim)
     if images == "small" or keeps_images(catalog.store()):
         references.images.create()
-    if images == "small":  # last: a reader of this record may look for copies
+    if images == "small":  # last: a reader of this record expects the collection
         catalog.keep_images("small")
 
 
@@ -47,7 +47,10 @@ def keep_no_images(catalog: Catalog, references: ReferenceCollections) -> None:
 
 
 def drop_images(catalog: Catalog, references: ReferenceCollections) -> None:
-    """Deletes copies that a store does not keep, but none of a writer that keeps copies again."""
+    """Deletes all small copies of images, unless the store keeps them.
+
+    Another writer may have begun to keep copies again. So the record of the store is read again before the deletion.
+    """
     if (store := catalog.store()) is None or keeps_images(store):
         return
     if catalog.exclusive:
@@ -62,7 +65,7 @@ def check_names(catalog: Catalog, names: Iterable[str]) -> None:
     """As `zsvec.store.store.Store.check`."""
     used, stored = set(names), catalog.encoders()
     for name in sorted(used):
-        # With two underscores, a namespace and an encoder could have the collection of two others.
+        # With two underscores, two pairs of namespace and encoder could share the name of a collection.
         if name in _RESERVED or "__" in name or not _ENCODER_NAME.fullmatch(name):
             raise InvalidInputError(
                 f"an encoder cannot be named {name!r}: it is part of the name of a collection, so take letters, "
@@ -89,20 +92,20 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
 
 
 def _differences(stored: Fingerprint, used: Fingerprint) -> str:
-    # Of long fields, only the parts that one of the two has.
+    # Shows only the parts of a field that differ.
     found = []
     for name, value in asdict(stored).items():
         there, here = (_PART.split(str(one)) for one in (value, getattr(used, name)))
         if there != here:
             ours, theirs = ([part for part in a if part not in b] for a, b in ((there, here), (here, there)))
-            if not (ours or theirs):  # another order
+            if not (ours or theirs):  # the same parts in another order
                 ours, theirs = there, here
             found.append(f"{name}: {', '.join(ours) or 'nothing'} there, {', '.join(theirs) or 'nothing'} in use")
     return "; ".join(found)
 
 
 def _refuse_foreign(collection: str, catalog: Catalog) -> None:
-    # If another writer has made the collection meanwhile, the record of the store came before the points.
+    # Another writer that has created the collection meanwhile wrote the record of the store before any point.
     pages = catalog.backend.scroll(collection, Where(), fields=())
     if any(page.ids for page in pages) and catalog.store() is None:
         raise StoreError(

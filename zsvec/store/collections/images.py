@@ -1,8 +1,8 @@
-"""The collection of small copies of reference images, for people to look at; no classification reads them.
+"""The collection of small copies of reference images, for display. Classification does not read the copies.
 
-A copy belongs to a write, as a reference does: written under the same write id before the commit, and deleted with the
-references of the write. An image has one point for each write that has it, since a shared point could not be deleted
-without knowing all these writes.
+A copy belongs to a write, as a reference does: it is written under the same write id before the commit, and deleted
+with the references of the write. If several writes have an image, each has its own copy. A shared copy could not be
+deleted without knowing all these writes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class ImageCollection:
         """Writes copies of images, each under the last write id of the category.
 
         Args:
-            planned: Categories with the references to write. The copy of a reference that brings none is taken from
-                the store.
+            planned: Categories with the references to write. If a reference brings no copy, the stored copy is written
+                again.
             stored: By category, the write ids under which such copies are stored.
         """
         rows = (
@@ -82,7 +82,7 @@ def _payload(small: SmallImage) -> dict[str, Any]:
 
 
 def first_small_image(pages: Iterable[Points]) -> SmallImage | None:
-    """Returns the first readable copy of an image. Other writers of the store may have written anything."""
+    """Returns the first readable copy of an image. Untrusted writers may have stored invalid copies."""
     for page in pages:
         for payload in page.payloads:
             with suppress(ImageError):
@@ -91,7 +91,7 @@ def first_small_image(pages: Iterable[Points]) -> SmallImage | None:
 
 
 def _small_image(payload: Mapping[str, Any]) -> SmallImage:
-    from zsvec.inputs.small import open_small  # Pillow, which a list of categories does not need
+    from zsvec.inputs.small import open_small  # imports Pillow, which listing categories does not need
 
     width, height = payload.get("width"), payload.get("height")
     try:

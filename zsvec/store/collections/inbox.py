@@ -1,8 +1,8 @@
-"""The inbox of a store: images that wait for a label, with vectors by encoder, and small copies.
+"""The inbox of a store: images that wait for a label, each with its vectors by encoder and a small copy.
 
-There is one point per image, by content hash. No classification reads the inbox, and no record of the catalog mentions
-the inbox. Each point has the id of the store, so that points of a dropped store do not show in a later store of the
-same namespace.
+Each image is one point, identified by content hash. Classification does not read the inbox, and no record of the
+catalog mentions it. Each point has the id of the store. So a later store of the same namespace does not show the images
+of a dropped store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 INBOX_INDEXES: Mapping[str, str] = {"hash": "keyword", "store": "keyword"}
 
 Why: TypeAlias = Literal["asked", "uncertain", "all"]
-"""Why an image was kept: on request, for its uncertain prediction, or because all images are kept."""
+"""Why an image was kept: on request, because its prediction is uncertain, or because all images are kept."""
 
 _FIELDS = ("hash", "source", "added", "width", "height", "why", "dismissed")
 _AT_ONCE = 256  # images in one request
@@ -42,12 +42,12 @@ class InboxImage:
         hash: Content hash of the image.
         source: Origin of the image.
         added: Time of addition (UTC).
-        width: Width of the upright image, in pixels.
-        height: Height of the upright image, in pixels.
+        width: Width of the upright image, in pixels; 0 if unknown.
+        height: Height of the upright image, in pixels; 0 if unknown.
         why: Why the image was kept.
-        dismissed: Whether the image waits no more, and only keeps near-duplicates out.
-        vectors: By encoder, float32 ``(dim,)``, unit norm; empty if not asked for.
-        content: The small copy as a JPEG file; ``None`` without one, or if not asked for.
+        dismissed: Whether the image was dismissed. It no longer waits, but near-duplicates of it are not kept.
+        vectors: By encoder, float32 ``(dim,)``, unit norm; empty unless requested.
+        content: The small copy, a JPEG file; ``None`` if missing or not requested.
     """
 
     hash: str
@@ -74,14 +74,14 @@ class InboxCollection:
         """Creates the collection, unless it exists.
 
         Raises:
-            StoreError: There is no store yet, or the collection is foreign.
+            StoreError: There is no store yet, or zsvec did not make the existing collection.
         """
         if self._made == (store := self._store_id()):
             return
         if not store:
             raise StoreError(f"{self._backend.location} is no store of this version yet: add a category first")
         stores = set(self._stores())
-        if stores and store not in stores:  # all of a dropped store, which may have had other encoders
+        if stores and store not in stores:  # all points are of dropped stores, which may have had other encoders
             self._backend.remove(self.name)
         elif others := stores - {store}:
             self._backend.delete(self.name, Where(match={"store": sorted(others)}))
@@ -111,8 +111,8 @@ class InboxCollection:
         """Returns the readable images of this store, dismissed ones included, without small copies.
 
         Args:
-            hashes: Only these images.
-            vectors: Whether to read the vectors; an image that lacks one is left out.
+            hashes: Content hashes of the images to read; ``None`` for all.
+            vectors: Whether to read the vectors. An image that lacks a vector is left out.
         """
         if not (store := self._store_id()):
             return []
@@ -132,7 +132,7 @@ class InboxCollection:
         return first_small_image(self._backend.scroll(self.name, _parts(store, [content_hash])[0]))
 
     def put(self, images: Sequence[InboxImage]) -> None:
-        """Writes images, replacing equal hashes; raises as `create`."""
+        """Writes images, and replaces images with the same hash; raises as `create`."""
         self.create()
         for first in range(0, len(images), _AT_ONCE):
             some = images[first : first + _AT_ONCE]
@@ -150,7 +150,7 @@ class InboxCollection:
                 self._backend.delete(self.name, where)
 
     def forget(self, content_hash: str) -> int:
-        """Deletes an image, and the bytes in an embedded store; returns the number of points."""
+        """Deletes an image, and returns the number of deleted points. An embedded store also rewrites its files."""
         found = len(self.read([content_hash]))
         self.delete({content_hash})
         if self._is_own():
@@ -164,7 +164,7 @@ class InboxCollection:
             return False
 
     def clear(self) -> None:
-        """Deletes all images of this store; of an embedded store the files as well."""
+        """Deletes all images of this store. An embedded store also deletes the files."""
         store = self._store_id()
         if not store or not self._backend.exists(self.name):
             return
@@ -202,7 +202,7 @@ def _payload(image: InboxImage, store: str) -> dict[str, Any]:
 
 
 def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> InboxImage | None:
-    """Returns the image of a point; ``None`` if another writer of the store wrote something else."""
+    """Returns the image of a point; ``None`` if the point is invalid, as an untrusted writer may have made it."""
     content_hash, why, added = text_from(payload, "hash"), text_from(payload, "why"), time_from(payload)
     vectors = _vectors(row, dims)
     if content_hash is None or added is None or vectors is None:
@@ -221,7 +221,7 @@ def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> Inb
 
 
 def _vectors(row: Any, dims: Mapping[str, int]) -> dict[str, NDArray[np.float32]] | None:
-    """Returns the vectors of a point; ``None`` if one is missing, of another dimension, or has no direction."""
+    """Returns the vectors of a point; ``None`` if one is missing, has another dimension, or is far from unit norm."""
     import numpy as np  # slow to import, and not needed to list categories
 
     if not isinstance(row, Mapping):

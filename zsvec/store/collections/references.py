@@ -1,6 +1,7 @@
-"""The collections of references: one per encoder. Readers use only the references of writes that a manifest names.
+"""The collections of references, one per encoder.
 
-Small copies of images are written and deleted with the references of a write.
+Readers use only the references of writes that a manifest names. Small copies of images are written and deleted with the
+references of a write.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _HIT_FIELDS = ("category", "gen", "source", "hash")
-_WRITE_IDS = 256  # in one filter
+_WRITE_IDS = 256  # write ids in one filter
 
 
 class ReferenceCollections:
@@ -47,20 +48,20 @@ class ReferenceCollections:
     # Reading
 
     def pages(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """Yields pages of the references of these writes in one collection, without unreadable payloads."""
+        """Yields the references of these writes in one encoder's collection, in pages, without unreadable payloads."""
         for where in _wheres(write_ids):
             for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors):
                 yield page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload)])
 
     def read(self, category: Category, *, vectors: bool = True) -> Iterator[Reference]:
-        """Yields every reference of a category; without `vectors`, the vectors are empty."""
+        """Yields every reference of a category. If `vectors` is False, the vectors are empty."""
         for encoder in dict.fromkeys(encoder_and_modality(expert)[0] for expert in category.references):
             for page in self.pages(encoder, category.write_ids, vectors=vectors):
                 for payload, vector in zip(page.payloads, page.vectors, strict=True):
                     yield reference_from(encoder, payload, vector)
 
     def described(self, category: Category) -> list[StoredReference]:
-        """Returns each text and image of a category once, with all experts; texts first, then by age."""
+        """Returns each text and image of a category once, with its experts: first texts, then images, oldest first."""
         found: dict[tuple[Modality, str], list[Reference]] = {}
         for reference in self.read(category, vectors=False):
             found.setdefault((reference.modality, reference.hash), []).append(reference)
@@ -72,9 +73,9 @@ class ReferenceCollections:
         return {reference.key for reference in self.read(category, vectors=False)}
 
     def holders(self, hashes: Collection[str], categories: Sequence[Category]) -> dict[str, set[str]]:
-        """Returns the names of the categories that have an image, by content hash, in one pass over the references.
+        """Returns, by content hash, the names of the categories that have the image.
 
-        Hashes have no index, and a server may refuse a filter without one.
+        Reads all references once. Hashes have no index, and a server may refuse a filter without one.
         """
         live = {write_id: category.name for category in categories for write_id in category.write_ids}
         experts = {encoder_and_modality(expert) for category in categories for expert in category.references}
@@ -89,7 +90,7 @@ class ReferenceCollections:
         return found
 
     def counts(self, category: Category) -> dict[str, int]:
-        """Returns, by expert, the references of a category in its collection; the catalog may count more."""
+        """Returns, by expert, how many references of a category are stored. The catalog may count more."""
         if self._backend.exclusive:  # the index of a damaged file may count more than can be read
             read = Counter(expert_name(r.encoder, r.modality) for r in self.read(category, vectors=False))
             return {expert: read[expert] for expert in category.references} | read
@@ -101,7 +102,7 @@ class ReferenceCollections:
         return counted
 
     def garbage(self, categories: Iterable[Category], encoders: Iterable[str], kept: Iterable[str]) -> int:
-        """Returns the number of references that neither these categories nor kept writes count."""
+        """Returns the number of references that belong neither to these categories nor to the kept writes."""
         named = sum(sum(category.references.values()) for category in categories)
         wheres = _wheres(sorted(kept))
         names = [self.collection(encoder) for encoder in encoders]
@@ -143,7 +144,7 @@ class ReferenceCollections:
             self._backend.upsert(self.collection(encoder), points)
 
     def writes(self, collections: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """Yields category and write id of every reference and every small copy of an image in these collections."""
+        """Yields the category and write id of every reference and every small copy in these collections."""
         for name in collections:
             for page in self._backend.scroll(self.collection(name), Where(), fields=("category", "gen")):
                 yield from ((p["category"], p["gen"]) for p in page.payloads if is_reference(p, ("category", "gen")))

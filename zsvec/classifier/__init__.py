@@ -1,4 +1,4 @@
-"""The classifier: the façade, and predictions."""
+"""The classifier and its predictions."""
 
 from zsvec.classifier.facade import Classifier
 

@@ -42,19 +42,21 @@ if TYPE_CHECKING:
 
 
 class Classifier:
-    """Classifies images by the categories of a store, which may change at any time.
+    """Classifies images into the categories of a store, which may change at any time.
 
-    Made by `zsvec.open`. Encoders are loaded on first use. Thread-safe; after a fork, open another classifier.
+    `zsvec.open` makes a classifier. Encoders are loaded on first use. A classifier is thread-safe. After a fork, open
+    another classifier in the new process.
 
     Args:
         store: Store of the categories.
-        settings: How to encode, search and fuse.
+        settings: Settings of encoding, search and fusion.
         load_encoders: Returns the encoders; called once, on first use.
-        temperatures: By expert, the divisor of similarities; names the encoders.
-        prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
+        temperatures: By expert, the temperature that divides similarities. The experts determine the encoders in use.
+        prompts: By encoder, a template for the text of a category without definition texts; ``{name}`` is the
+            category's name.
 
     Attributes:
-        settings: As given.
+        settings: The settings of this classifier.
     """
 
     settings: Settings
@@ -113,19 +115,20 @@ class Classifier:
         metadata: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> Category:
-        """Add a category, or references to an existing one; visible to every process in its next batch.
+        """Adds a category, or references to an existing category. Every process sees them in its next batch.
 
-        Nothing is retrained. Adding is idempotent: references that the category already has are recognised by
-        content, and not embedded again.
+        Nothing is retrained. Adding is idempotent: references that the category already has are recognized by content,
+        and not embedded again.
 
         Args:
-            name: The label.
+            name: Name of the category.
             texts: Definition texts. Without any, a new category is defined by the name.
-            images: Reference images: paths, bytes, files, PIL images, arrays; or `ReferenceImage`, with metadata.
-            vectors: References embedded elsewhere by the same encoder: ``{"clip:image": (n, dim)}``. Recognised if
-                the same experts are given together again.
-            metadata: JSON to keep with the category.
-            replace: Whether given images, texts and metadata replace those of the category. The rest stays.
+            images: Reference images: paths, bytes, files, PIL images or arrays. Use `ReferenceImage` to add metadata.
+            vectors: References that the same encoders have embedded elsewhere, by expert: ``{"clip:image": (n, dim)}``.
+                To be recognized, they must be given again together with the vectors of the same experts.
+            metadata: JSON to store with the category.
+            replace: Whether the given images, texts and metadata replace those of the category. Parts that are not
+                given stay.
 
         Returns:
             The category as committed.
@@ -134,8 +137,7 @@ class Classifier:
             InvalidInputError: A name, text or vector is unusable, or a new category has no reference.
             ImageError: An image is unreadable; nothing was stored.
             EncoderMismatchError: The store was made with other encoders.
-            ConflictError: The category would have no reference, or other writers changed the category at every
-                attempt.
+            ConflictError: The category would have no reference, or other writers changed the category at every attempt.
         """
         given = CategoryInput(
             name=name, texts=texts, images=images, vectors={} if vectors is None else vectors, metadata=metadata
@@ -151,18 +153,20 @@ class Classifier:
         on_error: Callable[[str, ImageError], None] | None = None,
         on_commit: Callable[[Category], None] | None = None,
     ) -> list[Category]:
-        """Add many categories with shared batches; then calibrate the store, if that is cheap.
+        """Adds many categories, which share batches of the encoders, and then calibrates the store if that is cheap.
 
         After an error, earlier categories stay committed and are calibrated. After an interrupt
         (``KeyboardInterrupt``), earlier categories stay committed as well, but the stored calibration is stale until
         the next write or `calibrate`.
 
         Args:
-            categories: At most one of each name; iterated in a separate thread.
+            categories: The categories, at most one of each name. Iterated in a separate thread.
             replace: As for `add_category`.
-            on_error: Called with source and error for each unreadable image, which is left out; with `replace`, the
-                category then keeps its present images. By default, the error is raised.
-            on_commit: Called with each category when it is committed: the commit survives a kill at any instant.
+            on_error: Called with the source and the error of each unreadable image, which is left out. A category is
+                then skipped if it would have no reference or if `replace` would drop its stored images. By default, the
+                error is raised.
+            on_commit: Called with each category once it is committed. From then on, the category survives a killed
+                process.
 
         Returns:
             The categories as committed, in order.
@@ -179,15 +183,15 @@ class Classifier:
         return committed
 
     def remove_category(self, name: str) -> None:
-        """Remove a category and its references; raises CategoryNotFoundError for an unknown name."""
+        """Removes a category and its references; raises CategoryNotFoundError for an unknown name."""
         self._store.remove(checked_name(name))
 
     def categories(self) -> list[Category]:
-        """The committed categories, by name."""
+        """Returns the committed categories, sorted by name."""
         return self._store.categories()
 
     def category(self, name: str) -> Category:
-        """The committed category of this name; raises CategoryNotFoundError for an unknown name."""
+        """Returns the committed category of this name; raises CategoryNotFoundError for an unknown name."""
         return self._store.category(checked_name(name))
 
     @cached_property
@@ -213,7 +217,7 @@ class Classifier:
 
     @cached_property
     def inbox(self) -> Inbox:
-        """Images that wait for a label (active learning), and groups that may be missing categories."""
+        """Images that wait for a label (active learning), and groups of images that may be missing categories."""
         from zsvec.curation.inbox import Inbox
 
         experts = map(encoder_and_modality, self._scoring.temperatures)
@@ -235,45 +239,49 @@ class Classifier:
         )
 
     def keep(self, image: ImageInput | Prediction) -> str | None:
-        """Keep an image in the inbox, or the image of a prediction that has a `hash`, if the file is unchanged.
+        """Keeps an image in the inbox, to be labeled later.
+
+        Args:
+            image: An image, or a prediction with a `hash`. The prediction's file must be unchanged, unless the inbox
+                has the image.
 
         Returns:
-            Content hash of the image; ``None`` for an image that is not kept, because it is a near-duplicate of a
-            reference, of an image that was kept on request before, or of a dismissed one.
+            Content hash of the image. ``None`` if the image is not kept, because it is a near-duplicate of a reference,
+            of a dismissed image, or of another image that was kept on request.
 
         Raises:
-            ImageError: The image is unreadable, or its file has changed.
+            ImageError: The image is unreadable, or the file of the prediction has changed.
             InvalidInputError: The prediction has no hash.
         """
         return self._feedback.keep(image)
 
     def correct(self, image: ImageInput | Prediction, name: str) -> Category:
-        """Make an image a reference of the right category, from the next batch of every process on.
+        """Makes an image a reference of the right category. Every process uses the reference from its next batch on.
 
-        A reference of another category is moved. An image of the inbox is not embedded again.
+        If the image is a reference of another category, it is moved. An image of the inbox is not embedded again.
 
         Args:
             image: An image, or a prediction, as for `keep`.
-            name: The category; made if there is none.
+            name: Name of the category, which is created if missing.
 
         Returns:
             The category as committed.
 
         Raises:
-            ImageError: The image is unreadable, or its file has changed.
+            ImageError: The image is unreadable, or the file of the prediction has changed.
             InvalidInputError: The name is unusable, or the prediction has no hash.
-            ConflictError: Another category would lose its last reference, or other writers changed a category at
-                every attempt.
+            ConflictError: Another category would lose its last reference, or other writers changed a category at every
+                attempt.
         """
         return self._feedback.correct(image, name)
 
     def image(self, content_hash: str) -> Image | None:
-        """The small copy of a reference image, or of an image of the inbox; ``None`` without a readable copy."""
+        """Returns the small copy of a reference image or of an inbox image; ``None`` without a readable copy."""
         small = self.references.small(content_hash) or self.inbox.small(content_hash)
         return open_small(small.content) if small else None
 
     def thumbnail(self, image: ImageInput) -> bytes:
-        """A JPEG of any image, like the small copies of `image`: the shorter side has at most 256 pixels.
+        """Returns any image as a small JPEG, like the copies of `image`: the shorter side has at most 256 pixels.
 
         Raises:
             ImageError: The image is unreadable.
@@ -296,16 +304,19 @@ class Classifier:
         errors: Errors = "raise",
         keep: Keep | None = None,
     ) -> Prediction | list[Prediction]:
-        """Classify one image in the calling thread (concurrent threads share batches), or a list as a stream.
+        """Classifies one image, or a list of images.
+
+        One image is classified in the calling thread, and concurrent threads share batches. A list is classified as a
+        stream.
 
         Args:
-            images: A path, bytes, file, PIL image or array; or a list or tuple.
-            top_k: Categories in the rankings.
-            errors: For an unreadable image, ``raise``, or ``report`` a `Prediction` with ``error``.
-            keep: As for `classify_stream`; ``none`` by default for one image.
+            images: A path, bytes, file, PIL image or array; or a list or tuple of these.
+            top_k: Maximum number of categories in a ranking.
+            errors: For an unreadable image, ``raise`` the error, or ``report`` a `Prediction` with ``error``.
+            keep: As for `classify_stream`, but ``none`` by default for one image.
 
         Returns:
-            A prediction for an image; for a list, one per image, in order.
+            A prediction for one image; for a list, one prediction per image, in order.
 
         Raises:
             ImageError: An image is unreadable.
@@ -333,7 +344,7 @@ class Classifier:
         errors: Errors = "raise",
         keep: Keep | None = None,
     ) -> Prediction | list[Prediction]:
-        """`classify` in a thread, so that the event loop is not blocked."""
+        """Runs `classify` in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(self.classify, images, top_k=top_k, errors=errors, keep=keep)
 
     def classify_stream(
@@ -346,23 +357,23 @@ class Classifier:
         errors: Errors = "report",
         keep: Keep | None = None,
     ) -> Stream[Prediction]:
-        """Classify images as they come, in order and in bounded memory, from endless sources too.
+        """Classifies images as they come, in order and in bounded memory. The source may be endless.
 
         Threads decode ahead of the encoders. Each batch sees every category committed before its search.
 
         Args:
-            images: Iterated in a separate thread.
-            batch_size: Images per batch of an encoder; by default the setting.
-            max_wait_ms: Milliseconds, from its first image, after which an incomplete batch is classified; by
-                default 50.
-            top_k: Categories in the rankings.
-            errors: For an unreadable image, ``report`` a `Prediction` with ``error``, or ``raise``.
-            keep: Images to keep in the inbox for a label: ``none``, ``uncertain`` ones, or ``all``; by default the
+            images: The images. Iterated in a separate thread.
+            batch_size: Maximum number of images per batch of an encoder; by default, the setting.
+            max_wait_ms: Milliseconds after which an incomplete batch is classified, counted from its first image; by
+                default, 50.
+            top_k: Maximum number of categories in a ranking.
+            errors: For an unreadable image, ``report`` a `Prediction` with ``error``, or ``raise`` the error.
+            keep: Images to keep in the inbox for a label: ``none``, ``uncertain`` images, or ``all``. By default, the
                 setting.
 
         Returns:
             An iterator of predictions with ``stats``. Close the iterator, or use it as a context manager, to stop
-            early. Raises as `classify`.
+            early. Iterating raises as `classify`.
         """
         flow = Flow()
         return Stream(self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keep), flow)
@@ -377,7 +388,7 @@ class Classifier:
         errors: Errors = "report",
         keep: Keep | None = None,
     ) -> AsyncStream[Prediction]:
-        """`classify_stream` for an event loop, also of async sources; cancelling or closing ends its threads."""
+        """Runs `classify_stream` for an event loop, also from async sources. Canceling or closing ends the threads."""
         flow = Flow()
         if isinstance(images, AsyncIterable):
             images = iterate_async_source(images, flow)
@@ -390,27 +401,30 @@ class Classifier:
         return with_changes(self._predictor.totals.stats(), store=self._store.stats())
 
     def embed_stream(self, images: Iterable[ImageInput], *, batch_size: int | None = None) -> Iterator[Embedding]:
-        """Vectors of images as they come, in order and in bounded memory; for `classify_vectors`, or for storage.
+        """Embeds images as they come, in order and in bounded memory, for `classify_vectors` or for storage.
 
         Args:
-            images: Iterated in a separate thread.
-            batch_size: Images per batch of an encoder; by default the setting.
+            images: The images. Iterated in a separate thread.
+            batch_size: Maximum number of images per batch of an encoder; by default, the setting.
 
         Returns:
-            An iterator of embeddings, with an ``error`` for an unreadable image; raises as `encoders`.
+            An iterator of embeddings. The embedding of an unreadable image has an ``error``. Iterating raises as
+            `encoders`.
         """
         size = checked_batch_size(self.settings.batch_size if batch_size is None else batch_size)
         return self._embedder.stream(checked_images(images), size)
 
     def classify_vectors(self, vectors: Mapping[str, ArrayLike], *, top_k: int = 5) -> list[Prediction]:
-        """Classify images that are already embedded.
+        """Classifies images that are already embedded.
 
         Args:
-            vectors: By encoder, for each encoder, float ``(n_images, dim)`` of any norm; the same images in each.
-            top_k: Categories in the rankings.
+            vectors: By encoder, for all encoders of the store, float ``(n_images, dim)`` of any norm; the same images
+                in each.
+            top_k: Maximum number of categories in a ranking.
 
         Raises:
-            InvalidInputError: Vectors have other encoders or other shapes, are zero, or not finite.
+            InvalidInputError: The encoders are not those of the store, the shapes differ, or a vector is zero or not
+                finite.
             StoreError: The store has no category.
         """
         return self._predictor.predict_embedded(vectors, top_k)
@@ -418,20 +432,20 @@ class Classifier:
     def calibrate(
         self, *, false_unknown_rate: float | None = None, labelled: Iterable[tuple[ImageInput, str]] | None = None
     ) -> CalibrationReport:
-        """Learn temperatures, expert weights and rejection thresholds from the references, and store them.
+        """Learns temperatures, expert weights and rejection thresholds from the references, and stores them.
 
-        Without `labelled`, no encoder runs. Each write calibrates automatically while that is cheap; else the stored
-        calibration becomes stale.
+        Without `labelled`, no encoder runs. Each write calibrates the store automatically if that is cheap. Otherwise
+        the stored calibration becomes stale.
 
         Args:
-            false_unknown_rate: Target rate, 0 to 1, of images of known categories that are rejected as unknown; by
-                default the setting, the stored rate, or 0.05.
-            labelled: Images and their categories, from which the confidence on such images is learned. Kept until a
-                call without any.
+            false_unknown_rate: Target fraction, between 0 and 1, of the images of known categories that may be rejected
+                as unknown. By default, the setting, else the stored rate, else 0.05.
+            labelled: Pairs of an image and the name of its category, from which the confidence on such images is
+                learned. What was learned is kept until a call without `labelled`.
 
         Raises:
-            InvalidInputError: `false_unknown_rate` is not between 0 and 1, or a label is no category of the store.
-            ZSVecError: As `classify`; or the store has no two categories, or no reference image.
+            InvalidInputError: `false_unknown_rate` is not between 0 and 1, or a label is not a category of the store.
+            ZSVecError: As `classify`. Also if the store has fewer than two categories, or no reference image.
         """
         known = None
         if labelled is not None:
@@ -440,7 +454,10 @@ class Classifier:
         return self._calibrator.calibrate(false_unknown_rate, known)
 
     def create(self) -> None:
-        """Make the collections of the store, so that later writes need no key for that. Raises as a write."""
+        """Creates the collections of the store, so that later writes need no permission to create them.
+
+        Raises as a write.
+        """
         self._store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
         if self.settings.keep != "none":
             self._store.inbox.create()
@@ -451,7 +468,7 @@ class Classifier:
         return self._store.location
 
     def info(self) -> dict[str, Any]:
-        """Location, size, encoders and calibration of the store, and versions of its engine; JSON.
+        """Returns location, size, encoders, state of the calibration and engine versions, as a JSON object.
 
         Raises:
             StoreError: The store cannot be read.
@@ -459,11 +476,11 @@ class Classifier:
         return facts(self._store, self.settings)
 
     def ping(self) -> None:
-        """Read one record of the store; raises a StoreError if the store does not answer."""
+        """Reads one record of the store; raises a StoreError if the store does not respond."""
         self._store.encoders()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Limit each request of this thread to a server to so many seconds, within the block.
+        """Limits each request that this thread sends to a server in a block to so many seconds.
 
         ```python
         with clf.within(2):
@@ -478,7 +495,7 @@ class Classifier:
         return self._embedder.encoders
 
     def close(self) -> None:
-        """Make all writes durable and release the store."""
+        """Makes all writes durable, and closes the store."""
         self._predictor.close()
         self._searcher.close()
         self._store.close()
@@ -495,7 +512,7 @@ class Classifier:
 
 
 def basis_of(classifier: Classifier) -> tuple[Mapping[str, References], Scoring, float]:
-    """The parts of a classifier that an evaluation on its references needs.
+    """Returns the parts of a classifier that an evaluation on its own references needs.
 
     Returns:
         References by expert in use, the scoring, and the target false-unknown rate, 0 to 1.

@@ -1,4 +1,4 @@
-"""Predictions for images: embedded, compared with the references of the store, and scored."""
+"""Predictions: images are embedded, compared with the references of the store, and scored."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from zsvec.store import Store
 from zsvec.streams.flow import Flow, Totals
 from zsvec.types import Fingerprint, Keep, Prediction
 
-_NEIGHBORS = 3  # of each expert in a prediction
+_NEIGHBORS = 3  # nearest references of each expert in a prediction
 
 
 class Predictor:
-    """Predicts by the references of a store; `totals` are the statistics of all streams together."""
+    """Predicts categories from the references of a store. `totals` has the statistics of all streams together."""
 
     def __init__(
         self,
@@ -60,7 +60,10 @@ class Predictor:
         self._keepers: dict[Keep, StreamKeeper | None] = {}
 
     def encoders_to_read(self) -> EncoderSet:
-        """The encoders, checked against the store once; then the search checks them when categories change."""
+        """Returns the encoders. The first call checks them against the store.
+
+        Later, the search checks them when categories change.
+        """
         if self._fingerprints is None:
             if not self._store.encoders():
                 raise self._empty_store()
@@ -107,7 +110,7 @@ class Predictor:
         errors: Errors,
         keep: Keep | None,
     ) -> Generator[Prediction, None, None]:
-        """As `zsvec.classifier.Classifier.classify_stream`; refuses unusable arguments at once."""
+        """As `zsvec.classifier.Classifier.classify_stream`; refuses invalid arguments at once."""
         keeper = self._keeper.of_stream(keep, flow)
         size = checked_batch_size(self._settings.batch_size if batch_size is None else batch_size)
         check_answers(top_k, errors)
@@ -137,7 +140,7 @@ class Predictor:
         *,
         related: bool = True,
     ) -> Iterator[Prediction]:
-        """Predictions of a batch, in order, from the vectors of the readable images."""
+        """Yields the predictions of a batch, in order. `vectors` has rows for the readable images only."""
         readable = [image for image in batch if image.error is None]
         sources = [image.source for image in readable]
         answered: list[Prediction] = []
@@ -168,15 +171,15 @@ class Predictor:
         return self._predict(sources, queries, top_k, Flow())[0] if sources else []
 
     def predict_each(self, sources: Sequence[str], vectors: Vectors, top_k: int) -> list[Prediction]:
-        """Predictions of embedded images, each independent of the others."""
+        """Returns the predictions of embedded images, each independent of the other images."""
         return self._predict(sources, vectors, top_k, Flow(), related=False)[0]
 
     def _predict(
         self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow, *, related: bool = True
     ) -> tuple[list[Prediction], list[float]]:
-        """Predictions as of `predict_each`, and the rank of each image for `Flow.rank`.
+        """Returns the predictions of embedded images, and the rank of each image for `Flow.rank`.
 
-        With `related`, images of a batch may inform each other's predictions.
+        With `related`, images of a batch may influence each other's predictions.
         """
         with flow.stage("search"):
             found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
@@ -190,12 +193,12 @@ class Predictor:
             return [answer for _, answers in parts for answer in answers], ranks
 
     def _index(self) -> IndexSpec:
-        encoders = self._embedder.loaded  # numpy compares before encoders are loaded
+        encoders = self._embedder.loaded  # numpy searches until encoders are loaded
         on = encoders.device if encoders else "cpu"
         device = on if self._settings.index_device == "auto" else self._settings.index_device
         return in_memory(device, self._settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
 
     def close(self) -> None:
-        """Wait until the images to be kept are written."""
+        """Waits until the images to keep are written."""
         self._singles.end()
         self._singles.wait()

@@ -230,7 +230,7 @@ class Collector:
         """
         if not left:
             return 0
-        needed = History(self._catalog).needed()  # read after the manifests, which still named the writes of newer changes
+        needed = History(self._catalog).needed()  # read after the manifests, which named writes of newer changes
         dead = sorted(set[str]().union(*(some for _, some in left)) - needed)
         deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
         done = [identifier for identifier, some in left if identifier and needed.isdisjoint(some)]

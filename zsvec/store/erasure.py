@@ -70,7 +70,7 @@ def forget(writer: Writer, content_hash: str) -> Forgotten:
             "once more"
         ),
     )
-    for name in catalog.collections():  # even if no point was found: an earlier process may have been killed before this
+    for name in catalog.collections():  # even without points: a process may have been killed before this
         catalog.backend.rewrite(references.collection(name))
     return Forgotten(tuple(sorted(changed)), len(deleted))
 

@@ -11,10 +11,10 @@ transfer still runs or not. No clock is involved.
 2. Target: commit the new manifest, which names the transfer. If the target has changed, the transfer is canceled.
 3. Source: commit the new manifest or, if the transfer is canceled, the present one. Both come without the transfer.
 
-A process that writes to the source after step 1, or to the target after step 2, first does step 3. So if the source
-names the transfer, and the target neither names it nor is as planned, then another process changed the target before
-step 2. A process that reads the two categories at different times can see the same after the transfer is done. Such a
-process takes the transfer for canceled, and loses at step 3.
+A process that writes to the source after step 1, or to the target after step 2, first does step 3. So suppose that the
+source names the transfer, but the target neither names the transfer nor has the version from which it was planned. Then
+another process changed the target before step 2. A process that reads the two categories at different times can see the
+same after the transfer is done. Such a process takes the transfer for canceled, and loses at step 3.
 
 A reader that reads page by page may see the new source and the old target. So the new source names the version of the
 target that it requires, and the reader asks for that version (`zsvec.store.catalog.changefeed`).
@@ -187,8 +187,7 @@ def _is_older(manifest: Manifest, planned_on: Manifest) -> bool:
 
 
 def _said(manifest: Manifest) -> Mapping[str, Any]:
-    """Returns the transfer that a source records; empty without one, or if an untrusted writer stored an invalid one.
-    """
+    """Returns the transfer that a source records; empty if there is none, or if its record is invalid."""
     said = manifest.get("transfer")
     if not isinstance(said, dict) or not isinstance(said.get("id"), str) or "planned_on" not in said:
         return {}

@@ -1,1 +1,1 @@
-"""Keeps the references of a store right: label errors, duplicates, the inbox, undo. Independent of the classifier."""
+"""Curation of the references: label errors, duplicates, the inbox and undo. Independent of the classifier."""

@@ -1,13 +1,13 @@
 """Audit of the reference images of a store. Nothing is changed.
 
 - *Labels*: images that the other references put into another category (`zsvec.method.quality.label_errors`).
-- *Duplicates*: near-duplicates within a category or across (`zsvec.method.quality.neighborhoods`).
-- *Outliers*: images with distant nearest neighbors (the weight of Angiulli & Pizzuti, "Fast outlier detection in high
-  dimensional spaces", 2002; threshold in `zsvec.method.quality.neighborhoods`).
+- *Duplicates*: near-duplicates within a category or across categories (`zsvec.method.quality.neighborhoods`).
+- *Outliers*: images whose nearest neighbors are distant (the weight of Angiulli & Pizzuti, "Fast outlier detection in
+  high dimensional spaces", 2002; threshold in `zsvec.method.quality.neighborhoods`).
 - *Thin categories*: too few pictures, or pictures that differ much less than in other categories.
-- *Confusions*: pairs of categories with confused images, except those of doubtful label.
+- *Confusions*: pairs of categories whose images are confused. Images with a doubtful label do not count.
 
-Labels and confusions need a calibration, for the weight of each expert's evidence.
+Labels and confusions need a calibration, which weights the evidence of each expert.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_bel
 from zsvec.method.quality.scenes import image_rows, most_discriminating
 from zsvec.method.similarities import References, category_names, image_experts
 
-_OUTLIER_FENCE = 2.0  # interquartile distances below the lower quartile of closeness
-_UNIFORM_FENCE = 3.0  # interquartile distances below the lower quartile of log spread
-_LEAST_SPREAD = 1e-6  # of equal images, above rounding errors
+_OUTLIER_FENCE = 2.0  # interquartile ranges below the lower quartile of closeness
+_UNIFORM_FENCE = 3.0  # interquartile ranges below the lower quartile of log spread
+_LEAST_SPREAD = 1e-6  # spread of equal images, above rounding errors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Duplicates:
     Attributes:
         images: Two or more images.
         across: Whether the images are in several categories, of which at most one is right.
-        likeness: Least cosine between an image and its duplicate, -1 to 1.
+        likeness: Smallest cosine between an image and its duplicate, -1 to 1.
     """
 
     images: Sequence[StoredImage]
@@ -67,7 +67,7 @@ class Outlier:
 
     Attributes:
         image: The image.
-        similarity: Mean cosine to the three nearest others, -1 to 1.
+        similarity: Mean cosine to the three nearest images of other pictures, -1 to 1.
     """
 
     image: StoredImage
@@ -82,8 +82,8 @@ class ThinCategory:
         category: Name of the category.
         images: Number of reference images.
         pictures: Number of different pictures; duplicates count once.
-        spread: Median distance (1 - cosine) of two images, 0 to 2; ``None`` for fewer than two.
-        uniform: Whether enough images show few pictures, or differ much less than in other categories.
+        spread: Median distance (1 - cosine) between two images, 0 to 2; ``None`` for fewer than two images.
+        uniform: Whether the category has enough images, but these show few pictures or differ too little.
     """
 
     category: str
@@ -95,11 +95,11 @@ class ThinCategory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confusion:
-    """Two categories with confused reference images.
+    """Two categories whose reference images are confused.
 
     Attributes:
-        categories: Names of the categories, ascending.
-        images: Images that the other references put into the other category.
+        categories: Names of the categories, in ascending order.
+        images: Images of one category that the other references put into the other.
     """
 
     categories: tuple[str, str]
@@ -108,18 +108,18 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """Findings among the reference images of a store, of each kind the most doubtful first.
+    """Findings about the reference images of a store. Each kind begins with the most doubtful.
 
     Attributes:
         images: Number of reference images.
-        judged: Number of judged labels; 0 without a calibration. An image is not judged if no other image is in its
+        judged: Number of judged labels; 0 without a calibration. An image is not judged if it is the only image of its
             category, or if it lacks the vector of an encoder.
-        calibrated: Whether there is a calibration to judge labels by.
-        labels: Probable label errors, by falling probability.
+        calibrated: Whether the store has a calibration by which labels can be judged.
+        labels: Probable label errors, the most probable first.
         duplicates: Near-duplicates: across categories first, then by number of images.
         outliers: Outliers, the farthest first.
         thin: Categories with too few different images, fewest pictures first.
-        confusions: Confused pairs of categories, by falling number of images.
+        confusions: Confused pairs of categories, those with the most images first.
     """
 
     images: int
@@ -132,7 +132,7 @@ class Audit:
     confusions: Sequence[Confusion] = ()
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The objects that ``zsvec audit --json`` prints: a summary, then the findings, each with its kind."""
+        """Yields the objects that ``zsvec audit --json`` prints: a summary, then the findings, each with its kind."""
         kinds: dict[str, Sequence[Suspect | Duplicates | Outlier | ThinCategory | Confusion]] = {
             "label": self.labels,
             "duplicates": self.duplicates,
@@ -152,7 +152,7 @@ class Audit:
 
 
 def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | None) -> Audit:
-    """Audit references by expert, compared in blocks; without a calibration, `verdicts` are ``None``."""
+    """Audits references by expert. Without a calibration, `verdicts` is ``None``. Compares images in blocks."""
     stored = {
         key: StoredImage(category=key[0], hash=key[1], source=source)
         for found in image_experts(references).values()
@@ -197,7 +197,7 @@ def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> l
 
 
 def _thin(names: Sequence[str], compared: Neighborhoods, spread: Mapping[str, float]) -> list[ThinCategory]:
-    """Thin categories, those without an image included."""
+    """Returns the thin categories, including categories without images."""
     images = Counter(name for name, _ in compared.keys)
     shown = zip(compared.keys, compared.pictures.tolist(), strict=True)
     pictures = Counter(name for name, _ in {(key[0], picture) for key, picture in shown})

@@ -12,16 +12,17 @@ from zsvec.types import Change
 
 
 class ChangeHistory:
-    """The changes within the undo window (setting ``history``), of all processes: ``clf.history`` of a classifier.
+    """Recent changes of all processes: ``clf.history`` of a classifier.
 
-    Iterating gives the changes, newest first. Writes that belong together, such as an import, are one change.
+    The setting ``history`` is the time for which changes are kept and can be undone. Iterating yields the changes,
+    newest first. Writes that belong together, such as an import, are one change.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def __iter__(self) -> Iterator[Change]:
-        """The changes, newest first, undone ones included.
+        """Yields the changes, newest first, undone ones included.
 
         Raises:
             StoreError: The changes cannot be read.
@@ -29,12 +30,12 @@ class ChangeHistory:
         return iter(self._store.changes())
 
     def of(self, category: str) -> list[Change]:
-        """The changes of one category, newest first; raises as iterating."""
+        """Returns the changes of one category, newest first. Raises as iterating."""
         name = checked_name(category)
         return [change for change in self if name in change.categories]
 
     def one_change(self, what: str) -> AbstractContextManager[str]:
-        """Make all writes of a block, and of inner blocks, one change. The block gets the change's id.
+        """Makes all writes of a block, and of inner blocks, one change. The block gets the id of the change.
 
         ```python
         with clf.history.one_change("import"):
@@ -48,7 +49,7 @@ class ChangeHistory:
         return self._store.one_change(what)
 
     def acting(self, by: str | None) -> AbstractContextManager[None]:
-        """Override the recorded author of changes (setting ``added_by``) within a block.
+        """Overrides the recorded author of changes (setting ``added_by``) within a block.
 
         Args:
             by: The author; ``None`` for the setting.
@@ -56,20 +57,20 @@ class ChangeHistory:
         return self._store.acting(by)
 
     def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
-        """Undo a change: its categories become as they were before. Nothing is embedded again.
+        """Undoes a change: the changed categories become as they were before. No image is embedded again.
 
         An undo is a change as well, and can be undone by its id.
 
         Args:
-            category: Undo the last change of this category; by default the last change of all.
-            change: Id of the change, or its first characters.
+            category: Name of the category whose last change to undo. By default, the last change of the store is
+                undone.
+            change: Id of the change to undo, or the first characters of the id.
 
         Returns:
             The change that was undone.
 
         Raises:
-            InvalidInputError: There is no such change, or a later change of one of the categories must be undone
-                first.
+            InvalidInputError: There is no such change, or a later change of one of the categories must be undone first.
             ConflictError: Other writers changed a category at every attempt.
         """
         if change is not None and not isinstance(change, str):

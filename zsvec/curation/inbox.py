@@ -24,8 +24,8 @@ from zsvec.method.quality.inbox_ranking import most_useful, uncertainty, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
 from zsvec.types import Category, Prediction, SmallImage, fields_of
 
-_FEWEST = 5  # images of a group
-_PROPOSED = 3  # names of a group
+_FEWEST = 5  # images of the smallest group
+_PROPOSED = 3  # names proposed for a group
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,9 @@ class Unlabelled:
         source: Path or name of the image.
         added: Time at which the image was kept (UTC).
         width: Width of the image, upright, in pixels; 0 if unknown.
-        height: Height, likewise.
-        urgency: Expected value of a label, 0 to 1.
-        prediction: Prediction by the present categories; ``None`` without any.
+        height: Height of the image, upright, in pixels; 0 if unknown.
+        urgency: How informative a label of the image is, 0 to 1.
+        prediction: Prediction from the present categories; ``None`` if the store has no category.
     """
 
     hash: str
@@ -56,19 +56,20 @@ class Unlabelled:
         return uncertainty(self.prediction) if self.prediction else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``zsvec inbox --json`` prints."""
+        """Returns the object that ``zsvec inbox --json`` prints."""
         added = self.added.isoformat(timespec="seconds")
         return {**fields_of(self), "added": added, "prediction": self.prediction and self.prediction.to_dict()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Similar unknown images: perhaps a missing category.
+    """Similar unknown images, which may show a missing category.
 
     Attributes:
         images: The images, the most typical first.
-        likeness: Mean cosine of two images, over all encoders, -1 to 1.
-        names: Proposed names, the likeliest first; empty without an encoder of texts, or words.
+        likeness: Mean cosine of two images of the group, averaged over the encoders, -1 to 1.
+        names: Proposed names, the most likely first; empty if not requested, without an encoder of texts, or without
+            timm.
     """
 
     images: Sequence[Unlabelled]
@@ -76,7 +77,7 @@ class Group:
     names: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``zsvec inbox groups --json`` prints."""
+        """Returns the object that ``zsvec inbox groups --json`` prints."""
         images = [image.to_dict() for image in self.images]
         return {"names": list(self.names), "likeness": self.likeness, "images": images}
 
@@ -84,7 +85,7 @@ class Group:
 class Inbox:
     """The images that wait for a label: ``clf.inbox`` of a classifier.
 
-    Iterating gives the images, the most useful first (`rank`). Only the names of groups need an encoder.
+    Iterating yields the images, the most useful first (`rank`). Only the proposed names of groups need an encoder.
     """
 
     def __init__(
@@ -110,23 +111,23 @@ class Inbox:
         return iter(self.rank())
 
     def hashes(self) -> list[str]:
-        """Content hashes of the images that wait, in no order."""
+        """Returns the content hashes of the waiting images, in no particular order."""
         return [image.hash for image in self._waiting()]
 
     def small(self, content_hash: str) -> SmallImage | None:
-        """The small copy of an image that waits; ``None`` without a readable copy."""
+        """Returns the small copy of an image that waits; ``None`` without a readable copy."""
         return self._store.inbox.small(checked_hash(content_hash))
 
     def rank(self, number: int | None = None) -> list[Unlabelled]:
-        """The images to label next: informative ones that differ from each other.
+        """Returns the images to label next: informative images that differ from each other.
 
-        The images are classified by the present categories, from their stored vectors.
+        The images are classified from their stored vectors, into the present categories.
 
         Args:
-            number: How many, at most; by default all.
+            number: Maximum number of images; by default, all.
 
         Raises:
-            InvalidInputError: `number` is no number from 1 up.
+            InvalidInputError: `number` is not a positive integer.
             StoreError: The store cannot be read.
         """
         waiting = self._waiting()
@@ -138,16 +139,16 @@ class Inbox:
         return [found[row] for row in most_useful(urgencies, nearness, matrices(waiting), wanted)]
 
     def groups(self, *, names: bool = True) -> list[Group]:
-        """Groups of five or more similar unknown images, the largest first: each may be a missing category.
+        """Returns groups of five or more similar unknown images, the largest first. Each may be a missing category.
 
         In a store without categories, all images are unknown.
 
         Args:
-            names: Whether to propose names, which loads the encoders: ImageNet labels with the text vectors nearest
-                to the mean of the images.
+            names: Whether to propose names, which loads the encoders. The names are ImageNet labels: those with the
+                text vectors nearest to the mean of the images.
 
         Raises:
-            InvalidInputError: `names` is no truth value.
+            InvalidInputError: `names` is not a bool.
             StoreError: The store cannot be read.
             WeightsUnavailableError: The encoders cannot be loaded.
         """
@@ -166,7 +167,7 @@ class Inbox:
         ]
 
     def _names(self, vectors: Vectors, groups: Sequence[Sequence[int]]) -> list[tuple[str, ...]]:
-        """Proposed names of groups of images, by the encoders of both texts and images."""
+        """Returns proposed names of groups of images, from the encoders that embed both texts and images."""
         words = common_words()
         both = [encoder for encoder in self._encoders() if {"text", "image"} <= set(encoder.modalities)]
         if not (words and both):
@@ -174,7 +175,7 @@ class Inbox:
         scores = np.zeros((len(groups), len(words)))
         for encoder in both:
             means = np.array([vectors[encoder.name][list(rows)].mean(axis=0) for rows in groups])
-            with self._lock:  # a thousand words take long: embedded once
+            with self._lock:  # embedding a thousand words takes long, so it is done once
                 if encoder.name not in self._words:
                     self._words[encoder.name] = encoder.encode_texts(words)
             cosines = means @ self._words[encoder.name].T
@@ -183,23 +184,23 @@ class Inbox:
         return [tuple(words[word].split(",")[0] for word in row) for row in best]
 
     def label(self, hashes: str | Collection[str], name: str) -> Category:
-        """Make images references of a category, which is made if there is none. No encoder runs.
+        """Makes images of the inbox references of a category. No encoder runs.
 
-        The images are references from the next batch of every process on, with the same source, and leave the inbox. A
-        reference of another category is moved. A new category has no definition text: `StoredReferences.update` adds
-        one. Labelling is idempotent: repeat it after a kill.
+        The images leave the inbox. Every process uses the references from its next batch on. If an image is a reference
+        of another category, it is moved. A missing category is created without definition texts;
+        `StoredReferences.update` adds texts. Labeling is idempotent: after a kill, repeat the call.
 
         Args:
             hashes: Content hash of an image, or several.
-            name: The category.
+            name: Name of the category.
 
         Returns:
             The category as committed.
 
         Raises:
-            InvalidInputError: No such image waits, or the name is unusable.
-            ConflictError: Another category would lose its last reference, or other writers changed a category at
-                every attempt.
+            InvalidInputError: An image does not wait in the inbox, or the name is unusable.
+            ConflictError: Another category would lose its last reference, or other writers changed a category at every
+                attempt.
         """
         wanted, target = checked_hashes(hashes), checked_name(name)
         images = {image.hash: image for image in self._store.inbox.read(sorted(wanted), vectors=True)}
@@ -213,9 +214,10 @@ class Inbox:
     def _relabel(
         self, holders: Mapping[str, Collection[str]], target: str, images: Sequence[InboxImage] = ()
     ) -> Category:
-        """Make images of the inbox, and those that `holders` names by their content hash, references of one category.
+        """Makes inbox images, and the images in `holders`, references of one category.
 
-        Raises a ConflictError if another writer has removed a reference.
+        `holders` has, by content hash, the names of the categories that already have an image. Raises a ConflictError
+        if another writer has removed a reference.
         """
         by_source: dict[str, set[str]] = {}
         for digest, names in holders.items():
@@ -230,10 +232,10 @@ class Inbox:
         return category
 
     def dismiss(self, hashes: str | Collection[str]) -> None:
-        """Take images out of the inbox. Until expiry, neither these images nor near-duplicates are kept again.
+        """Takes images out of the inbox. Until they expire, neither these images nor near-duplicates are kept again.
 
         Raises:
-            InvalidInputError: No such image waits.
+            InvalidInputError: An image does not wait in the inbox.
             StoreError: The store cannot be written.
         """
         wanted = checked_hashes(hashes)
@@ -242,14 +244,14 @@ class Inbox:
         self._store.inbox.put([with_changes(image, dismissed=True) for image in images])
 
     def clear(self) -> None:
-        """Delete all images of the inbox, dismissed ones included."""
+        """Deletes all images of the inbox, dismissed ones included."""
         self._store.inbox.clear()
 
     def _waiting(self) -> list[InboxImage]:
         return [image for image in self._keeper.present() if not image.dismissed]
 
     def _described(self, images: Sequence[InboxImage]) -> list[Unlabelled]:
-        """Images with predictions by the present categories."""
+        """Returns the images with their predictions from the present categories."""
         if not images:
             return []
         predictions: Sequence[Prediction | None] = [None] * len(images)
@@ -291,17 +293,17 @@ def _check_waiting(missing: Collection[str]) -> None:
 
 
 def _usefulness(one: Unlabelled) -> tuple[float, float]:
-    """Urgency of an image, and the cosine to the nearest reference; 0 without any."""
+    """Returns the urgency of an image, and the cosine to the nearest reference or 0 without a reference."""
     distance = one.prediction.distance if one.prediction else None
     return one.urgency, 0.0 if distance is None else 1 - distance
 
 
 def _similar(vectors: Vectors) -> list[tuple[list[int], float]]:
-    """Rows and mean cosine of each group of similar images, the largest first, then the more similar.
+    """Returns the rows and the mean cosine of each group of similar images: large groups first, then similar ones.
 
     Groups are dense regions between sparse ones (HDBSCAN: Campello, Moulavi & Sander, "Density-based clustering based
-    on hierarchical density estimates", 2013), so neither a number of groups nor a threshold of similarity is needed,
-    and most images may belong to none.
+    on hierarchical density estimates", 2013). So neither a number of groups nor a threshold of similarity is needed,
+    and most images may belong to no group.
     """
     cosines: NDArray[np.float64] = np.mean([rows @ rows.T for rows in vectors.values()], axis=0, dtype=np.float64)
     if len(cosines) < _FEWEST:
@@ -310,7 +312,7 @@ def _similar(vectors: Vectors) -> list[tuple[list[int], float]]:
 
     distances = np.clip(1 - cosines, 0, 2)
     found = HDBSCAN(_FEWEST, metric="precomputed", copy=True).fit(distances).labels_
-    if found.max() < 0:  # perhaps one group; always allowing a single one would take in many more images
+    if found.max() < 0:  # there may be one group; if one were always allowed, it would include many more images
         found = HDBSCAN(_FEWEST, metric="precomputed", copy=True, allow_single_cluster=True).fit(distances).labels_
     groups = []
     for label in range(found.max() + 1):
@@ -322,7 +324,7 @@ def _similar(vectors: Vectors) -> list[tuple[list[int], float]]:
 
 
 class Feedback:
-    """Keeps and corrects single images. A prediction can stand for its image, by the content hash."""
+    """Keeps and corrects single images. A prediction with a content hash can stand for its image."""
 
     def __init__(
         self,
@@ -372,7 +374,7 @@ class Feedback:
             if isinstance(image, Prediction):
                 known = _hash_of(image)
             else:
-                image = taken(image, **self._embedder.limits)  # read twice
+                image = taken(image, **self._embedder.limits)  # since the image is read twice
                 known = content_hash(image, **self._embedder.limits)
             if self._store.inbox.read([known], vectors=True):
                 return self._inbox.label(known, target)

@@ -35,10 +35,10 @@ class StoredReferences:
         self._builder = builder
 
     def remove(self, name: str, hashes: str | Collection[str]) -> Category:
-        """Remove references of a category.
+        """Removes references from a category.
 
         Args:
-            name: The category.
+            name: Name of the category.
             hashes: Content hash of a text or an image, or several.
 
         Returns:
@@ -47,15 +47,15 @@ class StoredReferences:
         Raises:
             CategoryNotFoundError: There is no such category.
             InvalidInputError: The category has no such reference.
-            ConflictError: The category would have no reference, or other writers changed the category at every
-                attempt.
+            ConflictError: The category would have no reference, or other writers changed the category at every attempt.
         """
         return self._store.remove_references(checked_name(name), checked_hashes(hashes))
 
     def move(self, hashes: str | Collection[str], *, source: str, target: str) -> Category:
-        """Move references from one category to another, which is made if there is none.
+        """Moves references from one category to another, which is created if missing.
 
-        The references are in both categories for an instant, never in neither; after a kill they are in one.
+        For an instant, the references are in both categories. If the process is killed, each reference is still in at
+        least one of them.
 
         Args:
             hashes: Content hash of a text or an image, or several.
@@ -67,8 +67,8 @@ class StoredReferences:
 
         Raises:
             CategoryNotFoundError: There is no such source.
-            InvalidInputError: The source has no such reference, or is the target.
-            ConflictError: The source would have no reference, or other writers changed one of the two at every
+            InvalidInputError: The source has no such reference, or source and target are the same.
+            ConflictError: The source would have no reference, or other writers changed source or target at every
                 attempt.
         """
         return self._moved(
@@ -76,12 +76,12 @@ class StoredReferences:
         )
 
     def rename(self, name: str, new: str) -> Category:
-        """Rename a category. A definition text that is the old name becomes the new one.
+        """Renames a category. If a definition text is the old name, the new name replaces it.
 
         Raises:
             CategoryNotFoundError: There is no category of the old name.
-            InvalidInputError: There is a category of the new name, or both names are the same.
-            ConflictError: Other writers changed one of the two at every attempt.
+            InvalidInputError: There is already a category of the new name, or both names are the same.
+            ConflictError: Other writers changed one of the two categories at every attempt.
         """
         old, wanted = checked_name(name), checked_name(new)
         category = self._store.category(old)
@@ -93,12 +93,14 @@ class StoredReferences:
             return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
 
     def merge(self, source: str, target: str) -> Category:
-        """Move all references of a category to another one, and remove the category. Metadata of the target win.
+        """Moves all references of one category to another, and removes the first.
+
+        The metadata is merged as well. If both categories have a key, the value of the target stays.
 
         Raises:
             CategoryNotFoundError: One of the categories does not exist.
-            InvalidInputError: Both are the same.
-            ConflictError: Other writers changed one of the two at every attempt.
+            InvalidInputError: Source and target are the same.
+            ConflictError: Other writers changed source or target at every attempt.
         """
         self._store.category(checked_name(target))
         return self._moved(Move(source=checked_name(source), target=checked_name(target)))
@@ -106,11 +108,12 @@ class StoredReferences:
     def update(
         self, name: str, *, texts: Sequence[str] | None = None, metadata: Mapping[str, Any] | None = None
     ) -> Category:
-        """Replace the definition texts of a category, its metadata, or both in one change. Images stay.
+        """Replaces the definition texts of a category, the metadata, or both in one change. Images stay.
 
         Args:
-            name: The category.
-            texts: New definition texts; present ones among them are not embedded again. ``None`` keeps the texts.
+            name: Name of the category.
+            texts: New definition texts. Texts that the category already has are not embedded again. ``None`` keeps the
+                texts.
             metadata: New metadata, JSON; ``None`` keeps the metadata.
 
         Returns:
@@ -119,8 +122,7 @@ class StoredReferences:
         Raises:
             CategoryNotFoundError: There is no such category.
             InvalidInputError: A text or the metadata is unusable.
-            ConflictError: The category would have no reference, or other writers changed the category at every
-                attempt.
+            ConflictError: The category would have no reference, or other writers changed the category at every attempt.
         """
         if texts is None and metadata is None:
             raise InvalidInputError("update must be given texts, metadata or both. Got neither")
@@ -135,24 +137,25 @@ class StoredReferences:
         return category
 
     def forget(self, content_hash: str) -> Forgotten:
-        """Erase an image from every category, the inbox, the small copies and the history, without undo.
+        """Erases an image from every category, the inbox, the small copies and the history. No undo restores the image.
 
-        A later write may add the image again. A category without other references is removed. An embedded store
+        A later write may add the image again. A category that has no other reference is removed. An embedded store
         rewrites the files of all references, so that no trace of the image remains. A server deletes the points, and
-        overwrites its files at its own time. The cache of this user is deleted; other users' caches are renewed when
-        the store is opened again.
+        rewrites its files on its own schedule. The reference cache of the present user is deleted. The caches of other
+        users are renewed when they open the store again.
 
         Args:
             content_hash: Content hash of the image.
 
         Returns:
-            The erased points; none for an image that was not in this store, for instance after a change of the file.
+            The number of erased points, and the categories that had the image. If the file of the image has changed, it
+            has another hash, and the number is 0.
 
         Raises:
-            InvalidInputError: The value is no content hash of 64 characters.
+            InvalidInputError: The value is not a content hash of 64 characters.
             StoreError: There is no store.
-            StoreUnavailableError: The disk has no room to rewrite the files; the references are deleted.
-            ConflictError: Other writers add the image again and again.
+            StoreUnavailableError: The disk has no room to rewrite the files. The references are deleted nevertheless.
+            ConflictError: Other writers added the image again at every attempt.
         """
         digest = checked_hash(content_hash).lower()
         if not _HASH.fullmatch(digest):
@@ -169,7 +172,7 @@ class StoredReferences:
         return self._store.move(move)
 
     def of(self, name: str) -> list[StoredReference]:
-        """The references of a category: each text and image once, texts first, then by age.
+        """Returns each text and image of a category once: first texts, then images, oldest first.
 
         Raises:
             CategoryNotFoundError: There is no such category.
@@ -177,22 +180,22 @@ class StoredReferences:
         return self._store.stored_references(checked_name(name))
 
     def small(self, content_hash: str) -> SmallImage | None:
-        """The small copy of a reference image; ``None`` without a readable copy."""
+        """Returns the small copy of a reference image; ``None`` without a readable copy."""
         return self._store.image(checked_hash(content_hash))
 
     def suspects(self) -> list[Suspect]:
-        """Probable label errors among the reference images, most doubtful first; nothing is changed.
+        """Returns probable label errors among the reference images. Nothing is changed.
 
-        Every reference image is compared with all others by the stored calibration. All vectors are read into the
-        process; other memory is bounded. (The report of `Classifier.calibrate` names suspects only among the images
-        that were left out.)
+        The stored calibration decides how much each similarity to the other images counts. All vectors are read into
+        the process; other memory is bounded. (The report of `Classifier.calibrate` also names suspects, but only among
+        the images that it leaves out.)
 
-        Texts are not judged, nor is an image without another of its category. A picture in several categories is
-        judged only if each of these has another image.
+        Texts are not judged, nor is the only image of a category. A picture in several categories is judged only if
+        each of these categories has another image.
 
         Returns:
-            Each suspect with the probability, above 0.5, of a wrong category, and the category that the other
-            references make most probable.
+            The suspects, most doubtful first. Each has the probability, above 0.5, that its category is wrong, and the
+            category that the other references make most probable.
 
         Raises:
             StoreError: There is no calibration for the experts and the aggregation in use.
@@ -207,11 +210,12 @@ class StoredReferences:
         return suspects(references, verdicts)
 
     def audit(self) -> Audit:
-        """Audit the reference images; findings of each kind, the most doubtful first. Nothing is changed.
+        """Audits the reference images. Nothing is changed.
 
-        Label errors, as of `suspects`; near-duplicates; outliers; categories with too few different images; and pairs
-        of confused categories. Label errors and confusions need a calibration. All vectors are read
-        into the process once; other memory grows with the number of images, and the time with its square.
+        The findings are label errors, as of `suspects`; near-duplicates; outliers; categories with too few different
+        images; and pairs of confused categories. Each kind begins with the most doubtful. Label errors and confusions
+        need a calibration. All vectors are read into the process once. Other memory grows with the number of images,
+        and the time with its square.
 
         Raises:
             StoreError: References cannot be read.

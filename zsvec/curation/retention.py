@@ -1,8 +1,8 @@
-"""Retention of the inbox: bounded in number and age, without near-duplicates, under concurrent writers.
+"""Retention of the inbox: limits on number and age, and no near-duplicates, under concurrent writers.
 
-After each write, the writer reads the whole inbox and deletes the surplus by one rule (`surplus`). Of two concurrent
-writers, the one that reads last sees both writes, so the bounds hold once both are done. Concurrent deletions may lose
-an image of the inbox, never a reference.
+After each write, the writer reads the whole inbox and deletes the images that `surplus` selects. Of two concurrent
+writers, the one that reads last sees both writes. So the limits hold once both writers are done. Concurrent deletions
+may lose an image of the inbox, but never a reference.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from zsvec.types import Keep, Prediction
 
 _log = logging.getLogger(__name__)
 
-_EVICTED: Sequence[Why] = ("all", "uncertain", "asked")  # in this order
-_MAX_WAITING_BATCHES = 8  # of a stream, to be written
-_REQUEST_TIMEOUT_S = 5.0  # the end of a stream waits for one request
+_EVICTED: Sequence[Why] = ("all", "uncertain", "asked")  # first to last
+_MAX_WAITING_BATCHES = 8  # of a stream, that wait to be written
+_REQUEST_TIMEOUT_S = 5.0  # at its end, a stream waits for one request
 
 
 class Keeper:
@@ -44,16 +44,16 @@ class Keeper:
         self._lock = threading.RLock()
 
     def of_stream(self, keep: Keep | None, flow: Flow) -> StreamKeeper | None:
-        """Returns the keeper of a stream, ``None`` for none; raises InvalidInputError for an unusable `keep`."""
+        """Returns the keeper of a stream; ``None`` for ``none``. Raises InvalidInputError if `keep` is invalid."""
         chosen = checked_keep(self._default if keep is None else keep)
         return None if chosen == "none" else StreamKeeper(self, self._store, chosen, flow)
 
     def present(self) -> list[InboxImage]:
-        """The unexpired images with their vectors, dismissed ones included."""
+        """Returns the unexpired images with their vectors, dismissed ones included."""
         return self._read()[0]
 
     def _read(self) -> tuple[list[InboxImage], set[str]]:
-        """The images of `present`, and the hashes of the others: expired ones, and those without vectors.
+        """Returns the images of `present`, and the hashes of all others: images that are expired or lack vectors.
 
         The vectors of an image never change, so they are read once.
         """
@@ -71,7 +71,7 @@ class Keeper:
             return there, {image.hash for image in every} - self._vectors.keys()
 
     def ask(self, content_hash: str) -> bool:
-        """Mark an image of the inbox as kept on request. Returns False if no such image waits."""
+        """Marks an image of the inbox as kept on request. Returns False if no such image waits."""
         with self._lock:
             found = [image for image in self.present() if image.hash == content_hash and not image.dismissed]
             for image in found:
@@ -81,7 +81,7 @@ class Keeper:
             return bool(found)
 
     def keep(self, images: Sequence[InboxImage]) -> set[str]:
-        """Keep the images that are no near-duplicates. Returns the hashes of the images that wait then.
+        """Keeps the images that are not near-duplicates, and returns the hashes of the given images that wait then.
 
         An image kept on request replaces near-duplicates from streams.
         """
@@ -105,11 +105,12 @@ class Keeper:
 
 
 def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
-    """Hashes of the images to delete.
+    """Returns the hashes of the images to delete.
 
-    Near-duplicates of a dismissed image, of one kept on request, or of an older one are surplus. Beyond `size`, so are
-    the oldest of the remaining waiting images: first certain ones, then uncertain ones, and last those kept on request,
-    which images of streams therefore never evict. Of the dismissed images, the oldest beyond `size` are surplus.
+    A near-duplicate of a dismissed image, of an image kept on request, or of an older image is deleted. If more than
+    `size` images still wait, the oldest are deleted: first certain ones, then uncertain ones, and last images kept on
+    request. So images of streams never evict images kept on request. If more than `size` images are dismissed, the
+    oldest of these are deleted.
     """
     dismissed = sorted((image for image in images if image.dismissed), key=_age)
     waiting = sorted(
@@ -122,7 +123,7 @@ def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
 
 
 def _new(images: Sequence[InboxImage], there: Sequence[InboxImage]) -> list[InboxImage]:
-    """The images that are no near-duplicates of images that are there, nor of an earlier one."""
+    """Returns the images that are near-duplicates neither of `there` nor of an earlier image."""
     return [images[row - len(there)] for row in distinct(matrices([*there, *images]), first=len(there))]
 
 
@@ -131,7 +132,7 @@ def _age(image: InboxImage) -> tuple[datetime, str]:
 
 
 def matrices(images: Sequence[InboxImage]) -> Vectors:
-    """Vectors by encoder, float32 ``(n_images, dim)``."""
+    """Returns the vectors by encoder, float32 ``(n_images, dim)``."""
     names = images[0].vectors if images else ()
     return {name: np.stack([image.vectors[name] for image in images]) for name in names}
 
@@ -139,7 +140,7 @@ def matrices(images: Sequence[InboxImage]) -> Vectors:
 def inbox_image(
     image: PreparedImage, vectors: Mapping[str, NDArray[np.float32]], why: Why, added: datetime
 ) -> InboxImage:
-    """A prepared image, with its hash, as an image of the inbox."""
+    """Returns a prepared image as an image of the inbox. The prepared image must have a hash."""
     width, height = image.size
     return InboxImage(
         hash=image.hash,
@@ -154,12 +155,12 @@ def inbox_image(
 
 
 def is_a_reference(prediction: Prediction) -> bool:
-    """Whether an image is a near-duplicate of a reference."""
+    """Returns whether an image is a near-duplicate of a reference."""
     return prediction.distance is not None and prediction.distance <= 1 - ALIKE
 
 
 class StreamKeeper:
-    """Keeps images of a stream in a separate thread: the stream never waits, and survives errors of the store.
+    """Keeps images of a stream in a separate thread. The stream does not wait, and survives errors of the store.
 
     Images are dropped while too many batches wait to be written. The end of the stream waits for the last write.
     """
@@ -174,7 +175,7 @@ class StreamKeeper:
         self._failed = False
 
     def offer(self, images: Sequence[PreparedImage], vectors: Vectors, predictions: Sequence[Prediction]) -> None:
-        """Keep the wanted ones of readable images with hashes."""
+        """Keeps those images that `keep` selects and that are not references. All must be readable and have hashes."""
         now = datetime.now(UTC)
         chosen = [
             inbox_image(image, {name: rows[i] for name, rows in vectors.items()}, why, now)

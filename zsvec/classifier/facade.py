@@ -115,7 +115,7 @@ class Classifier:
         metadata: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> Category:
-        """Adds a category, or references to an existing category. Every process sees them in its next batch.
+        """Adds a category, or references to an existing category. Every process sees the change in its next batch.
 
         Nothing is retrained. Adding is idempotent: references that the category already has are recognized by content,
         and not embedded again.
@@ -125,7 +125,7 @@ class Classifier:
             texts: Definition texts. Without any, a new category is defined by the name.
             images: Reference images: paths, bytes, files, PIL images or arrays. Use `ReferenceImage` to add metadata.
             vectors: References that the same encoders have embedded elsewhere, by expert: ``{"clip:image": (n, dim)}``.
-                To be recognized, they must be given again together with the vectors of the same experts.
+                They are recognized only if the vectors of the same experts are given together again.
             metadata: JSON to store with the category.
             replace: Whether the given images, texts and metadata replace those of the category. Parts that are not
                 given stay.
@@ -258,7 +258,8 @@ class Classifier:
     def correct(self, image: ImageInput | Prediction, name: str) -> Category:
         """Makes an image a reference of the right category. Every process uses the reference from its next batch on.
 
-        If the image is a reference of another category, it is moved. An image of the inbox is not embedded again.
+        If another category has the image as a reference, the reference is moved. An image of the inbox is not embedded
+        again.
 
         Args:
             image: An image, or a prediction, as for `keep`.
@@ -456,7 +457,7 @@ class Classifier:
     def create(self) -> None:
         """Creates the collections of the store, so that later writes need no permission to create them.
 
-        Raises as a write.
+        Raises the same errors as a write.
         """
         self._store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
         if self.settings.keep != "none":
@@ -480,7 +481,7 @@ class Classifier:
         self._store.encoders()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Limits each request that this thread sends to a server in a block to so many seconds.
+        """Limits each request that this thread sends to a server in a block to this many seconds.
 
         ```python
         with clf.within(2):

@@ -30,7 +30,7 @@ class ChangeHistory:
         return iter(self._store.changes())
 
     def of(self, category: str) -> list[Change]:
-        """Returns the changes of one category, newest first. Raises as iterating."""
+        """Returns the changes of one category, newest first; raises as `__iter__`."""
         name = checked_name(category)
         return [change for change in self if name in change.categories]
 
@@ -62,7 +62,7 @@ class ChangeHistory:
         An undo is a change as well, and can be undone by its id.
 
         Args:
-            category: Name of the category whose last change to undo. By default, the last change of the store is
+            category: Name of a category, whose last change is undone. By default, the last change of the store is
                 undone.
             change: Id of the change to undo, or the first characters of the id.
 

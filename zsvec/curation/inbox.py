@@ -68,8 +68,7 @@ class Group:
     Attributes:
         images: The images, the most typical first.
         likeness: Mean cosine of two images of the group, averaged over the encoders, -1 to 1.
-        names: Proposed names, the most likely first; empty if not requested, without an encoder of texts, or without
-            timm.
+        names: Proposed names, the most likely first. Empty if not requested, or without timm or an encoder of texts.
     """
 
     images: Sequence[Unlabelled]
@@ -186,8 +185,8 @@ class Inbox:
     def label(self, hashes: str | Collection[str], name: str) -> Category:
         """Makes images of the inbox references of a category. No encoder runs.
 
-        The images leave the inbox. Every process uses the references from its next batch on. If an image is a reference
-        of another category, it is moved. A missing category is created without definition texts;
+        The images leave the inbox, and every process uses the references from its next batch on. If another category
+        has an image as a reference, the reference is moved. A missing category is created without definition texts;
         `StoredReferences.update` adds texts. Labeling is idempotent: after a kill, repeat the call.
 
         Args:

@@ -44,7 +44,7 @@ class Keeper:
         self._lock = threading.RLock()
 
     def of_stream(self, keep: Keep | None, flow: Flow) -> StreamKeeper | None:
-        """Returns the keeper of a stream; ``None`` for ``none``. Raises InvalidInputError if `keep` is invalid."""
+        """Returns the keeper of a stream; ``None`` if none is needed. Raises InvalidInputError if `keep` is invalid."""
         chosen = checked_keep(self._default if keep is None else keep)
         return None if chosen == "none" else StreamKeeper(self, self._store, chosen, flow)
 
@@ -81,7 +81,7 @@ class Keeper:
             return bool(found)
 
     def keep(self, images: Sequence[InboxImage]) -> set[str]:
-        """Keeps the images that are not near-duplicates, and returns the hashes of the given images that wait then.
+        """Keeps the images that are not near-duplicates, and returns the hashes of the given images that now wait.
 
         An image kept on request replaces near-duplicates from streams.
         """
@@ -108,9 +108,9 @@ def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
     """Returns the hashes of the images to delete.
 
     A near-duplicate of a dismissed image, of an image kept on request, or of an older image is deleted. If more than
-    `size` images still wait, the oldest are deleted: first certain ones, then uncertain ones, and last images kept on
-    request. So images of streams never evict images kept on request. If more than `size` images are dismissed, the
-    oldest of these are deleted.
+    `size` images still wait, the oldest are deleted: first images with a certain prediction, then uncertain images, and
+    last images kept on request. So images of streams never evict images kept on request. If more than `size` images are
+    dismissed, the oldest of these are deleted.
     """
     dismissed = sorted((image for image in images if image.dismissed), key=_age)
     waiting = sorted(
@@ -175,7 +175,10 @@ class StreamKeeper:
         self._failed = False
 
     def offer(self, images: Sequence[PreparedImage], vectors: Vectors, predictions: Sequence[Prediction]) -> None:
-        """Keeps those images that `keep` selects and that are not references. All must be readable and have hashes."""
+        """Queues the images that `keep` selects, except near-duplicates of references.
+
+        All images must be readable and have hashes.
+        """
         now = datetime.now(UTC)
         chosen = [
             inbox_image(image, {name: rows[i] for name, rows in vectors.items()}, why, now)

@@ -85,9 +85,9 @@ class Collector:
             names: Categories to change.
             writes: New write id by category.
             replaced: Write ids that the manifest of each category will no longer name.
-            moved: Source and target of a transfer; empty for another write. Other processes may still finish a transfer
-                that has not won, so its references are collected later. Any other commit that has not won is lost, so
-                its references are deleted at once.
+            moved: Source and target of a transfer; empty for any other write. Other processes may still finish a
+                transfer that has not won, so the new references are collected later. Any other commit that has not won
+                is lost, so the new references are deleted at once.
 
         Yields:
             The intent. The caller adds the manifests of the commits that won.
@@ -132,7 +132,7 @@ class Collector:
         return deleted, [change for change in could if change.id not in can]
 
     def _finalize(self, grace: float | None) -> None:
-        """Makes changes final after the undo window or, with `grace`, at an age of so many seconds."""
+        """Makes changes final whose undo window has ended or, with `grace`, that are older than `grace` seconds."""
         now = time.time_ns() // 1000
         age = self._history if grace is None else grace
         records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
@@ -225,8 +225,8 @@ class Collector:
         """Deletes the references of writes, except writes that undo needs, and returns the number of references.
 
         Args:
-            left: Pairs of an intent and write ids that no manifest names. The intent is deleted with the writes;
-                ``None`` stands for an intent that has become a change.
+            left: Pairs of the id of an intent and of write ids that no manifest names. The intent is deleted with the
+                writes; ``None`` stands for an intent that has become a change.
         """
         if not left:
             return 0

@@ -125,7 +125,7 @@ class Store:
         self._backend.check()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
-        """Limits the time of each request that this thread sends in a block. An embedded store sends no requests."""
+        """Limits each request that this thread sends in a block to this many seconds. An embedded store sends none."""
         return self._backend.within(seconds)
 
     # Encoders
@@ -192,8 +192,8 @@ class Store:
         Args:
             cursor: Cursor from the last look; ``Cursor()`` for the first look.
             known: Versions of the categories that the reader has, by name.
-            whole: Whether to compare all categories. This also finds the commits of writers that were killed before
-                they published them.
+            whole: Whether to compare all categories. This also finds commits of writers that were killed before
+                publishing.
 
         Raises:
             StoreError: The store has another schema.
@@ -232,7 +232,7 @@ class Store:
         return self._references.query(encoder, modality, vectors, limit, write_ids)
 
     def keys(self, name: str) -> set[tuple[str, str, str]]:
-        """Returns encoder, modality and content hash of every reference of a category; empty if it does not exist."""
+        """Returns encoder, modality and content hash of every reference of a category; empty without the category."""
         category = self._catalog.find(name)
         return self._references.keys(category) if category else set()
 
@@ -300,7 +300,7 @@ class Store:
         """Undoes a change, and returns it.
 
         Args:
-            name: Name of the category whose last change to undo. By default, the last change of the store is undone.
+            name: Name of a category, whose last change is undone. By default, the last change of the store is undone.
             change: Id of the change to undo, or the first characters of the id. An undo can be undone only by its id.
 
         Raises:
@@ -321,8 +321,9 @@ class Store:
     def one_change(self, what: str) -> Iterator[str]:
         """Makes all writes of a block one change, and yields the id of the change.
 
-        An inner block belongs to the outer one. The function set by `after_changes` runs once at the end. It also runs
-        after an error, because earlier commits stay, but not after a KeyboardInterrupt or a StoreUnavailableError.
+        An inner block belongs to the change of the outer block. The function set by `after_changes` runs once, at the
+        end of the outer block. It also runs after an error, because earlier commits stay, but not after a
+        KeyboardInterrupt or a StoreUnavailableError.
 
         Args:
             what: Kind of the change, in one word.

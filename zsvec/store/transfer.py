@@ -9,12 +9,15 @@ transfer still runs or not. No clock is involved.
 1. Source: commit the present manifest with the transfer added. If the source has changed, the transfer is lost, and the
    writer plans again.
 2. Target: commit the new manifest, which names the transfer. If the target has changed, the transfer is canceled.
-3. Source: commit the new manifest or, if the transfer is canceled, the present one. Both come without the transfer.
+3. Source: commit the new manifest or, if the transfer is canceled, the present one. Either manifest is without the
+   transfer.
 
 A process that writes to the source after step 1, or to the target after step 2, first does step 3. So suppose that the
 source names the transfer, but the target neither names the transfer nor has the version from which it was planned. Then
-another process changed the target before step 2. A process that reads the two categories at different times can see the
-same after the transfer is done. Such a process takes the transfer for canceled, and loses at step 3.
+another process changed the target before step 2.
+
+A process that reads the two categories at different times can see the same after the transfer is done. Such a process
+takes the transfer for canceled, and loses at step 3.
 
 A reader that reads page by page may see the new source and the old target. So the new source names the version of the
 target that it requires, and the reader asks for that version (`zsvec.store.catalog.changefeed`).
@@ -170,7 +173,7 @@ def _succeeding(catalog: Catalog, manifest: Manifest, writer: str) -> dict[str, 
 
 
 def _done(identifier: str) -> str:
-    # Token of the writer of step 3, if the target has gained the references.
+    # Token in the source's manifest after step 3, if the target has gained the references.
     return f"{identifier}-done"
 
 

@@ -219,7 +219,7 @@ def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Returns whether this undo, in any process, has undone a write, even if the undo was undone since."""
+    """Returns whether any process has undone a write in this undo, even if this was undone since."""
     return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 

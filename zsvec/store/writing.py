@@ -396,7 +396,7 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
 
 
 def emptied(category: Category) -> Category:
-    """Returns the next version of a category, which removes it."""
+    """Returns the version of a category that removes the category."""
     return Category(name=category.name, version=category.version + 1, rev=0, write_ids=(), texts=(), references={})
 
 

@@ -36,7 +36,7 @@ from zsvec.store.names import CATALOG, IMAGES, collection_name, record_id
 from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
-"""Microseconds by which the ``rev`` of a commit may be below the newest ``rev`` when the commit is acknowledged."""
+"""When a commit is acknowledged, its ``rev`` is at most this far below the newest ``rev``, in microseconds."""
 PAUSES = (0.01, 0.05, 0.2)
 """Seconds to wait before each further read of an existing record that a read omits, because replicas differ."""
 COMMITS = Where(match={"kind": ["manifest", "calibration"]})
@@ -143,7 +143,7 @@ class Catalog:
             ) from exc
 
     def collections(self) -> list[str]:
-        """Returns the encoders and `IMAGES`: the names of all collections that writes fill. Raises as `encoders`."""
+        """Returns the names of the encoders, and `IMAGES`: all collections that writes fill. Raises as `encoders`."""
         encoders = self.encoders()
         return [*encoders, IMAGES] if encoders else []
 
@@ -213,9 +213,9 @@ class Catalog:
         return calibration_from(record) if record else None
 
     def calibration_state(self) -> CalibrationState | Literal["damaged"]:
-        """Returns the state of the stored calibration: ``stale`` if categories have changed since it was learned.
+        """Returns whether the stored calibration is current, stale, damaged or missing (``none``).
 
-        A ``damaged`` calibration is not used.
+        A calibration is stale if categories have changed since it was learned. A damaged calibration is not used.
         """
         kept = self.calibration()
         revision = calibrated_revision(kept)
@@ -227,7 +227,7 @@ class Catalog:
     def _is_calibration_damaged(self, kept: Mapping[str, Any] | None) -> bool:
         if kept:
             made = kept.get("format")
-            return not isinstance(made, int) or made == CALIBRATION_FORMAT  # others are of another version
+            return not isinstance(made, int) or made == CALIBRATION_FORMAT  # another format is not damage
         place = record_id("calibration")
         found = self.backend.retrieve(self.collection, [place]).values()
         return not all(is_record(place, record) and calibration_from(record) is not NO_CALIBRATION for record in found)

@@ -2,8 +2,11 @@
 
 Such a read is called a *look*. A look asks for commits since a little before the newest ``rev`` that the reader knew
 when the *previous* look began. The end of the previous look would be too late: while a look reads page by page, a
-commit can land on an earlier page, and a later page can show a newer commit. Clocks do not matter, because a writer
-acknowledges a commit only if its ``rev`` is close to the newest (`zsvec.store.catalog.commit.publish`).
+commit can land on an earlier page, and a later page can show a newer commit. Then the newest ``rev`` is above a commit
+that the look has missed.
+
+Clocks do not matter, because a writer acknowledges a commit only if its ``rev`` is close to the newest
+(`zsvec.store.catalog.commit.publish`).
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ class Look:
     Attributes:
         cursor: Cursor for the next look.
         categories: Changed categories, sorted by name. A removed category has no write ids.
-        calibration: The calibration if it has changed, empty if it was removed; else ``None``.
+        calibration: The calibration if changed, an empty mapping if removed, ``None`` if unchanged.
         reset: Whether the store of the previous look was dropped, so that the reader must discard all categories.
         unreadable: Names of categories with a manifest that this version of zsvec cannot read.
     """
@@ -110,12 +113,12 @@ def _with_required(
 ) -> tuple[Sequence[Mapping[str, Any]], bool]:
     """Adds the manifests that changed manifests require (`zsvec.store.transfer`).
 
-    A category that has lost references requires a version of the category that has gained them. That category may have
-    lost references to a third one, so the search repeats.
+    A category that has lost references requires a version of the category that has gained these references. The latter
+    may have lost references to a third category, so the search repeats.
 
     Returns:
-        The records, and whether all required manifests were found. If not, the records leave out each category that is
-        known and lacks a requirement, so that the reader keeps the version it knows.
+        The records, and whether all required manifests were found. If not, the records leave out each known category
+        that lacks a requirement, so that the reader keeps the version that it knows.
     """
     pauses = list(PAUSES)
     while True:

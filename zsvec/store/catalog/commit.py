@@ -1,10 +1,10 @@
 """Commits: manifests are replaced by compare-and-set, and read again for the outcome.
 
-A commit has *won* if the manifest has the writer's token. It is *lost* only if the manifest has a version at least as
-high, without the token. Any other outcome is *unknown*: a time-out, no response, or a read that does not show the
-commit. Then the writer tries the same record again, which can land only once.
+A commit has *won* if the manifest has the token of the writer. A commit is *lost* only if the manifest has the version
+of the commit, or a later one, without the token. Any other outcome is *unknown*: a time-out, no response, or a read
+that does not show the commit. Then the writer tries the same record again, which can land only once.
 
-A won commit is acknowledged once it is *published*: the next look of every reader will find it
+A won commit is acknowledged once it is *published*: the next look of every reader will find the commit
 (`zsvec.store.catalog.changefeed`).
 """
 
@@ -35,7 +35,7 @@ from zsvec.types import Category
 STEP = 1_000
 """Microseconds between the ``rev`` of successive commits in one write.
 
-A look reads the commits within `SLACK` of the newest again. Wide steps leave few of them.
+Every look reads again the commits within `SLACK` of the newest. Wide steps keep these few.
 """
 
 _LOOKS = 8  # attempts while the outcome is unknown
@@ -166,7 +166,7 @@ def _restamped(manifest: Mapping[str, Any], rev: int, unchanged: Container[str])
 
 
 def attempts(catalog: Catalog, names: Collection[str]) -> Retrying:
-    """Returns an iterator of attempts: repeats after `UnknownError`, and finally raises StoreUnavailableError."""
+    """Returns an iterator of attempts, which repeats after `UnknownError` and finally raises StoreUnavailableError."""
 
     def give_up(_: object) -> None:
         raise StoreUnavailableError(

@@ -43,9 +43,9 @@ class Cause:
         what: Kind of the change, in one word.
         by: Author of the change, if known.
         id: Id of the change.
-        undoes: Id of the record of the write that this write undoes.
+        undoes: Id of the record of the write that this write undoes; ``None`` if the write is not an undo.
         until: Time until which the change must be kept, in microseconds since 1970, even by a process that keeps no
-            history; 0 for none.
+            history; 0 without such a time.
     """
 
     what: str
@@ -132,7 +132,7 @@ class History:
                 self._won.setdefault(record["id"], set()).add(name)
 
     def latest(self, record: Record) -> Record | None:
-        """Returns the present record of a change; ``None`` if it is final, since its references may be deleted."""
+        """Returns the present record of a change; ``None`` if the change is final and references may be gone."""
         return next(filter(is_told, self._catalog.retrieve([record["id"]]).values()), None)
 
     def won(self, record: Record) -> set[str]:
@@ -149,7 +149,7 @@ class History:
         return self._whole(self._walk(name, _change_before))
 
     def in_effect(self, name: str) -> Iterator[Record]:
-        """Yields the changes of a category in effect, newest first: undone changes are left out, undos are not."""
+        """Yields the changes of a category that are in effect, newest first, including undos but not undone changes."""
 
         def before(record: Record, name: str) -> str | None:
             undone = self._record(record["undoes"], name) if record.get("undoes") else record
@@ -238,7 +238,8 @@ class History:
     def last(self) -> Change | None:
         """Returns the newest change that is the last one in effect in all its categories.
 
-        Returns ``None`` if there is none, for instance after concurrent changes of overlapping categories.
+        The returned change has only the categories in which it is not undone yet. Returns ``None`` without such a
+        change, for instance after concurrent changes of overlapping categories.
         """
         heads = {name: next(self.done(name), None) for name in self._manifests}
         for change in self.changes():

@@ -134,10 +134,10 @@ UNDO = "undo"
 OWN_KINDS = (*WRITE_KINDS, UNDO)
 """Kinds of records with random ids."""
 PAST: Mapping[str, str] = {"past": "yes"}
-"""Payload that only records of changes have, so that reads can exclude them: there may be many."""
+"""Field that marks the records of changes, of which there may be many, so that other reads can exclude them."""
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
-"""Exclusive upper bound of versions and ``rev``: Qdrant compares numbers as float64, which is exact below it."""
+"""Exclusive upper bound of versions and ``rev``: Qdrant compares numbers as float64, which is exact below 2⁵³."""
 LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id")
 """Fields that tell whether a record has changed."""
 
@@ -163,7 +163,7 @@ def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
 def manifest_payload(
     category: Category, store: str, writer: str, before: Mapping[str, Any] | None, change: str | None = None
 ) -> dict[str, Any]:
-    """Returns the manifest that commits a category. The manifest of a category without write ids removes it.
+    """Returns the manifest that commits a category. Without write ids, the manifest removes the category.
 
     Args:
         category: The category to commit.
@@ -192,7 +192,7 @@ def manifest_payload(
 
 
 def with_requirement(record: Mapping[str, Any], name: str, version: int) -> dict[str, int]:
-    """Returns the latest requirements of a record, with a new one: at least this version of the category `name`."""
+    """Returns the latest requirements of a record, plus a new one: category `name` must have at least `version`."""
     others = [(other, least) for other, least in requirements(record).items() if other != name]
     return dict([*others, (name, version)][-_REQUIRED:])
 
@@ -231,7 +231,10 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
 
 
 def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
-    """Returns the versions that a category requires of those that gained its references (`zsvec.store.transfer`)."""
+    """Returns the least required version of each category that has gained references from this one.
+
+    A reader needs that version, or a later one, before it uses this record (`zsvec.store.transfer`).
+    """
     required = record.get("requires")
     found = required.items() if isinstance(required, dict) else ()
     return {name: version for name, version in found if is_number(version)}

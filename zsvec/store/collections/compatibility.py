@@ -1,4 +1,4 @@
-"""Checks that a store fits its user: the same encoders, and no foreign collection in the namespace."""
+"""Checks that the encoders are those of the store, and that the namespace has no foreign collection."""
 
 from __future__ import annotations
 

@@ -45,7 +45,8 @@ class InboxImage:
         width: Width of the upright image, in pixels; 0 if unknown.
         height: Height of the upright image, in pixels; 0 if unknown.
         why: Why the image was kept.
-        dismissed: Whether the image was dismissed. It no longer waits, but near-duplicates of it are not kept.
+        dismissed: Whether the image was dismissed. A dismissed image no longer waits, and its near-duplicates are not
+            kept.
         vectors: By encoder, float32 ``(dim,)``, unit norm; empty unless requested.
         content: The small copy, a JPEG file; ``None`` if missing or not requested.
     """
@@ -202,7 +203,7 @@ def _payload(image: InboxImage, store: str) -> dict[str, Any]:
 
 
 def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> InboxImage | None:
-    """Returns the image of a point; ``None`` if the point is invalid, as an untrusted writer may have made it."""
+    """Returns the image of a point; ``None`` for an invalid point, which an untrusted writer may have written."""
     content_hash, why, added = text_from(payload, "hash"), text_from(payload, "why"), time_from(payload)
     vectors = _vectors(row, dims)
     if content_hash is None or added is None or vectors is None:

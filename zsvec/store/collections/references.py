@@ -90,7 +90,7 @@ class ReferenceCollections:
         return found
 
     def counts(self, category: Category) -> dict[str, int]:
-        """Returns, by expert, how many references of a category are stored. The catalog may count more."""
+        """Returns, by expert, the number of stored references of a category. After a loss, the manifest counts more."""
         if self._backend.exclusive:  # the index of a damaged file may count more than can be read
             read = Counter(expert_name(r.encoder, r.modality) for r in self.read(category, vectors=False))
             return {expert: read[expert] for expert in category.references} | read

@@ -424,8 +424,7 @@ class Classifier:
             top_k: Maximum number of categories in a ranking.
 
         Raises:
-            InvalidInputError: The encoders are not those of the store, the shapes differ, or a vector is zero or not
-                finite.
+            InvalidInputError: An encoder is missing or unknown, a shape is wrong, or a vector is zero or not finite.
             StoreError: The store has no category.
         """
         return self._predictor.predict_embedded(vectors, top_k)

@@ -83,7 +83,7 @@ class ThinCategory:
         images: Number of reference images.
         pictures: Number of different pictures; duplicates count once.
         spread: Median distance (1 - cosine) between two images, 0 to 2; ``None`` for fewer than two images.
-        uniform: Whether the category has enough images, but these show few pictures or differ too little.
+        uniform: Whether the category has enough images, but the images show few pictures or differ too little.
     """
 
     category: str
@@ -112,14 +112,14 @@ class Audit:
 
     Attributes:
         images: Number of reference images.
-        judged: Number of judged labels; 0 without a calibration. An image is not judged if it is the only image of its
-            category, or if it lacks the vector of an encoder.
+        judged: Number of judged labels; 0 without a calibration. The label of an image is not judged if the category
+            has no other image, or if the image lacks the vector of an encoder.
         calibrated: Whether the store has a calibration by which labels can be judged.
         labels: Probable label errors, the most probable first.
         duplicates: Near-duplicates: across categories first, then by number of images.
         outliers: Outliers, the farthest first.
         thin: Categories with too few different images, fewest pictures first.
-        confusions: Confused pairs of categories, those with the most images first.
+        confusions: Confused pairs of categories, the pairs with the most images first.
     """
 
     images: int

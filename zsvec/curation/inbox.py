@@ -143,8 +143,8 @@ class Inbox:
         In a store without categories, all images are unknown.
 
         Args:
-            names: Whether to propose names, which loads the encoders. The names are ImageNet labels: those with the
-                text vectors nearest to the mean of the images.
+            names: Whether to propose names, which loads the encoders. The names are the ImageNet labels with the text
+                vectors nearest to the mean of the images.
 
         Raises:
             InvalidInputError: `names` is not a bool.
@@ -311,7 +311,7 @@ def _similar(vectors: Vectors) -> list[tuple[list[int], float]]:
 
     distances = np.clip(1 - cosines, 0, 2)
     found = HDBSCAN(_FEWEST, metric="precomputed", copy=True).fit(distances).labels_
-    if found.max() < 0:  # there may be one group; if one were always allowed, it would include many more images
+    if found.max() < 0:  # there may be one group; always allowing one would include many more images
         found = HDBSCAN(_FEWEST, metric="precomputed", copy=True, allow_single_cluster=True).fit(distances).labels_
     groups = []
     for label in range(found.max() + 1):

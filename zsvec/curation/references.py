@@ -148,8 +148,8 @@ class StoredReferences:
             content_hash: Content hash of the image.
 
         Returns:
-            The number of erased points, and the categories that had the image. If the file of the image has changed, it
-            has another hash, and the number is 0.
+            The number of erased points, and the categories that had the image. The number is 0 for an unknown hash, for
+            instance if the file of the image has changed.
 
         Raises:
             InvalidInputError: The value is not a content hash of 64 characters.

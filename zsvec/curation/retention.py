@@ -208,5 +208,5 @@ class StreamKeeper:
                 self._failed = True
                 if self._flow.stopped:
                     return
-            except Exception:  # noqa: BLE001 - a service goes on for months after a defect, which the log has
+            except Exception:  # noqa: BLE001 - a defect is logged, and the service goes on
                 _log.exception("images of the stream are not kept for labelling")

@@ -3,10 +3,10 @@
 References that a change has replaced are kept for undo until the change is *final* (`zsvec.store.catalog.history`).
 
 Before a write, an *intent* declares the garbage that the write may leave. So collection after a write need not scan all
-references. Before the collector deletes references that a writer may still commit, it *fences* the category: it raises
-the version of the manifest, so that every commit that was planned before is lost. Safety does not depend on clocks. The
-age of an intent only decides when to stop a slow writer, and when to delete references that a slow reader may still be
-reading.
+references. Before the collector deletes references that a writer may still commit, the category is *fenced*: the
+version of the manifest is raised, so that every commit that was planned before is lost. Safety does not depend on
+clocks. The age of an intent only decides when to stop a slow writer, and when to delete references that a slow reader
+may still be reading.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ class Collector:
             manifests: The present manifests of these categories.
 
         Returns:
-            The manifests with raised versions; ``None`` if a read does not show all of these.
+            The manifests with raised versions; ``None`` if a read does not show all raised versions.
         """
         names = list(names)
         if not names:

@@ -1,8 +1,8 @@
 """Erasure of an image from all categories, small copies, changes and collections, at once and permanently.
 
 Categories are committed without the image, and changes that can be undone no longer count the image. Then all points of
-the image are deleted, including those of replaced writes and of writes in progress. The writers in progress are fenced
-(`zsvec.store.collector`), so that they lose and plan again.
+the image are deleted, including points of replaced writes and of writes in progress. The writers in progress are fenced
+(`zsvec.store.collector`): their commits are lost, and they plan again.
 """
 
 from __future__ import annotations

@@ -471,7 +471,7 @@ class Store:
     def drop_images(self) -> None:
         """Deletes all small copies of images, and keeps none from now on.
 
-        A writer in progress may leave some copies. They are not read, and `gc` deletes them.
+        A writer in progress may leave some copies. Such copies are not read, and `gc` deletes them.
         """
         with self._writing():
             compatibility.keep_no_images(self._catalog, self._references)

@@ -59,8 +59,7 @@ def _planned(
     """Returns the change to undo and its writes, newest first, each with the categories to undo.
 
     Raises:
-        InvalidInputError: There is no such change, it cannot be undone, or one of its categories has been changed
-            since.
+        InvalidInputError: There is no such change, the change cannot be undone, or a category has been changed since.
     """
     if name is None:
         found = _chosen(history, identifier)
@@ -219,7 +218,7 @@ def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Returns whether any process has undone a write in this undo, even if this was undone since."""
+    """Returns whether any process has undone a write in this undo, even if that undo was undone since."""
     return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 

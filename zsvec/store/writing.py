@@ -188,7 +188,7 @@ class Writer:
         """As `zsvec.store.store.Store.move`."""
         names = [move.source, move.target]
         moved: list[Category] = []
-        leaving: list[Reference] = []  # to move, by the last attempt
+        leaving: list[Reference] = []  # references that the last attempt moves
 
         def attempt() -> bool:
             before = settled(self.catalog, names)

@@ -55,7 +55,7 @@ def commit(
 
     Returns:
         The manifests of the categories that won, by name, as read after the commit. Another writer may have replaced a
-        manifest since. All other categories are lost: another writer had changed them.
+        manifest since. Every other category is lost, because another writer changed the category first.
 
     Raises:
         StoreUnavailableError: The outcome of a commit is unknown.

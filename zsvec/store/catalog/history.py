@@ -8,7 +8,7 @@ A manifest names the change that committed it, and a change names the change bef
 of a category form a chain that does not depend on clocks. A change outside the chain of a category has not won there. A
 commit without a change record, such as that of a writer that keeps no history, ends the chain.
 
-An undo is a change as well. The chain of changes *in effect* leaves out undone changes: it goes from an undo to the
+An undo is a change as well. The chain of changes *in effect* leaves out undone changes: an undo is followed by the
 change before the undone one.
 """
 
@@ -30,7 +30,7 @@ from zsvec.types import Category, Change
 Record: TypeAlias = Mapping[str, Any]
 
 FORGET = "forget"
-"""Kind of the change that erases an image. It cannot be undone."""
+"""Kind of a change that erases an image, and therefore cannot be undone."""
 
 _STATE = ("version", "writes", "references", "texts", "metadata", "change")
 

@@ -1,4 +1,4 @@
-"""Checks that the encoders are those of the store, and that the namespace has no foreign collection."""
+"""Checks that the encoders match the store, and that the namespace has no foreign collection."""
 
 from __future__ import annotations
 

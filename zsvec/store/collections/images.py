@@ -1,8 +1,8 @@
 """The collection of small copies of reference images, for display. Classification does not read the copies.
 
-A copy belongs to a write, as a reference does: it is written under the same write id before the commit, and deleted
-with the references of the write. An image of several writes has one copy per write, because a shared copy could not be
-deleted without knowing all these writes.
+Like a reference, a copy is written under the id of a write before the commit, and deleted with the references of that
+write. An image of several writes has one copy per write, because a shared copy could not be deleted without knowing all
+these writes.
 """
 
 from __future__ import annotations

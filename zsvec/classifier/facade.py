@@ -242,8 +242,8 @@ class Classifier:
         """Keeps an image in the inbox, to be labeled later.
 
         Args:
-            image: An image, or a prediction with a `hash`. The prediction's file must be unchanged, unless the inbox
-                has the image.
+            image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image
+                already waits in the inbox.
 
         Returns:
             Content hash of the image. ``None`` if the image is not kept, because it is a near-duplicate of a reference,

@@ -55,7 +55,7 @@ class Write:
     Attributes:
         name: Name of the category.
         references: References to add.
-        texts: The definition texts among them.
+        texts: Definition texts to add.
         metadata: JSON to store with the category; ``None`` if there is no new metadata.
         replace: Whether to drop the present references, texts and metadata, except the parts in `keeps`.
         keeps: Parts that stay despite `replace`: ``"image"`` (image references), ``"text"`` (text references and

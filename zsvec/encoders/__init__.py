@@ -1,6 +1,6 @@
-"""Encoders: images and texts to vectors.
+"""Encoders turn images and texts into vectors.
 
-`load_encoders` makes encoders from the specs of a profile, and only then imports torch and the model libraries.
+`load_encoders` creates the encoders of a profile from specs. torch and the model libraries are imported on demand.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Encoders: the protocols that the classifier sees, the base class, and the heads of image and text models.
+"""The encoder protocols that the classifier uses, and the base classes of encoders.
 
-A subclass of `BatchEncoder` implements `embed`. The base class makes batches, checks the vectors and normalises their
-rows. The heads turn the features of an image model and a text model into vectors, whichever runtime computes these.
+A subclass of `BatchEncoder` implements `embed`. The base class splits the input into batches, checks the vectors and
+scales each row to unit length. `FeatureEncoder` and `ConseEncoder` (the heads) combine an image model with a text
+model. They serve both torch and onnxruntime.
 """
 
 from __future__ import annotations
@@ -22,23 +23,24 @@ from zsvec.types import Fingerprint, Modality
 Vectors: TypeAlias = NDArray[np.float32]
 
 TOP_LABELS = 10
-"""Labels that ConSE averages."""
+"""Number of labels whose vectors ConSE averages for an image."""
 
 _MAX_ASPECT_RATIO = 16
 
 
 class Backbone(Protocol):
-    """The image model of an encoder. Encoders that share one backbone object share its passes.
+    """The image model of an encoder. Encoders that share a backbone object also share the forward passes.
 
     Attributes:
-        side: Pixels to which `preprocess` scales the shorter side; ``None`` if the model needs the whole image.
+        side: Length in pixels to which `preprocess` scales the shorter side of an image, so that a large JPEG file may
+            be decoded at a reduced size; ``None`` if the model needs the full resolution.
     """
 
     @property
     def side(self) -> int | None: ...  # noqa: D102
 
     def preprocess(self, image: Image.Image) -> Any:
-        """Returns one image in the form that `forward` takes. Several decoding threads call this at once."""
+        """Returns the input of `forward` for one image. Must be thread-safe, because decoding threads call this."""
         ...
 
     def forward(self, inputs: Sequence[Any]) -> Sized:
@@ -47,13 +49,14 @@ class Backbone(Protocol):
 
 
 class Encoder(Protocol):
-    """Turns images, and with some models texts, into vectors that are compared by cosine.
+    """Turns images, and with some models also texts, into vectors that are compared by cosine similarity.
 
     Attributes:
         name: Name in the profile.
-        modalities: References that the encoder embeds. Queries are images, so images are always possible.
-        fingerprint: Vectors with equal fingerprints are comparable.
-        backbone: The image model; may be shared with other encoders.
+        modalities: Modalities of the references that the encoder embeds. Queries are images, so every encoder embeds
+            images, even if ``image`` is not listed.
+        fingerprint: Identity of the vectors. Vectors of encoders with equal fingerprints are comparable.
+        backbone: The image model, which other encoders may share.
     """
 
     @property
@@ -66,29 +69,29 @@ class Encoder(Protocol):
     def backbone(self) -> Backbone: ...  # noqa: D102
 
     def encode_features(self, features: Sized) -> Vectors:
-        """Returns vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm."""
+        """Returns the vectors of one output of `Backbone.forward`, as float32 (n, dim) with rows of unit L2 norm."""
         ...
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Returns vectors of images, float32 (n, dim), rows of unit L2 norm, in the order of the images."""
+        """Returns the vectors of images in order, as float32 (n, dim) with rows of unit L2 norm."""
         ...
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Returns vectors of texts, float32 (n, dim), rows of unit L2 norm, in the order of the texts."""
+        """Returns the vectors of texts in order, as float32 (n, dim) with rows of unit L2 norm."""
         ...
 
 
 class ImageBackbone:
-    """The backbone of encoders that take the images themselves."""
+    """The default backbone, which passes images unchanged to `BatchEncoder.embed`."""
 
     side = None
 
     def preprocess(self, image: Image.Image) -> Image.Image:
-        """Returns the image itself."""
+        """Returns the image unchanged."""
         return image
 
     def forward(self, inputs: Sequence[Image.Image]) -> Sequence[Image.Image]:
-        """Returns the images themselves."""
+        """Returns the images unchanged."""
         return inputs
 
 
@@ -97,10 +100,10 @@ class BatchEncoder(ABC):
 
     Args:
         name: Name in the profile.
-        fingerprint: Vectors with equal fingerprints are comparable; ``fingerprint.dim`` is checked.
-        modalities: References that the encoder embeds.
-        backbone: Turns pixels into the features that `embed` gets; without a backbone, `embed` gets the images.
-        batch_size: Images or texts that `embed` gets at most in one call of `encode_images` or `encode_texts`.
+        fingerprint: Identity of the vectors. The output of `embed` must have ``fingerprint.dim`` columns.
+        modalities: Modalities of the references that the encoder embeds.
+        backbone: Image model whose output is the input of `embed`. Without a backbone, `embed` gets the images.
+        batch_size: Maximum number of images or texts that `encode_images` and `encode_texts` pass to `embed` at once.
     """
 
     def __init__(
@@ -120,28 +123,28 @@ class BatchEncoder(ABC):
 
     @abstractmethod
     def embed(self, batch: Any, modality: Modality) -> ArrayLike:
-        """Returns vectors of one batch, any float type, (n, dim), of any norm but zero, in the order of the batch.
+        """Returns the vectors of one batch in order, as an array (n, dim) of any float type.
 
-        Must be safe to call from several threads at once.
+        The rows may have any norm but zero. `embed` must be thread-safe.
 
         Args:
-            batch: For images an output of `Backbone.forward`, for texts a list of `str`; never empty.
+            batch: An output of `Backbone.forward` for images, a list of `str` for texts. Never empty.
             modality: ``image`` or ``text``.
         """
 
     def encode_features(self, features: Sized) -> Vectors:
-        """Returns vectors of one output of `Backbone.forward`, float32 (n, dim), rows of unit L2 norm.
+        """Returns the vectors of one output of `Backbone.forward`, as float32 (n, dim) with rows of unit L2 norm.
 
         Raises:
-            EncoderError: `embed` broke its contract.
+            EncoderError: `embed` returned anything but one finite, nonzero vector for each image.
         """
         return self._normalised([self._embed(features, "image")])
 
     def encode_images(self, images: Sequence[Image.Image]) -> Vectors:
-        """Returns vectors of images, float32 (n, dim), rows of unit L2 norm, in the order of the images.
+        """Returns the vectors of images in order, as float32 (n, dim) with rows of unit L2 norm.
 
         Raises:
-            EncoderError: `embed` broke its contract.
+            EncoderError: `embed` returned anything but one finite, nonzero vector for each image.
         """
         return self._normalised(
             self._embed(self.backbone.forward([self.backbone.preprocess(image) for image in batch]), "image")
@@ -149,11 +152,11 @@ class BatchEncoder(ABC):
         )
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
-        """Returns vectors of texts, float32 (n, dim), rows of unit L2 norm, in the order of the texts.
+        """Returns the vectors of texts in order, as float32 (n, dim) with rows of unit L2 norm.
 
         Raises:
-            InvalidInputError: The encoder embeds no texts, or `texts` is not a sequence of `str`.
-            EncoderError: `embed` broke its contract.
+            InvalidInputError: The encoder does not embed texts, or `texts` is not a sequence of `str`.
+            EncoderError: `embed` returned anything but one finite, nonzero vector for each text.
         """
         if "text" not in self.modalities:
             raise InvalidInputError(
@@ -218,20 +221,22 @@ class ImageFeatures:
 
 
 class TextModel(Protocol):
-    """Embeds texts. Safe to use from any thread."""
+    """Embeds texts. Thread-safe."""
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Returns vectors of texts in order, float32 (n, dim), of any norm. Long texts are truncated."""
+        """Returns the vectors of texts in order, as float32 (n, dim) of any norm. Long texts are truncated."""
         ...
 
 
 class FeatureEncoder(BatchEncoder):
-    """The features of an image model and of a text model in the same space, as of CLIP (arXiv:2103.00020).
+    """Uses the pooled features of an image model as the vectors of images.
+
+    A text model with the same vector space makes this a CLIP-like encoder (Radford et al., arXiv:2103.00020).
 
     Args:
         name: Name in the profile.
-        texts: The text model; ``None`` for an encoder of images alone.
-        **base: Further arguments of `BatchEncoder`.
+        texts: The text model; ``None`` if the encoder embeds only images.
+        **base: Other arguments of `BatchEncoder`.
     """
 
     def __init__(self, name: str, texts: TextModel | None = None, **base: Any) -> None:
@@ -250,16 +255,16 @@ class FeatureEncoder(BatchEncoder):
 
 
 class ConseEncoder(FeatureEncoder):
-    """Embeds images by the most likely labels of a classifier, and texts by a text model.
+    """Embeds texts with a text model, and an image as the weighted mean of the vectors of its most probable labels.
 
     Norouzi et al., 2014, arXiv:1312.5650, equation 4.
 
     Args:
         name: Name in the profile.
         texts: The text model.
-        labels: Vectors of the descriptions of the classes in the order of the logits, float32 (classes, dim), unit
-            rows.
-        **base: Further arguments of `BatchEncoder`.
+        labels: Vectors of the class descriptions in the order of the logits: float32 (classes, dim) with rows of unit
+            L2 norm.
+        **base: Other arguments of `BatchEncoder`.
     """
 
     def __init__(self, name: str, texts: TextModel, labels: Vectors, **base: Any) -> None:
@@ -267,7 +272,7 @@ class ConseEncoder(FeatureEncoder):
         self.labels = labels
 
     def vectors_of(self, features: ImageFeatures) -> Vectors:
-        """Returns means of the sentence embeddings of labels, weighted by the labels' probabilities."""
+        """Returns the sum of the vectors of each image's top labels, weighted in proportion to their probabilities."""
         top = np.argpartition(features.logits, -TOP_LABELS, axis=1)[:, -TOP_LABELS:]
         logits = np.take_along_axis(features.logits, top, axis=1)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -1,13 +1,14 @@
-"""Dynamic batching for threads with one item each: encoders, search and fusion take little longer for several images.
+"""Dynamic batching: combines the items of threads that have one item each.
 
-The thread that opens a batch becomes the leader. Batches run one after another, in the order of opening, and items that
-arrive meanwhile join the waiting batch. Before a batch runs, the leader waits within a window for items that other
-threads are preparing, and for as many items as the latest batches had. A single thread never waits. There is no
-background thread.
+Encoders, search and fusion take little longer for several images than for one. The thread that opens a batch is the
+leader, which runs the batch. Batches run one at a time, in the order in which they were opened. Items that arrive while
+a batch runs join the next batch. Before a batch runs, the leader waits for items that other threads are preparing, and
+for the batch to become as large as the latest batches, but at most `max_wait` seconds. A single thread never waits.
+There is no background thread.
 
-A leader may be interrupted anywhere, for example by Ctrl-C. Therefore a batch lasts as long as the leader holds the
-lock of the batch, which a ``with`` releases in any case. If a batch ends without a result, the waiters join the next
-one.
+A leader may be interrupted anywhere, for example by Ctrl-C. Therefore a batch lasts exactly as long as the leader holds
+the lock of the batch, which a ``with`` statement releases in any case. If a batch ends without a result, its waiters
+join the next batch.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ Result = TypeVar("Result")
 
 
 class Turn(Generic[Item, Result]):
-    """The part of a caller in a batch.
+    """The role of a caller in a batch. If the caller leads the batch, it must set `results`.
 
     Attributes:
-        items: Items of the batch that the caller leads, in order; empty if another thread led the batch.
-        results: Results of the items, in order; the leader sets them.
+        items: All items of the batch, in order, if the caller leads the batch; empty if another thread led the batch.
+        results: Results of the whole batch, in the order of the items.
     """
 
     def __init__(self, items: Sequence[Item], place: int, results: Sequence[Result] = ()) -> None:
@@ -45,7 +46,7 @@ class DynamicBatcher(Generic[Item, Result]):
     """Collects the items of several threads into batches.
 
     Args:
-        size: Items of a batch at most.
+        size: Maximum number of items in a batch.
     """
 
     def __init__(self, size: int) -> None:
@@ -54,11 +55,11 @@ class DynamicBatcher(Generic[Item, Result]):
         self._arrival = Condition(self._lock)
         self._last: _Batch[Item, Result] | None = None
         self._coming: set[int] = set()  # threads that are preparing an item
-        self._lately = 0  # items of the latest batch and of the batch that waited then
+        self._lately = 0  # number of items in the latest batch and in the batch that waited for it
 
     @contextmanager
     def coming(self) -> Iterator[None]:
-        """Announces an item, which the block prepares: a batch waits within the window."""
+        """Announces that the calling thread prepares an item in this block, so that leaders wait for the item."""
         with self._lock:
             self._coming.add(get_ident())
         try:
@@ -70,17 +71,17 @@ class DynamicBatcher(Generic[Item, Result]):
 
     @contextmanager
     def turn(self, item: Item, kind: Hashable = None, *, max_wait: float = 0.0) -> Iterator[Turn[Item, Result]]:
-        """Adds an item to a batch, and leads the batch or waits for the result.
+        """Adds an item to a batch. The caller then leads the batch, or waits for the leader's results.
 
-        One thread leads at a time, unless a waiting thread was interrupted.
+        Batches run one at a time, unless a leader was interrupted while waiting for the previous batch.
 
         Args:
             item: The item.
-            kind: Items of different kinds are in different batches.
-            max_wait: Seconds of the window of a batch that this thread leads.
+            kind: Only items of the same kind share a batch.
+            max_wait: Maximum number of seconds that the caller, as leader, waits for items of other threads.
 
         Raises:
-            Exception: Any error of the leader's block, in every thread with an item in the batch.
+            Exception: Any error that the leader's block raises. All callers in the batch get the error.
         """
         while True:
             own: _Batch[Item, Result] = _Batch(kind)
@@ -106,7 +107,7 @@ class DynamicBatcher(Generic[Item, Result]):
                     finally:
                         with self._lock:
                             if self._last is own:
-                                self._last = None  # items and error belong to the callers alone
+                                self._last = None  # the items and the error must not outlive the callers
                             self._lately = len(turn.items) + (len(self._last) if self._last is not None else 0)
                         del own, batch, last  # the traceback of an error would make a reference cycle
                     return
@@ -129,12 +130,12 @@ class DynamicBatcher(Generic[Item, Result]):
 
 
 class _Batch(Generic[Item, Result]):
-    """Items of several callers, with results or error.
+    """Items of several callers, with their results or an error.
 
     Attributes:
-        led: Held by the leader, from before other threads see the batch until the end.
-        results: ``None`` after an error, or if the leader was interrupted.
-        error: The error of the leader's block.
+        led: Lock that the leader holds from before other threads see the batch until the batch ends.
+        results: Results in the order of the items; ``None`` after an error, or if the leader was interrupted.
+        error: Error that the leader's block raised.
     """
 
     def __init__(self, kind: Hashable) -> None:
@@ -149,21 +150,20 @@ class _Batch(Generic[Item, Result]):
         return len(self._items)
 
     def has_room(self, size: int, kind: Hashable) -> bool:
-        """Whether another item of this kind may join."""
+        """Whether an item may join. A batch with a free lock has ended."""
         return self._open and self._kind == kind and len(self._items) < size and self.led.locked()
 
     def add(self, item: Item) -> int:
-        """Adds an item and returns the position."""
+        """Adds an item and returns its position in the batch."""
         self._items.append(item)
         return len(self._items) - 1
 
     def close(self) -> list[Item]:
-        """Returns the items and accepts no more."""
+        """Returns the items. No more items can join."""
         self._open = False
         items, self._items = self._items, []
         return items
 
     def wait(self) -> None:
-        """Waits for the end of the batch."""
         with self.led:
             pass

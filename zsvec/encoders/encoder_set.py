@@ -1,4 +1,4 @@
-"""The encoders of a profile as one object: encoders with the same backbone share one pass a batch."""
+"""`EncoderSet`, the encoders of a profile as one object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zsvec.types import Fingerprint
 
 
 class EncoderSet:
-    """The encoders of a profile. Encoders with the same backbone share one pass.
+    """The encoders of a profile. Encoders with the same backbone share one forward pass for each batch.
 
     ```python
     prepared = [encoders.preprocess(image) for image in images]  # may run in several threads
@@ -25,18 +25,18 @@ class EncoderSet:
     ```
 
     Args:
-        encoders: The encoders; names must differ.
-        batch_size: Images that a backbone gets at most in one pass.
-        device: Where the encoders run.
-        on_torch: Whether torch computes the encoders.
+        encoders: Encoders with distinct names.
+        batch_size: Maximum number of images that a backbone gets at once.
+        device: Device on which the encoders run.
+        on_torch: Whether torch runs at least one of the encoders.
 
     Attributes:
-        shared: Batches the images of threads that have one image each.
-        device: Where the encoders run.
-        on_torch: Whether torch computes the encoders; false for encoders that a caller made.
+        shared: Combines the images of threads that have one image each into batches.
+        device: Device on which the encoders run.
+        on_torch: Whether torch runs at least one of the encoders.
 
     Raises:
-        InvalidInputError: Two encoders have the same name.
+        InvalidInputError: `encoders` is not a list of encoders, or two encoders have the same name.
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class EncoderSet:
 
     @property
     def side(self) -> int | None:
-        """Pixels that an image's shorter side needs at most; ``None`` if a backbone needs the whole image."""
+        """The largest `Backbone.side` in pixels; ``None`` if a backbone needs the full resolution of an image."""
         sides = [backbone.side for backbone in self._backbones]
         scaled = [side for side in sides if side is not None]
         return max(scaled) if scaled and len(scaled) == len(sides) else None
 
     def preprocess(self, image: Image.Image) -> tuple[Any, ...]:
-        """Returns the inputs of the distinct backbones for one image. Safe to call from several threads."""
+        """Returns the input of each distinct backbone for one image. Thread-safe."""
         return tuple(backbone.preprocess(image) for backbone in self._backbones)
 
     def encode_images(self, prepared: Sequence[tuple[Any, ...]]) -> dict[str, Vectors]:
-        """Returns vectors of preprocessed images under every encoder.
+        """Embeds preprocessed images with every encoder.
 
         Args:
             prepared: Outputs of `preprocess`.
 
         Returns:
-            By name of the encoder: float32 (n, dim), rows of unit L2 norm, in the order of `prepared`.
+            Vectors by name of the encoder: float32 (n, dim) with rows of unit L2 norm, in the order of `prepared`.
 
         Raises:
-            EncoderError: An encoder broke its contract.
+            EncoderError: An encoder returned anything but one finite, nonzero vector for each image.
         """
         parts = [self._encode_batch(batch) for batch in batches(prepared, self._batch_size)]
         return {

@@ -1,8 +1,8 @@
-"""This machine: processor, threads, installed versions, and the measured rates of image models. No torch, no numpy.
+"""Processor, threads and installed versions of this machine, and the measured rates of image models.
 
-Rates and exports lie in the cache folder of the user, under the digest of all dependencies. A file that is damaged, or
-lies where other users may write, counts as missing, and the model is measured again. A wrong rate only selects the
-slower number format.
+This module imports neither torch nor numpy. Rates and exports are stored in the user's cache folder, named by a digest
+of all dependencies. If a file of rates is damaged, or other users may write to the folder, the model is measured again.
+A wrong rate only selects the slower number format.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from zsvec.encoders.weights import located
 from zsvec.inputs.files import is_ours, read_regular, write_whole
 
 Rates = Mapping[NumberFormat, float]
-"""Images a second, in each number format."""
+"""Images per second, by number format."""
 
 _RATES: TypeAdapter[Rates] = TypeAdapter(
     Mapping[NumberFormat, Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]]
 )
 _PACKAGES = ("zsvec", "torch", "timm", "transformers", "sentence-transformers", "tokenizers", "onnxruntime", "pillow")
-_MIN_SPEEDUP = 1.03  # of bfloat16, which rounds
+_MIN_SPEEDUP = 1.03  # minimum ratio of rates to choose bfloat16, which is less exact than float32
 
 
 def cache_folder() -> Path:
@@ -41,14 +41,17 @@ def cache_folder() -> Path:
 
 
 def cache_path(**depends: object) -> Path:
-    """Returns the path in the cache for something that depends on these values, the processor and the versions."""
+    """Returns the path in the cache for content that depends on the given values.
+
+    The path also depends on the processor, the Python environment and the versions of the packages.
+    """
     versions = {package: installed_version(package) for package in _PACKAGES}
     key = {**depends, "versions": versions, "python": sys.prefix, "processor": processor()}
     return cache_folder() / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def write_cached(file: Path, content: bytes) -> None:
-    """Writes a file of the cache atomically, and follows no link.
+    """Replaces a file of the cache atomically. A link at the path is replaced, not followed.
 
     Raises:
         OSError: The file cannot be written, or other users may write to the folder.
@@ -60,7 +63,7 @@ def write_cached(file: Path, content: bytes) -> None:
 
 
 def processor() -> str:
-    """Returns the model and the number of cores of the processor."""
+    """Returns the model name of the processor and the number of logical cores, separated by a space."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
@@ -71,7 +74,7 @@ def processor() -> str:
 
 
 def installed_version(package: str) -> str | None:
-    """Returns the version of a package, or ``None``."""
+    """Returns the version of a package, or ``None`` if the package is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -79,7 +82,11 @@ def installed_version(package: str) -> str | None:
 
 
 def thread_count() -> int:
-    """Returns the threads of a model: as torch if loaded, else one for each core that this process may use."""
+    """Returns the number of threads that a model uses.
+
+    This is torch's number if torch is loaded, else ``OMP_NUM_THREADS``, else the number of physical cores that this
+    process may use.
+    """
     torch = sys.modules.get("torch")
     if torch is not None:
         return int(torch.get_num_threads())
@@ -96,12 +103,15 @@ def thread_count() -> int:
 
 
 def faster(rates: Rates) -> NumberFormat:
-    """Returns the number format to run in."""
+    """Returns ``bfloat16`` if bfloat16 is more than 3 % faster than float32, else ``float32``."""
     return "bfloat16" if rates["bfloat16"] > _MIN_SPEEDUP * rates["float32"] else "float32"
 
 
 def read_rates(spec: EncoderSpec) -> Rates | None:
-    """Returns the rates of an image model in all number formats, or ``None`` before the first measurement."""
+    """Returns the remembered rates of an image model in all number formats.
+
+    Returns ``None`` if the file of rates is missing, damaged or incomplete, or other users may write to the folder.
+    """
     file = _rates_file(spec)
     if not is_ours(file.parent):
         return None
@@ -113,13 +123,16 @@ def read_rates(spec: EncoderSpec) -> Rates | None:
 
 
 def keep_rates(spec: EncoderSpec, rates: Rates) -> None:
-    """Remembers the rates of an image model, if the cache can be written and belongs to this user alone."""
+    """Remembers the rates of an image model. Does nothing if the cache is read-only or writable by others."""
     with suppress(OSError):
         write_cached(_rates_file(spec), _RATES.dump_json(rates))
 
 
 def describe_rates(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
-    """Returns the number format of image models with torch on the CPU, and the reason, by name of the encoder."""
+    """Returns the number format in which torch runs each image model on a CPU, and the reason, by encoder name.
+
+    Encoders on onnxruntime are left out.
+    """
     exact = [_image_model(spec) for spec in specs.values() if spec.family == "conse"]
     return {
         name: "float32, which ConSE needs of its image model" if _image_model(spec) in exact else _described(spec)

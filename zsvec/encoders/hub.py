@@ -1,7 +1,7 @@
-"""Requests to the Hugging Face hub, all in this module, and the silence of the model libraries.
+"""All requests to the Hugging Face hub, and the muting of the model libraries.
 
-Each load asks once for the repository, without the retries of the hub's client, which take minutes without a network.
-Files that are in the cache are not fetched again.
+Each load sends one request for the repository's list of files, without retries: the retries of the hub's client take
+minutes without a network. Files in the cache are not downloaded again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TIMEOUT_S = 5.0
 # Every repository that a loader can use has one of these files at the root.
 _ROOT_FILES = ("modules.json", "config.json", "model.safetensors", "pytorch_model.bin")
 _LIBRARIES = ("huggingface_hub", "sentence_transformers", "timm", "transformers")
-# Logging and progress bars are global to the process: two loads at once would restore each other's silence.
+# Muting affects the whole process. Of two concurrent loads, the second would restore the muted settings of the first.
 _loading = threading.RLock()
 
 
@@ -36,8 +36,8 @@ class HubSource:
 
     Attributes:
         repository: ``owner/name``.
-        revision: Commit, tag or branch; without one, the newest commit.
-        choose: From the names of the repository's files to the needed ones.
+        revision: Commit, tag or branch; ``None`` for the newest commit.
+        choose: Selects the needed files from the names of the repository's files.
     """
 
     repository: str
@@ -48,10 +48,13 @@ class HubSource:
         return f"{self.repository}@{self.revision}" if self.revision else self.repository
 
     def load(self) -> Weights:
-        """Returns the folder of the repository in the hub's cache, after fetching missing files.
+        """Downloads missing files and returns the weights in the hub's cache.
+
+        If a request fails, the weights in the cache are used.
 
         Raises:
-            WeightsUnavailableError: The weights are neither in the cache nor available from the hub.
+            WeightsUnavailableError: The weights are neither in the cache nor available from the hub, or ``HF_ENDPOINT``
+                is not a valid URL.
         """
         with quiet_loading():
             try:
@@ -66,10 +69,10 @@ class HubSource:
         return Weights(path=folder, model=self.repository, revision=folder.name)
 
     def missing(self) -> str | None:
-        """Returns a description of weights that are not in the cache, else ``None``.
+        """Returns a description of the weights if they are not in the cache, else ``None``.
 
         Raises:
-            WeightsUnavailableError: The address of the hub cannot be used.
+            WeightsUnavailableError: ``HF_ENDPOINT`` is not a valid URL.
         """
         _check_endpoint()
         return None if self._cached() else f"{self} from the Hugging Face hub"
@@ -115,15 +118,15 @@ def checkpoint_source(reference: str, revision: str | None) -> Source:
     """Returns the source of a checkpoint in the format of transformers or sentence-transformers.
 
     Args:
-        reference: Path of a folder, as `is_local` has it, ``package:NAME``, or a repository of the hub.
-        revision: Commit, tag or branch of the repository.
+        reference: Path of a folder (see `is_local`), ``package:NAME``, or a repository of the hub.
+        revision: Commit, tag or branch of the repository. Local weights have no revision.
     """
     if is_local(reference):
         return LocalSource(reference)
     return HubSource(reference, revision, checkpoint_files)
 
 
-# ---- silence
+# ---- muting
 
 
 class _Collector(logging.Handler):
@@ -138,13 +141,18 @@ class _Collector(logging.Handler):
 
 @contextmanager
 def quiet_loading(*others: str) -> Iterator[list[str]]:
-    """Keeps the model libraries, and `others`, from writing to stdout and stderr, and restores all settings afterwards.
+    """Mutes the logs and progress bars of the model libraries in this block, and restores their settings afterwards.
+
+    Only one thread at a time can be in such a block.
+
+    Args:
+        *others: Names of other loggers to mute.
 
     Yields:
-        The warnings of the libraries, which grow meanwhile. Each is also logged here, as DEBUG.
+        List to which each warning of the libraries is added. This module also logs each warning at level DEBUG.
 
     Raises:
-        WeightsUnavailableError: The address of the hub cannot be used.
+        WeightsUnavailableError: ``HF_ENDPOINT`` is not a valid URL.
     """
     _check_endpoint()
     collector = _Collector()
@@ -157,7 +165,7 @@ def quiet_loading(*others: str) -> Iterator[list[str]]:
             logger.setLevel(logging.WARNING)
             logger.handlers, logger.propagate = [collector], False
         with warnings.catch_warnings():
-            # An environment variable of the hub takes precedence, and the hub warns about a difference.
+            # HF_HUB_DISABLE_PROGRESS_BARS takes precedence, and the hub's client warns if this call contradicts it.
             warnings.filterwarnings("ignore", "Cannot (dis|en)able progress bars", UserWarning)
             _disable_progress_bars(restore)
         yield collector.messages
@@ -168,7 +176,8 @@ def _disable_progress_bars(restore: ExitStack) -> None:
 
     restore.callback(disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars)
     disable_progress_bars()
-    # The switch of transformers also sets the hub's, which is therefore restored later.
+    # Enabling the bars of transformers also enables the hub's. Callbacks run last in, first out, so the hub is restored
+    # after transformers.
     transformers = sys.modules.get("transformers.utils.logging")
     if transformers is not None and transformers.is_progress_bar_enabled():
         restore.callback(transformers.enable_progress_bar)
@@ -176,7 +185,7 @@ def _disable_progress_bars(restore: ExitStack) -> None:
 
 
 def _check_endpoint() -> None:
-    """Raises WeightsUnavailableError for an address of the hub with which the client cannot even be imported."""
+    """Raises WeightsUnavailableError if ``HF_ENDPOINT`` is invalid, because the hub's client then fails to import."""
     try:
         urlsplit(os.environ.get("HF_ENDPOINT", "")).port  # noqa: B018 - raises
     except ValueError:

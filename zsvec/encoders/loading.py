@@ -1,4 +1,4 @@
-"""From the specs of a profile to encoders, through the loader of each family."""
+"""Loads the encoders of a profile. Each family of encoders has a loader module."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FAMILIES: Mapping[str, tuple[str, tuple[Modality, ...]]] = {
     "onnx": ("zsvec.encoders.onnx.exported", _BOTH),
     "graph": ("zsvec.encoders.onnx.custom_graphs", _BOTH),
 }
-"""Module and modalities of each `EncoderSpec.kind`; modules have `sources` and `load`."""
+"""Loader module and possible modalities of each `EncoderSpec.kind`. A loader defines `sources` and `load`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +32,11 @@ class LoadContext:
     """Settings and models that the encoders of a profile share.
 
     Attributes:
-        device: Where onnxruntime computes image models.
+        device: Device on which onnxruntime runs image models and your own graphs.
         torch_device: The `zsvec.encoders.torch.device.TorchDevice` of models on torch; ``None`` without such models.
-        batch_size: Images or texts in one batch.
+        batch_size: Maximum number of images or texts in one batch.
         compiled: Whether torch.compile compiles the image models.
-        shared: Backbones and folders that were loaded before.
+        shared: Cache of loaded backbones and folders. The loaders read and fill this cache.
     """
 
     device: Device
@@ -59,16 +59,19 @@ def load_encoders(
 
     Args:
         specs: The encoders, by name.
-        device: ``auto`` is the first of CUDA, MPS and the CPU that is available. Exported encoders run on the CPU.
-        dtype: Number format; ``auto`` is bfloat16 where faster, else float32: on a CPU each model is timed in both,
-            once. Exported encoders are in float32.
-        runtime: ``auto`` is onnxruntime where an export for this machine exists and is fast; ``onnx`` needs an export.
-        compiled: Whether torch.compile compiles the image models, which takes a minute once; ``auto`` is torch then.
-        batch_size: Images that a backbone gets at most in one pass.
+        device: ``auto`` selects the first available device of CUDA, MPS and CPU. Exported encoders run on the CPU, or
+            with onnxruntime-gpu on CUDA.
+        dtype: Number format. ``auto`` selects bfloat16 where it is faster, else float32. On a CPU, each model is timed
+            in both formats when it is first loaded. Exported encoders cannot run in bfloat16.
+        runtime: ``auto`` selects onnxruntime if the encoders were exported on this machine and torch is not clearly
+            faster. ``onnx`` requires an export.
+        compiled: Whether torch.compile compiles the image models, which takes about a minute the first time. For
+            compiled models, the runtime ``auto`` selects torch.
+        batch_size: Maximum number of images that a backbone gets at once.
 
     Raises:
         InvalidInputError: The device or the runtime is not available, or a spec does not fit the family or model.
-        EncoderError: torch.compile cannot compile a model.
+        EncoderError: torch.compile cannot compile a model, or other users may write to the compiler's cache.
         MissingExtraError: A package with weights, or onnxruntime for exported encoders, is not installed.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
@@ -92,14 +95,14 @@ def describe_device(
     compiled: bool = False,
     specs: Mapping[str, EncoderSpec] | None = None,
 ) -> str:
-    """Returns device, number format and version of the runtime that `load_encoders` would use, in words.
+    """Returns a description of the runtime that `load_encoders` would use: device, number format, version and rates.
 
     Args:
         device: As for `load_encoders`.
         dtype: As for `load_encoders`.
         runtime: As for `load_encoders`.
         compiled: As for `load_encoders`.
-        specs: The encoders, by name; without any, torch is described.
+        specs: The encoders, by name. Without specs, the runtime is torch and no rates are described.
 
     Raises:
         InvalidInputError: The device or the runtime is not available.
@@ -122,18 +125,19 @@ def describe_device(
 
 
 def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
-    """Returns the weights that are not on disk, in words, by name of the encoder. Makes no request.
+    """Returns descriptions of the weights that are not on disk, by encoder name. Sends no request.
 
     Raises:
-        InvalidInputError: A spec does not fit the family.
-        MissingExtraError: torch or timm, which knows the source of the weights, is not installed.
+        InvalidInputError: A spec does not fit the family or model, or a path begins with the home of an unknown user.
+        MissingExtraError: A package that the loader of a family imports, such as torch or timm, is not installed.
+        WeightsUnavailableError: ``HF_ENDPOINT`` is not a valid URL.
     """
     found = {name: [source.missing() for source in weight_sources(spec)] for name, spec in specs.items()}
     return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
 
 
 def weight_sources(spec: EncoderSpec) -> list[Any]:
-    """Returns the sources of an encoder's weights, each with `missing()`; raises as `missing_weights`."""
+    """Returns the sources of an encoder's weights. Each has a method `missing`. Raises as `missing_weights` does."""
     return list(_module(spec).sources(spec))
 
 
@@ -148,7 +152,7 @@ def _load_all(
     context = LoadContext(
         device="cpu" if on_torch else device, torch_device=torch_device, batch_size=batch_size, compiled=compiled
     )
-    # ConSE comes first, so that encoders with the same image model share one in float32.
+    # ConSE is loaded first: its image model must be in float32, and other encoders share that model.
     order = sorted(specs, key=lambda name: specs[name].family != "conse")
     loaded = {name: _load(name, specs[name], context) for name in order}
     where = cast("Device", torch_device.device.type) if torch_device else "cpu"

@@ -1,13 +1,15 @@
-"""From an image to the pixels that a model takes, as configurations of transformers and timm say. No torch.
+"""Preprocessing of images as in configurations of transformers and timm, without torch.
 
-The shorter side is scaled and the centre cut out, and only the pixels that are kept are computed. Against scaling the
-whole image and cutting afterwards, as torchvision does, this takes 0.53 of the time for photographs of 300 × 200
-pixels, and 0.64 for 840 × 560. The box of a resize is float32 in Pillow, so some values differ by 1 or 2 of 255 levels:
-at most 1 in 500 with bicubic, 1 in 12 with bilinear, where products are often ties. Over 720 photographs of
-Caltech-101, the cosine of the vectors is at least 0.99999 for EfficientNet-Lite0, and 0.99 for ConSE, which jumps where
-another label becomes the tenth.
+The shorter side is scaled and the center is cropped. torchvision scales the whole image and then crops. This module
+computes only the pixels of the crop, which takes 0.53 times as long for photographs of 300 × 200 pixels, and 0.64 times
+as long for 840 × 560 pixels. Pillow stores the box of a resize in float32, so some pixel values differ from
+torchvision's by 1 or 2 of 255 levels: at most 1 value in 500 with bicubic interpolation, and 1 in 12 with bilinear
+interpolation, where values often lie exactly between two levels. Over 720 photographs of Caltech-101, the vectors of
+the two methods have a cosine similarity of at least 0.99999 with EfficientNet-Lite0, and at least 0.99 with ConSE,
+whose vector jumps when another label becomes the tenth.
 
-A configuration is carried out exactly or refused: similar pixels would silently make other vectors.
+A configuration with any step that zsvec does not support is rejected, because an approximation would silently change
+the vectors.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ _Channels = tuple[float, float, float]
 
 
 def preprocess(image: Image.Image, how: Preprocessing) -> Pixels:
-    """Returns the pixels of one image, uint8 (size, size, 3)."""
+    """Returns the preprocessed pixels of one image, uint8 (size, size, 3)."""
     image = rgb_of_bounded_aspect(image)
     filter_ = Image.Resampling[how.interpolation.upper()]
     if how.scaled is None:
@@ -37,13 +39,14 @@ def preprocess(image: Image.Image, how: Preprocessing) -> Pixels:
     shorter = min(image.size)
     left, right = _kept(image.width, int(how.scaled * image.width / shorter), how)
     top, bottom = _kept(image.height, int(how.scaled * image.height / shorter), how)
-    # Horizontally first, as Pillow scales a whole image. With a box, Pillow chooses the order, which changes clipping.
+    # Scales horizontally first, as Pillow does with a whole image. In a single resize with a box, Pillow would choose
+    # the order, which changes how values are clipped.
     wide = image.resize((how.size, image.height), filter_, box=(left, 0, right, image.height))
     return np.array(wide.resize((how.size, how.size), filter_, box=(0, top, how.size, bottom)))
 
 
 def _kept(side: int, scaled: int, how: Preprocessing) -> tuple[float, float]:
-    """Returns where the kept part of a side begins and ends, in pixels of the image."""
+    """Returns where the crop begins and ends along a side, in pixels of the original image."""
     margin = (scaled - how.size) / 2
     start = round(margin) if how.half == "even" else int(margin)
     return start * side / scaled, (start + how.size) * side / scaled
@@ -60,7 +63,7 @@ class _Size(BaseModel):
 
 
 class _Processor(BaseModel):
-    """An image processor of transformers."""
+    """The configuration of an image processor of transformers, limited to the supported values."""
 
     do_resize: Literal[True] = True
     do_rescale: Literal[True] = True
@@ -76,7 +79,7 @@ class _Processor(BaseModel):
 
 
 class _Timm(BaseModel):
-    """The configuration of a timm model; `timm.data.resolve_data_config` has the same defaults."""
+    """The configuration of a timm model. The defaults are those of `timm.data.resolve_data_config`."""
 
     input_size: tuple[Literal[3], int, int]
     crop_pct: float = Field(default=0.875, ge=0.01, le=100)
@@ -89,7 +92,10 @@ class _Timm(BaseModel):
 def cropping(
     read: Callable[[Mapping[str, Any]], GraphPreprocessing | None], config: Mapping[str, Any]
 ) -> GraphPreprocessing | None:
-    """Returns preprocessing that scales the shorter side and crops a square of the centre, else ``None``."""
+    """Returns the preprocessing that `read` finds in a configuration.
+
+    Returns ``None`` unless the preprocessing scales the shorter side and crops a square from the center.
+    """
     try:
         found = read(config)
     except ValueError:
@@ -101,7 +107,7 @@ def of_transformers(config: Mapping[str, Any]) -> GraphPreprocessing | None:
     """Returns the preprocessing of an image processor; ``None`` for the configuration of a tokenizer or of audio.
 
     Raises:
-        ValueError: The preprocessing cannot be carried out.
+        ValueError: zsvec does not support the preprocessing.
     """
     values = config.get("image_processor", config)
     if isinstance(values, dict):
@@ -111,7 +117,8 @@ def of_transformers(config: Mapping[str, Any]) -> GraphPreprocessing | None:
         values = {"do_center_crop": bool(crop), **values}
         if isinstance(crop, int):
             values["crop_size"] = {"height": crop, "width": crop}
-        # In old configurations, a number is the shorter side for CLIP, and the side to squash to for other models.
+        # In old configurations, a size that is a number is the shorter side for CLIP. For other models it is the side
+        # of a squashed square, and the validation rejects it.
         kind = values.get("image_processor_type") or values.get("feature_extractor_type")
         if isinstance(size, int) and str(kind).startswith("CLIP"):
             values["size"] = {"shortest_edge": size}
@@ -137,7 +144,7 @@ def of_timm(config: Mapping[str, Any]) -> GraphPreprocessing | None:
     """Returns the preprocessing of a timm model; ``None`` for the configuration of a model of transformers.
 
     Raises:
-        ValueError: The preprocessing cannot be carried out.
+        ValueError: zsvec does not support the preprocessing.
     """
     values = config.get("pretrained_cfg", config)
     if isinstance(values, dict):

@@ -1,8 +1,9 @@
-"""Choice of the runtime, torch or onnxruntime, by encoders that were exported for this user and this machine.
+"""Chooses torch or onnxruntime, depending on the encoders that this user has exported on this machine.
 
-Exports lie in the user's cache folder, named by specs, installed versions and processor. Beside each folder, a record
-keeps the state of the weight files and the rates of torch and onnxruntime. If the record does not match, or other users
-may write to the folder, torch computes as without an export. Exports that were not used for 30 days are deleted.
+An export is a folder in the user's cache, named by a digest of specs, installed versions and processor. A record file
+next to the folder stores the state of the weight files and the rates of torch and onnxruntime. torch is used if no
+export exists, if the weight files have changed since the export, or if other users may write to the folder. A new
+export deletes exports that were not used for 30 days.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ from zsvec.encoders.weights import located
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.inputs.files import is_ours, read_regular
 
-_MIN_RELATIVE_RATE = 0.95  # of onnxruntime to torch; onnxruntime starts sooner
+_MIN_RELATIVE_RATE = 0.95  # onnxruntime is chosen from this fraction of torch's rate, because it starts sooner
 _MAX_EXPORT_S = 3600  # an unfinished export that is older was killed
 _MAX_UNUSED_S = 30 * 86_400
-# Exports, records, rates, and unfinished ones of each.
+# Names of exports, records and rates, finished and unfinished.
 _NAME = re.compile(r"[0-9a-f]{32}(\.json|\.rates)?|\.[0-9a-f]{32}-.*|\.zsvec-[0-9a-f]{32}\.new")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
 
 FileState = tuple[int, int, int]
-"""Size in bytes, time of modification, and time of change, which no program can set; both in nanoseconds."""
+"""Size in bytes, modification time (mtime), and change time (ctime, which programs cannot set), both in nanoseconds."""
 
 
 class Record(BaseModel):
-    """The source of an export in the cache.
+    """The record of an export in the cache.
 
     Attributes:
-        weights: State of the weight files at the export, by absolute path.
-        rates: Images a second of all encoders together, by runtime and number format; ``onnx`` is the export's.
+        weights: State of the weight files when they were exported, by absolute path.
+        rates: Images per second of all encoders together, by runtime: ``onnx`` for the export, ``torch float32`` and
+            ``torch bfloat16``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,7 +60,7 @@ class Record(BaseModel):
         return self.rates.get("onnx", 0.0) >= _MIN_RELATIVE_RATE * max(self.rates.values(), default=0.0)
 
     def allowing(self, dtype: Dtype) -> Record:
-        """Returns the record with only the rates that this number format allows."""
+        """Returns a copy without torch's rates in other number formats. ``auto`` allows all formats."""
         allowed = self.rates.keys() if dtype == "auto" else {"onnx", f"torch {dtype}"}
         return self.model_copy(update={"rates": {name: r for name, r in self.rates.items() if name in allowed}})
 
@@ -70,25 +72,29 @@ def file_state(path: str) -> FileState:
     """Returns the state of a file.
 
     Raises:
-        OSError: There is no such file.
+        OSError: The file does not exist or cannot be accessed.
     """
     found = os.stat(path)  # noqa: PTH116 - a record's text
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def place(specs: Mapping[str, EncoderSpec]) -> Path:
-    """Returns the folder that an export of these encoders has in the cache."""
+    """Returns the path in the cache for an export of these encoders."""
     encoders = {name: spec.model_dump(mode="json") | located(spec) for name, spec in specs.items()}
     return hardware.cache_path(encoders=encoders)
 
 
 def record_of(folder: Path) -> Path:
-    """Returns the file of an export's record."""
+    """Returns the path of an export's record."""
     return folder.with_suffix(".json")
 
 
 def read_record(folder: Path) -> Record | None:
-    """Returns the record of a complete export in the cache, of the present weights, else ``None``."""
+    """Returns the record of an export in the cache and marks the export as used.
+
+    Returns ``None`` if the export is missing or incomplete, the weight files have changed since the export, or other
+    users may write to the folder.
+    """
     if not (is_ours(folder.parent) and is_ours(folder)):
         return None
     try:
@@ -103,7 +109,10 @@ def read_record(folder: Path) -> Record | None:
 
 
 def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
-    """Returns the rates on this host, in words: of all encoders with an export, and of each on torch."""
+    """Returns descriptions of the measured rates: of all encoders together, and of each encoder on torch.
+
+    Empty for exported encoders.
+    """
     if all(spec.family == "onnx" for spec in specs.values()):
         return {}
     record = read_record(place(specs))
@@ -119,12 +128,13 @@ def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
 def chosen_specs(
     specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName, compiled: bool = False
 ) -> Mapping[str, EncoderSpec]:
-    """Returns the encoders of an export in the cache where the settings choose onnxruntime, else `specs`.
+    """Returns the specs of an export in the cache if the settings select onnxruntime, else `specs`.
 
-    Arguments are as of `zsvec.encoders.load_encoders`.
+    The arguments are those of `zsvec.encoders.load_encoders`.
 
     Raises:
-        InvalidInputError: `runtime` is ``onnx``, but there is no export, or the other settings exclude onnxruntime.
+        InvalidInputError: `runtime` or the encoders require onnxruntime, but another setting excludes onnxruntime or
+            no export exists.
     """
     excluded = device in {"cuda", "mps"} or dtype == "bfloat16"  # exports run on the CPU, in float32
     if all(spec.family == "onnx" for spec in specs.values()):
@@ -160,7 +170,7 @@ def chosen_specs(
 
 
 def tidy() -> None:
-    """Deletes exports and rates that were not used for 30 days, and the remains of killed exports."""
+    """Deletes exports not used for 30 days, rates measured more than 30 days ago, and remains of killed exports."""
     folder, now = hardware.cache_folder(), time.time()
     if not is_ours(folder):
         return
@@ -178,7 +188,7 @@ def tidy() -> None:
 
 
 def _may_have_gpu() -> bool:
-    """Whether torch may find a GPU. Only Linux tells without torch."""
+    """Whether torch might find a GPU. Without torch, only Linux can rule that out."""
     if sys.platform == "linux":
         return any(os.path.exists(path) for path in _GPUS)  # noqa: PTH110 - no errors
     return True

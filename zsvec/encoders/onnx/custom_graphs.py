@@ -1,10 +1,15 @@
-"""Your own ONNX graphs: CLIP, SigLIP, DINOv2 and v3 by optimum or transformers, and models of timm.
+"""Your own ONNX graphs: CLIP, SigLIP, DINOv2 and DINOv3 from optimum or transformers, and models of timm.
 
-``model = "./clip/vision_model.onnx"`` names the graph of images, which takes float pixels (n, 3, height, width), and
-``text_model`` the graph of texts, which may be the same file. Side files lie beside a graph or in the folder above:
-``preprocessor_config.json`` or ``processor_config.json`` (transformers) or ``config.json`` (timm), unless the spec has
-the preprocessing; ``tokenizer.json`` and ``tokenizer_config.json`` for texts. Trust a graph and its side files as you
-trust a weight file: nothing is unpickled, and no weights are taken from other files.
+``model = "./clip/vision_model.onnx"`` names the image graph, which takes float pixels (n, 3, height, width).
+``text_model`` names the text graph, which may be the same file. Configuration files are read from the folder of a graph
+or its parent folder:
+
+- The preprocessing of images is read from ``preprocessor_config.json`` or ``processor_config.json`` (transformers) or
+  ``config.json`` (timm), unless the spec contains the preprocessing.
+- The tokenizer is read from ``tokenizer.json``, and its settings from ``tokenizer_config.json`` and ``config.json``.
+
+A graph and its configuration files need the same trust as a weight file. Nothing is unpickled, and weights are only
+read from the graph itself.
 """
 
 from __future__ import annotations
@@ -57,17 +62,17 @@ class GraphSource:
 
 
 class CustomImages:
-    """The image model of a graph.
+    """The image model of your own graph.
 
     Attributes:
-        side: Pixels to which the shorter side of an image is scaled; ``None`` if the image is squashed.
+        side: Length in pixels to which the shorter side of an image is scaled; ``None`` if the image is squashed.
         size: Side of the square input, in pixels.
-        preprocessing: Preprocessing and output in words, for a fingerprint.
+        preprocessing: Description of preprocessing and output for a fingerprint.
         dim: Dimension of the vectors.
 
     Raises:
-        InvalidInputError: The graph takes no images or has no known output, or its preprocessing cannot be found.
-        WeightsUnavailableError: A side file is damaged.
+        InvalidInputError: The graph does not take images, has no known output, or has no supported preprocessing.
+        WeightsUnavailableError: A configuration file is damaged.
     """
 
     def __init__(self, graph: Graph, spec: EncoderSpec) -> None:
@@ -85,11 +90,11 @@ class CustomImages:
         self.dim = self.forward([np.zeros((self.size, self.size, 3), np.uint8)]).pooled.shape[-1]
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Returns one image, uint8 (size, size, 3)."""
+        """Returns the preprocessed pixels of one image, uint8 (size, size, 3)."""
         return preprocess(image, self._preprocessing)
 
     def forward(self, inputs: Sequence[Pixels]) -> ImageFeatures:
-        """Returns the features of a batch, computed in passes that fit the cache of a CPU."""
+        """Returns the features of a batch, which is split into passes that fit the cache of a CPU."""
         vectors = np.concatenate([self._pass(np.stack(part)) for part in batches(inputs, IMAGES_A_PASS)])
         return ImageFeatures(vectors, vectors)
 
@@ -100,13 +105,17 @@ class CustomImages:
 
 
 class CustomTexts:
-    """The text model of a graph, which may also take images of `size` × `size` pixels.
+    """The text model of your own graph.
+
+    Args:
+        graph: The graph.
+        size: Side of the image input in pixels, if the graph also takes images.
 
     Attributes:
-        description: Output and tokenizer in words, for a fingerprint.
+        description: Description of output and tokenizer for a fingerprint.
 
     Raises:
-        InvalidInputError: The graph takes no texts or has no known output.
+        InvalidInputError: The graph does not take texts or has no known output, or no file limits the length of texts.
         WeightsUnavailableError: The tokenizer is missing or damaged.
     """
 
@@ -119,7 +128,7 @@ class CustomTexts:
         self.description = f"{self._output} of at most {longest} tokens of sha256:{digest}"
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Returns vectors of texts in order, float32 (n, dim), of any norm. Long texts are truncated."""
+        """Returns the vectors of texts in order, as float32 (n, dim) of any norm. Long texts are truncated."""
         return embed_tokens(self._tokenizer, texts, self._pass)
 
     def _pass(self, tokens: dict[str, Any]) -> Vectors:
@@ -127,12 +136,12 @@ class CustomTexts:
 
 
 def sources(spec: EncoderSpec) -> list[GraphSource]:
-    """Returns the files of the graphs."""
+    """Returns the file of the image graph and, if the spec names one, the file of the text graph."""
     return [GraphSource(at_home(Path(file))) for file in (spec.model, spec.text_model) if file]
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> BatchEncoder:
-    """Loads the graph of images, and the graph of texts if the spec names one; raises as `load_encoders`."""
+    """Loads the image graph and, if the spec names one, the text graph. Raises as `load_encoders` does."""
     paths = [source.path for source in sources(spec)]
     graphs: dict[Path, tuple[Graph, str]] = {}
     for path in set(paths):
@@ -160,7 +169,7 @@ def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context
 
 
 def _input_of(graph: Graph, name: str, kind: str, dimensions: int, *, or_only: bool = False) -> str:
-    """Returns the input of this name; with `or_only`, the only input under any name."""
+    """Checks an input's type and rank and returns its name. With `or_only`, a graph's only input may have any name."""
     found = next(iter(graph.inputs)) if or_only and len(graph.inputs) == 1 else name
     if found not in graph.inputs or graph.inputs[found][0] != kind or len(graph.inputs[found][1]) != dimensions:
         there = ", ".join(f"{n} {kind} {shape}" for n, (kind, shape) in graph.inputs.items())
@@ -186,7 +195,11 @@ def _no_output(graph: Graph, wanted: str) -> str:
 
 
 def _placeholders(graph: Graph, taken: set[str], size: int) -> dict[str, Any]:
-    """Returns one empty image or text for the inputs of the other modality, if the graph takes both."""
+    """Returns dummy values for the inputs that are not in `taken`.
+
+    A graph for images and texts needs all inputs, even when only images or only texts are embedded. Raises
+    InvalidInputError if the graph needs any other input.
+    """
     empty = {
         "pixel_values": np.zeros((1, 3, size, size), np.float32),
         **dict.fromkeys(TEXT_INPUTS, np.ones((1, 1), np.int64)),
@@ -198,7 +211,7 @@ def _placeholders(graph: Graph, taken: set[str], size: int) -> dict[str, Any]:
 
 
 def _rows(output: Any, graph: Graph) -> Vectors:
-    """Returns the output as vectors ``(n, dim)``; of tokens ``(n, tokens, dim)``, the first of each image (CLS)."""
+    """Returns an output as float32 (n, dim). From (n, tokens, dim), takes the first token of each item (CLS)."""
     if not isinstance(output, np.ndarray) or output.dtype.kind not in "fiu":
         raise InvalidInputError(f"{graph.file} gives something else than an array of numbers: name another output")
     if output.ndim == 3:
@@ -208,7 +221,7 @@ def _rows(output: Any, graph: Graph) -> Vectors:
     return np.asarray(output, np.float32)
 
 
-# ---- side files
+# ---- configuration files
 
 
 class _TextConfig(BaseModel):
@@ -222,7 +235,7 @@ class _ModelConfig(_TextConfig):
 
 
 class _TokenizerConfig(BaseModel):
-    """The configuration of a tokenizer of transformers; a token is a string or a table."""
+    """The configuration of a tokenizer of transformers. A token is a string or a table with a string in `content`."""
 
     model_max_length: Annotated[float, Field(ge=1)] | None = None
     pad_token: Annotated[
@@ -235,11 +248,11 @@ _Config = TypeVar("_Config", bound=BaseModel)
 
 
 def preprocessing_beside(graph: Path) -> GraphPreprocessing:
-    """Returns the preprocessing of images beside a graph, or in the folder above.
+    """Reads the image preprocessing from a configuration file in the graph's folder, or in the parent folder.
 
     Raises:
-        InvalidInputError: There is none, or zsvec cannot carry out the preprocessing.
-        WeightsUnavailableError: A file is damaged.
+        InvalidInputError: No configuration file is found, or zsvec does not support the preprocessing.
+        WeightsUnavailableError: A configuration file is damaged.
     """
     for folder in (graph.parent, graph.parent.parent):
         for name, read in _PREPROCESSING.items():
@@ -257,7 +270,7 @@ def preprocessing_beside(graph: Path) -> GraphPreprocessing:
 
 
 def _tokenizer_beside(graph: Graph) -> tuple[Any, int, str]:
-    """Returns the tokenizer with truncation and padding, the most tokens of a text, and the SHA-256 of the file."""
+    """Returns the tokenizer with truncation and padding, the maximum number of tokens, and the SHA-256 of its file."""
     folders = (graph.file.parent, graph.file.parent.parent)
     file = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
     if file is None:
@@ -270,12 +283,12 @@ def _tokenizer_beside(graph: Graph) -> tuple[Any, int, str]:
         longest = _max_tokens(
             graph,
             config.model_max_length,
-            (model.text_config or model).max_position_embeddings,  # unknown to some tokenizers
+            (model.text_config or model).max_position_embeddings,  # some tokenizers do not know this limit
             (tokenizer.truncation or {}).get("max_length"),
         )
         tokenizer.enable_truncation(longest)
         token = config.pad_token or (tokenizer.padding or {}).get("pad_token") or "[PAD]"
-        # A model without a mask was trained on texts that are padded to the end.
+        # A model without an attention mask was trained on texts that are padded to the maximum length.
         length = {} if "attention_mask" in graph.inputs else {"length": longest}
         tokenizer.enable_padding(pad_id=tokenizer.token_to_id(token) or 0, pad_token=token, **length)
     except ZSVecError:
@@ -295,7 +308,7 @@ def _max_tokens(graph: Graph, *limits: float | None) -> int:
 
 
 def read_file(file: Path, most: int = -1) -> bytes:
-    """Returns the content of a graph or side file, or its first bytes.
+    """Returns the content of a file, or the first `most` bytes.
 
     Raises:
         WeightsUnavailableError: The file cannot be read.
@@ -315,7 +328,7 @@ def _config(model: type[_Config], file: Path) -> _Config:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    """Returns the table in a file, empty if there is no file."""
+    """Returns the JSON object in a file, or an empty dictionary if the file does not exist."""
     if not file.is_file():
         return {}
     try:

@@ -1,8 +1,8 @@
-"""Encoders that zsvec has exported to a folder, run by onnxruntime: no torch, and no library that made the models.
+"""Encoders that zsvec has exported to a folder. onnxruntime runs them without torch and the model libraries.
 
-The folder holds ``encoders.json``, graphs (``*.onnx``), tokenizers (``*.json``) and matrices (``*.npy``); nothing is
-unpickled. Trust a folder as you trust a weight file: the digests of the manifest detect damage, not forgery, because a
-forger of a file can also change the manifest.
+The folder contains a manifest (``encoders.json``), graphs (``*.onnx``), tokenizers (``*.json``) and matrices
+(``*.npy``). Nothing is unpickled. A folder needs the same trust as a weight file: the digests in the manifest detect
+damage but not forgery, because an attacker who changes a file can also change the manifest.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _EXPORT_AGAIN = (
     "run `zsvec encoders export` again, where torch is, or take the profile that was exported, with runtime='torch'"
 )
 
-# No separator: every file is in the folder itself.
+# A name has no path separator, because every file is in the folder itself.
 FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -52,30 +52,30 @@ class _Part(BaseModel):
 
 
 class ExportedImages(_Part):
-    """An image model: a graph from uint8 pixels (n, size, size, 3) to pooled features and, if any, logits."""
+    """An image model. Its graph turns uint8 pixels (n, size, size, 3) into pooled features and, if any, logits."""
 
     graph: FileName
     preprocessing: Preprocessing
 
 
 class ExportedTexts(_Part):
-    """A text model: a graph from token ids (n, tokens) to vectors (n, dim), and a tokenizer of `tokenizers`."""
+    """A text model. Its graph turns token ids (n, tokens) into vectors (n, dim); `tokenizers` reads the tokenizer."""
 
     graph: FileName
     tokenizer: FileName
 
 
 class ExportedEncoder(_Part):
-    """An encoder.
+    """An encoder in the manifest.
 
     Attributes:
-        fingerprint: Fingerprint of the encoder on torch, extended if the graph is in int8.
-        modalities: References that the encoder embeds.
-        images: The image model; encoders with equal image models share it.
-        texts: The text model, if any.
-        labels: Vectors of ConSE's labels, if any.
-        prompt: As `EncoderSpec`.
-        temperature: As `EncoderSpec`.
+        fingerprint: Fingerprint of the encoder on torch. The digest of an image graph in int8 is appended.
+        modalities: Modalities of the references that the encoder embeds.
+        images: The image model. Encoders with equal image models share one backbone.
+        texts: The text model, if the encoder has one.
+        labels: File with the vectors of the labels, if the encoder is ConSE.
+        prompt: As in `EncoderSpec`.
+        temperature: As in `EncoderSpec`.
     """
 
     fingerprint: Fingerprint
@@ -105,13 +105,13 @@ class Manifest(_Part):
 
 
 class ExportedFolder:
-    """A folder with a valid manifest.
+    """A folder of exported encoders. The constructor checks that the manifest is valid and that all files exist.
 
     Args:
         path: The folder.
 
     Raises:
-        WeightsUnavailableError: The folder, its manifest or a file is missing or damaged.
+        WeightsUnavailableError: The folder or a file is missing, or the manifest is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -125,17 +125,25 @@ class ExportedFolder:
                 raise self.damaged(f"{name} is not there")
 
     def open(self, name: str) -> BinaryIO:
-        """Opens a file to `read` later, even if the folder is deleted or replaced (on POSIX); raises as `read`."""
+        """Opens a file for a later `read`. On POSIX, `read` works even if the folder is deleted or replaced meanwhile.
+
+        Raises:
+            WeightsUnavailableError: The file cannot be opened.
+        """
         try:
             return open_regular(self.path / name)
         except OSError as exc:
             raise self.damaged(f"{name} cannot be read ({exc})") from exc
 
     def read(self, name: str, opened: BinaryIO | None = None) -> bytes:
-        """Returns the content of a file, read from `opened` if it was opened before.
+        """Returns the content of a file, after a comparison with the digest in the manifest.
+
+        Args:
+            name: Name of the file.
+            opened: The file, if `open` opened it before.
 
         Raises:
-            WeightsUnavailableError: The file cannot be read, or has changed since the export.
+            WeightsUnavailableError: The file cannot be read, has changed since the export, or is not in the manifest.
         """
         with nullcontext(opened) if opened else self.open(name) as file:
             try:
@@ -148,10 +156,10 @@ class ExportedFolder:
         return content
 
     def matrix(self, name: str) -> NDArray[np.float32]:
-        """Returns the matrix in a file, float32.
+        """Returns the float32 matrix in a file.
 
         Raises:
-            WeightsUnavailableError: As `read`, or the file has no matrix.
+            WeightsUnavailableError: `read` fails, or the file does not contain a float32 matrix.
         """
         try:
             matrix = np.load(io.BytesIO(self.read(name)), allow_pickle=False)
@@ -162,7 +170,7 @@ class ExportedFolder:
         return matrix
 
     def graph(self, name: str, device: Device = "cpu", opened: BinaryIO | None = None) -> Graph:
-        """Returns the graph in a file; arguments and errors as `read` and `Graph`."""
+        """Returns the graph in a file. For arguments and errors, see `read` and `Graph`."""
         return Graph(self.read(name, opened), self.path / name, self.damaged, device)
 
     def damaged(self, problem: str) -> WeightsUnavailableError:
@@ -170,7 +178,7 @@ class ExportedFolder:
         return WeightsUnavailableError(f"the exported encoders in {self.path} are damaged: {problem}; {_EXPORT_AGAIN}")
 
     def specs(self) -> dict[str, EncoderSpec]:
-        """Returns the specs with which to load the encoders of the folder, by name."""
+        """Returns the specs from which `load_encoders` loads the encoders of the folder, by name."""
         return {
             name: EncoderSpec(
                 family="onnx",
@@ -184,7 +192,10 @@ class ExportedFolder:
 
 
 def other_files(folder: Path) -> list[str]:
-    """Returns the names of all files in a folder but exported encoders, which a valid manifest must list."""
+    """Returns the names of all entries of a folder that are not files of exported encoders.
+
+    Without a valid manifest, these are all entries.
+    """
     try:
         exported = {MANIFEST, *_read_manifest(folder).files}
     except WeightsUnavailableError:
@@ -220,12 +231,12 @@ def _read_manifest(folder: Path) -> Manifest:
 
 @dataclass(frozen=True, slots=True)
 class ExportedSource:
-    """The source of an exported encoder's weights."""
+    """The folder from which an exported encoder is loaded."""
 
     folder: Path
 
     def missing(self) -> str | None:
-        """Returns the problem with the folder, in words, or ``None``."""
+        """Returns a description of the problem with the folder, or ``None`` if the encoders can be loaded."""
         try:
             ExportedFolder(self.folder)
         except WeightsUnavailableError as exc:
@@ -234,7 +245,7 @@ class ExportedSource:
 
 
 class OnnxBackbone:
-    """An image model of a folder; raises as `ExportedFolder.graph`."""
+    """An exported image model. The constructor raises as `ExportedFolder.graph` does."""
 
     def __init__(self, folder: ExportedFolder, model: ExportedImages, device: Device) -> None:
         self._graph = folder.graph(model.graph, device)
@@ -249,20 +260,20 @@ class OnnxBackbone:
         self.width, self.classes = widths[0], widths[-1]
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """Returns one image, uint8 (size, size, 3)."""
+        """Returns the preprocessed pixels of one image, uint8 (size, size, 3)."""
         return preprocess(image, self._preprocessing)
 
     def forward(self, inputs: Sequence[Pixels]) -> ImageFeatures:
-        """Returns the features of a batch, computed in passes that fit the cache of a CPU."""
+        """Returns the features of a batch, which is split into passes that fit the cache of a CPU."""
         passes = [self._graph({self._input: np.stack(part)}) for part in batches(inputs, IMAGES_A_PASS)]
         outputs = [np.concatenate(parts) for parts in zip(*passes, strict=True)]
         return ImageFeatures(pooled=outputs[0], logits=outputs[-1])
 
 
 class OnnxTexts:
-    """A text model of a folder, loaded with the first text: classifying images needs none.
+    """An exported text model, loaded when the first text is embedded, because classifying images does not need it.
 
-    The files are open until then, so that a new export may replace the folder.
+    Until then, the model's files stay open, so that a new export may replace the folder.
 
     Raises:
         WeightsUnavailableError: A file cannot be opened.
@@ -279,7 +290,7 @@ class OnnxTexts:
         )
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Returns vectors of texts in order, float32 (n, dim), of any norm. Long texts are truncated.
+        """Returns the vectors of texts in order, as float32 (n, dim) of any norm. Long texts are truncated.
 
         Raises:
             MissingExtraError: onnxruntime or tokenizers is not installed.
@@ -305,12 +316,12 @@ class OnnxTexts:
 
 
 def sources(spec: EncoderSpec) -> list[ExportedSource]:
-    """Returns the source of the weights."""
+    """Returns the folder of the exported encoder as the only source."""
     return [ExportedSource(Path(spec.model))]
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> BatchEncoder:
-    """Loads the encoder of this name in a folder; raises as `load_encoders`."""
+    """Loads the encoder of this name from the folder in the spec. Raises as `load_encoders` does."""
     path, shared = Path(spec.model), context.shared
     if path not in shared:
         shared[path] = ExportedFolder(path)

@@ -1,4 +1,4 @@
-"""Graphs in onnxruntime: on the CPU with threads that do not spin while they wait, or on CUDA where available."""
+"""Runs graphs on onnxruntime, on a CPU or on CUDA. On a CPU, threads sleep instead of spinning while they wait."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from zsvec.types import counted
 
 IMAGES_A_PASS = 8  # so that activations stay in the cache
 _TEXTS_A_PASS = 64
-# No folder: weights in other files would not be checked.
+# Not a folder, so that a graph cannot read weights from other files, whose digests are not checked.
 _NOWHERE = os.devnull
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 class Graph:
-    """A graph. Safe in any thread.
+    """A graph that onnxruntime runs. Thread-safe.
 
     Args:
         content: Content of the file.
         file: Path of the file, for messages.
-        damaged: Makes the error for a problem with the graph.
-        device: ``cuda`` and ``auto`` take CUDA where onnxruntime has it, and the CPU for the remaining operators.
+        damaged: Turns a message into the error that is raised if the graph cannot be loaded.
+        device: ``cuda`` and ``auto`` use CUDA where onnxruntime supports it, and the CPU for operators without CUDA.
 
     Attributes:
-        inputs: Type and shape, by name.
-        outputs: Shape, by name.
+        inputs: Type and shape of each input, by name.
+        outputs: Shape of each output, by name.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -58,10 +58,10 @@ class Graph:
         self.outputs = {one.name: list(one.shape) for one in self._session.get_outputs()}
 
     def __call__(self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None) -> list[Vectors]:
-        """Returns the named outputs, or all, as float32. Further `inputs` than the graph has are ignored.
+        """Runs the graph and returns the named outputs, or all outputs. Ignores `inputs` that the graph does not have.
 
         Raises:
-            EncoderError: The graph refuses the inputs.
+            EncoderError: onnxruntime cannot run the graph with these inputs.
         """
         try:
             found: list[Vectors] = self._session.run(outputs, {name: inputs[name] for name in self.inputs})
@@ -71,14 +71,14 @@ class Graph:
 
 
 def embed_tokens(tokenizer: Any, texts: Sequence[str], run: Callable[[dict[str, Any]], Vectors]) -> Vectors:
-    """Returns vectors of texts, (n, dim), in the order of the texts.
+    """Returns the vectors of texts in order, (n, dim).
 
     Args:
         tokenizer: A tokenizer of the library `tokenizers`, with truncation and padding.
         texts: The texts.
-        run: From `TEXT_INPUTS`, int64 (n, tokens), to vectors.
+        run: Computes vectors from a dictionary of `TEXT_INPUTS`, each int64 (n, tokens).
     """
-    order = sorted(range(len(texts)), key=lambda position: len(texts[position]))  # for little padding
+    order = sorted(range(len(texts)), key=lambda position: len(texts[position]))  # similar lengths need little padding
     parts = []
     for positions in batches(order, _TEXTS_A_PASS):
         found = tokenizer.encode_batch([texts[position] for position in positions])
@@ -89,7 +89,7 @@ def embed_tokens(tokenizer: Any, texts: Sequence[str], run: Callable[[dict[str, 
 
 
 def describe(device: Device) -> str:
-    """Returns device, number format and version, in words.
+    """Returns a description of the device, the number format and the version of onnxruntime.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -100,7 +100,7 @@ def describe(device: Device) -> str:
 
 
 def imported(package: str) -> Any:
-    """Returns the module onnxruntime or tokenizers.
+    """Imports and returns onnxruntime or tokenizers.
 
     Raises:
         MissingExtraError: The package is not installed, or the installation is damaged.

@@ -1,4 +1,4 @@
-"""CLIP-like models of sentence-transformers: images and texts in one space (Radford et al., arXiv:2103.00020)."""
+"""CLIP-like models of sentence-transformers, with one vector space for images and texts (arXiv:2103.00020)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _PREPROCESSING_KEYS = ("size", "resample", "crop_size", "image_mean", "image_std
 
 
 class ClipBackbone:
-    """The image tower. The model's own processor runs in `preprocess`, and `forward` only computes.
+    """The image tower of a CLIP-like model. `preprocess` runs the model's own processor, and `forward` the tower.
 
     Attributes:
-        model: The whole model, in sentence-transformers.
+        model: The whole model, including the text tower, in sentence-transformers.
         processor: Configuration of the image processor.
-        side: Pixels to which the shorter side of an image is scaled, if the processor says so.
-        declared: The preprocessing, if it scales and crops; else only the processor can carry it out.
+        side: Length in pixels to which the processor scales an image; ``None`` if the configuration has no length.
+        declared: The preprocessing, if it scales the shorter side and crops the center; ``None`` for other processors.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ def sources(spec: EncoderSpec) -> list[Source]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> FeatureEncoder:
-    """Loads a checkpoint of sentence-transformers or transformers; raises as `load_encoders`."""
+    """Loads a checkpoint of sentence-transformers or transformers. Raises as `load_encoders` does."""
     weights = sources(spec)[0].load()
     sentences = SentenceModel(weights, context.torch_device)
     if not {"image", "text"} <= set(sentences.modalities):

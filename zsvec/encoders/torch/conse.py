@@ -30,8 +30,11 @@ def sources(spec: EncoderSpec) -> list[Source]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> ConseEncoder:
-    """Loads an ImageNet classifier of timm and a text model of sentence-transformers; raises as `load_encoders`."""
-    # The weights of the mean are a softmax, which amplifies the rounding of bfloat16.
+    """Loads an ImageNet classifier of timm and a text model of sentence-transformers.
+
+    Raises as `load_encoders` does.
+    """
+    # The weights of the mean are a softmax, which would amplify the rounding errors of bfloat16.
     context = replace(context, torch_device=replace(context.torch_device, dtype=torch.float32))
     text_weights = _text_source(spec).load()
     backbone = load_backbone(spec, context)

@@ -1,13 +1,14 @@
 """Device and number format of models on torch.
 
-The number format ``auto`` is bfloat16 where that is faster: on CUDA devices that report so, and on a CPU for each model
-by measurement (`zsvec.encoders.torch.image_model`). Autocast (https://docs.pytorch.org/docs/stable/amp.html) rounds the
-inputs of matrix products and convolutions. Texts, classifier heads, and ConSE with its image model are always computed
-in float32: ConSE's softmax turns a rounding of 0.05 in a logit into 0.1 in a similarity.
+The number format ``auto`` selects bfloat16 on CUDA devices that compute in bfloat16 natively. On a CPU, each model is
+timed in bfloat16 and in float32 (`zsvec.encoders.torch.image_model`). Autocast
+(https://docs.pytorch.org/docs/stable/amp.html) rounds the inputs of matrix products and convolutions to bfloat16. Text
+models, classifier heads, and the image model of ConSE always run in float32: ConSE's softmax turns a rounding error of
+0.05 in a logit into an error of 0.1 in a similarity.
 
 bfloat16 changes a similarity by less than 0.03. Over 360 × 240 pairs of photographs (Caltech-101) and
-EfficientNet-Lite0, the largest change was 0.024 and the mean 0.002, and the nearest category changed for 1 image of
-360. The number format is therefore no part of a fingerprint: one store may contain vectors of both.
+EfficientNet-Lite0, the largest change was 0.024 and the mean change 0.002. The nearest category changed for 1 of 360
+images. A fingerprint therefore does not contain the number format, and one store may mix vectors of the two formats.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ _DEVICES: Mapping[str, Callable[[], bool]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TorchDevice:
-    """A device, and the number format of a model there.
+    """A device, and the number format in which models run on it.
 
     Attributes:
-        device: Device of the weights and passes.
-        dtype: Number format of matrix products and convolutions: `torch.float32` or `torch.bfloat16`; ``None`` for the
-            faster one, which is measured for each model.
+        device: Device that holds the weights and runs the passes.
+        dtype: Number format of matrix products and convolutions: `torch.float32` or `torch.bfloat16`. ``None`` selects
+            the faster format, which is measured for each model.
         uploads: CUDA stream that copies inputs to the device during passes; ``None`` on other devices.
     """
 
@@ -46,7 +47,7 @@ class TorchDevice:
 
     @contextmanager
     def inference(self) -> Iterator[None]:
-        """Computes without gradients and in `dtype`, in the calling thread only."""
+        """Disables gradients and selects `dtype` for computations of the calling thread in this block."""
         with torch.inference_mode():
             if self.dtype != torch.bfloat16:
                 yield
@@ -55,22 +56,26 @@ class TorchDevice:
                 yield
 
     def with_uploads(self) -> TorchDevice:
-        """Returns the same device, with a stream for uploads on CUDA."""
+        """Returns the same device. On CUDA, the returned device has a stream for uploads."""
         if self.device.type != "cuda":
             return self
         return replace(self, uploads=torch.cuda.Stream())  # type: ignore[no-untyped-call]
 
     def upload(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Starts to copy inputs to the device, from pinned memory, if there are `uploads`. Safe in any thread."""
+        """Starts to copy inputs to the device and returns the copy. Thread-safe.
+
+        Without an `uploads` stream, returns the inputs unchanged.
+        """
         if self.uploads is None:
             return inputs
         with torch.cuda.stream(self.uploads):
             return inputs.pin_memory().to(self.device, non_blocking=True)
 
     def wait_for_uploads(self) -> None:
-        """Lets the next computation of the calling thread wait for all earlier uploads.
+        """Makes further computations of the calling thread wait for all earlier uploads.
 
-        The caller must keep the inputs until the result is there: an upload may reuse freed memory.
+        The caller must hold the inputs until the result is ready, because a new upload may reuse the memory of freed
+        inputs.
         """
         if self.uploads is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.uploads)
@@ -87,8 +92,9 @@ def choose_device(device: Device, dtype: Dtype) -> TorchDevice:
     """Returns the device and the number format for these settings.
 
     Args:
-        device: ``auto`` is the first of CUDA, MPS and the CPU that is available.
-        dtype: ``auto`` is bfloat16 on CUDA devices that compute in it, float32 on MPS, and measured on a CPU.
+        device: ``auto`` selects the first available device of CUDA, MPS and CPU.
+        dtype: ``auto`` selects bfloat16 on CUDA devices that compute in bfloat16 natively, else float32. On a CPU, the
+            faster format is measured for each model.
 
     Raises:
         InvalidInputError: The device is not available.

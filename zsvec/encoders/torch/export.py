@@ -1,7 +1,8 @@
-"""Exports encoders on torch to a folder that onnxruntime runs without torch; see `zsvec.encoders.onnx.exported`.
+"""Exports encoders from torch to a folder that onnxruntime runs without torch; see `zsvec.encoders.onnx.exported`.
 
-The cosine of exported and torch vectors must be at least `LEAST_COSINE` for each image and text that is compared. The
-fingerprint stays the same, so a store may contain vectors of both.
+After an export, some images and texts are embedded on torch and on onnxruntime. For each of them, the cosine similarity
+of the two vectors must be at least `LEAST_COSINE`. The fingerprint stays the same, so one store may mix vectors of the
+two runtimes. Image models in int8 are less exact and change the fingerprint; see `zsvec.encoders.onnx.int8`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from zsvec.inputs.files import is_ours, replacing, write_whole
 from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999
-_MODULES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")  # needed beside torch
+_MODULES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")  # needed in addition to torch
 _TURNS, _IMAGES_A_TURN = 4, 8
 _COMPARED_SIZES = [(320, 240), (240, 320), (224, 224), (500, 375), (64, 48), (1000, 100), (333, 250), (397, 251)]
 _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\n", "小熊猫 é ß", "a long text " * 100]
@@ -60,23 +61,23 @@ _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\
 def export_encoders(
     specs: Mapping[str, EncoderSpec], folder: Path, *, photographs: Sequence[Image.Image] | None = None
 ) -> dict[str, float]:
-    """Exports encoders to a folder, whole or not at all.
+    """Exports encoders to a folder. If the export fails, the folder stays unchanged.
 
     Args:
         specs: The encoders, by name.
-        folder: A new or empty folder, or one that holds exported encoders and nothing else, which are replaced.
-        photographs: Calibrate image models in int8, which replaces float32 where faster, with another fingerprint.
-            Without photographs, all models are in float32.
+        folder: A new or empty folder, or a folder that contains only exported encoders, which are replaced.
+        photographs: Photographs that calibrate image models in int8. An int8 model replaces a slower float32 model, and
+            changes the fingerprint of the encoder. Without photographs, all models are in float32.
 
     Returns:
-        Mean cosine of the vectors with those on torch, by name of each encoder in int8.
+        Mean cosine similarity of int8 and torch vectors, by name of each encoder in int8.
 
     Raises:
-        InvalidInputError: The folder holds other files, an encoder cannot be exported or is exported already, or there
-            are too few photographs.
+        InvalidInputError: The folder contains other files, an encoder cannot be exported or is exported already, or
+            there are too few photographs.
         MissingExtraError: A package for exports is not installed.
-        EncoderError: The exported encoder gives other vectors.
-        WeightsUnavailableError: Weights cannot be loaded here.
+        EncoderError: Vectors of an exported encoder differ too much from those on torch.
+        WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
     _check_not_exported(specs)
     _check_packages()
@@ -88,20 +89,22 @@ def export_encoders(
                 f"int8 takes at least {FEWEST_PHOTOGRAPHS} photographs that can be read, and these are "
                 f"{len(photographs)}: give more, or export in float32, without any"
             )
-    folder = at_home(folder).resolve()  # the target of a link is replaced
+    folder = at_home(folder).resolve()  # replaces the target of a link, not the link
     _check_replaceable(folder)
     with _exported_beside(folder, specs, photographs or ()) as (work, cosines):
-        _check_replaceable(folder)  # a minute later
+        _check_replaceable(folder)  # checked again, because the export takes a minute
         _put_in_place(work, folder)
     return cosines
 
 
 def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
-    """Exports encoders for this user and this machine, and measures torch and onnxruntime; raises as `export_encoders`.
+    """Exports encoders to the cache of this user, and measures their rates on torch and onnxruntime.
+
+    Also raises the errors of `export_encoders`.
 
     Raises:
-        InvalidInputError: Other users may write to the cache, or weights of the hub have no pinned revision, and may be
-            others tomorrow.
+        InvalidInputError: Other users may write to the cache, or weights from the hub may change because no revision is
+            pinned.
     """
     _check_not_exported(specs)
     folder = place(specs)
@@ -158,7 +161,11 @@ def _check_replaceable(folder: Path) -> None:
 def _exported_beside(
     folder: Path, specs: Mapping[str, EncoderSpec], photographs: Sequence[Image.Image] = ()
 ) -> Iterator[tuple[Path, dict[str, float]]]:
-    """Yields a new folder with exports, which is deleted in the end unless renamed, and the mean cosines in int8."""
+    """Exports encoders to a temporary folder next to `folder`.
+
+    Yields the temporary folder and the mean cosine similarities of encoders in int8. In the end, the folder is deleted,
+    unless the block has renamed the folder.
+    """
     encoders = load_encoders(specs, device="cpu", dtype="float32", runtime="torch")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
@@ -172,7 +179,10 @@ def _exported_beside(
 
 
 def _put_in_place(work: Path, folder: Path) -> None:
-    """Renames a folder. An existing folder is renamed first, because Windows replaces none, and deleted last."""
+    """Renames `work` to `folder` and deletes an older `folder`.
+
+    The older folder is renamed first, because a rename cannot replace a folder that contains files.
+    """
     work.chmod(0o755)
     if not folder.exists():
         work.rename(folder)
@@ -187,7 +197,7 @@ def _put_in_place(work: Path, folder: Path) -> None:
 
 
 def _rates(specs: Mapping[str, EncoderSpec], exported: Mapping[str, EncoderSpec]) -> dict[str, float]:
-    """Returns images a second by runtime and number format. Only one set of encoders is in memory at a time."""
+    """Returns images per second, by runtime and number format. Only one set of encoders is in memory at a time."""
     rates = {
         f"torch {dtype}": _rate(load_encoders(specs, device="cpu", dtype=dtype, runtime="torch"))
         for dtype in ("float32", "bfloat16")
@@ -198,7 +208,7 @@ def _rates(specs: Mapping[str, EncoderSpec], exported: Mapping[str, EncoderSpec]
 def _rate(encoders: EncoderSet) -> float:
     prepared = [encoders.preprocess(_photograph(0, (320, 240)))] * _IMAGES_A_TURN
     seconds = []
-    for _ in range(_TURNS + 1):  # the first one warms up
+    for _ in range(_TURNS + 1):  # the first pass warms up
         begun = time.perf_counter()
         encoders.encode_images(prepared)
         seconds.append(time.perf_counter() - begun)
@@ -206,7 +216,7 @@ def _rate(encoders: EncoderSet) -> float:
 
 
 def _compare(expected: EncoderSet, exported: EncoderSet, photographs: Sequence[Image.Image]) -> dict[str, float]:
-    """Returns the mean cosines of the encoders in int8, or raises EncoderError."""
+    """Returns the mean cosine similarity of each encoder in int8. Raises EncoderError if vectors differ too much."""
     images = [_photograph(seed, size) for seed, size in enumerate(_COMPARED_SIZES)]
     cosines = {}
     for encoder in expected:
@@ -236,7 +246,7 @@ def _check_cosine(name: str, modality: str, cosine: float, least: float) -> None
 
 
 def _photograph(seed: int, size: tuple[int, int]) -> Image.Image:
-    """Returns noise with the spectrum of photographs: amplitudes fall with the frequency."""
+    """Returns noise with a spectrum like that of photographs: the amplitude is inversely proportional to frequency."""
     width, height = size
     noise = np.random.default_rng(seed).standard_normal((3, height, width))
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)[None, :])
@@ -250,7 +260,7 @@ def _photograph(seed: int, size: tuple[int, int]) -> Image.Image:
 
 
 class _Exporter:
-    """Writes models; a model that encoders share is written once."""
+    """Writes models to a folder. A model that several encoders share is written once."""
 
     def __init__(self, folder: Path, photographs: Sequence[Image.Image]) -> None:
         self._folder = folder
@@ -322,7 +332,7 @@ class _Exporter:
 
 
 class _Images(torch.nn.Module):
-    """From uint8 pixels (n, height, width, channels) to the features of a pass."""
+    """Normalizes uint8 pixels (n, height, width, channels) and returns the features that `run` computes."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -339,7 +349,7 @@ class _Images(torch.nn.Module):
 
 
 class _Texts(torch.nn.Module):
-    """From tokens to vectors of texts."""
+    """Computes vectors of texts. The positional arguments of `forward` become the inputs of the graph."""
 
     def __init__(self, model: torch.nn.Module, names: Sequence[str], rest: Mapping[str, Any]) -> None:
         super().__init__()
@@ -396,7 +406,7 @@ def _tokenizer_of(texts: SentenceModel) -> str:
 
 
 def _write_graph(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], file: Path) -> None:
-    """Writes a model for any number of items and tokens; `inputs` are examples of two items each."""
+    """Writes a model as a graph for any number of items and tokens. `inputs` are examples of two items each."""
     axes = {0: torch.export.Dim("items"), 1: torch.export.Dim("tokens")}
     dynamic = tuple({axis: axes[axis] for axis in range(1 if tensor.ndim > 2 else 2)} for tensor in inputs.values())
     variadic = isinstance(model, _Texts)

@@ -1,12 +1,12 @@
-"""The fastest form of an image model on torch: measured at load, not guessed from the processor's flags.
+"""Makes an image model on torch as fast as the settings allow.
 
-- Batch normalisation is folded into the previous convolution, where the output stays the same. EfficientNet-Lite0
-  becomes 1.5 times as fast.
-- In bfloat16, weights of linear layers and convolutions are rounded once, and not by autocast in each pass: the same
-  vectors, ViT-B/32 1.4 times as fast.
-- Where the number format is ``auto`` on a CPU, passes in both are timed. Processor flags do not tell: on one processor
-  with avx512_bf16, products took 1.8 times as long in bfloat16.
-- ``compile`` gives the model to torch.compile, with inductor's own cache on disk.
+- Batch normalization is folded into the previous convolution, if the output stays the same. EfficientNet-Lite0 becomes
+  1.5 times as fast.
+- In bfloat16, weights of linear layers and convolutions are rounded once, instead of by autocast in each pass. The
+  vectors stay the same, and ViT-B/32 becomes 1.4 times as fast.
+- If the number format is ``auto`` on a CPU, passes in float32 and bfloat16 are timed. Processor flags do not predict
+  the faster format: on one processor with avx512_bf16, matrix products took 1.8 times as long in bfloat16.
+- With ``compile``, torch.compile compiles the model. Inductor keeps the compiled code in its own cache on disk.
 """
 
 from __future__ import annotations
@@ -29,29 +29,30 @@ from zsvec.errors import EncoderError
 from zsvec.inputs.files import is_ours
 
 LEAST_COSINE = 0.99999
-"""Of the features with and without folded batch normalisation."""
+"""Minimum cosine similarity of the features with and without folded batch normalization."""
 
-# Other processes take the cores from some turns. The formats take turns, and the best turn of each counts.
+# Number of timed passes in each format. The formats alternate, and the fastest pass of each format counts, because
+# other processes may slow down some passes.
 _MIN_TURNS, _MAX_TURNS = 2, 12
 _MEASURE_S = 0.3
-_MAX_SPREAD = 1.1  # of the best two turns; above, the rates are not remembered
+_MAX_SPREAD = 1.1  # of the two fastest passes, as a ratio; above this ratio, rates are not remembered
 
 _IMAGES = 2
 _FORMATS: Mapping[NumberFormat, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KINDS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
 
 Pass = Callable[[Any, Any], torch.Tensor]
-"""From a model and a batch to features."""
+"""Takes a model and a batch, and returns the features of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageModel:
-    """A model and a pass. Safe in any thread.
+    """An image model and its forward pass. Thread-safe.
 
     Attributes:
         model: The model, in evaluation mode.
         torch_device: Device and number format.
-        run: The pass, which may be compiled.
+        run: The forward pass, which may be compiled.
     """
 
     model: nn.Module
@@ -77,16 +78,16 @@ def fast_model(
     """Returns the model in the fastest form that the settings allow.
 
     Args:
-        model: The model, in evaluation mode, in float32, on the device; layers are changed.
-        run: The pass.
+        model: The model, in evaluation mode, in float32, on the device. Its layers are changed in place.
+        run: The forward pass.
         example: A batch of two images.
-        spec: Spec of the encoder, by which rates are remembered.
-        torch_device: Device and number format; without a number format, the faster one is measured.
+        spec: Spec of the encoder, under which measured rates are remembered.
+        torch_device: Device and number format. Without a number format, the faster format is measured.
         compiled: Whether torch.compile compiles the model.
-        others: Runs the parts of the model that must stay in float32 beside the images.
+        others: Runs the other parts of the model, such as a text model. Their layers stay in float32.
 
     Raises:
-        EncoderError: torch.compile cannot compile the model.
+        EncoderError: torch.compile cannot compile the model, or other users may write to the compiler's cache.
     """
     with torch.no_grad():
         _fold(model, lambda: run(model, example))
@@ -122,7 +123,10 @@ def _pass(use: Callable[[NumberFormat], ImageModel], name: NumberFormat, example
 
 
 def _measured(passes: Mapping[NumberFormat, Callable[[], float]], spec: EncoderSpec) -> Rates:
-    """Returns images a second in each number format, remembered if no other process has disturbed."""
+    """Returns images per second in each number format.
+
+    The rates are remembered, unless the two fastest passes of a format differ too much.
+    """
     for run in passes.values():
         run()  # warms up
     seconds: dict[NumberFormat, list[float]] = {name: [] for name in passes}
@@ -139,7 +143,7 @@ def _measured(passes: Mapping[NumberFormat, Callable[[], float]], spec: EncoderS
 
 
 def _layers(model: nn.Module, run: Callable[[], object]) -> set[nn.Module]:
-    """Returns the layers in a pass that autocast would round."""
+    """Returns the layers in a pass that autocast would round: linear layers and convolutions."""
     return {module for module, *_ in _calls(model, run) if type(module) in {nn.Linear, nn.Conv2d}}
 
 
@@ -159,7 +163,7 @@ def _fold(model: nn.Module, run: Callable[[], torch.Tensor]) -> None:
     weights = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
     for convolution, norm in pairs:
         convolution.weight, convolution.bias = _fused(convolution, norm)
-        after = (getattr(norm, name, None) for name in ("drop", "act"))  # of timm's batch normalisation
+        after = (getattr(norm, name, None) for name in ("drop", "act"))  # parts of timm's batch normalization
         model.set_submodule(names[norm], nn.Sequential(*filter(None, after)))
     cosine = nn.functional.cosine_similarity(expected, run().flatten(1))
     if not cosine.min() >= LEAST_COSINE:

@@ -1,4 +1,4 @@
-"""Models of sentence-transformers: loaded silently, and safe to embed texts with from any thread."""
+"""Models of sentence-transformers, which load without console output and embed texts from any thread."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SentenceModel:
     """A loaded sentence-transformers model.
 
     Attributes:
-        model: The model itself, in evaluation mode, in float32.
+        model: The sentence-transformers object, in evaluation mode and in float32.
         modalities: Modalities that the model embeds.
         dim: Dimension of the vectors.
 
@@ -37,7 +37,7 @@ class SentenceModel:
         self.model = _load(weights, torch_device)
         self.modalities = tuple(self.model.modalities)
         self.dim = int(self.model.get_embedding_dimension() or 0)
-        # Tokenizers are not safe in threads: truncation and padding are settings of a shared object.
+        # Tokenizers are not thread-safe: truncation and padding are settings of a shared object.
         self._tokenizing = threading.Lock()
 
     @property
@@ -47,9 +47,9 @@ class SentenceModel:
         return f"{''.join(poolings)}at most {self.model.max_seq_length} tokens"
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
-        """Returns vectors of texts in order, float32 (n, dim), of any norm. Long texts are truncated.
+        """Returns the vectors of texts in order, as float32 (n, dim) of any norm. Long texts are truncated.
 
-        Always computed in float32: texts are few, and each is a reference.
+        The model always runs in float32, because there are few texts and each text is a reference.
         """
         # A model that takes images would open a text that is the path or URL of an image.
         inputs = [{"text": text} for text in texts] if "image" in self.modalities else list(texts)
@@ -74,7 +74,7 @@ def _load(weights: Weights, torch_device: TorchDevice) -> SentenceTransformer:
             f"the checkpoint at {weights.path} lacks weights of its model: {', '.join(missing[:5])} "
             f"({len(missing)} in all); download it again"
         )
-    # Some tokenizers do not know the number of the model's positions.
+    # Some tokenizers do not know the maximum number of tokens of the model.
     config = model.config
     positions = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
     if positions is not None and model.max_seq_length is not None:

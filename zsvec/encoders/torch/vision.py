@@ -27,8 +27,9 @@ from zsvec.encoders.weights import LocalSource, Weights, relative_files, weight_
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.types import Modality
 
-# Images in one pass on a CPU, so that activations stay in the cache (bfloat16 halves the activations). Against 32
-# images, EfficientNet-Lite0 is 1.4 times as fast in float32, and DINOv2 ViT-B/14 1.2 times in bfloat16.
+# Images in one pass on a CPU, so few that activations stay in the cache. Activations in bfloat16 take half the memory.
+# Compared with passes of 32 images, EfficientNet-Lite0 is 1.4 times as fast in float32, and DINOv2 ViT-B/14 is 1.2
+# times as fast in bfloat16.
 _IMAGES_A_PASS: Mapping[torch.dtype | None, int] = {torch.float32: 4, torch.bfloat16: 8}
 _WHOLE_BATCH = sys.maxsize
 
@@ -38,13 +39,14 @@ class TimmBackbone:
 
     Attributes:
         model: The model, in evaluation mode.
-        weights: Origin of the weights.
-        side: Pixels to which the shorter side of an image is scaled.
+        weights: The weights of the model.
+        side: Length in pixels to which the shorter side of an image is scaled.
         width: Number of pooled features.
-        preprocessing: Preprocessing of the pixels, in words, for a fingerprint.
+        preprocessing: Description of the preprocessing for a fingerprint.
         mean: Mean of the pixels, 0 to 255, float32 (1, channels, 1, 1).
         std: Standard deviation of the pixels, 0 to 255, float32 (1, channels, 1, 1).
-        declared: The preprocessing, if Pillow can carry it out; else timm does.
+        declared: The preprocessing, if it scales the shorter side and crops the center; ``None`` if timm's transform is
+            used instead.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class TimmBackbone:
         channels = model.pretrained_cfg.get("input_size", (3,))[0]
         input_size = {"input_size": (channels, image_size, image_size)} if image_size else None
         config = resolve_model_data_config(model, args=input_size)
-        # Resize and crop only: arithmetic in the decoding threads would start teams of threads, which would compete
+        # Only resizes and crops: arithmetic in each decoding thread would start further threads, which would compete
         # with the model for the cores.
         self.declared = cropping(of_timm, config)
         self._transform: Callable[[Image.Image], Pixels] = (
@@ -89,7 +91,7 @@ class TimmBackbone:
         return self._torch_device.upload(torch.from_numpy(self._transform(image)))
 
     def forward(self, inputs: Sequence[torch.Tensor]) -> ImageFeatures:
-        """Returns the features of a batch, computed in passes that fit the cache of a CPU."""
+        """Returns the features of a batch. On a CPU, each forward pass takes as many images as fit the cache."""
         passes = [self._pass(part) for part in batches(inputs, self._images_a_pass)]
         pooled, logits = (np.concatenate(parts) for parts in zip(*passes, strict=True))
         return ImageFeatures(pooled, logits)
@@ -101,7 +103,7 @@ class TimmBackbone:
         pixels = pixels.sub_(self.mean).div_(self.std)
         features = self._features(pixels)
         with torch.inference_mode():
-            # float32 from here: cheap, and a softmax over 1,000 logits is sensitive to rounding
+            # The head runs in float32, which is cheap: a softmax over 1,000 logits is sensitive to rounding.
             features = features.float()
             pooled = self.model.forward_head(features, pre_logits=True)
             logits = self.model.forward_head(features)
@@ -112,7 +114,7 @@ def sources(spec: EncoderSpec) -> list[Source]:
     """Returns the source of the weights.
 
     Raises:
-        InvalidInputError: timm has no such model, or names no repository with its weights.
+        InvalidInputError: timm does not have the model, or does not know a repository with its weights.
     """
     config = _registered(spec.model)
     if spec.weights:
@@ -123,7 +125,7 @@ def sources(spec: EncoderSpec) -> list[Source]:
 
 
 def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context: LoadContext) -> FeatureEncoder:
-    """Loads a timm model, by name from the hub or with a local weight file; raises as `load_encoders`."""
+    """Loads a timm model with weights from the hub or from a local file. Raises as `load_encoders` does."""
     backbone = load_backbone(spec, context)
     return FeatureEncoder(
         name,
@@ -135,12 +137,12 @@ def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context
 
 
 def load_backbone(spec: EncoderSpec, context: LoadContext) -> TimmBackbone:
-    """Returns the backbone of an encoder: one object for all encoders with the same model, weights and input size."""
+    """Returns the backbone of an encoder. Encoders with the same model, weights and input size share one object."""
     key = (spec.model, spec.revision, spec.weights, spec.image_size)
     if key not in context.shared:
         config = _registered(spec.model)
         weights = sources(spec)[0].load()
-        # Transformers are built for one input size, convolutional networks take any.
+        # Vision transformers are built for one input size. Convolutional networks take images of any size.
         options = {"img_size": spec.image_size} if spec.image_size and config.fixed_input_size else {}
         model = _build(spec.model, weights, options)
         context.shared[key] = TimmBackbone(model, weights, spec, context.torch_device, compiled=context.compiled)
@@ -178,7 +180,7 @@ def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> Any:
 
 
 def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """Returns the model with weights that timm converts, position embeddings included; all weights must fit."""
+    """Returns the model with weights that timm converts, including position embeddings. All weights must fit."""
     if not state:  # without weights, timm would ask the hub
         raise ValueError("the file holds no weights")
     source = {"state_dict": dict(state), "custom_load": False, "source": None}
@@ -188,7 +190,10 @@ def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any])
 
 
 def _load_in_order(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> bool:
-    """Loads weights of the same network under other names; returns whether order, kinds and shapes agree."""
+    """Loads weights that have other names than in the model. The weights are matched by order.
+
+    Returns false and loads nothing if the kinds or shapes of the weights differ.
+    """
     sources, targets = _relevant(state), _relevant(model.state_dict())
     if list(sources.values()) != list(targets.values()):
         return False
@@ -198,7 +203,7 @@ def _load_in_order(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) ->
 
 
 def _relevant(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, torch.Size]]:
-    """Returns kind and shape of the weights that inference uses, by name: all but counters of batch normalisation."""
+    """Returns kind and shape of each weight by name. Leaves out batch normalization's counters, which are not used."""
     kinds = {name: (name.rpartition(".")[2], tensor.shape) for name, tensor in state.items()}
     return {name: kind for name, kind in kinds.items() if kind[0] != "num_batches_tracked"}
 

@@ -1,4 +1,4 @@
-"""Words that may name a group of images: ImageNet's categories (Russakovsky et al., arXiv:1409.0575)."""
+"""Candidate names for groups of images: the categories of ImageNet (Russakovsky et al., arXiv:1409.0575)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 
 @cache
 def common_words() -> tuple[str, ...]:
-    """Returns names of 1,000 things, each with its synonyms after commas; none if timm is not installed."""
+    """Returns the 1,000 category names, each with its synonyms after commas. Empty if timm is not installed."""
     try:
         from timm.data import ImageNetInfo  # slow to import
     except ImportError:

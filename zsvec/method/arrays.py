@@ -14,32 +14,32 @@ Doubles = NDArray[np.float64]
 """Probabilities, and sums that must be precise."""
 
 Key = tuple[str, str]
-"""Category and content hash: the same reference under every encoder."""
+"""Category and content hash. A reference has the same key under every encoder."""
 
 Product = Callable[[Floats, Floats], Floats]
-"""Dot products of all rows of two matrices, float32 ``(n, m)``, of float32 ``(n, dim)`` and ``(m, dim)``."""
+"""Function from float32 ``(n, dim)`` and ``(m, dim)`` to the dot products of all pairs of rows, float32 ``(n, m)``."""
 
-_SORTED_ABOVE = 16  # values to select per row, above which a sort is faster than one pass per value
+_SORTED_ABOVE = 16  # above this k, sorting a row is faster than k passes over it
 _CACHED = 2**18  # numbers that fit a core's cache
 
 
 def product(a: Floats, b: Floats) -> Floats:
-    """Dot products of all rows of two matrices, by numpy."""
+    """Returns the dot products of all pairs of rows, computed with numpy."""
     found: Floats = a @ b.T
     return found
 
 
 def slices(n: int, size: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``size`` that cover ``range(n)``."""
+    """Returns consecutive slices of at most ``size`` elements that cover ``range(n)``."""
     return (slice(first, min(first + size, n)) for first in range(0, n, size))
 
 
 def largest(values: NDArray[np.floating], k: int) -> NDArray[np.intp]:
-    """Columns of the ``k`` largest values of each row, largest first; ties in column order.
+    """Returns the columns of the ``k`` largest values of each row, largest first; ties are in column order.
 
     Args:
-        values: float ``(n, m)``, finite; modified during the call and restored before the return.
-        k: At least 0.
+        values: float ``(n, m)``, finite. The array is modified during the call and restored before the return.
+        k: Number of columns, at least 0.
 
     Returns:
         int ``(n, min(k, m))``.

@@ -1,4 +1,4 @@
-"""The record of a calibration in the store, as `zsvec.method.calibrate.fit` learns it from references."""
+"""The record of a calibration in the store. `zsvec.method.calibrate.fit` learns the calibration from references."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zsvec.types import CALIBRATION_FORMAT
 LOG_COUNT = "log_count"
 """Logarithm of a category's number of references, the same for every image; used like an aggregation."""
 CENTRED = "centred"
-"""Cosine to a category mean, seen from the mean of all categories; used like an aggregation."""
+"""Cosine of an image and a category mean, relative to the mean of all categories; used like an aggregation."""
 GDA = "gda"
 """Gaussian discriminant, nats; used like an aggregation."""
 
@@ -27,11 +27,11 @@ class ExpertCalibration:
     """The calibration of one expert.
 
     Attributes:
-        temperature: Divisor of its similarities before the softmax; greater than 0.
-        spread: Standard deviation of an image's similarities to wrong categories; with few pairs of categories
-            drawn towards the profile's temperature.
-        images: Number of left-out images that the temperature was fitted on; with 0, the temperature is the spread or
-            the profile's.
+        temperature: Divisor of the expert's similarities before the softmax; greater than 0.
+        spread: Standard deviation of an image's similarities to wrong categories. With few pairs of categories, it is
+            shrunk towards the profile's temperature.
+        images: Number of left-out images that the temperature was fitted on. If 0, the temperature is the spread, or
+            the profile's temperature.
         accuracy: Fraction of these images that the expert alone classifies correctly, 0 to 1. ``None`` without images.
     """
 
@@ -43,22 +43,23 @@ class ExpertCalibration:
 
 @dataclass(frozen=True, slots=True)
 class LogLinear:
-    """A logarithmic opinion pool: the coefficients of `opinion_pool.log_linear`, and thresholds of unknown images.
+    """A logarithmic opinion pool: the coefficients of `opinion_pool.log_linear`, and the thresholds of unknown images.
 
     Attributes:
-        coefficients: By expert and aggregation, nats of evidence per unit of similarity; and per unit of
-            `LOG_COUNT` if categories have unequal numbers of references.
-        neutral: By the `opinion_pool.pattern` of experts: nats of evidence for a category that they do not cover.
-        thresholds: By the pattern of the experts that cover a category: the evidence that all images of such a
-            category exceed, except the false-unknown rate.
-        category_thresholds: Thresholds by category, of categories with enough references.
-        learned: Whether the coefficients were learned from left-out images; otherwise all experts have equal weights.
+        coefficients: By expert and aggregation, nats of evidence per unit of similarity. If categories have unequal
+            numbers of references, also nats per unit of `LOG_COUNT`.
+        neutral: Nats of evidence for a category that a set of experts does not cover, by the `opinion_pool.pattern` of
+            this set.
+        thresholds: Nats, by the pattern of the experts that cover a category. The largest evidence of a new image of
+            such a category is below the threshold with a probability of `Calibration.false_unknown_rate`.
+        category_thresholds: Thresholds by category, for categories with enough references.
+        learned: Whether the coefficients were learned from left-out images. Otherwise all experts have equal weights.
         noise: Learned fraction of references with uninformative labels, 0 to 1.
-        least: Lower bound of the evidence from category means, nats; ``None`` for a pool without means.
-        shares: By expert, the standard deviation of the evidence for wrong categories, summed over aggregations, nats:
-            the influence of the expert on the choice between categories.
-        quantiles: By the pattern of the experts that cover a category: the 5, 10, … 95 % quantiles of the largest
-            evidence of the left-out images of such categories, nats.
+        least: Lower bound of the evidence from category means, nats; ``None`` for a pool without category means.
+        shares: By expert, the standard deviation of the evidence for wrong categories, summed over aggregations, nats.
+            It measures the influence of the expert on the choice between categories.
+        quantiles: By the pattern of the experts that cover a category, the 5, 10, … 95 % quantiles of the largest
+            evidence of left-out images of such categories, nats.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -77,18 +78,18 @@ class Calibration:
     """A calibration of a store.
 
     Attributes:
-        revision: Largest ``rev`` in the catalog of the references.
+        revision: Largest ``rev`` in the catalog from which the references were read.
         aggregation: The aggregation that the calibration was made for.
-        top_m: References that ``top_mean`` averaged.
+        top_m: Number of references that ``top_mean`` averaged.
         false_unknown_rate: Fraction of the images of the store's categories that may be called unknown, 0 to 1.
         images: Number of reference images that were left out.
         experts: By name.
         plain: Log-linear pool of one aggregation of each expert.
         aggregations: Log-linear pool of two aggregations of each expert.
-        classwise: Log-linear pool of texts with the centred prototype and the discriminant of each image expert;
-            ``None`` without backgrounds.
-        backgrounds: By image expert, if categories have enough references.
-        scale: Factor of all evidence, fitted on labelled images; 1 without any.
+        classwise: Log-linear pool of one aggregation of each text expert, and the centred prototype and the
+            discriminant of each image expert. ``None`` if there were no backgrounds.
+        backgrounds: Background of each image expert; empty if a category has too few references.
+        scale: Factor of all evidence, fitted on labelled images; 1 without labelled images.
     """
 
     revision: int
@@ -104,25 +105,25 @@ class Calibration:
     scale: float = 1.0
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
-        """Whether the calibration covers these experts and was made for this aggregation."""
+        """Returns whether the calibration covers these experts and was made for this aggregation."""
         by_top_mean = "top_mean" in (aggregation, other_aggregation(aggregation))
         same = self.aggregation == aggregation and (self.top_m == top_m or not by_top_mean)
         return same and set(experts) <= self.experts.keys()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON for the store."""
+        """Returns the record that the store keeps as JSON."""
         backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
         return {"format": CALIBRATION_FORMAT, **asdict(replace(self, backgrounds={})), "backgrounds": backgrounds}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """Inverse of `to_dict`; ``None`` for an empty, damaged or invalid record, or another format."""
+        """Reads a record of `to_dict`. Returns ``None`` if it is empty, damaged, invalid or in another format."""
         if not values or values.get("format") != CALIBRATION_FORMAT:
             return None
         try:
             made = cls._read(values)
             return made if made._sound() else None
-        # The record may be from another version, or forged by another writer.
+        # Another version or a malicious writer may have written the record.
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             return None
 
@@ -135,7 +136,7 @@ class Calibration:
         return cls(**{**fields, "experts": experts, **pools, "backgrounds": backgrounds})
 
     def _sound(self) -> bool:
-        """Whether the numbers are valid; may raise if they are not."""
+        """Returns whether the numbers are valid. Invalid numbers may also raise an error of `from_dict`."""
         positive = [self.scale, self.false_unknown_rate, 1 - self.false_unknown_rate]
         for expert in self.experts.values():
             positive += [expert.temperature, expert.spread]
@@ -151,7 +152,7 @@ class Calibration:
         )
 
     def _adds_up(self, pool: LogLinear, more: Mapping[str, Collection[str]]) -> bool:
-        """Whether a pool is valid; `more` has further permitted coefficients by expert."""
+        """Returns whether a pool is valid. `more` names permitted coefficients beside the usual ones, by expert."""
         numbers = (pool.neutral, pool.thresholds, pool.category_thresholds, pool.shares, *pool.coefficients.values())
         return (
             _finite([pool.noise, *(number for by_name in numbers for number in by_name.values())])
@@ -172,7 +173,15 @@ def _finite(values: Sequence[Any]) -> bool:
 
 
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:
-    """A pool of equal weights, divided by temperatures. k experts count as √k: neither independent nor equal."""
+    """Returns a pool in which all experts have equal weights.
+
+    The coefficient of each of k experts is 1 / (√k · temperature). Together they count as √k experts, because experts
+    are neither independent (k) nor identical (1).
+
+    Args:
+        temperatures: By expert.
+        aggregation: The only aggregation of each expert.
+    """
     share = 1 / np.sqrt(max(1, len(temperatures)))
     return LogLinear(
         {expert: {aggregation: share / t} for expert, t in temperatures.items()},
@@ -181,5 +190,5 @@ def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLine
 
 
 def other_aggregation(aggregation: str) -> str:
-    """The second aggregation beside the chosen one: the prototype, or the nearest references beside the prototype."""
+    """Returns the second aggregation of a pool: ``top_mean`` for ``prototype``, otherwise ``prototype``."""
     return "top_mean" if aggregation == "prototype" else "prototype"

@@ -1,4 +1,4 @@
-"""References, and the similarities of a batch of images to them: the input of the method from a search."""
+"""References, and the similarities between a batch of images and references: the result of a search."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ T = TypeVar("T")
 class References:
     """All references of one expert, ordered by category.
 
-    After a commit, the next batch copies the whole matrix of each expert that the commit concerns (85 ms for 10⁵ rows
-    of 512 numbers), because batches that are under way still read the former one.
+    The arrays are never modified, because batches in progress still read them. So the first batch after a commit copies
+    the whole matrix of each expert with changed references (85 ms for 10⁵ rows of 512 numbers).
 
     Attributes:
-        names: The categories, ascending; category ``c`` has the rows ``starts[c]:starts[c + 1]``.
+        names: The categories, ascending. The rows of category ``c`` are ``starts[c]:starts[c + 1]``.
         vectors: float32 ``(n_references, dim)``, unit rows.
         starts: int ``(n_categories + 1,)``.
-        norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1.
+        norms: float32 ``(n_categories,)``, norm of the mean of each category's references, 0 to 1.
         hashes: Content hash of each reference.
         sources: Source of each reference.
-        groups: Name of the group of each reference within its category, such as a burst; empty without any group.
+        groups: Name of each reference's group within its category, such as a burst, or ``None``. Empty if no reference
+            has a group.
     """
 
     names: tuple[str, ...]
@@ -60,19 +61,19 @@ class References:
 
     @cached_property
     def root_means(self) -> ClassMeans:
-        """Mean of the roots of the references of each category."""
+        """Mean of the roots of each category's references; see `background.roots`."""
         return ClassMeans.of(self.names, self.vectors, self.starts, of_roots=True)
 
     def owners(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Position in `names` of the category of each row, int of the same shape."""
+        """Returns the position in `names` of each row's category, int of the same shape as ``rows``."""
         owners: NDArray[np.intp] = np.searchsorted(self.starts, rows, side="right") - 1
         return owners
 
     def succeed(self, before: References, changed: Collection[str]) -> None:
-        """Update the means that were already computed for the references before a change.
+        """Reuses the means that were already computed before a change, and updates the changed categories.
 
         Args:
-            before: The references of the same expert before.
+            before: The references of the same expert before the change.
             changed: Names of the categories that are new, removed or different.
         """
         for name in ("class_means", "root_means"):
@@ -80,17 +81,17 @@ class References:
                 self.__dict__[name] = means.changed(changed, self.names, self.vectors, self.starts)
 
     def sum_up(self, background: Background) -> ClassMeans:
-        """The category means that a background describes."""
+        """Returns the category means of the features that a background describes: vectors or roots."""
         return self.root_means if background.of_roots else self.class_means
 
 
 def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:
-    """The entries of the experts that compare images with images."""
+    """Returns the entries whose expert compares images with reference images."""
     return {expert: value for expert, value in by_expert.items() if encoder_and_modality(expert)[1] == "image"}
 
 
 def category_names(references: Mapping[str, References]) -> list[str]:
-    """All categories of some experts, ascending."""
+    """Returns the names of all categories that have references, ascending."""
     return sorted({name for expert in references.values() for name in expert.names})
 
 
@@ -99,12 +100,12 @@ class Compared(Protocol):
 
     @property
     def counts(self) -> NDArray[np.intp]:
-        """References of each category, int ``(n_categories,)``."""
+        """Number of references of each category, int ``(n_categories,)``."""
         ...
 
     @property
     def exact(self) -> bool:
-        """Whether every image was compared with every reference, and the lengths of the means are known."""
+        """Whether every image was compared with every reference, and the norm of each category mean is known."""
         ...
 
     def __len__(self) -> int:
@@ -112,15 +113,15 @@ class Compared(Protocol):
         ...
 
     def of(self, rows: slice) -> Self:
-        """The similarities of some of the images."""
+        """Returns the similarities of a slice of the images."""
         ...
 
     def aggregate(self, method: str, m: int) -> Floats:
-        """Similarity of each image to each category that the expert covers.
+        """Returns the similarity of each image to each category that the expert covers.
 
         Args:
             method: A name in `zsvec.method.predict.reference_aggregation.AGGREGATIONS`.
-            m: References that ``top_mean`` averages; at least 1.
+            m: Number of references that ``top_mean`` averages; at least 1.
 
         Returns:
             float32 ``(n_images, n_covered)``, -1 to 1.
@@ -134,13 +135,13 @@ class ExpertSimilarities:
 
     Attributes:
         name: Name of the expert, such as ``clip:image``.
-        coverage: int ``(n_covered,)``, ascending: the categories that the expert has references of, as positions
-            in `SearchResult.categories`.
-        similarities: Similarities to the references, grouped by category in the order of the coverage.
+        coverage: int ``(n_covered,)``, ascending: positions in `SearchResult.categories` of the categories that have
+            references of this expert.
+        similarities: Similarities to the references, grouped by category in the order of `coverage`.
         nearest: The nearest references of each image, nearest first.
-        class_means: Gives the means of the covered categories that a background describes, in the order of the
-            coverage; ``None`` where the search did not read the vectors of every category.
-        product: Matrix product with the threads of the search.
+        class_means: Function that takes a background and returns the means of the covered categories in the order of
+            `coverage`. Returns ``None`` if the search did not read the vectors of every category.
+        product: Function for matrix products; it uses the threads of the search.
     """
 
     name: str
@@ -152,7 +153,7 @@ class ExpertSimilarities:
 
     @property
     def encoder(self) -> str:
-        """The encoder of images and references."""
+        """Name of the encoder of images and references."""
         return encoder_and_modality(self.name)[0]
 
     @property
@@ -167,13 +168,13 @@ class SearchResult:
 
     Attributes:
         categories: The committed categories, by name.
-        experts: Each expert that has references.
-        queries: The vectors of the images, by encoder: float32 ``(n_images, dim)``.
+        experts: Similarities of each expert that has references.
+        queries: By encoder, the vectors of the images: float32 ``(n_images, dim)``.
         calibration: The stored calibration, if any.
         stale: Whether categories have changed since the calibration was made.
-        incomplete: Committed categories that cannot be read completely now: answered from their former state or
-            left out.
-        stale_seconds: Seconds since the store was read, while the store is away; else 0.
+        incomplete: Committed categories with references that cannot be read now. The search uses the former references
+            of such a category, or leaves the category out.
+        stale_seconds: Seconds since the store was last read if the store is unreachable, else 0.
     """
 
     categories: tuple[str, ...]
@@ -189,7 +190,7 @@ class SearchResult:
         return len(self.experts[0].similarities)
 
     def of(self, rows: slice) -> SearchResult:
-        """The result for some of the images."""
+        """Returns the result for a slice of the images."""
         if rows == slice(0, len(self)):
             return self
         experts = [
@@ -200,10 +201,12 @@ class SearchResult:
         return replace(self, experts=tuple(experts), queries=queries)
 
     def summed_up(self, backgrounds: Mapping[str, Background]) -> bool:
-        """Whether every image expert has a background, the mean of every category, and `FEWEST` references of each.
+        """Returns whether category means can be used.
+
+        Every image expert must have a background, and the mean and at least `FEWEST` references of every category.
 
         Args:
-            backgrounds: By expert; from the store, so their dimension may be wrong.
+            backgrounds: By expert. Backgrounds come from the store, so the dimension may be wrong.
         """
         images = [expert for expert in self.experts if expert.modality == "image"]
         for expert in images:
@@ -216,5 +219,5 @@ class SearchResult:
 
     @property
     def exact(self) -> bool:
-        """Whether every image was compared with every reference, and the lengths of the means are known."""
+        """Whether `Compared.exact` holds for every expert."""
         return all(expert.similarities.exact for expert in self.experts)

@@ -1,1 +1,1 @@
-"""What the stored references teach: temperatures, coefficients, thresholds."""
+"""Learns temperatures, coefficients and thresholds from the stored references."""

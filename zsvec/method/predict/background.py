@@ -1,7 +1,7 @@
-"""The background of an image expert, and the category means as seen from it.
+"""The background of an image expert, and the category means relative to the background.
 
-The background describes images regardless of their category: the mean of the category means, and the precision
-(inverse covariance) of images around the mean of their category.
+The background describes images regardless of their category: the mean of the category means, and the precision (inverse
+covariance) of images around the mean of their category.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from zsvec.method.arrays import Floats
 
 FEWEST = 3
-"""Fewest references per category from which a background is learned."""
+"""Least number of references per category from which a background is learned."""
 _SHORTEST = np.float32(1e-12)  # length below which a vector has no direction
-_LARGEST_RANK = 256  # of a stored background
-_GROWTH = 0.1  # relative change of the number of references after which the background is learned anew
+_LARGEST_RANK = 256  # maximum rank of the basis of a stored background
+_GROWTH = 0.1  # relative change in the number of references above which a background is outdated
 
 
 def roots(vectors: Floats) -> Floats:
-    """Signed square roots of the components of vectors, as unit rows; float32 of the same shape.
+    """Returns the signed square roots of the components of vectors, as unit rows; float32 of the same shape.
 
     Outputs of a network that ends with an averaged ReLU are skewed: most are near zero, few are large. Their roots are
     closer to the normal distribution that a discriminant assumes (Yang, Liu & Xu, "Free lunch for few-shot learning:
@@ -40,31 +40,32 @@ def roots(vectors: Floats) -> Floats:
 
 
 def features(vectors: Floats, *, of_roots: bool) -> Floats:
-    """The vectors of images, or their `roots`; both float32 ``(..., dim)``, unit rows."""
+    """Returns the vectors of images, or their `roots`. Input and output are float32 ``(..., dim)``, unit rows."""
     return roots(vectors) if of_roots else vectors
 
 
 def mean_reference(vectors: Floats) -> Floats:
-    """Mean of the references of a category, float32 ``(dim,)``, summed in double precision."""
+    """Returns the mean of a category's references, float32 ``(dim,)``, summed in double precision."""
     mean: Floats = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     return mean
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Background:
-    """Mean of the categories, and precision of images around the mean of their category.
+    """Mean of the category means, and precision of images around the mean of their category.
 
-    The precision is ``elsewhere`` in all directions outside the basis. The basis holds the directions in which images
-    of one category differ most.
+    The basis holds the directions in which images of one category differ most. In every direction orthogonal to the
+    basis, the precision is `elsewhere`.
 
     Attributes:
         mean: float32 ``(dim,)``, mean of the category means.
-        basis: float32 ``(rank, dim)``, orthonormal rows, by ascending difference of the images of a category.
+        basis: float32 ``(rank, dim)``, orthonormal rows. The variance within a category increases from the first row to
+            the last.
         along: float32 ``(rank,)``, precision in the directions of the basis.
         elsewhere: Precision in all other directions.
         weight: Covariance per unit of scatter along the basis.
         within: Mean squared Mahalanobis distance of a reference from the mean of its category.
-        between: Mean squared Mahalanobis distance of category means from the mean.
+        between: Mean squared Mahalanobis distance of category means from `mean`, minus the part that is due to chance.
         references: Number of references that the background was learned from.
         of_roots: Whether images are represented by the `roots` of their vectors.
     """
@@ -80,14 +81,14 @@ class Background:
     of_roots: bool = False
 
     def features(self, vectors: Floats) -> Floats:
-        """The `features` of vectors that this background describes."""
+        """Returns the `features` that this background describes: the vectors or their roots."""
         return features(vectors, of_roots=self.of_roots)
 
     def trust(self, counts: NDArray[Any] | int) -> NDArray[Any] | float:
-        """Factor by which a mean of n references is shrunk towards the centre, 0 to 1.
+        """Returns the factor that shrinks the mean of n references towards the background's mean, 0 to 1.
 
-        The shrunk mean is the posterior mean of the category where categories are normally distributed around the
-        centre (empirical Bayes).
+        If category means are normally distributed around the background's mean, the shrunk mean is the posterior mean
+        of the category (empirical Bayes).
 
         Args:
             counts: Number of references, at least 1.
@@ -95,14 +96,15 @@ class Background:
         return self.between / (self.between + self.within / counts)
 
     def outdated(self, references: int) -> bool:
-        """Whether the number of references has changed by more than a tenth since learning."""
+        """Returns whether the number of references has changed by more than a tenth since learning."""
         return abs(references - self.references) > _GROWTH * self.references
 
     def kept(self) -> Background:
-        """The background as the store keeps it: rounded, and limited to the last directions of the basis.
+        """Returns the background as the store keeps it: rounded, with a basis of at most 256 directions.
 
-        The stored record takes about a megabyte. All other directions get their mean precision. The result must not
-        be used for leaving a reference out, because the reference has influenced the choice of directions.
+        The kept directions are the directions in which images of one category differ most; all others get their mean
+        precision. So the stored record takes about a megabyte. The result must not be used to leave a reference out,
+        because the reference has influenced the choice of directions.
         """
         dropped, dim = self.along[:-_LARGEST_RANK], len(self.mean)
         unused = dim - len(self.along)  # directions without any reference
@@ -116,23 +118,26 @@ class Background:
         return self.from_dict(short.to_dict())
 
     def square(self, offsets: NDArray[Any]) -> NDArray[Any]:
-        """Squared Mahalanobis lengths, float ``(...,)``, of offsets, float ``(..., dim)``."""
+        """Returns the squared Mahalanobis lengths, float ``(...,)``, of offsets, float ``(..., dim)``."""
         gains = self.along - np.float32(self.elsewhere)
         precise = np.float32(self.elsewhere) * offsets + (offsets @ self.basis.T * gains) @ self.basis
         squared: NDArray[Any] = (offsets * precise).sum(axis=-1)
         return squared
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON for the store: arrays as base64 of little-endian numbers, the basis in half precision."""
+        """Returns a JSON object. Arrays are base64 of little-endian numbers; the basis has half precision."""
         arrays = {name: b64encode(getattr(self, name).astype(_ARRAYS[name]).tobytes()).decode() for name in _ARRAYS}
         return {**arrays, **{name: getattr(self, name) for name in _NUMBERS}}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Background:
-        """Inverse of `to_dict` up to rounding. Equal values give the same object, so `ClassMeans.seen_from` is reused.
+        """Reads the output of `to_dict`.
+
+        Equal values return the same cached object while it is among the last 16, so the result cached by
+        `ClassMeans.seen_from` stays valid.
 
         Raises:
-            AttributeError, KeyError, OverflowError, TypeError, ValueError: The values are no background.
+            AttributeError, KeyError, OverflowError, TypeError, ValueError: The values do not describe a background.
         """
         return _read(*(values[name] for name in (*_ARRAYS, *_NUMBERS)))
 
@@ -156,14 +161,16 @@ def _read(*values: Any) -> Background:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Category means as seen from a background.
+    """Category means relative to a background.
+
+    The offset of a category is its mean minus the mean of the background.
 
     Attributes:
         background: The background.
-        lengths: float32 ``(n_categories,)``, length of the offset of each mean.
-        along: float32 ``(n_categories, rank)``, the offsets along the basis.
+        lengths: float32 ``(n_categories,)``, Euclidean length of each offset.
+        along: float32 ``(n_categories, rank)``, coordinates of each offset in the basis.
         trust: float32 ``(n_categories,)``, `Background.trust` of each mean.
-        halves: float32 ``(n_categories,)``, half the squared Mahalanobis length of each shrunk offset, nats.
+        halves: float32 ``(n_categories,)``, half the squared Mahalanobis length of each offset times its trust, nats.
     """
 
     background: Background
@@ -174,7 +181,7 @@ class Seen:
 
     @classmethod
     def of(cls, means: Floats, counts: NDArray[np.intp], background: Background) -> Seen:
-        """From the means, and the number of references of each."""
+        """Computes the offsets from category means, the number of references of each category, and a background."""
         offsets: Floats = means - background.mean
         trust = np.asarray(background.trust(counts), dtype=np.float32)
         return cls(
@@ -192,8 +199,8 @@ class ClassMeans:
 
     Attributes:
         names: The categories, ascending.
-        means: float32 ``(n_categories, dim)``, mean of the references of each category, or of their `roots`.
-        counts: int ``(n_categories,)``, references of each category, at least 1.
+        means: float32 ``(n_categories, dim)``, mean of each category's references, or of their `roots`.
+        counts: int ``(n_categories,)``, number of references of each category, at least 1.
         of_roots: Whether the means are means of roots.
     """
 
@@ -206,7 +213,7 @@ class ClassMeans:
     def of(
         cls, names: Sequence[str], vectors: Floats, starts: NDArray[np.intp], *, of_roots: bool = False
     ) -> ClassMeans:
-        """From references.
+        """Computes the means of references.
 
         Args:
             names: The categories, ascending.
@@ -237,7 +244,7 @@ class ClassMeans:
         return ClassMeans(names, means, np.diff(starts), self.of_roots)
 
     def seen_from(self, background: Background) -> Seen:
-        """The means as seen from a background; cached until another background is asked for."""
+        """Returns the means relative to a background; the result for the last background is cached."""
         seen: Seen | None = self.__dict__.get("_seen")
         if seen is None or seen.background is not background:
             seen = Seen.of(self.means, self.counts, background)
@@ -250,7 +257,7 @@ class ClassMeans:
 
 
 def _means(vectors: Floats, starts: NDArray[np.intp], categories: Sequence[int], of_roots: bool) -> Floats:
-    # Category by category, so that each mean is independent of the others and no double-precision copy is made.
+    # One category at a time: each mean is independent of other categories, and no double-precision copy is made.
     means = np.empty((len(categories), vectors.shape[1]), dtype=np.float32)
     for mean, category in zip(means, categories, strict=True):
         mean[:] = mean_reference(features(vectors[starts[category] : starts[category + 1]], of_roots=of_roots))

@@ -1,13 +1,14 @@
 """Gaussian discriminant analysis with a pooled covariance, and the centred prototype.
 
-Both compare an image with the mean reference of each category, seen from the mean of all categories: by the angle, or
-weighted by the directions in which images of one category differ little (Wang et al., "A hard-to-beat baseline for
-training-free CLIP-based adaptation", ICLR 2024, equations 5 to 7). From about three references per category on, they
-are better than the nearest references.
+Both methods compare an image with the mean reference of each category, after the mean of all categories is subtracted.
+The centred prototype is the cosine. The discriminant gives more weight to directions in which images of one category
+differ little (Wang et al., "A hard-to-beat baseline for training-free CLIP-based adaptation", ICLR 2024, equations 5 to
+7). With about three references per category or more, both are more accurate than the nearest references.
 
-Images are represented by their vectors, or by the roots of these where no component is negative. Beside the means, both
-need the *background* of an expert. A calibration learns the background, which then stays fixed while the number of
-references hardly changes. So a new category contributes its mean alone, and every process gives the same answers.
+Images are represented by their vectors, or by the roots of the vectors if no component is negative. Both methods need
+the *background* of an expert besides the means. A calibration learns the background, which then stays fixed while the
+number of references hardly changes. So a new category contributes its mean alone, and every process gives the same
+answers.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.predict.background import FEWEST, Background, ClassMeans, Seen, features
 from zsvec.method.similarities import References, category_names, image_experts
 
-_LEAST = 0.05  # least share of the squared distance of category means from their centre that is not chance
+_LEAST = 0.05  # least share of the squared distances of category means from their centre that is not due to chance
 _TOLERANCE = 0.3  # relative change of mean squared distances; a tenth of new references changes them by 0.1 to 0.2
-_SAMPLE = 2048  # references by which a background is checked
-_BLOCK = 4096  # references in memory at once while their scatter is summed
+_SAMPLE = 2048  # maximum number of references that check a background
+_BLOCK = 4096  # references in memory at once while the scatter is summed
 _TOGETHER = 64  # left-out references that share a product with all means
 
 
 def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
-    """Backgrounds of all image experts, or none at all.
+    """Returns the backgrounds of all image experts, or an empty dict if one of them cannot be learned.
 
-    If one expert lacked a category, that category would be scored by other measures than the rest.
+    If one expert lacked a category, the scores of this category would be computed by other methods than the rest.
     """
     images, categories = image_experts(references), category_names(references)
     if not images or any(len(found.names) < len(categories) for found in images.values()):
@@ -44,18 +45,18 @@ def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Backgro
 
 
 def learn_background(references: References) -> Background | None:
-    """The background of an image expert.
+    """Learns the background of an image expert.
 
-    With N references of C categories in d dimensions, S their scatter around the means of their categories, and τ the
-    mean variance tr S / (d (N - C)), the covariance is (1 - λ) S / (N - C) + λ τ I with λ = r / (1 + r) and
-    r = d / (N - 1): up to a factor the estimate of Kubokawa & Srivastava (2008) that Wang et al. take.
+    With N references of C categories in d dimensions, let S be their scatter around the means of their categories, and
+    τ = tr S / (d (N - C)) the mean variance. The covariance is (1 - λ) S / (N - C) + λ τ I with λ = r / (1 + r) and r =
+    d / (N - 1). Up to a factor, this is the estimate of Kubokawa & Srivastava (2008) that Wang et al. use.
 
     Args:
-        references: All of the expert.
+        references: All references of the expert.
 
     Returns:
-        ``None`` if a category has fewer than `FEWEST` references, there is only one category, or the references of
-        each category are equal.
+        The background. ``None`` if a category has fewer than `FEWEST` references, if there is only one category, or if
+        the references of each category are equal.
     """
     from scipy.linalg import eigh  # slow to import, and not needed to classify
 
@@ -103,18 +104,18 @@ def learn_background(references: References) -> Background | None:
 
 
 def describes(background: Background, references: References) -> bool:
-    """Whether a background that was learned from earlier references still describes the present ones.
+    """Returns whether a background that was learned from earlier references still describes the present references.
 
-    References that are new since learning are farther from the mean of their category than the background expects. A
-    few do not matter. Many replaced references, or categories in new places, change the mean squared distances.
+    References that were added since are farther from the mean of their category than the background expects. A few of
+    them do not matter. Many replaced references, or categories in new regions, change the mean squared distances.
 
     Args:
-        background: Of an image expert.
-        references: All of the expert.
+        background: Background of an image expert.
+        references: All references of the expert.
     """
     if len(background.mean) != references.vectors.shape[1]:
         return False
-    # The background was learned from distances to means that include the image itself.
+    # As in learning, the mean of a category includes the reference itself. n / (n - C) corrects for this.
     means, n = references.sum_up(background), len(references.vectors)
     rows = np.arange(0, n, 1 + (n - 1) // _SAMPLE)
     owner = references.owners(rows)
@@ -126,12 +127,12 @@ def describes(background: Background, references: References) -> bool:
 
 
 def _apart(background: Background, means: ClassMeans) -> Floats:
-    """Squared Mahalanobis distance of each category mean from the mean of the background."""
+    """Returns the squared Mahalanobis distance of each category mean from the mean of the background."""
     return background.square(means.means - background.mean)
 
 
 def _residuals(references: References, means: ClassMeans) -> Iterator[Floats]:
-    """Differences of all references from the means of their categories, in blocks."""
+    """Yields the differences of all references from the means of their categories, in blocks."""
     owners = np.repeat(np.arange(len(means)), means.counts)
     for first in range(0, len(owners), _BLOCK):
         some = slice(first, first + _BLOCK)
@@ -146,19 +147,19 @@ def class_similarities(
     *,
     once: bool = False,
 ) -> tuple[Floats, Floats]:
-    """The centred prototype and the discriminant of each category.
+    """Returns the centred prototype and the discriminant of each category.
 
     Args:
         queries: float32 ``(n_images, dim)``, unit rows.
-        means: Category means of an image expert that the background describes.
-        background: Of the expert.
+        means: Category means of the features that the background describes.
+        background: Background of the same image expert.
         product: Matrix product.
-        once: Whether the view of the means from this background is not cached.
+        once: Whether to compute `Seen` without caching it.
 
     Returns:
-        Cosines of images and category means, both seen from the mean of the background, -1 to 1; and the logarithm of
-        the likelihood ratio of each category against one around that mean, nats. Both float32 ``(n_images,
-        n_categories)``.
+        Two arrays, float32 ``(n_images, n_categories)``. The first has the cosines of images and category means, both
+        minus the mean of the background, -1 to 1. The second has log-likelihood ratios, nats: each category against a
+        category around the mean of the background.
     """
     offsets = background.features(queries) - background.mean
     lengths, of_centre = np.linalg.norm(offsets, axis=1), offsets @ background.mean
@@ -172,7 +173,7 @@ def class_similarities(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Removal:
-    """References of a category that are left out together.
+    """References of one category that are left out together.
 
     Attributes:
         category: Position of the category.
@@ -189,17 +190,17 @@ def left_out(
     queries: Sequence[int] | NDArray[np.intp],
     removals: Sequence[Removal],
 ) -> dict[str, Floats]:
-    """`class_similarities` of references to the store without these references and others of their scenes.
+    """Returns `class_similarities` of references, computed as if each reference and its scene were not in the store.
 
     The result is exact for a fixed mean, basis and shrinkage of the background: the mean of the category and the
-    scatter along the basis are computed without the removed references. Each removal is a correction by the rank of
-    the number of removed references (Woodbury), not another background.
+    scatter along the basis are computed without the removed references. Each removal corrects the inverse by a matrix
+    whose rank is the number of removed references (Woodbury), so no new background is learned.
 
     Args:
-        references: All of an expert.
-        background: Learned from these references.
+        references: All references of an expert.
+        background: Background that was learned from these references.
         queries: Rows of the references that are scored.
-        removals: For each query the scene that it belongs to, with the query itself.
+        removals: For each query, the scene to leave out. The scene contains the query.
 
     Returns:
         By aggregation, float32 ``(n_queries, n_categories)``; NaN for the query's own category if no reference is left.
@@ -226,7 +227,7 @@ def left_out(
         precise_others = background.elsewhere * others + (others @ basis.T * gains) @ basis
         for j, removal in enumerate(batch):
             part, c, rest = slice(edges[j], edges[j + 1]), removal.category, int(counts[j] - sizes[j])
-            of_mean_too = 1 / counts[j] if rest else 0.0  # without a reference left, no mean moves
+            of_mean_too = 1 / counts[j] if rest else 0.0  # if no reference is left, the category has no mean that moves
             inverse = (np.eye(sizes[j]) - of_mean_too) / background.weight - (along[part] * precision) @ along[part].T
             solved = np.linalg.solve(inverse, of_means[part])
             drawn = 0.5 * trusts * (of_means[part] * solved).sum(axis=0)
@@ -248,7 +249,7 @@ def left_out(
 
 
 def _batches(removals: Sequence[Removal]) -> Iterator[list[Removal]]:
-    """All removals in order, in batches of at most `_TOGETHER` rows, or a single larger removal."""
+    """Yields the removals in order, in batches of at most `_TOGETHER` rows; a larger removal is a batch of its own."""
     batch: list[Removal] = []
     for removal in removals:
         if batch and sum(len(other.rows) for other in (*batch, removal)) > _TOGETHER:

@@ -1,1 +1,1 @@
-"""What is wrong or missing among images: wrong labels, near-duplicates, images to label next."""
+"""Data quality: label errors, near-duplicates, outliers, scenes, and images to label next."""

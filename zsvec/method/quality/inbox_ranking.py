@@ -1,7 +1,8 @@
 """Active learning: uncertain images, images to label next, and near-duplicates among images without a label.
 
-The criteria are calibrated quantities of a `Prediction`: whether the image is unknown, the margin of its first category
-over the second, and the experts' weight on other categories than the fused one.
+The criteria are calibrated quantities of a `Prediction`: whether the image is unknown, the margin of the most probable
+category over the second, and the share of the experts' weight held by experts whose most probable category differs from
+the fused prediction.
 """
 
 from __future__ import annotations
@@ -17,30 +18,36 @@ from zsvec.types import Prediction
 Reals = NDArray[np.floating]
 
 ALIKE = 0.95
-"""Least cosine, under every encoder, of two near-duplicates."""
+"""Least cosine of two near-duplicates, under every encoder."""
 
 _CLOSE = 0.3  # margin, in probability, below which an image is uncertain
-_DISPUTED = 0.5  # share of the experts' weight on other categories above which an image is uncertain
-_COMPARED = 100  # most urgent images that are compared with each other
+_DISPUTED = 0.5  # `at_odds` above which an image is uncertain
+_COMPARED = 100  # number of most urgent images that are compared with each other
 
 
 def margin(prediction: Prediction) -> float:
-    """Probability of the first category minus that of the second, 0 to 1.
+    """Returns the probability of the most probable category minus the probability of the second, 0 to 1.
 
-    For a ranking of one category (``top_k=1``), the least possible margin.
+    For a ranking of one category (``top_k=1``), returns the smallest possible margin.
     """
     first, *others = [probability for _, probability in prediction.ranking[:2]]
     return first - others[0] if others else max(0.0, 2 * first - 1)
 
 
 def at_odds(prediction: Prediction) -> float:
-    """Share of the experts' weight on other categories than the fused one, 0 to 1."""
+    """Returns how strongly the experts disagree with the fused prediction, 0 to 1.
+
+    This is the share of the experts' weight held by experts whose most probable category is not `Prediction.nearest`.
+    """
     experts = [expert for expert in prediction.experts.values() if expert.ranking]
     return sum(expert.weight for expert in experts if expert.ranking[0][0] != prediction.nearest)
 
 
 def uncertainty(prediction: Prediction) -> Literal["unknown", "close", "disputed"] | None:
-    """Reason why a label of the image is informative: no category fits, two do, or the experts disagree."""
+    """Returns the reason why a label of the image would be informative, or ``None``.
+
+    ``unknown``: no category fits. ``close``: two categories fit. ``disputed``: the experts disagree.
+    """
     if prediction.error is not None or not prediction.ranking:
         return None
     if prediction.unknown:
@@ -51,11 +58,11 @@ def uncertainty(prediction: Prediction) -> Literal["unknown", "close", "disputed
 
 
 def distinct(vectors: Mapping[str, Reals], *, first: int = 0) -> list[int]:
-    """Rows that are no near-duplicate of an earlier kept row, ascending.
+    """Returns the rows that are not near-duplicates of an earlier kept row, ascending.
 
     Args:
-        vectors: By encoder, float ``(n_images, dim)``, rows of unit norm; the same images in each.
-        first: Rows before this one are always kept, and not returned.
+        vectors: By encoder, float ``(n_images, dim)``, unit rows. Every encoder has the same images.
+        first: Rows before this row are always kept, and not returned.
     """
     if not vectors:
         return []
@@ -69,23 +76,28 @@ def distinct(vectors: Mapping[str, Reals], *, first: int = 0) -> list[int]:
 
 
 def urgency(prediction: Prediction) -> float:
-    """Informativeness of a label, 0 to 1: by margin, disagreement of the experts, and novelty of unknown images."""
+    """Returns how informative a label of the image would be, 0 to 1.
+
+    The urgency is the largest of 1 - `margin`, `at_odds` and, for an unknown image, the novelty.
+    """
     novelty = prediction.novelty or 0.0 if prediction.unknown else 0.0
     return max(1 - margin(prediction), at_odds(prediction), novelty)
 
 
 def most_useful(urgencies: Reals, nearness: Reals, vectors: Mapping[str, Reals], number: int) -> list[int]:
-    """Rows of diverse images with informative labels, most useful first.
+    """Returns the rows of diverse images with informative labels, most useful first.
 
-    Greedy facility location (Wei, Iyer & Bilmes, "Submodularity in data subset selection and active learning", 2015):
-    each step picks the urgent image that, times its own urgency, brings the urgent images nearest to a labelled image.
-    The nearness of two images is their least cosine over encoders.
+    Greedy facility location (Wei, Iyer & Bilmes, "Submodularity in data subset selection and active learning", 2015).
+    Each step picks the urgent image with the largest gain: the urgency of the image, times the sum over all images of
+    urgency × increase in nearness to a labelled or picked image. The nearness of two images is the smallest of their
+    cosines under the encoders.
 
     Args:
         urgencies: float ``(n_images,)``, 0 to 1.
-        nearness: float ``(n_images,)``, cosine to the nearest reference, the least over encoders, -1 to 1.
-        vectors: By encoder, float ``(n_images, dim)``, rows of unit norm.
-        number: Number of rows, at most ``n_images``. Rows beyond the first `_COMPARED` follow by urgency alone.
+        nearness: float ``(n_images,)``, cosine to the nearest reference, -1 to 1; the smallest over encoders.
+        vectors: By encoder, float ``(n_images, dim)``, unit rows.
+        number: Number of rows, at most ``n_images``. After the first `_COMPARED` rows, urgency alone determines the
+            order.
     """
     by_urgency = np.argsort(-urgencies, kind="stable")
     first = by_urgency[:_COMPARED]

@@ -1,13 +1,13 @@
-"""Label errors: reference images that are probably under a wrong category.
+"""Label errors: reference images that probably have a wrong category.
 
-Calibration learns the fraction ε of references with uninformative labels
-(`zsvec.method.calibrate.coefficients`). With p the fused probability that all other references give to the category of
-an image, and C categories, the label is wrong with probability (ε / C) / ((1 - ε) p + ε / C).
+Calibration learns the fraction ε of references with uninformative labels (`zsvec.method.calibrate.coefficients`). Let p
+be the fused probability of an image's category given all other references, and C the number of categories. The label is
+then wrong with probability (ε / C) / ((1 - ε) p + ε / C).
 
-A picture that is in several categories has one right label. So all its copies are left out together, and the other
-references decide between these categories.
+A picture that is in several categories has one right label. So all copies of such a picture are left out together, and
+the other references decide between these categories.
 
-Suspects are only reported: a rare image with the right label looks as doubtful as one with a wrong label.
+Suspects are only reported, because a rare image with the right label looks as doubtful as an image with a wrong label.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from zsvec.method.quality.scenes import image_rows
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 
-_DOUBTFUL = 0.5  # probability of a wrong label above which a reference is named
+_DOUBTFUL = 0.5  # probability of a wrong label above which a reference is a suspect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspect:
-    """A reference image that is probably under a wrong category.
+    """A reference image that probably has a wrong category.
 
     Attributes:
-        category: Its category.
-        hash: Its content hash.
-        source: Its source.
-        probability: Probability that the category is wrong, above 0.5 to 1.
-        instead: The most probable category by the other references.
+        category: Category of the image.
+        hash: Content hash of the image.
+        source: Source of the image.
+        probability: Probability that the category is wrong, greater than 0.5, at most 1.
+        instead: The most probable other category, given the other references.
         copied: Whether the category `instead` has the same picture.
     """
 
@@ -55,11 +55,11 @@ class Suspect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Judgement of the other references on the category of an image.
+    """Probability, given the other references, that the category of an image is wrong.
 
     Attributes:
-        key: The image.
-        wrong: Probability that its category is wrong, 0 to 1.
+        key: Category and hash of the image.
+        wrong: Probability that the category is wrong, 0 to 1.
         instead: The most probable other category.
         mistaken: Whether `instead` is more probable than the image's own category.
         copied: Whether the category `instead` has the same picture.
@@ -73,15 +73,15 @@ class Verdict:
 
 
 def judge(references: Mapping[str, References], calibration: Calibration) -> list[Verdict]:
-    """Verdicts on all reference images, left out in blocks; memory is linear in their number.
+    """Returns verdicts on all reference images, left out in blocks; memory is linear in the number of images.
 
     Args:
         references: By expert, all references of the store.
-        calibration: Of these experts; may have been learned from fewer references.
+        calibration: Calibration of these experts. It may have been learned from fewer references.
     """
     backgrounds = learn_backgrounds(references) if calibration.classwise else {}
     if not backgrounds:
-        calibration = replace(calibration, classwise=None)  # a category has too few images by now
+        calibration = replace(calibration, classwise=None)  # a category has too few images since the calibration
     blocks = each_left_out(
         references,
         (calibration.aggregation, other_aggregation(calibration.aggregation)),
@@ -93,26 +93,27 @@ def judge(references: Mapping[str, References], calibration: Calibration) -> lis
 
 
 def verdicts(references: Mapping[str, References], calibration: Calibration, sample: LeftOut) -> list[Verdict]:
-    """Verdicts on left-out images, and on images that are in several categories.
+    """Returns verdicts on left-out images, and on images that are in several categories.
 
-    There is no verdict on texts, on the only image of a category, or on an image without a vector of every encoder.
+    There is no verdict on texts, on an image whose category has no other scene, or on an image without a vector of
+    every encoder.
 
     Args:
         references: By expert, all references of the store.
-        calibration: Of these experts.
-        sample: Images left out of these references, with all aggregations of the pools of the calibration.
+        calibration: Calibration of these experts.
+        sample: Images left out of these references, with all aggregations of the calibration's pools.
     """
-    calibration = scaled(calibration, 1 / calibration.scale)  # the scale is learned from other images than references
+    calibration = scaled(calibration, 1 / calibration.scale)  # the scale was not learned from references
     pool = calibration.classwise or calibration.aggregations
     return [*_of_left_out(pool, sample), *_of_copied(references, pool, calibration, sample.copies)]
 
 
 def suspects(references: Mapping[str, References], judged: Iterable[Verdict]) -> list[Suspect]:
-    """Images with a probably wrong category, most doubtful first; ties by name and hash.
+    """Returns images whose category is probably wrong, most doubtful first; ties are in the order of category and hash.
 
     Args:
         references: By expert, all references of the store.
-        judged: Verdicts on some of these.
+        judged: Verdicts on some of these references.
     """
     doubtful = {verdict.key: verdict for verdict in judged if verdict.wrong > _DOUBTFUL}
     sources = {
@@ -156,12 +157,12 @@ def _of_left_out(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
 
 
 def wrong_label(probability: Doubles, noise: float, n_categories: int) -> Doubles:
-    """Posterior probability that labels are wrong.
+    """Returns the posterior probability that each label is wrong, float64 ``(n_images,)``.
 
     Args:
-        probability: float64 ``(n_images,)``, fused probability of the label of each image, 0 to 1.
-        noise: Fraction of the labels without information, 0 to 1.
-        n_categories: Number of categories, from which such a label is drawn evenly.
+        probability: float64 ``(n_images,)``, fused probability of each image's label, 0 to 1.
+        noise: Fraction of uninformative labels, 0 to 1.
+        n_categories: Number of categories. An uninformative label has each category with equal probability.
     """
     by_chance = noise / n_categories
     right = (1 - noise) * probability
@@ -175,13 +176,13 @@ def _of_copied(
     calibration: Calibration,
     copies: Mapping[Key, Collection[Key]],
 ) -> list[Verdict]:
-    """Verdicts on pictures in several categories, by the references without any copy of these pictures."""
+    """Returns verdicts on pictures in several categories, given the references without any copy of these pictures."""
     if not copies:
         return []
     dropped = set(copies).union(*copies.values())
     kept = {expert: _without(found, dropped) for expert, found in references.items()}
     rows = image_rows(references)
-    # Only images with a vector of every encoder, of categories with another image for every encoder.
+    # Only images with a vector of every encoder, whose categories keep an image under every encoder.
     names = set.intersection(*(set(kept[expert].names) for expert in rows))
     images = [
         one
@@ -206,7 +207,7 @@ def _of_copied(
 
 
 def _without(references: References, dropped: Collection[Key]) -> References:
-    """References without some images, and without the categories that become empty."""
+    """Returns the references without the dropped images and without categories that become empty."""
     kept = np.array([key not in dropped for key in references.keys])
     counts = np.add.reduceat(kept.astype(np.intp), references.starts[:-1])
     vectors, starts = references.vectors[kept], np.concatenate([[0], np.cumsum(counts[counts > 0])])

@@ -1,8 +1,8 @@
-"""Near-duplicates and outliers among reference images, by comparing each image with all others.
+"""Near-duplicates and outliers among reference images. Each image is compared with all others.
 
-Images are compared by the encoder that tells categories apart best; other encoders confuse different pictures. The
-distance (1 - cosine) of two images of one picture depends on the encoder, but is at most a quarter (`SAME`) of the
-median distance of two images of one category.
+Images are compared under the encoder that tells categories apart best, because other encoders find different pictures
+alike. The distance (1 - cosine) of two images of one picture depends on the encoder. But it is at most a quarter
+(`SAME`) of the median distance of two images of one category.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from zsvec.method.similarities import References
 Positions = NDArray[np.intp]
 
 SAME = 0.25
-"""Share of the median distance of two images of a category below which two images show the same picture."""
-_NEAREST = 3  # other images; their mean cosine is the nearness of an image
+"""Two images show the same picture if their distance is at most this share of the median distance within a category."""
+_NEAREST = 3  # number of other images whose mean cosine is the nearness of an image
 _NONE = np.float32(-2)  # replaces a cosine that does not count
 _BLOCK = 2**24  # cosines in memory at once
 
@@ -34,11 +34,12 @@ class Neighborhoods:
     """Result of comparing reference images with each other.
 
     Attributes:
-        keys: The images, in the order of the references.
-        nearest: float32 ``(n_images,)``, mean cosine to the three nearest images of other pictures; NaN without any.
-        pictures: int ``(n_images,)``, the first image of the same picture, transitively.
-        likeness: float32 ``(n_images,)``, the least cosine to a directly matched image of the same picture; NaN
-            without any.
+        keys: Category and hash of each image, in the order of the references.
+        nearest: float32 ``(n_images,)``, mean cosine to the three nearest images. Images that match directly as the
+            same picture are excluded. NaN if no image remains.
+        pictures: int ``(n_images,)``, position of the first image of the same picture. Two images show the same picture
+            if a chain of direct matches connects them.
+        likeness: float32 ``(n_images,)``, smallest cosine to a direct match; NaN without a match.
     """
 
     keys: Sequence[Key]
@@ -48,7 +49,7 @@ class Neighborhoods:
 
 
 def spreads(references: References) -> dict[str, float]:
-    """Median distance (1 - cosine) of two images, 0 to 2, by category with at least two images.
+    """Returns the median distance (1 - cosine) of two images, 0 to 2, of each category with at least two images.
 
     Args:
         references: References of an image expert.
@@ -61,13 +62,13 @@ def spreads(references: References) -> dict[str, float]:
 
 
 def neighborhoods(references: References, spread: Mapping[str, float]) -> Neighborhoods:
-    """Compares all images with each other; memory is linear in their number.
+    """Compares all images with each other; memory is linear in the number of images.
 
-    Images with equal hashes always show the same picture. If no category has two images, no others do.
+    Images with equal hashes always show the same picture. If no category has two images, no other images match.
 
     Args:
         references: References of the image expert that tells categories apart best.
-        spread: `spreads` of the references.
+        spread: Result of `spreads` for these references.
     """
     vectors, n = references.vectors, len(references.hashes)
     same = 1 - SAME * float(np.median(list(spread.values()))) if spread else np.inf
@@ -89,7 +90,7 @@ def neighborhoods(references: References, spread: Mapping[str, float]) -> Neighb
 
 
 def _mean_of_nearest(cosines: Floats) -> Floats:
-    """Mean of the largest values of each row that are not `_NONE`, float32 ``(n_rows,)``; NaN without any."""
+    """Returns the mean of each row's largest values except `_NONE`, float32 ``(n_rows,)``; NaN if no value is left."""
     found = np.take_along_axis(cosines, largest(cosines, _NEAREST), axis=1)
     there = found > _NONE
     total = np.where(there, found, 0).sum(axis=1)
@@ -98,7 +99,7 @@ def _mean_of_nearest(cosines: Floats) -> Floats:
 
 
 def _joined(pictures: Positions, one: Positions, other: Positions) -> Positions:
-    """`Neighborhoods.pictures` after adding pairs of images of the same picture."""
+    """Returns `Neighborhoods.pictures` after adding pairs of images that show the same picture."""
     every = np.arange(len(pictures))
     ends = np.concatenate([every, one]), np.concatenate([pictures, other])
     links = coo_array((np.ones(len(ends[0]), dtype=bool), ends), shape=(len(every), len(every)))
@@ -109,10 +110,10 @@ def _joined(pictures: Positions, one: Positions, other: Positions) -> Positions:
 
 
 def closeness(nearest: Floats, starts: Positions) -> Floats:
-    """Nearness of images relative to the usual nearness, float32 ``(n_images,)``.
+    """Returns the nearness of each image minus the usual nearness, float32 ``(n_images,)``.
 
-    The usual nearness is the median of the category, or of all images if that is smaller: in a category of diverse
-    images, not every image is an outlier.
+    The usual nearness is the median over the category or over all images, whichever is smaller. With the median over
+    all images alone, every image of a diverse category would be an outlier.
 
     Args:
         nearest: float32 ``(n_images,)``, nearness to other images; NaN if unknown.
@@ -130,12 +131,13 @@ def _median(values: Floats) -> np.float32:
 
 
 def far_below(values: NDArray[np.floating], fence: float) -> list[int]:
-    """Positions of the values below a fence (Tukey, "Exploratory data analysis", 1977), lowest first.
+    """Returns the positions of the values below a fence (Tukey, "Exploratory data analysis", 1977), lowest value first.
 
     Args:
-        values: float ``(n,)``; NaN is ignored. Of fewer than four values, none is below a fence.
+        values: float ``(n,)``; NaN is ignored. If there are fewer than four values and ``fence`` is at least 1, no
+            value is below the fence.
         fence: Distance of the fence below the lower quartile, in interquartile ranges. Tukey calls values beyond 1.5
-            outside, and beyond 3 far out.
+            "outside" and values beyond 3 "far out".
     """
     known = values[~np.isnan(values)]
     if not known.size:

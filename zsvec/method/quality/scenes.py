@@ -1,13 +1,14 @@
-"""Scenes: flips, crops and bursts among the reference images of a category, which are no independent evidence.
+"""Scenes: groups of flips, crops and bursts among the reference images of a category.
 
-Calibration leaves out a whole scene together, and the groups that a user has named (`References.groups`). Otherwise
-the remaining images of the scene would identify the left-out image, and calibration would overrate the store.
+Images of one scene are not independent examples. So calibration leaves out a whole scene together. Otherwise the
+remaining images of the scene would identify the left-out image, and calibration would overestimate the accuracy of the
+store. Images of a group that a user has named (`References.groups`) belong to one scene.
 
-The cosine of two images of one scene depends on the encoder and on the category, so no fixed threshold works. But the
-cosines within a category scatter around their median, and the cosines within a scene lie far above. They also lie above
-all cosines with images of other categories; without this condition, the right half of a half mislabelled category
-would seem to be one scene. Scenes are found with the encoder that tells categories apart best, because
-other encoders find too many images alike.
+The cosine of two images of one scene depends on the encoder and on the category, so no fixed threshold works. But
+cosines within a category scatter around their median, and cosines within a scene lie far above this median. They also
+lie above all cosines with images of other categories. Without this second condition, the correctly labelled half of a
+half mislabelled category would seem to be one scene. Scenes are found under the encoder that tells categories apart
+best, because other encoders find too many images alike.
 """
 
 from __future__ import annotations
@@ -21,20 +22,20 @@ from zsvec.method.arrays import Floats, Key, slices
 from zsvec.method.similarities import References, image_experts
 
 Pairs = set[tuple[Key, Key]]
-"""Pairs of images, in both orders."""
+"""Pairs of images. Each pair is present in both orders."""
 Scenes = Mapping[Key, set[str]]
-"""By image, the hashes of the images of its scene, including its own; the images of a scene share the set."""
+"""By image, the hashes of all images of its scene, including the image. The images of a scene share one set object."""
 
 TWIN = 0.99
-"""Least cosine, under every encoder, of two copies of one picture."""
-_FAR = 3.0  # standard deviations above the median from which two images of a category show one scene
-_BEYOND = 0.317  # part of a normal distribution beyond one standard deviation from the median
-_SAMPLE = 512  # images of a category from which its median cosine is estimated
+"""Least cosine of two copies of one picture, under every encoder."""
+_FAR = 3.0  # cosines this many standard deviations above the median show one scene
+_BEYOND = 0.317  # fraction of a normal distribution beyond one standard deviation
+_SAMPLE = 512  # maximum number of a category's images whose cosines are used to estimate the median
 _BLOCK = 2**24  # similarities, or numbers of vectors, in memory at once
 
 
 def image_rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]]:
-    """Row of each reference image, by image expert and key."""
+    """Returns the row of each reference image, by image expert and key."""
     return {
         expert: {key: row for row, key in enumerate(found.keys)} for expert, found in image_experts(references).items()
     }
@@ -43,15 +44,12 @@ def image_rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]
 def scenes(
     references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
 ) -> Scenes:
-    """Scenes of the categories of some images.
+    """Returns the scenes with at least two images in the categories of some images.
 
     Args:
         references: By expert.
-        rows: `image_rows` of the references.
-        images: Reference images of any image expert.
-
-    Returns:
-        The scenes of at least two images.
+        rows: Result of `image_rows` for the references.
+        images: Reference images of any image expert. All images of their categories are compared.
     """
     experts = image_experts(references)
     wanted = sorted({name for name, _ in images})
@@ -67,17 +65,23 @@ def scenes(
 def most_discriminating(
     references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
 ) -> str:
-    """The image expert, of at least one, that tells categories apart best; arguments as in `scenes`."""
+    """Returns the image expert that tells categories apart best.
+
+    Args:
+        references: By expert; at least one image expert.
+        rows: As in `scenes`.
+        images: Reference images that measure the accuracy of an expert.
+    """
     experts = image_experts(references)
     return max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
 
 
 def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) -> Pairs:
-    """Pairs that are the same picture to every encoder with vectors of both images.
+    """Returns the pairs that show the same picture under every encoder that has vectors of both images.
 
     Args:
-        pairs: By image expert, the pairs that are the same picture to it.
-        images: By image expert, all its images, with fast membership tests.
+        pairs: By image expert, the pairs that show the same picture under its encoder.
+        images: By image expert, all images with a vector. Membership tests must be fast.
     """
     every: Pairs = set().union(*pairs.values())
     for name, found in pairs.items():
@@ -86,13 +90,13 @@ def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) ->
 
 
 def _twins(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
-    """Pairs of images of a category that are the same picture to one encoder."""
+    """Yields the pairs of images of a category that show the same picture under one encoder, in both orders."""
     for name, vectors, hashes in _categories(references, names):
         yield from _pairs(name, vectors, hashes, TWIN)
 
 
 def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[Key, Key]]:
-    """Yields consecutive images of the same category and group, as pairs."""
+    """Yields pairs of consecutive images of the same category and group, in both orders."""
     if not references.groups:
         return
     wanted = set(names)
@@ -106,7 +110,11 @@ def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[K
 
 
 def _neighbors(references: References, row_of: Mapping[Key, int], names: Collection[str]) -> Iterator[tuple[Key, Key]]:
-    """Pairs of images far nearer than usual in their category, and nearer than any image of another category."""
+    """Yields pairs of images of a category that show one scene under one encoder, in both orders.
+
+    Their cosine lies far above the median of the category, and above the cosine of either with an image of another
+    category.
+    """
     categories = [(*category, median_cosine(category[1])) for category in _categories(references, names)]
     below = [np.minimum(_cosines(vectors) - median, 0) for _, vectors, _, median in categories]
     scattered = np.concatenate([np.empty(0, np.float32), *(found[found < 0] for found in below)])
@@ -127,7 +135,7 @@ def _neighbors(references: References, row_of: Mapping[Key, int], names: Collect
 
 
 def _nearest_elsewhere(references: References, rows: Sequence[int]) -> list[float]:
-    """The largest cosine of some images with an image of another category, copies excepted."""
+    """Returns the largest cosine of each image with an image of another category; copies are ignored."""
     vectors, bounds = references.vectors, references.starts
     found: list[float] = []
     for part in slices(len(rows), max(1, _BLOCK // len(vectors))):
@@ -141,7 +149,7 @@ def _nearest_elsewhere(references: References, rows: Sequence[int]) -> list[floa
 
 
 def _categories(references: References, names: Collection[str]) -> Iterator[tuple[str, Floats, tuple[str, ...]]]:
-    """Name, vectors and hashes of the categories with more than one image."""
+    """Yields name, vectors and hashes of the categories in ``names`` that have more than one image."""
     wanted = set(names)
     for name, (start, end) in zip(references.names, pairwise(references.starts), strict=True):
         if name in wanted and end - start > 1:
@@ -156,22 +164,22 @@ def _pairs(name: str, vectors: Floats, hashes: tuple[str, ...], closeness: float
 
 
 def _cosines(vectors: Floats) -> Floats:
-    """Cosines of all pairs of a sample of the images of a category."""
+    """Returns the cosine of each pair of images of a category; a large category is sampled."""
     some = vectors[:: 1 + (len(vectors) - 1) // _SAMPLE]
     return (some @ some.T)[np.triu_indices(len(some), 1)]
 
 
 def median_cosine(vectors: Floats) -> float:
-    """Median cosine over pairs of images of a category; a large category is sampled.
+    """Returns the median cosine over pairs of images of a category; a large category is sampled.
 
     Args:
-        vectors: float32 ``(n_images, dim)``, unit rows; at least two.
+        vectors: float32 ``(n_images, dim)``, unit rows, at least two.
     """
     return float(np.median(_cosines(vectors)))
 
 
 def _accuracy(references: References, row_of: Mapping[Key, int], images: Collection[Key]) -> float:
-    """Accuracy of the nearest category mean on images that are left out of their own mean, 0 to 1."""
+    """Returns the accuracy of the nearest category mean, 0 to 1. An image is left out of the mean of its category."""
     rows = np.array(sorted(row_of[key] for key in images if key in row_of), dtype=np.intp)
     own = references.owners(rows)
     counts = np.diff(references.starts)[own]

@@ -102,9 +102,9 @@ class Background:
     def kept(self) -> Background:
         """Returns the background as the store keeps it: rounded, with a basis of at most 256 directions.
 
-        The kept directions are the directions in which images of one category differ most; all others get their mean
-        precision. So the stored record takes about a megabyte. The result must not be used to leave a reference out,
-        because the reference has influenced the choice of directions.
+        The kept directions are the directions in which images of one category differ most. All other directions get
+        their mean precision. The stored record takes about a megabyte. The result must not be used to leave a reference
+        out, because the reference has influenced the choice of directions.
         """
         dropped, dim = self.along[:-_LARGEST_RANK], len(self.mean)
         unused = dim - len(self.along)  # directions without any reference
@@ -170,7 +170,7 @@ class Seen:
         lengths: float32 ``(n_categories,)``, Euclidean length of each offset.
         along: float32 ``(n_categories, rank)``, coordinates of each offset in the basis.
         trust: float32 ``(n_categories,)``, `Background.trust` of each mean.
-        halves: float32 ``(n_categories,)``, half the squared Mahalanobis length of each offset times its trust, nats.
+        halves: float32 ``(n_categories,)``, half the squared Mahalanobis length of (offset × trust), nats.
     """
 
     background: Background
@@ -227,13 +227,13 @@ class ClassMeans:
     def changed(
         self, changed: Collection[str], names: Sequence[str], vectors: Floats, starts: NDArray[np.intp]
     ) -> ClassMeans:
-        """Equals `of` for the references after a change, but computes the means of the changed categories only.
+        """Returns the means after a change, equal to the result of `of`. Only means of changed categories are computed.
 
         Args:
             changed: Names of the categories that are new, removed or different.
-            names: As in `of`, after the change; at least one.
-            vectors: As in `of`.
-            starts: As in `of`.
+            names: The categories after the change, ascending; at least one.
+            vectors: As in `of`, after the change.
+            starts: As in `of`, after the change.
         """
         row = {name: i for i, name in enumerate(self.names)}
         others = [place for place, name in enumerate(names) if name in changed]

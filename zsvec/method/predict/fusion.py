@@ -1,7 +1,8 @@
-"""The fusion strategies in one table: from the logits of the experts to one distribution per image.
+"""The fusion strategies: functions from the logits of the experts to one distribution per image.
 
-The paper's fusion (section 3.3) is the sum of the experts' distributions, weighted by confidence. An expert may
-cover only some categories: the distribution is over these categories, and does not tell how likely others are.
+The paper's fusion (section 3.3) is the sum of the experts' distributions, weighted by confidence. An expert may cover
+only some categories. Its distribution is then over these categories, and does not tell how likely the other categories
+are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from zsvec.method.predict.transduction import transduce
 from zsvec.method.similarities import SearchResult
 
 _SILENT = 1e-6  # confidence of an expert that covers fewer than two categories
-_RESTART = 1e-15  # connects experts that share no category, so that each counts equally
+_RESTART = 1e-15  # connects experts that share no category, so that such experts count equally
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Fused:
 
     Attributes:
         probabilities: float64 ``(n_images, n_categories)``; rows sum to 1.
-        confidence: float64 ``(n_experts, n_images)``, not negative; weight of each expert.
+        confidence: float64 ``(n_experts, n_images)``, weight of each expert, not negative.
     """
 
     probabilities: Doubles
@@ -39,19 +40,19 @@ class Fused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """A fusion function, and the requirements.
+    """A fusion function and its requirements.
 
     Attributes:
         function: Fuses the logits of the experts.
         summary: One line for help and documentation.
-        several_aggregations: Whether evidence, and novelty with it, comes from several aggregations of each expert
-            if the calibration has such coefficients and every reference was compared.
-        classwise: Whether fusion, but not novelty, uses the means of categories if the calibration has learned
-            coefficients of means.
-        needs_classwise: Whether these coefficients are required.
+        several_aggregations: Whether the evidence, and hence the novelty, combines several aggregations of each expert.
+            This happens only with a calibration, and if every reference was compared.
+        classwise: Whether the strategy fuses evidence from category means if the calibration has coefficients for
+            category means. Novelty never uses this evidence.
+        needs_classwise: Whether coefficients for category means are required.
         needs_exact: Whether every image must have been compared with every reference.
         needs_calibration: Whether a calibration is required.
-        needs_images: Whether an expert must compare images with images.
+        needs_images: Whether at least one expert must compare images with images.
         joint: Whether the result for an image depends on the other images of its batch.
         fallback: The strategy that runs if a requirement is not met.
     """
@@ -71,17 +72,18 @@ class Strategy:
 def choose_strategy(
     name: str, found: SearchResult, calibration: Calibration | None, temperatures: Mapping[str, float], aggregation: str
 ) -> tuple[str, LogLinear, LogLinear]:
-    """The strategy that runs, and the pools of evidence.
+    """Chooses the strategy that runs, and the pools that combine the evidence.
 
     Args:
         name: The wanted strategy, a name in `STRATEGIES`.
         found: The result of the search.
         calibration: The calibration in use, if any.
-        temperatures: By expert, for use without a calibration.
-        aggregation: A name in `aggregation.AGGREGATIONS`, for use without a calibration.
+        temperatures: Temperature of each expert; used only without a calibration.
+        aggregation: A name in `reference_aggregation.AGGREGATIONS`; used only without a calibration.
 
     Returns:
-        `name`, or the first fallback with all requirements met; the pool of fusion; and the pool of novelty.
+        The name of the strategy: `name`, or the first fallback whose requirements are met. Then the pool for fusion,
+        and the pool for novelty.
     """
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
@@ -98,41 +100,41 @@ def choose_strategy(
     if calibration is None:
         pool = uncalibrated({expert.name: temperatures[expert.name] for expert in found.experts}, aggregation)
         return name, pool, pool
-    # The prototype needs every reference to be compared.
+    # One of two aggregations is the prototype, which needs the similarities to all references.
     several = exact and strategy.several_aggregations
     pool = calibration.aggregations if several else calibration.plain
     return name, classwise if classwise and strategy.classwise else pool, pool
 
 
 def max_confidence(probabilities: Doubles) -> Doubles:
-    """The largest probability (paper, option 1), float64 ``(...,)``, 0 to 1."""
+    """Returns the largest probability (paper, option 1), float64 ``(...,)``, 0 to 1."""
     largest: Doubles = probabilities.max(axis=-1)
     return largest
 
 
 def inverse_entropy(probabilities: Doubles) -> Doubles:
-    """1 / (H + 1e-6), H in nats (paper, option 2 and its default), float64 ``(...,)``."""
+    """Returns 1 / (H + 1e-6), H in nats (paper, option 2 and its default), float64 ``(...,)``."""
     return 1.0 / (entropy(probabilities) + 1e-6)
 
 
 def neg_exp_entropy(probabilities: Doubles) -> Doubles:
-    """exp(-H), H in nats (paper, option 3), float64 ``(...,)``, 0 to 1."""
+    """Returns exp(-H), H in nats (paper, option 3), float64 ``(...,)``, 0 to 1."""
     return np.exp(-entropy(probabilities))
 
 
 def confidences(
     probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Callable[[Doubles], Doubles]
 ) -> Doubles:
-    """Weight of each expert for each image.
+    """Returns the weight of each expert for each image.
 
     Args:
         probabilities: float64 ``(n_experts, n_images, n_categories)``, from `softmax`.
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
-        confidence: From such distributions to a positive number each, such as `inverse_entropy`.
+        confidence: Function that maps each distribution to a positive number, such as `inverse_entropy`.
 
     Returns:
-        float64 ``(n_experts, n_images)``, positive. An expert that covers fewer than two categories
-        compares nothing, so the weight is negligible.
+        float64 ``(n_experts, n_images)``, positive. An expert that covers fewer than two categories compares nothing,
+        so its weight is negligible.
     """
     weight = confidence(probabilities)
     weight[coverage.sum(axis=1) < 2] = _SILENT
@@ -142,16 +144,16 @@ def confidences(
 def fuse(probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Doubles) -> Doubles:
     """Fuses the distributions of the experts, weighted by confidence.
 
-    If every expert covers every category, the result is the paper's sum of confidence × probability,
-    normalised. Otherwise a category must neither lose nor gain by the experts that have no reference
-    of it. So each expert ``e`` leaves the fused ``q`` unchanged outside of its coverage ``K_e``, and
-    redistributes the mass inside. With the confidences ``w``:
+    If every expert covers every category, the result is the paper's sum of confidence × probability, normalised.
+    Otherwise, a category must neither lose nor gain because an expert has no reference of it. So each expert ``e``
+    keeps the fused ``q`` unchanged outside of its coverage ``K_e``, and redistributes the probability inside. With the
+    confidences ``w``:
 
         q(c) · Σ_{e covers c} w_e  =  Σ_{e covers c} w_e · p_e(c) · q(K_e)
 
-    This ``q`` is the stationary distribution of a Markov chain over the categories: each step picks an
-    expert by its confidence, which draws the next category if it covers the present one. The solution is
-    exact, by a chain over the experts, which are few.
+    This ``q`` is the stationary distribution of a Markov chain over the categories. Each step picks an expert by
+    confidence; if the expert covers the present category, the expert draws the next category. The solution is exact,
+    and computed from an equivalent chain over the experts, which are few.
 
     Args:
         probabilities: float64 ``(n_experts, n_images, n_categories)``, from `softmax`.
@@ -159,7 +161,7 @@ def fuse(probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Double
         confidence: float64 ``(n_experts, n_images)``, positive.
 
     Returns:
-        float64 ``(n_images, n_categories)``; rows sum to 1. A category that no expert covers has 0.
+        float64 ``(n_images, n_categories)``; rows sum to 1. A category that no expert covers has probability 0.
     """
     if coverage.all():
         fused = np.einsum("en,enc->nc", confidence, probabilities)
@@ -175,10 +177,10 @@ def fuse(probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Double
 
 
 def _stationary(transitions: Doubles) -> Doubles:
-    """Stationary distributions of small Markov chains, float64 ``(n, k, k)`` → ``(n, k)``.
+    """Returns the stationary distributions of small Markov chains, float64 ``(n, k, k)`` → ``(n, k)``.
 
-    Uses the elimination of Grassmann, Taksar and Heyman (1985): without subtractions, the result stays
-    accurate for confidences that differ by many orders of magnitude.
+    Uses the elimination of Grassmann, Taksar and Heyman (1985). It has no subtractions, so the result stays accurate
+    for confidences that differ by many orders of magnitude.
     """
     chain = transitions.copy()
     k = chain.shape[1]
@@ -205,12 +207,12 @@ def _fixed(logits: Logits) -> Fused:
 
 
 def _weighed_evidence(logits: Logits) -> tuple[Doubles, Doubles]:
-    """Evidence of all experts, ``(n_images, n_categories)``, and the confidence of each, ``(n_experts, n_images)``."""
+    """Returns the evidence, ``(n_images, n_categories)``, and each expert's confidence, ``(n_experts, n_images)``."""
     n_experts, n_images, _ = logits.evidence.shape
     confidence = logits.shares[:, None].repeat(n_images, axis=1)
     if logits.pool.learned or n_experts == 1:
         return logits.pooled, confidence
-    # Without learned coefficients, the weights come from each image (paper, option 3).
+    # Without learned coefficients, each image has its own weights (paper, option 3).
     weights = neg_exp_entropy(logits.probabilities)
     weights = weights * n_experts / weights.sum(axis=0)
     evidence = log_linear(logits.evidence, logits.experts, logits.pool.neutral, weights)
@@ -278,4 +280,4 @@ STRATEGIES: Mapping[str, Strategy] = {
         fallback="log_linear_gda",
     ),
 }
-"""By name, in the order of the documentation."""
+"""Strategies by name, in the order of the documentation."""

@@ -32,9 +32,10 @@ _TOGETHER = 64  # left-out references that share a product with all means
 
 
 def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
-    """Returns the backgrounds of all image experts, or an empty dict if one of them cannot be learned.
+    """Returns the backgrounds of all image experts, or an empty dict if any of the backgrounds cannot be learned.
 
-    If one expert lacked a category, the scores of this category would be computed by other methods than the rest.
+    Every image expert must cover every category. Otherwise, scores of different categories would come from different
+    methods.
     """
     images, categories = image_experts(references), category_names(references)
     if not images or any(len(found.names) < len(categories) for found in images.values()):
@@ -193,7 +194,7 @@ def left_out(
     """Returns `class_similarities` of references, computed as if each reference and its scene were not in the store.
 
     The result is exact for a fixed mean, basis and shrinkage of the background: the mean of the category and the
-    scatter along the basis are computed without the removed references. Each removal corrects the inverse by a matrix
+    scatter along the basis are computed without the removed references. Each removal corrects the precision by a matrix
     whose rank is the number of removed references (Woodbury), so no new background is learned.
 
     Args:
@@ -227,7 +228,7 @@ def left_out(
         precise_others = background.elsewhere * others + (others @ basis.T * gains) @ basis
         for j, removal in enumerate(batch):
             part, c, rest = slice(edges[j], edges[j + 1]), removal.category, int(counts[j] - sizes[j])
-            of_mean_too = 1 / counts[j] if rest else 0.0  # if no reference is left, the category has no mean that moves
+            of_mean_too = 1 / counts[j] if rest else 0.0  # if no reference is left, there is no new mean
             inverse = (np.eye(sizes[j]) - of_mean_too) / background.weight - (along[part] * precision) @ along[part].T
             solved = np.linalg.solve(inverse, of_means[part])
             drawn = 0.5 * trusts * (of_means[part] * solved).sum(axis=0)

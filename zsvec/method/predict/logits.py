@@ -1,4 +1,4 @@
-"""Similarities per category → distribution and evidence (nats) of each expert."""
+"""Converts similarities per category to the distribution and the evidence (nats) of each expert."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ class Logits:
     Attributes:
         found: The result of the search.
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
-        probabilities: Distribution of each expert, float64 ``(n_experts, n_images, n_categories)``; 0 where the
-            expert has no reference.
-        evidence: Of each expert, float64 ``(n_experts, n_images, n_categories)``, nats; NaN where it has no reference.
-        pooled: Evidence of all experts together, float64 ``(n_images, n_categories)``, nats.
-        pool: The pool of the evidence.
+        probabilities: float64 ``(n_experts, n_images, n_categories)``, distribution of each expert; 0 for categories
+            that the expert does not cover.
+        evidence: float64 ``(n_experts, n_images, n_categories)``, evidence of each expert, nats; NaN for categories
+            that the expert does not cover.
+        pooled: float64 ``(n_images, n_categories)``, evidence of all experts together, nats.
+        pool: The pool that the evidence was computed with.
         shares: float64 ``(n_experts,)``, `LogLinear.shares`.
         weights: float64 ``(n_experts,)``, fixed confidences from the settings.
     """
@@ -54,15 +55,18 @@ def expert_logits(
     temperatures: Sequence[float],
     weights: Sequence[float],
 ) -> tuple[Logits, Logits]:
-    """Similarities per category → the distribution and the evidence of each expert, for fusion and for novelty.
+    """Converts similarities per category to the distribution and the evidence of each expert.
 
     Args:
         found: The result of the search.
-        similarities: By expert, in the order of `found`, and aggregation.
-        pools: The pools of fusion and of novelty.
-        aggregation: The aggregation of the distribution: logits are its similarities, divided by a temperature.
+        similarities: By expert, in the order of `found`, and by aggregation.
+        pools: The pools for fusion and for novelty.
+        aggregation: The aggregation whose similarities, divided by the temperature, are the logits of the distribution.
         temperatures: Temperature of each expert.
-        weights: Fixed confidence of each expert from the settings.
+        weights: Fixed confidence of each expert, from the settings.
+
+    Returns:
+        The logits for fusion and for novelty; the same object if both pools are the same object.
     """
     names = list(similarities)
     similarity = np.stack([similarities[name][aggregation] for name in names])
@@ -87,13 +91,14 @@ def expert_logits(
 
 
 def softmax(logits: NDArray[np.floating]) -> Doubles:
-    """Distribution over the categories that an expert covers.
+    """Returns the distribution over the categories that an expert covers.
 
     Args:
-        logits: float ``(..., n_categories)``; NaN where the expert has no reference.
+        logits: float ``(..., n_categories)``; NaN for categories that the expert does not cover.
 
     Returns:
-        float64 of the same shape; rows sum to 1, categories that are not covered have 0. A row of NaN gives zeros.
+        float64 of the same shape. Rows sum to 1; categories that are not covered have 0. A row of NaN gives a row of
+        zeros.
     """
     weights: Doubles = logits.astype(np.float64)
     weights[np.isnan(weights)] = -np.inf
@@ -106,13 +111,10 @@ def softmax(logits: NDArray[np.floating]) -> Doubles:
 
 
 def logsumexp(logits: Doubles) -> Doubles:
-    """Logarithm of the sum of the exponentials of each row.
+    """Returns the logarithm of the sum of the exponentials of each row, float64 ``(...,)``.
 
     Args:
-        logits: float64 ``(..., n)``, no NaN, and a finite value in each row; others may be -inf.
-
-    Returns:
-        float64 ``(...,)``.
+        logits: float64 ``(..., n)``, without NaN. Each row has a finite value; other values may be -inf.
     """
     top = logits.max(axis=-1, keepdims=True)
     logs: Doubles = np.log(np.exp(logits - top).sum(axis=-1)) + top[..., 0]
@@ -120,7 +122,7 @@ def logsumexp(logits: Doubles) -> Doubles:
 
 
 def entropy(probabilities: Doubles) -> Doubles:
-    """Shannon entropy in nats, float64 ``(...,)``, 0 to ln n_categories.
+    """Returns the Shannon entropy in nats, float64 ``(...,)``, 0 to ln(n_categories).
 
     Args:
         probabilities: float64 ``(..., n_categories)``, from `softmax`.

@@ -13,8 +13,8 @@ from zsvec.method.predict.opinion_pool import covering_sets, pattern
 from zsvec.method.similarities import SearchResult
 
 HALFWAY = 0.5
-"""Novelty of an image with evidence at the threshold of its category."""
-_LARGEST = 700.0  # nats; the exponential does not overflow
+"""Novelty of an image whose evidence equals the threshold of its category."""
+_LARGEST = 700.0  # nats; the exponential of a larger number may overflow
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +26,8 @@ class Novelty:
         threshold: float64 ``(n_images,)``, novelty above which an image is unknown; NaN without a threshold.
         unknown: bool ``(n_images,)``, whether the image is unknown.
         distance: float64 ``(n_images,)``, 0 to 2, from `distances`.
-        rank: float64 ``(n_images,)``, fraction of the left-out images of the calibration that had less evidence, 0 to
-            0.95 in steps of 0.05; NaN without quantiles.
+        rank: float64 ``(n_images,)``, fraction of the calibration's left-out images that had less evidence than the
+            image, 0 to 0.95 in steps of 0.05. NaN if the calibration has no quantiles.
     """
 
     novelty: Doubles
@@ -38,13 +38,14 @@ class Novelty:
 
 
 def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | None, per_category: bool) -> Novelty:
-    """Novelty of each image, and which images are unknown.
+    """Computes the novelty of each image, and decides which images are unknown.
 
     Args:
         logits: Distributions and evidence of the experts.
-        calibrated: Whether the evidence is calibrated; otherwise no image is unknown.
-        unknown_above: Novelty above which an image is unknown; ``None``: `HALFWAY` where there is a threshold.
-        per_category: Whether categories with enough references have thresholds of their own.
+        calibrated: Whether the evidence is calibrated. If not, no image is unknown.
+        unknown_above: Novelty above which an image is unknown. ``None``: `HALFWAY` for categories with a threshold;
+            images of other categories are not unknown.
+        per_category: Whether to use the own thresholds of categories with enough references.
     """
     distance = distances(logits.found)
     if not calibrated:
@@ -52,7 +53,7 @@ def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | No
         return Novelty(nothing, nothing, is_unknown(nothing, nothing), distance, nothing)
     nearest = logits.pooled.argmax(axis=1)
     evidence = evidence_thresholds(logits, per_category=per_category)[nearest]
-    # Without a threshold, evidence of ln n_categories: even odds against n_categories wrong categories.
+    # Without a threshold, novelty is 0.5 at ln(n_categories): even odds against n_categories wrong categories.
     even = np.where(np.isnan(evidence), np.log(len(logits.found.categories)), evidence)
     novel = novelty(logits.pooled.max(axis=1), even)
     threshold = (
@@ -62,30 +63,31 @@ def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | No
 
 
 def is_unknown(novelty: Doubles, threshold: Doubles) -> NDArray[np.bool_]:
-    """Whether images are unknown: their novelty is above the threshold. NaN is never above."""
+    """Returns whether the novelty of each image is above the threshold. NaN is never above."""
     return novelty > threshold
 
 
 def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
-    """Novelty from the evidence for the best category, 0 to 1; `HALFWAY` at the threshold.
+    """Converts the evidence for the best category to novelty, 0 to 1; `HALFWAY` at the threshold.
 
     Args:
         evidence: float64 ``(n_images,)``, nats: the row maximum of `opinion_pool.log_linear`.
         threshold: float64 ``(n_images,)``, nats.
     """
-    # Equals scipy.special.expit, which takes a tenth of a second to import in each process that classifies.
+    # The same as scipy.special.expit(threshold - evidence), but scipy.special takes 0.1 s to import.
     scaled: Doubles = 1 / (1 + np.exp(np.minimum(evidence - threshold, _LARGEST)))
     return scaled
 
 
 def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
-    """Evidence below which an image that is nearest to a category is unknown, float64 ``(n_categories,)``, nats.
+    """Returns the threshold of each category, float64 ``(n_categories,)``, nats.
 
-    The threshold depends on the experts that cover the category; NaN where the calibration has none for them.
+    An image is unknown if its evidence for the best category is below the threshold of this category. The threshold
+    depends on the experts that cover the category; NaN if the calibration has no threshold for these experts.
 
     Args:
         logits: Coverage of the experts, and the pool with the thresholds.
-        per_category: Whether categories with enough references have thresholds of their own.
+        per_category: Whether to use the own thresholds of categories with enough references.
     """
     coverage, pool, categories = logits.coverage, logits.pool, logits.found.categories
     sets, of_category = covering_sets(coverage)
@@ -98,11 +100,12 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
 
 
 def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
-    """Rank of the largest evidence of each image among the left-out images; see `Novelty.rank`.
+    """Ranks the largest evidence of each image among the left-out images; see `Novelty.rank`.
 
     Args:
         logits: Evidence of the experts, and the pool with the quantiles.
-        nearest: int ``(n_images,)``, the category of the largest evidence; its experts select the quantiles.
+        nearest: int ``(n_images,)``, the category with the largest evidence. The experts that cover this category
+            select the quantiles.
     """
     found = np.full(len(nearest), np.nan)
     sets, of_image = covering_sets(logits.coverage[:, nearest])
@@ -115,10 +118,11 @@ def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
 
 
 def distances(found: SearchResult) -> Doubles:
-    """Distances of images from all references, without a calibration, float64 ``(n_images,)``, 0 to 2.
+    """Returns the distance of each image from all references, float64 ``(n_images,)``, 0 to 2; needs no calibration.
 
-    1 - the largest cosine to a reference image, maximised over encoders: encoders tell different things apart, and
-    the largest distance is right most often. Without reference images, texts are used; without any reference, 2.
+    The distance is 1 - the largest cosine to a reference image, under the encoder with the largest distance. Each
+    encoder fails to tell some things apart, and the largest distance is right most often. Without reference images,
+    texts are used; without any reference, the distance is 2.
     """
     compared = [expert for expert in found.experts if expert.modality == "image"] or found.experts
     out = [

@@ -1,7 +1,7 @@
-"""The logarithmic opinion pool (Genest & Zidek, 1986): the evidence of the experts adds up, in nats.
+"""The logarithmic opinion pool (Genest & Zidek, 1986): adds the evidence of the experts, in nats.
 
 An expert that does not cover a category gives *neutral* evidence: the mean evidence for a wrong category. So a category
-neither gains nor loses by an expert without such references.
+neither gains nor loses because an expert has no references of it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from zsvec.types import encoder_and_modality
 Similarity = Mapping[str, Mapping[str, Floats]]
 """By expert and aggregation, float32 ``(n_images, n_categories)``; NaN where the expert has no reference."""
 
-# Evidence from category means is relative to a category around their centre, and unbounded: an image unlike every
-# category would be assigned to one of them with certainty. The bound corresponds to one image in a hundred that
-# resembles anything (the contaminated normal of Tukey, 1960), so images far from every category stay undecided.
+# Evidence from category means compares a category with a category around the mean of all. Without a bound, an image
+# unlike every category would be assigned to some category with certainty. The bound assumes that one image in a hundred
+# may look like anything (the contaminated normal of Tukey, 1960), so images far from every category stay undecided.
 LEAST = float(np.log(0.01))
 """Lower bound of the evidence from category means, nats."""
 _BLOCK = 2**24  # similarities of an expert in memory at once
@@ -31,15 +31,16 @@ _BLOCK = 2**24  # similarities of an expert in memory at once
 def expert_evidence(
     coefficients: Mapping[str, Mapping[str, float]], similarities: Similarity, least: float | None = None
 ) -> Doubles:
-    """Evidence of each expert: the sum of aggregations times coefficients.
+    """Returns the evidence of each expert: the sum of its aggregations times their coefficients.
 
     Args:
         coefficients: By expert and aggregation, nats per unit of similarity.
-        similarities: By expert, in the order of the result, and aggregation.
-        least: Lower bound of the evidence from means, nats, negative: `LEAST` times the scale of all evidence.
+        similarities: By expert, in the order of the result, and by aggregation.
+        least: Lower bound of the evidence of experts with a `GDA` coefficient, nats: `LEAST` times the scale of all
+            evidence. ``None``: no bound.
 
     Returns:
-        float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has no reference.
+        float64 ``(n_experts, n_images, n_categories)``, nats; NaN for categories that the expert does not cover.
     """
     evidence = []
     for expert, similarity in similarities.items():
@@ -55,7 +56,7 @@ def expert_evidence(
 
 
 def _bounded(evidence: Doubles) -> Doubles:
-    """ln(exp(evidence) + exp(LEAST)), by vectorised functions of numpy (`numpy.logaddexp` is not)."""
+    """Returns ln(exp(evidence) + exp(LEAST)). Faster than `numpy.logaddexp`, which is not vectorised."""
     above = evidence - LEAST
     soft = np.log(1 + np.exp(np.minimum(above, 30.0)))  # beyond 30, the other term is lost in rounding
     bounded: Doubles = np.maximum(above, soft) + LEAST
@@ -65,18 +66,20 @@ def _bounded(evidence: Doubles) -> Doubles:
 def log_linear(
     evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float], weights: Doubles | None = None
 ) -> Doubles:
-    """Evidence of all experts together for each category; the softmax is the fused distribution.
+    """Returns the evidence of all experts together for each category; its softmax is the fused distribution.
 
     Args:
-        evidence: float64 ``(n_experts, n_images, n_categories)``, nats; NaN where the expert has no reference.
+        evidence: float64 ``(n_experts, n_images, n_categories)``, nats; NaN for categories that the expert does not
+            cover.
         experts: Names of the experts.
-        neutral: Evidence for a category that some experts do not cover, by the `pattern` of these experts. For other
-            patterns, the mean likelihood over the categories of each image is used.
-        weights: float64 ``(n_experts, n_images)``, factors of the evidence; by default 1.
+        neutral: Nats of evidence for a category that a set of experts does not cover, by the `pattern` of this set. If
+            a set is missing, the evidence of its experts is added. If one expert is missing, its neutral evidence is
+            the logarithm of its mean likelihood over the categories that it covers, for each image.
+        weights: float64 ``(n_experts, n_images)``, factors of the evidence; 1 by default.
 
     Returns:
-        float64 ``(n_images, n_categories)``: log-likelihood ratio of each category against a wrong one, nats;
-        -inf for a category that no expert covers.
+        float64 ``(n_images, n_categories)``, log-likelihood ratio of each category against a wrong category, nats; -inf
+        for a category that no expert covers.
     """
     coverage = ~np.isnan(evidence[:, 0])
     weights = np.ones(evidence.shape[:2]) if weights is None else weights
@@ -125,28 +128,28 @@ def neutral_evidence(
 
 
 def covering_sets(coverage: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], NDArray[np.intp]]:
-    """The distinct sets of experts that cover a category.
+    """Returns the distinct sets of experts that cover a category.
 
     Args:
         coverage: bool ``(n_experts, n_categories)``.
 
     Returns:
-        bool ``(n_sets, n_experts)``; int ``(n_categories,)``, the set of each category.
+        bool ``(n_sets, n_experts)``, the sets; int ``(n_categories,)``, the row of each category's set.
     """
     if coverage.all():
         return coverage[:, :1].T, np.zeros(coverage.shape[1], dtype=np.intp)
-    packed = np.packbits(coverage, axis=0)  # eight experts to a byte: categories are compared faster
+    packed = np.packbits(coverage, axis=0)  # eight experts a byte, so that categories are compared faster
     codes, axis = (packed[0], None) if len(packed) == 1 else (packed, 1)
     _, first, set_of_each = np.unique(codes, axis=axis, return_index=True, return_inverse=True)
     return coverage[:, first].T, set_of_each.ravel()
 
 
 def pattern(experts: Sequence[str], chosen: NDArray[np.bool_]) -> str:
-    """A name for some experts, independent of their order.
+    """Returns a name for a set of experts: their sorted names, joined by ``+``.
 
     Args:
         experts: Names of all experts.
-        chosen: bool ``(n_experts,)``.
+        chosen: bool ``(n_experts,)``, whether each expert is in the set.
     """
     return "+".join(sorted(expert for expert, is_in in zip(experts, chosen, strict=True) if is_in))
 
@@ -157,14 +160,14 @@ def pooled_evidence(
     pool: LogLinear,
     calibration: Calibration,
 ) -> tuple[list[str], Doubles]:
-    """Evidence of all experts together for images that are compared with every reference, without a search.
+    """Returns the evidence of all experts together for images that are compared with every reference.
 
     Args:
         references: By expert.
-        queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each, at least one. Experts
-            of other encoders are left out.
+        queries: By encoder, float32 ``(n_images, dim)``, unit rows. Every encoder has the same images, at least one.
+            Experts of other encoders are ignored.
         pool: A pool of the calibration.
-        calibration: Gives the backgrounds.
+        calibration: Calibration that has the backgrounds.
 
     Returns:
         The categories that have references, ascending; and float64 ``(n_images, n_categories)``, nats.

@@ -1,9 +1,9 @@
-"""Similarities of an image to references → one similarity per category (paper, section 3.2).
+"""Reduces the similarities of an image to references to one similarity per category (paper, section 3.2).
 
-Each aggregation says which references of a category count as evidence: all of them, the nearest, the ``m``
-nearest, or their mean. The input is the similarities of one expert, grouped by category; the output is float32
-``(n_images, n_categories)``. A search that fetches only the nearest references omits the others; each omitted
-reference counts as the largest similarity that it can have, the *bound*.
+Aggregations differ in the references of a category that they average: all references, the nearest, or the ``m``
+nearest. The prototype compares the image with the mean reference. The input is the similarities of one expert, grouped
+by category; the output is float32 ``(n_images, n_categories)``. A search that fetches only the nearest references omits
+the rest. Each omitted reference then counts with the largest similarity that it can have, the *bound*.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from zsvec.method.predict.gda import class_similarities
 from zsvec.method.similarities import Compared, ExpertSimilarities, References, SearchResult
 
 _CACHED = 2**18  # similarities that fit a core's cache
-_LONG = 64  # references of a category above which a partition is faster than comparing columns
+_LONG = 64  # above this number of references of a category, a partition is faster than comparing columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,10 @@ class Similarities:
     Attributes:
         values: float32 ``(n_images, n_references)``; the references of a category are adjacent.
         starts: int ``(n_categories + 1,)``; category ``c`` has the columns ``starts[c]:starts[c + 1]``.
-        counts: int ``(n_categories,)``; references that the category has, present or not; at least 1.
-        norms: float32 ``(n_categories,)``; length of the mean of the category's references, 0 to 1; NaN if unknown.
-        bound: float32 ``(n_images,)``; upper bound of the similarity to an absent reference.
+        counts: int ``(n_categories,)``, at least 1. Number of references of each category, including references omitted
+            from `values`.
+        norms: float32 ``(n_categories,)``, norm of the mean of each category's references, 0 to 1; NaN if unknown.
+        bound: float32 ``(n_images,)``, upper bound of the similarity to an omitted reference.
     """
 
     values: Floats
@@ -45,13 +46,13 @@ class Similarities:
 
     @classmethod
     def of_all(cls, values: Floats, references: References) -> Similarities:
-        """Similarities to all references of an expert, float32 ``(n_images, n_references)``."""
+        """Wraps the similarities to all references of an expert, float32 ``(n_images, n_references)``."""
         bound = np.full(len(values), -1, dtype=np.float32)
         return cls(values, references.starts, np.diff(references.starts), references.norms, bound)
 
     @property
     def present(self) -> NDArray[np.intp]:
-        """References of each category that are in ``values``, int ``(n_categories,)``."""
+        """Number of references of each category in `values`, int ``(n_categories,)``."""
         return np.diff(self.starts)
 
     @property
@@ -73,7 +74,7 @@ class Similarities:
 
 
 def maximum(similarities: Similarities, m: int) -> Floats:
-    """Similarity of the nearest reference of each category."""
+    """Returns the similarity to the nearest reference of each category."""
     present = similarities.present
     filled = present > 0
     out = np.where(similarities.counts > present, similarities.bound[:, None], np.float32(-np.inf))
@@ -84,7 +85,7 @@ def maximum(similarities: Similarities, m: int) -> Floats:
 
 
 def mean(similarities: Similarities, m: int) -> Floats:
-    """Mean similarity over all references of each category (the paper's sum, divided by their number)."""
+    """Returns the mean similarity to all references of each category: the paper's sum, divided by the count."""
     present, counts = similarities.present, similarities.counts
     if size := _common(present):
         total: Floats = np.einsum("icr->ic", similarities.values.reshape(len(similarities), len(counts), size))
@@ -99,7 +100,7 @@ def mean(similarities: Similarities, m: int) -> Floats:
 
 
 def top_mean(similarities: Similarities, m: int) -> Floats:
-    """Mean similarity of the ``m`` nearest references of each category, or of all of fewer than ``m``."""
+    """Returns the mean similarity to the ``m`` nearest references of each category, or to all if there are fewer."""
     starts, present = similarities.starts, similarities.present
     n_images, n_references = similarities.values.shape
     usable = present + np.minimum(similarities.counts - present, m)
@@ -113,11 +114,11 @@ def top_mean(similarities: Similarities, m: int) -> Floats:
         found.partition(-m, axis=1)
         ascending = np.sort(found[:, -m:], axis=1)
         out[:, category] = _total(ascending.T[::-1]) / np.float32(m)
-    if long.all():  # saves the copy
+    if long.all():  # avoids the copy below
         return out
     none = np.full(n_images, -np.inf, dtype=np.float32)
     values = np.column_stack([similarities.values, similarities.bound, none])
-    # The categories of a group have more than half as many references as its longest one.
+    # Every category of a group has more than half as many references as the largest category of the group.
     group_of = np.where(long, -1, np.ceil(np.log2(usable)))
     for number in np.unique(group_of[~long]):
         group = np.flatnonzero(group_of == number)
@@ -143,15 +144,16 @@ def _top_mean_of_equal(values: Floats, size: int, m: int) -> Floats:
 
 
 def _common(counts: NDArray[np.intp]) -> int:
-    """The number of references if all categories have equally many, else 0."""
+    """Returns the number of references if it is the same for all categories, else 0."""
     return int(counts[0]) if len(counts) and (counts == counts[0]).all() else 0
 
 
 def _largest(columns: list[Floats], m: int) -> list[Floats]:
-    """The ``m`` largest numbers in each place, or all, largest first; may modify the arrays.
+    """Returns the ``m`` largest numbers at each position, or all of fewer, largest first; may modify the arrays.
 
-    The best of two sorted lists are the larger ones of the first of one and the last of the other, the second and the
-    last but one, and so on (Batcher, 1968): fewer comparisons than insertion.
+    Merges descending lists of at most ``m`` arrays (Batcher, 1968): the last of one list is compared with the first of
+    the other list, the second to last with the second, and so on. The larger array of each pair stays. This needs fewer
+    comparisons than insertion.
     """
     best = _sorted(columns[:m])
     for first in range(m, len(columns), m):
@@ -162,7 +164,7 @@ def _largest(columns: list[Floats], m: int) -> list[Floats]:
 
 
 def _sorted(columns: list[Floats]) -> list[Floats]:
-    """The largest number in each place, the second largest, and so on."""
+    """Returns arrays with the largest number at each position, the second largest, and so on."""
     ordered = list(columns)
     for last in range(1, len(ordered)):
         for at in range(last, 0, -1):
@@ -173,7 +175,7 @@ def _sorted(columns: list[Floats]) -> list[Floats]:
 
 
 def _total(columns: Iterable[Floats]) -> Floats:
-    """Sum from the first to the last, so that rounding does not depend on the order of references."""
+    """Sums the arrays from first to last, so that rounding does not depend on the order of references."""
     first, *others = columns
     total = first.copy()
     for column in others:
@@ -182,19 +184,24 @@ def _total(columns: Iterable[Floats]) -> Floats:
 
 
 def prototype(similarities: Similarities, m: int) -> Floats:
-    """Cosine of the image and the normalised mean of each category's references (Snell et al., 2017)."""
+    """Returns the cosine of the image and the mean of each category's references (Snell et al., 2017)."""
     return cosine_to_mean(mean(similarities, m), similarities.norms)
 
 
 def cosine_to_mean(means: Floats, norms: Floats) -> Floats:
-    """Converts mean similarities ``(n_images, n_categories)`` to cosines with the means, given their lengths."""
+    """Converts mean similarities to cosines with the mean references, float32 ``(n_images, n_categories)``.
+
+    Args:
+        means: float32 ``(n_images, n_categories)``, mean similarities.
+        norms: float32 ``(n_categories,)``, norm of each mean reference.
+    """
     cosine = means / np.maximum(norms, np.float32(1e-12))
-    return np.clip(cosine, -1, 1)  # a mean that counts absent references at the bound can be too long
+    return np.clip(cosine, -1, 1)  # omitted references that count with the bound can give more than 1
 
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """A way from the similarities to a category's references to one number.
+    """A function that reduces the similarities to a category's references to one number.
 
     Attributes:
         function: Takes the similarities and the ``m`` of ``top_mean``.
@@ -211,11 +218,11 @@ AGGREGATIONS: Mapping[str, Aggregation] = {
     "top_mean": Aggregation(top_mean, "the mean over the nearest references of a category"),
     "prototype": Aggregation(prototype, "the cosine to the mean reference of a category"),
 }
-"""By name."""
+"""Aggregations by name."""
 
 
 def aggregate(similarities: Compared, method: str, m: int) -> Floats:
-    """`Compared.aggregate`, or `LOG_COUNT` for every image."""
+    """Returns `Compared.aggregate`, or the logarithms of the counts for `LOG_COUNT`."""
     if method != LOG_COUNT:
         return similarities.aggregate(method, m)
     return np.repeat(np.log(similarities.counts).astype(np.float32)[None], len(similarities), axis=0)
@@ -224,17 +231,18 @@ def aggregate(similarities: Compared, method: str, m: int) -> Floats:
 def aggregate_experts(
     found: SearchResult, methods: Mapping[str, Iterable[str]], m: int, backgrounds: Mapping[str, Background]
 ) -> dict[str, dict[str, Floats]]:
-    """Similarity of each image to every category, for each expert.
+    """Returns the similarity of each image to every category, by expert and aggregation.
 
     Args:
         found: The result of a search.
-        methods: By expert, names in `AGGREGATIONS`, or `LOG_COUNT`, `CENTRED` and `GDA`.
-        m: References that ``top_mean`` averages; at least 1.
-        backgrounds: By expert, of those with `CENTRED` or `GDA`; their search has read the means of all categories.
+        methods: By expert, names in `AGGREGATIONS`, `LOG_COUNT`, `CENTRED` or `GDA`.
+        m: Number of references that ``top_mean`` averages; at least 1.
+        backgrounds: Background of each expert with `CENTRED` or `GDA`. For these experts, `found` must have the means
+            of all categories.
 
     Returns:
-        By expert, in the order of `found`, and aggregation: float32 ``(n_images, n_categories)``, NaN where the expert
-        has no reference. Columns are in the order of `SearchResult.categories`.
+        By expert, in the order of `found`, and by aggregation: float32 ``(n_images, n_categories)``. Columns are in the
+        order of `SearchResult.categories`; NaN for categories that the expert does not cover.
     """
     out: dict[str, dict[str, Floats]] = {}
     for expert in found.experts:
@@ -252,7 +260,7 @@ def aggregate_experts(
 
 
 def _over_all(covered: Floats, expert: ExpertSimilarities, n_categories: int) -> Floats:
-    """Similarities to all categories, NaN where the expert has no reference."""
+    """Expands similarities to all categories; NaN for categories that the expert does not cover."""
     if len(expert.coverage) == n_categories:
         return covered
     every = np.full((len(covered), n_categories), np.nan, dtype=np.float32)

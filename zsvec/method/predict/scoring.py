@@ -1,6 +1,6 @@
-"""From the similarities of a search to predictions, in one straight line (paper, sections 3.2 and 3.3).
+"""Converts the similarities of a search to predictions (paper, sections 3.2 and 3.3).
 
-similarities → aggregation → logits of each expert → strategy → novelty → predictions.
+Similarities → aggregation → logits of each expert → strategy → novelty → predictions.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from zsvec.method.predict.reference_aggregation import aggregate_experts
 from zsvec.method.similarities import SearchResult
 from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
 
-_Choice = tuple[Calibration | None, str, LogLinear, LogLinear]  # strategy, pool of fusion, pool of novelty
-_CACHED = 2**16  # probabilities of an expert that fit a core's cache with the other arrays
+_Choice = tuple[Calibration | None, str, LogLinear, LogLinear]  # calibration, strategy, pools for fusion and novelty
+_CACHED = 2**16  # probabilities of an expert that fit a core's cache besides other arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +31,13 @@ class Scores(Novelty):
     """Distributions over the categories for a batch of images, and the novelty of the images.
 
     Attributes:
-        probabilities: Of each expert, float64 ``(n_experts, n_images, n_categories)``; 0 where it has no reference.
-        confidence: float64 ``(n_experts, n_images)``.
+        probabilities: float64 ``(n_experts, n_images, n_categories)``, distribution of each expert; 0 for categories
+            that the expert does not cover.
+        confidence: float64 ``(n_experts, n_images)``, weight of each expert.
         fused: float64 ``(n_images, n_categories)``; rows sum to 1.
         fusion: The strategy that ran, a name in `fusion.STRATEGIES`.
-        calibration: Whether a calibration was used, and whether it belongs to the present categories.
+        calibration: ``none`` if no calibration was used, ``stale`` if categories have changed since, otherwise
+            ``current``.
     """
 
     probabilities: Doubles
@@ -47,19 +49,19 @@ class Scores(Novelty):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scoring:
-    """Settings of the way from similarities to predictions.
+    """Settings of aggregation, fusion and novelty.
 
     Attributes:
-        temperatures: By expert, the divisor of its similarities before the softmax unless a calibration has one.
-        fixed_temperatures: By expert, temperatures that no calibration changes.
-        aggregation: A name in `aggregation.AGGREGATIONS`.
-        top_m: References that ``top_mean`` averages; at least 1.
+        temperatures: By expert, the divisor of similarities before the softmax if no calibration is used.
+        fixed_temperatures: By expert, temperatures that a calibration does not replace.
+        aggregation: A name in `reference_aggregation.AGGREGATIONS`.
+        top_m: Number of references that ``top_mean`` averages; at least 1.
         fusion: A name in `fusion.STRATEGIES`.
-        weights: By expert, its confidence under ``fixed``; 1 for other experts.
+        weights: By expert, the confidence under the ``fixed`` strategy. Experts without an entry have 1.
         calibrated: Whether to use the calibration of the store.
-        unknown_above: Novelty above which an image is unknown, 0 to 1; ``None``: 0.5 where there is a threshold.
-            Without effect without a calibration.
-        unknown_per_category: Whether categories with enough references have thresholds of their own.
+        unknown_above: Novelty above which an image is unknown, 0 to 1. ``None``: 0.5 for categories with a threshold.
+            Ignored without a calibration.
+        unknown_per_category: Whether to use the own thresholds of categories with enough references.
     """
 
     temperatures: Mapping[str, float]
@@ -73,31 +75,32 @@ class Scoring:
     unknown_per_category: bool = False
 
     def predict(self, found: SearchResult, sources: Sequence[str], top_k: int) -> list[Prediction]:
-        """One prediction per image.
+        """Returns one prediction per image.
 
         Args:
             found: The result of a search; at least one expert has references.
             sources: Sources of the images.
-            top_k: Categories in the rankings; at least 1.
+            top_k: Number of categories in each ranking; at least 1.
         """
         return [one for _, answers in self.predict_in_parts(found, sources, top_k) for one in answers]
 
     def predict_in_parts(
         self, found: SearchResult, sources: Sequence[str], top_k: int, *, related: bool = True
     ) -> list[tuple[Scores, list[Prediction]]]:
-        """Scores and predictions of consecutive parts of the images; the parts fit a core's cache.
+        """Returns scores and predictions of consecutive parts of the images. Arrays of a part fit a core's cache.
 
         Args:
             found: As in `predict`.
             sources: As in `predict`.
             top_k: As in `predict`.
-            related: Whether the images are one batch of a caller. A joint strategy scores unrelated images one by one.
+            related: Whether the images are one batch of a caller. A joint strategy scores a related batch as one part,
+                and unrelated images one by one.
         """
         size = max(1, _CACHED // len(found.categories))
         if STRATEGIES[self.fusion].joint:
             size = max(1, len(found)) if related else 1
         choice = self._choose(found)
-        similarities = self._aggregate(found, choice)  # of the whole batch: products of few rows are slow
+        similarities = self._aggregate(found, choice)  # for the whole batch, because products of few rows are slow
         out = []
         for rows in slices(len(found), size):
             part = found.of(rows)
@@ -107,7 +110,7 @@ class Scoring:
         return out
 
     def scores(self, found: SearchResult) -> Scores:
-        """Distribution and confidence of each expert, their fusion, and the novelty of the images.
+        """Returns each expert's distribution and confidence, the fused distribution, and the novelty of the images.
 
         Args:
             found: The result of a search; at least one expert has references.
@@ -160,7 +163,7 @@ class Scoring:
         )
 
     def calibration(self, found: SearchResult) -> Calibration | None:
-        """The stored calibration, if it was made for these settings and for all experts."""
+        """Returns the stored calibration if it was made for these settings and covers all experts, else ``None``."""
         calibration = found.calibration
         if calibration is None or not self.calibrated:
             return None
@@ -168,19 +171,19 @@ class Scoring:
         return calibration if calibration.fits(names, self.aggregation, self.top_m) else None
 
     def chosen_temperatures(self, calibration: Calibration | None) -> dict[str, float]:
-        """By expert: the fixed temperature, else the calibrated one, else the default."""
+        """Returns the temperature of each expert: the fixed one, else the calibrated one, else the default."""
         fitted = {name: expert.temperature for name, expert in calibration.experts.items()} if calibration else {}
         return {**self.temperatures, **fitted, **self.fixed_temperatures}
 
 
 def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top_k: int) -> list[Prediction]:
-    """One prediction per image.
+    """Returns one prediction per image.
 
     Args:
         found: The result of the search.
         scores: Scores of the same images.
         sources: Sources of the images.
-        top_k: Categories in the rankings; at least 1.
+        top_k: Number of categories in each ranking; at least 1.
     """
     shares = scores.confidence / scores.confidence.sum(axis=0)
     entropies = entropy(scores.probabilities)
@@ -223,13 +226,13 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
 
 
 def rankings(probabilities: Doubles, categories: NDArray[np.intp], names: Sequence[str], k: int) -> list[Ranking]:
-    """The ``k`` most probable of some categories for each image, best first; ties by name.
+    """Returns the ``k`` most probable of some categories for each image, best first; ties are in the order of columns.
 
     Args:
         probabilities: float64 ``(n_images, n_categories)``.
-        categories: The columns to choose from, int ``(n,)``, ascending.
+        categories: int ``(n,)``, ascending: the columns to rank.
         names: Names of all columns.
-        k: At least 1.
+        k: Maximum length of a ranking, at least 1.
     """
     columns = categories[largest(probabilities.take(categories, axis=1), k)]
     best = np.take_along_axis(probabilities, columns, axis=1)

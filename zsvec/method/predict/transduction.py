@@ -1,14 +1,14 @@
 """Transductive inference: similar images of a batch add to each other's evidence.
 
-The inference of LaplacianShot (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020): with the evidence F
-of each image alone, and a graph W of the nearest neighbours within the batch, z = softmax(F), then repeatedly
-z = softmax(F + λ W z). Differences from LaplacianShot:
+The inference of LaplacianShot (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020): F is the evidence of
+each image alone, and W a graph of the nearest neighbours within the batch. Starting from z = softmax(F), the update z =
+softmax(F + λ W z) is repeated. Differences from LaplacianShot:
 
-- a neighbour is weighted by its cosine after the mean of the batch is subtracted, because in a small batch even the
-  nearest image may be unrelated;
-- copies of one picture do not support each other, and support other images only once;
-- the evidence is finally divided by one temperature for the batch (Guo et al., 2017), so that the mean confidence
-  stays unchanged. Otherwise agreement of neighbours would count as certainty.
+- A neighbour is weighted by its cosine after the mean of the batch is subtracted, because in a small batch even the
+  nearest image may be unrelated.
+- Copies of one picture do not support each other, and together support another image only once.
+- The evidence is finally divided by one temperature for the batch (Guo et al., 2017), so that the mean confidence stays
+  unchanged. Otherwise agreement of neighbours would count as certainty.
 
 Categories are not balanced as in OTFusion (arXiv 2506.13723), because the categories of a stream are not balanced.
 """
@@ -28,21 +28,22 @@ NEIGHBORS = 5
 WORTH = 1.5
 """λ: nats from `NEIGHBORS` neighbours that are certain of a category, at a cosine of 1."""
 _ROUNDS = 10
-_HALVINGS = 40  # of the interval of log temperatures
-_WIDEST = 7.0  # half of that interval
+_HALVINGS = 40  # bisection steps in the search for the temperature
+_WIDEST = 7.0  # largest absolute value of the log temperature
 
 
 def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles) -> Doubles:
-    """Evidence of images, with the evidence of their neighbours in the batch.
+    """Returns the evidence of each image combined with the evidence of its neighbours in the batch.
 
     Args:
         evidence: float64 ``(n_images, n_categories)``, nats, from `opinion_pool.log_linear`.
-        vectors: Vectors of the images by each encoder, float32 ``(n_images, dim)``, unit rows.
-        shares: float64 ``(n_encoders,)``, `LogLinear.shares` of each image expert, nats, not negative. Neighbours are
-            weighted by the square (the variance), so an encoder that tells categories apart badly counts little.
+        vectors: Vectors of the images from each encoder, float32 ``(n_images, dim)``, unit rows.
+        shares: float64 ``(n_encoders,)``, `LogLinear.shares` of each image expert, nats, not negative. Each encoder's
+            neighbours are weighted by the square of its share (a variance), so an encoder that tells categories apart
+            badly counts little.
 
     Returns:
-        float64 ``(n_images, n_categories)``, nats. A batch of one picture is returned unchanged.
+        float64 ``(n_images, n_categories)``, nats. If all images show one picture, the evidence is returned unchanged.
     """
     pictures = _pictures(vectors)
     n_pictures = int(pictures.max(initial=0)) + 1
@@ -52,7 +53,7 @@ def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles) -> 
     mean /= mean.sum(axis=1, keepdims=True)
     alone = softmax(evidence)
     seen = mean @ alone
-    # All images of a frequent category together count as one. Otherwise they would determine the centre.
+    # The images of a frequent category together count as one image. Otherwise they would determine the centre.
     importance = (seen / np.maximum(seen.sum(axis=0), 1.0)).sum(axis=1)
     importance /= importance.sum()
     weights = np.square(shares) / max(float(np.square(shares).sum()), np.finfo(np.float64).tiny)
@@ -64,7 +65,7 @@ def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles) -> 
 
 
 def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
-    """Consecutive numbers of pictures, int ``(n_images,)``; copies, and copies of copies, share a number."""
+    """Numbers the pictures, int ``(n_images,)``. Copies, and copies of copies, have the same number."""
     from scipy.sparse.csgraph import connected_components  # slow to import, and unused by other strategies
 
     same = np.logical_and.reduce([view @ view.T >= TWIN for view in vectors])
@@ -74,7 +75,7 @@ def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
 
 
 def _graph(vectors: Doubles, importance: Doubles) -> Doubles:
-    """Weights of the neighbours of each picture, float64 ``(n_pictures, n_pictures)``; rows sum to 1 at most.
+    """Returns the weights of each picture's neighbours, float64 ``(n_pictures, n_pictures)``; rows sum to at most 1.
 
     Args:
         vectors: float64 ``(n_pictures, dim)``.
@@ -92,7 +93,7 @@ def _graph(vectors: Doubles, importance: Doubles) -> Doubles:
 
 
 def _factor(evidence: Doubles, confidence: float) -> float:
-    """Factor of the evidence that gives a mean confidence, by bisection."""
+    """Finds, by bisection, the factor of the evidence at which the mean confidence equals ``confidence``."""
     below = evidence - evidence.max(axis=1, keepdims=True)
     low, high = -_WIDEST, _WIDEST
     for _ in range(_HALVINGS):

@@ -1,17 +1,18 @@
-"""Temperatures, coefficients and the scale of evidence, by least cross-entropy on labelled images.
+"""Learns temperatures, coefficients and the scale of evidence by least cross-entropy on labelled images.
 
 - The *temperature* of an expert is fitted on left-out images (Guo et al., 2017). Without left-out images (one reference
-  per category), it is the *spread*: the standard deviation of an image's similarities to wrong categories. With few
-  pairs of categories the spread is drawn towards the profile's temperature.
-- The *coefficients* of a pool are positive, and drawn towards equal weights of the experts. The coefficient of the
-  logarithm of a category's number of references has either sign, and is drawn towards 0: the mean of the nearest
-  references and the cosine to their mean both grow with their number, regardless of the image.
-- The *scale* is one factor of all evidence, fitted on labelled images from where a classifier is used. Probabilities
-  that were calibrated on references are overconfident for images of lower quality: blurred, dark, noisy.
+  per category), the temperature is the *spread*: the standard deviation of an image's similarities to wrong categories.
+  With few pairs of categories, the spread is shrunk towards the profile's temperature.
+- The *coefficients* of a pool are positive, and shrunk towards equal weights of the experts. Only the coefficient of
+  the logarithm of a category's number of references can have either sign; it is shrunk towards 0. It corrects the mean
+  of the nearest references and the cosine to the mean reference: both grow with the number of references, regardless of
+  the image.
+- The *scale* is one factor of all evidence, fitted on labelled images from the place where a classifier is used.
+  Probabilities that were calibrated on references are overconfident for images of lower quality: blurred, dark, noisy.
 
-Some references have a wrong label. The *noise*, the fraction of uninformative labels, explains these references
-better than small coefficients do (as the lapse rate in psychophysics: Wichmann & Hill, 2001). Categories have equal
-weight, regardless of their number of references.
+Some references have a wrong label. The *noise*, the fraction of uninformative labels, explains these references better
+than small coefficients do (like the lapse rate in psychophysics: Wichmann & Hill, 2001). Categories have equal weight,
+regardless of their number of references.
 """
 
 from __future__ import annotations
@@ -30,39 +31,41 @@ from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, 
 from zsvec.method.predict.logits import logsumexp
 
 WIDEST = 100.0
-"""Largest factor between a fitted number and its prior."""
-# Relative stiffness of the prior of coefficients of either sign. The own category of a left-out image has one reference
-# less than the other categories, and a large coefficient of their number would identify it.
+"""Maximum factor between a fitted number and the mode of its prior."""
+# Relative stiffness of the prior of coefficients of either sign. The category of a left-out image lacks one reference, so
+# a large coefficient of the number of references would identify the category.
 _STIFF = 4.0
 _BLOCK = 2**20  # double-precision logits that fit the cache
-_LOW_NOISE = 0.02  # where the search begins
-# Many wrong labels are explained by small coefficients too, and both explanations are local minima. If at most this
-# fraction of the images is right, the search runs again from high noise and larger coefficients.
+_LOW_NOISE = 0.02  # initial noise of the search
+# High noise or small coefficients can explain many wrong labels, and both explanations are local minima. If at most
+# this fraction of images is classified correctly, the search runs again from high noise and larger coefficients.
 _MOSTLY = 0.75
 _HIGH_NOISE = 0.5
 _LARGER = 4.0
 
-_PAIRS = 20  # pairs of categories at which the spread and the profile's temperature have equal weight
-_CLEAN_EXPERT = 8.0  # images; an expert alone is often wrong where the label is right
+_PAIRS = 20  # number of category pairs at which the measured spread and the profile's temperature weigh the same
+_CLEAN_EXPERT = 8.0  # images; larger, because an expert alone is often wrong although the label is right
 _CLEAN_POOL = 4.0  # images
 _NEVER = -1e4  # logit of an impossible category
 _ROUNDING = 1e-6  # largest spread that is due to rounding
 
-_WIDEST_SCALE = 20.0  # largest factor by which the evidence may change
-_SCALE_SHRINKAGE = 4.0  # of the squared log factor: few images change it little
+_WIDEST_SCALE = 20.0  # maximum factor by which the evidence changes
+_SCALE_SHRINKAGE = 4.0  # weight of the squared log factor, so that few images change the scale little
 
 
 def least_cross_entropy(
     logits: NDArray[np.floating], truth: NDArray[np.intp], start: Doubles, clean_images: float
 ) -> tuple[Doubles, Doubles, float]:
-    """Coefficients and noise that minimise the mean over categories of the cross-entropy of their images, with priors.
+    """Finds the coefficients and the noise with the least cross-entropy, given priors.
+
+    The cross-entropy is averaged over the images of each category, then over categories.
 
     Args:
-        logits: float ``(n_features, n_images, n_categories)``; features of positive coefficient first.
-        truth: int ``(n_images,)``, the category of each image, as a column.
-        start: float64 ``(n_positive,)``, the mode of a log-normal prior of the positive coefficients.
-        clean_images: Strength of the prior of the noise, Beta(1, 1 + this): equivalent to as many additional images
-            with the right label.
+        logits: float ``(n_features, n_images, n_categories)``; features with a positive coefficient first.
+        truth: int ``(n_images,)``, column index of each image's category.
+        start: float64 ``(n_positive,)``, mode of the log-normal prior of each positive coefficient.
+        clean_images: Strength of the prior of the noise, Beta(1, 1 + ``clean_images``). It has the effect of as many
+            additional images with the right label.
 
     Returns:
         The positive coefficients, the coefficients of either sign, and the noise.
@@ -120,11 +123,12 @@ def least_cross_entropy(
 
 
 def calibrate_expert(similarity: Floats, labels: NDArray[np.intp], default: float) -> ExpertCalibration:
-    """Temperature and accuracy of one expert.
+    """Learns the temperature and measures the accuracy of one expert.
 
     Args:
-        similarity: float32 ``(n_images, n_categories)``, of left-out images; NaN where unknown.
-        labels: int ``(n_images,)``, the category of each image, as a column.
+        similarity: float32 ``(n_images, n_categories)``, of left-out reference images to each category. NaN if the
+            expert has no reference of the category outside the scene of the image, or no vector of the image.
+        labels: int ``(n_images,)``, column index of each image's category.
         default: The profile's temperature.
     """
     own = np.take_along_axis(similarity, labels[:, None], axis=1)[:, 0]
@@ -142,7 +146,7 @@ def calibrate_expert(similarity: Floats, labels: NDArray[np.intp], default: floa
 
 
 def _drawn_spread(wrong: Floats, labels: NDArray[np.intp], default: float) -> float:
-    """The spread, drawn towards the default; the fewer pairs of categories, the more."""
+    """Returns the spread, shrunk towards the default. The fewer pairs of categories, the stronger the shrinkage."""
     spread = _spread(wrong)
     if spread <= _ROUNDING:
         return default
@@ -152,7 +156,10 @@ def _drawn_spread(wrong: Floats, labels: NDArray[np.intp], default: float) -> fl
 
 
 def _spread(wrong: Floats) -> float:
-    """Standard deviation of an image's similarities to wrong categories, or over all images if each has only one."""
+    """Returns the standard deviation of an image's similarities to wrong categories.
+
+    If each image has only one wrong category, the standard deviation is taken over all images.
+    """
     several = np.flatnonzero((~np.isnan(wrong)).sum(axis=1) > 1)
     if several.size:
         return float(np.sqrt(np.mean([np.nanvar(wrong[row], dtype=np.float64) for row in several])))
@@ -163,17 +170,17 @@ def _spread(wrong: Floats) -> float:
 def learn_coefficients(
     sample: LeftOut, fitted: Mapping[tuple[str, str], ExpertCalibration], aggregations: Mapping[str, Sequence[str]]
 ) -> LogLinear:
-    """A pool of some aggregations of each expert, without neutral evidence and thresholds.
+    """Learns a pool of some aggregations of each expert, without neutral evidence and thresholds.
 
     Args:
         sample: Left-out images.
-        fitted: Temperature and spread by expert and aggregation.
-        aggregations: By expert.
+        fitted: Temperature and spread, by expert and aggregation.
+        aggregations: Names of the aggregations, by expert.
     """
     experts = list(aggregations)
     keys = [(expert, name) for expert, names in aggregations.items() for name in names]
-    # Learned temperatures and spreads are different units: if one temperature cannot be learned, all units are spreads.
-    # But a learned temperature above the spread shows that an expert is worse than its spread suggests.
+    # Learned temperatures and spreads are different units: if any temperature cannot be learned, all units are spreads.
+    # The exception is a learned temperature above the spread: it shows an expert worse than its spread suggests.
     untold = any(fitted[key].images == 0 for key in keys)
     units = [max(fitted[key].spread, fitted[key].temperature) if untold else fitted[key].temperature for key in keys]
     count = Counter(expert for expert, _ in keys)
@@ -186,7 +193,7 @@ def learn_coefficients(
     usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
     labels = sample.labels[usable]
     weights, offsets, noise = start.copy(), np.zeros(len(counted)), 0.0
-    learned = bool(tried.any()) and len(np.unique(labels)) > 1  # images of one category teach that category alone
+    learned = bool(tried.any()) and len(np.unique(labels)) > 1  # one category alone does not teach a choice
     if learned:
         positive, free = np.split(tried, [len(keys)])
         logits = filled[np.ix_(tried, usable)]
@@ -202,7 +209,13 @@ def learn_coefficients(
 
 
 def _filled(features: Floats, sample: LeftOut, expert: Sequence[int]) -> tuple[Floats, NDArray[np.bool_]]:
-    """Fills gaps of coverage with the mean of wrong categories, in place; and whether a feature has any value."""
+    """Fills the columns of categories that an expert does not cover, in place.
+
+    The value is the log-mean-exp of the feature over wrong categories.
+
+    Returns:
+        The features; and bool ``(n_features,)``, whether the feature has a value for any wrong category.
+    """
     wrong = sample.labels[:, None] != np.arange(len(sample.categories))
     tried = np.zeros(len(features), dtype=bool)
     for row, coverage in enumerate(sample.coverage[list(expert)]):
@@ -214,11 +227,11 @@ def _filled(features: Floats, sample: LeftOut, expert: Sequence[int]) -> tuple[F
 
 
 def fit_scale(evidence: Doubles, labels: NDArray[np.intp]) -> float:
-    """The factor of evidence with the least cross-entropy, drawn towards 1.
+    """Returns the factor of the evidence with the least cross-entropy, shrunk towards 1.
 
     Args:
         evidence: float64 ``(n_images, n_categories)``, nats.
-        labels: int ``(n_images,)``, the category of each image, as a column.
+        labels: int ``(n_images,)``, column index of each image's category.
     """
     from scipy.optimize import minimize_scalar  # slow to import, and not needed to classify
 
@@ -233,7 +246,7 @@ def fit_scale(evidence: Doubles, labels: NDArray[np.intp]) -> float:
 
 
 def scaled(calibration: Calibration, factor: float) -> Calibration:
-    """A calibration with all evidence multiplied by a factor; the decisions on unknown images stay the same."""
+    """Multiplies all evidence of a calibration by a factor. Decisions whether images are unknown stay the same."""
     return replace(
         calibration,
         plain=_scaled_pool(calibration.plain, factor),

@@ -1,4 +1,4 @@
-"""Confusion of categories, measured on the stored references (the paper asks a language model)."""
+"""Measures which categories are confused, on the stored references (the paper asks a language model)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from zsvec.method.calibration import LogLinear
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 
-_RARE = 0.02  # share of the probability of a category's images below which another category is no partner
+_RARE = 0.02  # least share of the probability of a category's images that makes another category a partner
 
 
 @dataclass(frozen=True, slots=True)
 class Confusions:
-    """Confusion among the reference images of a store, each classified by the other references.
+    """Confusion among the reference images of a store. Each image is classified by the other references.
 
     Attributes:
-        lost: By category with images, the share of their probability that other categories get, 0 to 1.
-        partners: By category, the categories that get a noticeable share, most first.
+        lost: By category with images, the share of their probability that goes to other categories, 0 to 1.
+        partners: By category with images, the categories that get at least 2 % of the probability, largest share first.
     """
 
     lost: Mapping[str, float] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class Confusions:
 
 
 def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
-    """Measures confusion by probabilities, which are more precise than mistakes for categories with few images.
+    """Measures confusion by probabilities, because counts of mistakes are less precise for categories with few images.
 
     Args:
         sample: Left-out reference images.
@@ -37,7 +37,7 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
     """
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     experts = list(sample.aggregations)
-    # Image by image: for the only image of a category, the image experts do not cover its category.
+    # One image at a time, because coverage differs: without its only image, a category is not covered by image experts.
     single = [evidence[:, [i]] for i in range(len(sample.labels))]
     probabilities = np.concatenate([softmax(log_linear(one, experts, pool.neutral)) for one in single])
     lost, partners = {}, {}

@@ -1,6 +1,7 @@
-"""Calibration: temperatures, coefficients of the experts and thresholds of unknown images, learned from the references.
+"""Calibration: learns temperatures, coefficients and thresholds of unknown images from the references.
 
-Every reference image is scored against all other references (`leave_one_out`). These labelled examples teach:
+Every reference image is scored against all other references (`leave_one_out`). From these labelled examples,
+calibration learns:
 
 - the *temperature* of each expert and the *coefficients* of log-linear fusion (`coefficients`);
 - *neutral* evidence and the *thresholds* of unknown images (`thresholds`).
@@ -46,10 +47,10 @@ FALSE_UNKNOWN_RATE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Quality of fusion on left-out reference images.
+    """Quality of fusion on labelled images.
 
     Attributes:
-        top1: Fraction of images with the right category as the most probable, 0 to 1.
+        top1: Fraction of images whose most probable category is right, 0 to 1.
         cross_entropy: Mean of -ln(probability of the true category), nats.
         ece: Expected calibration error, 0 to 1.
     """
@@ -61,19 +62,20 @@ class Quality:
 
 @dataclass(frozen=True, slots=True)
 class CalibrationReport:
-    """A calibration, and the quality before and after.
+    """A calibration, and the quality of classification before and after.
 
     Attributes:
         calibration: The new calibration.
-        before: Quality of the former log-linear fusion, on the images that the new calibration was learned from;
+        before: Quality of the former log-linear fusion, on the images that the new calibration was learned from.
             ``None`` if none of these images has another reference of its category.
         after: Quality of the new fusion on the same images.
-        suspects: Reference images that are probably under a wrong category, most doubtful first; among the left-out
-            images (`Calibration.images`) and the images that are in several categories.
-        labelled_before: Quality of the new fusion on the labelled images, before the evidence was scaled to fit them
-            (`Calibration.scale`); ``None`` without labelled images.
-        labelled_after: Quality after scaling, on the same images.
-        notes: Sentences on unexpected results: nothing has changed, something cannot be learned yet, or was dropped.
+        suspects: Reference images that probably have a wrong category, most doubtful first. Only the left-out images
+            (`Calibration.images`) and the images that are in several categories are checked.
+        labelled_before: Quality of the new fusion on the labelled images, before its evidence was scaled to fit them
+            (`Calibration.scale`). ``None`` without labelled images.
+        labelled_after: Quality on the same images after scaling.
+        notes: Sentences on unexpected results: nothing has changed, something cannot be learned yet, or something was
+            dropped.
     """
 
     calibration: Calibration
@@ -123,23 +125,23 @@ def fit_calibration(
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrates a store from its references.
 
-    With one reference per category, no image can be left out for image experts: the temperature is the spread of
-    similarities to other categories, weights are equal, and there is no threshold. An expert that
-    covers few categories is fitted on those. With two categories, the spread is taken over all images. Copies of a
-    picture within a category are left out together.
+    With one reference per category, no image can be left out for image experts. Then the temperature is the spread of
+    similarities to other categories, weights are equal, and there is no threshold. An expert that covers few categories
+    is fitted on these categories. With two categories, the spread is taken over all images. Copies of a picture within
+    a category are left out together.
 
     Args:
         references: By expert, all references of the store.
-        temperatures: By expert; defaults for experts without examples.
-        revision: Largest ``rev`` of the catalog of the references.
-        aggregation: A name in `aggregation.AGGREGATIONS`.
-        top_m: References that ``top_mean`` averages.
+        temperatures: By expert, the default for an expert without examples.
+        revision: Largest ``rev`` in the catalog from which the references were read.
+        aggregation: A name in `reference_aggregation.AGGREGATIONS`.
+        top_m: Number of references that ``top_mean`` averages.
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
-        former: A calibration of these experts. Backgrounds and the pool of means are reused while the number of
-            references is about the same and most references are unchanged. By default all is learned anew.
+        former: A calibration of these experts. Its backgrounds and its pool of category means are reused if the number
+            of references is about the same and most references are unchanged. By default everything is learned anew.
 
     Returns:
-        The calibration and the sample; ``None`` without reference images or with fewer than two categories.
+        The calibration, and the left-out images. ``None`` without reference images, or with fewer than two categories.
     """
     other = other_aggregation(aggregation)
     limit = largest_sample(len(category_names(references)))
@@ -163,7 +165,7 @@ def fit_calibration(
     if backgrounds:
         of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
         classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
-        if not classwise_pool.learned:  # each category is one scene: no image can be left out
+        if not classwise_pool.learned:  # every category is a single scene, so no image can be left out
             classwise_pool, backgrounds = None, {}
     return Calibration(
         revision=revision,
@@ -180,7 +182,7 @@ def fit_calibration(
 
 
 def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
-    """Whether the experts and the numbers of references still fit the backgrounds of a calibration.
+    """Returns whether the experts and the numbers of references still fit the backgrounds of a calibration.
 
     Args:
         calibration: Calibration of the store.
@@ -207,7 +209,10 @@ def _pool(
 
 
 def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[str]]:
-    """By expert, the aggregations without those that equal the first, as with one reference per category."""
+    """Returns, by expert, the aggregations without duplicates of the first.
+
+    With one reference per category, for example, all aggregations are equal.
+    """
     first, *others = aggregations
     return {
         expert: [
@@ -219,7 +224,7 @@ def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[st
 
 
 def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
-    """Quality of a pool on left-out images; ``None`` if none of these has another reference of its category."""
+    """Measures a pool on left-out images. Returns ``None`` if no image has another reference of its category."""
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     complete = sample.complete(evidence)
     if not complete.any():
@@ -229,11 +234,11 @@ def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
 
 
 def quality_of(probabilities: Doubles, truth: NDArray[np.intp]) -> Quality:
-    """Quality of probabilities.
+    """Measures the quality of probabilities.
 
     Args:
         probabilities: float64 ``(n_images, n_categories)``, at least one image.
-        truth: int ``(n_images,)``, the category of each image, as a column.
+        truth: int ``(n_images,)``, column index of each image's category.
     """
     right = probabilities.argmax(axis=1) == truth
     own = np.maximum(probabilities[np.arange(len(truth)), truth], np.finfo(float).tiny)
@@ -247,11 +252,11 @@ def quality_of(probabilities: Doubles, truth: NDArray[np.intp]) -> Quality:
 def expected_calibration_error(
     probabilities: Sequence[float] | Doubles, right: Sequence[bool] | NDArray[np.bool_], bins: int = 15
 ) -> float:
-    """Mean distance of confidence and accuracy over bins of equal width (Guo et al., 2017), 0 to 1.
+    """Returns the mean difference between confidence and accuracy over bins of equal width (Guo et al., 2017), 0 to 1.
 
     Args:
         probabilities: Probabilities of the predicted categories, 0 to 1.
-        right: Whether the predictions are right.
+        right: Whether each prediction is right.
         bins: Number of bins.
     """
     confidence, hit = np.asarray(probabilities, dtype=np.float64), np.asarray(right, dtype=np.float64)

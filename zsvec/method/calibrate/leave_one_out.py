@@ -1,6 +1,6 @@
 """Scores each stored reference image against all other references, as if it were a new image of its category.
 
-Calibration learns from these labelled examples. They need the stored vectors only: no more images and no encoder.
+Calibration learns from these labelled examples. They need only the stored vectors: no additional images and no encoder.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from zsvec.method.similarities import References, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
 LARGEST_SAMPLE = 2048
-"""Largest number of images that are left out; smaller for stores with many categories."""
-_LARGEST_TABLE = 2_000_000  # images times categories
-_SMALLEST_SAMPLE = 256  # images, even in a larger table
+"""Maximum number of images that are left out; smaller for stores with many categories."""
+_LARGEST_TABLE = 2_000_000  # maximum of images times categories
+_SMALLEST_SAMPLE = 256  # images; takes precedence over _LARGEST_TABLE
 _BLOCK = 2**24  # similarities in memory at once
 
 
@@ -34,14 +34,14 @@ class LeftOut:
 
     Attributes:
         categories: All categories, by name.
-        labels: int ``(n_images,)``, the category of each image, as a position.
+        labels: int ``(n_images,)``, position in `categories` of each image's category.
         coverage: bool ``(n_experts, n_categories)``, whether the expert has references of the category.
-        aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN where the expert has no
-            reference of a category outside the scene of the image, or no vector of the image. Image experts also
-            have `LOG_COUNT`, and with a background `CENTRED` and `GDA`.
+        aggregations: By expert and aggregation, float32 ``(n_images, n_categories)``. NaN if the expert has no
+            reference of the category outside the scene of the image, or no vector of the image. Image experts also have
+            `LOG_COUNT`, and `CENTRED` and `GDA` if they have a background.
         hashes: Content hash of each image.
-        copies: Images with copies in other categories, and the category and hash of each copy. Copied images are not
-            among the images unless all images are copied.
+        copies: For each image with copies in other categories, the category and hash of each copy. These images have no
+            row in the arrays, unless every image has copies.
     """
 
     categories: tuple[str, ...]
@@ -70,7 +70,7 @@ class LeftOut:
 
 
 def largest_sample(n_categories: int) -> int:
-    """Largest number of reference images that are left out of a store with so many categories."""
+    """Returns the maximum number of reference images that are left out of a store with ``n_categories`` categories."""
     return min(LARGEST_SAMPLE, max(_SMALLEST_SAMPLE, _LARGEST_TABLE // max(1, n_categories)))
 
 
@@ -81,21 +81,22 @@ def leave_one_out(
     most: int,
     backgrounds: Mapping[str, Background],
 ) -> LeftOut | None:
-    """Scores reference images against all references but themselves.
+    """Scores a sample of reference images. Each image is scored against all references but itself.
 
     Text experts are scored on the reference images of their encoder. References of the same category that show the same
-    scene (`scenes`) are left out as well: they are no independent evidence. Images with a copy in another category
-    are skipped unless all images are copied, because their right label is not known yet.
+    scene (`scenes`) are left out as well, because they are not independent of the image. Images with a copy in another
+    category are skipped unless all images have such copies, because their right label is not known yet.
 
     Args:
         references: By expert.
-        aggregations: Names in `aggregation.AGGREGATIONS`.
-        top_m: References that ``top_mean`` averages.
-        most: Largest number of images; of more, each category gives an equal number as far as possible, by hash.
-        backgrounds: By expert, for `CENTRED` and `GDA`.
+        aggregations: Names in `reference_aggregation.AGGREGATIONS`.
+        top_m: Number of references that ``top_mean`` averages.
+        most: Maximum number of images. If the store has more, each category contributes an equal number as far as
+            possible, chosen by hash.
+        backgrounds: Backgrounds by expert, for `CENTRED` and `GDA`.
 
     Returns:
-        The similarities, or ``None`` without a reference image or a second category.
+        The similarities, or ``None`` if there is no reference image or no second category.
     """
     images = _evenly(set().union(*image_rows(references).values()), most)
     return next(each_left_out(references, aggregations, top_m, most, backgrounds, images), None)
@@ -115,9 +116,9 @@ def each_left_out(
         references: By expert.
         aggregations: As in `leave_one_out`.
         top_m: As in `leave_one_out`.
-        most: Images in memory at once.
+        most: Maximum number of images in a block.
         backgrounds: As in `leave_one_out`.
-        images: The images to score; by default all.
+        images: The images to score; all by default.
     """
     rows = image_rows(references)
     images = sorted(set().union(*rows.values())) if images is None else images
@@ -181,7 +182,7 @@ def _left_out(
 
 
 def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.intp]) -> Pairs:
-    """Pairs of images of different categories that are the same picture to an encoder."""
+    """Returns pairs of images of different categories that show the same picture under one encoder."""
     names, hashes = references.names, references.hashes
     images, others = np.nonzero(values >= TWIN)
     own, theirs = references.owners(itself), references.owners(others)
@@ -195,7 +196,7 @@ def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.
 def _removals(
     references: References, row_of: Mapping[Key, int], images: Sequence[Key], together: Scenes
 ) -> dict[int, Removal]:
-    """The scene of each image that the expert has; images of one scene share the object."""
+    """Returns the scene of each image that the expert has. Images of one scene share the same object."""
     found: dict[int, Removal] = {}
     of_scene: dict[int, Removal] = {}
     for i, (name, digest) in enumerate(images):
@@ -211,10 +212,10 @@ def _removals(
 
 
 def _evenly(images: set[Key], most: int) -> list[Key]:
-    """At most so many images: the first of each category by hash, then the second of each, and so on.
+    """Returns at most ``most`` images: the first of each category by hash, then the second of each, and so on.
 
-    The categories that give one image more are chosen by a hash of their names. Alphabetical order would be biased:
-    categories with a common prefix are often similar.
+    Some categories may contribute one image more than the rest. They are chosen by a hash of their names, because
+    alphabetical order would be biased: categories with a common prefix are often similar.
     """
     ranks: dict[str, int] = {}
     ranked = []
@@ -232,7 +233,10 @@ def _score(
     aggregations: Sequence[str],
     top_m: int,
 ) -> dict[str, Floats]:
-    """Similarity of each query to each category, by aggregation; `itself` is the row of each query among references."""
+    """Returns the similarity of each query to each category, by aggregation.
+
+    For queries that are references, `itself` holds their rows; their scenes are left out of their own category.
+    """
     every = Similarities.of_all(values, references)
     found = {name: aggregate(every, name, top_m) for name in aggregations}
     if itself is not None:
@@ -247,7 +251,11 @@ def _score(
 def _other_references(
     references: References, values: Floats, itself: NDArray[np.intp], own: NDArray[np.intp], together: Scenes
 ) -> tuple[NDArray[np.intp], Similarities]:
-    """Similarities of images to their own category outside their scene, as one image with a category for each."""
+    """Returns the similarities of images to the references of their own category outside their scene.
+
+    Images without such references are left out. The first result has the positions of the remaining images in `itself`.
+    The second result is `Similarities` with a single image, in which each remaining image has the place of a category.
+    """
     order, kept, counts, norms = [], [], [], []
     for category in np.unique(own):
         images = np.flatnonzero(own == category)

@@ -1,8 +1,10 @@
-"""Neutral evidence, and thresholds of unknown images, from the evidence of left-out images.
+"""Learns neutral evidence, and the thresholds of unknown images, from the evidence of left-out images.
 
-- *Neutral* evidence replaces the evidence of an expert for a category that it does not cover: the mean likelihood ratio
-  of a wrong category is 1. So categories covered by texts, by images or by both compete fairly.
-- A *threshold* is the evidence below which the wanted fraction of new images of the store's categories falls.
+- *Neutral* evidence replaces the evidence of an expert for a category that the expert does not cover. It is chosen so
+  that the mean likelihood ratio of a wrong category is 1. So categories covered by texts, by images or by both compete
+  fairly.
+- A *threshold* is a value of the evidence. For new images of the store's categories, the evidence falls below the
+  threshold with the wanted frequency.
 """
 
 from __future__ import annotations
@@ -20,22 +22,22 @@ from zsvec.streams.drift import PARTS
 
 
 def enough(images: float, fraction: float) -> bool:
-    """Whether the number of images determines the `quantile` of a fraction, between 0 and 1."""
+    """Returns whether ``images`` images suffice for the `quantile` of ``fraction``, a number between 0 and 1."""
     return 1 <= fraction * (images + 1) <= images
 
 
 def fewest(fraction: float) -> float:
-    """The least number of images that is `enough`."""
+    """Returns the least number of images that is `enough` for a fraction."""
     least = float(np.ceil(max(1 / fraction, 1 / (1 - fraction))) - 1)
-    return least - 1 if enough(least - 1, fraction) else least  # the quotient may have been rounded up
+    return least - 1 if enough(least - 1, fraction) else least  # rounding may have made the quotient too large
 
 
 def quantile(evidence: Doubles, fraction: float) -> float:
-    """The evidence below which a new image falls with exactly the given probability, for any distribution.
+    """Returns the evidence below which a new image falls with exactly the given probability, for any distribution.
 
-    This is the value at rank ``fraction * (n_images + 1)`` (Weibull, 1939): a new image falls between any two
-    neighbours, or beyond either end, with equal probability. Below a linear quantile, a new image falls with
-    probability ``fraction + (1 - 2 * fraction) / (n_images + 1)``.
+    The result is the value at rank ``fraction * (n_images + 1)`` (Weibull, 1939). The sorted evidence divides the
+    numbers into n_images + 1 intervals, and a new image falls into each interval with equal probability. Below a linear
+    quantile, a new image falls with probability ``fraction + (1 - 2 * fraction) / (n_images + 1)``.
 
     Args:
         evidence: float64 ``(n_images,)``, of `enough` images.
@@ -45,14 +47,16 @@ def quantile(evidence: Doubles, fraction: float) -> float:
 
 
 def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
-    """Neutral evidence of all experts together, of each alone, and of each set that lacks some category.
+    """Learns the neutral evidence of sets of experts.
+
+    The sets are all experts, each expert alone, and, for each category, the experts that do not cover the category.
 
     Args:
         evidence: float64 ``(n_experts, n_images, n_categories)``, from `opinion_pool.expert_evidence`.
         sample: Left-out images.
 
     Returns:
-        Nats, by the `opinion_pool.pattern` of the experts.
+        Nats, by the `opinion_pool.pattern` of the experts. Sets without evidence for wrong categories are missing.
     """
     experts = list(sample.aggregations)
     everyone = np.ones((len(experts), 1), dtype=bool)
@@ -75,17 +79,17 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
 def learn_thresholds(
     evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Thresholds and quantiles of images, by the set of experts that cover their category.
+    """Learns thresholds and quantiles by the set of experts that cover the category of an image.
 
     Args:
         evidence: As in `learn_neutral`.
         sample: Left-out images.
-        neutral: From `learn_neutral`.
-        false_unknown_rate: Fraction of the images that fall below a threshold, 0 to 1.
+        neutral: Result of `learn_neutral`.
+        false_unknown_rate: Fraction of the images that fall below a threshold, between 0 and 1.
 
     Returns:
-        The thresholds, and the ascending 5, 10, … 95 % quantiles of the largest evidence; nats, by the
-        `opinion_pool.pattern` of the experts, of patterns with enough images.
+        The thresholds, and the 5, 10, … 95 % quantiles of the largest evidence, ascending. Both are in nats, by the
+        `opinion_pool.pattern` of the experts. Patterns without enough images are missing.
     """
     thresholds, quantiles = {}, {}
     everywhere = np.ones(len(sample.labels), dtype=bool)
@@ -102,7 +106,17 @@ def learn_thresholds(
 def learn_category_thresholds(
     evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
 ) -> dict[str, float]:
-    """Thresholds by category, of categories with enough images; arguments as in `learn_thresholds`."""
+    """Learns a threshold for each category that has enough images.
+
+    Args:
+        evidence: As in `learn_neutral`.
+        sample: Left-out images.
+        neutral: Result of `learn_neutral`.
+        false_unknown_rate: As in `learn_thresholds`.
+
+    Returns:
+        Nats, by category.
+    """
     thresholds = {}
     for position, name in enumerate(sample.categories):
         own = sample.labels == position
@@ -120,12 +134,15 @@ def _largest_evidence(
     covering: NDArray[np.bool_],
     chosen: NDArray[np.bool_],
 ) -> Doubles:
-    """The largest evidence of chosen images with complete evidence, if only some experts covered their own category."""
+    """Returns the largest evidence of each chosen image, as if exactly the `covering` experts covered its own category.
+
+    Images without complete evidence are left out.
+    """
     experts = list(sample.aggregations)
     labels = sample.labels[chosen]
     evidence, images = evidence[:, chosen], np.arange(len(labels))
     own = evidence[:, images, labels]
-    # The own category is replaced below, so a gap there does not make an image incomplete.
+    # The values for an image's own category are replaced below, so NaN there does not make the image incomplete.
     evidence[:, images, labels] = np.where(sample.coverage[:, labels], np.nan_to_num(own), np.nan)
     complete = ~np.isnan(own[covering]).any(axis=0) & sample.complete(evidence)
     if not complete.any():

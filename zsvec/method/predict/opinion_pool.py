@@ -18,7 +18,7 @@ from zsvec.method.similarities import ExpertSimilarities, References, SearchResu
 from zsvec.types import encoder_and_modality
 
 Similarity = Mapping[str, Mapping[str, Floats]]
-"""By expert and aggregation, float32 ``(n_images, n_categories)``; NaN where the expert has no reference."""
+"""Float32 ``(n_images, n_categories)`` by expert and aggregation; NaN where the expert does not cover the category."""
 
 # Evidence from category means compares a category with a category around the mean of all. Without a bound, an image
 # unlike every category would be assigned to some category with certainty. The bound assumes that one image in a hundred
@@ -66,15 +66,15 @@ def _bounded(evidence: Doubles) -> Doubles:
 def log_linear(
     evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float], weights: Doubles | None = None
 ) -> Doubles:
-    """Returns the evidence of all experts together for each category; its softmax is the fused distribution.
+    """Returns the evidence of all experts together for each category. Its softmax is the fused distribution.
 
     Args:
         evidence: float64 ``(n_experts, n_images, n_categories)``, nats; NaN for categories that the expert does not
             cover.
         experts: Names of the experts.
-        neutral: Nats of evidence for a category that a set of experts does not cover, by the `pattern` of this set. If
-            a set is missing, the evidence of its experts is added. If one expert is missing, its neutral evidence is
-            the logarithm of its mean likelihood over the categories that it covers, for each image.
+        neutral: Nats of evidence for a category that a set of experts does not cover, by the `pattern` of this set. A
+            set without an entry uses the sum over its experts. An expert without an entry uses the mean likelihood of
+            each image over the categories that the expert covers.
         weights: float64 ``(n_experts, n_images)``, factors of the evidence; 1 by default.
 
     Returns:

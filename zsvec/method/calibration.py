@@ -57,7 +57,7 @@ class LogLinear:
         noise: Learned fraction of references with uninformative labels, 0 to 1.
         least: Lower bound of the evidence from category means, nats; ``None`` for a pool without category means.
         shares: By expert, the standard deviation of the evidence for wrong categories, summed over aggregations, nats.
-            It measures the influence of the expert on the choice between categories.
+            The share measures the influence of the expert on the choice between categories.
         quantiles: By the pattern of the experts that cover a category, the 5, 10, … 95 % quantiles of the largest
             evidence of left-out images of such categories, nats.
     """
@@ -83,7 +83,7 @@ class Calibration:
         top_m: Number of references that ``top_mean`` averaged.
         false_unknown_rate: Fraction of the images of the store's categories that may be called unknown, 0 to 1.
         images: Number of reference images that were left out.
-        experts: By name.
+        experts: Calibration of each expert, by name.
         plain: Log-linear pool of one aggregation of each expert.
         aggregations: Log-linear pool of two aggregations of each expert.
         classwise: Log-linear pool of one aggregation of each text expert, and the centred prototype and the
@@ -175,11 +175,11 @@ def _finite(values: Sequence[Any]) -> bool:
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:
     """Returns a pool in which all experts have equal weights.
 
-    The coefficient of each of k experts is 1 / (√k · temperature). Together they count as √k experts, because experts
-    are neither independent (k) nor identical (1).
+    The coefficient of each of k experts is 1 / (√k · temperature). Together k experts count as √k, because experts are
+    neither independent (k) nor identical (1).
 
     Args:
-        temperatures: By expert.
+        temperatures: Temperature of each expert.
         aggregation: The only aggregation of each expert.
     """
     share = 1 / np.sqrt(max(1, len(temperatures)))

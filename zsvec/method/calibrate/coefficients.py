@@ -32,8 +32,8 @@ from zsvec.method.predict.logits import logsumexp
 
 WIDEST = 100.0
 """Maximum factor between a fitted number and the mode of its prior."""
-# Relative stiffness of the prior of coefficients of either sign. The category of a left-out image lacks one reference, so
-# a large coefficient of the number of references would identify the category.
+# Relative stiffness of the prior of coefficients of either sign. The category of a left-out image lacks one reference.
+# A large coefficient of the number of references would identify this category.
 _STIFF = 4.0
 _BLOCK = 2**20  # double-precision logits that fit the cache
 _LOW_NOISE = 0.02  # initial noise of the search
@@ -64,8 +64,8 @@ def least_cross_entropy(
         logits: float ``(n_features, n_images, n_categories)``; features with a positive coefficient first.
         truth: int ``(n_images,)``, column index of each image's category.
         start: float64 ``(n_positive,)``, mode of the log-normal prior of each positive coefficient.
-        clean_images: Strength of the prior of the noise, Beta(1, 1 + ``clean_images``). It has the effect of as many
-            additional images with the right label.
+        clean_images: Strength of the prior of the noise, Beta(1, 1 + ``clean_images``). The prior has the effect of as
+            many additional images with the right label.
 
     Returns:
         The positive coefficients, the coefficients of either sign, and the noise.
@@ -246,7 +246,7 @@ def fit_scale(evidence: Doubles, labels: NDArray[np.intp]) -> float:
 
 
 def scaled(calibration: Calibration, factor: float) -> Calibration:
-    """Multiplies all evidence of a calibration by a factor. Decisions whether images are unknown stay the same."""
+    """Returns a calibration with all evidence multiplied by a factor. Decisions on unknown images stay the same."""
     return replace(
         calibration,
         plain=_scaled_pool(calibration.plain, factor),

@@ -20,7 +20,7 @@ class Confusions:
     """Confusion among the reference images of a store. Each image is classified by the other references.
 
     Attributes:
-        lost: By category with images, the share of their probability that goes to other categories, 0 to 1.
+        lost: By category with images, the share of these images' probability that goes to other categories, 0 to 1.
         partners: By category with images, the categories that get at least 2 % of the probability, largest share first.
     """
 
@@ -37,7 +37,8 @@ def confusions(sample: LeftOut, pool: LogLinear) -> Confusions:
     """
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     experts = list(sample.aggregations)
-    # One image at a time, because coverage differs: without its only image, a category is not covered by image experts.
+    # One image at a time, because `log_linear` takes coverage from the first image, and coverage differs: an image
+    # expert does not cover the category of a left-out image if the category has no other image.
     single = [evidence[:, [i]] for i in range(len(sample.labels))]
     probabilities = np.concatenate([softmax(log_linear(one, experts, pool.neutral)) for one in single])
     lost, partners = {}, {}

@@ -71,7 +71,7 @@ class CalibrationReport:
         after: Quality of the new fusion on the same images.
         suspects: Reference images that probably have a wrong category, most doubtful first. Only the left-out images
             (`Calibration.images`) and the images that are in several categories are checked.
-        labelled_before: Quality of the new fusion on the labelled images, before its evidence was scaled to fit them
+        labelled_before: Quality of the new fusion on the labelled images, before the evidence was scaled
             (`Calibration.scale`). ``None`` without labelled images.
         labelled_after: Quality on the same images after scaling.
         notes: Sentences on unexpected results: nothing has changed, something cannot be learned yet, or something was
@@ -131,7 +131,7 @@ def fit_calibration(
     a category are left out together.
 
     Args:
-        references: By expert, all references of the store.
+        references: All references of the store, by expert.
         temperatures: By expert, the default for an expert without examples.
         revision: Largest ``rev`` in the catalog from which the references were read.
         aggregation: A name in `reference_aggregation.AGGREGATIONS`.
@@ -252,7 +252,7 @@ def quality_of(probabilities: Doubles, truth: NDArray[np.intp]) -> Quality:
 def expected_calibration_error(
     probabilities: Sequence[float] | Doubles, right: Sequence[bool] | NDArray[np.bool_], bins: int = 15
 ) -> float:
-    """Returns the mean difference between confidence and accuracy over bins of equal width (Guo et al., 2017), 0 to 1.
+    """Returns the mean gap between confidence and accuracy over bins of equal width (Guo et al., 2017), 0 to 1.
 
     Args:
         probabilities: Probabilities of the predicted categories, 0 to 1.

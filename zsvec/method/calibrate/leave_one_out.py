@@ -52,16 +52,19 @@ class LeftOut:
     copies: Mapping[Key, set[Key]] = field(default_factory=dict)
 
     def complete(self, evidence: Doubles) -> NDArray[np.bool_]:
-        """Whether every expert has evidence for an image in every category that it covers; bool ``(n_images,)``.
+        """Returns, for each image, whether every expert has evidence for every category that the expert covers.
 
         Args:
-            evidence: float64 ``(n_experts, n_images, n_categories)``, NaN for no evidence.
+            evidence: float64 ``(n_experts, n_images, n_categories)``; NaN stands for no evidence.
+
+        Returns:
+            bool ``(n_images,)``.
         """
         whole: NDArray[np.bool_] = (np.isnan(evidence) == ~self.coverage[:, None]).all(axis=(0, 2))
         return whole
 
     def uneven(self, expert: str) -> bool:
-        """Whether the categories of an image expert have unequal numbers of references."""
+        """Returns whether the categories of an image expert differ in number of references; False for a text expert."""
         logs = self.aggregations[expert].get(LOG_COUNT)
         if logs is None:
             return False
@@ -88,7 +91,7 @@ def leave_one_out(
     category are skipped unless all images have such copies, because their right label is not known yet.
 
     Args:
-        references: By expert.
+        references: References of each expert, by name.
         aggregations: Names in `reference_aggregation.AGGREGATIONS`.
         top_m: Number of references that ``top_mean`` averages.
         most: Maximum number of images. If the store has more, each category contributes an equal number as far as
@@ -113,7 +116,7 @@ def each_left_out(
     """Scores reference images as `leave_one_out` does, in blocks.
 
     Args:
-        references: By expert.
+        references: References of each expert, by name.
         aggregations: As in `leave_one_out`.
         top_m: As in `leave_one_out`.
         most: Maximum number of images in a block.
@@ -138,7 +141,7 @@ def _left_out(
     top_m: int,
     backgrounds: Mapping[str, Background],
 ) -> LeftOut:
-    """Scores at least one image of a store with at least two categories."""
+    """Scores images as `leave_one_out` does; needs at least one image and two categories."""
     categories = tuple(category_names(references))
     alike: dict[str, Pairs] = {expert: set() for expert in rows}
     scored = {}
@@ -196,7 +199,7 @@ def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.
 def _removals(
     references: References, row_of: Mapping[Key, int], images: Sequence[Key], together: Scenes
 ) -> dict[int, Removal]:
-    """Returns the scene of each image that the expert has. Images of one scene share the same object."""
+    """Returns the scene of each image that the expert has, by position. Images of one scene share the same object."""
     found: dict[int, Removal] = {}
     of_scene: dict[int, Removal] = {}
     for i, (name, digest) in enumerate(images):
@@ -214,8 +217,8 @@ def _removals(
 def _evenly(images: set[Key], most: int) -> list[Key]:
     """Returns at most ``most`` images: the first of each category by hash, then the second of each, and so on.
 
-    Some categories may contribute one image more than the rest. They are chosen by a hash of their names, because
-    alphabetical order would be biased: categories with a common prefix are often similar.
+    A hash of the names chooses the categories that contribute one image more. Alphabetical order would be biased,
+    because categories with a common prefix are often similar.
     """
     ranks: dict[str, int] = {}
     ranked = []
@@ -235,7 +238,8 @@ def _score(
 ) -> dict[str, Floats]:
     """Returns the similarity of each query to each category, by aggregation.
 
-    For queries that are references, `itself` holds their rows; their scenes are left out of their own category.
+    If the queries are references, `itself` is the row of each query. The query's scene is then left out of its
+    category.
     """
     every = Similarities.of_all(values, references)
     found = {name: aggregate(every, name, top_m) for name in aggregations}
@@ -253,8 +257,9 @@ def _other_references(
 ) -> tuple[NDArray[np.intp], Similarities]:
     """Returns the similarities of images to the references of their own category outside their scene.
 
-    Images without such references are left out. The first result has the positions of the remaining images in `itself`.
-    The second result is `Similarities` with a single image, in which each remaining image has the place of a category.
+    Returns:
+        The positions in `itself` of the images with such references; and `Similarities` with one row, in which category
+        i stands for the i-th of these images.
     """
     order, kept, counts, norms = [], [], [], []
     for category in np.unique(own):

@@ -1,10 +1,8 @@
 """Learns neutral evidence, and the thresholds of unknown images, from the evidence of left-out images.
 
-- *Neutral* evidence replaces the evidence of an expert for a category that the expert does not cover. It is chosen so
-  that the mean likelihood ratio of a wrong category is 1. So categories covered by texts, by images or by both compete
-  fairly.
-- A *threshold* is a value of the evidence. For new images of the store's categories, the evidence falls below the
-  threshold with the wanted frequency.
+- *Neutral* evidence replaces the evidence of an expert for a category that the expert does not cover. Its value makes
+  the mean likelihood ratio of a wrong category 1. So categories covered by texts, by images or by both compete fairly.
+- A *threshold* is the evidence below which a new image of the store's categories falls with the wanted probability.
 """
 
 from __future__ import annotations

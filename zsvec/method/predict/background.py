@@ -181,7 +181,7 @@ class Seen:
 
     @classmethod
     def of(cls, means: Floats, counts: NDArray[np.intp], background: Background) -> Seen:
-        """Computes the offsets from category means, the number of references of each category, and a background."""
+        """Returns category means relative to a background; ``counts`` is the number of references of each category."""
         offsets: Floats = means - background.mean
         trust = np.asarray(background.trust(counts), dtype=np.float32)
         return cls(

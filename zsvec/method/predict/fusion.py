@@ -46,7 +46,7 @@ class Strategy:
         function: Fuses the logits of the experts.
         summary: One line for help and documentation.
         several_aggregations: Whether the evidence, and hence the novelty, combines several aggregations of each expert.
-            This happens only with a calibration, and if every reference was compared.
+            This requires a calibration, and that every reference was compared.
         classwise: Whether the strategy fuses evidence from category means if the calibration has coefficients for
             category means. Novelty never uses this evidence.
         needs_classwise: Whether coefficients for category means are required.

@@ -49,8 +49,8 @@ def learn_background(references: References) -> Background | None:
     """Learns the background of an image expert.
 
     With N references of C categories in d dimensions, let S be their scatter around the means of their categories, and
-    τ = tr S / (d (N - C)) the mean variance. The covariance is (1 - λ) S / (N - C) + λ τ I with λ = r / (1 + r) and r =
-    d / (N - 1). Up to a factor, this is the estimate of Kubokawa & Srivastava (2008) that Wang et al. use.
+    τ = tr S / (d (N - C)) the mean variance. The covariance is (1 - λ) S / (N - C) + λ τ I with λ = r / (1 + r) and
+    r = d / (N - 1). Up to a factor, this is the estimate of Kubokawa & Srivastava (2008) that Wang et al. use.
 
     Args:
         references: All references of the expert.
@@ -107,8 +107,8 @@ def learn_background(references: References) -> Background | None:
 def describes(background: Background, references: References) -> bool:
     """Returns whether a background that was learned from earlier references still describes the present references.
 
-    References that were added since are farther from the mean of their category than the background expects. A few of
-    them do not matter. Many replaced references, or categories in new regions, change the mean squared distances.
+    References added after learning are farther from the mean of their category than the background expects. A few do
+    not matter. Many replaced references, or categories in new regions, change the mean squared distances.
 
     Args:
         background: Background of an image expert.
@@ -158,9 +158,9 @@ def class_similarities(
         once: Whether to compute `Seen` without caching it.
 
     Returns:
-        Two arrays, float32 ``(n_images, n_categories)``. The first has the cosines of images and category means, both
-        minus the mean of the background, -1 to 1. The second has log-likelihood ratios, nats: each category against a
-        category around the mean of the background.
+        Two arrays, float32 ``(n_images, n_categories)``. The first has the cosine of each image and category mean after
+        subtracting the mean of the background, -1 to 1. The second has log-likelihood ratios, nats: each category
+        against a category around the mean of the background.
     """
     offsets = background.features(queries) - background.mean
     lengths, of_centre = np.linalg.norm(offsets, axis=1), offsets @ background.mean

@@ -18,11 +18,12 @@ from zsvec.method.similarities import ExpertSimilarities, References, SearchResu
 from zsvec.types import encoder_and_modality
 
 Similarity = Mapping[str, Mapping[str, Floats]]
-"""Float32 ``(n_images, n_categories)`` by expert and aggregation; NaN where the expert does not cover the category."""
+"""By expert and aggregation, float32 ``(n_images, n_categories)``; NaN for categories without references."""
 
-# Evidence from category means compares a category with a category around the mean of all. Without a bound, an image
-# unlike every category would be assigned to some category with certainty. The bound assumes that one image in a hundred
-# may look like anything (the contaminated normal of Tukey, 1960), so images far from every category stay undecided.
+# Evidence from category means is the likelihood ratio of a category and a category around the mean of all. Without a
+# bound, an image unlike every category would be assigned to some category with certainty. The bound assumes that one
+# image in a hundred may look like anything (the contaminated normal of Tukey, 1960), so images far from every category
+# stay undecided.
 LEAST = float(np.log(0.01))
 """Lower bound of the evidence from category means, nats."""
 _BLOCK = 2**24  # similarities of an expert in memory at once
@@ -103,13 +104,16 @@ def log_linear(
 def neutral_evidence(
     evidence: Doubles, experts: Sequence[str], neutral: Mapping[str, float], chosen: NDArray[np.bool_]
 ) -> Doubles:
-    """Joint evidence of some experts for a category that none of them covers, float64 ``(n_images,)``, nats.
+    """Returns the joint evidence of a set of experts for a category that none of them covers.
 
     Args:
         evidence: As in `log_linear`.
         experts: As in `log_linear`.
-        neutral: As in `log_linear`; experts without a common pattern are taken to be independent.
-        chosen: bool ``(n_experts,)``, the experts.
+        neutral: As in `log_linear`. The experts of a set without an entry are assumed to be independent.
+        chosen: bool ``(n_experts,)``, whether each expert is in the set.
+
+    Returns:
+        float64 ``(n_images,)``, nats.
     """
     name = pattern(experts, chosen)
     if name in neutral:
@@ -163,7 +167,7 @@ def pooled_evidence(
     """Returns the evidence of all experts together for images that are compared with every reference.
 
     Args:
-        references: By expert.
+        references: References of each expert, by name.
         queries: By encoder, float32 ``(n_images, dim)``, unit rows. Every encoder has the same images, at least one.
             Experts of other encoders are ignored.
         pool: A pool of the calibration.

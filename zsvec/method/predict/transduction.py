@@ -1,8 +1,8 @@
 """Transductive inference: similar images of a batch add to each other's evidence.
 
 The inference of LaplacianShot (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020): F is the evidence of
-each image alone, and W a graph of the nearest neighbours within the batch. Starting from z = softmax(F), the update z =
-softmax(F + λ W z) is repeated. Differences from LaplacianShot:
+each image alone, and W a graph of the nearest neighbours within the batch. Starting from z = softmax(F), the update
+z = softmax(F + λ W z) is repeated. Differences from LaplacianShot:
 
 - A neighbour is weighted by its cosine after the mean of the batch is subtracted, because in a small batch even the
   nearest image may be unrelated.
@@ -26,7 +26,7 @@ from zsvec.method.quality.scenes import TWIN
 
 NEIGHBORS = 5
 WORTH = 1.5
-"""λ: nats from `NEIGHBORS` neighbours that are certain of a category, at a cosine of 1."""
+"""λ: nats of evidence that `NEIGHBORS` neighbours add if all are certain of a category and have a cosine of 1."""
 _ROUNDS = 10
 _HALVINGS = 40  # bisection steps in the search for the temperature
 _WIDEST = 7.0  # largest absolute value of the log temperature

@@ -7,7 +7,7 @@ then wrong with probability (ε / C) / ((1 - ε) p + ε / C).
 A picture that is in several categories has one right label. So all copies of such a picture are left out together, and
 the other references decide between these categories.
 
-Suspects are only reported, because a rare image with the right label looks as doubtful as an image with a wrong label.
+Suspects are only reported: a rare image with the right label looks as doubtful as an image with a wrong label.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def judge(references: Mapping[str, References], calibration: Calibration) -> lis
     """Returns verdicts on all reference images, left out in blocks; memory is linear in the number of images.
 
     Args:
-        references: By expert, all references of the store.
+        references: All references of the store, by expert.
         calibration: Calibration of these experts. It may have been learned from fewer references.
     """
     backgrounds = learn_backgrounds(references) if calibration.classwise else {}
@@ -99,7 +99,7 @@ def verdicts(references: Mapping[str, References], calibration: Calibration, sam
     every encoder.
 
     Args:
-        references: By expert, all references of the store.
+        references: All references of the store, by expert.
         calibration: Calibration of these experts.
         sample: Images left out of these references, with all aggregations of the calibration's pools.
     """
@@ -112,7 +112,7 @@ def suspects(references: Mapping[str, References], judged: Iterable[Verdict]) ->
     """Returns images whose category is probably wrong, most doubtful first; ties are in the order of category and hash.
 
     Args:
-        references: By expert, all references of the store.
+        references: All references of the store, by expert.
         judged: Verdicts on some of these references.
     """
     doubtful = {verdict.key: verdict for verdict in judged if verdict.wrong > _DOUBTFUL}

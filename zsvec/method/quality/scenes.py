@@ -47,7 +47,7 @@ def scenes(
     """Returns the scenes with at least two images in the categories of some images.
 
     Args:
-        references: By expert.
+        references: References of each expert, by name.
         rows: Result of `image_rows` for the references.
         images: Reference images of any image expert. All images of their categories are compared.
     """
@@ -70,7 +70,7 @@ def most_discriminating(
     Args:
         references: By expert; at least one image expert.
         rows: As in `scenes`.
-        images: Reference images that measure the accuracy of an expert.
+        images: Reference images on which the accuracy of each expert is measured.
     """
     experts = image_experts(references)
     return max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))

@@ -117,7 +117,7 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
-        """Reads a record of `to_dict`. Returns ``None`` if it is empty, damaged, invalid or in another format."""
+        """Reads a record of `to_dict`. Returns ``None`` for an empty, damaged or invalid record, or another format."""
         if not values or values.get("format") != CALIBRATION_FORMAT:
             return None
         try:
@@ -136,7 +136,7 @@ class Calibration:
         return cls(**{**fields, "experts": experts, **pools, "backgrounds": backgrounds})
 
     def _sound(self) -> bool:
-        """Returns whether the numbers are valid. Invalid numbers may also raise an error of `from_dict`."""
+        """Returns whether the numbers are valid. Invalid numbers may also raise the errors that `from_dict` catches."""
         positive = [self.scale, self.false_unknown_rate, 1 - self.false_unknown_rate]
         for expert in self.experts.values():
             positive += [expert.temperature, expert.spread]
@@ -152,7 +152,7 @@ class Calibration:
         )
 
     def _adds_up(self, pool: LogLinear, more: Mapping[str, Collection[str]]) -> bool:
-        """Returns whether a pool is valid. `more` names permitted coefficients beside the usual ones, by expert."""
+        """Returns whether a pool is valid. `more` names further permitted coefficients of each expert."""
         numbers = (pool.neutral, pool.thresholds, pool.category_thresholds, pool.shares, *pool.coefficients.values())
         return (
             _finite([pool.noise, *(number for by_name in numbers for number in by_name.values())])

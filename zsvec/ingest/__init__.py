@@ -1,1 +1,1 @@
-"""The write path: arguments are checked, embedded and written; then the store is calibrated again."""
+"""The write path: checks arguments, embeds references, writes them to the store and recalibrates the store."""

@@ -1,4 +1,4 @@
-"""Images → vectors: decoded, preprocessed and encoded, with an error for each unreadable image."""
+"""Embeds images: decodes, preprocesses and encodes them, and reports an error for each unreadable image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zsvec.streams.flow import Flow
 from zsvec.streams.stream import ahead, prefetch
 
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
-"""By encoder, float32 ``(n_images, dim)``, rows of unit norm; the same images in each."""
+"""Vectors of images by encoder: float32 ``(n_images, dim)``, with rows of unit norm. Row i of each array is image i."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Embedding:
 
     Attributes:
         source: Path or name of the image.
-        vectors: By encoder, float32 ``(dim,)``, unit norm; empty for an unreadable image.
+        vectors: Vector by encoder, float32 ``(dim,)`` of unit norm; empty for an unreadable image.
         error: Reason why the image is unreadable, or ``None``.
     """
 
@@ -42,15 +42,15 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class PreparedImage:
-    """A decoded image on its way to the encoders, the inbox or a category; or the error of an unreadable one.
+    """An image that is decoded and preprocessed for the encoders, or the error of an unreadable image.
 
     Attributes:
         source: Path or name of the image.
-        inputs: Argument of `EncoderSet.encode_images`.
+        inputs: The preprocessed image, an item of the argument of `EncoderSet.encode_images`.
         error: Reason why the image is unreadable, or ``None``.
         hash: Content hash; empty unless requested.
-        size: Width and height, upright, in pixels; (0, 0) unless the hash was requested.
-        small: Small copy, a JPEG; ``None`` unless requested.
+        size: Width and height of the upright image in pixels; ``(0, 0)`` unless the hash was requested.
+        small: JPEG of a small copy (`zsvec.inputs.small`); ``None`` unless requested.
     """
 
     source: str
@@ -62,12 +62,12 @@ class PreparedImage:
 
     @property
     def stored_source(self) -> str:
-        """The source as valid Unicode; a path may have any bytes."""
+        """The source as valid Unicode: bytes of a path that are not are escaped with backslashes."""
         return self.source.encode(errors="backslashreplace").decode()
 
 
 class Embedder:
-    """Embeds images. Encoders are loaded on first use; `check` raises an error in a forked process."""
+    """Embeds images. `load` loads the encoders on first use. `check` raises an error in a forked process."""
 
     def __init__(
         self, load: Callable[[], EncoderSet], limits: ImageLimits, check: Callable[[], None] = lambda: None
@@ -81,9 +81,9 @@ class Embedder:
 
     @property
     def encoders(self) -> EncoderSet:
-        """The encoders; raises a StoreError in a forked process, or a WeightsUnavailableError."""
+        """The encoders; raises StoreError in a forked process, and WeightsUnavailableError if weights are missing."""
         if os.getpid() != self._pid:
-            self._check()  # before the lock and the encoders: their threads do not exist in a fork
+            self._check()  # before the lock and the encoders, whose threads do not exist in a fork
         with self._lock:
             if self.loaded is None:
                 self.loaded = self._load()
@@ -92,10 +92,11 @@ class Embedder:
     def labelled(
         self, labelled: object, batch_size: int, check: Callable[[Sequence[str]], None]
     ) -> tuple[list[str], Vectors]:
-        """Returns the categories of pairs of image and category, after `check`, and the vectors of the images.
+        """Embeds pairs of image and category; returns the categories, and the vectors of the images in the same order.
 
         Raises:
-            InvalidInputError: The value is no such pairs, or empty; or as `check`.
+            InvalidInputError: The value is not a list of such pairs, or is empty.
+            Exception: `check` raised this error for the names of the categories, before any image was embedded.
             ImageError: An image is unreadable.
         """
         names, images = _pairs(labelled)
@@ -113,7 +114,7 @@ class Embedder:
     def prepare(
         self, image: ImageInput, flow: Flow | None = None, *, hashed: bool = False, small: bool = False
     ) -> PreparedImage:
-        """Decode and preprocess one image; with content hash and small copy, if requested."""
+        """Decodes and preprocesses one image; adds the content hash and a small copy if requested."""
         encoders = self.encoders
         flow = flow or Flow()
         source = source_of(image)
@@ -139,9 +140,9 @@ class Embedder:
         hashed: bool = False,
         small: bool = False,
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
-        """Batches of images, and the vectors of the readable ones. Threads decode ahead of the encoders.
+        """Yields batches of images with the vectors of the readable images. Threads decode ahead of the encoders.
 
-        After `max_wait` seconds from the first image, an incomplete batch is passed on.
+        An incomplete batch is yielded `max_wait` seconds after its first image.
         """
 
         def take(image: ImageInput) -> ImageInput | PreparedImage:
@@ -189,8 +190,8 @@ def _pairs(labelled: object) -> tuple[list[str], list[ImageInput]]:
 
 
 def _work_ahead(encoders: EncoderSet) -> bool:
-    """Whether encoders work ahead of the search.
+    """Returns whether the encoders run in their own thread, one batch ahead of the search.
 
-    On a CPU the search would compete with the network for cores: two cores classified an eighth fewer images.
+    On a CPU, the encoders and the search would compete for cores: with two cores, 1/8 fewer images were classified.
     """
     return encoders.device != "cpu"

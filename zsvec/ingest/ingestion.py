@@ -1,10 +1,10 @@
-"""Texts and images of categories → encoders → store.
+"""Embeds the texts and images of categories, and writes them to the store.
 
-References of many categories share the encoders' batches. A category is committed as soon as all references are
-embedded. References that a category already has are recognised by content, and not embedded again.
+An encoder batch may contain references of several categories. A category is committed as soon as all its references are
+embedded. References that a category already has are recognized by their content hash, and are not embedded again.
 
-A category has three shapes along the way: the user's `CategoryInput`, the draft that collects references from several
-batches, and the `Write` that the store commits.
+The user's `CategoryInput` becomes a draft, which collects references from several batches. The complete draft becomes
+the `Write` that the store commits.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ ReferenceKey: TypeAlias = tuple[str, str, str]
 
 @dataclass(slots=True, eq=False)
 class _Draft:
-    """A `Write` in the making.
+    """Collects the references of one category for a `Write`.
 
-    `stored` has the references of the category with their vectors if the commit will write them again (`replace`), else
-    ``None`` for each. `recognised` are the keys of stored references that were given again and stay as they are.
+    `stored` has the key of every reference that the store has of the category. With `replace`, the value is the
+    reference with its vector, because the commit writes this reference again; otherwise, the value is ``None``.
+    `recognised` contains the keys of stored references that were given again and are not written.
     """
 
     category: CategoryInput
@@ -69,7 +70,7 @@ class _Draft:
         return [] if self.stored else [by_name]
 
     def reuse(self, key: ReferenceKey, group: str | None = None) -> bool:
-        """Reuse a stored reference, in the given group, if any. Returns False if none has this key."""
+        """Reuses the stored reference with this key; returns False if there is none. With `replace`, sets its group."""
         stored = self.stored.get(key)
         if stored is not None:
             self.references.append(with_changes(stored, group=group or stored.group))
@@ -79,13 +80,13 @@ class _Draft:
 
     @property
     def empty(self) -> bool:
-        """Whether the category would have no reference."""
+        """Whether the category would have no reference after the commit."""
         kept = any(not self.replace or modality not in self.given for _, modality, _ in self.stored)
         return not self.references and not kept
 
     @property
     def lost_images(self) -> bool:
-        """Whether an image is unreadable and the stored category is better than the rest of the draft."""
+        """Whether unreadable images forbid the commit: it would replace stored images, or leave no reference."""
         replaces = self.replace and any(modality == "image" for _, modality, _ in self.stored)
         return self.unreadable > 0 and (replaces or self.empty)
 
@@ -111,7 +112,7 @@ class _Draft:
 
 @dataclass(slots=True, eq=False)
 class _Image:
-    """One image of a draft. `read` has the name alone until the image is read."""
+    """One image of a draft. Until the image is read, `read` contains only its name."""
 
     draft: _Draft
     given: ReferenceImage
@@ -130,14 +131,15 @@ class _Image:
 
 
 class Builder:
-    """Builds categories into a store that is bound to the encoders.
+    """Embeds categories and writes them to a store that is bound to the encoders.
 
     Args:
         store: The store.
         embedder: Embeds the references.
-        prompts: By encoder, the text of a category without definition texts, from its ``{name}``.
-        batch_size: Images per batch of an encoder.
-        keep_images: Whether to keep small copies of new images, in a store that keeps any.
+        prompts: By encoder, the template of the text for a category without definition texts. ``{name}`` is replaced by
+            the name of the category.
+        batch_size: Number of images per encoder batch.
+        keep_images: Whether to store small copies of new images, in a store that accepts small copies.
     """
 
     def __init__(
@@ -156,7 +158,7 @@ class Builder:
         self._embedder = embedder
         self._prompts = prompts
         self._keep_images = keep_images
-        self._by = store.by  # of this thread; categories are iterated in another one
+        self._by = store.by  # as set in this thread; another thread iterates the categories
         self._image_encoders = [encoder.name for encoder in self.encoders if "image" in encoder.modalities]
         self._text_encoders = [encoder.name for encoder in self.encoders if "text" in encoder.modalities]
 
@@ -166,11 +168,11 @@ class Builder:
         return bool(self._text_encoders)
 
     def prompt(self, encoder: str, name: str) -> str:
-        """The text of an encoder that defines a category by name."""
+        """Returns the text that an encoder embeds for a category that is defined by its name alone."""
         return self._prompts.get(encoder, "{name}").replace("{name}", as_words(name))
 
     def renamed(self, old: str, new: str) -> Renamed:
-        """The texts and references of a new name that defines a category."""
+        """Returns the definition texts and references to exchange when a category that its name defines is renamed."""
         hashes = {_text_hash(as_words(old)), *(_text_hash(self.prompt(name, old)) for name in self._text_encoders)}
         draft = _Draft(CategoryInput(name=new), replace=False, stored={}, by=self._by)
         for encoder in self._text_encoders:
@@ -185,10 +187,11 @@ class Builder:
         create: bool = True,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Category]:
-        """As `zsvec.classifier.Classifier.add_categories`: embeds and commits categories, and yields them in order.
+        """Embeds and commits categories, and yields them in order, as `zsvec.classifier.Classifier.add_categories`.
 
-        Without `create`, a category that does not exist is a ConflictError. With `on_error`, a category that would have
-        no reference, or lose a stored image to an unreadable one, stays as it is.
+        If `create` is false, a category that does not exist raises ConflictError. `on_error` is called for each
+        unreadable image. A category stays unchanged if unreadable images would leave it without a reference or cause it
+        to lose stored images.
         """
         for batch in prefetch(self._prepare, self._steps(categories, replace=replace, create=create), self.batch_size):
             failure = None
@@ -212,7 +215,7 @@ class Builder:
                 raise failure
 
     def _steps(self, categories: Iterable[CategoryInput], *, replace: bool, create: bool) -> Iterator[_Draft | _Image]:
-        """Each image with its draft, taken before the source advances. A draft after the last image is complete."""
+        """Yields each image of a category, and then the complete draft. Copies an image before the source advances."""
         if not is_several(categories):
             raise InvalidInputError(f"categories must be a list of CategoryInput. Got {shown(categories)} instead")
         seen = set()
@@ -237,7 +240,7 @@ class Builder:
             yield draft
 
     def _check_vectors_of(self, reference: ReferenceImage) -> None:
-        """Refuse vectors of an image that are not one of each encoder of images."""
+        """Raises InvalidInputError if the image has vectors, but not a valid vector for each image encoder."""
         given = reference.vectors
         if given is None:
             return
@@ -272,7 +275,7 @@ class Builder:
         return checked_vectors(category.vectors[expert], self.encoders[encoder].fingerprint.dim, name=expert)
 
     def _prepare(self, step: _Draft | _Image) -> _Draft | _Image:
-        """Read, recognise, decode and preprocess an unread image; runs in threads."""
+        """Reads an image, unless it is read already or its reference is stored. Runs in several threads."""
         if isinstance(step, _Image) and not step.read.hash and step.read.error is None:
             try:
                 step.read = self._read(step.draft, step.given, step.read.source)
@@ -281,7 +284,7 @@ class Builder:
         return step
 
     def _read(self, draft: _Draft, given: ReferenceImage, source: str) -> PreparedImage:
-        """An image with inputs of the encoders; without any, if vectors are given or stored."""
+        """Returns an image with the inputs of the encoders; without inputs if the vectors are given or stored."""
         if given.vectors is None and not draft.stored and self._image_encoders:
             return self._embedder.prepare(given.image, hashed=True, small=self._keep_images)
         recognised = PreparedImage(source, hash=content_hash(given.image, **self.limits))
@@ -292,10 +295,10 @@ class Builder:
         read = self._embedder.prepare(given.image, hashed=True, small=self._keep_images)
         if given.vectors is None:
             return read
-        return recognised if read.error else with_changes(read, inputs=None)  # an unreadable one has no copy
+        return recognised if read.error else with_changes(read, inputs=None)  # an unreadable image has no small copy
 
     def _embed_images(self, images: Sequence[_Image]) -> None:
-        """Add the references of images to their drafts: embedded, given with vectors, or stored."""
+        """Adds the references of images to their drafts, with vectors that are embedded here, given, or stored."""
         new = [image for image in images if image.read.inputs is not None]
         vectors = self.encoders.encode_images([image.read.inputs for image in new])
         for name in self._image_encoders:
@@ -309,7 +312,7 @@ class Builder:
                     image.draft.add(image.reference(name, image.given.vectors[name]))
 
     def _embed_texts(self, encoder: str, drafts: Sequence[_Draft]) -> None:
-        """Add the references of texts to their drafts; a text of several categories is embedded once."""
+        """Adds the references of texts to their drafts; a text that several categories share is embedded once."""
         keyed = [
             (draft, text, (encoder, "text", _text_hash(text)))
             for draft in drafts
@@ -322,7 +325,7 @@ class Builder:
                 draft.add(Reference(encoder, "text", key[2], text, vectors[text]))
 
     def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
-        """Embed the texts of complete drafts and write all drafts that lost no image."""
+        """Embeds the texts of complete drafts, and writes the drafts that have not lost images."""
         for encoder in self._text_encoders:
             self._embed_texts(encoder, drafts)
         writes = []
@@ -349,13 +352,13 @@ def _text_hash(text: str) -> str:
 
 
 def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[Reference]:
-    """References embedded elsewhere.
+    """Yields references for vectors that were embedded elsewhere.
 
-    Calibration compares the experts' evidence on one image, by hash. Rows of the same position therefore have one
-    hash where all experts of a modality have as many rows.
+    Calibration finds the evidence of several experts on one image by the hash of the image. If all experts of a
+    modality have the same number of rows, row i of each belongs to one image, and gets the same hash.
 
     Args:
-        vectors: By expert, float32 ``(n, dim)``, unit rows.
+        vectors: Vectors by expert, float32 ``(n, dim)``, with rows of unit norm.
     """
     for expert, rows in vectors.items():
         encoder, modality = encoder_and_modality(expert)

@@ -1,4 +1,4 @@
-"""Calibration of a store: after each change while that is cheap, and on request."""
+"""Calibrates a store: on request, and after each change if that is cheap."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from zsvec.settings.settings import Settings
 from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
 
-_CHEAP = 2 * 10**10  # multiplications: about half a second on two cores
-_RARE = 5 * _CHEAP  # multiplications for backgrounds, which are learned only once a tenth of the references is new
-_FITTING = 20_000  # multiplications of fitting for each image, category and aggregation
+_CHEAP = 2 * 10**10  # most multiplications of an automatic calibration: about half a second on two cores
+_RARE = 5 * _CHEAP  # most multiplications for backgrounds, learned again only when a tenth of the references is new
+_FITTING = 20_000  # multiplications that fitting takes per image, category and aggregation
 
 
 class Calibrator:
     """Calibrates a store from its references, and stores the calibration.
 
-    `temperatures`, by expert in use, apply without references to learn from.
+    `temperatures` are the defaults by expert in use. They apply while there are no references to learn from.
     """
 
     def __init__(self, store: Store, searcher: Searcher, settings: Settings, temperatures: Mapping[str, float]) -> None:
@@ -57,17 +57,17 @@ class Calibrator:
 
     @property
     def false_unknown_rate(self) -> float:
-        """The default target rate: the setting, the stored rate, or `FALSE_UNKNOWN_RATE`."""
+        """The default target rate: the setting, else the rate of the stored calibration, else `FALSE_UNKNOWN_RATE`."""
         present = self._present()
         return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
 
     def calibrate(
         self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
     ) -> CalibrationReport:
-        """As `zsvec.classifier.Classifier.calibrate`, but `labelled` is a pair: categories, and vectors of the images.
+        """Calibrates as `zsvec.classifier.Classifier.calibrate`; `labelled` is a pair of categories and image vectors.
 
-        Labelled images set the scale of the evidence; a call without them resets the scale to 1. `calibrate_if_cheap`
-        keeps the scale.
+        Labelled images set the scale of the evidence. A call without labelled images resets the scale to 1.
+        `calibrate_if_cheap` does not change the scale.
         """
         rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
         if not (isinstance(rate, Real) and 0 < rate < 1):
@@ -123,7 +123,7 @@ class Calibrator:
         return notes
 
     def check_labels(self, names: Sequence[str], references: Mapping[str, References] | None = None) -> None:
-        """Raise InvalidInputError for a label that is no category of the store, or of the given references."""
+        """Raises InvalidInputError for a label that is not a category of `references`, by default of the store."""
         known = category_names(self.references() if references is None else references)
         if unknown := sorted(set(names) - set(known)):
             raise InvalidInputError(
@@ -134,7 +134,7 @@ class Calibrator:
     def _scaled(
         self, references: Mapping[str, References], calibration: Calibration, names: Sequence[str], vectors: Vectors
     ) -> tuple[Calibration, Quality, Quality]:
-        """A calibration scaled by labelled images, and its quality on them before and after."""
+        """Returns a calibration scaled to labelled images, and the quality on these images before and after scaling."""
         self.check_labels(names, references)
         pool = self._pool(calibration)
         categories, evidence = pooled_evidence(references, vectors, pool, calibration)
@@ -144,28 +144,28 @@ class Calibrator:
         return scaled(calibration, factor), before, after
 
     def _pool(self, calibration: Calibration) -> LogLinear:
-        """The opinion pool in force, if every reference is compared."""
+        """Returns the opinion pool that applies if a query is compared with all references."""
         return (calibration.classwise if self._fusion.classwise else None) or calibration.aggregations
 
     def verdicts(self, references: Mapping[str, References]) -> list[Verdict] | None:
-        """Verdicts on the categories of all reference images; ``None`` without a calibration for these experts."""
+        """Returns a verdict on the category of each reference image; ``None`` if these experts are not calibrated."""
         present = self._present()
         if present is None or not present.fits(references, self._aggregation, self._top_m):
             return None
         return judge(references, present)
 
     def references(self) -> dict[str, References]:
-        """The references of the experts in use, read from the store."""
+        """Returns the references by expert in use, read from the store."""
         return self._references()[0]
 
     def calibrate_if_cheap(self) -> None:
-        """Calibrate after a change if that is cheap; else the stored calibration becomes stale.
+        """Calibrates after a change if that is cheap; otherwise, the stored calibration becomes stale.
 
-        A calibration for another aggregation stays.
+        A stored calibration for another aggregation is not replaced.
         """
         if not self._automatic:
             return
-        # The write is committed: if calibration fails, the stored one just becomes stale.
+        # The write is already committed. If calibration fails, the stored calibration only becomes stale.
         with suppress(StoreError):
             present = self._present()
             categories, counted, revision = self._census.update()
@@ -177,11 +177,11 @@ class Calibrator:
                 former = present and scaled(present, 1 / scale)
                 made = self._fit(*self._references(), self.false_unknown_rate, former)
                 now = self._present()
-                if made is None or now is None or now.revision < made[0].revision:  # no newer one meanwhile
+                if made is None or now is None or now.revision < made[0].revision:  # no newer calibration meanwhile
                     self._keep(made and scaled(made[0], scale))
 
     def fitted(self) -> tuple[Calibration, LeftOut] | None:
-        """A calibration with its training data, which is not stored; ``None`` if the store cannot be calibrated."""
+        """Returns a new calibration, which is not stored, and its training data; ``None`` if that is impossible."""
         return self._fit(*self._references(), self.false_unknown_rate)
 
     def _references(self) -> tuple[dict[str, References], int]:
@@ -210,7 +210,7 @@ class Calibrator:
         if calibration is not None:
             self._store.keep_calibration(calibration.to_dict())
         elif self._store.calibration():
-            categories, references, _ = self._census.update()  # of all experts, not of those in use
+            categories, references, _ = self._census.update()  # of all experts, not only those in use
             if categories < 2 or not image_experts(references):
                 self._store.keep_calibration({})
 
@@ -218,7 +218,7 @@ class Calibrator:
         return Calibration.from_dict(self._store.calibration())
 
     def _cheap(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> bool:
-        """Whether few multiplications are needed for products of images and references, fitting, and backgrounds."""
+        """Returns whether similarities and fitting, and separately backgrounds, take few enough multiplications."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         dim = {expert: dims[encoder_and_modality(expert)[0]] for expert in references}
         images = min(max(references.values(), default=0), largest_sample(categories))
@@ -230,7 +230,7 @@ class Calibrator:
 
 
 def _determinants(made: Calibration) -> tuple[object, ...]:
-    """Values that tell whether two calibrations are equal. A store rounds fitted numbers, so these are left out."""
+    """Returns the values that make two calibrations equal; not the fitted numbers, because the store rounds them."""
     return (
         made.revision,
         made.false_unknown_rate,
@@ -243,6 +243,6 @@ def _determinants(made: Calibration) -> tuple[object, ...]:
 
 
 def _background_cost(n: int, dim: int, images: int) -> int:
-    """Multiplications of the scatter, its decomposition, and leaving images out."""
+    """Returns the multiplications for a scatter matrix, its decomposition, and leaving images out."""
     rank = min(n, dim)
     return n * dim * rank + 10 * rank**3 + 3 * images * dim * rank

@@ -26,7 +26,7 @@ _LISTS = "`zsvec show --json` and `zsvec inbox --json` list hashes"
 
 
 def checked_count(name: str, value: object, most: int | None = None) -> int:
-    """Returns a whole number from 1 up, numpy's too; raises InvalidInputError for anything else, or above `most`."""
+    """Returns a Python or numpy integer from 1 to `most` as int; raises InvalidInputError for any other value."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < 1 or (most is not None and value > most):  # type: ignore[operator]
         to = "up" if most is None else f"to {most:,}"
@@ -35,18 +35,18 @@ def checked_count(name: str, value: object, most: int | None = None) -> int:
 
 
 def checked_batch_size(value: object) -> int:
-    """Returns the number of images per batch of an encoder; raises InvalidInputError for anything else."""
+    """Returns a number of images per encoder batch; raises InvalidInputError for any other value."""
     return checked_count("batch_size", value, LARGEST_BATCH)
 
 
 def check_answers(top_k: object, errors: object) -> None:
-    """Raises InvalidInputError for an unusable number of categories, or handling of unreadable images."""
+    """Raises InvalidInputError if `top_k` is not a whole number from 1 up, or `errors` is not one of `Errors`."""
     checked_count("top_k", top_k)
     checked_choice("errors", errors, ("raise", "report"))
 
 
 def checked_choice(name: str, value: object, choices: tuple[Choice, ...]) -> Choice:
-    """Returns one of several texts; raises InvalidInputError for anything else."""
+    """Returns the choice that equals the value; raises InvalidInputError if there is none."""
     for choice in choices:
         if isinstance(value, str) and value == choice:
             return choice
@@ -55,31 +55,31 @@ def checked_choice(name: str, value: object, choices: tuple[Choice, ...]) -> Cho
 
 
 def checked_flag(name: str, value: object) -> bool:
-    """Returns a truth value, numpy's too; raises InvalidInputError for anything else."""
+    """Returns a Python or numpy bool as bool; raises InvalidInputError for any other value."""
     if isinstance(value, bool | np.bool_):
         return bool(value)
     raise InvalidInputError(f"{name} must be True or False. Got {shown(value)} instead")
 
 
 def checked_callback(name: str, value: Callback | None) -> Callback | None:
-    """Returns a function or ``None``; raises InvalidInputError for anything else."""
+    """Returns a function or ``None``; raises InvalidInputError for any other value."""
     if value is None or callable(value):
         return value
     raise InvalidInputError(f"{name} must be a function or None. Got {shown(value)} instead")
 
 
 def checked_keep(value: object) -> Keep:
-    """Returns the images of a stream to keep in the inbox; raises InvalidInputError for anything else."""
+    """Returns a choice of the images that the inbox keeps of a stream; raises InvalidInputError for any other value."""
     return checked_choice("keep", value, get_args(Keep))
 
 
 def checked_wait(max_wait_ms: object) -> float | None:
-    """Returns milliseconds from 0 up as seconds, ``None`` as it is; raises InvalidInputError for anything else."""
+    """Converts milliseconds from 0 up to seconds; ``None`` stays. Raises InvalidInputError for any other value."""
     if max_wait_ms is None:
         return None
     try:
         milliseconds = float(max_wait_ms) if isinstance(max_wait_ms, Real) else math.nan
-    except OverflowError:  # an int beyond every float
+    except OverflowError:  # an int that is too large for a float
         milliseconds = math.inf
     if not 0 <= milliseconds < math.inf:
         raise InvalidInputError(f"max_wait_ms must be a number from 0 up. Got {shown(max_wait_ms)} instead")
@@ -87,7 +87,7 @@ def checked_wait(max_wait_ms: object) -> float | None:
 
 
 def checked_hash(content_hash: object) -> str:
-    """Returns a content hash; raises InvalidInputError for anything else."""
+    """Returns a content hash; raises InvalidInputError for any other value."""
     if _is_hash(content_hash):
         return content_hash
     raise InvalidInputError(
@@ -96,7 +96,7 @@ def checked_hash(content_hash: object) -> str:
 
 
 def checked_hashes(hashes: object) -> frozenset[str]:
-    """Returns one or several content hashes as a set; raises InvalidInputError if there is none, or one is no hash."""
+    """Returns one or several content hashes as a set; raises InvalidInputError for an empty list or an invalid hash."""
     several = [hashes] if isinstance(hashes, str) else hashes
     found = list(several) if is_several(several) and not isinstance(several, Mapping) else []
     if not found or not all(map(_is_hash, found)):
@@ -111,7 +111,11 @@ def _is_hash(value: object) -> TypeGuard[str]:
 
 
 def checked_queries(vectors: Mapping[str, ArrayLike], fingerprints: Mapping[str, Fingerprint]) -> Vectors:
-    """Returns vectors of all encoders for the same images, with rows of unit norm; raises InvalidInputError else."""
+    """Returns vectors by encoder, with rows scaled to unit norm.
+
+    Raises:
+        InvalidInputError: A vector is invalid, an encoder is missing or unknown, or the numbers of rows differ.
+    """
     if not isinstance(vectors, Mapping):
         raise InvalidInputError(f"vectors must be a mapping of encoders to arrays. Got {shown(vectors)} instead")
     if set(vectors) != set(fingerprints):

@@ -1,10 +1,10 @@
-"""HTTP answers bounded in size and in time.
+"""Limits the size and the time of HTTP responses.
 
-An HTTP client reads as many bytes as a server sends, and decompresses to any size. The timeout begins anew with every
-byte that arrives, and a name lookup has no timeout at all. A ``charset`` may name a codec that takes minutes for
-a few MB, such as punycode. `hooks` reads each answer up to a bound and decodes text as UTF-8. `in_time` sets a deadline
-for a whole exchange. At the deadline, `Sockets` ends the exchange. All three fit `httpx` and `httpx2`, the successor
-that newer versions of `openai` use.
+An HTTP client reads as many bytes as a server sends, and decompresses them to any size. Its timeout restarts with every
+byte that arrives, and does not include the name lookup. A ``charset`` may name a codec that takes minutes for a few MB,
+such as punycode. `hooks` limits the size of each response and decodes text as UTF-8. `in_time` sets a deadline for a
+whole exchange. At the deadline, `Sockets` shuts down the connections. All three work with `httpx` and with `httpx2`,
+the successor that newer versions of `openai` use.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 _T = TypeVar("_T")
-_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # by the first bytes
+_GZIP_OR_ZLIB = zlib.MAX_WBITS | 32  # detected from the first bytes
 _ENCODINGS = ("gzip", "deflate")
 
 
 class AnswerError(Exception):
-    """An answer cannot be read within its bound."""
+    """A response is too large, or cannot be decompressed."""
 
 
 class AnswerTooLargeError(AnswerError):
-    """An answer has more bytes than its bound."""
+    """A response is larger than its limit."""
 
 
 class LateError(Exception):
-    """No whole answer arrived by the deadline."""
+    """No complete response arrived by the deadline."""
 
 
 def in_time(
     act: Callable[[], _T], seconds: float, *, when_late: Callable[[Future[_T]], None] = lambda future: None
 ) -> _T:
-    """Returns or raises the result of a function, unless the function takes too long.
+    """Calls a function with a deadline; returns its result, or raises its error.
 
     Args:
-        act: Runs in another thread, with the context variables of the caller. After the deadline, nothing waits for
-            that thread.
-        seconds: Until the deadline.
-        when_late: Called at the deadline with the future result of the thread; may shut down the socket that the thread
-            waits for.
+        act: Function that runs in another thread, with the context variables of the caller. After the deadline, nothing
+            waits for that thread.
+        seconds: Seconds until the deadline.
+        when_late: Called at the deadline with the future of the thread's result. May shut down the socket that the
+            thread waits for.
 
     Raises:
-        LateError: The function took too long.
+        LateError: The function did not return by the deadline.
     """
     future: Future[_T] = Future()
 
@@ -65,17 +65,17 @@ def in_time(
     try:
         return future.result(seconds)
     except TimeoutError:
-        if future.done():  # at the last moment; or the function itself raised the error
+        if future.done():  # finished at the last moment, or raised TimeoutError itself
             return future.result()
         when_late(future)
         raise LateError(f"timed out: no whole answer within {seconds:.3g} s") from None
 
 
 class Sockets:
-    """The sockets of HTTP clients, which any thread can shut down to end a read.
+    """The sockets of HTTP clients. Any thread can shut down the sockets, which ends blocked reads.
 
-    A socket is shut down and not closed: the system may give the number of a closed socket to another file before the
-    reading thread notices.
+    Sockets are shut down instead of closed. The operating system may reuse the file descriptor of a closed socket
+    before the reading thread notices.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ class Sockets:
 
         def note(event: str, told: Mapping[str, Any]) -> None:
             step = event.partition(".")[2]
-            if step == "start_tls.started":  # ssl detaches the socket, and gives a new one at the end
+            if step == "start_tls.started":  # the handshake detaches the socket, and returns a new one
                 opened.append(opened[-1].dup())
                 self.add(opened[-1])
             elif step in ("start_tls.complete", "start_tls.failed"):
@@ -123,13 +123,14 @@ def _shut_down(one: socket.socket) -> None:
 
 
 def hooks(most: Callable[[str], int], watch: Callable[[Any], None]) -> Mapping[str, list[Callable[..., Any]]]:
-    """Returns ``event_hooks`` of a client that read each answer whole, before the client does.
+    """Returns ``event_hooks`` for a client, which read each response completely before the client does.
 
-    The client raises `AnswerError` in the place of an answer that is too large. `httpcore` bounds the head of an answer
-    to 100 KiB.
+    The client then raises `AnswerError` instead of returning a response that is too large. `httpcore` limits the
+    headers of a response to 100 KiB.
 
     Args:
-        most: From the path of a request to the most bytes of the answer, compressed or not.
+        most: Returns the maximum size of a response in bytes, compressed and decompressed, for the URL path of a
+            request.
         watch: Called with each request, such as `Sockets.watch`.
     """
     return {"request": [_ask_for_identity, watch], "response": [partial(_read_whole, most)]}
@@ -151,13 +152,13 @@ def _read_whole(most: Callable[[str], int], response: Any) -> None:
         received += len(part)
         body += unpack(part, bound - len(body) + 1)
         if max(received, len(body)) > bound:
-            del body, part  # the traceback of the error keeps this frame
+            del body, part  # the traceback of the error keeps this frame alive
             raise _too_large(bound)
     response.stream.close()
     response.headers.pop("content-encoding", None)
     package = sys.modules[type(response).__module__.partition(".")[0]]  # httpx or httpx2
     response.stream = package.ByteStream(bytes(body))
-    response.encoding = "utf-8"  # never the charset of the header
+    response.encoding = "utf-8"  # not the charset of the header
 
 
 def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:

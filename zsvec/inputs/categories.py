@@ -1,4 +1,4 @@
-"""Category definitions as users give them, and the checks of names, texts, images, vectors and metadata."""
+"""The category definitions of users, and checks of their names, texts, images, vectors and metadata."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from zsvec.inputs.images import ImageInput
 LONGEST_NAME = 500
 LONGEST_TEXT = 20_000
 LONGEST_METADATA = 100_000
-_DEEPEST_METADATA = 32  # far below 128: deeper records make the log of the embedded engine unreadable
+_DEEPEST_METADATA = 32  # levels; far below the 128 beyond which the embedded engine cannot read its log
 
-_AROUND = r"[\s\x1c-\x1f]*"  # stripped by Python
+_AROUND = r"[\s\x1c-\x1f]*"  # whitespace that `str.strip` removes
 _INSIDE, _VISIBLE, _FIRST = f"[^{CONTROLS}]", rf"[^\s{CONTROLS}]", rf"[^.\s{CONTROLS}]"
 NAME_PATTERN = rf"^{_AROUND}({_FIRST}({_INSIDE}*{_VISIBLE})?|\.{_FIRST}|\.{_INSIDE}+{_VISIBLE}){_AROUND}$"
-"""Regular expression of Python and of ECMA 262 for the name of a category."""
+"""Regular expression for category names, valid in Python and in ECMA 262."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,10 +37,10 @@ class ReferenceImage:
         image: The image.
         source: Origin of the image; by default its path.
         prompt: The prompt that the image was generated from.
-        vectors: Vector of each image encoder, float32 ``(dim,)``, unit norm. An image with vectors is not embedded
-            again.
-        group: Name of a group of related images within the category: a burst, a video, a session. Images of a group
-            are no evidence for each other, so calibration leaves them out together.
+        vectors: Precomputed vectors by image encoder, each float32 ``(dim,)`` of unit norm. An image with vectors is
+            not embedded again.
+        group: Name of a group of related images of the category, such as a burst, a video or a session. Images of the
+            same group are not independent evidence, so calibration leaves out the whole group together.
     """
 
     image: ImageInput
@@ -56,12 +56,13 @@ class CategoryInput:
 
     Attributes:
         name: The label.
-        texts: Definition texts. ``None``: the name, in each encoder's prompt, unless the category exists.
+        texts: Definition texts. With ``None``, a new category is defined by its name in each encoder's prompt, and an
+            existing category keeps its texts.
         images: Reference images; iterated once, possibly in another thread.
-        vectors: References embedded elsewhere with the same encoder: by expert, such as ``clip:image``, float
-            ``(n, dim)`` of any norm. If several encoders have the same number of rows, rows of the same position belong
-            to the same image.
-        metadata: JSON to keep with the category.
+        vectors: References that were embedded elsewhere with the same encoder. The key is the expert, such as
+            ``clip:image``; the value is a float array ``(n, dim)`` with rows of any norm. If all arrays of a modality
+            have the same number of rows, row i of each array belongs to the same image or text.
+        metadata: JSON object that is stored with the category.
     """
 
     name: str
@@ -72,26 +73,26 @@ class CategoryInput:
 
 
 def is_several(value: object) -> TypeGuard[Iterable[Any]]:
-    """Returns whether a value is iterable, and neither a text nor a number of numpy."""
+    """Returns whether a value is iterable and is not a text, bytes or a numpy scalar."""
     one = isinstance(value, str | bytes | bytearray | np.generic) or (isinstance(value, np.ndarray) and not value.ndim)
     return not one and isinstance(value, Iterable)
 
 
 def checked_path(name: str, path: object) -> Path:
-    """Returns a path, of an existing file or not; raises InvalidInputError if no file can have this path."""
+    """Returns the value as a path, which need not exist; raises InvalidInputError if the value cannot be a path."""
     try:
         found = Path(cast("str", path))
         if b"\0" not in os.fsencode(found):
             return found
-    except (TypeError, ValueError):  # no path, or a text that no file system encodes
+    except (TypeError, ValueError):  # not a path, or text that the file system cannot encode
         pass
     raise InvalidInputError(f"{name} must be a path. Got {shown(path)} instead")
 
 
 def checked_category(category: object) -> CategoryInput:
-    """Returns a category with name, texts and metadata in their stored form, or raises InvalidInputError.
+    """Returns a category with name, texts and metadata in stored form; raises InvalidInputError if it is invalid.
 
-    Images are not iterated. Vectors are not checked: `checked_vectors` needs their dimension.
+    Images are not iterated. Vectors are not checked, because `checked_vectors` needs their dimension.
     """
     if not isinstance(category, CategoryInput):
         raise InvalidInputError(f"categories must be CategoryInput objects. Got {shown(category)} instead")
@@ -109,11 +110,11 @@ def checked_category(category: object) -> CategoryInput:
 
 
 def checked_name(name: object) -> str:
-    """Returns a category name in its stored form: composed Unicode, without surrounding space.
+    """Returns a category name in stored form: Unicode normal form NFC, without surrounding whitespace.
 
     Raises:
-        InvalidInputError: The name is no text, empty, longer than `LONGEST_NAME`, has control characters or marks of
-            the writing direction, or is ``.`` or ``..``, which browsers remove from URLs.
+        InvalidInputError: The name is not text, is empty, is longer than `LONGEST_NAME`, contains control characters or
+            marks of the writing direction, or is ``.`` or ``..``, which browsers remove from URLs.
     """
     checked = _short_text(name, "a category name")
     if checked in {".", ".."}:
@@ -122,7 +123,7 @@ def checked_name(name: object) -> str:
 
 
 def checked_group(group: object) -> str:
-    """Returns the group of a reference image in its stored form; raises as `checked_name`."""
+    """Returns the group of a reference image in stored form; raises InvalidInputError, see `checked_name`."""
     return _short_text(group, "the group of a reference image")
 
 
@@ -160,9 +161,9 @@ def _checked_text(text: object) -> str:
 
 
 def checked_images(images: object) -> Iterable[Any]:
-    """Returns an iterable of images; raises InvalidInputError for one image or another value.
+    """Returns `images` if it is an iterable of images; raises InvalidInputError for a single image or another value.
 
-    One image is refused because a path would be iterated by letter, an array by row.
+    A single path would be iterated letter by letter, and a single array row by row.
     """
     alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.generic)
     row_by_row = isinstance(images, np.ndarray) and images.ndim < (1 if images.dtype == object else 4)
@@ -174,15 +175,15 @@ def checked_images(images: object) -> Iterable[Any]:
 
 
 def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.float32]:
-    """Returns vectors with rows of unit L2 norm, float32 ``(n, dim)``.
+    """Returns vectors with rows scaled to unit L2 norm, float32 ``(n, dim)``.
 
     Args:
-        vectors: Numbers of this shape, rows of any norm.
+        vectors: Numbers of shape ``(n, dim)``, with rows of any norm.
         dim: Dimension of the encoder.
-        name: Expert or encoder, for messages.
+        name: Name of the expert or encoder, for error messages.
 
     Raises:
-        InvalidInputError: The values are no numbers, of another shape, or a row is zero or not finite.
+        InvalidInputError: The values are not numbers or have another shape, or a row is zero or not finite.
     """
     try:
         rows = as_numbers(vectors)
@@ -203,9 +204,10 @@ def checked_vectors(vectors: ArrayLike, dim: int, *, name: str) -> NDArray[np.fl
 
 
 def as_numbers(values: object) -> NDArray[np.float64]:
-    """Returns an array of real numbers; raises TypeError for texts and complex, and any error of the conversion.
+    """Returns the values as a float64 array of real numbers.
 
-    In float64, the norm of a finite float32 row neither overflows nor underflows.
+    In float64, the norm of a finite float32 row can neither overflow nor underflow. Raises TypeError for texts and
+    complex numbers, and any error of the conversion.
     """
     array = np.asarray(values)
     if array.dtype.kind not in "biufO":
@@ -217,7 +219,8 @@ def checked_metadata(metadata: object) -> dict[str, Any]:
     """Returns metadata in its stored form.
 
     Raises:
-        InvalidInputError: The metadata is no JSON object, has numbers beyond 64 bits, or is too long or too deep.
+        InvalidInputError: The metadata is not a JSON object, contains integers beyond 64 bits, or is too long or too
+            deep.
     """
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(f"metadata must be a mapping of str to JSON. Got {shown(metadata)} instead")
@@ -249,5 +252,5 @@ def _depth(value: object) -> int:
 
 
 def as_words(name: str) -> str:
-    """Returns a category name with spaces for underscores, which folder names often have."""
+    """Returns a category name with spaces instead of underscores, which are common in folder names."""
     return " ".join(name.replace("_", " ").split())

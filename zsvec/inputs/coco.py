@@ -1,4 +1,4 @@
-"""Categories from COCO annotations: whole images, or objects in boxes.
+"""Reads categories from COCO annotations: whole images, or objects in boxes.
 
 Source of the format: Lin et al. (2014), "Microsoft COCO", arXiv:1405.0312, and its "Data format" page.
 """
@@ -49,7 +49,7 @@ class _Object(_Annotation):
 _KEPT = {"images", "annotations", "categories", *_Category.model_fields, *_Picture.model_fields}
 _KEPT |= _Object.model_fields.keys()
 
-_SHOWN = 5  # categories of an image that has several
+_SHOWN = 5  # categories that an error names, of an image that shows several
 
 T = TypeVar("T", bound=BaseModel)
 A = TypeVar("A", bound=_Annotation)
@@ -72,19 +72,21 @@ def from_coco(
 
     Args:
         file: The JSON file, up to 1 GiB.
-        images: Base of image paths, which no path may leave, as in `from_csv`; by default the folder of the file.
-        boxes: Whether the references are objects in boxes: each a `Region` of an image, grouped by image. A box is
-            rounded outwards to whole pixels and cut at the border of the image; crowds are left out. By default the
-            references are whole images of the category that their annotations name; an image without annotations is
-            left out, an image of several categories is invalid.
-        on_error: Called with an error for each invalid and each left-out annotation or image; by default, the first
-            invalid one is raised.
+        images: Folder that image paths start from and must not leave, as in `from_csv`; by default, the folder of the
+            file.
+        boxes: If true, the references are objects: each is the `Region` of an annotated box, and the objects of one
+            image form a group. A box is rounded outwards to whole pixels and cut at the border of the image. Crowds are
+            skipped. If false, the references are whole images, each of the category that its annotations name. An image
+            without annotations is skipped, and an image of several categories is invalid.
+        on_error: Called with an error for each annotation or image that is invalid or skipped. By default, the error of
+            the first invalid annotation or image is raised.
 
     Returns:
         The categories for `add_categories`, sorted by name. No image is read yet.
 
     Raises:
-        InvalidInputError: The file cannot be read or has another form, an annotation is invalid, or none is valid.
+        InvalidInputError: The file cannot be read or does not contain COCO annotations, an annotation or an image is
+            invalid, or no image is left.
     """
     file = checked_path("file", file)
     content = _read(file)

@@ -1,4 +1,4 @@
-"""Image content → an 8-bit RGB ``PIL.Image``: orientation, depth, alpha, and limits of size and memory.
+"""Decodes image content to an upright 8-bit RGB ``PIL.Image``, within limits of size and memory.
 
 `zsvec.inputs.images` adds the name of the image to the errors.
 """
@@ -22,11 +22,13 @@ from zsvec.inputs.encoded import Encoded, canvas_of, check_scans, count_numbers,
 from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
-"""Default for the largest image. A JPEG counts with its decoded size."""
+"""Default for the maximum number of pixels of an image. A JPEG that is decoded at a smaller scale counts with that
+size.
+"""
 MAX_BYTES = 2**28
-"""Most bytes that are read from a stream of unknown size."""
+"""Maximum number of bytes that are read from a stream of unknown size."""
 LONGEST_SIDE = 1_000_000
-"""Pixels. The time of decoders of raw rows grows with the square of a row."""
+"""Maximum width and height in pixels. Decoders of raw rows take time that grows with the square of the row length."""
 
 _BAND_PIXELS = 2**18  # pixels converted at once
 
@@ -40,17 +42,17 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow converts these PNG samples to 8 bits, but not their transparent colour.
+# Factors to 8 bits for the transparent color of a PNG, by raw mode. Pillow converts only the samples to 8 bits.
 _TRANSPARENT_TO_8_BITS = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of an image.
+    """Limits of pixels and memory for reading images.
 
     Attributes:
-        max_pixels: Largest image; by default `MAX_PIXELS` decoded pixels.
-        image_memory: Bytes for all images that are being decoded.
+        max_pixels: Maximum number of pixels of an image; by default, `MAX_PIXELS` decoded pixels.
+        image_memory: Maximum bytes of memory for all images that are being decoded.
     """
 
     max_pixels: int | None = None
@@ -59,12 +61,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The memory and the scale of a decoding.
+    """The memory and the scale for decoding one image.
 
     Attributes:
-        memory: Bytes that decoding takes, encoded bytes excluded.
+        memory: Bytes of memory that decoding takes, without the encoded bytes.
         size: Width and height in pixels of an encoded image; ``None`` for an array or a PIL image.
-        scale: Divisor of the size of a JPEG: 1, 2, 4 or 8.
+        scale: Divisor of the width and height of a JPEG: 1, 2, 4 or 8.
     """
 
     memory: int
@@ -72,18 +74,18 @@ class Plan:
     scale: int = 1
 
     def size_of(self, decoded: Image.Image) -> tuple[int, int]:
-        """Returns width and height of the whole image, turned like the decoded one."""
+        """Returns width and height of the image at full scale, in the orientation of the decoded image."""
         width, height = self.size or decoded.size
         turned = (width - height) * (decoded.width - decoded.height) < 0
         return (height, width) if turned else (width, height)
 
 
 def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
-    """Plans the decoding of an encoded image, of which only the header is read; `side` as in `load_image`.
+    """Plans the decoding of an encoded image from its header; `side` is as in `load_image`.
 
     Raises:
-        ImageError: The content is no image, or too large.
-        Exception: Any error of Pillow, for damaged files.
+        ImageError: The content is not an image, or is too large.
+        Exception: The file is damaged. Pillow may raise any exception.
     """
     if file.format == "WEBP" and (canvas := canvas_of(file)) != (0, 0):
         _check_pixels(canvas, limits, "WEBP")
@@ -99,13 +101,13 @@ def plan_encoded(file: Encoded, limits: Limits, side: int | None) -> Plan:
 
 
 def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
-    """Plans the conversion of an array or a PIL image to RGB; errors as in `plan_encoded`."""
+    """Plans the conversion of an array or a PIL image to RGB; raises the errors of `plan_encoded`."""
     if isinstance(content, Image.Image):
         _check_pixels(content.size, limits, content.format)
         lazy = opened(content) and bool(getattr(content, "tile", None))
-        turned = lazy or _orientation(content) in _TURNS  # unknown for a PNG that is not decoded
+        turned = lazy or _orientation(content) in _TURNS  # a PNG's orientation is unknown before decoding
         if content.mode == "RGB" and not content.has_transparency_data:
-            made = lazy + (opened(content) or turned)  # the turned image replaces the copy
+            made = lazy + (opened(content) or turned)  # the rotated image replaces the copy
         else:
             made = lazy + 1 + turned
         return Plan(content.width * content.height * 4 * made + 2**20)
@@ -114,7 +116,7 @@ def plan_decoded(content: NDArray[Any] | Image.Image, limits: Limits) -> Plan:
 
 
 def decode(content: bytes | NDArray[Any] | Image.Image, plan: Plan) -> Image.Image:
-    """Decodes content to RGB, upright, as planned; raises as `plan_encoded`."""
+    """Decodes content to upright RGB, as planned; raises the errors of `plan_encoded`."""
     if isinstance(content, bytes):
         image = _open(content, plan)
     elif isinstance(content, Image.Image):
@@ -124,16 +126,19 @@ def decode(content: bytes | NDArray[Any] | Image.Image, plan: Plan) -> Image.Ima
         image = _from_array(content)
     turn = _TURNS.get(_orientation(image))
     rgb = _to_rgb(image)
-    del image  # not held while the result is turned
+    del image  # frees the memory before the result is rotated
     if turn is not None:
         upright = rgb.transpose(turn)
-        upright.info.clear()  # a second reader must not turn the image again
+        upright.info.clear()  # a second reader must not rotate the image again
         return upright
     return rgb.copy() if rgb is content and opened(content) else rgb
 
 
 def opened(image: object) -> bool:
-    """Returns whether an image is a PIL image of a file: the owner may select another frame or close the file."""
+    """Returns whether an image is a PIL image that reads from a file.
+
+    The owner of such an image may select another frame or close the file.
+    """
     return isinstance(image, ImageFile.ImageFile)
 
 
@@ -178,7 +183,7 @@ def _fit_transparent_colour(image: ImageFile.ImageFile) -> None:
 
 
 def _orientation(image: Image.Image) -> Any:
-    # Pixels are read despite broken metadata.
+    # Broken metadata must not prevent reading the pixels.
     with suppress(ImageError, OSError, SyntaxError, ValueError, TypeError, LookupError, struct.error, Warning):
         exif = image.info.get("exif")
         text = image.info.get("Raw profile type exif")  # of a PNG
@@ -196,13 +201,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     scale = _grey_scale(image)
     rgb = Image.new("RGB", image.size)
-    for box in bands(image.size):  # whole images in memory: source and result alone
+    for box in bands(image.size):  # only source and result are whole images in memory
         rgb.paste(_band_to_rgb(image.crop(box), scale), box)
     return rgb
 
 
 def bands(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
-    """Yields boxes of some rows that cover an image, for conversions with little memory."""
+    """Yields boxes of a few rows each that together cover an image; conversion box by box saves memory."""
     width, height = size
     rows = max(_BAND_PIXELS // width, 1)
     for top in range(0, height, rows):
@@ -248,7 +253,7 @@ def _16_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def check_array(array: NDArray[Any], limits: Limits) -> None:
-    """Checks shape and dtype of an array; raises ImageError if the array is no image, or too large."""
+    """Checks shape and dtype of an array; raises ImageError if the array is not an image or is too large."""
     shape, dtype = array.shape, array.dtype
     if len(shape) not in {2, 3} or shape[2:] not in {(), (1,), (2,), (3,), (4,)} or not array.size:
         raise ImageError(
@@ -267,7 +272,7 @@ def _from_array(array: NDArray[Any]) -> Image.Image:
     if array.shape[2:] == (1,):
         array = array.squeeze(2)
     rgb = Image.new("RGB", (array.shape[1], array.shape[0]))
-    for box in bands(rgb.size):  # whole images in memory: the result alone
+    for box in bands(rgb.size):  # only the result is a whole image in memory
         rgb.paste(_band_to_rgb(Image.fromarray(_to_8_bits(array[box[1] : box[3]])), (0.0, 255.0)), box)
     return rgb
 

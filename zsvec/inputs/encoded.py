@@ -1,7 +1,8 @@
-"""Headers of encoded images, and the memory that decoding takes.
+"""Reads the headers of encoded images, and bounds the memory that opening and decoding take.
 
-Pillow reads the headers. This module bounds the reads and the memory of Pillow for that, and computes an upper bound
-for decoding. The figures were measured with Pillow 13 and its codecs on damaged files (`zsvec/docs/limits.md`).
+Pillow parses the headers. This module limits how much Pillow reads for that, and computes from the header an upper
+bound for the memory that decoding takes. The constants were measured with Pillow 13 and its codecs on damaged files
+(`zsvec/docs/limits.md`).
 """
 
 from __future__ import annotations
@@ -33,41 +34,41 @@ from zsvec.errors import ImageError
 
 _UNBOUNDED = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # AVIF and JPEG 2000
 
-_MAX_HEADER_MEMORY = 2**26  # bytes for opening a file, other than a WebP
-_MAX_PARTS = 2**17  # most reads of a header, and chunks of a PNG: many millions take minutes
-_MAX_SCANS = 100  # most scans of a JPEG: each takes the time of a decoding
-_MAX_SLOW_VALUES = 2**22  # most values for a decoder written in Python: some seconds
+_MAX_HEADER_MEMORY = 2**26  # bytes that opening a file may take, except a WebP
+_MAX_PARTS = 2**17  # most reads of a header (at least one per PNG chunk): many millions take minutes
+_MAX_SCANS = 100  # most scans of a JPEG: each takes as long as decoding the whole image once
+_MAX_SLOW_VALUES = 2**22  # most samples for a decoder that is written in Python: takes some seconds
 
 _NEEDED_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # chunks of a PNG
 _ORIENTATION_TEXTS = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of PNG texts
-_MAX_TEXT_BYTES = 2**20  # bytes of such a text, and Pillow's limit for an inflated one
-_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # of a JPEG segment or the end; no escaped byte, no restart
-_LOSSLESS_CHUNKS = (rb"(?s)VP8L(.{4})", rb"(?s)ALPH(.{4})")  # chunks of a WebP, with their lengths
+_MAX_TEXT_BYTES = 2**20  # bytes of such a text; Pillow's limit for an inflated text is the same
+_MARKER = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # JPEG segment or end marker, not an escaped byte or a restart
+_LOSSLESS_CHUNKS = (rb"(?s)VP8L(.{4})", rb"(?s)ALPH(.{4})")  # WebP chunks; the group is the length
 _MAX_TAGS = 4096  # most tags of a TIFF or of Exif, as in libtiff
 _MAX_NUMBERS = 2**18  # most numbers in all tags
-_BITS_TAG = 258  # tag of a TIFF
+_BITS_TAG = 258  # TIFF tag BitsPerSample
 _SIZE_TAGS = frozenset({256, 257, _BITS_TAG, 259, 262, 277, 278, 322, 323})  # tags for the size of a strip or tile
 _DEPTH_TAGS = frozenset({32997, 32998})  # tags of libtiff for several layers, unknown to Pillow
-# TIFF compressions with decoders that take a strip or tile, and small tables. libtiff limits an embedded JPEG to 10 MB
-# and 100 scans.
+# TIFF compressions whose decoders take memory for one strip or tile and for small tables. libtiff limits an embedded
+# JPEG to 10 MB and 100 scans.
 _COMPRESSIONS = frozenset(
     {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate", "packbits"}
 )
 
 
 class Encoded:
-    """An encoded image as a file, which begins at the position of the caller's file.
+    """A file that contains one encoded image: the caller's file from its current position on.
 
     Args:
         file: A seekable file.
         on_disk: Whether the bytes are not in memory.
 
     Attributes:
-        size: Bytes.
+        size: Size of the image in bytes.
         on_disk: Whether the bytes are not in memory.
-        header: Bytes that were read to open the image.
+        header: Number of bytes that were read to open the image.
         exhausted: Whether a decoder has read beyond the end.
-        hidden: Ends of the parts that are hidden from reads, by position of their first byte.
+        hidden: Byte ranges that `read` skips. The key is the position of the first byte, the value is the end.
     """
 
     def __init__(self, file: BinaryIO, *, on_disk: bool = False) -> None:
@@ -82,12 +83,15 @@ class Encoded:
 
     @cached_property
     def format(self) -> str:
-        """The format; raises ImageError for an unsupported one."""
+        """The name of the format, such as ``PNG``; raises ImageError for an unsupported format."""
         return recognised(self.at(0, 16))
 
     @cached_property
     def metadata(self) -> tuple[bool, int]:
-        """Whether metadata may turn a PNG, and bytes of PNG or TIFF metadata in memory beside `header`."""
+        """Whether PNG metadata may hold an orientation, and an estimate of the bytes that metadata takes in memory.
+
+        The estimate covers PNG and TIFF metadata, and comes in addition to `header`.
+        """
         with self.reading_header():
             if self.format == "PNG":
                 return _hide_chunks(self)
@@ -98,13 +102,16 @@ class Encoded:
         return self._file.tell() - self._start
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Goes to a position relative to the beginning of the image, and returns the position."""
+        """Moves to a position and returns the position, relative to the beginning of the image."""
         position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.tell(), io.SEEK_END: self.size}[whence]
         self._file.seek(self._start + position)
         return position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Returns `size` bytes, fewer at the end of the file; a raw file may return them in parts."""
+        """Returns `size` bytes, or fewer at the end of the file.
+
+        Reads repeatedly, because a raw file may return fewer bytes at once than requested.
+        """
         while (end := self.hidden.get(self.tell())) is not None:
             self.seek(end)
         wanted = self.size if size is None or size < 0 else size
@@ -120,15 +127,15 @@ class Encoded:
         return data
 
     def at(self, position: int, size: int) -> bytes:
-        """Returns `size` bytes from a position on, fewer at the end of the file."""
+        """Returns `size` bytes from a position on, or fewer at the end of the file."""
         self.seek(position)
         return self.read(size)
 
     @contextmanager
     def reading_header(self) -> Iterator[None]:
-        """Bounds the bytes and the number of reads in a block.
+        """Limits the bytes and the number of reads within the block; `read` raises ImageError beyond that.
 
-        Pillow keeps all metadata before the pixels, and searches a damaged header byte by byte.
+        Pillow holds in memory all metadata that precedes the pixels, and searches a damaged header byte by byte.
         """
         self._most = self.size if self.format == "WEBP" else _MAX_HEADER_MEMORY // self.copies
         self.header = self._reads = 0
@@ -137,12 +144,12 @@ class Encoded:
 
     @property
     def copies(self) -> int:
-        """Copies of a header in the memory of Pillow, which reads the tags of a TIFF twice."""
+        """Bytes of memory that Pillow takes per byte of `header`, in which the tags of a TIFF count twice."""
         return 2 if self.format == "TIFF" else 4
 
 
 def read_bytes(file: BinaryIO, size: int) -> bytes:
-    """Returns at most `size` bytes of a file; raises ImageError if its `read` returns anything else."""
+    """Returns at most `size` bytes of a file; raises ImageError if the file does not return bytes."""
     data = file.read(size)
     if not isinstance(data, bytes | bytearray | memoryview):
         raise ImageError(f"its read() gives {type(data).__name__}, not bytes; open it with mode 'rb'")
@@ -150,22 +157,23 @@ def read_bytes(file: BinaryIO, size: int) -> bytes:
 
 
 class _Jpeg(JpegImagePlugin.JpegImageFile):
-    """Skips Exif on opening: Pillow reads a density from there, which may be an array of any length."""
+    """Skips Exif on opening. Pillow would read the density from Exif, which may be an array of any length."""
 
     def getexif(self) -> Image.Exif:
         return Image.Exif()
 
 
 class _Gif(GifImagePlugin.GifImageFile):
-    """Never disposes of a frame: for that, Pillow allocates a picture of the first frame's size on opening."""
+    """Disables frame disposal, for which Pillow would allocate a picture of the first frame's size on opening."""
 
     disposal_method = property(lambda self: 0, lambda self, value: None)
 
 
-# Raster formats with memory that is known before decoding, with readers and suffixes. Not EPS, which is a program, nor
-# ICO, which Pillow decodes before the size is known. Not JPEG 2000: openjpeg allocates for tiles, precincts and blocks
-# without a bound (2.4 GiB for 1.5 KB). Not AVIF: decoders allocate for the size of the embedded AV1 stream before
-# comparing that. JPEGs are not opened by Pillow's factory, which reads an index of further pictures, of any size.
+# Readers and suffixes of the supported formats: raster formats whose memory is known before decoding. These formats are
+# missing: EPS is a program. Pillow decodes ICO before the size is known. For JPEG 2000, openjpeg allocates unbounded
+# memory for tiles, precincts and blocks (2.4 GiB for a file of 1.5 KB). For AVIF, decoders allocate memory for the size
+# in the embedded AV1 stream before they compare that size with the header. JPEGs are not opened by Pillow's factory
+# function, which reads an index of further pictures of any size.
 FORMATS: dict[str, tuple[type[ImageFile.ImageFile], tuple[str, ...]]] = {
     "JPEG": (_Jpeg, (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
     "PNG": (PngImagePlugin.PngImageFile, (".png", ".apng")),
@@ -175,19 +183,19 @@ FORMATS: dict[str, tuple[type[ImageFile.ImageFile], tuple[str, ...]]] = {
     "TIFF": (TiffImagePlugin.TiffImageFile, (".tif", ".tiff")),
     "PPM": (PpmImagePlugin.PpmImageFile, (".ppm", ".pgm", ".pbm", ".pnm", ".pfm")),
 }
-# Found in folders, and reported as unreadable instead of ignored.
+# Suffixes of refused formats. Such files in a folder are reported as unreadable instead of ignored.
 _REFUSED = (".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx")
 SUFFIXES = frozenset([*(suffix for _, suffixes in FORMATS.values() for suffix in suffixes), *_REFUSED])
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An image of which only the header was read.
+    """An image whose header was read, but not its pixels.
 
     Attributes:
         image: The image.
-        turned: Whether metadata may turn the image.
-        extra: Bytes that decoding takes beside the bytes per pixel.
+        turned: Whether metadata may hold an orientation, by which the image is rotated or flipped.
+        extra: Bytes of memory that decoding takes in addition to those for the pixels.
     """
 
     image: ImageFile.ImageFile
@@ -195,13 +203,16 @@ class Opened:
     extra: int
 
     def memory(self, scale: int = 1) -> int:
-        """Returns the bytes that decoding takes, encoded bytes excluded; `scale` divides the sides of a JPEG."""
+        """Returns an upper bound for the bytes of memory that decoding takes, without the encoded bytes.
+
+        `scale` is the divisor of the width and height of a JPEG.
+        """
         width, height = self.image.size
         pixel = 1 if self.image.mode in {"1", "L", "P"} else 2 if self.image.mode.startswith("I;16") else 4
         if self.image.format == "WEBP":
             pixel += 12  # two canvases and the bytes of the picture
         if ExifTags.Base.Orientation in getattr(self.image, "tag_v2", ()):
-            pixel *= 2  # Pillow turns the TIFF on loading
+            pixel *= 2  # Pillow rotates the TIFF on loading
         if self.image.mode != "RGB" or self.image.has_transparency_data:
             pixel += 4
         if self.turned:
@@ -210,7 +221,7 @@ class Opened:
 
 
 def canvas_of(file: Encoded) -> tuple[int, int]:
-    """Returns the size of the canvases that libwebp allocates on opening a WebP; (0, 0) for a damaged header."""
+    """Returns width and height of the canvases that libwebp allocates for a WebP; (0, 0) if the header is damaged."""
     head = file.at(12, 18)
     if head[:4] == b"VP8X" and len(head) == 18:
         return int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
@@ -223,13 +234,23 @@ def canvas_of(file: Encoded) -> tuple[int, int]:
 
 
 def opening_memory(file: Encoded) -> int:
-    """Returns an upper bound for the bytes that `open_encoded` takes; raises the same errors."""
+    """Returns an upper bound for the bytes of memory that `open_encoded` takes.
+
+    Raises:
+        ImageError: The format or the metadata is not supported.
+        struct.error: A TIFF has no directory.
+    """
     _, extra = file.metadata
     return (4 * file.size if file.format == "WEBP" else min(4 * file.size, _MAX_HEADER_MEMORY)) + extra
 
 
 def open_encoded(file: Encoded) -> Opened:
-    """Opens an image; raises ImageError for unsupported and unbounded formats, and any error of Pillow for damage."""
+    """Opens an image without decoding its pixels.
+
+    Raises:
+        ImageError: The format is not supported, or its memory cannot be bounded.
+        Exception: The file is damaged. Pillow may raise any exception.
+    """
     turned, extra = file.metadata
     reader, _ = FORMATS[file.format]
     file.seek(0)
@@ -237,7 +258,7 @@ def open_encoded(file: Encoded) -> Opened:
         # Not Image.open, which warns above Pillow's own limit: a warning cannot be silenced in one thread only.
         image = reader(cast("BinaryIO", file), "")
     turned = turned or not image.info.keys().isdisjoint({"exif", "xmp"})
-    extra += file.copies * file.header + 24 * image.width  # and three rows of pixels of at most 64 bits
+    extra += file.copies * file.header + 24 * image.width  # three rows of pixels of at most 64 bits
     if isinstance(image, _Jpeg):
         extra += _extra_of_jpeg(image, file)
     elif isinstance(image, WebPImagePlugin.WebPImageFile):
@@ -251,13 +272,13 @@ def open_encoded(file: Encoded) -> Opened:
             raise ImageError(f"a PNM of text, or of an uncommon white, may have at most {_MAX_SLOW_VALUES:,} values")
         extra += 12 * values + file.size
     elif isinstance(image, BmpImagePlugin.BmpImageFile) and image.tile[0].codec_name != "raw":
-        # Two bytes encode a jump of 255 rows, which Pillow's decoder allocates.
+        # Two bytes can encode a jump over 255 rows, for which Pillow's decoder allocates memory.
         raise ImageError("run-length encoded BMPs are not read; save it as PNG")
     return Opened(image, turned, extra)
 
 
 def recognised(prefix: bytes) -> str:
-    """Returns the format of encoded bytes by their beginning; raises ImageError for an unsupported one."""
+    """Returns the format of an image from its first bytes; raises ImageError for an unsupported format."""
     if not prefix:
         raise ImageError("it is empty (0 bytes); give an image")
     for name in FORMATS:
@@ -275,12 +296,12 @@ def recognised(prefix: bytes) -> str:
 
 
 def _hide_chunks(file: Encoded) -> tuple[bool, int]:
-    """Hides the chunks of a PNG that are not needed for the first picture.
+    """Hides from `read` the chunks of a PNG that the first picture and its orientation do not need.
 
-    Pillow inflates colour profiles and texts, fails on large ones, and keeps all unknown chunks.
+    Pillow would inflate color profiles and texts, fail on large ones, and hold all unknown chunks in memory.
 
     Returns:
-        Whether metadata may turn the image, and the bytes that Pillow takes for the visible chunks.
+        Whether the visible chunks may hold an orientation, and an estimate of the bytes of memory for all chunks.
     """
     position, extra = 8, 0
     needed, keywords = set(_NEEDED_CHUNKS), set(_ORIENTATION_TEXTS)
@@ -307,9 +328,9 @@ def _hide_chunks(file: Encoded) -> tuple[bool, int]:
 
 
 def _extra_of_jpeg(image: _Jpeg, file: Encoded) -> int:
-    """Returns memory for rows, and for a JPEG of several scans 16-bit coefficients of all blocks."""
+    """Returns the bytes that libjpeg takes for rows and, with several scans, for 16-bit coefficients of all blocks."""
     rows = 64 * image.width * len(image.layer)
-    end = file.tell()  # of the header of the first scan
+    end = file.tell()  # end of the header of the first scan
     head = file.at(max(end - 16, 0), 16)
     scanned = (n for n in (1, 2, 3, 4) if head[-2 * n - 8 :].startswith(struct.pack(">HHB", 0xFFDA, 2 * n + 6, n)))
     if "progressive" not in image.info and next(scanned, 0) == len(image.layer):
@@ -321,9 +342,10 @@ def _extra_of_jpeg(image: _Jpeg, file: Encoded) -> int:
 
 
 def _extra_of_webp(image: WebPImagePlugin.WebPImageFile, file: Encoded) -> int:
-    """Returns memory for the tables of lossless pictures and of transparency: one for 16 pixels or more.
+    """Returns the bytes that the tables of lossless pictures and of lossless transparency take.
 
-    The code of a table takes two and a half bytes or more. One picture is decoded at a time.
+    Two facts limit the number of tables: each belongs to at least 16 pixels, and is encoded in at least 2.5 bytes. Only
+    one picture is decoded at a time.
     """
     data = file.at(0, file.size)
     lengths = (int.from_bytes(length, "little") for chunk in _LOSSLESS_CHUNKS for length in re.findall(chunk, data))
@@ -333,7 +355,7 @@ def _extra_of_webp(image: WebPImagePlugin.WebPImageFile, file: Encoded) -> int:
 
 
 def _extra_of_tiff(image: TiffImagePlugin.TiffImageFile, file: Encoded) -> int:
-    """Returns memory for a whole strip or tile, and a copy of the encoded bytes, in the decoders of libtiff."""
+    """Returns the bytes that the decoders of libtiff take for a whole strip or tile and for the encoded bytes."""
     if (compression := image.info["compression"]) not in _COMPRESSIONS:
         raise ImageError(f"TIFFs of compression {compression} are not read; save it anew as PNG, or with deflate")
     if compression == "raw":
@@ -350,14 +372,16 @@ def _extra_of_tiff(image: TiffImagePlugin.TiffImageFile, file: Encoded) -> int:
 
 
 def count_numbers(file: Encoded) -> int:
-    """Counts the numbers in the first directory of a TIFF, or of Exif.
+    """Counts the numbers in all tags of the first directory of a TIFF or of Exif.
 
-    Pillow creates an object for each number of an unpacked tag, and some 600 bytes for each offset of a strip. libtiff
-    knows more types of numbers than Pillow, but must use the same sizes of strips and tiles.
+    Pillow creates an object for each number of a tag that it unpacks, and takes about 600 bytes for each strip offset.
+    libtiff knows more number types than Pillow. Sizes of strips and tiles must have a type that both know, so that both
+    use the same sizes.
 
     Raises:
-        ImageError: There are too many numbers, or the sizes of strips have an uncommon type.
-        struct.error: There is no directory.
+        ImageError: There are too many tags or numbers, the sizes of strips or tiles have an uncommon type, or the file
+            is a big-endian BigTIFF.
+        struct.error: The directory is missing.
     """
     head = file.at(0, 16)
     order = "<" if head[:2] == b"II" else ">"
@@ -374,7 +398,7 @@ def count_numbers(file: Encoded) -> int:
     for tag, kind, count in entry.iter_unpack(table[: len(table) // entry.size * entry.size]):
         if tag in _DEPTH_TAGS or (tag in _SIZE_TAGS and (kind not in {3, 4} or (count != 1 and tag != _BITS_TAG))):
             raise ImageError("its strips or tiles have a size of an uncommon type; save it anew as PNG or TIFF")
-        if kind not in {1, 2, 7} and count <= file.size:  # Pillow keeps these as bytes, and ignores overlong tags
+        if kind not in {1, 2, 7} and count <= file.size:  # Pillow keeps these types as bytes, and ignores overlong tags
             numbers += count
     if numbers > _MAX_NUMBERS:
         raise ImageError(f"its tags have {numbers:,} numbers, more than {_MAX_NUMBERS:,}; save it anew")
@@ -384,8 +408,9 @@ def count_numbers(file: Encoded) -> int:
 def check_scans(data: bytes) -> None:
     """Raises ImageError for a JPEG with so many scans that decoding would take minutes.
 
-    The segments are followed as in libjpeg, up to the end of the picture. Any bytes may follow, such as the video of a
-    motion photo. Comments are skipped, because they could fake an end and hide further scans.
+    Follows the segments as libjpeg does, up to the end of the picture. The bytes after that are not checked, such as
+    the video of a motion photo. Comments are skipped by their length, because a comment could contain a fake end marker
+    that hides further scans.
     """
     scans, position = 0, 2
     for _ in range(_MAX_PARTS):

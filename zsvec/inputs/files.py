@@ -1,7 +1,8 @@
-"""Files in untrusted folders: reads never block, writes follow no links.
+"""Reads and writes files in untrusted folders: reads never block, and writes do not follow links.
 
-A folder from elsewhere (a clone, an archive, a shared disk) may contain a named pipe, which blocks its reader for good,
-or a symbolic or hard link, which leads a writer to any file of the user. `inside` checks the folders of a path.
+A folder from an untrusted source (a clone, an archive, a shared disk) may contain a named pipe, which would block a
+reader forever, or a symbolic or hard link, through which a writer would change any file of the user. `inside` checks
+the parent folders of a path.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _BINARY = getattr(os, "O_BINARY", 0)
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
-    """Opens a regular file for reading; with `follow_links` false, not through a symbolic link.
+    """Opens a regular file for reading; if `follow_links` is false, a symbolic link raises OSError.
 
     Raises:
         OSError: The file cannot be opened, or is a folder, a named pipe, a socket or a device.
@@ -33,13 +34,13 @@ def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
 
 
 def read_regular(path: Path) -> bytes:
-    """Returns the content of a regular file; raises as `open_regular`."""
+    """Returns the content of a regular file; raises the errors of `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """Opens or creates a regular file for reading and appending. No link is followed.
+    """Opens or creates a regular file for reading and appending, without following a link.
 
     Raises:
         OSError: The file cannot be opened, has hard links, or is a link, a named pipe, a socket or a device.
@@ -52,7 +53,7 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def read_named(path: Path) -> bytes:
-    """Returns the content of a file that a user named: regular, or a pipe of the shell, such as `/dev/stdin`."""
+    """Returns the content of a regular file, or of a pipe that the shell has opened, such as `/dev/stdin`."""
     return path.read_bytes() if _is_of_shell(path) else read_regular(path)
 
 
@@ -64,8 +65,9 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterato
 
     Args:
         path: Path of the file.
-        mode: Permissions of the new file, less the umask.
-        durable: Whether the file survives a loss of power once its folder was synchronised.
+        mode: Permissions of the new file, from which the umask is removed.
+        durable: Whether to sync the content to disk. The file survives a power loss once its folder is synced too
+            (`sync`).
     """
     with _beside(path, mode) as (file, partial):
         yield file
@@ -75,7 +77,7 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterato
 
 @contextmanager
 def replacing_named(path: Path) -> Iterator[BinaryIO]:
-    """Writes a file that a user named: as `replacing`, or into a pipe or device in `/dev`, such as `/dev/stdout`."""
+    """Replaces a file like `replacing`, but writes directly into a pipe or device in `/dev`, such as `/dev/stdout`."""
     with path.open("wb") if _is_of_shell(path) else replacing(path) as file:
         yield file
 
@@ -87,10 +89,10 @@ def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
 
 
 def write_new(path: Path, content: bytes, *, mode: int = 0o666) -> bool:
-    """Creates a file, whole or not at all, unless the path exists already, be it as a link.
+    """Creates a file atomically, unless a file or a link already exists at the path.
 
     Returns:
-        Whether this call created the file; among several processes, one does.
+        Whether this call created the file. Among concurrent calls, only one returns True.
     """
     with _beside(path, mode) as (file, partial):
         file.write(content)
@@ -103,7 +105,7 @@ def write_new(path: Path, content: bytes, *, mode: int = 0o666) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Returns whether only this user can have written to a folder; on Windows, whether the folder exists."""
+    """Returns whether only the current user may write to a folder; on Windows, whether the folder exists."""
     try:
         found = folder.stat()
     except OSError:
@@ -112,7 +114,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def inside(folder: Path, path: Path) -> Path:
-    """Returns a path unchanged if it stays below a folder with links resolved.
+    """Returns a path unchanged if it lies in a folder after symbolic links are resolved.
 
     Raises:
         InvalidInputError: The path leads out of the folder, by ``..`` or by a symbolic link, or cannot be resolved.
@@ -129,7 +131,7 @@ def inside(folder: Path, path: Path) -> Path:
 
 
 def _target(path: Path) -> Path:
-    """Resolves a path. A link to itself is a RuntimeError before Python 3.13, then an OSError."""
+    """Resolves a path. A link to itself raises RuntimeError before Python 3.13, and OSError from 3.13 on."""
     target = path.resolve()
     if os.path.islink(target):  # noqa: PTH114 - Path.is_symlink raises an error for a name that is too long
         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -156,8 +158,8 @@ def _finish(file: BinaryIO, durable: bool = True) -> None:
 
 
 def sync(path: Path) -> None:
-    """Writes the content of a file, or the names in a folder, to the disk: both survive a loss of power."""
-    if path.is_dir() and os.name != "posix":  # Windows opens no folder
+    """Syncs the content of a file or the entries of a folder to disk, so that they survive a power loss."""
+    if path.is_dir() and os.name != "posix":  # Windows cannot open a folder
         return
     opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:

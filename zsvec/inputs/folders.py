@@ -1,4 +1,4 @@
-"""Images of a folder, categories from its sub-folders, and files of category definitions."""
+"""Finds images in folders, and reads categories from sub-folders and from files of definitions."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
 def unlisted(error: OSError) -> NoReturn:
-    """Raises the error for a folder that cannot be listed."""
+    """Raises InvalidInputError for a folder that cannot be listed."""
     reason = f"cannot list the folder {error.filename!r}: {error.strerror}"
     raise InvalidInputError(f"{reason}; give an existing folder that you may read") from error
 
 
 def refused(error: InvalidInputError) -> NoReturn:
-    """Raises the error for a link that leads out of a folder."""
+    """Raises the InvalidInputError for a link that leads out of a folder."""
     raise error
 
 
@@ -41,21 +41,22 @@ def find_images(
     on_error: Callable[[OSError], object] = unlisted,
     on_outside: OnOutside = refused,
 ) -> list[Path]:
-    """Returns the image files under a folder, by suffix, sorted; hidden files and folders are left out.
+    """Returns the sorted paths of all image files in a folder and its sub-folders.
 
-    Links are followed within `root`, and each folder is visited once. Links that lead out of `root` are left out: a
-    folder from elsewhere may link to any file of the user.
+    Images are recognized by suffix. Hidden files and folders are skipped. Symbolic links are followed within `root`,
+    and each folder is visited once. Links that lead out of `root` are refused, because a folder from an untrusted
+    source may link to any file of the user.
 
     Args:
         folder: The folder, or a link to one.
         root: Folder that links must not leave; by default `folder`.
-        on_error: Called for each folder that is missing, is no folder, or cannot be listed, and then left out; by
-            default, raises the error.
-        on_outside: Called with the error of each image or sub-folder that leads out of `root`; by default, raises the
-            error.
+        on_error: Called with the error of each folder that is missing or cannot be listed. The folder is then skipped.
+            The default raises InvalidInputError.
+        on_outside: Called with the error of each image or sub-folder that leads out of `root`. The path is then
+            skipped. The default raises the error.
 
     Raises:
-        InvalidInputError: A folder cannot be listed, or a link leads out.
+        InvalidInputError: A folder cannot be listed, or a link leads out of `root`.
     """
     folder = checked_path("folder", folder)
     root = root or folder
@@ -64,7 +65,7 @@ def find_images(
 
 
 def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
-    """Returns whether a path in a folder is no link out of the folder; else calls `on_outside` with the error."""
+    """Returns whether a path stays in `root`; if it is a link out of `root`, calls `on_outside` with the error."""
     try:
         return not path.is_symlink() or bool(inside(root, path))
     except InvalidInputError as exc:
@@ -73,7 +74,7 @@ def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
 
 
 def other_files(folder: Path, root: Path) -> Counter[str]:
-    """Counts the files that `find_images` leaves out because of their suffix, by suffix."""
+    """Counts, by suffix, the files that `find_images` skips because their suffix is not one of an image."""
     suffixes = (path.suffix.lower() for path in _files(folder, root, unlisted, lambda _: None))
     return Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
 
@@ -106,7 +107,8 @@ def read_categories(
         on_outside: As in `find_images`.
 
     Raises:
-        InvalidInputError: As `category_folders`; or the name of a definition is invalid, or there is no category.
+        InvalidInputError: As in `category_folders`. Also if the name of a definition is invalid, or there is no
+            category.
     """
     folders = category_folders(folder, on_outside=on_outside)
     images = {name: find_images(path, root=folder, on_outside=on_outside) for name, path in folders.items()}
@@ -123,11 +125,11 @@ def read_categories(
 def with_definitions(
     categories: Iterable[CategoryInput], definitions: Mapping[str, Sequence[str]]
 ) -> list[CategoryInput]:
-    """Adds definition texts to categories, and categories for further definitions, sorted by name.
+    """Returns categories with their definition texts, sorted by name; other definitions become new categories.
 
     Args:
-        categories: Categories without texts, with different names.
-        definitions: Definition texts by category; raises InvalidInputError for an invalid name.
+        categories: Categories without texts. Their names must be unique.
+        definitions: Definition texts by category name. An invalid name raises InvalidInputError.
     """
     texts: dict[str, list[str]] = {}
     for name, category_texts in definitions.items():
@@ -142,14 +144,16 @@ def with_definitions(
 def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[str, Path]:
     """Returns the sub-folders of a folder, by category name.
 
-    Left out are hidden folders, `__MACOSX` (from archives), and collections of an embedded store in the same folder.
+    Hidden folders are skipped, and so are the folder `__MACOSX`, which macOS adds to archives, and the collections of
+    an embedded store in the same folder.
 
     Args:
         folder: The folder, or a link to one.
         on_outside: As in `find_images`.
 
     Raises:
-        InvalidInputError: `folder` is no folder, cannot be listed or has no sub-folders, or a name is invalid.
+        InvalidInputError: `folder` is not a folder, cannot be listed or has no sub-folders, or the name of a sub-folder
+            is not a valid category name or equals another in stored form.
     """
     folder = checked_path("folder", folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
@@ -177,10 +181,10 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
 
 
 def read_definitions(file: Path) -> dict[str, list[str]]:
-    """Reads definition texts by category, from JSON ``{category: text or [texts]}`` or CSV ``category,text``.
+    """Reads definition texts by category, from a CSV file ``category,text`` or JSON ``{category: text or [texts]}``.
 
     Raises:
-        InvalidInputError: The file cannot be read, or has another form.
+        InvalidInputError: The file cannot be read, or does not have this form.
     """
     try:
         content = read_named(file).decode("utf-8-sig")

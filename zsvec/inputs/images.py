@@ -1,8 +1,8 @@
-"""Paths, bytes, files, arrays, PIL images and regions → an RGB ``PIL.Image``, and the hash of the content.
+"""Reads paths, bytes, files, arrays, PIL images and regions as RGB ``PIL.Image``, and hashes their content.
 
-`reading` returns both with one read. Every failure is an `ImageError`. Reading is thread-safe, and changes no state of
-the process (globals of Pillow, filters of `warnings`). `zsvec.inputs.encoded` computes the memory that an image takes,
-and `zsvec.inputs.memory` lets threads wait for memory.
+`reading` yields the image and the hash after reading the source once. Every failure is an `ImageError`. Reading is
+thread-safe and does not change global state, such as globals of Pillow or filters of `warnings`. `zsvec.inputs.encoded`
+computes the memory that an image takes, and `zsvec.inputs.memory` lets threads wait for memory.
 """
 
 from __future__ import annotations
@@ -44,15 +44,16 @@ from zsvec.inputs.memory import ACCOUNT, DEFAULT
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """The pixels of an image file within a rectangle; accepted wherever zsvec takes an image.
+    """A rectangle of an image file; accepted wherever zsvec takes an image.
 
-    The whole image is decoded, at full size and turned upright, whenever the region is read.
+    Whenever the region is read, the whole image is decoded, at full size and upright.
 
     Attributes:
         path: Path of the image file.
-        box: Left, top, right and bottom in pixels, as of `PIL.Image.Image.crop`; not empty, and within the image.
-        size: Width and height in pixels of the image that the box was drawn in, if known. A file of another size was
-            scaled or turned since, and is refused.
+        box: Left, top, right and bottom in pixels of the upright image, as for `PIL.Image.Image.crop`. The box must not
+            be empty, and must lie within the image.
+        size: Width and height in pixels of the image in which the box was drawn, if known. A file of another size has
+            been scaled or rotated since then, and is refused.
     """
 
     path: str | os.PathLike[str]
@@ -66,7 +67,7 @@ class Region:
 
     @property
     def fragment(self) -> str:
-        """The rectangle as a fragment of a URL; source: W3C, Media Fragments URI 1.0 (2012), section 4.2.2."""
+        """The rectangle as a URL fragment, as in W3C, Media Fragments URI 1.0 (2012), section 4.2.2."""
         left, top, right, bottom = self.box
         return f"xywh={left},{top},{right - left},{bottom - top}"
 
@@ -89,11 +90,11 @@ ImageInput: TypeAlias = (
 )
 
 _CHUNK_BYTES = 2**20
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # a path has one of the two slashes; a drive has one letter
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib merges the two slashes; a Windows drive has one letter
 
 
 class ImageLimits(TypedDict, total=False):
-    """Limits of images, as arguments of `load_image` and similar functions."""
+    """The arguments of `load_image` and similar functions that limit images."""
 
     max_pixels: int | None
     image_memory: int
@@ -105,8 +106,8 @@ class LoadedImage:
 
     Attributes:
         image: Mode ``RGB``, fully decoded.
-        content_hash: As from `zsvec.inputs.images.content_hash`.
-        size: Width and height of the whole image, upright; a JPEG may be decoded at a fraction of this size.
+        content_hash: The result of `zsvec.inputs.images.content_hash`; empty unless requested.
+        size: Width and height of the upright image at full scale. A JPEG may be decoded at a fraction of this size.
     """
 
     image: Image.Image
@@ -118,9 +119,9 @@ class LoadedImage:
 def reading(
     image: ImageInput, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> Iterator[LoadedImage]:
-    """Reads an image once, and reserves its memory until the end of the block.
+    """Reads an image once. The memory of the image stays reserved until the end of the block.
 
-    Arguments and errors as in `load_image`. Without `hashed`, the hash is empty.
+    The arguments and errors are as in `load_image`. If `hashed` is false, the hash is empty.
     """
     with ExitStack() as held:
         loaded = read_held(image, held, side=side, hashed=hashed, **limits)
@@ -133,7 +134,7 @@ def reading(
 def read_held(
     image: ImageInput, held: ExitStack, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> LoadedImage:
-    """Reads as `reading`, with the memory reserved until a stack is closed. Drop the image before."""
+    """Reads like `reading`, but reserves the memory until the stack `held` is closed; drop the image before that."""
     with _image_errors(image):
         return _load(image, Limits(**limits), side, held, hashed=hashed)
 
@@ -143,28 +144,31 @@ def load_image(
 ) -> Image.Image:
     """Decodes an image into 8-bit RGB.
 
-    The EXIF orientation is applied, alpha is composited on white, and the first frame of an animation is taken.
-    Colour profiles are ignored. Grey of more than 8 bits is scaled by its white: 65535 in 16-bit images; in 32-bit
-    integer and float images the least of 1, 255 and 65535 that no pixel exceeds. Beyond that range, or with negative
-    pixels, the darkest pixel becomes black and the brightest white.
+    The EXIF orientation is applied, alpha is composited on white, and the first frame of an animation is taken. Color
+    profiles are ignored. Grayscale of more than 8 bits is scaled to 8 bits. White is 65535 in 16-bit images; in 32-bit
+    integer and float images, white is the smallest of 1, 255 and 65535 that no pixel exceeds. If pixels are negative or
+    exceed 65535, the darkest pixel becomes black and the brightest becomes white.
 
     Args:
-        image: A path; encoded bytes; a binary file, read from the current position to the end and, if seekable, reset
-            to that position; a PIL image, returned unchanged if already RGB, upright and of no file; an array of shape
-            (height, width) or (height, width, channels) with 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA) channels
-            and dtype uint8, uint16 (white is 65535), bool, or float within [0, 1]; or a `Region`.
-        max_pixels: Largest image; larger ones are refused by their header. By default 100 million, of a JPEG after
-            `side`. For TIFF, Pillow's ``MAX_IMAGE_PIXELS`` is a limit too, because the decoder warns above that.
-        side: Pixels to which the shorter side will be scaled. A much larger JPEG file is then decoded at 1/2, 1/4
-            or 1/8 of its size, but at least twice as large as `side`, in a fraction of the time.
-        image_memory: Bytes for images that are being decoded, over all threads. A larger image is refused by its
-            header; others wait until there is room.
+        image: A path, encoded bytes, a `Region`, a binary file, a PIL image or an array. A binary file is read from the
+            current position to the end; a seekable file is then reset to that position. A PIL image is returned
+            unchanged if it is RGB and upright and does not read from a file. An array has the shape (height, width) or
+            (height, width, channels) with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA) channels, and the dtype uint8,
+            uint16 (white is 65535), bool, or float within [0, 1].
+        max_pixels: Maximum number of pixels. A larger image is refused after its header is read. The default is 100
+            million, and applies to a JPEG after the reduction by `side`. A TIFF must also respect Pillow's
+            ``MAX_IMAGE_PIXELS``, because the decoder warns above that limit.
+        side: Length in pixels to which the caller will scale the shorter side. To save time, a much larger JPEG is then
+            decoded at 1/2, 1/4 or 1/8 of its size, with a shorter side of at least twice `side`.
+        image_memory: Maximum bytes of memory for images that are being decoded, over all threads. An image that takes
+            more is refused after its header is read. Other images wait until enough memory is free.
 
     Returns:
         The image, mode ``RGB``, fully decoded.
 
     Raises:
-        ImageError: The image is missing, damaged, truncated, empty, too large, of another format, or no image.
+        ImageError: The image is missing, damaged, truncated, empty, too large or in an unsupported format, or the value
+            is not an image.
     """
     with reading(image, max_pixels=max_pixels, side=side, image_memory=image_memory, hashed=False) as loaded:
         return loaded.image
@@ -173,11 +177,12 @@ def load_image(
 def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memory: int = DEFAULT) -> str:
     """Returns the SHA-256 of the content of an image, in hexadecimal.
 
-    Hashed are the encoded bytes of a path, bytes or file, without decoding; size and RGB pixels of a PIL image or a
-    `Region`; dtype, shape and values of an array. Arguments as in `load_image`.
+    For a path, bytes or a file, the encoded bytes are hashed without decoding. For a PIL image or a `Region`, the size
+    and the RGB pixels are hashed. For an array, the dtype, shape and values are hashed. The arguments are as in
+    `load_image`.
 
     Raises:
-        ImageError: The image cannot be read, is no image by its first bytes, or is larger than `image_memory`.
+        ImageError: The image cannot be read, does not begin like an image, or is larger than `image_memory`.
     """
     limits = Limits(max_pixels, image_memory)
     with _image_errors(image), ExitStack() as held:
@@ -196,7 +201,7 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
 
 
 def source_of(image: ImageInput) -> str:
-    """Returns the name of an image in results: path, ``name`` or ``filename``, else the kind (``bytes``, ``array``)."""
+    """Returns the name of an image in results: its path, ``name`` or ``filename``, or else a kind such as ``array``."""
     if isinstance(image, Region):
         return f"{source_of(image.path)}#{image.fragment}"
     if isinstance(image, str | os.PathLike):
@@ -215,11 +220,11 @@ def source_of(image: ImageInput) -> str:
 
 
 def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
-    """Returns a copy of an image that stays valid when the source reuses or closes the object.
+    """Returns a copy of an image that stays valid when the caller reuses or closes the original object.
 
-    Arrays and PIL images are copied, and files read to the end; an error of that read is raised when the copy is read.
-    Paths are returned unchanged. So are PIL images of files (`opened`), which must be read at once: a copy would be
-    decoded, and large.
+    Arrays and PIL images are copied, and files are read to the end. An error of copying is raised when the copy is
+    read. Paths, bytes and regions are returned unchanged. PIL images that read from a file (`opened`) are returned
+    unchanged too, because a copy would be decoded and large; read such an image at once.
     """
     if isinstance(image, str | os.PathLike | bytes | Region) or opened(image):
         return image
@@ -241,7 +246,7 @@ def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
 
 
 class _TakenFile(io.BytesIO):
-    """The rest of a file in memory, or the error of reading that."""
+    """The content of a file in memory; or an error, which `read` raises."""
 
     def __init__(self, name: str, content: bytes | Exception) -> None:
         super().__init__(b"" if isinstance(content, Exception) else content)
@@ -256,7 +261,7 @@ class _TakenFile(io.BytesIO):
 
 @contextmanager
 def _image_errors(image: ImageInput) -> Iterator[None]:
-    """Maps all errors of the block to an ImageError with the name of the image.
+    """Converts all errors of the block to an ImageError with the name of the image.
 
     Fuzzing found OSError, SyntaxError, ValueError, TypeError, IndexError, RuntimeError, struct.error and, where
     warnings are errors, UserWarning from Pillow. A file object of the caller may raise anything.
@@ -279,10 +284,11 @@ def _image_errors(image: ImageInput) -> Iterator[None]:
 
 
 def _forget_images(error: Exception, handled: BaseException | None) -> None:
-    """Clears local variables in the traceback of an error: encoded bytes, and half an image.
+    """Clears local variables in the traceback of an error, to free encoded bytes and partly decoded images.
 
-    Frames of the caller stay untouched, because clearing closes generators. So does the exception that the caller is
-    handling. Errors of a caller's file object may be causes of each other.
+    Frames of the caller are not cleared, because clearing a frame closes its generators. The exception that the caller
+    is handling is not touched either. `seen` ends the loop if errors of a caller's file object are causes of each
+    other.
     """
     seen = {id(handled)}
     left: list[BaseException | None] = [error]
@@ -300,9 +306,9 @@ def _forget_images(error: Exception, handled: BaseException | None) -> None:
 
 
 def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, *, hashed: bool) -> LoadedImage:
-    """Decodes an image in memory that is reserved before, and released when the stack is closed.
+    """Reserves memory until the stack is closed, and decodes an image.
 
-    A file is read into memory only after room for the file and, by its header, for the image is reserved.
+    A file is read as a whole only after memory is reserved for its bytes and for the image that its header describes.
     """
     if isinstance(image, Region):
         rgb = image.cut_from(_load(image.path, limits, None, held, hashed=False).image)
@@ -310,7 +316,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
     content: bytes | NDArray[Any] | Image.Image
     with _content_of(image) as given:
         if isinstance(given, Encoded):
-            # Released again after opening: no thread waits while holding memory.
+            # Released before the next reservation: a thread that holds memory must not wait for more.
             with ExitStack() as opening:
                 ACCOUNT.take(min(opening_memory(given), limits.image_memory), limits.image_memory, opening)
                 plan = plan_encoded(given, limits, side)
@@ -326,7 +332,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
 
 @contextmanager
 def _content_of(image: ImageInput) -> Iterator[Encoded | NDArray[Any] | Image.Image]:
-    """Yields arrays and PIL images unchanged, and all else as encoded bytes. Resets a file to its position."""
+    """Yields arrays and PIL images unchanged, and other images as `Encoded`. Resets the position of a seekable file."""
     if isinstance(image, Image.Image | np.ndarray):
         yield image
     elif isinstance(image, bytes | bytearray | memoryview):
@@ -367,7 +373,7 @@ def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _check_size(content: Encoded, image_memory: int) -> None:
-    """Refuses a file that does not begin like an image, or is larger than the memory."""
+    """Raises ImageError for a file that does not begin like an image or is larger than `image_memory`."""
     recognised(content.at(0, 16))
     content.seek(0)
     if content.size > image_memory:
@@ -375,7 +381,7 @@ def _check_size(content: Encoded, image_memory: int) -> None:
 
 
 def _read_stream(file: BinaryIO) -> bytes:
-    """Reads a file of unknown size, as long as the content can be an image."""
+    """Reads a file of unknown size; raises ImageError as soon as the content is too large or cannot be an image."""
     kept = io.BytesIO()
     while chunk := read_bytes(file, _CHUNK_BYTES):
         kept.write(chunk)
@@ -387,7 +393,7 @@ def _read_stream(file: BinaryIO) -> bytes:
 
 
 def _digest_of(content: bytes | NDArray[Any] | Image.Image) -> str:
-    """Returns the SHA-256 of bytes, of mode, size and pixels of a PIL image, or of dtype, shape and values."""
+    """Returns the SHA-256 of bytes, of a PIL image (mode, size, pixels) or of an array (dtype, shape, values)."""
     if isinstance(content, bytes):
         return _digest([content])
     if isinstance(content, Image.Image):

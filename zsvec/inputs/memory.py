@@ -1,8 +1,8 @@
 """Memory budget of images that are being decoded, shared by all threads of the process.
 
-Decoders reserve memory first, and block while the budget is exhausted. A thread that has reserved memory does not
-block again, which would deadlock: for example, the `preprocess` of an encoder may read another image. How much memory
-one image takes is computed by `zsvec.inputs.encoded`.
+Decoders reserve memory first, and block while the budget is exhausted. A thread that already has a reservation does not
+block again, because that could deadlock: for example, the `preprocess` of an encoder may read another image.
+`zsvec.inputs.encoded` computes how much memory an image takes.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ DEFAULT = 512 * 2**20
 
 _TRIM_BYTES = 16 * 2**20
 
-# Returns free memory to the system. glibc keeps freed memory in the heap of each thread, out of reach of other threads:
-# four threads had twice the reserved memory.
+# Returns freed memory to the system. glibc keeps freed memory in the heap of each thread, where other threads cannot
+# use it: four threads took twice the reserved memory.
 _malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 
 
 class Account:
-    """Reservations of all threads, granted in order of arrival."""
+    """Memory reservations of all threads, made one at a time: small images cannot overtake a large one that waits."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Drops all reservations: a forked process has none of the threads that made them."""
+        """Drops all reservations, for a forked process, which does not have the threads that made them."""
         self._turn = threading.Lock()
         self._taken = 0
         self._returned: SimpleQueue[int] = SimpleQueue()
@@ -41,18 +41,18 @@ class Account:
 
     @property
     def taken(self) -> int:
-        """Reserved bytes."""
+        """Number of reserved bytes."""
         with self._turn:
             self._count_returned()
             return self._taken
 
     def take(self, size: int, limit: int, held: ExitStack) -> None:
-        """Reserves memory, once there is room. A thread with a reservation does not block.
+        """Blocks until enough memory is free, and reserves it. A thread that has a reservation does not block.
 
         Args:
-            size: Bytes.
-            limit: Budget of all threads, in bytes.
-            held: Releases the memory when closed, in any thread.
+            size: Number of bytes.
+            limit: Budget for all threads, in bytes.
+            held: Stack that releases the memory when it is closed, in any thread.
 
         Raises:
             ImageError: `size` is above `limit`.
@@ -64,7 +64,7 @@ class Account:
             )
         own: list[int] = self._of_thread.__dict__.setdefault("held", [])  # another thread may close the stack
         if own:
-            self._returned.put(-size)  # without the turn: its holder may wait for this thread
+            self._returned.put(-size)  # without the lock, whose holder may wait for this thread
         else:
             with self._turn:
                 self._count_returned()
@@ -75,7 +75,7 @@ class Account:
         held.callback(own.remove, size)
         held.callback(self._returned.put, size)
         if size >= _TRIM_BYTES and _malloc_trim is not None:
-            held.callback(_malloc_trim, 0)  # the last callback runs first
+            held.callback(_malloc_trim, 0)  # runs first, because callbacks run in reverse order
 
     def _count_returned(self) -> None:
         with suppress(Empty):

@@ -10,23 +10,24 @@ from zsvec.errors import ImageError
 from zsvec.inputs.images import load_image
 
 SIDE = 256
-"""Largest shorter side, in pixels."""
+"""Maximum length of the shorter side, in pixels."""
 LARGEST = 20_000
-"""Largest size, in bytes."""
+"""Maximum size of the JPEG, in bytes."""
 
-_LONGER_SIDE = 1024  # largest longer side, in pixels
+_LONGER_SIDE = 1024  # maximum length of the longer side, in pixels
 _QUALITIES = (80, 65, 50, 35)
-_HALVINGS = 4  # of the sides, for images with too much detail at any quality
+_HALVINGS = 4  # most halvings of the sides, for images that are too large at every quality
 _IMAGE_MEMORY = 64 * 2**20
 
 
 def small_copy(image: Image.Image) -> bytes:
-    """Returns a JPEG of an image: at most `SIDE` pixels on its shorter side, 1,024 on its longer one, `LARGEST` bytes.
+    """Returns a small JPEG of an image, with at most `LARGEST` bytes.
 
-    The JPEG has pixels alone: comments, EXIF, XMP and colour profiles are left out.
+    The shorter side has at most `SIDE` pixels, and the longer side at most 1,024. The JPEG contains only pixels:
+    comments, EXIF, XMP and color profiles are left out.
 
     Args:
-        image: Mode ``RGB``, upright. A smaller image is not enlarged.
+        image: An upright image of mode ``RGB``. A smaller image is not enlarged.
     """
     scale = min(1.0, SIDE / min(image.size), _LONGER_SIDE / max(image.size))
     for halving in range(_HALVINGS + 1):
@@ -42,7 +43,7 @@ def small_copy(image: Image.Image) -> bytes:
 
 
 def open_small(content: bytes) -> Image.Image:
-    """Decodes a small copy, which any writer to the store may have forged; raises ImageError for any other content."""
+    """Decodes a small copy, which any writer to the store may have forged; raises ImageError if it is unusable."""
     if len(content) > LARGEST:
         raise ImageError(f"a small copy has at most {LARGEST:,} bytes. Got {len(content):,}")
     return load_image(content, max_pixels=SIDE * _LONGER_SIDE, image_memory=_IMAGE_MEMORY)

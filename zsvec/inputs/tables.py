@@ -1,7 +1,7 @@
-"""Categories from tables of images with labels: CSV files, data frames, data sets of torchvision and Hugging Face.
+"""Reads categories from labeled images: CSV files, data frames, and torchvision or Hugging Face data sets.
 
-A file is untrusted: its paths must not leave the folder of the images. Paths in a frame or a data set come from the
-calling program, and are taken unchecked. No image is read before its category is built.
+A file is untrusted, so the paths in it must not leave the image folder. The paths in a data frame or a data set come
+from the calling program and are not checked. Images are read later, when their category is built.
 """
 
 from __future__ import annotations
@@ -22,21 +22,25 @@ from zsvec.inputs.files import inside, open_regular
 OnError: TypeAlias = Callable[[InvalidInputError], object]
 
 DELIMITERS = ",;\t|"
-LARGEST_FILE = 2**30  # bytes, about the memory of its rows
+LARGEST_FILE = 2**30  # bytes; the rows take about as much memory
 _MAX_PATH_CHARS = 4096  # characters, the limit of common file systems
-_MAX_LINE_CHARS = 2**20  # characters: a file without line ends is not read as a whole
+_MAX_LINE_CHARS = 2**20  # characters; a file without line ends is not read as a whole
 
 
 class LeftOutError(Exception):
-    """A row is no image of one category. Reported, but no error."""
+    """A COCO row is skipped on purpose: a crowd, or an image without a usable annotation.
+
+    The skip is passed to `on_error` if given. It never stops the import.
+    """
 
 
 class Gathered:
-    """Images by label.
+    """Collects images by label.
 
     Args:
         table: Name of the table, for messages.
-        on_error: Called with the error of each row that gives no image; by default, the first error is raised.
+        on_error: Called with the error of each row that yields no image. By default, the first InvalidInputError is
+            raised and skipped rows (`LeftOutError`) are ignored.
     """
 
     def __init__(self, table: str, on_error: OnError | None) -> None:
@@ -46,7 +50,10 @@ class Gathered:
 
     @contextmanager
     def row(self, row: str) -> Iterator[None]:
-        """Reports or raises an InvalidInputError of the block, with the name of the row."""
+        """Adds the table and the row to the message of an error of the block, and passes the error to `on_error`.
+
+        Without `on_error`, an InvalidInputError is raised, and a LeftOutError is ignored.
+        """
         try:
             yield
         except (InvalidInputError, LeftOutError) as exc:
@@ -57,14 +64,14 @@ class Gathered:
                 raise error from None
 
     def add(self, label: object, image: Any) -> None:
-        """Adds an image to the category of its label; raises InvalidInputError for a label that is no category name."""
+        """Adds an image to the category `label`; raises InvalidInputError if the label is not a valid category name."""
         self._images.setdefault(checked_name(label), []).append(image)
 
     def categories(self, images: Callable[[list[Any]], Iterable[Any]] = list) -> list[CategoryInput]:
-        """Returns the categories, sorted by name, with `images` applied to the images of each.
+        """Returns the categories, sorted by name; `images` converts the list of images of each category.
 
         Raises:
-            InvalidInputError: There is no category.
+            InvalidInputError: No image was added.
         """
         if not self._images:
             raise InvalidInputError(f"{self._table} has no image with a label that can be used; mend or replace it")
@@ -79,25 +86,26 @@ def from_csv(
     label: str = "label",
     on_error: OnError | None = None,
 ) -> list[CategoryInput]:
-    """Reads categories from a CSV file with a row for each image: path and label.
+    """Reads categories from a CSV file with the path and the label of one image per row.
 
-    The file is UTF-8, and the first line names the columns. The delimiter is detected by both names in the first line:
-    one of ``, ; | tab``. Other columns are ignored. An image with several labels has a row for each.
+    The file is UTF-8, and the first line names the columns. The delimiter is a comma, semicolon, tab or vertical bar,
+    and is detected from the first line. Other columns are ignored. An image with several labels has one row per label.
 
     Args:
         file: The CSV file, up to 1 GiB.
-        images: Base of relative paths, which no path may leave by ``..``, as an absolute path or by a symbolic link; by
-            default the folder of the file.
+        images: Folder that relative paths start from; by default, the folder of the file. Every path must stay in this
+            folder: ``..``, absolute paths and symbolic links that lead out are refused.
         path: Name of the column of paths.
         label: Name of the column of labels.
-        on_error: Called with the error of each invalid row, which is then left out; by default, the first error is
+        on_error: Called with the error of each invalid row. The row is then skipped. By default, the first error is
             raised.
 
     Returns:
-        The categories for `add_categories`, sorted by name. Their images are paths, not read yet.
+        The categories for `add_categories`, sorted by name. Their images are paths of files that are not read yet.
 
     Raises:
-        InvalidInputError: The file cannot be read or has another form, a row is invalid, or no row is valid.
+        InvalidInputError: The file cannot be read or is not a CSV file with these columns, a row is invalid, or no row
+            is valid.
     """
     file = checked_path("file", file)
     folder = folder_of(file, images)
@@ -123,19 +131,19 @@ def from_csv(
 def from_frame(
     frame: Any, *, path: str = "path", label: str = "label", on_error: OnError | None = None
 ) -> list[CategoryInput]:
-    """Reads categories from a pandas or polars data frame with a row for each image: path and label.
+    """Reads categories from a pandas or polars data frame with the path and the label of one image per row.
 
     Args:
-        frame: The frame. Paths are relative to the working directory.
+        frame: The data frame. Relative paths start from the working directory.
         path: Name of the column of paths.
-        label: Name of the column of labels, text.
+        label: Name of the column of labels, which are text.
         on_error: As in `from_csv`.
 
     Returns:
         As `from_csv`.
 
     Raises:
-        InvalidInputError: The value is no frame with these columns, a row is invalid, or no row is valid.
+        InvalidInputError: The value is not a data frame with these columns, a row is invalid, or no row is valid.
     """
     if hasattr(frame, "collect"):
         raise InvalidInputError(f"{type(frame).__name__} is lazy: give its collect()")
@@ -163,20 +171,21 @@ def from_dataset(
 ) -> list[CategoryInput]:
     """Reads categories from a torchvision ``ImageFolder`` or a Hugging Face ``Dataset`` (``Image``, ``ClassLabel``).
 
-    zsvec decodes the images, within its own limits and sizes: transforms and formats of the data set are not applied.
-    A Hugging Face image outside the data set is read by its path, as ``datasets`` does.
+    zsvec decodes the images itself, within its own limits. Transforms and formats of the data set are not applied. If a
+    Hugging Face data set stores only the path of an image, the file is read from that path, as ``datasets`` does.
 
     Args:
-        dataset: The data set; one split of a ``DatasetDict``, and no stream.
-        image: Column of the images of a Hugging Face data set; by default the only column of type ``Image``.
-        label: Column of the labels; by default the only column of type ``ClassLabel``.
+        dataset: The data set. Of a ``DatasetDict``, pass one split. Streamed data sets (``IterableDataset``) are
+            refused.
+        image: Name of the image column of a Hugging Face data set; by default, the only column of type ``Image``.
+        label: Name of the label column of a Hugging Face data set; by default, the only column of type ``ClassLabel``.
         on_error: As in `from_csv`.
 
     Returns:
-        The categories for `add_categories`, sorted by name. Their images are read when they are iterated.
+        The categories for `add_categories`, sorted by name. Their images are not read yet.
 
     Raises:
-        InvalidInputError: The value is no such data set, a row is invalid, or no row is valid.
+        InvalidInputError: The value is not such a data set, a row is invalid, or no row is valid.
     """
     gathered = Gathered("the data set", on_error)
     if hasattr(dataset, "samples") and hasattr(dataset, "classes"):
@@ -204,7 +213,7 @@ def from_dataset(
 
 @dataclass(frozen=True, slots=True)
 class _Pictures:
-    """Encoded images of some rows of a Hugging Face data set; can be iterated again."""
+    """The encoded images in the given rows of a Hugging Face data set; can be iterated repeatedly."""
 
     dataset: Any
     column: str
@@ -215,7 +224,7 @@ class _Pictures:
             found = self.dataset[row][self.column] or {}
             path = found.get("path")
             content = found.get("bytes")
-            # A missing image is an empty one, and reported as unreadable.
+            # A missing image becomes empty bytes, which are reported as unreadable when they are decoded.
             yield ReferenceImage(image=content or path or b"", source=path or f"row {row}")
 
 
@@ -237,7 +246,8 @@ def opened_text(file: Path) -> Iterator[TextIO]:
     """Opens a text file of at most `LARGEST_FILE` bytes.
 
     Raises:
-        InvalidInputError: The path is no file, or the file is too large, not UTF-8, or unreadable, also in the block.
+        InvalidInputError: The path is not a file, or the file is too large, unreadable or not UTF-8. Errors while the
+            block reads the file are included.
     """
     try:
         if not os.path.isfile(file):  # noqa: PTH113 - is_file raises for a name that is too long
@@ -254,7 +264,7 @@ def opened_text(file: Path) -> Iterator[TextIO]:
 
 
 def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
-    """Returns the folder of the images that a file names; raises InvalidInputError for a missing folder."""
+    """Returns `images`, or else the folder of `file`; raises InvalidInputError if the folder does not exist."""
     folder = file.parent if images is None else checked_path("images", images)
     if not os.path.isdir(folder):  # noqa: PTH112 - as above
         raise InvalidInputError(f"the folder of images {folder} is no folder: give one that exists")
@@ -262,10 +272,10 @@ def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
 
 
 def path_in(folder: Path, path: str) -> Path:
-    """Returns a path that a file names, below a folder.
+    """Returns the path of an image in `folder` that a file refers to as `path`.
 
     Raises:
-        InvalidInputError: The path is empty or a URL, leads out of the folder, or does not exist.
+        InvalidInputError: The path is empty, too long or a URL, leads out of the folder, or does not exist.
     """
     if not path.strip():
         raise InvalidInputError("the path is empty; name an image")

@@ -23,12 +23,12 @@ def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.
         every: Yield every n-th frame, beginning with the first; other frames are not converted.
 
     Yields:
-        RGB images; their ``filename`` is the source and the number of the frame: ``clip.mp4#25``.
+        RGB images. The ``filename`` of each is the source and the frame number, such as ``clip.mp4#25``.
 
     Raises:
         MissingExtraError: PyAV is not installed.
-        InvalidInputError: `every` is no whole number from 1 up.
-        ImageError: The source cannot be read, or has no video. Frames before damage are yielded first.
+        InvalidInputError: `every` is not a whole number from 1 up.
+        ImageError: The source cannot be read, or has no video track. Frames before a damaged part are yielded first.
     """
     try:
         import av

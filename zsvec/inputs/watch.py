@@ -1,4 +1,4 @@
-"""New images of a folder: each is yielded once, even if files change or processes are killed."""
+"""Yields each new image of a folder once, even if files change or processes are killed."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from zsvec.inputs.files import inside, open_regular, open_to_append, write_whole
 from zsvec.inputs.folders import find_images, unlisted
 
 _log = logging.getLogger(__name__)
-_MAX_SCAN_SHARE = 0.05  # of a core, at most, for scans of the whole folder while the system reports changes
+_MAX_SCAN_SHARE = 0.05  # largest share of a core for full scans, while the system reports changes
 
 
 class _File(NamedTuple):
-    """One version of a file: a changed or replaced file is another version.
+    """One version of a file. A changed or replaced file is a new version.
 
     Attributes:
         path: Path relative to the folder.
         size: Bytes.
-        changed: Nanoseconds since 1970 of the last change.
+        changed: Time of the last change in nanoseconds since 1970.
     """
 
     path: str
@@ -41,11 +41,11 @@ class _File(NamedTuple):
 
 
 class Watch:
-    """New images of a folder, each once, in the order of their last change.
+    """Iterates over the new images of a folder. Yields each image once, in the order of the last changes.
 
-    A file is complete when unchanged for `settle` seconds, and readable. A file that is replaced later counts as new.
-    Unreadable files and folders are named in the log, and tried again. Links that lead out of the folder are named in
-    the log, and left out.
+    A file is complete if it can be opened and has not changed for `settle` seconds. A file that is replaced later
+    counts as new. Unreadable files and folders are logged and tried again. Symbolic links that lead out of the folder
+    are logged and skipped.
 
     `done` records a processed image in a state file, so that a later watch continues from there:
 
@@ -58,10 +58,11 @@ class Watch:
 
     Args:
         folder: Folder to watch, with its sub-folders; hidden files are left out.
-        state: File of the processed images; by default ``.zsvec-watch.jsonl`` in the folder.
+        state: File that records the processed images; by default, ``.zsvec-watch.jsonl`` in the folder.
         settle: Seconds without a change after which a file is complete.
-        poll: Seconds between two scans of the folder. While the system reports changes, a very large folder is scanned
-            as a whole less often; files that another machine writes are not reported, and take longer.
+        poll: Seconds between two scans of the folder. While the operating system reports changes, a very large folder
+            is fully scanned less often. Changes by another machine, such as on a network drive, are not reported and
+            are found only by a full scan.
 
     Raises:
         InvalidInputError: The folder or the state file is unusable, or another watch uses this state file.
@@ -102,7 +103,7 @@ class Watch:
         waiting: dict[_File, float] = {}
         given = set(self._done)
         with self._recording:
-            self._given.clear()  # an earlier iteration may have lost some files
+            self._given.clear()  # files of an earlier iteration may not have been processed
         due = 0.0
         for changed in self._changes():
             now = time.monotonic()
@@ -125,12 +126,12 @@ class Watch:
                     yield path
 
     def done(self, source: str) -> None:
-        """Records on disk that an image has been processed: no later watch with this state file yields the image.
+        """Records on disk that an image has been processed. Later watches with this state file skip the image.
 
-        An image that cannot be opened at the moment is not recorded: the next watch yields it again.
+        An image that cannot be opened at this moment is not recorded, so the next watch yields the image again.
 
         Args:
-            source: A yielded path. A replaced file that was yielded again needs a second call.
+            source: A yielded path, as a string. A file that was replaced and yielded again needs a second call.
         """
         with self._recording:
             given = self._given.pop(source, [])
@@ -172,9 +173,10 @@ class Watch:
         )
 
     def _changes(self) -> Iterator[list[Path] | None]:
-        """Yields nothing at first, then after each change, or `poll` seconds, the images that may have changed.
+        """Yields the images that may have changed: after each change, or after `poll` seconds.
 
-        Yields ``None`` if the system reports no changes: for too many folders, or on some file systems.
+        The first list is empty. Yields ``None`` instead of a list if the operating system cannot report changes,
+        because there are too many folders or the file system does not support reports.
         """
         yield []
         moment = max(1, round(1000 * self._poll))
@@ -209,11 +211,11 @@ class Watch:
     def _leave_out(self, error: OSError) -> None:
         if Path(error.filename) == self.folder:
             unlisted(error)
-        if not isinstance(error, FileNotFoundError):  # the folder has just been removed
+        if not isinstance(error, FileNotFoundError):  # else the folder has just been removed
             self._log_unread(error)
 
     def _stays_inside(self, path: Path) -> bool:
-        """Returns whether no part of a path leads out of the folder; any part may have become a link."""
+        """Returns whether a path stays in the folder. Any part of the path may have become a symbolic link."""
         try:
             inside(self.folder, path)
         except InvalidInputError as error:
@@ -243,9 +245,10 @@ class Watch:
 
 
 def _opened(file: Path) -> tuple[BinaryIO, set[_File]]:
-    """Opens a state file to append lines, and returns the files in it. Removes a last line that a kill has cut short.
+    """Opens a state file for appending, and returns the file and its records.
 
-    Raises ValueError for another file, which stays unchanged.
+    Removes an incomplete last line, which a killed process has left. Raises ValueError for a file that is not a state
+    file, and leaves that file unchanged.
     """
     with ExitStack() as unusable:
         state = unusable.enter_context(open_to_append(file))

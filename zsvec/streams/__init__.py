@@ -1,1 +1,1 @@
-"""Bounded, ordered stages in threads, and their shared state."""
+"""Bounded, ordered stages of a stream that run in threads, and the state that the stages share."""

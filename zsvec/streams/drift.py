@@ -1,9 +1,10 @@
 """Drift: how far the images of a stream have moved away from the references of the calibration.
 
-Calibration computes the largest evidence of each left-out image, the basis of novelty. The evidence of a new image has
-a rank among these values. Ranks of images like the references are uniform; blurred, dark or foreign images have low
-ranks. So drift is the largest excess of low ranks: of the last images, the fraction with less evidence than k of 20
-parts of the left-out images, minus k / 20 (the one-sided Kolmogorov-Smirnov distance).
+Calibration computes the largest evidence of each reference image that it leaves out. Novelty uses the same evidence.
+The rank of a new image is the fraction of left-out images that have less evidence. If new images resemble the
+references, their ranks are distributed uniformly from 0 to 1. Blurred, dark or foreign images have low ranks. Drift
+measures the excess of low ranks by the one-sided Kolmogorov-Smirnov distance: the fraction of the last `WINDOW` images
+with a rank below k / 20, minus k / 20, at its maximum over k = 1 to 20.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from collections import deque
 from collections.abc import Iterable
 
 PARTS = 20
-"""Equal parts of the left-out images, by evidence."""
+"""Number of equal intervals into which ranks are divided."""
 WINDOW = 256
-"""Last images that count."""
+"""Number of last images from which drift is computed."""
 FEWEST = 64
-"""Fewest images for a value of drift."""
+"""Minimum number of images for a value of drift."""
 FAR = 0.3
-"""Drift of a whole window that triggers a warning."""
+"""Drift of the last `WINDOW` images above which a warning is logged."""
 
 
 class Drift:
@@ -30,13 +31,13 @@ class Drift:
         self._warned = False
 
     def add(self, ranks: Iterable[float]) -> float | None:
-        """Adds images.
+        """Adds images by their ranks.
 
         Args:
-            ranks: Fraction of the left-out images with less evidence, 0 to 1; NaN if unknown.
+            ranks: For each image, the fraction of left-out images with less evidence, 0 to 1; NaN if unknown.
 
         Returns:
-            The drift, when first above `FAR` for a whole window; else ``None``.
+            The drift, the first time that the drift of `WINDOW` images exceeds `FAR`; otherwise ``None``.
         """
         for rank in ranks:
             if 0 <= rank <= 1:
@@ -52,7 +53,7 @@ class Drift:
 
     @property
     def value(self) -> float | None:
-        """Drift of the last `WINDOW` images with a known rank, 0 to 1; ``None`` for fewer than `FEWEST`."""
+        """Drift of the last `WINDOW` images with a known rank, 0 to 1; ``None`` for fewer than `FEWEST` images."""
         n = len(self._last)
         if n < FEWEST:
             return None

@@ -1,7 +1,7 @@
-"""Shared state of the stages of a stream: its end, the channels between stages, and counters.
+"""State that the stages of a stream share: whether the stream has ended, the channels between stages, and counters.
 
-The garbage collector may close an abandoned stream in any thread, even one that holds a lock. So `Flow.end`, the
-only action of a generator while it is being closed, never blocks.
+The garbage collector may close an abandoned stream in any thread, even in one that holds a lock. A generator that is
+being closed therefore only calls `Flow.end`, which never blocks.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ class StreamStats:
     """Counters of a stream, or of all streams of a classifier.
 
     Attributes:
-        images: Images that were classified or could not be read; a batch is counted at once.
-        failed: Images that could not be read.
-        stale: Images that were classified with an earlier state of the store, during an outage.
-        seconds: From the start of the first stage to the end of the stream; of images classified without a stream, the
-            time with at least one such image in progress.
+        images: Number of images that were classified or could not be read. All images of a batch are counted at the
+            same time.
+        failed: Number of images that could not be read.
+        stale: Number of images that were classified with an earlier state of the store, during an outage.
+        seconds: Seconds from the start of the first stage to the end of the stream. For images that are classified
+            without a stream, the seconds during which at least one image is in progress.
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
-        runs: Runs of each stage: one for each image or batch.
-        batches: Encoded batches, by number of images.
-        waiting: Results of a finished stage that the next stage has not taken, by finished stage. Images or batches.
-        store: Counters of the store's writes (`zsvec.store.store.Store.stats`), in the totals of a classifier.
-        drift: Distance of the last images from the references, 0 to 1 (`zsvec.streams.drift`); in totals, the largest
-            of the streams. ``None`` for few images, or without a calibration of novelty.
+        runs: Number of runs by stage. A stage runs once for each image or batch.
+        batches: Number of encoded batches, by number of images in the batch.
+        waiting: Number of results (images or batches) that a stage has finished and the next stage has not taken, by
+            the name of the finished stage.
+        store: Counters of the store's writes (`zsvec.store.store.Store.stats`); only in the totals of a classifier.
+        drift: Drift of the last images from the references, 0 to 1 (`zsvec.streams.drift`); in totals, the maximum over
+            all streams. ``None`` if there are too few images, or if novelty is not calibrated.
     """
 
     images: int = 0
@@ -61,7 +63,7 @@ class StreamStats:
 
     @property
     def rate(self) -> float:
-        """Images a second."""
+        """Images per second."""
         return self.images / self.seconds if self.seconds else 0.0
 
     def __add__(self, other: StreamStats) -> StreamStats:
@@ -83,11 +85,11 @@ def _sum(one: Mapping[Key, Number], other: Mapping[Key, Number]) -> Mapping[Key,
 
 
 class Flow:
-    """Shared state of the stages of one stream. As a context manager, ends the stages.
+    """State that the stages of one stream share. As a context manager, ends the stages.
 
     Attributes:
-        loop: Event loop served by `iterate_in_thread`.
-        pending_read: Task of that loop that waits for the next item of an async source.
+        loop: Event loop in which `iterate_in_thread` runs.
+        pending_read: Task in `loop` that waits for the next item of an async source.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -110,7 +112,7 @@ class Flow:
 
     @property
     def stopped(self) -> bool:
-        """Whether the stream was ended; its stages end, or have ended."""
+        """Whether the stream was ended. Stages may still be finishing."""
         return self._ended is not None
 
     @contextmanager
@@ -128,7 +130,7 @@ class Flow:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Runs the clock of a flow without channels during the block, in one or more threads."""
+        """Counts the block in `StreamStats.seconds`, for images without a stream; parallel blocks count once."""
         with self._lock:
             self._workers += 1
             if self._workers == 1:
@@ -157,7 +159,7 @@ class Flow:
             self._stale += stale
 
     def rank(self, ranks: Iterable[float]) -> None:
-        """Adds the ranks of images among the left-out references (`Drift.add`), and warns once of drift."""
+        """Adds the ranks of images among the left-out references (`Drift.add`), and logs one warning about drift."""
         with self._lock:
             moved = self._drift.add(ranks)
         if moved is not None:
@@ -170,7 +172,7 @@ class Flow:
             )
 
     def new_channel(self, name: str, size: int) -> Channel[Any]:
-        """Returns a channel from a stage to the next, for at most `size` results."""
+        """Returns a channel from the stage `name` to the next stage, for at most `size` results."""
         channel: Channel[Any] = Channel(self, size)
         with self._lock:
             self._channels[name] = channel
@@ -178,7 +180,7 @@ class Flow:
         return channel
 
     def new_queue(self) -> SimpleQueue[Any]:
-        """Returns a queue that `end` puts a ``None`` into, so that its readers wake up."""
+        """Returns a queue. When the stream ends, ``None`` is put into the queue to wake up its reader."""
         queue: SimpleQueue[Any] = SimpleQueue()
         self._queues.append(queue)
         if self.stopped:
@@ -186,7 +188,7 @@ class Flow:
         return queue
 
     def start(self, work: Callable[[], None], name: str) -> None:
-        """Starts a thread that `wait`, and the exit of the process, wait for."""
+        """Starts a thread. `wait` and the exit of the process wait until the thread ends."""
         thread = Thread(target=work, name=name, daemon=True)
         _flows.add(self)
         thread.start()
@@ -199,14 +201,14 @@ class Flow:
         self.end()
 
     def end(self) -> None:
-        """Stops all stages, and the clock. Takes no lock and never blocks: the garbage collector may call it."""
+        """Stops all stages and the clock. Never takes a lock or blocks, because the garbage collector may call this."""
         if self._ended is None:
             self._ended = time.monotonic()
         for queue in self._queues:
             queue.put(None)  # reentrant, unlike `queue.Queue.put`
 
     def wait(self) -> None:
-        """Waits until the stopped stages have finished their work in progress."""
+        """Waits until all threads that `start` has started have ended."""
         for thread in self._threads:
             thread.join()
 
@@ -233,7 +235,7 @@ _flows: WeakSet[Flow] = WeakSet()
 
 @atexit.register
 def _end_all() -> None:
-    """Ends open streams: the exit of Python crashes under threads that run C++."""
+    """Ends open streams. Python crashes at exit while threads run C++ code."""
     for flow in list(_flows):
         flow.end()
         flow.wait()
@@ -243,8 +245,8 @@ class Channel(Generic[Item]):
     """A bounded queue of results from one stage to the next.
 
     Args:
-        flow: The stream; at its end, all waiting threads wake up.
-        size: Results that the channel holds; `put` blocks while the channel is full.
+        flow: State of the stream. When the stream ends, all threads that wait for the channel wake up.
+        size: Maximum number of results in the channel. `put` blocks while the channel is full.
     """
 
     def __init__(self, flow: Flow, size: int) -> None:
@@ -257,21 +259,21 @@ class Channel(Generic[Item]):
 
     @property
     def waiting(self) -> int:
-        """Results in the channel."""
+        """Number of results in the channel."""
         return self._size - self._room.qsize()
 
     def put(self, item: Item) -> bool:
-        """Puts a result once there is room. Returns False if the stream was stopped first."""
+        """Adds a result to the channel, when there is room. Returns False if the stream is stopped before that."""
         if self._take(self._room) is None:
             return False
         self._items.put(item)
         return True
 
     def get(self, due: float = math.inf) -> Item | None:
-        """Takes the next result; ``None`` once the stream has stopped.
+        """Takes and returns the next result; returns ``None`` if the stream has stopped.
 
         Args:
-            due: Time on the monotonic clock until which to wait for a result.
+            due: Time, as of `time.monotonic`, until which `get` waits for a result.
 
         Raises:
             queue.Empty: No result arrived before `due`.
@@ -288,7 +290,7 @@ class Channel(Generic[Item]):
 
 
 class Totals:
-    """Counters of all streams of one owner. Thread-safe."""
+    """Sums the counters of all streams of one classifier. Thread-safe."""
 
     def __init__(self) -> None:
         self._ended = StreamStats()
@@ -296,19 +298,19 @@ class Totals:
         self._lock = Lock()
 
     def add(self, flow: Flow) -> None:
-        """Adds a stream that begins."""
+        """Adds a new stream."""
         with self._lock:
             self._settle()
             self._flows.append(flow)
 
     def stats(self) -> StreamStats:
-        """Returns the sum over all streams, seconds included."""
+        """Returns the sum of the counters of all streams, including `StreamStats.seconds`."""
         with self._lock:
             self._settle()
             return sum((flow.stats() for flow in self._flows), self._ended)
 
     def _settle(self) -> None:
-        """Adds up ended streams. `Flow.end` cannot, because that takes no lock."""
+        """Adds the counters of ended streams to the sum. `Flow.end` cannot do this, because it must not take a lock."""
         ended = [flow for flow in self._flows if flow.stopped]
         self._flows = [flow for flow in self._flows if flow not in ended]
         self._ended = sum((flow.stats() for flow in ended), self._ended)

@@ -1,8 +1,8 @@
-"""Stages of a stream in threads: ordered, bounded, measured, each ahead of the next.
+"""Runs the stages of a stream in threads, in order and with a bounded number of results.
 
-Several threads prepare items (`prefetch`), and one may encode batches (`ahead`). The consumer's thread does the rest.
-The stages of a stream share a `Flow`, which stops and measures the stages. No thread refers to the generator that the
-consumer holds, so that a dropped stream ends.
+Several threads prepare items (`prefetch`). One more thread may encode batches (`ahead`). The consumer's thread does the
+rest. The stages of a stream share a `Flow`, which stops and measures the stages. No thread keeps a reference to the
+consumer's generator, so the garbage collector can end a stream that the consumer has dropped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Stream(Iterator[Item]):
 
     Args:
         items: Generator that ends the flow when it is closed.
-        flow: Shared by the stages of the stream.
+        flow: State that the stages of the stream share.
     """
 
     def __init__(self, items: Generator[Item, None, None], flow: Flow) -> None:
@@ -71,7 +71,7 @@ class AsyncStream(AsyncIterator[Item]):
 
     Args:
         items: Generator that ends the flow when it is closed.
-        flow: Shared by the stages of the stream.
+        flow: State that the stages of the stream share.
     """
 
     def __init__(self, items: AsyncGenerator[Item, None], flow: Flow) -> None:
@@ -107,26 +107,26 @@ def prefetch(
 ) -> Iterator[list[Result]]:
     """Applies a function in threads and yields the results in batches, in the order of the items.
 
-    While the caller uses a batch, up to two more are prepared. A batch is full unless the items end or the source
-    pauses. Closing the iterator ends the threads; unprocessed items are dropped.
+    While the caller uses a batch, up to two more batches are prepared. A batch is full unless the items end or the next
+    item takes too long. Closing the iterator ends the threads. Unprocessed items are dropped.
 
     Args:
-        function: Called in several threads at once.
+        function: Function of one item; called in several threads at the same time.
         items: Iterated in another thread.
-        batch_size: Results per batch.
+        batch_size: Number of results per full batch.
         max_wait: Seconds from the first item until an incomplete batch is yielded; by default `MAX_WAIT`.
-        flow: Shared by the stages of the stream, and ended by the caller. By default, a private flow.
+        flow: State that the stages of the stream share; the caller ends the flow. By default, a private flow.
 
     Yields:
         1 to ``batch_size`` results.
 
     Raises:
-        Exception: An error of ``function`` or of the iteration, in the place of the result.
+        Exception: ``function`` or the iteration of the items failed. The results before the failure are yielded first.
     """
     shared = flow or Flow()
     waiting: Channel[Future[Result]] = shared.new_channel("decode", 2 * batch_size)
     feeding = partial(_feed, function, items, shared, waiting)
-    Thread(target=feeding, name="zsvec-feed", daemon=True).start()  # a blocked source keeps no process alive
+    Thread(target=feeding, name="zsvec-feed", daemon=True).start()  # a blocked source must not keep the process alive
     batch: list[Result] = []
     due = 0.0
     try:
@@ -160,7 +160,7 @@ def prefetch(
 def _feed(
     function: Callable[[Item], Result], items: Iterable[Item], flow: Flow, waiting: Channel[Future[Result]]
 ) -> None:
-    """Distributes items to worker threads, and keeps a bounded number of futures, in order."""
+    """Distributes items to worker threads, and puts their futures into `waiting`, in the order of the items."""
     tasks = flow.new_queue()
     workers = min(8, os.cpu_count() or 1)
     last: Future[Any] = Future()
@@ -169,7 +169,7 @@ def _feed(
             future: Future[Result] = Future()
             if flow.stopped:
                 break
-            tasks.put((future, item))  # first, so that each awaited future has a worker
+            tasks.put((future, item))  # before `waiting.put`, so that each awaited future has a worker
             if number < workers:
                 flow.start(partial(_work, function, tasks, flow), f"zsvec-decode_{number}")
             if not waiting.put(future):
@@ -188,20 +188,20 @@ def _work(function: Callable[[Any], Any], tasks: SimpleQueue[Any], flow: Flow) -
             future.set_result(_END if flow.stopped else function(item))
         except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
             future.set_exception(exc)
-        del task, future, item  # not held while waiting for the next
-    tasks.put(None)  # for the next thread
+        del task, future, item  # frees them while waiting for the next task
+    tasks.put(None)  # ends the next thread
 
 
 def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Generator[Result, None, None]:
     """Runs a stage in its own thread, one batch ahead of the consumer. Ends the flow.
 
     Args:
-        batches: Results of the stage; closed in that thread.
-        flow: Shared by the stages of the stream.
+        batches: Generator of the stage's results; iterated and closed in that thread.
+        flow: State that the stages of the stream share.
         stage: Name of the stage in the statistics.
 
     Raises:
-        Exception: The error of the iteration, after the batches before that error.
+        Exception: The iteration failed. The batches before the failure are yielded first.
     """
     channel = flow.new_channel(stage, 1)
 
@@ -231,11 +231,11 @@ def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Gen
 
 
 async def iterate_in_thread(items: Generator[Item, None, None], flow: Flow) -> AsyncGenerator[Item, None]:
-    """Iterates in another thread, so that the event loop can run other tasks. Ends the flow.
+    """Iterates a generator in another thread, so that the event loop can run other tasks. Ends the flow.
 
     Args:
-        items: Closed in that thread, also if the loop's task is cancelled.
-        flow: Shared by the stages of the stream.
+        items: Generator that is iterated and closed in that thread, even if the task in the event loop is cancelled.
+        flow: State that the stages of the stream share.
     """
     flow.loop = loop = asyncio.get_running_loop()
     pool = ThreadPoolExecutor(1, thread_name_prefix="zsvec-async")
@@ -252,7 +252,7 @@ async def iterate_in_thread(items: Generator[Item, None, None], flow: Flow) -> A
 
 
 def iterate_async_source(items: AsyncIterable[Item], flow: Flow) -> Iterator[Item]:
-    """Iterates an async source in any thread but the event loop's. Ends when the flow is stopped."""
+    """Iterates an async source outside the thread of the event loop. Ends when the flow is stopped."""
     iterator = aiter(items)
 
     async def following() -> Any:

@@ -62,7 +62,7 @@ class PreparedImage:
 
     @property
     def stored_source(self) -> str:
-        """The source as valid Unicode: bytes of a path that are not are escaped with backslashes."""
+        """The source as valid Unicode. Bytes of a path that are not valid Unicode are escaped with backslashes."""
         return self.source.encode(errors="backslashreplace").decode()
 
 
@@ -92,11 +92,11 @@ class Embedder:
     def labelled(
         self, labelled: object, batch_size: int, check: Callable[[Sequence[str]], None]
     ) -> tuple[list[str], Vectors]:
-        """Embeds pairs of image and category; returns the categories, and the vectors of the images in the same order.
+        """Embeds images that are given as pairs of image and category; returns the categories and the vectors.
 
         Raises:
             InvalidInputError: The value is not a list of such pairs, or is empty.
-            Exception: `check` raised this error for the names of the categories, before any image was embedded.
+            Exception: `check` rejects the categories. The images are not embedded then.
             ImageError: An image is unreadable.
         """
         names, images = _pairs(labelled)
@@ -166,7 +166,7 @@ class Embedder:
         return ahead(encoded(), flow, "encode") if _work_ahead(self.encoders) else encoded()
 
     def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:
-        """As `zsvec.classifier.Classifier.embed_stream`."""
+        """Yields embeddings of images, as `zsvec.classifier.Classifier.embed_stream` does."""
         flow = Flow()
         with closing(self.batches(images, batch_size, flow)) as batches, flow:
             for batch, vectors in batches:

@@ -45,8 +45,8 @@ ReferenceKey: TypeAlias = tuple[str, str, str]
 class _Draft:
     """Collects the references of one category for a `Write`.
 
-    `stored` has the key of every reference that the store has of the category. With `replace`, the value is the
-    reference with its vector, because the commit writes this reference again; otherwise, the value is ``None``.
+    The keys of `stored` are the references that the store has of the category. With `replace`, each value is the stored
+    reference with its vector, because the commit writes that reference again. Otherwise, each value is ``None``.
     `recognised` contains the keys of stored references that were given again and are not written.
     """
 
@@ -86,7 +86,7 @@ class _Draft:
 
     @property
     def lost_images(self) -> bool:
-        """Whether unreadable images forbid the commit: it would replace stored images, or leave no reference."""
+        """Whether unreadable images forbid the commit, which would replace stored images or leave no reference."""
         replaces = self.replace and any(modality == "image" for _, modality, _ in self.stored)
         return self.unreadable > 0 and (replaces or self.empty)
 
@@ -136,8 +136,8 @@ class Builder:
     Args:
         store: The store.
         embedder: Embeds the references.
-        prompts: By encoder, the template of the text for a category without definition texts. ``{name}`` is replaced by
-            the name of the category.
+        prompts: Template by encoder for the text of a category without definition texts. ``{name}`` stands for the name
+            of the category.
         batch_size: Number of images per encoder batch.
         keep_images: Whether to store small copies of new images, in a store that accepts small copies.
     """
@@ -172,7 +172,7 @@ class Builder:
         return self._prompts.get(encoder, "{name}").replace("{name}", as_words(name))
 
     def renamed(self, old: str, new: str) -> Renamed:
-        """Returns the definition texts and references to exchange when a category that its name defines is renamed."""
+        """Returns how text and references change when a category that is defined by its name is renamed."""
         hashes = {_text_hash(as_words(old)), *(_text_hash(self.prompt(name, old)) for name in self._text_encoders)}
         draft = _Draft(CategoryInput(name=new), replace=False, stored={}, by=self._by)
         for encoder in self._text_encoders:
@@ -187,7 +187,7 @@ class Builder:
         create: bool = True,
         on_error: Callable[[str, ImageError], None] | None = None,
     ) -> Iterator[Category]:
-        """Embeds and commits categories, and yields them in order, as `zsvec.classifier.Classifier.add_categories`.
+        """Embeds, commits and yields categories in order, like `zsvec.classifier.Classifier.add_categories`.
 
         If `create` is false, a category that does not exist raises ConflictError. `on_error` is called for each
         unreadable image. A category stays unchanged if unreadable images would leave it without a reference or cause it
@@ -275,7 +275,7 @@ class Builder:
         return checked_vectors(category.vectors[expert], self.encoders[encoder].fingerprint.dim, name=expert)
 
     def _prepare(self, step: _Draft | _Image) -> _Draft | _Image:
-        """Reads an image, unless it is read already or its reference is stored. Runs in several threads."""
+        """Reads an image that has not been read yet. Runs in several threads."""
         if isinstance(step, _Image) and not step.read.hash and step.read.error is None:
             try:
                 step.read = self._read(step.draft, step.given, step.read.source)
@@ -325,7 +325,7 @@ class Builder:
                 draft.add(Reference(encoder, "text", key[2], text, vectors[text]))
 
     def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
-        """Embeds the texts of complete drafts, and writes the drafts that have not lost images."""
+        """Embeds the texts of complete drafts, and writes the drafts without `lost_images`."""
         for encoder in self._text_encoders:
             self._embed_texts(encoder, drafts)
         writes = []
@@ -354,8 +354,8 @@ def _text_hash(text: str) -> str:
 def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[Reference]:
     """Yields references for vectors that were embedded elsewhere.
 
-    Calibration finds the evidence of several experts on one image by the hash of the image. If all experts of a
-    modality have the same number of rows, row i of each belongs to one image, and gets the same hash.
+    Calibration matches the evidence of several experts on one image by hash. If all experts of a modality have the same
+    number of rows, row i of each expert is taken as the same image, and gets the same hash.
 
     Args:
         vectors: Vectors by expert, float32 ``(n, dim)``, with rows of unit norm.

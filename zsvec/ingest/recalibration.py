@@ -41,7 +41,7 @@ _FITTING = 20_000  # multiplications that fitting takes per image, category and 
 class Calibrator:
     """Calibrates a store from its references, and stores the calibration.
 
-    `temperatures` are the defaults by expert in use. They apply while there are no references to learn from.
+    `temperatures` maps each expert in use to a divisor of similarities, which applies without references to learn from.
     """
 
     def __init__(self, store: Store, searcher: Searcher, settings: Settings, temperatures: Mapping[str, float]) -> None:
@@ -123,7 +123,7 @@ class Calibrator:
         return notes
 
     def check_labels(self, names: Sequence[str], references: Mapping[str, References] | None = None) -> None:
-        """Raises InvalidInputError for a label that is not a category of `references`, by default of the store."""
+        """Raises InvalidInputError for a label that is not a category of `references` or, by default, of the store."""
         known = category_names(self.references() if references is None else references)
         if unknown := sorted(set(names) - set(known)):
             raise InvalidInputError(
@@ -134,7 +134,7 @@ class Calibrator:
     def _scaled(
         self, references: Mapping[str, References], calibration: Calibration, names: Sequence[str], vectors: Vectors
     ) -> tuple[Calibration, Quality, Quality]:
-        """Returns a calibration scaled to labelled images, and the quality on these images before and after scaling."""
+        """Returns a calibration scaled to labelled images, and the quality on the images before and after scaling."""
         self.check_labels(names, references)
         pool = self._pool(calibration)
         categories, evidence = pooled_evidence(references, vectors, pool, calibration)
@@ -181,7 +181,7 @@ class Calibrator:
                     self._keep(made and scaled(made[0], scale))
 
     def fitted(self) -> tuple[Calibration, LeftOut] | None:
-        """Returns a new calibration, which is not stored, and its training data; ``None`` if that is impossible."""
+        """Returns a calibration and its training data without storing them; ``None`` if calibration is impossible."""
         return self._fit(*self._references(), self.false_unknown_rate)
 
     def _references(self) -> tuple[dict[str, References], int]:
@@ -206,7 +206,7 @@ class Calibrator:
         )
 
     def _keep(self, calibration: Calibration | None) -> None:
-        """Stores a calibration; ``None`` clears the stored one if the store can no longer be calibrated."""
+        """Stores a calibration; ``None`` clears the stored calibration if the store can no longer be calibrated."""
         if calibration is not None:
             self._store.keep_calibration(calibration.to_dict())
         elif self._store.calibration():
@@ -218,7 +218,7 @@ class Calibrator:
         return Calibration.from_dict(self._store.calibration())
 
     def _cheap(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> bool:
-        """Returns whether similarities and fitting, and separately backgrounds, take few enough multiplications."""
+        """Returns whether calibration takes few multiplications. Backgrounds have a separate limit (`_RARE`)."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         dim = {expert: dims[encoder_and_modality(expert)[0]] for expert in references}
         images = min(max(references.values(), default=0), largest_sample(categories))
@@ -230,7 +230,7 @@ class Calibrator:
 
 
 def _determinants(made: Calibration) -> tuple[object, ...]:
-    """Returns the values that make two calibrations equal; not the fitted numbers, because the store rounds them."""
+    """Returns the values by which calibrations are compared. Fitted numbers are left out: the store rounds them."""
     return (
         made.revision,
         made.false_unknown_rate,

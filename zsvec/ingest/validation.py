@@ -26,7 +26,7 @@ _LISTS = "`zsvec show --json` and `zsvec inbox --json` list hashes"
 
 
 def checked_count(name: str, value: object, most: int | None = None) -> int:
-    """Returns a Python or numpy integer from 1 to `most` as int; raises InvalidInputError for any other value."""
+    """Returns a Python or numpy integer as int; raises InvalidInputError below 1, above `most` or for another type."""
     whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not whole or value < 1 or (most is not None and value > most):  # type: ignore[operator]
         to = "up" if most is None else f"to {most:,}"
@@ -35,7 +35,7 @@ def checked_count(name: str, value: object, most: int | None = None) -> int:
 
 
 def checked_batch_size(value: object) -> int:
-    """Returns a number of images per encoder batch; raises InvalidInputError for any other value."""
+    """Returns a batch size from 1 to `LARGEST_BATCH`; raises InvalidInputError for any other value."""
     return checked_count("batch_size", value, LARGEST_BATCH)
 
 
@@ -69,12 +69,12 @@ def checked_callback(name: str, value: Callback | None) -> Callback | None:
 
 
 def checked_keep(value: object) -> Keep:
-    """Returns a choice of the images that the inbox keeps of a stream; raises InvalidInputError for any other value."""
+    """Returns one of the values of `Keep`; raises InvalidInputError for any other value."""
     return checked_choice("keep", value, get_args(Keep))
 
 
 def checked_wait(max_wait_ms: object) -> float | None:
-    """Converts milliseconds from 0 up to seconds; ``None`` stays. Raises InvalidInputError for any other value."""
+    """Converts non-negative milliseconds to seconds, and keeps ``None``; raises InvalidInputError for other values."""
     if max_wait_ms is None:
         return None
     try:

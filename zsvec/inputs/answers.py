@@ -123,14 +123,14 @@ def _shut_down(one: socket.socket) -> None:
 
 
 def hooks(most: Callable[[str], int], watch: Callable[[Any], None]) -> Mapping[str, list[Callable[..., Any]]]:
-    """Returns ``event_hooks`` for a client, which read each response completely before the client does.
+    """Returns ``event_hooks`` for an HTTP client. The hooks read each response completely before the client does.
 
     The client then raises `AnswerError` instead of returning a response that is too large. `httpcore` limits the
     headers of a response to 100 KiB.
 
     Args:
-        most: Returns the maximum size of a response in bytes, compressed and decompressed, for the URL path of a
-            request.
+        most: Function that maps the URL path of a request to the maximum size of the response in bytes. The limit
+            applies before and after decompression.
         watch: Called with each request, such as `Sockets.watch`.
     """
     return {"request": [_ask_for_identity, watch], "response": [partial(_read_whole, most)]}

@@ -90,7 +90,7 @@ def checked_path(name: str, path: object) -> Path:
 
 
 def checked_category(category: object) -> CategoryInput:
-    """Returns a category with name, texts and metadata in stored form; raises InvalidInputError if it is invalid.
+    """Returns a category with name, texts and metadata in stored form; raises InvalidInputError for invalid values.
 
     Images are not iterated. Vectors are not checked, because `checked_vectors` needs their dimension.
     """
@@ -123,7 +123,10 @@ def checked_name(name: object) -> str:
 
 
 def checked_group(group: object) -> str:
-    """Returns the group of a reference image in stored form; raises InvalidInputError, see `checked_name`."""
+    """Returns the group of a reference image in stored form.
+
+    The rules are those of `checked_name`, but ``.`` and ``..`` are valid.
+    """
     return _short_text(group, "the group of a reference image")
 
 

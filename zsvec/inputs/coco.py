@@ -49,7 +49,7 @@ class _Object(_Annotation):
 _KEPT = {"images", "annotations", "categories", *_Category.model_fields, *_Picture.model_fields}
 _KEPT |= _Object.model_fields.keys()
 
-_SHOWN = 5  # categories that an error names, of an image that shows several
+_SHOWN = 5  # maximum number of categories that an error names for one image
 
 T = TypeVar("T", bound=BaseModel)
 A = TypeVar("A", bound=_Annotation)
@@ -76,7 +76,7 @@ def from_coco(
             file.
         boxes: If true, the references are objects: each is the `Region` of an annotated box, and the objects of one
             image form a group. A box is rounded outwards to whole pixels and cut at the border of the image. Crowds are
-            skipped. If false, the references are whole images, each of the category that its annotations name. An image
+            skipped. If false, the references are whole images, each of the category that the annotations name. An image
             without annotations is skipped, and an image of several categories is invalid.
         on_error: Called with an error for each annotation or image that is invalid or skipped. By default, the error of
             the first invalid annotation or image is raised.

@@ -22,8 +22,7 @@ from zsvec.inputs.encoded import Encoded, canvas_of, check_scans, count_numbers,
 from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
-"""Default for the maximum number of pixels of an image. A JPEG that is decoded at a smaller scale counts with that
-size.
+"""Default for the maximum number of pixels of an image. For a JPEG, the decoded pixels count.
 """
 MAX_BYTES = 2**28
 """Maximum number of bytes that are read from a stream of unknown size."""
@@ -42,7 +41,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Factors to 8 bits for the transparent color of a PNG, by raw mode. Pillow converts only the samples to 8 bits.
+# Factors that convert the transparent color of a PNG to 8 bits, by raw mode. Pillow converts only the samples.
 _TRANSPARENT_TO_8_BITS = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 

@@ -144,7 +144,7 @@ class Encoded:
 
     @property
     def copies(self) -> int:
-        """Bytes of memory that Pillow takes per byte of `header`, in which the tags of a TIFF count twice."""
+        """Bytes of memory that Pillow takes per byte of `header`. The tags of a TIFF count twice in `header`."""
         return 2 if self.format == "TIFF" else 4
 
 
@@ -195,7 +195,7 @@ class Opened:
     Attributes:
         image: The image.
         turned: Whether metadata may hold an orientation, by which the image is rotated or flipped.
-        extra: Bytes of memory that decoding takes in addition to those for the pixels.
+        extra: Bytes of memory that decoding takes in addition to the pixels.
     """
 
     image: ImageFile.ImageFile

@@ -65,7 +65,7 @@ def replacing(path: Path, *, mode: int = 0o666, durable: bool = True) -> Iterato
 
     Args:
         path: Path of the file.
-        mode: Permissions of the new file, from which the umask is removed.
+        mode: Permissions of the new file, before the umask is applied.
         durable: Whether to sync the content to disk. The file survives a power loss once its folder is synced too
             (`sync`).
     """

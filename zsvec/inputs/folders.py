@@ -65,7 +65,7 @@ def find_images(
 
 
 def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
-    """Returns whether a path stays in `root`; if it is a link out of `root`, calls `on_outside` with the error."""
+    """Returns whether a path stays in `root`; calls `on_outside` with an error if the path is a link out of `root`."""
     try:
         return not path.is_symlink() or bool(inside(root, path))
     except InvalidInputError as exc:
@@ -74,7 +74,7 @@ def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
 
 
 def other_files(folder: Path, root: Path) -> Counter[str]:
-    """Counts, by suffix, the files that `find_images` skips because their suffix is not one of an image."""
+    """Counts, by suffix, the files that `find_images` skips because they do not have the suffix of an image."""
     suffixes = (path.suffix.lower() for path in _files(folder, root, unlisted, lambda _: None))
     return Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
 
@@ -125,7 +125,7 @@ def read_categories(
 def with_definitions(
     categories: Iterable[CategoryInput], definitions: Mapping[str, Sequence[str]]
 ) -> list[CategoryInput]:
-    """Returns categories with their definition texts, sorted by name; other definitions become new categories.
+    """Returns categories with their definition texts, sorted by name; adds categories that have only definitions.
 
     Args:
         categories: Categories without texts. Their names must be unique.
@@ -152,8 +152,8 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
         on_outside: As in `find_images`.
 
     Raises:
-        InvalidInputError: `folder` is not a folder, cannot be listed or has no sub-folders, or the name of a sub-folder
-            is not a valid category name or equals another in stored form.
+        InvalidInputError: `folder` is not a folder, cannot be listed or has no sub-folders. Also if a sub-folder's name
+            is not a valid category name, or two sub-folders name the same category.
     """
     folder = checked_path("folder", folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long

@@ -134,7 +134,7 @@ def reading(
 def read_held(
     image: ImageInput, held: ExitStack, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> LoadedImage:
-    """Reads like `reading`, but reserves the memory until the stack `held` is closed; drop the image before that."""
+    """Reads an image like `reading`, but reserves the memory until `held` is closed. Drop the image before that."""
     with _image_errors(image):
         return _load(image, Limits(**limits), side, held, hashed=hashed)
 
@@ -246,7 +246,7 @@ def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
 
 
 class _TakenFile(io.BytesIO):
-    """The content of a file in memory; or an error, which `read` raises."""
+    """The content of a file in memory, or the error of reading the file, which `read` raises."""
 
     def __init__(self, name: str, content: bytes | Exception) -> None:
         super().__init__(b"" if isinstance(content, Exception) else content)
@@ -286,9 +286,9 @@ def _image_errors(image: ImageInput) -> Iterator[None]:
 def _forget_images(error: Exception, handled: BaseException | None) -> None:
     """Clears local variables in the traceback of an error, to free encoded bytes and partly decoded images.
 
-    Frames of the caller are not cleared, because clearing a frame closes its generators. The exception that the caller
-    is handling is not touched either. `seen` ends the loop if errors of a caller's file object are causes of each
-    other.
+    Frames of the caller are not cleared, because clearing the frame of a generator closes the generator. The exception
+    that the caller is handling is not touched either. `seen` ends the loop if errors of a caller's file object are
+    causes of each other.
     """
     seen = {id(handled)}
     left: list[BaseException | None] = [error]

@@ -33,7 +33,7 @@ class Account:
         self.clear()
 
     def clear(self) -> None:
-        """Drops all reservations, for a forked process, which does not have the threads that made them."""
+        """Drops all reservations. In a forked process, the threads that made the reservations do not exist."""
         self._turn = threading.Lock()
         self._taken = 0
         self._returned: SimpleQueue[int] = SimpleQueue()
@@ -75,7 +75,7 @@ class Account:
         held.callback(own.remove, size)
         held.callback(self._returned.put, size)
         if size >= _TRIM_BYTES and _malloc_trim is not None:
-            held.callback(_malloc_trim, 0)  # runs first, because callbacks run in reverse order
+            held.callback(_malloc_trim, 0)  # callbacks run in reverse order: trims before the memory is released
 
     def _count_returned(self) -> None:
         with suppress(Empty):

@@ -43,7 +43,7 @@ def small_copy(image: Image.Image) -> bytes:
 
 
 def open_small(content: bytes) -> Image.Image:
-    """Decodes a small copy, which any writer to the store may have forged; raises ImageError if it is unusable."""
+    """Decodes a small copy, which any writer to the store may have forged; raises ImageError for unusable content."""
     if len(content) > LARGEST:
         raise ImageError(f"a small copy has at most {LARGEST:,} bytes. Got {len(content):,}")
     return load_image(content, max_pixels=SIDE * _LONGER_SIDE, image_memory=_IMAGE_MEMORY)

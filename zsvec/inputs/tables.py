@@ -246,8 +246,8 @@ def opened_text(file: Path) -> Iterator[TextIO]:
     """Opens a text file of at most `LARGEST_FILE` bytes.
 
     Raises:
-        InvalidInputError: The path is not a file, or the file is too large, unreadable or not UTF-8. Errors while the
-            block reads the file are included.
+        InvalidInputError: The path is not a file, or the file is too large, unreadable or not UTF-8. Also raised if the
+            block fails to read the file.
     """
     try:
         if not os.path.isfile(file):  # noqa: PTH113 - is_file raises for a name that is too long

@@ -41,11 +41,11 @@ class _File(NamedTuple):
 
 
 class Watch:
-    """Iterates over the new images of a folder. Yields each image once, in the order of the last changes.
+    """Iterates over the new images of a folder. Yields each image once, ordered by the time of the last change.
 
     A file is complete if it can be opened and has not changed for `settle` seconds. A file that is replaced later
-    counts as new. Unreadable files and folders are logged and tried again. Symbolic links that lead out of the folder
-    are logged and skipped.
+    counts as new and is yielded again. Unreadable files and folders are logged and tried again. Symbolic links that
+    lead out of the folder are logged and skipped.
 
     `done` records a processed image in a state file, so that a later watch continues from there:
 
@@ -176,7 +176,7 @@ class Watch:
         """Yields the images that may have changed: after each change, or after `poll` seconds.
 
         The first list is empty. Yields ``None`` instead of a list if the operating system cannot report changes,
-        because there are too many folders or the file system does not support reports.
+        because there are too many folders or the file system does not support that.
         """
         yield []
         moment = max(1, round(1000 * self._poll))

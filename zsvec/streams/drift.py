@@ -19,7 +19,7 @@ WINDOW = 256
 FEWEST = 64
 """Minimum number of images for a value of drift."""
 FAR = 0.3
-"""Drift of the last `WINDOW` images above which a warning is logged."""
+"""A warning is logged when the drift of the last `WINDOW` images exceeds this value."""
 
 
 class Drift:
@@ -37,7 +37,7 @@ class Drift:
             ranks: For each image, the fraction of left-out images with less evidence, 0 to 1; NaN if unknown.
 
         Returns:
-            The drift, the first time that the drift of `WINDOW` images exceeds `FAR`; otherwise ``None``.
+            The drift, when the drift of `WINDOW` images exceeds `FAR` for the first time; otherwise ``None``.
         """
         for rank in ranks:
             if 0 <= rank <= 1:

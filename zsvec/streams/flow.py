@@ -130,7 +130,10 @@ class Flow:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Counts the block in `StreamStats.seconds`, for images without a stream; parallel blocks count once."""
+        """Counts the time of the block in `StreamStats.seconds`; blocks that overlap count once.
+
+        For flows without channels, whose images are classified without a stream.
+        """
         with self._lock:
             self._workers += 1
             if self._workers == 1:

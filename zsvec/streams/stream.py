@@ -1,4 +1,4 @@
-"""Runs the stages of a stream in threads, in order and with a bounded number of results.
+"""Runs the stages of a stream in threads. Keeps the order of the items, and bounds the results that wait.
 
 Several threads prepare items (`prefetch`). One more thread may encode batches (`ahead`). The consumer's thread does the
 rest. The stages of a stream share a `Flow`, which stops and measures the stages. No thread keeps a reference to the
@@ -188,7 +188,7 @@ def _work(function: Callable[[Any], Any], tasks: SimpleQueue[Any], flow: Flow) -
             future.set_result(_END if flow.stopped else function(item))
         except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
             future.set_exception(exc)
-        del task, future, item  # frees them while waiting for the next task
+        del task, future, item  # frees the item while waiting for the next task
     tasks.put(None)  # ends the next thread
 
 

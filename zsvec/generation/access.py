@@ -1,6 +1,6 @@
-"""Access to the service: address, key, and permission to send requests.
+"""Access to the service: address, API key, and permission to send requests.
 
-The key comes from the environment only, and is removed from every text of the service.
+The key comes from the environment only. It is removed from every text that the service returns.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ ALLOW_REQUESTS = os.environ.get(SWITCH_VARIABLE, "").strip().lower() not in ("0"
 """Whether requests may leave this machine. Tests turn it off."""
 
 MAX_TEXT_CHARS = 4000
-"""Of a text of the service in an error or a record, such as a message or a revised prompt."""
+"""Maximum length of a text from the service in an error or a record, such as a message or a revised prompt."""
 
 _DEFAULT_URL = "https://api.openai.com/v1"
 _MAX_HOST_CHARS = 253  # the longest name in DNS
-_MIN_KEY_CHARS = 8  # a shorter key protects nothing, and may be a word of an answer
+_MIN_KEY_CHARS = 8  # a shorter key protects nothing, and may be part of a word in an answer
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """The key of the service, which no message shows.
+    """The API key of the service. The `repr` does not show the value.
 
     Attributes:
         value: The key in clear text.
@@ -51,7 +51,7 @@ class Key:
                 f"there is no key for the service that describes and draws: set {KEY_VARIABLE} in the environment "
                 "(to anything, if your own service needs none)"
             )
-        if not (value.isascii() and value.isprintable()):  # errors of the packages underneath would quote it
+        if not (value.isascii() and value.isprintable()):  # an error of the HTTP client would quote the key
             raise GenerationError(f"the value of {KEY_VARIABLE} is no key: it has characters that cannot be sent")
         return cls(value)
 
@@ -66,15 +66,15 @@ class Key:
 
 
 def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
-    """Returns the address of the service: from the settings, from ``OPENAI_BASE_URL``, or OpenAI's.
+    """Returns the address of the service: `configured`, else ``OPENAI_BASE_URL``, else the address of OpenAI.
 
     Args:
         configured: Address in the settings.
-        key: Removed from errors.
+        key: API key, which is removed from error messages.
         allow_http: Whether the key may be sent to other machines in clear text.
 
     Raises:
-        GenerationError: The address is invalid, or would send the key in clear text.
+        GenerationError: The address is invalid, or the key would be sent in clear text without `allow_http`.
     """
     url = configured or os.environ.get(URL_VARIABLE, "").strip() or _DEFAULT_URL
     if host_of(url) is None:
@@ -91,26 +91,26 @@ def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
                 "where the network is private"
             )
         )
-    # A name and password before an @ would replace the key, and appear in the logs of every request.
+    # A user name and password in the address would replace the key, and would be logged with every request.
     return str(httpx.URL(url).copy_with(userinfo=b""))
 
 
 def host_of(url: str) -> str | None:
-    """Returns the host of an address, parsed as for a request; ``None`` for an address that no request can use."""
+    """Returns the host of an address as the HTTP client parses it; ``None`` if no request can use the address."""
     try:
         address = httpx.URL(url)
         host = address.host
-        address.raw_host.decode("ascii").encode("idna")  # as the resolver does: no label may be empty or too long
+        address.raw_host.decode("ascii").encode("idna")  # as the resolver does: refuses empty and long labels
     except (httpx.InvalidURL, UnicodeError):
         return None
     return host if address.scheme in ("http", "https") and 0 < len(host) <= _MAX_HOST_CHARS else None
 
 
 def check_allowed(url: str) -> None:
-    """Raises an error for a request to another machine where ``ZSVEC_ALLOW_REQUESTS`` is off.
+    """Checks that a request may be sent to an address.
 
     Raises:
-        GenerationError: Requests are off.
+        GenerationError: The address is on another machine, and ``ZSVEC_ALLOW_REQUESTS`` is off.
     """
     host = host_of(url)
     if not ALLOW_REQUESTS and host not in ("127.0.0.1", "localhost", "::1"):

@@ -1,13 +1,13 @@
 """Client of a service with OpenAI's interface: sends questions and image prompts, and checks the responses.
 
-A response is bounded in bytes (`MAX_ANSWER_BYTES`, or `MAX_TEXT_ANSWER_BYTES` from the language model) and in time
-(``generation.timeout``, for the whole response). After a temporary failure a request is repeated, at growing intervals
-or after the time of the service's ``Retry-After`` header, until ``generation.deadline``. Downloads of images are
-repeated at growing intervals alone.
+The size of a response is limited: to `MAX_TEXT_ANSWER_BYTES` from the language model, `MAX_ANSWER_BYTES` from the image
+model, and `MAX_IMAGE_BYTES` for a downloaded image. The whole response must arrive within ``generation.timeout``. After
+a temporary failure, a request is retried until ``generation.deadline``. The client waits as long as the ``Retry-After``
+header says. Without this header, and for image downloads, the client uses exponential backoff.
 
-Bodies of responses are parsed here: the classes of the package `openai` check nothing, and its `parse` builds an object
-for each of a million items before a check fails. Reasons, ids and revised prompts are cut to
-`zsvec.generation.access.MAX_TEXT_CHARS`.
+This module parses the response bodies itself, because the response classes of `openai` do not validate anything, and
+`parse` of `openai` builds an object for each of a million items before a check fails. Reasons, ids and revised prompts
+are cut to `zsvec.generation.access.MAX_TEXT_CHARS`.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from zsvec.inputs.answers import AnswerError, LateError, Sockets, hooks, in_time
 from zsvec.settings.settings import GenerationSettings
 
 MAX_UNUSABLE = 3
-"""Unusable responses in a row, each paid for, after which a request is given up."""
+"""Number of unusable responses in a row, each of which is billed, after which a request is given up."""
 
 MAX_IMAGE_BYTES = 4 * 4096 * 4096 + 2**20
-"""Of a downloaded image: 4096 x 4096 pixels with four uncompressed channels, and file headers."""
+"""Maximum size of a downloaded image: 4096 x 4096 pixels with four uncompressed channels, and file headers."""
 
 MAX_ANSWER_BYTES = MAX_IMAGE_BYTES * 4 // 3 + 2**20
-"""Of a response: an image in base64 and the JSON around it."""
+"""Maximum size of a response of the image model: an image in base64 and the JSON around the image."""
 
 MAX_TEXT_ANSWER_BYTES = 2**22
-"""Of a response of the language model."""
+"""Maximum size of a response of the language model."""
 
 MAX_TOKENS = 10**12
-"""Of one request. Token counts of a service are clipped to 0 … `MAX_TOKENS`."""
+"""Maximum number of input tokens, and of output tokens, in a response. Counts are clipped to 0 … `MAX_TOKENS`."""
 
 _log = logging.getLogger(__name__)
 
-_MIN_WAIT_S = 0.1  # before a repetition, also where Retry-After is less
+_MIN_WAIT_S = 0.1  # minimum wait before a retry, even if Retry-After is shorter
 _BACK_OFF = wait_random_exponential(multiplier=0.5, max=8, min=_MIN_WAIT_S)  # seconds
 _LOGGED_WAIT_S = 5.0
 _NO_CREDIT = "insufficient_quota"
@@ -77,7 +77,7 @@ class Answer(Generic[Form]):
     Attributes:
         value: Parsed content.
         response: Id of the response.
-        usage: Tokens, including unusable responses before this one.
+        usage: Tokens of this response and of the unusable ones before.
     """
 
     value: Form
@@ -92,8 +92,8 @@ class Picture:
     Attributes:
         data: The encoded image.
         response: Id of the response.
-        usage: Tokens, including unusable responses before this one; ``None`` if the service counts none.
-        revised_prompt: The prompt after the service's revision, if there was one.
+        usage: Tokens of this response and of the unusable ones before; ``None`` if the service does not count tokens.
+        revised_prompt: Prompt that the service used instead of the requested one, if any.
     """
 
     data: bytes
@@ -104,14 +104,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Declined:
-    """A request without an answer or image.
+    """The outcome of a request that returned no answer or image.
 
     Attributes:
-        code: ``refusal`` by the model, ``policy`` of the service, ``length`` limit reached, or ``unusable``: repeatedly
-            not in the requested form.
+        code: ``refusal`` (the model refused), ``policy`` (the service refused), ``length`` (the answer was cut off) or
+            ``unusable`` (no response had the requested form).
         reason: Message of the service or of the check.
-        usage: Tokens, which are paid for all the same.
-        unusable: Number of unusable responses, each paid for.
+        usage: Tokens of all responses, which are billed nevertheless.
+        unusable: Number of unusable responses, each of which is billed.
     """
 
     code: str
@@ -121,7 +121,7 @@ class Declined:
 
 
 class _UnusableError(Exception):
-    """A response in another form than requested; its tokens are paid for."""
+    """A response does not have the requested form. The tokens are billed."""
 
     def __init__(self, problem: str, usage: Usage | None = None) -> None:
         super().__init__(problem)
@@ -132,7 +132,7 @@ class Client:
     """Sends requests to the service. Thread-safe.
 
     Args:
-        settings: The service and its models.
+        settings: Address and models of the service.
 
     Raises:
         GenerationError: The environment has no usable key, or the address of the service is invalid.
@@ -145,7 +145,7 @@ class Client:
         self._openai = openai.OpenAI(
             api_key=self._key.value,
             base_url=base_url(settings.base_url, self._key, allow_http=settings.allow_http),
-            max_retries=0,  # its waits could neither be interrupted nor bounded by the deadline
+            max_retries=0,  # retries of openai can neither be interrupted nor bounded by the deadline
             http_client=_BoundedHttp(_answer_bytes, settings.timeout),
         )
         self._url = str(self._openai.base_url)
@@ -157,7 +157,7 @@ class Client:
         self._openai.close()
 
     def stop(self) -> None:
-        """Ends all waits for a repetition with an error. Requests on their way are not interrupted."""
+        """Ends all waits before a retry with an error. Requests that were already sent are not interrupted."""
         self._stopping.set()
 
     def ask(self, question: Question[Form], idempotency_key: str) -> Answer[Form] | Declined:
@@ -165,8 +165,8 @@ class Client:
 
         Args:
             question: Instructions, data and form of the answer.
-            idempotency_key: The same in each attempt at the same request, in later runs too. Services that honour
-                ``Idempotency-Key`` bill once.
+            idempotency_key: Identifies the request in all attempts, and in later runs. Services that honor
+                ``Idempotency-Key`` bill the request once.
 
         Raises:
             GenerationError: The service refuses the key, the model or the request.
@@ -193,7 +193,7 @@ class Client:
             idempotency_key: As in `ask`.
 
         Raises:
-            GenerationError: As `ask`.
+            GenerationError: As in `ask`, or the address of the image is invalid.
         """
         settings = self._settings
         options = {"model": settings.image_model, "prompt": prompt, "n": 1, "size": settings.image_size}
@@ -212,11 +212,11 @@ class Client:
         read: Callable[[str, str], Outcome],
         idempotency_key: str,
     ) -> Outcome | Declined:
-        """Sends a request until its response is usable, at most `MAX_UNUSABLE` times; adds up the tokens."""
+        """Sends a request until a response is usable, at most `MAX_UNUSABLE` times, and adds up the tokens."""
         check_allowed(self._url)
         spent, unusable = Usage(), 0
         while True:
-            # With the same key, a service may answer with the same unusable response.
+            # With the same key, a service may return the same unusable response again.
             key = f"{idempotency_key}-{unusable}" if unusable else idempotency_key
             try:
                 headers = {"Idempotency-Key": key}
@@ -235,7 +235,7 @@ class Client:
             return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
 
     def _repeated(self, attempt: Callable[[], T], host: str | None) -> T:
-        """Calls again after each temporary failure, until the deadline or `stop`; raises the last failure."""
+        """Retries `attempt` after temporary failures, until the deadline or `stop`. Then raises an error."""
 
         def log_long_wait(state: RetryCallState) -> None:
             if state.upcoming_sleep >= _LOGGED_WAIT_S:
@@ -257,7 +257,10 @@ class Client:
             raise self._unavailable("the run has ended")
 
     def _declined(self, exc: Exception) -> Declined:
-        """Returns a refusal by policy, or raises an error; the original, which may quote the key, is not its cause."""
+        """Returns a refusal by policy; raises a `GenerationError` for anything else.
+
+        The raised error hides the original one, which may quote the key.
+        """
         if isinstance(exc, AnswerError):
             raise GenerationError(
                 self._key.quoted(f"{self._url}: {exc}")
@@ -300,7 +303,10 @@ class Client:
         )
 
     def _downloaded(self, url: str) -> bytes:
-        """Downloads an image from the address that the service gave, without the key; empty if it is not there."""
+        """Downloads an image from the address that the service gave. The request does not send the API key.
+
+        Returns empty bytes if the address answers with a permanent 4xx.
+        """
         host = host_of(url)
         if host is None:
             place = self._key.scrubbed(url)[:200]
@@ -319,20 +325,20 @@ class Client:
 
 
 class _BoundedHttp(openai.DefaultHttpxClient):
-    """Bounds responses in bytes, by path, and in seconds from the lookup of the host until the last byte."""
+    """Limits the size of each response, by path, and the seconds from the lookup of the host until the last byte."""
 
     def __init__(self, most: Callable[[str], int], seconds: float) -> None:
         reading: Any = hooks(most, lambda request: None)
         super().__init__(
-            follow_redirects=False,  # a redirection would take the key to another place
+            follow_redirects=False,  # a redirect would send the key to another address
             timeout=seconds,
             event_hooks=reading,
-            headers={"Connection": "close"},  # a late request ends with its connection, and ends no other
+            headers={"Connection": "close"},  # one request per connection, which is shut down if the request is late
         )
         self._seconds = seconds
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Returns the response, read whole; raises httpx2.HTTPError or AnswerError."""
+        """Returns the response after reading all of it; raises httpx2.HTTPError or AnswerError."""
         sockets = Sockets()
         sockets.watch(request)
         act = partial(super().send, request, **options)
@@ -349,12 +355,12 @@ def _answer_bytes(path: str) -> int:
 def _image_at(http: _BoundedHttp, url: str) -> bytes:
     response = http.get(url)
     if 400 <= response.status_code < 500 and response.status_code not in (408, 429):
-        return b""  # nor will it be there later
+        return b""  # a retry would not help
     response.raise_for_status()
     return response.content
 
 
-# ---- repetitions
+# ---- retries
 
 
 def _is_temporary(exc: BaseException) -> bool:
@@ -374,7 +380,7 @@ def _seconds_to_wait(state: RetryCallState) -> float:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    """Returns the seconds until the time in a ``Retry-After`` header; 0 or less without a usable number or date."""
+    """Returns the wait in seconds that ``Retry-After`` requests; 0 or less for a missing, invalid or past value."""
     value = headers.get("retry-after", "")
     with suppress(ValueError):
         return max(0.0, float(value))  # 0 for NaN
@@ -400,7 +406,7 @@ def _read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[
     try:
         value = _parsed(form, key.scrubbed(choice.message.content or ""))
     except _UnusableError as exc:
-        raise _UnusableError(key.quoted(str(exc)), usage) from None  # names a field that was not requested
+        raise _UnusableError(key.quoted(str(exc)), usage) from None  # may quote a field name from the response
     return Answer(value, key.quoted(reply.id or request), usage)
 
 

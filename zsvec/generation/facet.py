@@ -1,4 +1,4 @@
-"""`Generation`: the facet of a classifier that draws reference images (paper, section 3.1)."""
+"""`Generation`: the part of a classifier that draws reference images (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
     from zsvec.ingest.recalibration import Calibrator
 
 FOLDER = "zsvec-generated"
-"""Default folder of the purchases, in the working directory."""
+"""Default folder of images and costs, in the working directory."""
 
 SOURCE = "generated"
-"""Source of generated references."""
+"""`ReferenceImage.source` of generated images."""
 
 Track = Callable[[Iterable[ImageRecord | DeclinedRecord]], Iterable[ImageRecord | DeclinedRecord]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generated:
-    """Result of a run, earlier runs over the folder included.
+    """Result of a run and of all earlier runs over the folder.
 
     Attributes:
-        images: All images of the categories, by category and index.
+        images: All images of the categories, sorted by category and index.
         declined: Images that the service declined to draw, with the reason.
-        categories: Committed categories.
-        spent: Known costs in dollars.
+        categories: Categories that this run committed to the store.
+        spent: Sum of the known costs in dollars.
         out_of_budget: Whether the budget ended the run before every image was bought.
     """
 
@@ -62,8 +62,8 @@ class Generation:
 
     Args:
         store: Store of the categories.
-        settings: The service and its models.
-        searcher: Gives the references of the store.
+        settings: Address, models and prices of the service.
+        searcher: Provides the references of the store.
         calibrator: Measures confusions between categories.
         builder: Returns the builder of the store; called after drawing.
     """
@@ -90,21 +90,21 @@ class Generation:
         budget: Budget | None = None,
         folder: str | os.PathLike[str] = FOLDER,
     ) -> Plan:
-        """Plans a run, without requests, writes or a key.
+        """Plans a run. Sends no requests, writes nothing and needs no API key.
 
-        Categories that the stored references confuse come first. Their images will show common and distinguishing
-        features.
+        Categories that the store confuses come first, and so do categories with few images. Prompts of confused
+        categories name common and distinguishing features.
 
         Args:
-            categories: Names, stored or new; by default all categories of the store.
-            per_category: Images of each category that the folder shall contain.
-            budget: Limits of these categories, earlier runs over the folder included. Categories the budget cannot
-                cover are not described either.
-            folder: Folder of images and costs; an image there is not bought again.
+            categories: Names of stored or new categories; by default, all categories of the store.
+            per_category: Number of images that the folder should contain for each category.
+            budget: Limits for these categories. Earlier runs over the folder count too. Categories that the budget
+                cannot cover are not described either.
+            folder: Folder of images and costs. An image in this folder is not bought again.
 
         Raises:
-            InvalidInputError: A name is invalid, there are none, or the budget is in dollars and the price of a model
-                unknown.
+            InvalidInputError: An argument is invalid, there is no category, the budget is in dollars but the price of a
+                model is unknown, or the folder cannot be used.
         """
         per_category = checked_count("per_category", per_category)
         if not isinstance(budget, Budget | None):
@@ -129,20 +129,20 @@ class Generation:
         )
 
     def run(self, plan: Plan, *, keep_flagged: bool = False, track: Track = iter) -> Generated:
-        """Executes a plan: describes, compares, draws; then stores the images, with the descriptions as texts.
+        """Describes and compares categories, draws images, and stores the images with the descriptions as texts.
 
-        To resume a run that was killed, or ended by the budget or an error, plan and run the same again. Images that
-        are blank, unreadable, duplicates or of something else are flagged.
+        To resume a run that was killed, or that the budget or an error ended, call `plan` and `run` again with the same
+        folder. Images that are blank, unreadable or duplicates, or that show something else, are flagged.
 
         Args:
-            plan: From `plan`.
+            plan: Plan from `plan`.
             keep_flagged: Whether to store readable flagged images as well.
-            track: Iterates the purchases, to show progress.
+            track: Wraps the iteration over drawn and declined images, to show progress.
 
         Raises:
-            GenerationError: There is no key (``OPENAI_API_KEY``), or a request failed. Images that arrived before are
-                stored, and are its ``generated``.
-            InvalidInputError: The folder is in use, or cannot be used.
+            GenerationError: There is no key (``OPENAI_API_KEY``), or a request failed. Images that arrived before the
+                failure are stored, and the attribute ``generated`` of the error is the `Generated` so far.
+            InvalidInputError: The plan is invalid, or the folder is in use or cannot be used.
         """
         if not isinstance(plan, Plan):
             raise InvalidInputError(f"plan must be a Plan, from clf.generation.plan. Got {shown(plan)} instead")
@@ -164,12 +164,12 @@ class Generation:
         folder: str | os.PathLike[str] = FOLDER,
         keep_flagged: bool = False,
     ) -> Generated:
-        """Plans and runs; arguments and errors as `plan` and `run`."""
+        """Plans a run and executes the plan. Arguments and errors are those of `plan` and `run`."""
         plan = self.plan(categories, per_category=per_category, budget=budget, folder=folder)
         return self.run(plan, keep_flagged=keep_flagged)
 
     def _store_drawn(self, plan: Plan, drawn: Drawn, keep_flagged: bool) -> Generated:
-        """Stores drawn images, except for flagged ones, with the descriptions as texts."""
+        """Flags drawn images, and stores the unflagged ones with the descriptions as texts."""
         builder = self._builder()
         gate = Gate(builder, self._searcher.references()[0])
         stored = gate.stored
@@ -191,7 +191,7 @@ class Generation:
         with self._store.one_change("generate"):
             existing = {category.name for category in self._store.categories()}
             inputs = list(_inputs(wanted, plan.categories, texts))
-            # A new category is defined by the name as well, in the prompt of each encoder.
+            # A new category also gets texts with the name, in the prompt of each encoder.
             new = [CategoryInput(name=one.name) for one in inputs if builder.takes_texts and one.name not in existing]
             committed = {category.name: category for some in (new, inputs) for category in builder.build(some)}
         for image in wanted:
@@ -221,6 +221,6 @@ def _inputs(
 
 
 def _stored(category: Category) -> StoredCategory:
-    """Returns a category's longest text, and the number of reference images."""
+    """Returns the longest text and the number of reference images of a category."""
     counts = [n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image"]
     return StoredCategory(max((as_words(category.name), *category.texts), key=len), max(counts, default=0))

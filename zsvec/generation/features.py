@@ -1,7 +1,6 @@
 """Feature analysis (paper, section 3.1): describes categories, groups similar ones, and compares each group.
 
-Answers are kept in the manifest, and no question is repeated: each category is described and grouped once, and each
-group is compared once.
+Answers are kept in the manifest, so that each category is described and grouped once, and each group is compared once.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from zsvec.generation import prompts
 from zsvec.generation.manifest import AnswerRecord, Record
 from zsvec.generation.prompts import Description, Descriptions, Features, GroupFeatures, Groups, Question
 
-# Subjects of one question: long answers become careless, and a refusal concerns all subjects.
+# Number of subjects in one question: long answers become careless, and a refusal concerns all subjects.
 DESCRIBED_AT_ONCE = 10
 GROUPED_AT_ONCE = 40
 COMPARED_AT_ONCE = 6
 
-MOST_GROUPS = 2  # of one category in its prompts
+MOST_GROUPS = 2  # maximum number of groups that the prompts of one category use
 _MOST_PHRASES = 4
 
 NameGroup: TypeAlias = tuple[str, ...]
 Asked: TypeAlias = tuple[Question[Any], Sequence[Any]]
-"""A question and its subjects: names, or groups."""
+"""A question, and the category names or groups that the question is about."""
 
 
 @dataclass(slots=True)
@@ -35,9 +34,9 @@ class Knowledge:
     """Features of categories, from the answers.
 
     Attributes:
-        descriptions: By category.
+        descriptions: Description of each category.
         groups: Groups of similar categories, as answered.
-        features: By group.
+        features: Features of each group.
         declined: Reasons for missing answers, by step and subject.
     """
 
@@ -58,7 +57,10 @@ class Knowledge:
         return knowledge
 
     def learn_all(self, records: Iterable[Record]) -> None:
-        """Adds the answers to this version of the prompts. A question about one subject is not repeated."""
+        """Adds the answers to the current version of the prompts.
+
+        A subject that was asked about alone is not asked about again, even if the answer is missing.
+        """
         for record in records:
             if isinstance(record, AnswerRecord) and record.version == prompts.VERSION:
                 self._learn(record)
@@ -73,7 +75,7 @@ class Knowledge:
             self.declined[record.step, about[0]] = record.declined or "unusable: it was left out of the answer"
 
     def _taken_over(self, step: str, answer: Mapping[str, Any], about: Sequence[Any]) -> Iterable[Any]:
-        """Adds an answer, and returns the subjects that it settles."""
+        """Adds an answer, and returns the subjects that the answer covers."""
         if step == "descriptions":
             found = {one.name: one for one in Descriptions.model_validate(answer).categories if one.appearance.strip()}
             described = {name: found[name] for name in about if name in found}
@@ -89,7 +91,7 @@ class Knowledge:
         return about
 
     def missing(self, step: str, subjects: Iterable[Any]) -> list[Any]:
-        """Returns the subjects without an answer that were not asked about alone."""
+        """Returns the subjects that have no answer and were not yet asked about alone."""
         return [
             subject
             for subject in subjects
@@ -101,7 +103,10 @@ class Knowledge:
         return {name: description.appearance for name, description in self.descriptions.items()}
 
     def look(self, name: str, groups: Sequence[NameGroup]) -> dict[str, Sequence[str]]:
-        """Returns the keyword arguments of `prompts.draw` for a category, by its first `MOST_GROUPS` of some groups."""
+        """Returns the keyword arguments of `prompts.draw` for a category.
+
+        Only the first `MOST_GROUPS` entries of `groups` that contain the category are used.
+        """
         description = self.descriptions.get(name)
         first = [group for group in groups if name in group][:MOST_GROUPS]
         compared = [self.features[group] for group in first if group in self.features]
@@ -126,9 +131,9 @@ def analyse(
 
     Args:
         knowledge: Earlier answers; `ask` adds the new ones.
-        names: The categories.
-        others: Further categories that may resemble these, and their appearances.
-        measured: Groups that the store confuses.
+        names: Names of the categories.
+        others: By name, the appearance of each category that `names` may resemble. An unknown appearance is empty.
+        measured: Groups of categories that the store confuses.
         ask: Asks questions and adds the answers to `knowledge`.
 
     Returns:
@@ -144,7 +149,11 @@ def analyse(
 
 
 def chosen_groups(names: Sequence[str], groups: Iterable[NameGroup], every: Iterable[str]) -> list[NameGroup]:
-    """Returns the first `MOST_GROUPS` groups of each category, reduced to categories in `every`."""
+    """Returns the first `MOST_GROUPS` groups of each category in `names`.
+
+    Each group is first reduced to at most `prompts.LARGEST_GROUP` categories in `every`. Groups of one category and
+    subsets of earlier groups are left out.
+    """
     existing = set(every)
     clean: list[NameGroup] = []
     for group in groups:
@@ -163,7 +172,7 @@ def _settle(
     question: Callable[[Sequence[Any]], Question[Any]],
     ask: Callable[[Sequence[Asked]], None],
 ) -> None:
-    """Asks about several subjects at once, then about each one without an answer alone."""
+    """Asks about `at_once` subjects per question, then alone about each subject that is still without an answer."""
     for size in (at_once, 1):
         missing = knowledge.missing(step, subjects)
         batches = [missing[first : first + size] for first in range(0, len(missing), size)]

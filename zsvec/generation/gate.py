@@ -34,9 +34,9 @@ EVERYDAY = (
     *("sky", "forest", "shirt", "shoe", "hat", "bag", "tool", "ball", "musical instrument", "machine"),
 )
 
-_BLOCK = 2**24  # similarities in memory at once
+_BLOCK = 2**24  # number of similarities in memory at once
 _SIDE = 64
-_CONTRAST = 4.0  # of 255: standard deviation of the pixels below which an image is blank
+_CONTRAST = 4.0  # standard deviation of the pixels (0 to 255) below which an image is blank
 
 
 def blank(image: Image.Image) -> bool:
@@ -46,12 +46,12 @@ def blank(image: Image.Image) -> bool:
 
 
 def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
-    """Returns whether images are no nearer to the texts of the category than to everyday words, on average.
+    """Returns which images are, on average, not more similar to the category's texts than to everyday words.
 
     Args:
-        images: Images of one category, float32 ``(n, dim)``, unit rows.
-        texts: Texts of the category, float32 ``(n_texts, dim)``, unit rows.
-        everyday: `EVERYDAY`, float32 ``(n_words, dim)``, unit rows.
+        images: Vectors of images of one category, float32 ``(n, dim)``, unit rows.
+        texts: Vectors of texts of the category, float32 ``(n_texts, dim)``, unit rows.
+        everyday: Vectors of `EVERYDAY`, float32 ``(n_words, dim)``, unit rows.
 
     Returns:
         bool ``(n,)``.
@@ -61,15 +61,15 @@ def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
 
 
 def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> NDArray[np.intp]:
-    """Returns which images duplicate a reference or an earlier image, by the vectors of all encoders.
+    """Finds the images that duplicate a reference or an earlier image under every encoder.
 
     Args:
-        images: By encoder, float32 ``(n, dim)``, unit rows; the same images in each.
-        references: By encoder, float32 ``(n_references, dim)``, unit rows; the same pictures in each.
+        images: Vectors by encoder, float32 ``(n, dim)``, unit rows. Every encoder has the same images.
+        references: Vectors by encoder, float32 ``(n_references, dim)``, unit rows. Every encoder has the same images.
 
     Returns:
-        int ``(n,)``: the position of the first duplicate, counting the references and then the images before this one;
-        -1 if there is none.
+        int ``(n,)``: position of each image's first duplicate in the references followed by the images; -1 without a
+        duplicate.
     """
     every = {encoder: np.concatenate([references[encoder], vectors]) for encoder, vectors in images.items()}
     n = max(map(len, images.values()), default=0)
@@ -94,7 +94,8 @@ class GeneratedImage:
         path: Path of the file.
         flags: Reasons to keep the image out of the store.
         stored: Whether the image is in the store.
-        vectors: By encoder, float32 ``(dim,)``, unit norm; empty before `Gate.look`, and if the file is unreadable.
+        vectors: Vector by encoder, float32 ``(dim,)``, unit norm. Empty before `Gate.look`, and if the file is
+            unreadable.
     """
 
     record: ImageRecord
@@ -110,10 +111,10 @@ class GeneratedImage:
 
 
 class Gate:
-    """Checks whether generated images show their category, and are no duplicates.
+    """Flags generated images that are unreadable, blank, duplicates, or far from their category.
 
     Args:
-        builder: Gives encoders, batch size and prompts.
+        builder: Provides encoders, image limits, batch size and prompts.
         references: All stored references, by expert.
     """
 
@@ -123,7 +124,7 @@ class Gate:
         rows = image_rows(references)
         experts = {one.name: expert_name(one.name, "image") for one in self._encoders if "image" in one.modalities}
         keys = [set(rows.get(expert, ())) for expert in experts.values()]
-        self._keys = sorted(set.intersection(*keys)) if keys else []  # pictures that every encoder has
+        self._keys = sorted(set.intersection(*keys)) if keys else []  # images that every image encoder has
         self._stored = {
             name: references[expert].vectors[[rows[expert][key] for key in self._keys]]
             if self._keys
@@ -133,11 +134,11 @@ class Gate:
 
     @property
     def stored(self) -> set[tuple[str, str]]:
-        """Category and hash of each reference image that every encoder has."""
+        """Category and hash of each reference image that is stored for every image encoder."""
         return set(self._keys)
 
     def look(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flags images that are not in the store, and sets the vectors of all readable ones."""
+        """Checks images that are not stored yet: sets the vectors of readable images, and adds flags to bad images."""
         for batch in prefetch(self._prepare, images, self._builder.batch_size):
             legible = [(image, inputs) for image, inputs in batch if inputs is not None]
             vectors = self._encoders.encode_images([inputs for _, inputs in legible]) if legible else {}
@@ -160,8 +161,8 @@ class Gate:
         return image, self._encoders.preprocess(rgb)
 
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
-        """Flags images that are `far` for every encoder of texts."""
-        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # each takes images, too
+        """Flags images that are `far` under every encoder that embeds texts."""
+        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # and images
         everyday = [encoder.encode_texts(self._prompts(encoder, EVERYDAY)) for encoder in joint]
         for name in dict.fromkeys(image.record.category for image in images):
             members = [image for image in images if image.record.category == name]

@@ -1,14 +1,15 @@
-"""Purchases on disk: a folder from which a killed run is resumed.
+"""The folder that keeps the answers and images of a run, so that a killed run can be resumed.
 
 ```
-FOLDER/manifest.jsonl          one record a line: answers, images, refusals
-FOLDER/images/NAME/0000.png    the images, a sub-folder per category
+FOLDER/manifest.jsonl          one record per line: answers, images, refusals
+FOLDER/images/NAME/0000.png    the images, one sub-folder per category
 ```
 
-A line of the manifest is appended and synced in one piece; opening the folder drops a line torn by a kill. An image is
-written and synced before its record. A kill between the two leaves a file without a record: the request is sent again
-with the same idempotency key, and its image replaces the file. A deleted image is bought again. The folder may come
-from elsewhere: records and links that lead out of the folder are refused.
+Each record is appended to the manifest as one line and synced. When the folder is opened, a last line that a kill cut
+short is dropped. An image file is written and synced before the record of the image. If a kill leaves a file without a
+record, the next run sends the request again with the same idempotency key, and the image of the response replaces the
+file. A deleted image is bought again. The folder may come from elsewhere, so records and links that lead out of the
+folder are refused.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ from zsvec.inputs.files import inside, open_to_append, read_regular, sync, write
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|[. ]$")
-_MAX_NAME_BYTES = 200  # of a folder; file systems take 255
-_START = b'{"at":"'  # of the file
+_MAX_NAME_BYTES = 200  # of the folder of a category; file systems allow 255
+_START = b'{"at":"'  # first bytes of a manifest
 
 Place: TypeAlias = tuple[str, int]
-"""A category, and the index of an image among its images."""
+"""A category, and the index of an image within the category."""
 
 
 def _now() -> str:
@@ -53,10 +54,10 @@ class _Record(BaseModel):
 
 
 class FolderRecord(_Record):
-    """The first line.
+    """The first record of a manifest.
 
     Attributes:
-        id: Part of the idempotency keys, so that no two folders share a purchase.
+        id: Random part of all idempotency keys, so that two folders never share an answer or image.
     """
 
     kind: Literal["folder"] = "folder"
@@ -68,13 +69,13 @@ class AnswerRecord(_Record):
 
     Attributes:
         step: Name of the step of the analysis.
-        version: Of the prompts.
+        version: Version of the prompts.
         about: Subjects of the question: names, or groups of names.
         answer: The answer; ``None`` if declined.
         declined: Code and reason, if declined.
         model: The language model.
         response: Id of the response.
-        cost: In dollars, if known.
+        cost: Cost in dollars, if known.
     """
 
     kind: Literal["answer"] = "answer"
@@ -94,9 +95,9 @@ class _RequestRecord(_Record):
     Attributes:
         category: The category to show.
         index: Position among the images of the category.
-        prompt: As sent.
+        prompt: The prompt that was sent.
         model: The image model.
-        cost: In dollars, if known.
+        cost: Cost in dollars, if known.
     """
 
     category: str
@@ -110,13 +111,13 @@ class ImageRecord(_RequestRecord):
     """A bought image.
 
     Attributes:
-        revised_prompt: The prompt after the service's revision, if there was one.
-        version: Of the prompts.
-        size: As requested.
-        quality: As requested.
+        revised_prompt: Prompt that the service used instead of the requested one, if any.
+        version: Version of the prompts.
+        size: Requested size.
+        quality: Requested quality.
         response: Id of the response.
-        seconds: From request to response.
-        sha256: Of the file; also the ``hash`` of the reference in the store.
+        seconds: Time from request to response, including retries.
+        sha256: Hash of the file, which is also the ``hash`` of the reference in the store.
         file: Path relative to the folder: ``images/FOLDER/FILE``.
     """
 
@@ -154,13 +155,14 @@ _RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 class Manifest:
-    """The folder of a run; open in one process at a time.
+    """The folder of a run. Only one run can have the folder open at a time.
 
     Args:
-        folder: Created if it does not exist.
+        folder: Path of the folder, which is created if necessary.
 
     Raises:
-        InvalidInputError: The folder cannot be created or read, is in use by another run, or has another content.
+        InvalidInputError: The folder cannot be created or read, is in use by another run, contains a manifest that this
+            version of zsvec did not write, or has a link that leads out of the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -187,14 +189,14 @@ class Manifest:
             if not any(isinstance(record, FolderRecord) for record in self.records):
                 self.append(FolderRecord(id=uuid.uuid4().hex))
             for unfinished in place.rglob(".zsvec-*.new"):
-                unfinished.unlink()  # cut short by a kill
+                unfinished.unlink()  # left over from a kill
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _usable(self.folder):  # closing reports a full disk again
+        with _usable(self.folder):  # closing may report a full disk
             self._opened.close()
 
     @property
@@ -211,7 +213,7 @@ class Manifest:
             self.records.append(record)
 
     def purchases(self, category: str, index: int) -> int:
-        """Returns the number of images bought for a place, including deleted ones."""
+        """Returns the number of images that were bought for a category and index, including deleted images."""
         bought = [record for record in self.records if isinstance(record, ImageRecord)]
         return sum((record.category, record.index) == (category, index) for record in bought)
 
@@ -244,10 +246,11 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> list[Record]:
-    """Returns the records of a folder, which need not exist.
+    """Returns the records of a folder; an empty list if the folder does not exist.
 
     Raises:
-        InvalidInputError: The folder cannot be read, has another content, or leads out of itself.
+        InvalidInputError: The path is not a folder, the manifest cannot be read or was not written by this version of
+            zsvec, or a link leads out of the folder.
     """
     with _usable(folder):
         if folder.exists() and not folder.is_dir():
@@ -257,17 +260,20 @@ def read_manifest(folder: Path) -> list[Record]:
 
 
 def images(records: Sequence[Record], folder: Path) -> dict[Place, ImageRecord]:
-    """Returns the latest image of each place that has a file.
+    """Returns the latest image of each category and index, unless the image file was deleted.
 
     Raises:
-        InvalidInputError: A record leads out of the folder.
+        InvalidInputError: A record names a file outside the folder.
     """
     latest = {(record.category, record.index): record for record in records if isinstance(record, ImageRecord)}
     return {place: record for place, record in latest.items() if inside(folder, folder / record.file).is_file()}
 
 
 def settled(records: Sequence[Record], model: str) -> set[Place]:
-    """Returns the places that an image model declined to draw, except for unusable responses: those are repeated."""
+    """Returns the images that a model declined to draw, by category and index.
+
+    Requests with unusable responses are not included, because a later run repeats them.
+    """
     declined = [record for record in records if isinstance(record, DeclinedRecord)]
     return {
         (record.category, record.index) for record in declined if record.model == model and record.code != "unusable"
@@ -275,7 +281,7 @@ def settled(records: Sequence[Record], model: str) -> set[Place]:
 
 
 def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
-    """Returns the known costs, in dollars, of images of some categories and of answers about these."""
+    """Returns the sum of the known costs, in dollars, of all requests that concern one of `categories`."""
     wanted = set(categories)
     return sum(
         record.cost or 0.0
@@ -291,19 +297,19 @@ def _subjects(record: AnswerRecord | ImageRecord | DeclinedRecord) -> Iterator[s
 
 
 def folder_name(category: str) -> str:
-    """Returns the name of a category's folder: its own name where file systems allow it."""
+    """Returns the folder name of a category: the category's name, or a safe form with a hash of the name."""
     safe = _UNSAFE.sub("_", category).encode()[:_MAX_NAME_BYTES].decode(errors="ignore").rstrip(" .")
     return safe if safe == category else f"{safe}~{hashlib.sha256(category.encode()).hexdigest()[:8]}"
 
 
 def _parsed(file: Path, content: bytes) -> tuple[list[Record], int]:
-    """Returns the records in the whole lines of a manifest, and the length of these lines."""
+    """Returns the records in the complete lines of a manifest, and the total bytes of these lines."""
     whole = content[: content.rfind(b"\n") + 1]
     try:
         records = [_RECORD.validate_json(line) for line in whole.splitlines()]
     except ValidationError as exc:
         raise _foreign(file, exc) from exc
-    if not content.startswith(_START[: len(content)]):  # there may be only one torn line
+    if not content.startswith(_START[: len(content)]):  # also checks a manifest of a single torn line
         raise _foreign(file, f"it begins with {content[:20]!r}")
     return records, len(whole)
 

@@ -1,7 +1,7 @@
 """Plan of a run: questions, images and estimated cost, within a budget.
 
-Categories that the store confuses most, and categories with the fewest images, come first, so that a budget that ends
-the run was spent where images help most.
+Categories that the store confuses most come first, and so do categories with the fewest images. If the budget ends the
+run, the money was spent where images help most.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from zsvec.method.calibrate.confusions import Confusions
 from zsvec.settings.settings import GenerationSettings
 
 ROUNDING = 1e-9
-"""Dollars by which rounding may raise a sum of costs above a budget."""
+"""Tolerance in dollars for rounding errors when a sum of costs is compared with a budget."""
 
-# Rough numbers of tokens; those of an answer about one subject include reasoning.
+# Rough numbers of tokens. `_ANSWERS` has the tokens per subject, including reasoning.
 _INSTRUCTIONS = 250
 _NAME = 6
 _APPEARANCE = 60
@@ -40,7 +40,7 @@ _ANSWERS = {"descriptions": 300, "groups": 60, "features": 300}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits for the categories of a run in one folder, earlier runs included.
+    """Limits for the categories of a run. Earlier runs over the same folder count too.
 
     Attributes:
         images: Maximum number of images in the folder; ``None`` for no limit.
@@ -75,20 +75,21 @@ class Plan:
     """Plan of a run.
 
     Attributes:
-        folder: Folder of the purchases.
+        folder: Folder of images and costs.
         categories: Categories to draw.
-        others: Definition texts of the other categories of the store, which these may be confused with.
-        measured: Groups that the store confuses.
-        places: Images to buy, by category and index, the most useful first.
+        others: A definition text of each other category of the store. `categories` may be confused with these.
+        measured: Groups of categories that the store confuses.
+        places: Images to buy, as pairs of category and index, the most useful first.
         affordable: Estimated number of `places` within the budget. If images cost less, more are bought.
-        excluded: Number of images left out of `places`: beyond a budget in images, or of categories that the budget
-            cannot cover.
-        there: Number of images of these categories in the folder.
-        questions: Number of requests to the language model, by step; for ``features`` an upper bound.
+        excluded: Number of images left out of `places`, because the budget in images is exceeded or the budget in
+            dollars cannot cover the category.
+        there: Number of images of `categories` that the folder already contains.
+        questions: Number of requests to the language model by step. For ``features``, this is an upper bound.
         budget: Limits of the run.
-        spent: Dollars spent on these categories in this folder so far.
-        cost_of_questions: Estimated, in dollars; ``None`` if the price of the language model is unknown.
-        cost_of_image: Estimated, in dollars; ``None`` if the price of the image model is unknown.
+        spent: Dollars spent on `categories` in this folder so far.
+        cost_of_questions: Estimated cost of all questions in dollars; ``None`` if the price of the language model is
+            unknown.
+        cost_of_image: Estimated cost of one image in dollars; ``None`` if the price of the image model is unknown.
         models: Language model and image model.
     """
 
@@ -154,12 +155,12 @@ def make_plan(
         stored: Categories of the store, by name.
         confusions: Confusions of the store's reference images.
         settings: Models and prices.
-        per_category: Images of each category that the folder shall contain.
-        budget: Limits of the folder, earlier runs included.
-        folder: Folder of the purchases; an image in it is not bought again.
+        per_category: Number of images that the folder should contain for each category.
+        budget: Limits for the categories. Earlier runs over the folder count too.
+        folder: Folder of images and costs. An image in this folder is not bought again.
 
     Raises:
-        InvalidInputError: The budget is in dollars and the price of a model unknown, or the folder has another content.
+        InvalidInputError: The budget is in dollars but the price of a model is unknown, or `read_manifest` fails.
     """
     records = read_manifest(folder)
     knowledge = Knowledge.of(records)
@@ -183,7 +184,7 @@ def make_plan(
     paid = spent(records, categories)
 
     def questions(images: int) -> tuple[dict[str, int], Usage]:
-        """Returns the questions that the first `images` places need."""
+        """Returns the number of questions by step, and their tokens, for the first `images` places."""
         return _questions(knowledge, sorted({name for name, _ in places[:images]}), every, measured)
 
     def cost(images: int) -> float:
@@ -215,7 +216,7 @@ def make_plan(
 
 
 def _worth(place: Place, stored: Mapping[str, StoredCategory], confusions: Confusions) -> float:
-    """Returns the probability that the category is confused, divided by its number of images with this one."""
+    """Returns the probability that the category is confused, divided by the number of images including this one."""
     name, index = place
     images = stored[name].images if name in stored else 0
     return confusions.lost.get(name, 1.0) / (1 + images + index)
@@ -224,10 +225,10 @@ def _worth(place: Place, stored: Mapping[str, StoredCategory], confusions: Confu
 def _questions(
     knowledge: Knowledge, names: Sequence[str], every: Sequence[str], measured: Sequence[NameGroup]
 ) -> tuple[dict[str, int], Usage]:
-    """Returns an upper bound of the number of questions, and a rough estimate of their tokens."""
+    """Returns the number of questions by step (an upper bound), and a rough estimate of all tokens."""
     undescribed, ungrouped = knowledge.missing("descriptions", names), knowledge.missing("groups", names)
     groups = knowledge.missing("features", chosen_groups(names, [*measured, *knowledge.groups], every))
-    # Each ungrouped category may be in `MOST_GROUPS` groups, each with another category.
+    # Assumes that each ungrouped category joins `MOST_GROUPS` groups of two categories.
     uncompared = len(groups) + math.ceil(len(ungrouped) * MOST_GROUPS / 2)
     subjects = {"descriptions": len(undescribed), "groups": len(ungrouped), "features": uncompared}
     at_once = {"descriptions": DESCRIBED_AT_ONCE, "groups": GROUPED_AT_ONCE, "features": COMPARED_AT_ONCE}

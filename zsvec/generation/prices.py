@@ -1,6 +1,6 @@
-"""Prices of answers and images in US dollars: estimated before a request, and computed from the usage afterwards.
+"""Costs of answers and images in US dollars: estimated before a request, and computed from the usage afterwards.
 
-Prices change and differ between services: the settings, ``[generation.prices.MODEL]``, precede `PRICES`.
+Prices change, and differ between services. Prices in the settings (``[generation.prices.MODEL]``) override `PRICES`.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PRICES: Mapping[str, ModelPrice] = {
     ),
 }
 
-_PIXELS = 1024 * 1024  # to which `ModelPrice.image_tokens` refers
-_PROMPT_TOKENS = 200  # of an image prompt, roughly
+_PIXELS = 1024 * 1024  # of an image with the tokens in `ModelPrice.image_tokens`
+_PROMPT_TOKENS = 200  # rough length of an image prompt
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request, or of several."""
+    """Number of input and output tokens of one or more requests."""
 
     input: int = 0
     output: int = 0
@@ -47,16 +47,16 @@ def price_of(model: str, settings: GenerationSettings) -> ModelPrice | None:
 
 
 def text_cost(usage: Usage, settings: GenerationSettings) -> float | None:
-    """Returns dollars for tokens of the language model; ``None`` without a price."""
+    """Returns the cost of tokens of the language model in dollars; ``None`` if the price is unknown."""
     price = price_of(settings.language_model, settings)
     return None if price is None else _cost_of_tokens(price, usage)
 
 
 def image_cost(usage: Usage | None, settings: GenerationSettings) -> float | None:
-    """Returns dollars for one image; ``None`` if the price of the image model is unknown.
+    """Returns the cost of one image in dollars; ``None`` if the price of the image model is unknown.
 
     Args:
-        usage: Tokens; with ``None`` the cost is estimated.
+        usage: Tokens of the image; if ``None``, the cost is estimated.
         settings: Model, size and quality.
     """
     price = price_of(settings.image_model, settings)
@@ -72,7 +72,7 @@ def _cost_of_tokens(price: ModelPrice, usage: Usage) -> float:
 
 
 def _image_tokens(price: ModelPrice, settings: GenerationSettings) -> int:
-    """Returns the estimated tokens of an image. An unknown quality has the most of any, so that a budget is kept."""
+    """Estimates the tokens of an image. An unknown quality counts as the most expensive one, to stay in budget."""
     tokens = price.image_tokens.get(settings.image_quality or "", max(price.image_tokens.values(), default=0))
     width, _, height = settings.image_size.partition("x")
     in_pixels = width.isdecimal() and height.isdecimal()

@@ -1,7 +1,7 @@
-"""All prompts, and the forms of the answers (paper, section 3.1).
+"""Prompts of the language and image models, and schemas of the answers (paper, section 3.1).
 
-`VERSION` is kept with every answer and image. Raise it with each change of a prompt: questions are then asked again,
-bought images stay.
+Every answer and image is recorded with `VERSION`. Increase `VERSION` when you change a prompt: questions are asked
+again, but images are not bought again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ LARGEST_GROUP = 6
 
 _T = TypeVar("_T")
 Items = Annotated[list[_T], FailFast()]
-"""A list whose check ends at the first error: an answer may have millions of errors of a kilobyte each."""
+"""A list whose validation stops at the first error: an answer may cause millions of errors of a kilobyte each."""
 
 
 class _Answer(BaseModel):
-    """Strict structured outputs: all fields are required, and no others allowed."""
+    """Base of strict structured outputs: all fields are required, and other fields are forbidden."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -78,7 +78,7 @@ class Question(Generic[Form]):
         step: Name of the step of the analysis.
         instructions: System message.
         data: User message, as JSON.
-        form: Form of the answer.
+        form: Pydantic model of the answer.
     """
 
     step: str
@@ -143,7 +143,7 @@ VIEWPOINTS = (
     "from below",
     "from behind",
 )
-# of a category without a description
+# Used for a category without a description.
 SCENES = (
     "in its usual surroundings",
     "on a plain background in daylight",
@@ -160,15 +160,15 @@ def draw(
     """Returns the prompt of an image; scene and viewpoint depend on the index.
 
     Args:
-        name: Of the category, as words.
-        index: Of the image within its category.
-        scenes: Scenes to choose from; empty without a description.
-        common: Features that the category shares with similar ones; empty if it resembles none.
+        name: Name of the category, as words.
+        index: Index of the image within the category.
+        scenes: Scenes to choose from; if empty, `SCENES`.
+        common: Features that the category shares with similar ones; empty without similar categories.
         distinguishing: Features that distinguish the category from similar ones.
     """
     places = scenes or SCENES
     turn, position = divmod(index, len(places))
-    step = turn if len(places) % 2 == 0 else 0  # so that each scene gets all eight viewpoints
+    step = turn if len(places) % 2 == 0 else 0  # lets each scene get all eight viewpoints
     scene, viewpoint = places[position], VIEWPOINTS[(index + step) % len(VIEWPOINTS)]
     alike = (
         f" Show the features that it shares with similar things: {'; '.join(common)}."

@@ -1,8 +1,8 @@
 """Executes a plan: asks and draws with concurrent requests, and writes each result to disk before the next step.
 
-A run that was killed, or ended by the budget, an error or the user, is resumed by running the plan again: purchases on
-disk are not bought again. Requests on their way at a kill are sent again with the same idempotency key; services that
-honour ``Idempotency-Key`` bill once.
+To resume a run that was killed, or that the budget, an error or the user ended, run the plan again. Answers and images
+on disk are not bought again. Requests that were in flight at a kill are sent again with the same idempotency key.
+Services that honor ``Idempotency-Key`` bill such a request once.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ Result: TypeAlias = ImageRecord | DeclinedRecord
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """Purchases in the folder of a run, earlier runs included, that concern the categories of the plan.
+    """Result of a run and of all earlier runs over the folder, for the categories of the plan.
 
     Attributes:
         images: Images of the categories.
         declined: Images that the service declined to draw.
         knowledge: Answers about the categories.
-        spent: Known costs in dollars.
+        spent: Sum of the known costs in dollars.
         out_of_budget: Whether the budget ended the run before every image was bought.
         error: The error that ended the run, if any.
     """
@@ -58,7 +58,7 @@ class Drawn:
 
 
 class Run:
-    """One run over the open folder of a plan, with an open client.
+    """One run of a plan, with an open manifest and an open client.
 
     Attributes:
         knowledge: Answers about the categories.
@@ -71,7 +71,7 @@ class Run:
         self._manifest = manifest
         self._client = client
         limit = plan.budget.dollars
-        # A request counts with the estimated cost until the cost is known.
+        # The estimated cost of a request is subtracted until the actual cost is known.
         self._dollars_left = math.inf if limit is None else limit - spent(manifest.records, plan.categories)
         self.knowledge = Knowledge.of(manifest.records)
         self.out_of_budget = False
@@ -80,12 +80,12 @@ class Run:
         """Asks the language model for features of the categories, and returns the compared groups of similar ones."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
-        # A complete category can still be confused with the others.
+        # A category that needs no more images can still be confused with the others.
         others = {**dict.fromkeys(plan.categories, ""), **plan.others}
         return analyse(self.knowledge, names, others, plan.measured, self._ask)
 
     def draw(self, groups: Sequence[NameGroup]) -> Generator[Result, None, None]:
-        """Buys the images of the plan, and yields each one that is on disk; raises the error of a request."""
+        """Buys the images of the plan, and yields each result after writing it to disk. Raises errors of requests."""
         places = () if self.out_of_budget else self._plan.places
         jobs = [
             (name, index, prompts.draw(as_words(name), index, **self.knowledge.look(name, groups)))
@@ -103,7 +103,7 @@ class Run:
             for _ in self._at_once(questions, self._answer, estimate):
                 pass
         finally:
-            # In the order of the file, so that a resumed run makes the same prompts.
+            # In the order of the manifest, so that a resumed run makes the same prompts.
             self.knowledge.learn_all(self._manifest.records[before:])
 
     def _answer(self, asked: Asked) -> AnswerRecord:
@@ -129,7 +129,7 @@ class Run:
         name, index, prompt = job
         settings = self._settings
         start = time.monotonic()
-        again = self._manifest.purchases(name, index)  # another image replaces a deleted one
+        again = self._manifest.purchases(name, index)  # a new key, so that a deleted image is drawn again
         key = self._key(name, index, prompt, settings.image_model, settings.image_size, settings.image_quality, again)
         picture = self._client.draw(prompt, key)
         asked: dict[str, Any] = {"category": name, "index": index, "prompt": prompt, "model": settings.image_model}
@@ -152,14 +152,14 @@ class Run:
         )
 
     def _cost_of_nothing(self, declined: Declined) -> float | None:
-        """Returns dollars spent on a declined image: unusable responses are paid for, too."""
+        """Returns the cost of a declined image in dollars. Unusable responses are billed too."""
         if declined.usage.output:
             return image_cost(declined.usage, self._settings)
         each = image_cost(None, self._settings)
         return each and each * declined.unusable if declined.unusable else 0.0
 
     def _key(self, *parts: Any) -> str:
-        """Returns the idempotency key of a request, the same in each run over the folder."""
+        """Returns the idempotency key of a request, which is the same in each run over the folder."""
         return hashlib.sha256(json.dumps([self._manifest.id, *parts]).encode()).hexdigest()[:32]
 
     def _at_once(
@@ -167,7 +167,7 @@ class Run:
     ) -> Generator[Done, None, None]:
         """Runs jobs in threads, as many at once as settings and budget allow, and yields the results.
 
-        After an error or an interruption no job begins, and running requests, which are paid for, are awaited.
+        After an error or an interruption, no new job starts. Running requests are awaited, because they are billed.
         """
         if estimate is None:  # without a price, a budget in dollars buys nothing
             estimate = 0.0 if self._plan.budget.dollars is None else math.inf
@@ -181,7 +181,7 @@ class Run:
                     ):
                         self._dollars_left -= estimate
                         pending.add(pool.submit(work, todo.popleft()))
-                    if not pending:  # no running job could end below the estimate
+                    if not pending:  # no running job can free budget by costing less than estimated
                         self.out_of_budget = True
                         return
                     done, pending = wait(pending, return_when=FIRST_COMPLETED)
@@ -213,7 +213,7 @@ def carry_out(
 
     Raises:
         InvalidInputError: The folder is in use, or cannot be used.
-        GenerationError: There is an image to buy, and no key.
+        GenerationError: There are images to buy, but the API key or the address of the service is missing or invalid.
     """
     with Manifest(plan.folder) as manifest:
         knowledge, error = Knowledge.of(manifest.records), None

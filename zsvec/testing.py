@@ -17,7 +17,7 @@ _SIDE = 8  # pixels of the thumbnail that an image's vector is made from
 
 
 class HashEncoder(BatchEncoder):
-    """An encoder with vectors of the content alone: similar images are near, and so are texts that share words.
+    """An encoder whose vectors depend only on the content. Similar images are near, and so are texts that share words.
 
     Args:
         name: Name of the encoder in the profile.
@@ -36,11 +36,11 @@ class HashEncoder(BatchEncoder):
         super().__init__(name, fingerprint, modalities=modalities)
         self.images_encoded = 0
         self.texts_encoded = 0
-        # Fixed directions; the vector of an image is the sum of all, weighted by pixels.
+        # Fixed directions. The vector of an image is the sum of all directions, weighted by pixels.
         self._directions = np.random.default_rng(0).standard_normal((_SIDE * _SIDE * 3 + 1, dim))
 
     def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[np.float64]:
-        """Vectors of images or texts, float64 ``(n, dim)``."""
+        """Returns vectors of images or texts, float64 ``(n, dim)``, of any norm."""
         if modality == "text":
             self.texts_encoded += len(batch)
             return np.stack([self._text_vector(text) for text in batch])

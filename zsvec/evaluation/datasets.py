@@ -1,9 +1,9 @@
 """Labelled test images of public data sets, from local files in the layout of torchvision's ``root``.
 
-A pickle is a program, so that pickles and MATLAB files are read only if they are the official files. Each file is read
-once, and the checked bytes are loaded: the classes of torchvision open a file again after their check, when another
-file may have replaced it. Each loader raises `InvalidInputError` for a file that is missing, damaged, not the official
-one, or outside the folder.
+A pickle can run any code, so pickles and MATLAB files are loaded only if their MD5 is that of the official file. Each
+file is read once, and the checked bytes are loaded. The classes of torchvision open a file again after the check, so
+that another file could replace the checked one. Each loader raises `InvalidInputError` for a file that is missing,
+damaged, not the official file, or outside the folder.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PAGES = {
     "cifar100": _CIFAR_PAGE,
     "tinyimagenet": "the page of Stanford's course CS231n (Tiny ImageNet, 200 categories, unpacked)",
 }
-# MD5 of the official files, from torchvision. No second preimage of an MD5 can be computed.
+# MD5 of the official files, from torchvision. It is infeasible to make another file with a given MD5.
 _OFFICIAL = {
     "cifar-10-batches-py/test_batch": "40351d587109b95175f43aff81a1287e",
     "cifar-10-batches-py/batches.meta": "5ff9c542aee3614f3951f8cda6e48888",
@@ -50,7 +50,7 @@ _OFFICIAL = {
 
 
 def mnist(root: Path) -> Labelled:
-    """Returns digits, 28 × 28 grey, from ``MNIST/raw/t10k-*-ubyte``, unpacked."""
+    """Returns handwritten digits, 28 × 28 in grey, from the unpacked files ``MNIST/raw/t10k-*-ubyte``."""
     folder = root / "MNIST" / "raw"
     pixels = _read_idx(folder / "t10k-images-idx3-ubyte", root, dimensions=3)
     labels = _read_idx(folder / "t10k-labels-idx1-ubyte", root, dimensions=1)
@@ -62,7 +62,7 @@ def mnist(root: Path) -> Labelled:
 def svhn(root: Path) -> Labelled:
     """Returns digits of house numbers, 32 × 32 in colour, from ``test_32x32.mat``."""
     found = loadmat(io.BytesIO(_official("svhn", root, "test_32x32.mat")), variable_names=("X", "y"))
-    # (height, width, colour, image); the label of 0 is 10
+    # the axes of X are (height, width, colour, image); the digit 0 has the label 10
     return _labelled(np.moveaxis(found["X"], 3, 0), found["y"].reshape(-1) % 10, DIGITS)
 
 
@@ -77,9 +77,9 @@ def cifar100(root: Path) -> Labelled:
 
 
 def tinyimagenet(root: Path) -> Labelled:
-    """Returns the validation images of 200 categories of ImageNet, 64 × 64; the test images have no labels.
+    """Returns the validation images of 200 categories of ImageNet, 64 × 64. The test images have no labels.
 
-    Categories are named by the first synonym in ``words.txt``, followed by the WordNet id where two names are equal.
+    The name of a category is the first synonym in ``words.txt``, followed by the WordNet id if two names are equal.
 
     Args:
         root: The folder with ``val`` and ``words.txt``, or the parent of ``tiny-imagenet-200``.
@@ -130,7 +130,7 @@ def _official(name: str, root: Path, file: str) -> bytes:
 def _unpickled(name: str, root: Path, file: str) -> dict[str, Any]:
     content = _official(name, root, file)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of numpy, about the form of arrays from Python 2
+        warnings.simplefilter("ignore")  # numpy warns about arrays that Python 2 pickled
         found: dict[str, Any] = pickle.loads(content, encoding="latin-1")  # noqa: S301 # nosec B301 # the official file
     return found
 
@@ -142,12 +142,16 @@ def _cifar(name: str, root: Path, batch: str, meta: str, key: str) -> Labelled:
 
 
 def _labelled(pixels: NDArray[np.uint8], labels: ArrayLike, names: Sequence[str]) -> Labelled:
-    """Returns views of the images, with categories."""
+    """Returns pairs of image and category name. The images are views of one array."""
     return list(zip(np.ascontiguousarray(pixels), [names[label] for label in np.asarray(labels)], strict=True))
 
 
 def _read_idx(path: Path, root: Path, *, dimensions: int) -> NDArray[np.uint8]:
-    """Returns an array of LeCun's IDX format: zero, zero, 8 for uint8, dimensions; each size in 4 bytes; the values."""
+    """Returns the array in a file of LeCun's IDX format.
+
+    The file begins with the bytes 0, 0, 8 (uint8) and the number of dimensions. Each size follows as 4 bytes
+    (big-endian), then the values.
+    """
     content = _content("mnist", path, root)
     header = 4 + 4 * dimensions
     if content[:4] != bytes((0, 0, 8, dimensions)) or len(content) < header:
@@ -160,7 +164,7 @@ def _read_idx(path: Path, root: Path, *, dimensions: int) -> NDArray[np.uint8]:
 
 
 def _table(path: Path, root: Path) -> dict[str, str]:
-    """Returns the first two columns of a tab-separated text."""
+    """Returns a mapping from the first to the second column of a tab-separated file."""
     content = _content("tinyimagenet", path, root)
     try:
         lines = [line.split("\t") for line in content.decode().splitlines() if line.strip()]

@@ -31,11 +31,11 @@ _TOP = 5
 
 
 class Outcome(NamedTuple):
-    """The numbers that `Accuracy` is computed from: far less than a ranking of all categories.
+    """The numbers of one image that `Accuracy` needs. They take far less memory than a ranking of all categories.
 
     Attributes:
-        rank: Of the true category, 0 for the best; `_TOP` or more for a miss.
-        probability: Of the true category, 0 to 1.
+        rank: Rank of the true category, 0 for the most probable; at least `_TOP` if the ranking lacks the category.
+        probability: Probability of the true category, 0 to 1.
         confidence: The largest probability.
         brier: Brier score of the image, 0 to 2.
     """
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of(cls, ranking: Ranking, label: str) -> Outcome:
-        """From a ranking, best first, of all categories. A label that is missing from it has probability 0."""
+        """Computes the numbers from a ranking, best first. A label that the ranking lacks has probability 0."""
         missing = (max(_TOP, len(ranking)), 0.0)
         rank, own = next(((rank, p) for rank, (name, p) in enumerate(ranking) if name == label), missing)
         confidence = ranking[0][1] if ranking else 0.0
@@ -56,16 +56,16 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The answer for one image, beside the truth.
+    """The answer for one image, with the true category.
 
     Attributes:
         source: Path, URL or kind of the image.
-        truth: Its category; ``None`` for an image of no category.
-        nearest: The most probable category, also where the image was called unknown.
-        probability: Its fused probability, 0 to 1.
+        truth: True category; ``None`` for an image that belongs to no category.
+        nearest: The most probable category, even if the image was called unknown.
+        probability: Fused probability of `nearest`, 0 to 1.
         unknown: Whether the image was called unknown.
-        novelty: 0 to 1; ``None`` without a calibration.
-        distance: As of `Prediction`.
+        novelty: Novelty, 0 to 1; ``None`` without a calibration.
+        distance: Distance, 0 to 2, as in `Prediction`.
     """
 
     source: str
@@ -82,15 +82,15 @@ class Evaluation:
     """Result of `evaluate`.
 
     Attributes:
-        n: Images with a known category that could be read.
-        accuracy: Of the fused ranking.
-        experts: Of each expert alone.
-        auroc: Area under the ROC curve that separates unknown from known images by novelty; by distance, if an image
-            has no novelty. 0.5 is chance. ``None`` without unknown images.
+        n: Number of readable images with a category.
+        accuracy: Accuracy of the fused ranking.
+        experts: Accuracy of each expert alone.
+        auroc: How well novelty separates unknown from known images: area under the ROC curve, 0.5 is chance. If any
+            image has no novelty, distance is used for all images. ``None`` without unknown images.
         detected: Fraction of the unknown images that were called unknown; ``None`` without unknown images.
         false_unknown_rate: Fraction of the known images that were called unknown.
-        fusion: Name of the strategy.
-        judged: Each image that could be read, in the order given, images of no category last.
+        fusion: Name of the fusion strategy.
+        judged: All readable images: first those with a category, then those without, each in the given order.
     """
 
     n: int
@@ -104,26 +104,26 @@ class Evaluation:
 
     @property
     def truth(self) -> list[str]:
-        """Category of each image that has one; with `answers`, the arguments of scikit-learn's metrics."""
+        """True category of each image that has a category. scikit-learn's metrics take `truth` and `answers`."""
         return [image.truth for image in self.judged if image.truth is not None]
 
     @property
     def answers(self) -> list[str]:
-        """The most probable category of each image that has one, in the order of `truth`."""
+        """The most probable category of each image in `truth`, in the same order."""
         return [image.nearest for image in self.judged[: self.n]]
 
     @property
     def categories(self) -> dict[str, CategoryScore]:
-        """Scores of each category among the true and the answered ones, sorted by name."""
+        """Scores of each category in `truth` or `answers`, sorted by name."""
         return by_category(self.truth, self.answers, [image.unknown for image in self.judged[: self.n]])
 
     @property
     def confusion(self) -> NDArray[np.int64]:
-        """Confusion matrix, int64 ``(n, n)``: true categories × answers, both in the order of `categories`."""
+        """Confusion matrix, int64 ``(n, n)``: rows are true categories, columns answers, ordered as `categories`."""
         return confusion(self.truth, self.answers, list(self.categories))
 
     def to_dict(self) -> dict[str, Any]:
-        """The object that ``zsvec evaluate --json`` prints; its confusions are the non-zero ones."""
+        """Returns the object that ``zsvec evaluate --json`` prints. The confusions are the non-zero counts."""
         categories = self.categories
         names = list(categories)
         return {
@@ -144,12 +144,12 @@ class Evaluation:
 
 
 def labelled_images(folder: Path, *, on_outside: OnOutside = refused) -> list[tuple[Path, str]]:
-    """Returns the images of a folder with a sub-folder per category, each with its category.
+    """Returns pairs of image and category from a folder with one sub-folder per category.
 
     Args:
         folder: The folder.
-        on_outside: Called with the error of each image or sub-folder that leads out of the folder by a link, and is
-            left out; by default, the first is raised.
+        on_outside: Called with an error for each image or sub-folder that is left out because a link leads out of the
+            folder. By default, the error is raised.
 
     Raises:
         InvalidInputError: The folder does not exist, or has no image in a sub-folder.
@@ -166,7 +166,7 @@ def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageI
     """Returns pairs of image and category name, for example of categories from `zsvec.inputs.tables.from_csv`.
 
     Raises:
-        InvalidInputError: There is no image.
+        InvalidInputError: `categories` is invalid or has no image.
     """
     if not is_several(categories):
         raise InvalidInputError(f"categories must be a list of CategoryInput. Got {shown(categories)} instead")
@@ -181,17 +181,17 @@ def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageI
 
 
 def check_labels(categories: Collection[str], labels: Iterable[str], *, images: str, location: str) -> None:
-    """Refuses images of categories that a store does not have.
+    """Checks that every label is a category of the store.
 
     Args:
-        categories: Of the store.
-        labels: Of the images.
-        images: Name of the images in the error.
-        location: Of the store.
+        categories: Categories of the store.
+        labels: Labels of the images.
+        images: Name of the images in the error message.
+        location: Location of the store, for the error message.
 
     Raises:
         StoreError: The store has no category.
-        InvalidInputError: A label is no category.
+        InvalidInputError: A label is not a category of the store.
     """
     if not categories:
         raise StoreError(f"{location} has no category yet: add one with `zsvec add` or `zsvec import`")
@@ -215,18 +215,18 @@ def evaluate(
     """Classifies labelled images in random order, and compares the answers with the labels.
 
     Args:
-        classifier: Its categories include every label.
-        images: Images with a category: a list, or another sequence that makes each image on access. Any other iterable
-            is turned into a list.
-        labels: The category of each.
-        unknown: Images of no category, to measure open-set rejection.
-        on_error: Called for each image that cannot be read, and is left out.
+        classifier: Classifier of a store that has every label as a category.
+        images: Images with a category. A sequence may load each image on access; any other iterable is first turned
+            into a list.
+        labels: Category of each image.
+        unknown: Images that belong to no category, to measure open-set rejection.
+        on_error: Called with the prediction of each unreadable image. The image is left out.
         track: Wraps the images, to show progress.
 
     Raises:
         StoreError: The store has no category.
-        InvalidInputError: There are no images, or not as many labels, or none can be read; or a label is no category of
-            the store.
+        InvalidInputError: There are no images, the numbers of images and labels differ, a label is not a category of
+            the store, or all of `images` or all of `unknown` are unreadable.
     """
     images, strangers = _sequence(images), _sequence(unknown)
     if not is_several(labels):
@@ -236,7 +236,7 @@ def evaluate(
         raise InvalidInputError(f"give one or more images, and a label for each. Got {len(images)} and {len(names)}")
     categories = [category.name for category in classifier.categories()]
     check_labels(categories, names, images="the images", location=classifier.location)
-    # In random order: a strategy may infer from a batch that its images are alike.
+    # In random order, because a strategy may exploit that the images of a batch are similar.
     order = np.random.default_rng(0).permutation(len(images) + len(strangers)).tolist()
     given = (images[i] if i < len(images) else strangers[i - len(images)] for i in order)
     found: dict[int, Judged] = {}
@@ -287,7 +287,7 @@ def _sequence(images: Iterable[ImageInput]) -> Sequence[ImageInput]:
 
 
 def _auroc(judged: Sequence[Judged]) -> float:
-    """Returns the AUROC of the novelty, or of the distance where an image has no novelty."""
+    """Returns the AUROC of novelty, or of distance if any image has no novelty."""
     scores = [image.novelty for image in judged]
     if None in scores:
         scores = [image.distance for image in judged]

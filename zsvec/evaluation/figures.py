@@ -28,12 +28,15 @@ _MIDDLE: dict[str, Any] = {"ha": "center", "va": "center"}
 _MOST_ROWS, _MOST_CONFUSED, _MOST_NUMBERED = 40, 30, 24
 _BINS = 15
 _NAME_LENGTH = 60  # characters
-# Fonts for letters that matplotlib's own font lacks; those that are not installed are ignored.
+# Fonts for letters that matplotlib's own font lacks. Fonts that are not installed are ignored.
 _FONTS = ("Noto Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Devanagari", "Noto Sans Thai")
 
 
 def _png(draw: Callable[Concatenate[Figure, P], None]) -> Callable[P, bytes]:
-    """Gives a function an empty figure, and returns the PNG of the drawn one. ``$`` in a name begins no formula."""
+    """Turns a function that draws on an empty figure into a function that returns a PNG.
+
+    ``$`` in a name does not start a formula.
+    """
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> bytes:
@@ -52,18 +55,18 @@ def _png(draw: Callable[Concatenate[Figure, P], None]) -> Callable[P, bytes]:
 
 @_png
 def accuracy_by_references(figure: Figure, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draws lines of accuracy against the number of references, in bands of one standard deviation.
+    """Draws accuracy against the number of references, as lines with a band of one standard deviation.
 
     Args:
-        figure: Where to draw.
-        curves: By name of the line, ``counts``, the references per category; and for each count ``mean`` and ``std``
-            of the top-1 accuracy over draws of references, fractions.
+        figure: Empty figure, which the decorator passes.
+        curves: Lines by name. Each line has three lists: ``counts`` with the numbers of references per category, and
+            ``mean`` and ``std`` of the top-1 accuracy (a fraction) over draws of references, for each count.
     """
     figure.set_size_inches(7, 4)
     axes = figure.subplots()
     for name, curve in curves.items():
         mean, std = 100 * np.array(curve["mean"]), 100 * np.array(curve["std"])
-        # matplotlib leaves out labels that begin with _, unless a zero-width space is before them.
+        # matplotlib leaves out labels that begin with _, so a zero-width space is put first.
         axes.plot(curve["counts"], mean, marker="o", label=f"\u200b{name}")
         axes.fill_between(curve["counts"], *np.clip((mean - std, mean + std), 0, 100), alpha=0.15)
     axes.set_xscale("log", base=2)
@@ -77,12 +80,12 @@ def accuracy_by_references(figure: Figure, curves: Mapping[str, Mapping[str, Seq
 
 @_png
 def confusion(figure: Figure, counts: NDArray[np.int64], names: Sequence[str]) -> None:
-    """Draws the confusion matrix in percent of each true category; of many categories, the most confused.
+    """Draws the confusion matrix in percent of each true category. Beyond 40 categories, draws the 30 most confused.
 
     Args:
-        figure: Where to draw.
-        counts: Images ``(n, n)``, true category × answered category.
-        names: Of the n categories.
+        figure: Empty figure, which the decorator passes.
+        counts: Numbers of images, int64 ``(n, n)``: rows are true categories, columns answered categories.
+        names: Names of the n categories.
     """
     images, n, title = counts.sum(axis=1, keepdims=True), len(names), "Answers for each true category"
     share = 100 * np.divide(counts, images, out=np.full(counts.shape, np.nan), where=images > 0)
@@ -94,7 +97,7 @@ def confusion(figure: Figure, counts: NDArray[np.int64], names: Sequence[str]) -
     names, side = [_short(name) for name in names], max(2.5, 0.27 * len(names))
     figure.set_size_inches(side, side)  # labels around the matrix make the picture larger
     axes = figure.add_axes((0, 0, 1, 1), title=title, xlabel="answered category", ylabel="true category")
-    axes.set_facecolor("#DDDDDD")  # rows of categories without images
+    axes.set_facecolor("#DDDDDD")  # shows in rows of categories without images
     shown = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
     axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
     axes.set_yticks(range(len(names)), names, fontsize=7)
@@ -111,8 +114,8 @@ def reliability(figure: Figure, probabilities: Doubles, right: NDArray[np.bool_]
     """Draws accuracy against confidence, with the number of images in each of 15 bins.
 
     Args:
-        figure: Where to draw.
-        probabilities: Of the answers, float64 ``(n,)``, at least one.
+        figure: Empty figure, which the decorator passes.
+        probabilities: Probabilities of the answers, float64 ``(n,)``, at least one.
         right: Whether each answer is right, bool ``(n,)``.
     """
     bins = np.clip(np.ceil(probabilities * _BINS).astype(int) - 1, 0, _BINS - 1)
@@ -140,10 +143,10 @@ def novelties(figure: Figure, known: Doubles, unknown: Doubles, threshold: float
     """Draws the distribution of novelty over known and unknown images.
 
     Args:
-        figure: Where to draw.
-        known: Novelty of images of the categories, float64 ``(n,)``, at least one.
-        unknown: Of images of no category, float64 ``(m,)``.
-        threshold: Novelty above which an image is called unknown; ``None`` if none is.
+        figure: Empty figure, which the decorator passes.
+        known: Novelty of images that belong to a category, float64 ``(n,)``, at least one.
+        unknown: Novelty of images that belong to no category, float64 ``(m,)``, possibly none.
+        threshold: Novelty above which an image is called unknown; ``None`` without a threshold.
     """
     limits = [] if threshold is None else [threshold]
     everything = np.concatenate([limits, known, unknown])
@@ -167,14 +170,14 @@ def novelties(figure: Figure, known: Doubles, unknown: Doubles, threshold: float
 
 
 def embed_2d(vectors: NDArray[np.float32], seed: int = 0) -> Doubles:
-    """Returns a t-SNE embedding by cosine of vectors, float32 ``(n, d)``, in the plane.
+    """Embeds vectors, float32 ``(n, d)``, in the plane by t-SNE with cosine distance.
 
     Returns:
-        float64 ``(n, 2)``, without units; the same for the same seed.
+        float64 ``(n, 2)``, without units. The same seed gives the same points.
     """
     if (n := len(vectors)) < 2:
         return np.zeros((n, 2))
-    # Principal components make a better start, where there are two of them.
+    # Principal components are a better start, but need vectors that span at least two dimensions.
     start = "pca" if n > 3 and np.linalg.matrix_rank(vectors - vectors.mean(axis=0)) > 1 else "random"
     tsne = TSNE(metric="cosine", perplexity=min(30, (n - 1) / 3), init=start, random_state=seed)
     return np.asarray(tsne.fit_transform(vectors), dtype=np.float64)
@@ -185,12 +188,12 @@ def neighbourhood(figure: Figure, points: Doubles, names: Sequence[str], is_refe
     """Draws images in the plane: references as stars, test images as circles, in the colour of their category.
 
     Args:
-        figure: Where to draw.
-        points: Of `embed_2d`, float64 ``(n, 2)``.
+        figure: Empty figure, which the decorator passes.
+        points: Points from `embed_2d`, float64 ``(n, 2)``.
         names: Category of each point; at most ten categories.
         is_reference: Whether each point is a reference, bool ``(n,)``.
     """
-    figure.set_size_inches(6, 6)  # the legend beside it makes the picture larger
+    figure.set_size_inches(6, 6)  # the legend on the right enlarges the image
     axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
     axes.set(xlabel="t-SNE, first axis (no unit)", ylabel="t-SNE, second axis (no unit)")
     size = float(np.clip(9000 / max(1, len(points)), 6, 36))
@@ -203,7 +206,7 @@ def neighbourhood(figure: Figure, points: Doubles, names: Sequence[str], is_refe
         axes.scatter(x, y, size, marker="o", color=fill, edgecolor="white", linewidth=0.3)
         x, y = points[own & is_reference].T
         axes.scatter(x, y, 4 * size, marker="*", color=fill, edgecolor="black", linewidth=0.3)
-        # The number of a category stands above its middle point.
+        # The number of a category is drawn above the point nearest to the median.
         middle = points[own][np.linalg.norm(points[own] - np.median(points[own], axis=0), axis=1).argmin()]
         box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "alpha": 0.8, "edgecolor": fill}
         axes.annotate(str(i), tuple(middle), (0, 9), textcoords="offset points", fontsize=7, bbox=box, **_MIDDLE)

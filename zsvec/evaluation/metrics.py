@@ -1,8 +1,9 @@
 """Metrics of answers: accuracy, quality of probabilities, AUROC of unknown images, confusions, scores by category.
 
-Images are rows, categories are columns, and a label is the number of its column. The order of the images changes
-nothing. The calibration error itself is in `zsvec.method.calibrate.fit`. Plain ``zsvec evaluate`` runs in the
-installation without torch, which has no scikit-learn, and starts without `scipy.stats`, which takes a second to import.
+Images are rows, categories are columns, and a label is the index of a column. The order of the images changes nothing.
+The calibration error itself is in `zsvec.method.calibrate.fit`. This module does not import scikit-learn, because plain
+``zsvec evaluate`` also runs in the installation without torch, which has no scikit-learn. `scipy.stats` is avoided
+because its import takes a second.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class Accuracy:
     """Accuracy and calibration of answers.
 
     Attributes:
-        top1: Fraction of the images with their category as the most probable, 0 to 1.
-        top3: Fraction of the images with their category among the first 3.
-        top5: Fraction of the images with their category among the first 5.
-        nll: Negative log-likelihood: mean of -ln(probability of the true category), nats. ``None`` where it is
-            infinite: a true category has probability 0, as where an expert has no reference of it.
+        top1: Fraction of the images whose true category is the most probable, 0 to 1.
+        top3: Fraction of the images whose true category is among the 3 most probable.
+        top5: Fraction of the images whose true category is among the 5 most probable.
+        nll: Negative log-likelihood: mean of -ln(probability of the true category), nats. ``None`` if a true category
+            has probability 0, for example because an expert has no reference of the category.
         brier: Mean Brier score, the squared error summed over the categories, 0 to 2.
         ece: Expected calibration error of the largest probability, 0 to 1.
-        ece_floor: Expected `ece` of perfectly calibrated answers of the same confidence, by chance alone.
+        ece_floor: Mean `ece` that perfectly calibrated answers of the same confidence have by chance alone.
     """
 
     top1: float
@@ -57,8 +58,9 @@ class Accuracy:
         """Returns the accuracy over one or more images.
 
         Args:
-            rank: Of each image's category, int ``(n_images,)``, 0 for the most probable; 5 or more for a miss.
-            probability: Of each image's category, float64 ``(n_images,)``, 0 to 1.
+            rank: Rank of each image's true category, int ``(n_images,)``, 0 for the most probable. All ranks from 5 up
+                have the same effect.
+            probability: Probability of each image's true category, float64 ``(n_images,)``, 0 to 1.
             confidence: Largest probability of each image, float64 ``(n_images,)``.
             brier: Brier score of each image, float64 ``(n_images,)``.
         """
@@ -79,11 +81,13 @@ class Accuracy:
 def ranks(probabilities: Doubles, truth: Labels) -> Labels:
     """Returns the rank of each image's category, 0 for the most probable, as int ``(n_images,)``.
 
-    Of equal probabilities the first column comes first, as in ``zsvec classify``, which sorts columns by name.
+    If probabilities are equal, the first column has the better rank, as in ``zsvec classify``, which sorts columns by
+    name.
 
     Args:
-        probabilities: float64 ``(n_images, n_categories)``, finite; any scores will do.
-        truth: int ``(n_images,)``; -1 for a category without a column, which is never reached.
+        probabilities: Probabilities or any other scores, float64 ``(n_images, n_categories)``, finite.
+        truth: Column of each image's category, int ``(n_images,)``; -1 for a category without a column, which gets the
+            largest int as the rank.
 
     Source: Yin & Jiang (2024), section 4.2, count the ranks below 1, 3 and 5.
     """
@@ -107,25 +111,25 @@ def brier_score(probabilities: Doubles, truth: Labels) -> Doubles:
 
     float64 ``(n_images,)``; arguments as in `ranks`.
 
-    Source: Brier (1950), of several classes.
+    Source: Brier (1950), for several classes.
     """
     score: Doubles = (probabilities**2).sum(axis=1) - 2 * true_probability(probabilities, truth) + 1
     return score
 
 
 def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0) -> float:
-    """Returns the expected calibration error of perfectly calibrated answers, which chance alone makes.
+    """Returns the expected calibration error that perfectly calibrated answers have by chance alone.
 
-    An error estimated from few images is never 0. Each simulation draws for each image whether its answer is right, by
-    its confidence.
+    On few images, even perfectly calibrated answers have an error above 0. Each simulation decides at random which
+    answers are right: the confidence of an answer is the probability that the answer is right.
 
     Args:
-        confidence: float64 ``(n_images,)``, probabilities of the answers, 0 to 1; one or more.
+        confidence: Probabilities of the answers, float64 ``(n_images,)``, 0 to 1; one or more.
         simulations: Number of simulations to average, 1 or more.
-        seed: Of the draws: the same confidences, in any order, have the same floor.
+        seed: Seed of the simulations. The same confidences have the same floor in any order.
 
     Returns:
-        0 to 1; 0 where all answers are certain.
+        0 to 1; 0 if all answers have confidence 0 or 1.
 
     Source: the consistency resampling of Bröcker & Smith (2007), for the error of Guo et al. (2017).
     """
@@ -137,10 +141,10 @@ def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0
 def interval_of_share(hits: Flags) -> tuple[float, float]:
     """Returns the 95 % percentile bootstrap interval of the share of hits: lower and upper end, 0 to 1.
 
-    The number of hits in a sample drawn with replacement is binomial.
+    The number of hits in a bootstrap sample is binomial, so that only this number is drawn.
 
     Args:
-        hits: bool ``(n_images,)``, one or more.
+        hits: Whether each image is a hit, bool ``(n_images,)``, one or more.
 
     Source: Efron & Tibshirani (1993), chapter 13.
     """
@@ -153,11 +157,16 @@ def interval_of_share(hits: Flags) -> tuple[float, float]:
 
 
 def auroc(novelty: Doubles, is_unknown: Flags) -> float:
-    """Returns the chance that an unknown image is scored above a known one, ties counting half; 0.5 is chance.
+    """Returns the probability that a random unknown image has a higher novelty than a random known image.
+
+    Ties count half.
 
     Args:
         novelty: float64 ``(n_images,)``, finite; larger is more likely unknown.
-        is_unknown: bool ``(n_images,)``, some of both.
+        is_unknown: bool ``(n_images,)``, at least one True and one False.
+
+    Returns:
+        0 to 1; 0.5 is chance.
 
     Source: Hanley & McNeil (1982), the area as the Mann–Whitney statistic.
     """
@@ -167,13 +176,13 @@ def auroc(novelty: Doubles, is_unknown: Flags) -> float:
 def interval_of_auroc(novelty: Doubles, is_unknown: Flags, draws: int = 1000) -> tuple[float, float]:
     """Returns the 95 % bootstrap interval of `auroc`: lower and upper end, 0 to 1.
 
-    Known and unknown images are drawn apart, so that each sample has as many of each. The same images, in any order,
-    have the same interval.
+    Known and unknown images are sampled separately, so that their numbers stay the same. The same images have the same
+    interval in any order.
 
     Args:
         novelty: float64 ``(n_images,)``, finite; larger is more likely unknown.
-        is_unknown: bool ``(n_images,)``, some of both.
-        draws: Samples.
+        is_unknown: bool ``(n_images,)``, at least one True and one False.
+        draws: Number of bootstrap samples.
 
     Source: the two-sample form of Efron & Tibshirani (1993), chapter 8.
     """
@@ -185,15 +194,15 @@ def interval_of_auroc(novelty: Doubles, is_unknown: Flags, draws: int = 1000) ->
 
 
 def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
-    """Returns the share of an image's probability on unknown categories, as the authors of the paper count it.
+    """Returns the share of probability that each image gives to unknown categories, computed as the paper's authors do.
 
-    Each row is scaled to [0, 1] by its minimum and maximum and divided by its sum; the score is 1 minus the share of
-    the known categories. In a row of equal values all have equal shares. The names of the unknown categories are among
-    the columns, so that the `auroc` of this score tells the known from the *named* unknown.
+    Each row is scaled to [0, 1] by the minimum and maximum of the row, then divided by the sum. The score is 1 minus
+    the share of the known categories. In a row of equal values, all columns have equal shares. Unknown categories have
+    columns too, so that the score separates images of known categories from images of *named* unknown ones.
 
     Args:
-        probabilities: float64 ``(n_images, n_categories)``, finite: fused scores.
-        known: bool ``(n_categories,)``.
+        probabilities: Fused scores, float64 ``(n_images, n_categories)``, finite.
+        known: Whether each category is known, bool ``(n_categories,)``.
 
     Returns:
         float64 ``(n_images,)``, 0 (known) to 1.
@@ -204,18 +213,18 @@ def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
     widest = above.max(axis=1, keepdims=True)
     scaled = np.divide(above, widest, out=np.ones_like(above), where=widest > 0)
     share = scaled / scaled.sum(axis=1, keepdims=True)
-    score: Doubles = np.clip(1 - share[:, known].sum(axis=1), 0.0, 1.0)  # but for rounding it is within
+    score: Doubles = np.clip(1 - share[:, known].sum(axis=1), 0.0, 1.0)  # rounding can exceed 0 or 1
     return score
 
 
 def _places(score: Doubles, is_unknown: Flags) -> tuple[Labels, Labels]:
-    """Returns the places of known and of unknown images among the distinct scores, ascending."""
+    """Returns the positions of known and of unknown images among the distinct scores, both sorted."""
     _, place = np.unique(score, return_inverse=True)
     return np.sort(place[~is_unknown]), np.sort(place[is_unknown])
 
 
 def _area(known: Labels, unknown: Labels) -> float:
-    """Returns the share of the pairs of images with the unknown one higher, ties counting half."""
+    """Returns the share of pairs of a known and an unknown image where the unknown one is higher. Ties count half."""
     counts = np.bincount(known, minlength=int(unknown.max()) + 1)
     below = np.cumsum(counts) - counts / 2
     return float(below[unknown].sum()) / (len(known) * len(unknown))
@@ -226,14 +235,14 @@ def _area(known: Labels, unknown: Labels) -> float:
 
 @dataclass(frozen=True, slots=True)
 class CategoryScore:
-    """Scores of one category, or their mean. Fractions, 0 to 1.
+    """Scores of one category, or mean scores of several categories. Scores are fractions, 0 to 1.
 
     Attributes:
-        images: Images of the category.
-        precision: Fraction of the images answered as the category that are of it; ``None`` if none was.
-        recall: Fraction of the images of the category that were answered as it; ``None`` if there is none.
-        f1: Harmonic mean of precision and recall, 0 where one of them is; ``None`` where there is no image.
-        called_unknown: Fraction of the images of the category that were called unknown; ``None`` if there is none.
+        images: Number of images of the category.
+        precision: Fraction of right answers among all answers with the category; ``None`` without such answers.
+        recall: Fraction of right answers among the images of the category; ``None`` without images.
+        f1: Harmonic mean of precision and recall; 0 without right answers, ``None`` without images and answers.
+        called_unknown: Fraction of the images of the category that were called unknown; ``None`` without images.
     """
 
     images: int
@@ -249,7 +258,7 @@ def confusion(truth: Sequence[str], answers: Sequence[str], names: Sequence[str]
     Args:
         truth: Category of each image.
         answers: Answered category of each image.
-        names: Of all categories, in the order of rows and columns.
+        names: Names of all categories, in the order of rows and columns.
 
     Returns:
         Numbers of images, int64 ``(n, n)``: a row for each true category, a column for each answer.
@@ -262,12 +271,12 @@ def confusion(truth: Sequence[str], answers: Sequence[str], names: Sequence[str]
 
 
 def by_category(truth: Sequence[str], answers: Sequence[str], unknown: Sequence[bool]) -> dict[str, CategoryScore]:
-    """Returns the scores of each category among the true and the answered ones, sorted by name.
+    """Returns the scores of each category in `truth` or `answers`, sorted by name.
 
     Args:
         truth: Category of each image, at least one.
-        answers: The most probable category of each, also where the image was called unknown.
-        unknown: Whether each was called unknown.
+        answers: The most probable category of each image, even if the image was called unknown.
+        unknown: Whether each image was called unknown.
     """
     names = sorted({*truth, *answers})
     counts = confusion(truth, answers, names)
@@ -288,7 +297,7 @@ def by_category(truth: Sequence[str], answers: Sequence[str], unknown: Sequence[
 def mean_score(scores: Mapping[str, CategoryScore]) -> CategoryScore:
     """Returns the unweighted mean over the categories that have images ("macro").
 
-    A category that was never answered counts as one of precision 0, as in scikit-learn.
+    A category that was never answered has precision 0 in the mean, as in scikit-learn.
     """
     with_images = [score for score in scores.values() if score.images]
     precision, recall, f1, called = (

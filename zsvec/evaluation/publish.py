@@ -1,4 +1,7 @@
-"""Results as pages with figures: one file of an `Evaluation`, a folder of results, figures and a page of a `Suite`."""
+"""Pages of results with figures.
+
+`page_of` returns an `Evaluation` as one page. `publish` writes results, figures and a page of a `Suite` to a folder.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +40,10 @@ def page_of(evaluation: Evaluation, *, name: str, profile: str, references: Mapp
 
     Args:
         evaluation: The results.
-        name: Of the set of images.
-        profile: Of the encoders.
+        name: Name of the set of images.
+        profile: Profile of the encoders.
         references: Number of references in the store, by expert.
-        version: Of zsvec.
+        version: Version of zsvec.
     """
     summary = [
         f"{evaluation.accuracy.top1:.1%} of {evaluation.n:,} images are right.",
@@ -90,7 +93,7 @@ def publish(suite: Suite, folder: Path) -> Path:
         folder: Folder to write; created if it does not exist.
 
     Returns:
-        The page.
+        Path of `report.html`.
 
     Raises:
         InvalidInputError: A link in the folder leads out of it.
@@ -128,14 +131,14 @@ def _suite_drawings(suite: Suite) -> Iterator[Drawing]:
 
 
 def _answered(suite: Suite) -> tuple[list[str], list[str], Doubles]:
-    """Returns, for the images that have a category: true categories, answers, and probabilities of the answers."""
+    """Returns true categories, answers, and probabilities of the answers, for the images with a category."""
     names, probabilities = suite.answers.categories, suite.answers.probabilities[suite.study.sample.known]
     truth = [label for label in suite.study.sample.truth if label is not None]
     return truth, [names[column] for column in probabilities.argmax(axis=1)], probabilities.max(axis=1)
 
 
 def _neighbourhood(study: Study, expert: str) -> bytes:
-    """Draws references and images of some categories, under one image expert."""
+    """Draws references and images of at most `_MOST_NEIGHBOURHOODS` categories, by the vectors of one image expert."""
     references, sample = study.references[expert], study.sample
     step = max(1, len(references.names) // _MOST_NEIGHBOURHOODS)
     chosen = set(references.names[::step][:_MOST_NEIGHBOURHOODS])
@@ -148,7 +151,7 @@ def _neighbourhood(study: Study, expert: str) -> bytes:
 
 
 def _mistakes(suite: Suite) -> Iterator[Mistake]:
-    """Yields the wrong answers of the highest probability, each with the nearest reference image."""
+    """Yields the wrong answers with the highest probabilities, each with the nearest reference image."""
     truth, said, largest = _answered(suite)
     is_wrong = [answer != true for answer, true in zip(said, truth, strict=True)]
     wrong = sorted(np.flatnonzero(is_wrong), key=lambda i: -largest[i])[:_MOST_MISTAKES]
@@ -171,7 +174,7 @@ def _mistakes(suite: Suite) -> Iterator[Mistake]:
 def _picture(image: ImageInput) -> bytes | None:
     try:
         return small_copy(load_image(image))
-    except ImageError:  # the file has gone
+    except ImageError:  # the file was deleted or changed
         return None
 
 

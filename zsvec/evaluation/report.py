@@ -1,4 +1,4 @@
-"""Results as self-contained HTML pages, without scripts: of an evaluation, and of an audit."""
+"""Self-contained HTML pages, without scripts, of an evaluation and of an audit."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Drawing:
     """A figure of a page.
 
     Attributes:
-        id: Anchor, and name of the file.
+        id: Anchor on the page, and name of the file without suffix.
         title: Heading.
         caption: Text below the figure.
-        png: Content, with a resolution in dots per inch.
+        png: Content of the PNG file, which must state a resolution in dots per inch.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Drawing:
 
     @property
     def width(self) -> int:
-        """Width in CSS pixels, by the resolution."""
+        """Width in CSS pixels, at the resolution of the PNG."""
         with Image.open(io.BytesIO(self.png)) as image:
             return round(image.width * 96 / float(image.info["dpi"][0]))
 
@@ -47,12 +47,12 @@ class Mistake:
     """A wrongly answered image, with the nearest reference image.
 
     Attributes:
-        image: The image, a small JPEG; ``None`` where the file cannot be read.
+        image: The image, a small JPEG; ``None`` if the file cannot be read.
         truth: Category of the image.
         answer: The answered category.
-        probability: Of the answer, 0 to 1.
-        nearest: The reference, a small JPEG; ``None`` where there is none to show.
-        nearest_category: Of the reference.
+        probability: Probability of the answer, 0 to 1.
+        nearest: The nearest reference image, a small JPEG; ``None`` without a readable reference image.
+        nearest_category: Category of the reference.
     """
 
     image: bytes | None
@@ -67,11 +67,12 @@ def report_page(results: Mapping[str, Any], figures: Sequence[Drawing], mistakes
     """Returns the page of an evaluation, as HTML.
 
     Args:
-        results: ``set``, ``profile``, ``created``, ``images``, ``unknown_images``, ``categories``, and ``format`` if
-            there are files of results; ``references`` (of each expert) and ``versions`` as mappings; ``summary``, a
-            list of sentences; ``tables``, as of `zsvec.evaluation.tables`.
-        figures: Shown after the tables.
-        mistakes: Shown after the figures.
+        results: Mapping with the keys ``set``, ``profile``, ``created``, ``images``, ``unknown_images``,
+            ``categories``, ``references`` (number by expert), ``versions`` (a mapping), ``summary`` (a list of
+            sentences) and ``tables`` (in the form of `zsvec.evaluation.tables`). ``format`` is given if there are files
+            of results.
+        figures: Figures to show after the tables.
+        mistakes: Mistakes to show after the figures.
     """
     return _rendered(
         "report.html.jinja",
@@ -87,14 +88,14 @@ def report_page(results: Mapping[str, Any], figures: Sequence[Drawing], mistakes
 def write_audit(
     path: Path, found: Audit, location: str, picture: Callable[[str], bytes | None] = lambda _: None
 ) -> None:
-    """Writes an audit to a page.
+    """Writes an audit as an HTML page.
 
     Args:
-        path: The page; an existing file or link of that name is replaced.
+        path: Path of the page. An existing file or link is replaced.
         found: The audit.
-        location: Of the store.
-        picture: Returns a small WebP or JPEG of a reference image by hash; ``None`` where there is none, and the page
-            names the source only.
+        location: Location of the store.
+        picture: Takes the hash of a reference image, and returns a small WebP or JPEG. If ``None`` is returned, the
+            page shows only the source of the image.
 
     Raises:
         InvalidInputError: The page cannot be written.
@@ -113,7 +114,7 @@ def write_audit(
 
 
 def _rendered(template: str, **values: Any) -> str:
-    """Fills in a template of this folder. Names of categories and of files come from outside: everything is escaped."""
+    """Renders a template of this folder. Everything is escaped, because names of categories and files are untrusted."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -130,7 +131,7 @@ def _data_url(kind: str, content: bytes) -> str:
 
 
 def _best(table: Mapping[str, Any], column: Mapping[str, Any]) -> str | None:
-    """Returns the best value of a column as text: equal texts are equally good."""
+    """Returns the best value of a column as text. Values that are shown as the same text are equally good."""
     values = [row["values"].get(column["key"]) for row in table["rows"]]
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if not numbers or "best" not in column:

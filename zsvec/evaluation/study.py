@@ -1,6 +1,6 @@
-"""Classification of embedded test images by the references of a store, or by variants of these references.
+"""Classifies embedded test images by the references of a store, or by variants of these references.
 
-`Embeddings` embeds the images, `Study` classifies them, and the functions at the end return the variants: fewer,
+`Embeddings` embeds the images, and `Study` classifies the images. The functions at the end return the variants: fewer,
 mislabelled or replaced references.
 """
 
@@ -29,18 +29,21 @@ from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality
 
 MANY = 100
-"""Categories from which 20 are known in the AUROC of the paper, as in its TinyImageNet; of fewer, 60 % are."""
+"""Minimum number of categories for which the AUROC of the paper has 20 known categories, as with TinyImageNet.
+
+With fewer categories, 60 % are known.
+"""
 _BATCH = 256
-_CHUNK = 64  # images that are embedded at once, and again after an interruption
-_ROUNDING = 0.01  # of the sum of squares of unit vectors
+_CHUNK = 64  # images that are embedded at once; an interruption loses at most one chunk
+_ROUNDING = 0.01  # tolerance for the sum of squares of unit vectors
 
 
 class Embeddings:
-    """Cache of vectors: a file for each image, by its content and the fingerprints of the encoders.
+    """Cache of vectors on disk, with one file per image. The path depends on the encoders and on the image content.
 
     Args:
-        folder: Created with the first file.
-        classifier: Its encoders embed new images.
+        folder: Folder of the cache, which is created with the first file.
+        classifier: Classifier with the encoders that embed new images.
     """
 
     def __init__(self, folder: Path, classifier: Classifier) -> None:
@@ -66,7 +69,7 @@ class Embeddings:
             track: Wraps the images, to show progress.
 
         Returns:
-            The positions of the readable images, and by encoder their vectors, float32 ``(n, dim)``.
+            The positions of the readable images, and the vectors of these images by encoder, float32 ``(n, dim)``.
         """
         rows: dict[int, Floats] = {}
         numbered = enumerate(track(images))
@@ -98,9 +101,10 @@ class Embeddings:
         return positions, dict(zip(self._dims, map(np.ascontiguousarray, parts), strict=True))
 
     def _read(self, path: Path) -> Floats | None:
-        """Returns the vectors of an image, one after the other; ``None`` without a file, or for a damaged one.
+        """Returns the concatenated vectors of an image; ``None`` if the file is missing or damaged.
 
-        The folder may come from elsewhere: a file is numbers alone, and no longer than the vectors.
+        The folder may come from elsewhere, so a file holds only raw numbers, and a file that is too large is not read
+        to the end.
         """
         size = 4 * sum(self._dims.values())
         try:
@@ -124,9 +128,9 @@ class Sample:
     """Embedded test images.
 
     Attributes:
-        sources: Source of each.
-        truth: Category of each; ``None`` for an image of no category.
-        vectors: By encoder, float32 ``(n_images, dim)``.
+        sources: Source of each image.
+        truth: Category of each image; ``None`` for an image that belongs to no category.
+        vectors: Vectors by encoder, float32 ``(n_images, dim)``.
     """
 
     sources: Sequence[str]
@@ -149,11 +153,11 @@ class Answers:
     """Answers for the images of a sample.
 
     Attributes:
-        categories: By name.
+        categories: Names of the categories, sorted.
         probabilities: float64 ``(n_images, n_categories)``; rows sum to 1.
-        novelty: float64 ``(n_images,)``, 0 to 1; without a calibration the distance of `Scores`, 0 to 2.
-        unknown: bool ``(n_images,)``, whether each was called unknown.
-        threshold: float64 ``(n_images,)``, novelty above which an image is called unknown; NaN where there is none.
+        novelty: float64 ``(n_images,)``, 0 to 1. Without a calibration, the distance of `Scores`, 0 to 2.
+        unknown: Whether each image was called unknown, bool ``(n_images,)``.
+        threshold: Novelty above which an image is called unknown, float64 ``(n_images,)``; NaN without a threshold.
     """
 
     categories: Sequence[str]
@@ -164,14 +168,14 @@ class Answers:
 
 
 def known_categories(names: Collection[str], seed: int) -> frozenset[str]:
-    """Returns the known categories of one division for the AUROC of the paper; the others are unknown.
+    """Returns the categories that count as known in one random split for the AUROC of the paper.
 
-    A draw depends on the seed and on the set of names only, and on no version of Python or numpy: names are ordered by
-    a SHA-256 of seed and name.
+    The draw depends only on the seed and the set of names, not on the version of Python or numpy, because names are
+    ordered by a SHA-256 of seed and name.
 
     Args:
-        names: Categories, two or more.
-        seed: Of the draw.
+        names: Names of two or more categories.
+        seed: Seed of the draw.
 
     Source: Yin & Jiang (2024), section 4.1, after Neal et al. (2018).
     """
@@ -182,15 +186,15 @@ def known_categories(names: Collection[str], seed: int) -> frozenset[str]:
 
 @dataclass
 class Study:
-    """One store and one sample.
+    """Classifies one sample by the references of one store, or by variants of these references.
 
     Attributes:
-        references: Of the store, by expert.
-        sample: Test images.
+        references: References of the store, by expert.
+        sample: Embedded test images.
         scoring: Scoring of the store.
-        false_unknown_rate: Target rate of every calibration.
-        splits: Known categories of each division for the AUROC of the paper.
-        predictions: Answers by ``table/row``, from which each metric of the row can be computed.
+        false_unknown_rate: Target false-unknown rate of every calibration, 0 to 1.
+        splits: Known categories of each random split for the AUROC of the paper.
+        predictions: Answers by ``table/row``. Each metric of the row can be computed from the answers.
     """
 
     references: Mapping[str, References]
@@ -201,9 +205,10 @@ class Study:
     predictions: dict[str, Any] = field(default_factory=dict)
 
     def answers(self, references: Mapping[str, References], **choices: Any) -> Answers:
-        """Classifies the sample by references, which are calibrated first, with some fields of the scoring changed.
+        """Classifies the sample by `references`. `choices` are fields of the scoring to change.
 
-        The images are classified in random batches: a strategy may infer from a batch that its images are alike.
+        If the scoring is calibrated, a calibration is fitted to `references` first. Images are classified in random
+        order, because a strategy may exploit that the images of a batch are similar.
         """
         scoring, sample = replace(self.scoring, **choices), self.sample
         names = category_names(references)
@@ -237,11 +242,12 @@ class Study:
         )
 
     def row(self, table: str, name: str, references: Mapping[str, References], **choices: Any) -> dict[str, Any]:
-        """Returns a row of a table: the metrics of `answers` to the same arguments. Adds these to `predictions`.
+        """Computes the metrics of `answers` for a row of a table, and adds the answers to `predictions`.
 
         Returns:
-            ``name``; ``values``, fractions and areas from 0 to 1 by key of `tables.ACCURACY`, ``None`` where there is
-            nothing to measure; ``interval``, lower and upper end by key.
+            A mapping with ``name``, ``values`` and ``interval``. ``values`` has each metric by key of
+            `tables.ACCURACY`; ``None`` for a metric that cannot be measured. ``interval`` has the lower and upper end
+            of the 95 % interval of some metrics, by the same keys.
         """
         answers, known = self.answers(references, **choices), self.sample.known
         truth = self.sample.columns(answers.categories)
@@ -252,7 +258,7 @@ class Study:
         scores = [metrics.paper_unknown_score(answers.probabilities, mask) for mask in masks]
         named = truth >= 0
         sides = [(score[known][named], ~mask[truth[named]]) for score, mask in zip(scores, masks, strict=True)]
-        # Of experts that cover some categories only, a split may leave no image on one side.
+        # If experts cover only some categories, a split may have only known or only unknown images.
         aurocs = [metrics.auroc(score, is_unknown) for score, is_unknown in sides if len({*is_unknown.tolist()}) > 1]
         values = {**asdict(accuracy), "paper_auroc": float(np.mean(aurocs)) if aurocs else None, "auroc": None}
         interval = {f"top{k}": metrics.interval_of_share(rank < k) for k in (1, 3, 5)}
@@ -290,14 +296,14 @@ def image_keys(references: Mapping[str, References]) -> list[tuple[str, str]]:
 def with_images(
     references: Mapping[str, References], change: Callable[[str, References], References]
 ) -> dict[str, References]:
-    """Returns the references with other images; `change` takes an encoder's name and its reference images."""
+    """Returns the references with changed images. `change` takes the name and the reference images of an encoder."""
     images = image_experts(references)
     changed = {expert: change(encoder_and_modality(expert)[0], stored) for expert, stored in images.items()}
     return {**references, **changed}
 
 
 def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[str, References]:
-    """Returns all texts, and at most `count` images of each category, the same ones for every encoder."""
+    """Returns all texts and at most `count` random images of each category, with the same images for every encoder."""
     digests: dict[str, list[str]] = {}
     for name, digest in image_keys(references):
         digests.setdefault(name, []).append(digest)
@@ -307,7 +313,10 @@ def drawn(references: Mapping[str, References], count: int, seed: int) -> dict[s
 
 
 def mislabelled(references: Mapping[str, References], share: float, seed: int) -> dict[str, References]:
-    """Returns the references with a random share of the images in other categories, the same for every encoder."""
+    """Returns the references with a random share of the images moved to random other categories.
+
+    The moves are the same for every encoder.
+    """
     names, keys = category_names(references), image_keys(references)
     generator = np.random.default_rng(seed)
     labels = {key: key[0] for key in keys}
@@ -319,13 +328,13 @@ def mislabelled(references: Mapping[str, References], share: float, seed: int) -
 def replaced(
     references: Mapping[str, References], share: float, vectors: Mapping[str, Floats], seed: int
 ) -> dict[str, References]:
-    """Returns the references with a random share of the images replaced by others, the same for every encoder.
+    """Returns the references with a random share of the images replaced. Every encoder gets the same replacements.
 
     Args:
-        references: By expert.
+        references: References by expert.
         share: Fraction of the images, rounded down to whole images.
-        vectors: Of one or more other images, by encoder, float32 ``(n_others, dim)``.
-        seed: Of the draw.
+        vectors: Vectors of one or more replacement images, by encoder, float32 ``(n_others, dim)``.
+        seed: Seed of the draw.
     """
     generator = np.random.default_rng(seed)
     digests = sorted({digest for _, digest in image_keys(references)})
@@ -344,7 +353,7 @@ def replaced(
 
 
 def _relabelled(references: Mapping[str, References], labels: Mapping[tuple[str, str], str]) -> dict[str, References]:
-    """Returns the references with the images in `labels` only, in the categories that `labels` gives them."""
+    """Returns all texts and only the images in `labels`, in the categories that `labels` assigns."""
 
     def change(_: str, images: References) -> References:
         rows = [(row, labels[key]) for row, key in enumerate(images.keys) if key in labels]
@@ -356,7 +365,7 @@ def _relabelled(references: Mapping[str, References], labels: Mapping[tuple[str,
 
 
 def laid_out(vectors: Floats, labels: Sequence[str], hashes: Sequence[str], sources: Sequence[str]) -> References:
-    """Returns references of one expert from its rows, in any order."""
+    """Returns the references of one expert from rows in any order."""
     order = sorted(range(len(labels)), key=lambda row: labels[row])
     names, starts = np.unique([labels[row] for row in order], return_index=True)
     bounds = np.append(starts, len(order)).astype(np.intp)

@@ -1,4 +1,4 @@
-"""The tables of the paper (section 4), for the references of a store and labelled images."""
+"""Computes the tables of the paper (section 4) for the references of a store and labelled images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ _AS_IN_THE_PAPER: Mapping[str, Any] = {"fusion": PAPER_STRATEGY, "calibrated": F
 _BOTH = (("as in the paper", _AS_IN_THE_PAPER), ("by default", _BY_DEFAULT))
 _TIMES = ({"key": "ms", "title": "time", "unit": "ms"}, {"key": "share", "title": "share", "unit": "%"})
 _COUNTS = (1, 2, 3, 5, 10, 20, 50, 100)
-_FEW = 4  # experts of which all combinations are tried
+_FEW = 4  # maximum number of experts of which all combinations are tried
 _BLUR = 0.04  # radius of the blur, as a share of the shorter side
 _TIMED_IMAGES, _TIMED_AT_ONCE = 128, 32
 
@@ -62,8 +62,8 @@ class Suite:
     Attributes:
         results: Content of `results.json`; `zsvec docs evaluation` has the schema.
         study: References of the store, and the embedded test images.
-        answers: Of the default strategy.
-        images: The test images.
+        answers: Answers of the default strategy.
+        images: The readable test images.
     """
 
     results: dict[str, Any]
@@ -73,7 +73,7 @@ class Suite:
 
     @property
     def predictions(self) -> dict[str, Any]:
-        """Content of `predictions.json`: the answers in each row, from which all metrics can be computed."""
+        """Content of `predictions.json`: the answers in each row. All metrics can be computed from the answers."""
         sample = self.study.sample
         images = zip(sample.sources, sample.truth, strict=True)
         return {
@@ -96,17 +96,19 @@ def run(
     """Computes the tables of the paper.
 
     Args:
-        classifier: Has the references in the store, and the aggregation of similarities in the settings.
-        images: Test images with categories.
-        unknown: Images of no category.
-        folder: Holds the cache of embeddings.
-        name: Of the set of images.
+        classifier: Classifier with the store of the references, and with the settings of the aggregation.
+        images: Pairs of test image and category.
+        unknown: Images that belong to no category.
+        folder: Folder for the cache of embeddings, which is created if necessary.
+        name: Name of the set of images.
         track: Wraps the images that are embedded, to show progress.
         on_error: Called with source and reason for each image that cannot be read.
         say: Called with the name of each stage.
 
     Raises:
-        InvalidInputError: No image can be read, a label is no category of the store, or the folder cannot be created.
+        InvalidInputError: No image with a category can be read, a label is not a category of the store, or the folder
+            cannot be created.
+        StoreError: The store has no category, or the references cannot be read.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -249,7 +251,7 @@ def strategies(study: Study) -> dict[str, Any]:
 
 
 def one_and_many(study: Study) -> dict[str, Any]:
-    """Table 7: one reference image a category against all of them."""
+    """Table 7: one reference image per category against all reference images."""
     rows = []
     for how, choices in _BOTH:
         draws = [
@@ -263,7 +265,7 @@ def one_and_many(study: Study) -> dict[str, Any]:
 
 
 def quality(study: Study, embeddings: Embeddings, limits: ImageLimits) -> dict[str, Any]:
-    """Section 4.3.3: reference images in wrong categories, of no category, and blurred."""
+    """Section 4.3.3: reference images that are in a wrong category, belong to no category, or are blurred."""
     changed = {"as they are": study.references}
     note = "The default fusion, calibrated on references that have been spoiled."
     if len(category_names(study.references)) > 1:
@@ -290,7 +292,7 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
     Args:
         study: Study with the references to search.
         classifier: Classifier with the encoders to time.
-        images: One or more.
+        images: One or more images to classify.
     """
     encoders, scoring, limits = classifier.encoders, study.scoring, classifier.settings.image_limits()
     chosen = images[:_TIMED_IMAGES]
@@ -314,10 +316,10 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
         timed("fuse", lambda: scoring.scores(found))
 
     go_through(chosen[:_TIMED_AT_ONCE])
-    spent.clear()  # the first time is warming up
+    spent.clear()  # the first batch only warms up
     for first in range(0, len(chosen), _TIMED_AT_ONCE):
         go_through(chosen[first : first + _TIMED_AT_ONCE])
-    spent["fuse"] = max(0.0, spent["fuse"] - spent["aggregate"])  # scores aggregate, too
+    spent["fuse"] = max(0.0, spent["fuse"] - spent["aggregate"])  # `scoring.scores` aggregates too
     spent["total"] = sum(spent.values())
     note = f"Of {len(chosen)} images, stage after stage; zsvec itself loads and preprocesses beside the encoders."
     rows = [
@@ -328,10 +330,10 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
 
 
 def curves(study: Study) -> dict[str, Any]:
-    """Returns top-1 accuracy by the number of references per category, for both fusions and each image expert.
+    """Returns top-1 accuracy by the number of reference images per category, for both fusions and each image expert.
 
     Returns:
-        By name of the line, lists ``counts``, ``mean`` and ``std`` (over draws); empty without reference images.
+        By name of a line, the lists ``counts``, ``mean`` and ``std`` (over draws). Empty without reference images.
     """
     experts = image_experts(study.references)
     most = max((int(np.diff(study.references[expert].starts).max()) for expert in experts), default=0)
@@ -368,7 +370,7 @@ def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _blurred(
     references: Mapping[str, References], embeddings: Embeddings, limits: ImageLimits
 ) -> dict[str, References] | None:
-    """Returns the reference images blurred; ``None`` if a file cannot be read."""
+    """Returns the references with blurred images; ``None`` if a file cannot be read."""
     sources = {
         digest: source
         for stored in image_experts(references).values()

@@ -1,8 +1,8 @@
-"""Tables of results, as a terminal, a page and `results.json` show them.
+"""Tables of results, for the terminal, pages and `results.json`.
 
-A table is a mapping of ``id, title, paper, note, columns, rows``. A column has ``key, title, unit`` and may have
-``best``: ``"high"`` or ``"low"``. A row has ``name``, ``values`` and may have ``interval``, both by key of column;
-values of unit ``%`` are fractions.
+A table is a mapping with the keys ``id, title, paper, note, columns, rows``. A column has ``key, title, unit``, and may
+have ``best``, which is ``"high"`` or ``"low"``. A row has ``name`` and ``values``, and may have ``interval``. The keys
+of ``values`` and ``interval`` are those of the columns. Values with the unit ``%`` are fractions.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def table(
         identifier: Anchor on a page.
         title: Heading.
         note: How to read the table.
-        columns: Columns, also those without a value in any row.
+        columns: Columns. A column without a value in any row is left out.
         rows: Rows.
         paper: Tables or section of the paper.
     """
@@ -66,7 +66,7 @@ def table(
 
 
 def tables_of(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """Yields the tables ``accuracy``, ``categories`` and, if there is any, ``mistakes``."""
+    """Yields the tables ``accuracy``, ``categories`` and, if an answer is wrong, ``mistakes``."""
     quality = {f"fusion ({evaluation.fusion})": evaluation.accuracy, **evaluation.experts}
     rows = [{"name": name, "values": asdict(accuracy)} for name, accuracy in quality.items()]
     yield table("accuracy", "Accuracy", "The fusion, and each expert alone.", ACCURACY, rows)
@@ -88,7 +88,11 @@ def tables_of(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
 
 
 def shown(value: float | None, unit: str) -> str:
-    """Returns a number as text: percent with one decimal, ms with two, without unit three."""
+    """Returns a number as text.
+
+    Percentages have one decimal, milliseconds two, and numbers without a unit three. Other numbers have two, or none if
+    they are whole.
+    """
     if value is None or not math.isfinite(value):
         return NO_VALUE
     if unit == "%":

@@ -165,11 +165,11 @@ class Client:
 
         Args:
             question: Instructions, data and form of the answer.
-            idempotency_key: Identifies the request in all attempts, and in later runs. Services that honor
+            idempotency_key: Identifies the request in all attempts, and in later runs. Services that honour
                 ``Idempotency-Key`` bill the request once.
 
         Raises:
-            GenerationError: The service refuses the key, the model or the request.
+            GenerationError: The service refuses the key, the model or the request, or the response cannot be read.
             GenerationUnavailableError: The service cannot be reached, or is too slow or too busy.
         """
         form = {"name": question.step, "schema": question.form.model_json_schema(), "strict": True}

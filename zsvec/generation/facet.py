@@ -169,7 +169,7 @@ class Generation:
         return self.run(plan, keep_flagged=keep_flagged)
 
     def _store_drawn(self, plan: Plan, drawn: Drawn, keep_flagged: bool) -> Generated:
-        """Flags drawn images, and stores the unflagged ones with the descriptions as texts."""
+        """Checks drawn images, and stores the accepted ones with the descriptions as texts."""
         builder = self._builder()
         gate = Gate(builder, self._searcher.references()[0])
         stored = gate.stored
@@ -221,6 +221,6 @@ def _inputs(
 
 
 def _stored(category: Category) -> StoredCategory:
-    """Returns the longest text and the number of reference images of a category."""
+    """Returns a category's longest text, and the number of reference images."""
     counts = [n for expert, n in category.references.items() if encoder_and_modality(expert)[1] == "image"]
     return StoredCategory(max((as_words(category.name), *category.texts), key=len), max(counts, default=0))

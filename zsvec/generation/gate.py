@@ -162,7 +162,7 @@ class Gate:
 
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
         """Flags images that are `far` under every encoder that embeds texts."""
-        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # and images
+        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # all embed images too
         everyday = [encoder.encode_texts(self._prompts(encoder, EVERYDAY)) for encoder in joint]
         for name in dict.fromkeys(image.record.category for image in images):
             members = [image for image in images if image.record.category == name]

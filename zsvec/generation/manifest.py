@@ -189,14 +189,14 @@ class Manifest:
             if not any(isinstance(record, FolderRecord) for record in self.records):
                 self.append(FolderRecord(id=uuid.uuid4().hex))
             for unfinished in place.rglob(".zsvec-*.new"):
-                unfinished.unlink()  # left over from a kill
+                unfinished.unlink()  # cut short by a kill
             self._opened = opened.pop_all()
 
     def __enter__(self) -> Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _usable(self.folder):  # closing may report a full disk
+        with _usable(self.folder):  # closing reports a full disk again
             self._opened.close()
 
     @property
@@ -291,7 +291,6 @@ def spent(records: Sequence[Record], categories: Sequence[str]) -> float:
 
 
 def _subjects(record: AnswerRecord | ImageRecord | DeclinedRecord) -> Iterator[str]:
-    """Yields the categories of a record."""
     for about in record.about if isinstance(record, AnswerRecord) else [record.category]:
         yield from [about] if isinstance(about, str) else about
 

@@ -168,7 +168,7 @@ def draw(
     """
     places = scenes or SCENES
     turn, position = divmod(index, len(places))
-    step = turn if len(places) % 2 == 0 else 0  # lets each scene get all eight viewpoints
+    step = turn if len(places) % 2 == 0 else 0  # so that each scene gets all eight viewpoints
     scene, viewpoint = places[position], VIEWPOINTS[(index + step) % len(VIEWPOINTS)]
     alike = (
         f" Show the features that it shares with similar things: {'; '.join(common)}."

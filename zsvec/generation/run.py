@@ -2,7 +2,7 @@
 
 To resume a run that was killed, or that the budget, an error or the user ended, run the plan again. Answers and images
 on disk are not bought again. Requests that were in flight at a kill are sent again with the same idempotency key.
-Services that honor ``Idempotency-Key`` bill such a request once.
+Services that honour ``Idempotency-Key`` bill such a request once.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Run:
         return each and each * declined.unusable if declined.unusable else 0.0
 
     def _key(self, *parts: Any) -> str:
-        """Returns the idempotency key of a request, which is the same in each run over the folder."""
+        """Returns the idempotency key of a request, the same in each run over the folder."""
         return hashlib.sha256(json.dumps([self._manifest.id, *parts]).encode()).hexdigest()[:32]
 
     def _at_once(

@@ -1,4 +1,4 @@
-"""`python -m zsvec`."""
+"""Runs the command line by `python -m zsvec`."""
 
 from zsvec.cli import main
 

@@ -1,4 +1,4 @@
-"""The command line. Each command imports its heavy packages itself, so that help is instant."""
+"""The command line. Heavy packages are imported inside the commands that need them, so that help is instant."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> None:
     try:
         from zsvec.cli.commands import app
 
-        app(prog_name="zsvec")  # typer handles a closed pipe, and most interruptions
+        app(prog_name="zsvec")  # typer handles a closed pipe and most interruptions
     except (ZSVecError, OSError) as exc:
         sys.stderr.write(f"zsvec: {harmless(without_password(str(exc)))}\n")
         sys.exit(2 if isinstance(exc, InvalidInputError) else 1)

@@ -1,4 +1,7 @@
-"""The application: the global options, the options that commands share, and their checks of paths and questions."""
+"""The command-line application.
+
+Holds the global options, options shared by several commands, and helpers that check paths and ask for confirmation.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _harmless_errors() -> Iterator[None]:
-    """Escapes arguments in usage errors: a shell expands patterns to file names, which may hold any characters."""
+    """Escapes control characters in usage errors, which may quote file names that a shell expanded from a pattern."""
     try:
         yield
     except Exception as exc:  # the module of typer's errors differs between versions
@@ -34,7 +37,7 @@ def _harmless_errors() -> Iterator[None]:
 
 
 class _Group(TyperGroup):
-    """The commands. Usage errors are escaped, and a global option behind its command is explained."""
+    """The group of all commands. Escapes usage errors, and explains a global option that follows the command."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
         with _harmless_errors():
@@ -97,7 +100,7 @@ Fusion = Annotated[
 
 @dataclass(frozen=True)
 class Target:
-    """The global options, which stand before the command."""
+    """The global options, which users give before the command."""
 
     store: str | None
     namespace: str | None
@@ -105,7 +108,7 @@ class Target:
 
     @contextmanager
     def open(self, **settings: Any) -> Iterator[Classifier]:
-        """Open the classifier with these options."""
+        """Opens the classifier with these options."""
         import zsvec
 
         self.settings()  # refuses a store in memory
@@ -130,7 +133,7 @@ class Target:
 
     @contextmanager
     def open_store(self) -> Iterator[Store]:
-        """Open the store without encoders; a store of another profile opens, too.
+        """Opens the store without encoders. The profile of the store may differ from the option.
 
         Raises:
             StoreError: There is no store yet.
@@ -143,7 +146,7 @@ class Target:
 
 @contextmanager
 def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None]:
-    """Adds the most similar name to the error for a missing category."""
+    """Adds the most similar category name to a CategoryNotFoundError."""
     try:
         yield
     except CategoryNotFoundError as exc:
@@ -155,7 +158,7 @@ def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None
 
 @contextmanager
 def needs_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Names the extra to install, if an import in this block fails.
+    """Tells the user which extra to install if an import in this block fails.
 
     Raises:
         MissingExtraError: A package is not installed.
@@ -167,7 +170,7 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Asks on stderr and aborts unless the answer is yes. Without a terminal, or with `yes`, goes on."""
+    """Asks on stderr, and aborts unless the answer is yes. Does not ask if `yes` is true or stdin is not a terminal."""
     if not yes and is_terminal():
         with answering():
             typer.confirm(question, abort=True, err=True)
@@ -175,7 +178,10 @@ def confirm(question: str, *, yes: bool) -> None:
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Raises KeyboardInterrupt for Ctrl-C at a question; typer raises Abort for Ctrl-C and for a no."""
+    """Turns Ctrl-C at a prompt into KeyboardInterrupt.
+
+    typer raises Abort both for Ctrl-C and for the answer "no", so callers could not tell them apart.
+    """
     try:
         yield
     except typer.Abort as exc:
@@ -190,13 +196,13 @@ def is_terminal() -> bool:
 
 
 def images_at(path: str | Path) -> Sequence[str | Path]:
-    """Returns the images in a folder; for any other path, a list of that path."""
+    """Returns the images in a folder, or a list of the path itself if the path is not a folder."""
     is_folder = os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     return images_in(Path(path)) if is_folder else [path]
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Returns the images in a folder, with a note on each link that leads out of the folder and is left out."""
+    """Returns the images in a folder. Leaves out links that lead out of the folder, and notes them on stderr."""
     from zsvec.inputs.folders import find_images
 
     with output.left_out() as report:
@@ -204,10 +210,10 @@ def images_in(folder: Path) -> list[Path]:
 
 
 def check_exists(path: str | Path) -> None:
-    """Refuses a missing path before encoders are loaded.
+    """Raises an error for a missing path before encoders are loaded.
 
     Raises:
-        ImageError: The path does not exist; the same error as for reading.
+        ImageError: The path does not exist. Reading the image would raise the same error.
     """
     from zsvec import content_hash
 
@@ -245,5 +251,5 @@ def target(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Keep the global options for the command."""
+    """Store the global options for the command."""
     context.obj = Target(store, namespace, profile)

@@ -41,7 +41,7 @@ def add(
     keep_images: KeepImages = None,
     json: Json = False,
 ) -> None:
-    """Add a category, or references to one. Every process uses them from the next image on."""
+    """Add a category, or add references to a category. Every process uses the references from the next image on."""
     images = [path for given in image or [] for path in images_at(given)]
     for path in images:
         check_exists(path)
@@ -207,16 +207,16 @@ def _hashes_of(classifier: Classifier, name: str, given: Sequence[str]) -> froze
 
 
 def chosen_hashes(known: Collection[str], given: Sequence[str], owner: str, command: str) -> frozenset[str]:
-    """Returns the known hashes that begin as the given ones; a whole hash stands for itself, known or not.
+    """Returns the known hashes for given prefixes. A full hash is returned even if it is not known.
 
     Args:
         known: Hashes to choose from.
-        given: Hashes, or their beginnings.
-        owner: Owner of the known hashes, for errors.
-        command: Command that lists the known hashes, for errors.
+        given: Full hashes, or prefixes of at least 6 characters.
+        owner: Description of the set of known hashes, for error messages.
+        command: Command that lists the known hashes, for error messages.
 
     Raises:
-        InvalidInputError: A given hash is too short, or the beginning of no or of several known ones.
+        InvalidInputError: A prefix is too short, or matches no known hash or several known hashes.
     """
     chosen = set()
     for start in given:
@@ -232,7 +232,7 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], owner: str, comm
 
 
 def categories_table(categories: Sequence[Category]) -> Table:
-    """Returns a row per category, with the number of references by expert."""
+    """Returns a table with a row per category, which has the number of references of each expert."""
     experts = sorted({expert for category in categories for expert in category.references})
     return output.new_table(
         *("category", "version", "updated", "texts", *map(output.escape, experts)),

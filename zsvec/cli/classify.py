@@ -1,4 +1,4 @@
-"""The commands that classify: once, and as images appear in a folder."""
+"""The commands that classify images: given images, and images that appear in a folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def classify(
 ) -> None:
     """Classify images, and print each result as soon as it is known.
 
-    Reports unreadable images and goes on; fails if nothing was classified.
+    Reports unreadable images and continues. Fails if no image was classified.
     """
     from zsvec.cli.spreadsheet import prediction_printer
 
@@ -122,7 +122,7 @@ def _has_frames(source: str) -> bool:
 
 
 def _missing(source: str) -> Prediction | None:
-    """Returns the prediction for a missing path, which needs no encoders; ``None`` for any other source."""
+    """Returns a prediction with the error of a missing path, made without encoders; ``None`` for any other source."""
     if source == "-" or _has_frames(source):
         return None
     try:

@@ -1,6 +1,6 @@
-"""The application with all commands: importing this module registers them."""
+"""The application with all commands. Importing this module registers the commands."""
 
-# ruff: noqa: F401, I001 - help lists the commands in the order of these imports, and of the functions in each module.
+# ruff: noqa: F401, I001 - help lists the commands in the order of these imports and of the functions in each module.
 from zsvec.cli import (
     demo,
     importing,

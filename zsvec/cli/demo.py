@@ -1,6 +1,6 @@
-"""The command that shows zsvec in a minute, in a temporary folder.
+"""The command that demonstrates zsvec in a minute, in a temporary folder.
 
-The photographs come with scikit-image and scikit-learn, which name their authors and licences.
+The photographs are part of scikit-image and scikit-learn, which name the authors and licenses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph of an installed package, or its left or right half."""
+    """A photograph from an installed package, or the left or right half of the photograph."""
 
     package: str
     file: str
@@ -39,11 +39,11 @@ class Photo:
 
     @property
     def name(self) -> str:
-        """Name in tables."""
+        """The name that tables show."""
         return f"{Path(self.file).stem.replace('_', ' ')}{self.half and f', {self.half} half'}"
 
     def load(self) -> Image.Image:
-        """Returns the image, RGB.
+        """Returns the image in RGB.
 
         Raises:
             MissingExtraError: The package is not installed.
@@ -57,7 +57,7 @@ class Photo:
         return image.crop(halves[self.half]) if self.half else image
 
     def quarters(self) -> list[Image.Image]:
-        """Returns the four quarters, as references."""
+        """Returns the four quarters of the image, which become references."""
         image = self.load()
         x, y = image.width // 2, image.height // 2
         return [image.crop((left, top, left + x, top + y)) for left in (0, x) for top in (0, y)]
@@ -92,7 +92,7 @@ RETINA = Photo("skimage", "retina.jpg", "right")
 
 @contextmanager
 def _step(title: str) -> Iterator[None]:
-    """Prints the title of a step, and the seconds that the step takes."""
+    """Prints the title of a step, and then the seconds that the step took."""
     out.print(f"\n[bold cyan]›[/] [bold]{escape(title)}[/]")
     start = time.perf_counter()
     yield
@@ -101,9 +101,9 @@ def _step(title: str) -> Iterator[None]:
 
 @app.command()
 def demo(context: typer.Context) -> None:
-    """Show zsvec in a minute: classify photographs, add a category live, see the answer change.
+    """Show zsvec in a minute: classify photographs, add a category live, and see the prediction change.
 
-    Works offline in a temporary folder, with the encoders of the profile offline, or of --profile.
+    Uses a temporary folder, and the encoders of the profile `offline` unless you give --profile.
     """
     profile = context.obj.profile or "offline"
     with TemporaryDirectory(prefix="zsvec-demo-") as folder, zsvec.open(folder, profile=profile) as classifier:

@@ -1,4 +1,4 @@
-"""The command that shows the documentation pages of the package."""
+"""The command that shows the documentation pages that the package contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The examination of `zsvec doctor`: findings on the installation and the store, with advice."""
+"""The checks of `zsvec doctor`. Each finding on the installation or the store can carry advice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from zsvec import EncoderSpec
     from zsvec.cli.app import Target
 
-_HUB_TIMEOUT_S = 10.0  # for all redirections together
+_HUB_TIMEOUT_S = 10.0  # for the request with all redirects
 
 _PACKAGES = ("qdrant-client", "qdrant-edge-py")
 _FOR_TORCH = ("torch", "timm", "sentence-transformers", "openai")
@@ -38,7 +38,7 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
 
     Args:
         target: The global options.
-        repair: Whether to make differing replicas of the catalog agree.
+        repair: Whether to repair replicas of the catalog that differ.
     """
     try:
         settings = target.settings()
@@ -60,7 +60,7 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
-    """Returns a row per finding, with the advice below the detail."""
+    """Returns a table with a row per finding. The advice is below the detail."""
     table = output.new_table("", "", "", box=None, show_header=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
@@ -70,7 +70,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
 
 def _packages(of_encoders: Sequence[str]) -> Finding:
-    # The version of the running code: the metadata of an editable installation may be older.
+    # `__version__` is the version of the running code; the metadata of an editable installation may be older.
     versions = {"zsvec": __version__, **{package: _version(package) for package in (*of_encoders, *_PACKAGES)}}
     found = [f"Python {platform.python_version()}", *(f"{package} {v}" for package, v in versions.items() if v)]
     missing = [package for package, v in versions.items() if not v]
@@ -95,7 +95,6 @@ def _version(package: str) -> str:
 
 
 def _weights(settings: Settings, specs: Mapping[str, EncoderSpec]) -> Iterator[Finding]:
-    """Yields findings on the hub and the weights."""
     try:
         missing = missing_weights(specs)
     except ZSVecError as exc:
@@ -118,7 +117,7 @@ def _weights(settings: Settings, specs: Mapping[str, EncoderSpec]) -> Iterator[F
 
 
 def hub_error(url: str) -> str | None:
-    """Returns the class of the error of a request to the hub; ``None`` without error."""
+    """Sends a request to the hub. Returns the class name of the error, or ``None`` if there was no error."""
     try:
         in_time(partial(httpx.head, url, timeout=3, follow_redirects=True), _HUB_TIMEOUT_S)
     except (LateError, httpx.HTTPError, httpx.InvalidURL) as exc:

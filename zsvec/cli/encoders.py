@@ -1,4 +1,4 @@
-"""The command that exports the encoders of a profile, to run without torch."""
+"""The command that exports the encoders of a profile, so that they run without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from zsvec import Settings
 
-_SIDE = 640  # longest side of a calibration image in pixels: 128 images take 160 MB
+_SIDE = 640  # longest side of a calibration image, in pixels; 128 images take 160 MB
 
 encoders = typer.Typer(help="Export the encoders of the profile, to run without torch.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
@@ -44,7 +44,7 @@ def export(
 ) -> None:
     """Export the encoders of the profile for onnxruntime, which starts in a fraction of a second.
 
-    Vectors stay the same, and stores valid, unless you give --int8.
+    Vectors stay the same and stores stay valid, unless you give --int8.
     """
     from zsvec.encoders.runtimes import chosen_specs
 
@@ -73,7 +73,7 @@ def export(
 
 
 def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:
-    """Returns a sample of the images in a folder, small enough for memory; unreadable ones are noted and left out."""
+    """Returns a sample of the images in a folder, scaled down to save memory. Notes and skips unreadable images."""
     import zsvec
     from zsvec.encoders.onnx.int8 import MOST_PHOTOGRAPHS
 

@@ -1,4 +1,4 @@
-"""The command that measures accuracy."""
+"""The command that measures accuracy on labelled images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from zsvec.evaluation import Evaluation
 
 _SCORES = ("images", "precision", "recall", "f1", "called_unknown")
-_MATRIX = 10  # most categories of a confusion matrix that fits a terminal
+_MATRIX = 10  # maximum number of categories of a confusion matrix in a terminal
 
 Dataset = Literal["folder", "mnist", "svhn", "cifar10", "cifar100", "tinyimagenet"]
 
@@ -56,12 +56,12 @@ def evaluate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Measure accuracy on labelled images: overall, by category, and the confusions.
+    """Measure accuracy on labelled images, overall and by category, and show confused categories.
 
     Reports and skips unusable rows and unreadable images.
 
-    --suite paper writes every table and figure of the paper, on the store's references and these images. Embeddings are
-    cached in the folder of the report, so you can interrupt and repeat the command.
+    --suite paper writes every table and figure of the paper, computed from the store's references and these images.
+    Embeddings are cached in the folder of the report, so you can interrupt and repeat the command.
     """
     from zsvec.evaluation import evaluate as measure
 
@@ -107,7 +107,7 @@ def evaluate(
 def _labelled(
     source: Path, images: Path | None, *, boxes: bool, dataset: Dataset = "folder"
 ) -> Sequence[tuple[ImageInput, str]]:
-    """Returns the images of a folder, a file or a public data set, with their categories."""
+    """Returns pairs of image and category from a folder, a file or a public data set."""
     from zsvec.evaluation import labelled_images, labelled_images_of
 
     in_file = is_file(source, images, boxes=boxes)
@@ -124,7 +124,7 @@ def _labelled(
 
 
 def _print(result: Evaluation) -> None:
-    """Prints the tables; with few categories, the confusion matrix instead of the mistakes."""
+    """Prints the tables. With few categories, a confusion matrix replaces the table of mistakes."""
     from zsvec.evaluation.tables import tables_of
 
     few = len(result.categories) <= _MATRIX
@@ -143,7 +143,7 @@ def _print(result: Evaluation) -> None:
 
 
 def _printable(table: Mapping[str, Any]) -> Table:
-    """Returns a table of `zsvec.evaluation.tables` for the terminal."""
+    """Returns a printable form of a table of `zsvec.evaluation.tables`."""
     from zsvec.evaluation.tables import NO_VALUE, shown
 
     printed = output.new_table(table["title"].lower(), *(column["title"] for column in table["columns"]))
@@ -159,7 +159,7 @@ def _named(source: Path) -> str:
 
 
 def _check_folders(*files: Path | None) -> None:
-    """Fails before images are classified if the folder of a file is missing."""
+    """Raises an error for a missing output folder, before images are classified."""
     for file in files:
         if file is not None and not file.parent.is_dir():
             raise InvalidInputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
@@ -168,14 +168,14 @@ def _check_folders(*files: Path | None) -> None:
 def _write(file: Path, text: str) -> None:
     try:
         with replacing_named(file) as opened:
-            opened.write(text.encode(errors="backslashreplace"))  # a file name may not be Unicode
+            opened.write(text.encode(errors="backslashreplace"))  # a file name may contain bytes that are not Unicode
     except OSError as exc:
         raise InvalidInputError(f"{file} cannot be written: {exc.strerror}; give another file") from exc
     output.print_note(f"written: {file}")
 
 
 def _rows(result: Evaluation) -> Iterator[list[object]]:
-    """Yields a header, and per category the scores and the number of images by answered category."""
+    """Yields a header, then a row per category: the scores, and the number of images for each answered category."""
     scores = result.categories
     yield ["category", *_SCORES, *(f"answered {name}" for name in scores)]
     for (name, score), counts in zip(scores.items(), result.confusion.tolist(), strict=True):

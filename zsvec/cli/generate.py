@@ -1,4 +1,4 @@
-"""The command that draws reference images."""
+"""The command that generates reference images with a language model and an image model."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def generate(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Draw reference images: a language model describes categories, an image model draws them.
+    """Draw reference images: a language model describes categories, and an image model draws images.
 
-    Needs OPENAI_API_KEY and costs money: try --dry-run first. A repeated command buys nothing again. Set models,
-    service and prices in zsvec.toml under [generation].
+    Needs OPENAI_API_KEY and costs money: try --dry-run first. Repeating the command does not pay again for images
+    that have arrived. Set models, service and prices in zsvec.toml under [generation].
     """
     from zsvec.generation import Budget
     from zsvec.generation.facet import Generated
@@ -77,7 +77,6 @@ def generate(
 
 
 def _plan_table(plan: Plan) -> Table:
-    """Returns the questions, images and cost of a run."""
     asked = ", ".join(f"{n} for {step}" for step, n in plan.questions.items() if n)
     cost = "unknown: no price is known for the models" if plan.cost is None else f"about ${plan.cost:.2f}"
     limits = [

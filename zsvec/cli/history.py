@@ -40,7 +40,7 @@ def undo(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Undo the last change, or the change with this id. To redo, give the id of the undo."""
+    """Undo the last change, or the change with the given id. To redo, undo the undo by its id."""
     with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
         undone = classifier.history.undo(category, change=change)
     if json:
@@ -50,7 +50,7 @@ def undo(
 
 
 def described(change: Change) -> str:
-    """Returns a change in words: kind, categories, time and author."""
+    """Returns a description of a change: kind, categories, time and author."""
     names = output.shortened(", ".join(map(repr, change.categories)))
     by = f", by {change.by}" if change.by else ""
     return f"{change.what} of {names} ({_second(change)}{by})"

@@ -1,4 +1,4 @@
-"""The command that imports labelled images, and the reading of labels for `zsvec evaluate`."""
+"""The command that imports labelled images. Also reads the labelled images of `zsvec evaluate`."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def import_(
     keep_images: KeepImages = None,
     json: Json = False,
 ) -> None:
-    """Add a category for each sub-folder of DIR, named like the folder, or for each label in FILE.
+    """Add a category for each sub-folder of DIR, with the name of the folder, or for each label in FILE.
 
     Repeat the command freely: stored images are not embedded again. Unreadable images, empty folders, links out of DIR
-    and unusable rows are reported and skipped. With --replace, a link or row of that kind stops the command before
-    anything is written.
+    and unusable rows are reported and skipped. With --replace, a link out of DIR or an unusable row stops the command
+    before anything is written.
     """
     from zsvec.inputs.folders import read_definitions
 
@@ -105,11 +105,11 @@ def import_(
 
 
 def is_file(source: Path, images: Path | None, *, boxes: bool) -> bool:
-    """Returns whether labels are in a file, rather than in names of folders.
+    """Returns whether the source is a file with labels. In a folder, the names of the sub-folders are the labels.
 
     Raises:
-        InvalidInputError: The file has another suffix.
-        typer.BadParameter: `images` or `boxes` needs another kind of source.
+        InvalidInputError: The file has an unsupported suffix.
+        typer.BadParameter: `images` or `boxes` is given, and the source is not of the kind that the option needs.
     """
     if not os.path.isfile(source):  # noqa: PTH113 - Path.is_file raises for a name that is too long
         if images is not None:
@@ -126,13 +126,13 @@ def is_file(source: Path, images: Path | None, *, boxes: bool) -> bool:
 
 
 def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> list[CategoryInput]:
-    """Returns the categories of a CSV file or of COCO annotations, and notes images under several labels.
+    """Returns the categories of a CSV file or of COCO annotations. Notes images that have several labels.
 
     Args:
-        file: A file of `is_file`.
-        images: Folder that paths in the file are relative to; by default the folder of the file.
+        file: A file that `is_file` accepts.
+        images: Folder of the images, to which paths in the file are relative. By default the folder of the file.
         boxes: Whether to take each box of COCO annotations as an image.
-        strict: Whether to raise for an unusable row, rather than to note and skip the row.
+        strict: Whether to raise an error for an unusable row instead of noting and skipping the row.
     """
     with output.left_out() as report:
         on_error = None if strict else report
@@ -169,7 +169,7 @@ def _read(
 
 
 def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
-    """Yields warnings on skipped files and folders, and on images of nested folders."""
+    """Yields notes on skipped files and folders, and on images in nested folders."""
     from zsvec.inputs.encoded import SUFFIXES
     from zsvec.inputs.folders import other_files
 
@@ -201,7 +201,7 @@ def _images_in(categories: Sequence[CategoryInput]) -> int:
 
 
 def _source_of(image: ImageInput | ReferenceImage) -> str:
-    """Returns the name of an image in errors."""
+    """Returns the name that errors give to an image."""
     from zsvec import ReferenceImage
     from zsvec.inputs import images
 

@@ -1,4 +1,4 @@
-"""The commands for images that wait for a label, and the command that corrects an answer."""
+"""The commands for images that wait for a label, and the command that corrects a prediction."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an image, or a prefix.")]
 
-_SHOWN = 20  # images in a table
+_SHOWN = 20  # default number of images in the table
 
 inbox = typer.Typer(help="Show, label and dismiss images that wait for a label.")
 app.add_typer(inbox, name="inbox")
@@ -33,7 +33,8 @@ def correct(
 ) -> None:
     """Make an image a reference of the right category, which is created if new.
 
-    Every process uses the reference from the next image on. A reference of another category is moved.
+    Every process uses the reference from the next image on. If the image is a reference of another category,
+    the reference is moved.
     """
     check_exists(photo)
     with context.obj.open() as classifier:
@@ -75,7 +76,7 @@ def label(context: typer.Context, hashes: Hashes, name: Name, json: Json = False
 
 @inbox.command()
 def dismiss(context: typer.Context, hashes: Hashes) -> None:
-    """Remove images from the inbox. These and near-duplicates are not kept again until the dismissal expires."""
+    """Remove images from the inbox. Until the dismissal expires, the images and near-duplicates are not kept again."""
     with context.obj.open() as classifier:
         chosen = _hashes_of(classifier.inbox, hashes)
         classifier.inbox.dismiss(chosen)

@@ -1,4 +1,4 @@
-"""The commands that look after the store and the installation: info, doctor, init, gc, images drop, trust."""
+"""The commands that maintain the store and the installation: info, doctor, init, gc, images drop, trust."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ images = typer.Typer(help="Look after the small copies of reference images that 
 
 @app.command()
 def info(context: typer.Context, json: Json = False) -> None:
-    """Show the store's contents, encoders, their speed, and the engine."""
+    """Show the contents of the store, the encoders with their speed, and the engine."""
     from zsvec.settings.settings import info as facts
 
     with context.obj.open_store() as store:
@@ -35,7 +35,7 @@ def doctor(
     repair: Annotated[bool, typer.Option("--repair", help="Make differing replicas of a catalog agree.")] = False,
     json: Json = False,
 ) -> None:
-    """Check encoders, GPU, hub, weights, store and each node of a server, and suggest fixes."""
+    """Check the encoders, GPU, hub, weights, store and each node of a server, and suggest fixes."""
     from zsvec.cli.doctor import examine, findings_table
 
     target = replace(context.obj, store=store) if store else context.obj
@@ -51,7 +51,7 @@ def doctor(
 
 @app.command()
 def init(context: typer.Context) -> None:
-    """Create the collections of the store in advance, so that later writers need no key with that right.
+    """Create the collections of the store in advance. Later writers then need no permission to create collections.
 
     Without this command, the first write creates the collections.
     """
@@ -73,9 +73,9 @@ def gc(
         ),
     ] = None,
 ) -> None:
-    """Delete garbage: references of killed writers, and references replaced before the history begins.
+    """Delete garbage: references left by killed writers, and replaced references that are too old for an undo.
 
-    Names each change that can no longer be undone.
+    Lists each change that can no longer be undone.
     """
     final: list[Change] = []
     with context.obj.open_store() as store:
@@ -87,9 +87,9 @@ def gc(
 
 @images.command()
 def drop(context: typer.Context, yes: Yes = False) -> None:
-    """Delete all small copies of images, and store no new ones. References stay.
+    """Delete all small copies of images, and stop storing copies. References stay.
 
-    `--keep-images small`, or the setting, starts again with new images.
+    To store copies of new images again, use `--keep-images small` or the setting.
     """
     with context.obj.open_store() as store:
         confirm("Delete all small copies of images?", yes=yes)
@@ -99,10 +99,10 @@ def drop(context: typer.Context, yes: Yes = False) -> None:
 
 @app.command()
 def trust(revoke: Annotated[bool, typer.Option("--revoke", help="Withdraw the trust.")] = False) -> None:
-    """Trust zsvec.toml of this folder with every setting: stores, keys, services, weights, memory, deletions.
+    """Trust the zsvec.toml in this folder with every setting: stores, keys, services, weights, memory, deletions.
 
-    Read the file first: an untrusted file may set harmless settings alone (`zsvec docs settings`). A changed or moved
-    file needs your trust again.
+    Read the file first. An untrusted file may contain only harmless settings (see `zsvec docs settings`). A changed or
+    moved file needs your trust again.
     """
     from zsvec.settings import trust as marks
     from zsvec.settings.settings import Settings

@@ -1,4 +1,4 @@
-"""Output that commands share: results on stdout, as tables or JSON lines; everything else on stderr."""
+"""Output of all commands. Results go to stdout, as tables or JSON lines; everything else goes to stderr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Printable(Protocol):
-    """A result with a JSON object."""
+    """A result that can be printed as a JSON object."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON object."""
@@ -36,11 +36,11 @@ class Printable(Protocol):
 
 P = TypeVar("P", bound=Printable)
 
-_SHOWN = 20  # notes on unusable inputs
+_SHOWN = 20  # maximum number of notes on unusable inputs
 
 
 class _Console(Console):
-    """A console that escapes control characters in all text that it renders."""
+    """A console that escapes control characters in all rendered text."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
@@ -48,17 +48,17 @@ class _Console(Console):
 
 
 def escape(text: str) -> str:
-    """Returns untrusted text on one line, with markup and control characters escaped and passwords of URLs masked."""
+    """Returns untrusted text on one line. Escapes markup and control characters, and masks passwords in URLs."""
     return escape_markup(harmless(without_password(text)))
 
 
-# A pipe or a file has no width that tables would have to fit.
+# Tables have to fit the width of a terminal only; a pipe or a file gets 160 columns.
 out = _Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print an object as one line of stdout and flush; on a terminal, control characters are escaped."""
+    """Prints an object as one line of JSON on stdout, and flushes. Escapes control characters on a terminal."""
     is_terminal = sys.stdout.isatty()
     is_unicode = (sys.stdout.encoding or "").lower() == "utf-8"
     line = json.dumps(value, ensure_ascii=is_terminal or not is_unicode, allow_nan=False)
@@ -71,13 +71,13 @@ def print_json(value: Mapping[str, Any]) -> None:
 def print_found(
     found: Sequence[P], table: Callable[[Sequence[P]], Table], *, json: bool, otherwise: str | None = None
 ) -> None:
-    """Print results on stdout.
+    """Prints results on stdout.
 
     Args:
         found: The results.
-        table: Makes a table of the results.
+        table: Returns a table of results.
         json: Whether to print a JSON line per result instead of the table.
-        otherwise: Note without results, unless `json`.
+        otherwise: Note for stderr if there are no results and `json` is false.
     """
     if json:
         for one in found:
@@ -89,13 +89,13 @@ def print_found(
 
 
 def print_note(message: str) -> None:
-    """Print a line on stderr."""
+    """Prints a line on stderr."""
     err.print(escape(message))
 
 
 @contextmanager
 def left_out() -> Iterator[Callable[[Exception], None]]:
-    """Yields a function that notes an unusable input: the first 20 by their errors, the others by their number."""
+    """Yields a function that notes the error of an unusable input. After 20 errors, further inputs are only counted."""
     count = 0
 
     def report(error: Exception) -> None:
@@ -110,14 +110,14 @@ def left_out() -> Iterator[Callable[[Exception], None]]:
 
 
 def print_loading(classifier: Classifier) -> None:
-    """Note on a terminal that encoders are loading; an empty store loads none."""
+    """Notes on a terminal that encoders are loading. An empty store loads no encoders, so there is no note."""
     if err.is_terminal and classifier.categories():
         print_note(f"loading the encoders of profile {classifier.settings.profile} …")
 
 
 @contextmanager
 def progress(activity: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
-    """A progress bar on stderr, if that is a terminal. Yields a function that passes items on and counts them."""
+    """Shows a progress bar if stderr is a terminal. Yields a function that passes items on and advances the bar."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -134,7 +134,7 @@ def progress(activity: str, total: int | None) -> Iterator[Callable[[Iterable[T]
 
 @contextmanager
 def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
-    """Print the statistics of a stream on stderr: at the end, and continuously on a terminal."""
+    """Prints the statistics of a stream on stderr at the end, and on a terminal also while the stream runs."""
     if not wanted:
         yield
         return
@@ -145,16 +145,16 @@ def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
             console=err,
             auto_refresh=err.is_terminal,
             get_renderable=lambda: stream_table(running.stats),
-            redirect_stdout=sys.stdout.isatty(),  # otherwise results would be printed on stderr
+            redirect_stdout=sys.stdout.isatty(),  # a redirection would send results for a pipe to stderr
             transient=True,
         ):
             yield
-    finally:  # also after an error: `zsvec watch` ends by an interruption only
+    finally:  # also after an error: `zsvec watch` ends only by an interruption
         err.print(stream_table(running.stats))
 
 
 def stream_table(stats: StreamStats) -> Table:
-    """Returns the statistics of a stream, a row per stage."""
+    """Returns a table of the statistics of a stream, with a row per stage."""
     images = counted(stats.images, "image")
     drift = "" if stats.drift is None else f", drift {stats.drift:.2f}"
     return new_table(
@@ -173,7 +173,7 @@ def stream_table(stats: StreamStats) -> Table:
 
 
 def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> None:
-    """Print a prediction as JSON, or as a line, with its evidence below if `explain`."""
+    """Prints a prediction as a JSON object or as a line of text. With `explain`, the evidence follows the line."""
     if json:
         print_json(prediction.to_dict())
         return
@@ -193,7 +193,7 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> No
 
 
 def evidence_table(prediction: Prediction) -> Table:
-    """Returns a row per expert: weight, entropy, ranking and nearest references."""
+    """Returns a table with a row per expert: weight, entropy, ranking and nearest references."""
     stale = prediction.calibration == "stale"
     caption = (
         f"fused by {prediction.fusion} (`zsvec docs decides`)"
@@ -216,7 +216,7 @@ def evidence_table(prediction: Prediction) -> Table:
 
 
 def facts_table(values: Mapping[str, Any]) -> Table:
-    """Returns a row per name and value: an entry of a mapping per line, a list with commas."""
+    """Returns a table with a row per name. Entries of a mapping are on separate lines; commas separate list items."""
     rows = ((Text(name, "dim"), lines(_worded(value))) for name, value in values.items())
     return new_table("", "", rows=rows, box=None, show_header=False)
 
@@ -232,11 +232,11 @@ def _worded(value: Any) -> list[str]:
 def new_table(
     *headers: str, rows: Iterable[Iterable[RenderableType]] = (), box: Box | None = SIMPLE_HEAD, **options: Any
 ) -> Table:
-    """Returns a table that folds long cells in a narrow terminal, rather than cutting them off.
+    """Returns a table that wraps long cells in a narrow terminal instead of cutting them off.
 
     Args:
         *headers: Headers of the columns.
-        rows: Cells by row. Markup is escaped in a `str`, which may be untrusted.
+        rows: Cells of each row. A `str` may be untrusted and is escaped by `escape`.
         box: Borders of the table.
         **options: Options of `rich.table.Table`.
     """
@@ -247,15 +247,15 @@ def new_table(
 
 
 def lines(texts: Iterable[str]) -> Text:
-    """Returns a cell with a line per untrusted text."""
+    """Returns a cell with one line for each text. The texts may be untrusted."""
     return Text("\n".join(harmless(without_password(text)) for text in texts))
 
 
 def minute(moment: datetime | None) -> str:
-    """Returns a moment to the minute, in local time."""
+    """Returns a time to the minute in local time, or a dash for ``None``."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M}" if moment else "–"
 
 
 def shortened(text: str, longest: int = 48) -> str:
-    """Returns the beginning of a long text, or the end of a long path."""
+    """Returns the first `longest` characters of a text, or the last ones if the text has a slash, as paths do."""
     return text if len(text) <= longest else f"…{text[-longest:]}" if "/" in text else f"{text[:longest]}…"

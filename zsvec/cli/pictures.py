@@ -1,4 +1,4 @@
-"""Small copies of images for people: characters in a terminal, or a contact sheet as one web page."""
+"""Shows small copies of images: as characters in a terminal, or in a contact sheet, which is one HTML page."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zsvec.inputs.files import replacing_named
 from zsvec.inputs.small import open_small
 from zsvec.types import SmallImage, StoredReference
 
-_COLUMNS, _ROWS = 24, 24  # pixels of a thumbnail; a character shows two, one above the other
+_COLUMNS, _ROWS = 24, 24  # largest thumbnail in pixels; a character shows two pixels, one above the other
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
@@ -41,7 +41,7 @@ def shows_pictures(console: Console) -> bool:
 
 
 def thumbnail(small: SmallImage | None) -> Text:
-    """Returns a small copy as characters; a dash for a missing or unreadable copy."""
+    """Returns a small copy drawn in characters, or a dash if the copy is missing or unreadable."""
     try:
         picture = open_small(small.content).convert("RGB") if small else None
     except ImageError:
@@ -63,14 +63,14 @@ def thumbnail(small: SmallImage | None) -> Text:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """An image of a contact sheet: content hash and lines of caption."""
+    """An image of a contact sheet: its content hash and the lines of its caption."""
 
     hash: str
     captions: Sequence[str]
 
 
 def pictures_of(references: Sequence[StoredReference]) -> list[Picture]:
-    """Returns the images among references, captioned with hash, source, date and author."""
+    """Returns the images among references. A caption has hash, source, date and author."""
     return [
         Picture(one.hash, [one.hash[:12], one.source, f"{one.added:%Y-%m-%d}" if one.added else "", one.by or ""])
         for one in references
@@ -91,14 +91,14 @@ def write_sheet(
     find: Callable[[str], SmallImage | None],
     texts: Sequence[str] = (),
 ) -> None:
-    """Write a contact sheet, and note the path and the number of images without a copy.
+    """Writes a contact sheet. Notes on stderr its path and how many images have no small copy.
 
     Args:
-        file: Replaced atomically.
+        file: Path of the page, which is replaced atomically.
         title: Heading of the page.
-        pictures: Images in their order.
+        pictures: Images in the order of the page.
         find: Returns the small copy of an image by content hash.
-        texts: Shown above the images.
+        texts: Definition texts, shown above the images.
 
     Raises:
         OSError: The file cannot be written.

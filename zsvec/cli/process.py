@@ -1,9 +1,10 @@
-"""Process-wide choices of the command line: threads, memory, streams and warnings. The library makes none.
+"""Process-wide settings of the command line: threads, memory, streams and warnings. The library changes none of them.
 
-Idle threads of OpenBLAS and libgomp spin for a shorter time before they sleep, and the GNU C library keeps freed
-memory; `zsvec docs architecture` has the variables and their effects. OpenBLAS reads its variable when numpy is first
-imported, libgomp when torch is. Bytes of file names that are not UTF-8, and characters outside the encoding of a
-stream, are escaped, and so are control characters in the log. A warning is one line, without the place in the code.
+- Idle threads of OpenBLAS and libgomp spin for a shorter time before they sleep. OpenBLAS reads its environment
+  variable when numpy is first imported, libgomp when torch is first imported.
+- The GNU C library keeps freed memory. `zsvec docs architecture` lists all variables and their effects.
+- stdin accepts file names that are not UTF-8. stdout escapes characters that its encoding lacks.
+- The log escapes control characters. A warning is printed on one line, without its place in the code.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ import warnings
 from zsvec.errors import harmless, without_password
 
 _SPINNING_VARIABLE, _SPINNING_CYCLES = "OPENBLAS_THREAD_TIMEOUT", "18"
-_OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")  # spins of an idle thread before it sleeps
+_OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")  # number of spins before an idle thread sleeps
 _OPENMP_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
-# mallopt(3): the option's number and its value
-_M_TRIM_THRESHOLD = (-1, 2**28)  # free bytes at the end of a heap
-_M_MMAP_THRESHOLD = (-3, 2**25)  # bytes of the largest array in a heap; the maximum of glibc
+# Numbers and values of options of mallopt(3)
+_M_TRIM_THRESHOLD = (-1, 2**28)  # free bytes at the end of a heap above which memory is returned
+_M_MMAP_THRESHOLD = (-3, 2**25)  # bytes from which an array is not put in a heap; glibc's maximum
 
 
 def prepare_process() -> None:
-    """Makes the choices above. Must be called before numpy is imported.
+    """Applies the settings above. Must be called before numpy is imported.
 
-    Variables of OpenBLAS, OpenMP and the C library that the user has set are respected.
+    Keeps variables of OpenBLAS, OpenMP and the C library that the user has set.
     """
     os.environ.setdefault(_SPINNING_VARIABLE, _SPINNING_CYCLES)
     if not any(name in os.environ for name in _OPENMP_VARIABLES):
@@ -44,14 +45,14 @@ def prepare_process() -> None:
 
 
 class HarmlessFormatter(logging.Formatter):
-    """Escapes control characters and masks passwords of URLs: a message is one line; a traceback keeps its lines."""
+    """Escapes control characters and masks passwords in URLs. Messages become one line; tracebacks keep their lines."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - of the base class
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides a method of the base class
         """Returns the message on one line."""
         return harmless(super().formatMessage(record))
 
     def format(self, record: logging.LogRecord) -> str:
-        """Returns the message, and the traceback, if any, on further lines."""
+        """Returns the message, followed by the lines of the traceback, if any."""
         return harmless(without_password(super().format(record)), but="\n")
 
 

@@ -1,4 +1,4 @@
-"""The commands that learn from the references and judge them: calibrate, audit."""
+"""The commands that learn from the references and check their quality: calibrate and audit."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F")
 
-_SHOWN = 10  # findings of a kind in a table
+_SHOWN = 10  # maximum number of findings in a table
 _UNCALIBRATED = "label errors need a calibration: run `zsvec calibrate`, with images in at least two categories"
 
 
@@ -51,8 +51,8 @@ def calibrate(
     """Learn the weights of the experts and the rejection threshold from the stored references.
 
     Needs no images and no encoders. Small stores calibrate themselves after each change; `zsvec info` shows whether
-    the calibration is stale. References that are probably under a wrong category are listed, and left as they are. The
-    scale that `clf.calibrate(labelled=…)` has learned is reset.
+    the calibration is stale. Lists references that are probably under a wrong category, without changing them. Resets
+    the scale that `clf.calibrate(labelled=…)` has learned.
     """
     with context.obj.open() as classifier:
         report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
@@ -71,7 +71,7 @@ def audit(
     fix: Annotated[bool, typer.Option("--fix", help="Review doubtful labels and copies one by one.")] = False,
     json: Json = False,
 ) -> None:
-    """Find label errors, duplicates, outliers, thin categories and confused ones, most doubtful first.
+    """Find label errors, duplicates, outliers, thin categories and confused categories, most doubtful first.
 
     Changes nothing without --fix. Label errors and confusions need a calibration.
     """
@@ -155,7 +155,7 @@ def _print_findings(
 
 
 def _fix(found: Audit, references: StoredReferences) -> None:
-    """Asks about each label error, then about near-duplicates within a category, and does the answer at once."""
+    """Asks about each label error, then about near-duplicates within a category. Each answer takes effect at once."""
     gone: set[tuple[str, str]] = set()
     for label in found.labels:
         answer = _ask(
@@ -183,7 +183,7 @@ def _fix(found: Audit, references: StoredReferences) -> None:
 
 
 def _copies(duplicates: Sequence[Duplicates], gone: Collection[tuple[str, str]]) -> Iterator[list[StoredImage]]:
-    """Yields near-duplicates within a category, without images that are gone by category and hash."""
+    """Yields the near-duplicates within each category, without the images in `gone`, given by category and hash."""
     for one in duplicates:
         there = [image for image in one.images if (image.category, image.hash) not in gone]
         for name in dict.fromkeys(image.category for image in there):
@@ -192,7 +192,7 @@ def _copies(duplicates: Sequence[Duplicates], gone: Collection[tuple[str, str]])
 
 
 def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
-    """Returns the letter of a choice, or ``s`` to stop."""
+    """Returns the letter of the user's choice; ``s`` means stop."""
     choices = {**choices, "s": "stop"}
     for line in (*lines, ", ".join(f"{letter}: {meaning}" for letter, meaning in choices.items())):
         output.print_note(line)
@@ -204,7 +204,7 @@ def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
 
 
 def _try(change: Callable[[], Category]) -> None:
-    """Does a change, or notes the reason against it: another process may have changed the category meanwhile."""
+    """Makes a change. Notes the error if that fails, as another process may have changed the category meanwhile."""
     try:
         changed = change()
     except (ConflictError, InvalidInputError) as exc:
@@ -260,7 +260,7 @@ def _confusions_table(confusions: Sequence[Confusion]) -> Table:
 
 
 def _columns(images: Sequence[StoredImage]) -> tuple[Text, Text]:
-    """Returns sources and categories of the first images, a line each, and the number of further ones."""
+    """Returns cells with the sources and the categories of the first 10 images, a line each. Counts further images."""
     some = images[:_SHOWN]
     more = [f"and {len(images) - _SHOWN} more"] * (len(images) > _SHOWN)
     sources = [output.shortened(image.source) for image in some]

@@ -25,10 +25,10 @@ def serve(
     keep: Keep = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
 ) -> None:
-    """Serve an API and pages for people, until interrupted.
+    """Serve an HTTP API and web pages, until interrupted.
 
-    On 127.0.0.1 no key is needed. On any other address the first start prints a new key; or set ZSVEC_SERVE_KEYS (see
-    `zsvec docs service`). Put a TLS reverse proxy in front.
+    On 127.0.0.1, clients need no key. On any other address, the first start prints a new key, unless you set
+    ZSVEC_SERVE_KEYS (see `zsvec docs service`). Put a TLS reverse proxy in front.
     """
     with needs_extra("serve", "a service"):
         from zsvec.service import create_app
@@ -46,7 +46,7 @@ def serve(
 
 
 def _keys(host: str) -> tuple[Keys, str | None]:
-    """Returns the valid keys at an address, and a new key to show once."""
+    """Returns the valid keys at an address; and a newly made key, which is shown only once, or ``None``."""
     from zsvec.service.auth.guard import is_loopback
     from zsvec.service.auth.keys import VARIABLE, Keys, first_key, key_file
 

@@ -1,4 +1,4 @@
-"""CSV rows that are safe in spreadsheets: no text is evaluated as a formula."""
+"""CSV rows that are safe to open in a spreadsheet, because no text is evaluated as a formula."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from zsvec.errors import harmless
 from zsvec.types import Prediction
 
 PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error")
-"""Columns of a prediction; `Prediction.to_dict` has all fields."""
+"""Columns of a prediction. `Prediction.to_dict` returns all fields."""
 
 _END = "\r\n"
-_SIGNS = frozenset("=+-@\N{MINUS SIGN}")  # begin a formula, also in wide and small forms
-_SKIPPED = frozenset("\"'`,;|")  # quotes and separators
-_SEPARATOR = re.compile("(?<=[;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # a cell or a line may begin after one
-_SKIPPED_CATEGORIES = ("C", "M", "Z", "Pi", "Pf")  # controls, zero width, marks, spaces, quotes
+_SIGNS = frozenset("=+-@\N{MINUS SIGN}")  # first characters of formulas, also in fullwidth and small forms
+_SKIPPED = frozenset("\"'`,;|")  # skipped before a formula: quotes and separators
+_SEPARATOR = re.compile("(?<=[;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # a cell or a line may begin after each of these
+_SKIPPED_CATEGORIES = ("C", "M", "Z", "Pi", "Pf")  # controls, zero width, marks, spaces, quotes; skipped, too
 
 
 def row(values: Iterable[object]) -> str:
     """Returns a line of CSV that ends with a line feed.
 
-    Untrusted text that begins like a formula gets a leading apostrophe, the text marker of spreadsheets; also after a
-    semicolon, a tab or a line break, which some import settings take for the end of a cell. ``None`` is an empty cell,
-    a bool ``true`` or ``false``.
+    Text that begins like a formula gets a leading apostrophe, with which spreadsheets mark text. This also applies to
+    text after a semicolon, a tab or a line break within a value, because some import settings begin a new cell there.
+    ``None`` becomes an empty cell, and a bool ``true`` or ``false``.
 
     Source: OWASP, "CSV Injection".
     """
@@ -37,14 +37,14 @@ def row(values: Iterable[object]) -> str:
 
 
 def print_row(values: Iterable[object]) -> None:
-    """Print a line of CSV on stdout and flush; on a terminal, control characters are escaped."""
+    """Prints a line of CSV on stdout, and flushes. Escapes control characters on a terminal."""
     line = row(values)
     sys.stdout.write(harmless(line, but="\n") if sys.stdout.isatty() else line)
     sys.stdout.flush()
 
 
 def prediction_printer() -> Callable[[Prediction], None]:
-    """Returns a function that prints predictions as lines of CSV, the first one after a header."""
+    """Returns a function that prints a prediction as a line of CSV. The first call prints a header before the line."""
     names = iter([PREDICTION])
 
     def show(prediction: Prediction) -> None:

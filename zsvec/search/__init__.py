@@ -1,1 +1,1 @@
-"""Search: the references of each expert, ready to be compared, in step with the catalog."""
+"""Search: compares images with the references of each expert, in indexes that are kept up to date with the catalog."""

@@ -1,4 +1,4 @@
-"""Contracts of the search: index specification, index, snapshot of the store, change of a category."""
+"""Types of the search: the specification of an index, the index, the snapshot of a store, the change of a category."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
 
 ATTEMPTS = 10
-"""Reads of a category after which missing references are given up."""
+"""Number of times that a search is retried while references are missing, before it goes on without them."""
 
 
 @dataclass(frozen=True, slots=True)
 class IndexSpec:
-    """Kind of index. Compared by value.
+    """Specification of an index. Compared by value.
 
     Attributes:
         kind: The engine that compares references with images: numpy or torch in this process, or Qdrant.
-        device: Device of torch, by a name of `zsvec.encoders.torch.device.choose_device`. On ``cpu``, numpy keeps the
-            references, and the threads of the encoders compute the products.
+        device: Device of torch, named as for `zsvec.encoders.torch.device.choose_device`. On ``cpu``, references are
+            numpy arrays, and torch computes the products with the threads of the encoders.
         dtype: Number format of the references on a GPU, ``float32`` or ``float16``.
     """
 
@@ -39,12 +39,12 @@ QDRANT = IndexSpec("qdrant")
 
 
 def in_memory(device: str, dtype: str, *, torch_encodes: bool) -> IndexSpec:
-    """The kind of index for references in memory.
+    """Returns the specification of an index in memory.
 
     Args:
         device: Device of the references.
         dtype: Number format of the references on a GPU.
-        torch_encodes: Whether encoders run on torch in this process; its threads then compute the products.
+        torch_encodes: Whether encoders run on torch in this process. If so, the threads of torch compute the products.
     """
     if device != "cpu":
         return IndexSpec("torch", device, dtype)
@@ -57,9 +57,9 @@ class Expert:
 
     Attributes:
         name: Such as ``clip:image``.
-        encoder: The encoder in its name.
-        modality: The modality in its name.
-        coverage: int ``(n_covered,)``, ascending: positions of the categories that the expert has references of.
+        encoder: Encoder part of the name.
+        modality: Modality part of the name.
+        coverage: int ``(n_covered,)``, ascending positions of the categories that the expert has references of.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Expert:
 
     @classmethod
     def of(cls, name: str, covered: Sequence[str], position: Mapping[str, int]) -> Expert:
-        """An expert by name.
+        """Returns the expert of a name.
 
         Args:
             name: Such as ``clip:image``.
             covered: The categories that the expert has references of, ascending.
-            position: Position of each category among all.
+            position: Position of each category among all categories.
         """
         coverage = np.fromiter(map(position.__getitem__, covered), dtype=np.intp, count=len(covered))
         return cls(name, *encoder_and_modality(name), coverage)
@@ -89,7 +89,7 @@ class Index(Protocol):
         ...
 
     def updated(self, references: References, changed: Collection[str]) -> Self:
-        """An index of references that differ from the present ones in the changed categories only."""
+        """Returns an index of references that differ from the present references only in the changed categories."""
         ...
 
     def search(self, queries: Floats, nearest: int, expert: Expert) -> ExpertSimilarities:
@@ -97,7 +97,7 @@ class Index(Protocol):
 
         Args:
             queries: float32 ``(n_images, dim)``, unit rows.
-            nearest: Nearest references to find for each image.
+            nearest: Number of nearest references to find for each image.
             expert: The expert of the references.
         """
         ...
@@ -105,7 +105,10 @@ class Index(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A category before a commit (``None`` for a new one) and after it; a removed category has no write ids."""
+    """A category before and after a commit.
+
+    For a new category, `before` is ``None``. For a removed category, `after` has no write ids.
+    """
 
     before: Category | None
     after: Category
@@ -117,21 +120,21 @@ class Change:
 
     @property
     def new_write_ids(self) -> set[str]:
-        """The writes of the gained references; all writes if the category lost former references."""
+        """Ids of the writes that added references; ids of all its writes if the category lost former references."""
         return set(self.after.write_ids) - set(self.before.write_ids if self.before and self.grew else ())
 
     @property
     def gained(self) -> Counter[str]:
-        """Number of gained references by expert."""
+        """Number of references in the new writes, by expert."""
         before = self.before.references if self.before and self.grew else {}
         return Counter(self.after.references) - Counter(before)
 
 
 class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an error
-    """References of a manifest are missing, most likely because the category has just been replaced.
+    """Signals that references of a manifest are missing, most likely because their category was just replaced.
 
     Args:
-        names: The categories.
+        names: Names of the categories.
     """
 
     def __init__(self, names: Collection[str]) -> None:
@@ -153,7 +156,7 @@ class Snapshot(Protocol):
         ...
 
     def references(self) -> Mapping[str, References]:
-        """All references, by expert.
+        """Returns all references, by expert.
 
         Raises:
             Incomplete: References are missing.
@@ -161,9 +164,9 @@ class Snapshot(Protocol):
         ...
 
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[Snapshot, set[str]]:
-        """The state after some changes, and the names of categories with missing references.
+        """Returns the snapshot after some changes, and the names of categories with missing references.
 
-        The state has these categories as they were before, or not at all.
+        The snapshot has the former state of such a category, or leaves the category out.
 
         Args:
             catalog: All categories after the changes.
@@ -178,11 +181,11 @@ class Snapshot(Protocol):
 
         Args:
             queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
-            nearest: Nearest references to find for each image and expert.
-            newest: Gives the newest state of the store.
+            nearest: Number of nearest references to find for each image and expert.
+            newest: Returns the newest snapshot of the store.
 
         Returns:
-            The categories and the similarities of each expert, both by name.
+            The names of the categories, and the similarities of each expert; both sorted by name.
 
         Raises:
             Incomplete: References are missing.

@@ -1,15 +1,15 @@
-"""A cache of the references of stores, in the user's cache folder, for the next process that opens the store.
+"""A cache of references in the user's cache folder, for the next process that opens the same store.
 
-Reading 10⁵ references takes seconds, from a folder and from a server alike; mapping a file of them takes a tenth of a
-second. The cache has the references of an earlier state of the store, and the write ids of each category in that state.
-By comparison with the catalog of the store, only changed categories are read anew (`Searcher`).
+Reading 10⁵ references takes seconds, from a folder and from a server alike. Mapping a file with these references takes
+a tenth of a second. The cache holds the references of an earlier state of the store, and the write ids of each category
+in that state. `Searcher` compares the write ids with the catalog, and reads only changed categories from the store.
 
 Each store has one file: a line with the checksum of the rest, a line of JSON, and the vectors of each expert. A damaged
 file counts as missing. A folder that other users can write to is not used; files in the user's own folder are trusted.
-A store is identified by its place and its id, so that vectors of different deployments are never confused.
+The place and the id of a store name the file, so that vectors of different deployments are never confused.
 
-A process that has read references before a drop does not cache them again: the name of the last drop must be the same
-before the last look at the catalog and at the end of writing.
+A process that read references before a drop must not cache them after the drop. Each drop therefore has a random id: a
+process caches references only if the id of the last drop has not changed since before the process read the catalog.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from zsvec.method.similarities import References
 from zsvec.types import Category
 
 WORTH = 20_000
-"""Fewest references that take a noticeable time to read from a store."""
+"""Smallest number of references that take a noticeable time to read from a store."""
 _FORMAT = 2
 _ALIGNMENT = 64  # bytes
 _SUFFIX = ".references"
-_MAX_AGE_S = {_SUFFIX: 30 * 86_400, ".new": 3600}  # since the last use; of a file that is being written
-_SPARE = 4  # free space as a multiple of the size of the vectors
+_MAX_AGE_S = {_SUFFIX: 30 * 86_400, ".new": 3600}  # since the last use; unfinished files: since the last write
+_SPARE = 4  # required free space, as a multiple of the size of the vectors
 _LOCK_TIMEOUT_S = 10
 
 _log = logging.getLogger(__name__)
@@ -55,8 +55,8 @@ class Kept:
     """Cached references of an earlier state of a store.
 
     Attributes:
-        references: By expert; the vectors are mapped, copy-on-write.
-        catalog: The categories of the references, by name, with write ids and numbers of references only; their
+        references: References by expert. The vectors are memory-mapped, copy-on-write.
+        catalog: The categories of the references, by name. A category has only write ids and numbers of references; the
             version is -1.
     """
 
@@ -65,17 +65,17 @@ class Kept:
 
 
 class ReferenceCache:
-    """Cache of the references of stores, readable by the user only."""
+    """A cache of the references of stores, which only the user can read."""
 
     def __init__(self) -> None:
         self._folder = Path(platformdirs.user_cache_dir("zsvec")) / "references"
         self._last_drop = self._folder / "dropped"
 
     def load(self, store: str) -> Kept | None:
-        """The cached references of a store; ``None`` if missing, damaged or from another version.
+        """Returns the cached references of a store; ``None`` if missing, damaged or in another format.
 
         Args:
-            store: Place and id.
+            store: Place and id of the store.
         """
         file = self._file(store)
         if not is_ours(self._folder):
@@ -93,22 +93,22 @@ class ReferenceCache:
         return kept
 
     def dropped(self) -> bytes:
-        """Name of the last `drop` of any store; empty without any."""
+        """Returns the id of the last `drop` of any store; empty before the first drop."""
         try:
             return read_regular(self._last_drop)
         except OSError:
             return b""
 
     def drop(self, store: str) -> None:
-        """Deletes the cached references of a store. Processes that have them mapped go on.
+        """Deletes the cached references of a store. Processes that have mapped the file can still use it.
 
         Args:
-            store: Place and id.
+            store: Place and id of the store.
 
         Raises:
             StoreUnavailableError: The file cannot be deleted.
         """
-        with suppress(OSError):  # a folder that cannot be made has no files
+        with suppress(OSError):  # a folder that cannot be created has no files
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             if is_ours(self._folder) or self._file(store).exists():
@@ -131,13 +131,13 @@ class ReferenceCache:
     def save(
         self, store: str, references: Mapping[str, References], catalog: Mapping[str, Category], dropped: bytes
     ) -> None:
-        """Replaces the cached references of a store, if there is enough free space.
+        """Replaces the cached references of a store if there is enough free space.
 
         Args:
-            store: Place and id.
-            references: By expert.
+            store: Place and id of the store.
+            references: References by expert.
             catalog: The categories of the references, by name.
-            dropped: `dropped` before the catalog was read; after another drop nothing is cached.
+            dropped: Result of `dropped` before the catalog was read. After a later drop, nothing is cached.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ class ReferenceCache:
             with self._replacing(file) as opened:
                 opened.write(digest.hexdigest().encode() + b"\n")
                 opened.writelines(parts)
-                lock.acquire()  # until the file is in place: no drop comes between
+                lock.acquire()  # held until the file is in place, so that no drop comes between
                 if self.dropped() != dropped:
                     raise BlockingIOError("references were dropped meanwhile")
             self._tidy()
@@ -191,7 +191,7 @@ class ReferenceCache:
 
 
 def _header(references: Mapping[str, References], catalog: Mapping[str, Category]) -> bytes:
-    """A line of JSON, padded so that the vectors are aligned."""
+    """Returns a line of JSON, padded so that the vectors after it are aligned."""
     experts = {
         name: {
             "dim": expert.vectors.shape[1],

@@ -1,4 +1,4 @@
-"""References in the memory of this process, or on the device of the encoders; every reference is compared."""
+"""Search with references in the memory of this process or on a device. Every reference is compared."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from zsvec.types import Category, Neighbor
 
 @dataclass(frozen=True, slots=True)
 class NumpyIndex:
-    """References compared with images by one matrix product per batch. Implements `zsvec.search.base.Index`.
+    """Compares images with references by one matrix product per batch. Implements `zsvec.search.base.Index`.
 
     Attributes:
         references: The indexed references.
-        product: Matrix product.
+        product: Function that computes the matrix product.
     """
 
     references: References
@@ -50,12 +50,12 @@ class NumpyIndex:
 
 
 def neighbors(references: References, rows: NDArray[np.intp], cosines: Floats) -> list[tuple[Neighbor, ...]]:
-    """The nearest references of each image.
+    """Returns the nearest references of each image.
 
     Args:
         references: References of one expert.
         rows: int ``(n_images, k)``, rows of the nearest references, nearest first.
-        cosines: float32 ``(n_images, k)``, their similarities.
+        cosines: float32 ``(n_images, k)``, similarities of the nearest references.
     """
     owners = references.owners(rows).tolist()
     names, sources, hashes = (table.__getitem__ for table in (references.names, references.sources, references.hashes))
@@ -71,10 +71,10 @@ def compare(
     """Compares images with references in memory, without a store.
 
     Args:
-        references: By expert.
-        names: All categories, ascending.
+        references: References by expert.
+        names: Names of all categories, ascending.
         queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
-        nearest: Nearest references to name for each image and expert.
+        nearest: Number of nearest references to return for each image and expert.
     """
     position = {name: i for i, name in enumerate(names)}
     found = []
@@ -121,7 +121,7 @@ class InProcess:
         return {expert.name: index.references for expert, index in self.indexes}
 
     def holding(self, catalog: Mapping[str, Category], references: Mapping[str, References]) -> InProcess:
-        """A state with references from elsewhere, and the same kind of index.
+        """Returns a snapshot of given references, with the same kind of index.
 
         Args:
             catalog: The categories, by name.
@@ -134,7 +134,7 @@ class InProcess:
         return self._with(catalog, references, lambda _, found: build(found, self.spec))
 
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[InProcess, set[str]]:
-        """See `Snapshot`. Reads the references of new writes, and lays out the references of concerned experts anew."""
+        """See `Snapshot`. Reads only the references of new writes, and lays out only the experts that change."""
         before = {expert.name: index for expert, index in self.indexes}
         after, torn = renewed(self.store, self.references(), changes)
         changed = {change.after.name for change in changes}

@@ -1,4 +1,4 @@
-"""References of a store, laid out by expert and category, and updated after commits."""
+"""Lays out the references of a store by expert and category, and updates them after commits."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from zsvec.store.catalog.schema import text_from
 from zsvec.types import Modality, expert_name
 
 _Arrived = tuple[list[Floats], list[tuple[str, str, str, str | None]]]
-"""Pages of vectors; and category, hash, source and group of each reference."""
+"""Pages of vectors, and the category, hash, source and group of each reference."""
 _NONE = References((), np.empty((0, 0), np.float32), np.zeros(1, np.intp), np.empty(0, np.float32), (), ())
 
 
 def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, References]]:
-    """Reads the references that categories have gained, by expert; experts without new references are left out.
+    """Reads the references that categories have gained. Yields names of experts and references, if there are new ones.
 
     Args:
         store: The store to read from.
@@ -46,9 +46,9 @@ def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, Refer
 
 
 def _by_category(pages: list[Floats], texts: Sequence[tuple[str, str, str, str | None]]) -> References:
-    """References in order of category and arrival; empties the pages."""
+    """Returns references in order of category and arrival. Empties the list of pages."""
     order = sorted(range(len(texts)), key=lambda i: texts[i][0])
-    row = np.argsort(order)  # of each reference in order of arrival
+    row = np.argsort(order)  # of each reference, in order of arrival
     vectors = np.empty((len(order), pages[0].shape[1]), dtype=np.float32)
     first = 0
     while pages:  # each page is freed after it is copied
@@ -70,23 +70,23 @@ def _by_category(pages: list[Floats], texts: Sequence[tuple[str, str, str, str |
 
 
 def _norm_of_mean(vectors: Floats) -> float:
-    """Length of the mean of vectors, float32 ``(n, dim)``; 0 to 1 for unit vectors."""
+    """Returns the length of the mean of vectors, float32 ``(n, dim)``; 0 to 1 for unit vectors."""
     return float(np.linalg.norm(vectors.mean(axis=0, dtype=np.float64)))
 
 
 def renewed(
     store: Store, before: Mapping[str, References], changes: Sequence[Change]
 ) -> tuple[dict[str, References], set[str]]:
-    """References after some changes; only the references of new writes are read.
+    """Returns the references after some changes. Reads only the references of new writes.
 
     Args:
         store: The store to read from.
         before: The references before the changes, by expert.
-        changes: The commits.
+        changes: Changes of the categories.
 
     Returns:
-        The references of each expert that has any: the same object if no change concerns the expert. And the names of
-        changed categories with incomplete references; these are as they were before.
+        The references of each expert that has references (the same object as before if no change concerns the expert),
+        and the names of changed categories with missing references. Such categories keep their former references.
     """
     names = {change.after.name for change in changes}
     grown = {change.after.name for change in changes if change.grew}
@@ -101,7 +101,7 @@ def renewed(
     after = dict(before)
     for expert, categories in parts.items():
         if expert not in before and not torn and names.issuperset(new[expert].names):
-            after[expert] = new[expert]  # laid out already
+            after[expert] = new[expert]  # already laid out
             continue
         was = kept.get(expert, {})
         changed = {name: categories.get(name) for name in names if categories.get(name) is not was.get(name)}
@@ -118,7 +118,7 @@ def renewed(
 def _take_back(
     parts: Mapping[str, dict[str, References]], kept: Mapping[str, Mapping[str, References]], changes: Sequence[Change]
 ) -> set[str]:
-    """Restores the former references of incomplete categories, and returns the names of these categories."""
+    """Restores the former references of categories with missing references. Returns the names of these categories."""
     torn = set()
     for change in changes:
         name = change.after.name
@@ -133,7 +133,7 @@ def _take_back(
 
 
 def parts_of(references: References, names: Collection[str]) -> dict[str, References]:
-    """The references of each of some categories; categories without references are left out."""
+    """Returns the references of given categories, by category. Leaves out categories without references."""
     found = {}
     for name in names:
         at = bisect_left(references.names, name)
@@ -143,7 +143,7 @@ def parts_of(references: References, names: Collection[str]) -> dict[str, Refere
 
 
 def _between(references: References, first: int, last: int) -> References:
-    """The references of the categories from one position to before another."""
+    """Returns the references of the categories at positions `first` to `last`, without `last`."""
     rows = slice(int(references.starts[first]), int(references.starts[last]))
     return References(
         names=references.names[first:last],
@@ -157,7 +157,7 @@ def _between(references: References, first: int, last: int) -> References:
 
 
 def _grown(part: References, more: References) -> References:
-    """The references of one category with more references."""
+    """Returns the references of one category, followed by more references of the category."""
     vectors = np.concatenate([part.vectors, more.vectors])
     return replace(
         part,
@@ -175,7 +175,7 @@ def _groups(references: References) -> tuple[str | None, ...]:
 
 
 def _changed(before: References, changed: Mapping[str, References | None]) -> References | None:
-    """References with some categories replaced or, for ``None``, removed; ``None`` if no category is left."""
+    """Returns references with categories replaced or, for ``None``, removed; ``None`` if no category is left."""
     pieces = []
     end = 0
     for name in sorted(changed):

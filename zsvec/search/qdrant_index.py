@@ -1,7 +1,7 @@
-"""References that Qdrant compares with images: the nearest ones, and a bound of the similarity to all others.
+"""Search by Qdrant, which returns the nearest references and so an upper bound of the similarity to all others.
 
-A category must be seen whole over all experts, and the database may change between two queries. So all experts are
-queried first; then the catalog is read again, and categories that have lost references meanwhile are queried again.
+A category must be complete for all experts, but the database may change between two queries. So all experts are
+queried first. Then the catalog is read again, and categories that have lost references meanwhile are queried again.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from zsvec.types import Category, Neighbor
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Result of the queries of one expert.
+    """Result of a query for the references of one expert.
 
     Attributes:
         rows: The nearest references of each image, nearest first.
-        bound: float32 ``(n_images,)``; upper bound of the similarity to any other reference.
-        everything: Whether every image found all references.
+        bound: float32 ``(n_images,)``, upper bound of the similarity to references outside the image's row.
+        everything: Whether the row of every image has all references.
     """
 
     rows: Sequence[Sequence[Hit]]
@@ -40,12 +40,12 @@ class Hits:
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Hit]], limit: int) -> Hits:
-        """From the result of a query for at most so many references."""
+        """Returns the hits of a query for at most `limit` references per image."""
         bound = [row[-1].similarity if len(row) == limit else -1.0 for row in rows]
         return cls(rows, np.array(bound, dtype=np.float32), all(len(row) < limit for row in rows))
 
     def with_others(self, names: set[str], hits: Hits) -> Hits:
-        """Replaces the hits of some categories by hits of another query; equals the result of one query."""
+        """Replaces the hits of categories by the hits of another query, as if there had been one query for all."""
         bound = np.maximum(self.bound, hits.bound)
         rows = []
         for row, others, least in zip(self.rows, hits.rows, bound, strict=True):
@@ -56,11 +56,11 @@ class Hits:
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """The mean of a category's references to one expert.
+    """The mean of a category's references of one expert.
 
     Attributes:
         vector: float32 ``(dim,)``.
-        norm: Its length, 0 to 1.
+        norm: Length of the mean, 0 to 1.
         of_roots: Mean of the `roots` of the references, float32 ``(dim,)``; ``None`` if a reference has negative
             components.
     """
@@ -71,7 +71,7 @@ class Mean:
 
     @classmethod
     def of(cls, part: References) -> Mean:
-        """From the references of a category."""
+        """Returns the mean of the references of one category."""
         of_roots = mean_reference(roots(part.vectors)) if part.vectors.min(initial=0) >= 0 else None
         return cls(mean_reference(part.vectors), float(part.norms[0]), of_roots)
 
@@ -84,8 +84,8 @@ class QdrantIndex:
         expert: The expert.
         catalog: All categories, by name.
         counts: Number of references of each category that the expert covers, ascending by name.
-        means: By expert and category, of the categories with references that were read.
-        norms: float32 ``(n_covered,)``; length of the mean of each category's references, NaN if not read.
+        means: Means by expert and category, for the categories whose references were read.
+        norms: float32 ``(n_covered,)``, length of the mean of each category's references; NaN if they were not read.
     """
 
     expert: Expert
@@ -102,12 +102,12 @@ class QdrantIndex:
         means: Mapping[tuple[str, str], Mean],
         names: Sequence[str],
     ) -> QdrantIndex:
-        """The index of one expert.
+        """Returns the index of one expert.
 
         Args:
             name: Name of the expert.
             catalog: All categories, by name.
-            means: See the attribute.
+            means: Means by expert and category, as the attribute.
             names: Names of all categories, ascending.
         """
         counts = {category: n for category in names if (n := catalog[category].references.get(name, 0))}
@@ -117,19 +117,19 @@ class QdrantIndex:
         return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32))
 
     def committed(self, hit: Hit) -> bool:
-        """Whether a reference is in the catalog; other references belong to a running or a dead writer."""
+        """Returns whether a reference is in the catalog. Other references belong to a running or dead writer."""
         category = self.catalog.get(hit.payload["category"])
         return category is not None and hit.payload["gen"] in category.write_ids
 
     def search(self, hits: Hits, nearest: int) -> ExpertSimilarities:
-        """Compares images with all references; the result has a column for each reference that an image found.
+        """Compares images with all references. The result has a column for each reference in any row of the hits.
 
         Args:
-            hits: Result of the queries; the bound is used for references that an image did not find.
-            nearest: Nearest references to name for each image.
+            hits: Result of the query. For references that are not in the row of an image, the bound is used.
+            nearest: Number of nearest references to return for each image.
 
         Raises:
-            Incomplete: A category has more or fewer references than the catalog counts.
+            Incomplete: A category has more or fewer references than the catalog says.
         """
         live = [[hit for hit in row if self.committed(hit)] for row in hits.rows]
         columns = sorted({(hit.payload["category"], hit.id) for row in live for hit in row})
@@ -158,17 +158,17 @@ class QdrantIndex:
         )
 
     def sum_up(self, background: Background) -> ClassMeans | None:
-        """The category means that a background describes; ``None`` unless all references were read."""
+        """Returns the category means that a background describes; ``None`` unless all means are known."""
         return self.root_means if background.of_roots else self.class_means
 
     @cached_property
     def class_means(self) -> ClassMeans | None:
-        """Means of the references."""
+        """The mean reference of each category; ``None`` unless all are known."""
         return self._class_means(of_roots=False)
 
     @cached_property
     def root_means(self) -> ClassMeans | None:
-        """Means of the roots of the references."""
+        """The mean of the roots of each category's references; ``None`` unless all are known."""
         return self._class_means(of_roots=True)
 
     def _class_means(self, *, of_roots: bool) -> ClassMeans | None:
@@ -185,14 +185,14 @@ class QdrantIndex:
 
 @dataclass(frozen=True, slots=True)
 class QdrantSnapshot:
-    """Implements `zsvec.search.base.Snapshot`.
+    """A snapshot with all references in Qdrant. Implements `zsvec.search.base.Snapshot`.
 
     Attributes:
         store: The store to search.
-        limit: References that one query fetches for one image and expert.
-        norms_wanted: Whether the means of all categories are read.
+        limit: Number of references that one query fetches for one image and expert.
+        norms_wanted: Whether to read the means of all categories.
         catalog: The categories, by name.
-        means: By expert and category, of the categories with references that were read.
+        means: Means by expert and category, for the categories whose references were read.
         names: Names of the categories, ascending.
         indexes: The index of each expert, ascending by name.
     """
@@ -218,7 +218,7 @@ class QdrantSnapshot:
         return found
 
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[QdrantSnapshot, set[str]]:
-        """See `Snapshot`. Reads means if wanted, or if queries will find every reference. No category is missing."""
+        """See `Snapshot`. Leaves out no category. Reads means if wanted, or if queries will find every reference."""
         total: Counter[str] = Counter()
         for category in catalog.values():
             total.update(category.references)
@@ -231,7 +231,7 @@ class QdrantSnapshot:
     def search(
         self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
-        """See `Snapshot`. Categories that have lost references meanwhile are answered from the newest state."""
+        """See `Snapshot`. Uses the newest state of categories that have lost references meanwhile."""
         state, hits = self, self._ask(self.indexes.values(), queries)
         if any(self._crowded(index, hits[name]) for name, index in self.indexes.items()):
             hits = self._ask(self.indexes.values(), queries, _write_ids(self.catalog))
@@ -242,7 +242,7 @@ class QdrantSnapshot:
             lost = _lost(state.catalog, now.catalog)
             if not lost:
                 return state.names, tuple(index.search(hits[name], nearest) for name, index in state.indexes.items())
-            # Categories replaced or removed meanwhile may have been seen in part: only these are queried again.
+            # The queries may have seen replaced or removed categories in part, so these categories are queried again.
             again = {name: now.catalog[name] for name in lost & now.catalog.keys()}
             kept = {name: category for name, category in state.catalog.items() if name not in lost}
             means = {key: mean for key, mean in now.means.items() if key[1] in lost}
@@ -256,7 +256,7 @@ class QdrantSnapshot:
     def _averaging(
         self, catalog: Mapping[str, Category], means: Mapping[tuple[str, str], Mean], names: Collection[str]
     ) -> QdrantSnapshot:
-        """A state with the means of more categories, after reading their references."""
+        """Reads the references of categories. Returns a snapshot that has the means of these references, too."""
         found = dict(means)
         for expert, references in read(self.store, [Change(None, catalog[name]) for name in sorted(names)]):
             parts = parts_of(references, references.names)
@@ -269,13 +269,13 @@ class QdrantSnapshot:
         return replace(self, catalog=catalog, means=means, names=names, indexes=indexes)
 
     def _crowded(self, index: QdrantIndex, hits: Hits) -> bool:
-        """Whether uncommitted references displace committed ones."""
+        """Returns whether uncommitted references may displace committed references from the hits."""
         return any(len(row) == self.limit and not all(map(index.committed, row)) for row in hits.rows)
 
     def _ask(
         self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Floats], write_ids: Sequence[str] | None = None
     ) -> dict[str, Hits]:
-        """The nearest references of some experts, among all writes or some."""
+        """Returns the nearest references of experts, among those of all writes or of given writes only."""
         found = {}
         for expert in (index.expert for index in indexes):
             rows = self.store.query(expert.encoder, expert.modality, queries[expert.encoder], self.limit, write_ids)
@@ -296,7 +296,7 @@ def _write_ids(catalog: Mapping[str, Category]) -> list[str]:
 
 
 def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[str]:
-    """Names of former categories with references that may have been deleted meanwhile."""
+    """Returns the names of categories with references that may have been deleted between two catalogs."""
     return {
         name
         for name, old in before.items()

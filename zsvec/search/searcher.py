@@ -1,12 +1,12 @@
-"""Similarities between images and the references of each expert, in a store that may change at any time.
+"""Searches the references of each expert, in a store that may change at any time.
 
-Two kinds of search share one contract:
+Two kinds of search share one interface:
 
-- *memory*: the vectors are in this process, or on the device of the encoders; every reference is compared;
-- *qdrant*: the database gives the nearest references, and a bound for all others.
+- *memory*: the vectors are in this process, or on the device of the encoders. Every reference is compared.
+- *qdrant*: the database returns the nearest references, and with them an upper bound for all other references.
 
-Before each batch, commits since the last batch are read from the catalog. The batch is answered from one snapshot: a
-category is seen whole, or not at all.
+Before each batch, the searcher reads commits since the last batch from the catalog. The whole batch is answered from
+one snapshot, which contains a category completely or not at all.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from zsvec.types import Category, Fingerprint, encoder_and_modality
 Answer = TypeVar("Answer")
 
 COMPARED = 120.0
-"""Seconds after which the whole catalog is read again, to find commits of writers that died before publishing."""
+"""Seconds between reads of the whole catalog, which find commits of writers that died before publishing."""
 
-_RENEWED = 0.1  # share of new references above which the cache is written anew
-_STORE_TIMEOUT_S = 1.0  # for reading the store while references in memory may answer without it
+_RENEWED = 0.1  # share of new references from which the cache is written again
+_STORE_TIMEOUT_S = 1.0  # for a request while references in memory may answer without the store
 
 
 class Searcher:
-    """Searches a store, in step with its catalog.
+    """Searches a store, always in the newest state of its catalog.
 
     Args:
         store: The store to search.
         kind: ``memory``, ``qdrant``, or ``auto``: in memory while the references fit the budget.
-        budget: Largest number of references of all experts that ``auto`` keeps in memory.
-        neighbors: References that one query of Qdrant fetches for one image and expert.
+        budget: Maximum number of references, of all experts together, that ``auto`` keeps in memory.
+        neighbors: Number of references that one query of Qdrant fetches for one image and expert.
         norms: Whether the means of all categories are needed (for the aggregation `prototype`).
-        max_staleness: Seconds for which references in memory answer unchanged while the store is away.
-        cached: Whether many references in memory are cached for the next process.
+        max_staleness: Seconds for which references in memory answer unchanged while the store cannot be reached.
+        cached: Whether references in memory are cached on disk for the next process, if there are many.
     """
 
     def __init__(
@@ -70,42 +70,42 @@ class Searcher:
         self._max_staleness = max_staleness
         self._cache = ReferenceCache() if cached and store.place else None
         self._keeping: threading.Thread | None = None
-        self._spec = NUMPY  # for references in memory
+        self._spec = NUMPY  # specification of the index in memory
         self._lock = threading.Lock()
         self._begin()
 
     def _begin(self) -> None:
-        """Resets the state: nothing of the store is known."""
+        """Resets the state, as if the store had never been read."""
         self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
-        self._size = 0  # references in the catalog of the snapshot
-        self._unkept = 0  # references read since the cache was written
-        self._dropped = b""  # the last drop of the cache before the catalog was read
+        self._size = 0  # number of references in the catalog of the snapshot
+        self._unkept = 0  # number of references read since the cache was written
+        self._dropped = b""  # id of the last drop of the cache, taken before the catalog was read
         self._calibration: Calibration | None = None
         self._cursor = Cursor()
-        self._versions: dict[str, int] = {}  # of all categories that were ever seen
+        self._versions: dict[str, int] = {}  # of every category ever seen
         self._changed = 0  # the largest rev of the catalog's categories
         self._unchecked = False  # whether categories have changed since the fingerprints were checked
         self._compared = time.monotonic()  # when the whole catalog was last read
-        self._lacking: dict[str, Category] = {}  # committed, with missing references
-        self._given_up: set[str] = set()  # lacking categories that no answer waits for
+        self._lacking: dict[str, Category] = {}  # committed categories with missing references
+        self._given_up: set[str] = set()  # such categories that searches no longer wait for
         self._unreadable: set[str] = set()
-        self._read = -math.inf  # when the store was last read
-        self._ask_again = -math.inf  # when to try a store again that did not answer
+        self._read = -math.inf  # time of the last read of the store
+        self._ask_again = -math.inf  # time from which a store that did not answer is tried again
 
     @property
     def kind(self) -> Literal["memory", "qdrant"]:
-        """Kind of search of the last batch."""
+        """The kind of search that answered the last batch."""
         return "qdrant" if self._snapshot.spec == QDRANT else "memory"
 
     def close(self) -> None:
-        """Caches the references for the next process, if there are many new ones."""
+        """Caches the references for the next process if many of them are new."""
         with self._lock:
             self._keep()
             if self._keeping is not None:
                 self._keeping.join()
 
     def forget(self) -> None:
-        """Drops all references from memory and from the user's cache; the next search reads all of them anew.
+        """Drops all references from memory and from the user's cache. The next search reads all references again.
 
         Raises:
             StoreError: The store cannot be read.
@@ -132,12 +132,12 @@ class Searcher:
 
         Args:
             queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
-            nearest: Nearest references to name for each image and expert.
-            spec: Kind of index in memory; a change indexes the references anew.
-            fingerprints: Fingerprints of the encoders of the queries, compared with the store when categories change.
+            nearest: Number of nearest references to return for each image and expert.
+            spec: Specification of the index in memory. If it changes, the references are indexed again.
+            fingerprints: Fingerprints of the encoders of the queries, checked against the store when categories change.
 
         Raises:
-            EncoderMismatchError: The references come from other encoders.
+            EncoderMismatchError: The references were embedded by other encoders.
             InvalidInputError: The device is not available.
             StoreError: The references do not fit the memory of the device.
         """
@@ -152,7 +152,7 @@ class Searcher:
         return self._until_whole(answer)
 
     def references(self) -> tuple[Mapping[str, References], int]:
-        """All references, by expert, and the largest ``rev`` of their categories."""
+        """Returns all references, by expert, and the largest ``rev`` of their categories."""
 
         def answer() -> tuple[Mapping[str, References], int]:
             snapshot, _, changed = self._refresh(None)
@@ -161,7 +161,7 @@ class Searcher:
         return self._until_whole(answer)
 
     def _until_whole(self, answer: Callable[[], Answer]) -> Answer:
-        """Retries while references are missing; finally answers without their categories."""
+        """Retries while references are missing. After `ATTEMPTS` retries, stops waiting for the affected categories."""
         for attempt in range(3 * ATTEMPTS):
             try:
                 return answer()
@@ -179,10 +179,10 @@ class Searcher:
     def _refresh(
         self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None = None
     ) -> tuple[Snapshot, Calibration | None, int]:
-        """The newest snapshot of the store, its calibration, and the largest ``rev`` of its categories.
+        """Returns the newest snapshot of the store, the calibration, and the largest ``rev`` of the categories.
 
         Args:
-            spec: Kind of index in memory; ``None``: as for the last batch.
+            spec: Specification of the index in memory; ``None`` keeps the last one.
             fingerprints: As in `search`.
 
         Raises:
@@ -203,15 +203,15 @@ class Searcher:
             return self._snapshot, self._calibration, self._changed
 
     def _may_go_on(self, now: float) -> bool:
-        """Whether references in memory may answer without the store."""
+        """Returns whether references in memory may answer without the store."""
         return self.kind == "memory" and now - self._read < self._max_staleness
 
     def _staleness(self) -> float:
-        """Seconds since the store was read, while the store is away; else 0."""
+        """Returns the seconds since the last read of a store that cannot be reached; else 0."""
         return 0.0 if self._ask_again == -math.inf else time.monotonic() - self._read
 
     def _catch_up(self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None) -> None:
-        """Updates the state to the newest catalog; arguments and errors as in `_refresh`."""
+        """Updates the state to the newest catalog. Arguments and errors are as in `_refresh`."""
         self._keep()
         dropped = self._cache.dropped() if self._cache else b""
         whole = time.monotonic() - self._compared >= COMPARED
@@ -240,17 +240,17 @@ class Searcher:
         self._changed = max([self._changed, *(category.rev for category in later.values())])
         self._cursor = look.cursor
         if look.calibration is not None:
-            self._calibration = Calibration.from_dict(look.calibration)  # of another format: none
+            self._calibration = Calibration.from_dict(look.calibration)  # None for another format
         self._unkept += sum(change.gained.total() for change in changes)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)
 
     def _recall(self, cache: ReferenceCache, store: str, later: Mapping[str, Category]) -> dict[str, Category]:
-        """Starts from cached references, and returns the present categories and, as removed, the ones that are gone."""
+        """Starts from cached references. Returns the present categories, and removed ones without write ids."""
         kept = cache.load(f"{self._store.place} {store}") if WORTH <= _size(later) <= self._budget else None
         if kept is None or not isinstance(self._snapshot, InProcess) or not self._fits(kept):
             return dict(later)
-        # Write ids are random, so a write with the same id still has the same references.
+        # Write ids are random, so writes with the same id have the same references.
         catalog = {
             name: now if now.write_ids == was.write_ids else was
             for name, was in kept.catalog.items()
@@ -263,13 +263,13 @@ class Searcher:
         return {**later, **gone}
 
     def _fits(self, kept: Kept) -> bool:
-        """Whether cached vectors have the dimensions of the store's encoders."""
+        """Returns whether cached vectors have the dimensions of the store's encoders."""
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         of_kept = {expert: found.vectors.shape[1] for expert, found in kept.references.items()}
         return all(dims.get(encoder_and_modality(expert)[0]) == dim for expert, dim in of_kept.items())
 
     def _keep(self) -> None:
-        """Writes the cache in the background, if many references were read since the last time."""
+        """Writes the cache in a background thread if many references were read since the last time."""
         store, many = self._cursor.store, self._unkept >= max(WORTH, _RENEWED * self._size)
         if self._cache and store and many and not self._lacking and isinstance(self._snapshot, InProcess):
             if self._keeping is not None:
@@ -281,7 +281,7 @@ class Searcher:
             self._unkept = 0
 
     def _take_over(self, changes: list[Change]) -> set[str]:
-        """Updates the snapshot, and returns the categories with missing references: in a former state, or left out."""
+        """Updates the snapshot. Returns categories with missing references, kept in a former state or left out."""
         snapshot, catalog = self._snapshot, self._snapshot.catalog
         if changes:
             catalog = {**catalog, **{change.after.name: change.after for change in changes}}
@@ -293,7 +293,7 @@ class Searcher:
         if spec != snapshot.spec:
             if isinstance(snapshot, InProcess) and spec != QDRANT:
                 snapshot = InProcess(self._store, spec).holding(snapshot.catalog, snapshot.references())
-            else:  # the other kind of search starts from nothing
+            else:  # another kind of search starts with an empty snapshot
                 snapshot = self._empty(spec)
                 changes = [Change(None, category) for category in catalog.values()]
         if spec == QDRANT and self._given_up & catalog.keys():

@@ -1,10 +1,10 @@
-"""References compared with images by torch.
+"""Search with torch.
 
-On a CPU, torch computes the products only, with the threads of the encoders; numpy is faster for the rest.
+On a CPU, torch computes only the matrix products, with the threads of the encoders. numpy is faster for the rest.
 
-On another device, torch also keeps the references, and returns a number for each image and category and the nearest
-references. After a change of the store, a second index is built beside the one in use: rows of changed categories are
-sent, and the other rows are copied on the device.
+On another device, torch also keeps the references. The device returns one number per image and category, and the
+nearest references of each image. After a change of the store, a second index is built while the first stays in use:
+rows of changed categories are sent to the device, and other rows are copied on the device.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import Expert, Index, IndexSpec
 from zsvec.search.in_process import NumpyIndex, neighbors
 
-_LEADERS = 64  # nearest references of each image; float16 similarities are recomputed in float32
-_MULTIPLE = 8  # of rows, at which tensor cores multiply float16 fastest (NVIDIA's guide to matrix multiplication)
-_BLOCK = 2**27  # similarities that are rearranged at once
-# Steps up to which the best references of all categories are picked together, by insertion. `torch.topk` treats
-# categories one by one: for 10,000 categories of 10 references, insertion is 7 times as fast on a CPU.
+_LEADERS = 64  # number of nearest references per image with float16 similarities that are recomputed in float32
+_MULTIPLE = 8  # of the number of rows: tensor cores multiply float16 fastest (NVIDIA's guide to matrix multiplication)
+_BLOCK = 2**27  # number of similarities that are rearranged at once
+# Largest number of steps for which the best references are found by insertion, in all categories at once. `torch.topk`
+# treats categories one by one: for 10,000 categories of 10 references, insertion is 7 times as fast on a CPU.
 _STEPS = 128
 
 
 def build(references: References, spec: IndexSpec) -> Index:
-    """Indexes references.
+    """Indexes the references of one expert.
 
     Raises:
         InvalidInputError: The device is not available.
@@ -49,9 +49,9 @@ def build(references: References, spec: IndexSpec) -> Index:
 
 
 def product(a: Floats, b: Floats) -> Floats:
-    """Dot products of all rows of two matrices on a CPU, by the threads of the encoders.
+    """Returns the dot products of all rows of two matrices, computed on a CPU by the threads of the encoders.
 
-    numpy's OpenBLAS starts further threads, which compete with the threads of the network for the cores.
+    numpy's OpenBLAS would start further threads, which compete with the threads of the encoders for the cores.
 
     Args:
         a: float32 ``(n, d)``.
@@ -60,8 +60,8 @@ def product(a: Floats, b: Floats) -> Floats:
     Returns:
         float32 ``(n, m)``.
     """
-    with torch.autocast("cpu", enabled=False):  # which the caller may have enabled
-        # torch warns of read-only arrays, so the smaller array is copied.
+    with torch.autocast("cpu", enabled=False):  # the caller may have enabled autocast
+        # torch warns about read-only arrays, so the smaller array is copied.
         found: Floats = (torch.from_numpy(np.array(a)) @ torch.from_numpy(b).T).numpy()
     return found
 
@@ -79,12 +79,12 @@ def _memory_of(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Categories of about as many references: more than half of the longest.
+    """Categories with similar numbers of references: more than half of the number of the largest category.
 
     Attributes:
-        categories: int64 ``(n,)``.
-        counts: int64 ``(n,)``, references of each.
-        columns: int64 ``(longest, n)``; columns of the references of each category, padded with an empty one.
+        categories: int64 ``(n,)``, positions of the categories.
+        counts: int64 ``(n,)``, number of references of each category.
+        columns: int64 ``(longest, n)``, columns of the references of each category, padded with an empty column.
     """
 
     categories: torch.Tensor
@@ -92,11 +92,11 @@ class _Group:
     columns: torch.Tensor
 
     def mean_of_best(self, values: torch.Tensor, m: int) -> torch.Tensor:
-        """Mean of the ``m`` largest values of each category, or of all, ``(n_images, n)``.
+        """Returns the mean of the ``m`` largest values of each category, or of all its values, ``(n_images, n)``.
 
         Args:
             values: float32 ``(n_images, n_rows)``; -inf in empty columns.
-            m: At least 1.
+            m: Number of values to average, at least 1.
         """
         longest = len(self.columns)
         best = values[:, self.columns]
@@ -108,7 +108,7 @@ class _Group:
 
 
 def _inserted(values: torch.Tensor, m: int) -> torch.Tensor:
-    """The ``m`` largest along the middle axis."""
+    """Returns the ``m`` largest values along the middle axis."""
     best = [torch.full_like(values[:, 0], -torch.inf) for _ in range(m)]
     for candidate in values.unbind(dim=1):
         for rank, row in enumerate(best):
@@ -123,8 +123,8 @@ class TorchIndex:
 
     Attributes:
         references: The indexed references, in the memory of the host.
-        vectors: float32 or float16 ``(n_rows, dim)``; the references, and at least one empty row of zeros.
-        groups: The categories, by number of references.
+        vectors: float32 or float16 ``(n_rows, dim)``: the references, followed by 1 to 8 empty rows of zeros.
+        groups: The categories, grouped by number of references.
     """
 
     references: References
@@ -144,7 +144,7 @@ class TorchIndex:
         """See `Index`.
 
         Raises:
-            StoreError: The references do not fit the memory of the device beside this index, which may be in use.
+            StoreError: The references do not fit the memory of the device, where this index may still be in use.
         """
         before = self.references
         kept = {name: int(start) for name, start in zip(before.names, before.starts, strict=False)}
@@ -187,8 +187,8 @@ class TorchIndex:
             leaders = values.topk(min(max(nearest, _LEADERS) if rough else nearest, n), dim=1)
             rows, cosines = leaders.indices.cpu().numpy(), leaders.values.cpu().numpy()
             if rough:
-                # On the host, which has the float32 vectors: a second copy on the device would take more memory
-                # than float16 saves. 64 x 64 products take a millisecond.
+                # Computed on the host, which has the float32 vectors: a copy of them on the device would take more
+                # memory than float16 saves. 64 x 64 products take a millisecond.
                 cosines = (self.references.vectors[rows] @ queries[:, :, None])[:, :, 0]
                 values.scatter_(1, leaders.indices, torch.from_numpy(cosines).to(values.device))
                 order = np.argsort(-cosines, axis=1, kind="stable")[:, :nearest]
@@ -208,7 +208,7 @@ class TorchSimilarities:
     """Cosines between images and all references of one expert. Implements `zsvec.method.similarities.Compared`.
 
     Attributes:
-        index: The references.
+        index: The index with the references.
         values: float32 ``(n_images, n_rows)``; -inf in empty columns.
     """
 
@@ -224,12 +224,12 @@ class TorchSimilarities:
 
     @property
     def counts(self) -> NDArray[np.intp]:
-        """References of each category, int ``(n_categories,)``."""
+        """Number of references of each category, int ``(n_categories,)``."""
         return np.diff(self.index.references.starts)
 
     @property
     def exact(self) -> bool:
-        """Every reference was compared."""
+        """Always true: every reference is compared."""
         return True
 
     def aggregate(self, method: str, m: int) -> Floats:
@@ -251,7 +251,7 @@ class TorchSimilarities:
 
 
 def _pieces(references: References, kept: Mapping[str, int]) -> Iterator[tuple[int, int, int | None]]:
-    """First row, end, and former first row of pieces of maximal length; ``None`` for new rows."""
+    """Yields runs of rows to copy or send together: first row, end, and former first row (``None`` for new rows)."""
     bounds = references.starts.tolist()
 
     def shift(category: int) -> int | None:
@@ -265,12 +265,12 @@ def _pieces(references: References, kept: Mapping[str, int]) -> Iterator[tuple[i
 
 
 def _sent(rows: Floats, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Rows on a device, rounded before sending."""
+    """Sends rows to a device. Rounds before sending, so that less is sent."""
     return torch.from_numpy(rows).to(dtype).to(device)
 
 
 def _groups(starts: NDArray[np.intp], device: torch.device) -> Iterator[_Group]:
-    """Categories by powers of two of their number of references, so that padding at most doubles the work."""
+    """Groups categories by number of references, in powers of two, so that padding at most doubles the work."""
     counts = np.diff(starts)
     size = np.ceil(np.log2(counts))
     for exponent in np.unique(size):

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Measures audits of references with wrong labels and copies, and the gain of deleting the label errors.
+"""Measures how well audits find wrong labels and copies, and what deleting the label errors gains.
 
     python scripts/audits.py SET…
 
-SET has the folders `references` and `photos`, each with a sub-folder per category. Every draw pools the images of both,
-and divides them anew. Then a share of the references gets another category, and a share is saved again, smaller, every
-second copy in another category. The figures are:
+SET has the folders `references` and `photos`, each with a sub-folder per category. Each draw pools the images of both
+folders and divides them again at random. Then a share of the references gets a wrong category, and copies of a share
+are saved at a smaller size. Every second copy gets another category. The script reports:
 
-- precision and recall of the label errors, the share of right labels among them, and the recall of copies;
-- quality of the default fusion on the photos: with all references, without the label errors of the audit, and without
-  the true ones.
+- precision and recall of the reported label errors, the share of right labels that are reported, and the recall of
+  copies;
+- the quality of the default fusion on the photos with all references, without the reported label errors, and without
+  the true label errors.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def audits(
     copied: Annotated[float, typer.Option(help="Share that is saved again.")] = 0.05,
     draws: int = 10,
 ) -> None:
-    """Audit references with wrong labels and copies put in, and the same without."""
+    """Audit references with wrong labels and copies, and the same references without them."""
     for folder in folders:
         images = embed(folder, profile)
         for shares in ((wrong, copied), (0.0, 0.0)):
@@ -72,7 +73,7 @@ def audits(
 
 
 def accusations(images: Images, trial: Trial, audit: Audit) -> dict[str, float]:
-    """Returns precision and recall of an audit in %; NaN for an empty denominator."""
+    """Returns precision and recall of an audit, in percent; NaN if the denominator is 0."""
     accused = {(int(one.hash), one.category) for one in audit.labels}
     wrong = _wrong(trial)
     originals = {copy: number for number, copy in images.copies.items()}
@@ -93,7 +94,7 @@ def accusations(images: Images, trial: Trial, audit: Audit) -> dict[str, float]:
 
 
 def remaining(trial: Trial, audit: Audit) -> Mapping[str, Rows]:
-    """Returns the remaining references by kind of deletion. A category that would be empty keeps all."""
+    """Returns the references that each kind of deletion leaves. A category that would be empty keeps all references."""
 
     def without(some: Collection[tuple[int, str]]) -> Rows:
         names = {row[1] for row in trial.rows if row not in some}

@@ -1,14 +1,14 @@
 #!/usr/bin/env python
-"""Speed of zsvec and of its alternatives, in interleaved rounds.
+"""Measures the speed of zsvec and of alternatives in interleaved rounds.
 
-    python scripts/bench.py stream                      classify_stream, and a plain loop
-    python scripts/bench.py scale                       search and changes by the size of the store
+    python scripts/bench.py stream                      classify_stream compared with a plain loop
+    python scripts/bench.py scale                       searches and changes of stores of several sizes
     python scripts/bench.py calibrate                   seconds and memory of a calibration
-    python scripts/bench.py runtimes PHOTOS             encoders by torch and by onnxruntime
-    python scripts/bench.py service REFERENCES PHOTOS   clients of the service with an image each
-    python scripts/bench.py keeping REFERENCES PHOTOS   small copies of references; images kept for labelling
+    python scripts/bench.py runtimes PHOTOS             encoders on torch and on onnxruntime
+    python scripts/bench.py service REFERENCES PHOTOS   parallel requests of one image to the service
+    python scripts/bench.py keeping REFERENCES PHOTOS   storing small copies, and keeping images in the inbox
 
-REFERENCES has a sub-folder of images per category.
+REFERENCES has a sub-folder of images for each category.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Strategies of fusion under the conditions that real stores are in.
+"""Measures fusion strategies under conditions that occur in real stores.
 
     python scripts/conditions.py SET…
 
-SET has the folders `references` and `photos`, each with a sub-folder per category. Every draw pools the images of both,
-and divides anew; photos are never references of the same draw. The conditions:
+SET has the folders `references` and `photos`, each with a sub-folder per category. Each draw pools the images of both
+folders and divides them again at random. Within a draw, no photo is also a reference. The conditions are:
 
-- equal numbers of references, and uneven ones: log-uniform, or half of the categories with three;
-- wrong labels, the same pictures in two categories, and bursts: each reference five times, flipped, cropped, blurred;
-- batches of 64 and 256: balanced, and skewed (shares of the categories from a Dirichlet distribution);
-- several false-unknown rates that are asked for.
+- equal numbers of references; log-uniform numbers; three references in half of the categories;
+- wrong labels; the same pictures in two categories; bursts (four flipped, cropped or blurred copies of each reference);
+- batches of 64 and 256 images, balanced or skewed (category shares from a Dirichlet distribution);
+- several requested false-unknown rates.
 
-The draws share images, so that a standard error is rather too small.
+The draws share images, so the standard errors are somewhat too small.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def conditions(
     strategies: Annotated[list[str], typer.Option("--strategy", help="The first is the baseline.")] = _STRATEGIES,
     draws: int = 10,
 ) -> None:
-    """Measure strategies over draws of references and photos."""
+    """Measure fusion strategies over random draws of references and photos."""
     if wrong := set(strategies) - STRATEGIES.keys():
         raise typer.BadParameter(f"no strategy: {', '.join(sorted(wrong))}; there are {', '.join(STRATEGIES)}")
     for folder in folders:

@@ -1,22 +1,25 @@
 #!/usr/bin/env python
-"""Measures which damage of embedded stores is told, and whether a healthy store is ever called damaged.
+"""Measures whether zsvec reports damage of embedded stores, and reports none in a healthy store.
 
     python -m scripts.damage --stores 2000 --seed 1     from the root of the repository
-    python -m scripts.damage --stores 1 --seed 417      one of them: each store has another seed
+    python -m scripts.damage --stores 1 --seed 417      one store, by the seed that a fault names
 
-Each store is made by the changes of `tests.store.changer`. Then the store is closed; or flushed, and the writer killed;
-or the writer is killed between two changes, and perhaps a reader after that. One to three files of a closed or flushed
-store are damaged (the checksums only alone); a killed writer leaves undamaged files. Another process opens
-the store, reads, collects garbage and writes. Damage is *told* if zsvec raises an error, or names a category as
-incomplete; a store with neither that nor a fault is *unharmed*. The faults:
+The changes of `tests.store.changer` make each store. The store is left in one of the `STATES`: *closed*; *flushed*, and
+the writer killed; *killed*, that is, the writer killed between two changes; or *killed reader*, that is, closed by the
+writer, and a later reader killed. In a closed or flushed store, one to three files are damaged (files with checksums
+only if nothing else is damaged). Then another process opens the store, reads, collects garbage and writes.
 
-- *ended*: the engine ended the process; *hung*: no end within a minute;
-- *other errors*: that are not zsvec's;
-- *unreported*: a category or a reference is missing or of another commit, without a finding;
-- *collected*: `gc` deleted a reference of a live category, or anything where the catalog cannot be read;
-- *false alarm*: a finding about an undamaged store.
+Damage is *told* if zsvec raises an error or reports a category as incomplete. A store without such a report and
+without a fault is *unharmed*. The faults are:
 
-Exits with 1 if there is any fault. Linux only: the processes are forked.
+- *ended*: the engine ended the process;
+- *hung*: the process did not end within a minute;
+- *other errors*: an exception that is not an error of zsvec;
+- *unreported*: a category or a reference is missing, or comes from another commit, without a report;
+- *collected*: `gc` deleted a reference of a live category, or deleted anything though the catalog cannot be read;
+- *false alarm*: zsvec reports damage of an undamaged store.
+
+Exits with 1 if there is any fault. Runs only on Linux, because the processes are forked.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ T = TypeVar("T")
 NAMESPACE, STORE = "zsvec", "store"
 PAGE = 4096
 LIMIT = 60.0  # seconds
-MEMORY = 16 * 2**30  # bytes of addresses: a damaged number must not take the memory of the machine
+MEMORY = 16 * 2**30  # bytes of address space, so that a damaged number cannot use up the memory of the machine
 FAULTS = ("ended", "hung", "other errors", "unreported", "collected", "false alarm")
 STATES = ("closed", "flushed", "killed", "killed reader")
 
@@ -64,7 +67,7 @@ _FORK = multiprocessing.get_context("fork")
 
 @dataclass(frozen=True)
 class Stored:
-    """A category: version, write ids, and the sources of references by expert."""
+    """A stored category: version, write ids, and the sources of the references by expert."""
 
     version: int
     write_ids: tuple[str, ...]
@@ -73,14 +76,14 @@ class Stored:
 
 @dataclass
 class Seen:
-    """Whether damage was told, and the faults in words, by the names of `FAULTS`."""
+    """Whether damage was told, and a description of each fault, by a name in `FAULTS`."""
 
     told: bool = False
     faults: dict[str, str] = field(default_factory=dict)
 
 
 def make(folder: Path, seed: int, state: str, result: Connection) -> None:
-    """Make the store of a seed, send the categories, and leave the store in a state."""
+    """Makes the store of a seed, sends the categories to `result`, and leaves the store in one of the `STATES`."""
     store = changer.opened(str(folder), NAMESPACE)
     for change in changer.changes(seed)[: 4 + seed % 17]:
         change.make(store)
@@ -100,7 +103,7 @@ def make(folder: Path, seed: int, state: str, result: Connection) -> None:
 
 
 def drawn_file(folder: Path, draw: random.Random, *, checksums: bool) -> Path:
-    """A file of a collection: as likely of the log as of the ids, or of the payloads."""
+    """Returns a random file of a collection. Each part (log, ids, payloads, …) is equally likely, whatever its size."""
     parts: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.parent != folder and (checksums or path.name != CHECKSUMS):
@@ -111,13 +114,13 @@ def drawn_file(folder: Path, draw: random.Random, *, checksums: bool) -> Path:
 
 
 def used_pages(file: Path) -> list[int]:
-    """Offsets of the pages that are not zero; most files are mostly holes."""
+    """Returns the offsets of the pages that are not all zeros. Most files consist mainly of holes."""
     content = file.read_bytes()
     return [first for first in range(0, len(content), PAGE) if any(content[first : first + PAGE])]
 
 
 def flip_bits(file: Path, draw: random.Random) -> None:
-    """One, two or eight, before where only zeros follow."""
+    """Flips one, two or eight bits, none of them in the zeros at the end of a page."""
     with file.open("r+b") as opened:
         for page in draw.choices(used_pages(file), k=draw.choice([1, 1, 2, 8])):
             opened.seek(page)
@@ -128,7 +131,7 @@ def flip_bits(file: Path, draw: random.Random) -> None:
 
 
 def zero_pages(file: Path, draw: random.Random) -> None:
-    """One, two or eight pages that are not zero."""
+    """Zeros one, two or eight pages that are not all zeros."""
     pages = used_pages(file)
     with file.open("r+b") as opened:
         for page in draw.sample(pages, min(len(pages), draw.choice([1, 1, 2, 8]))):
@@ -137,23 +140,23 @@ def zero_pages(file: Path, draw: random.Random) -> None:
 
 
 def truncate(file: Path, draw: random.Random) -> None:
-    """Before the end of the last page that is not zero."""
+    """Truncates the file before the end of the last page that is not all zeros."""
     os.truncate(file, draw.randint(0, min(file.stat().st_size, used_pages(file)[-1] + PAGE)))
 
 
 def delete(file: Path, draw: random.Random) -> None:
-    """The file alone."""
+    """Deletes the file."""
     file.unlink()
 
 
 def delete_folder(file: Path, draw: random.Random) -> None:
-    """A folder of the store that holds the file."""
+    """Deletes a folder inside the store that contains the file, at any depth."""
     depth = draw.randint(1, max(1, len(file.parts) - 1 - _depth(file)))
     shutil.rmtree(Path(*file.parts[: _depth(file) + depth]))
 
 
 def swap(file: Path, draw: random.Random) -> None:
-    """With another file of the same name, else with any."""
+    """Swaps the file with another file of the same name, or with any file if there is none."""
     store = Path(*file.parts[: _depth(file)])
     files = [path for path in sorted(store.rglob("*")) if path.is_file() and path != file and path.parent != store]
     other = draw.choice([path for path in files if path.name == file.name] or files)
@@ -178,7 +181,7 @@ DAMAGES: Mapping[str, Callable[[Path, random.Random], None]] = {
 
 
 def damage(folder: Path, draw: random.Random) -> list[str]:
-    """Damage one to three files, and return how and which. Checksums are only damaged alone."""
+    """Damages one to three files, and returns descriptions. Damages checksums only if no other file is damaged."""
     done, times = [], draw.choice([1, 1, 1, 2, 3])
     for _ in range(times):
         kind = draw.choice(sorted(DAMAGES))
@@ -193,7 +196,7 @@ def damage(folder: Path, draw: random.Random) -> list[str]:
 
 
 class Judge:
-    """Opens a damaged store, and compares every answer with the categories that were stored."""
+    """Opens a damaged store, and compares every result with the stored categories."""
 
     def __init__(self, folder: Path, stored: Mapping[str, Stored]) -> None:
         self.seen = Seen()
@@ -202,7 +205,7 @@ class Judge:
         self._store = Store(self._backend, NAMESPACE)
 
     def judge(self) -> None:
-        """Read, query, collect garbage and write."""
+        """Reads, queries, collects garbage and writes."""
         readable = self.read()
         for call in (self._store.info, self._store.calibration, lambda: list(self._store.check_up())):
             self._try(call)
@@ -213,7 +216,7 @@ class Judge:
         self.write()
 
     def read(self) -> bool:
-        """Compare the categories with those that were stored; return whether the catalog can be read."""
+        """Compares the categories with the stored categories. Returns whether the catalog can be read."""
         incomplete, categories = self._try(self._store.incomplete), self._try(self._store.categories)
         if incomplete is None or categories is None:
             return categories is not None
@@ -232,7 +235,7 @@ class Judge:
         return True
 
     def collect(self, readable: bool) -> None:
-        """Collect garbage, which deletes no live reference, and none at all if the catalog cannot be read."""
+        """Collects garbage. This must delete no live reference, and nothing if the catalog cannot be read."""
         before = live(self._backend, self._stored)
         deleted = self._try(partial(self._store.gc, grace=0))
         if lost := before - live(self._backend, self._stored):
@@ -241,7 +244,7 @@ class Judge:
             self.seen.faults["collected"] = f"{deleted} references, and the catalog cannot be read"
 
     def write(self) -> None:
-        """Write, and close."""
+        """Writes to the store, and closes the store."""
         self._try(partial(self._store.bind, FINGERPRINTS))
         self._try(partial(add, self._store, "new", ["new"], ["new"]))
         for name in list(self._stored)[:2]:
@@ -251,33 +254,33 @@ class Judge:
             self._try(call)
 
     def _try(self, call: Callable[[], T]) -> T | None:
-        """The result of a call; ``None`` for an error."""
+        """Returns the result of a call, or ``None`` after an error, which is recorded."""
         try:
             return call()
         except ZSVecError:
             self.seen.told = True
-        except BaseException as exc:  # noqa: BLE001 - a panic of the engine is not even an exception
+        except BaseException as exc:  # noqa: BLE001 - a panic of the engine is a BaseException
             self.seen.faults["other errors"] = repr(exc)
         return None
 
 
 def judge(folder: Path, stored: Mapping[str, Stored], result: Connection) -> None:
-    """Send the faults of a damaged store."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the engine panics there
+    """Sends what was `Seen` in a damaged store to `result`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics of the engine are printed on stderr
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     opened = Judge(folder, stored)
     opened.judge()
     result.send(opened.seen)
-    os._exit(0)  # what cannot be closed stays open
+    os._exit(0)  # some damaged stores cannot be closed
 
 
 def are_alike(found: Mapping[str, Sequence[str]], stored: Mapping[str, Sequence[str]]) -> bool:
-    """Returns whether references have the same sources."""
+    """Returns whether references have the same sources for each expert, in any order."""
     return {expert: sorted(found[expert]) for expert in found} == {e: sorted(stored[e]) for e in stored}
 
 
 def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, str]]:
-    """Encoder and id of the references of the categories that were stored, as far as readable."""
+    """Returns encoder and id of the readable references of the stored categories."""
     write_ids, found = {w for category in stored.values() for w in category.write_ids}, set()
     for encoder in FINGERPRINTS:
         with suppress(ZSVecError):
@@ -292,7 +295,7 @@ def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, s
 
 
 def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None]:
-    """The object that a process sends, if any, and its exit code; ``None`` after the time limit."""
+    """Runs work in a process. Returns the object sent, or ``None``, and the exit code, or ``None`` at the time limit."""
     receiver, sender = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=work, args=(*args, sender))
     process.start()
@@ -309,7 +312,7 @@ def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None
 
 
 def attack(seed: int) -> tuple[str, list[str], Seen]:
-    """State, damages and faults of the store of a seed."""
+    """Makes, damages and judges the store of a seed. Returns the state, the damages, and what was `Seen`."""
     draw = random.Random(seed)  # noqa: S311 - no secret
     state = draw.choice(STATES)
     with fast_folder() as parent:

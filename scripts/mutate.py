@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Damaged images, and a process that reads these.
+"""Mutates images, and checks that zsvec reads or refuses every image.
 
     python -m scripts.mutate --images 100000 --seed 1 --threads 4      from the root of the repository
 
-Images of every format, of 1 pixel to 100 megapixels, are mutated and read, as in a stream, in threads of one
-process, under the settings of the command line. Each must be read, or refused by an `ImageError`, in at most 5 seconds
-of CPU; the process may grow by `image_memory` and a rest. The same seed gives the same images.
+The images have every format, and 1 pixel to 100 megapixels. Threads of one process read them as a stream does, under
+the settings of the command line. Each image must be read, or refused with an `ImageError`, in at most 5 seconds of CPU.
+The process may grow by `image_memory` and a fixed allowance per thread. The same seed gives the same images.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from zsvec.errors import ImageError
 from zsvec.inputs.images import reading
 from zsvec.inputs.memory import DEFAULT
 
-SECONDS = 5.0  # of CPU, for one image
-# MiB beside `image_memory`, for each thread: the bytes of an image, and two heaps of 64 MiB of the GNU C library, which
-# keeps the free end of a heap after `malloc_trim`.
+SECONDS = 5.0  # of CPU, at most, for one image
+# MiB by which the process may grow per thread, in addition to `image_memory`: the bytes of an image, and two heaps of
+# 64 MiB of the GNU C library, which keeps the free end of a heap after `malloc_trim`.
 REST = 128
-ADDRESSES = 8 * 2**30  # bytes, of the process
-STUCK = 600  # seconds without another image
-WAITING = 1000  # images in the queue at most: 100,000 would take 190 MiB
+ADDRESSES = 8 * 2**30  # bytes: limit of the address space of the process
+STUCK = 600  # seconds to wait for an image before the process counts as stuck
+WAITING = 1000  # maximum number of images in the queue; 100,000 would take 190 MiB
 
-# Sizes, and how often each is drawn. The largest are of one colour, for small files.
+# Relative frequency of each size. Large images have one color, so that the files are small.
 SIZES = {
     (1, 1): 60,
     (19, 13): 400,
@@ -55,24 +55,24 @@ SIZES = {
     (5000, 4000): 25,
     (10**4, 10**4): 10,
 }
-NOISY, LARGEST = 100_000, 100_000_000  # pixels
+NOISY, LARGEST = 100_000, 100_000_000  # pixels: of the largest image with noise, and of any image
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 10_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
-HEADER = 400  # bytes at the beginning that are mutated more often than the rest
+HEADER = 400  # number of bytes at the beginning that are mutated more often than the rest
 
 Size = tuple[int, int]
 Choice = tuple[str, Size]
-"""An image before it is mutated: its kind and its size in pixels."""
+"""Kind and size in pixels of an image before mutation."""
 
 
 class Kind(NamedTuple):
-    """One way to encode images: an encoder, and the pixels of the largest image."""
+    """A kind of image file: a function that makes a file, and the maximum number of pixels."""
 
     encode: Callable[[Size], bytes]
     most: int = LARGEST
 
 
 def saved(format_name: str, mode: str = "RGB", *, most: int = LARGEST, frames: int = 1, **options: Any) -> Kind:
-    """A kind that Pillow writes."""
+    """Returns a kind that Pillow writes."""
 
     def save(size: Size) -> bytes:
         if size[0] * size[1] <= NOISY:
@@ -80,7 +80,7 @@ def saved(format_name: str, mode: str = "RGB", *, most: int = LARGEST, frames: i
             image.putalpha(Image.linear_gradient("L").resize(size))
         else:
             image = Image.new("RGB", size, (90, 160, 20))
-        image = (image.convert("L") if mode == "I;16" else image).convert(mode)  # Pillow has no direct way to that
+        image = (image.convert("L") if mode == "I;16" else image).convert(mode)  # Pillow has no direct conversion to I;16
         more = {"save_all": True, "append_images": [image.rotate(180)] * (frames - 1)} if frames > 1 else {}
         return encode(image, format_name, **more, **options)
 
@@ -88,7 +88,7 @@ def saved(format_name: str, mode: str = "RGB", *, most: int = LARGEST, frames: i
 
 
 def black_png(depth: int, colour: int, *, interlaced: bool = False) -> Kind:
-    """A kind of PNG that Pillow does not write."""
+    """Returns a kind of PNG that Pillow does not write. All samples are 0."""
     channels = {0: 1, 2: 3, 4: 2, 6: 4}[colour]
     passes = [(8, 8, 0, 0), (8, 8, 4, 0), (4, 8, 0, 4), (4, 4, 2, 0), (2, 4, 0, 2), (2, 2, 1, 0), (1, 2, 0, 1)]
 
@@ -104,7 +104,7 @@ def black_png(depth: int, colour: int, *, interlaced: bool = False) -> Kind:
     return Kind(write)
 
 
-SMALL, MEDIUM = 60_000, 2_000_000  # pixels: of formats that are refused, or slow to write; of those without compression
+SMALL, MEDIUM = 60_000, 2_000_000  # maximum pixels: refused or slow formats; without compression
 
 KINDS: dict[str, Kind] = {
     "JPEG": saved("JPEG"),
@@ -147,41 +147,41 @@ KINDS: dict[str, Kind] = {
     "JPEG 2000": saved("JPEG2000", most=SMALL),
     "AVIF": saved("AVIF", most=SMALL),
 }
-_NEEDED = {"WEBP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}  # of the build of Pillow
+_NEEDED = {"WEBP": "webp", "JPEG 2000": "jpg_2000", "AVIF": "avif"}  # features that the build of Pillow needs
 KINDS = {name: kind for name, kind in KINDS.items() if features.check(_NEEDED.get(name.partition(",")[0], "zlib"))}
 
 
-# Mutations: bytes, other bytes, and a source of chance → the mutated bytes
+# Mutations. Each changes `data` in place; `other` is another image, and `draw` a random generator.
 
 
 def flip_bits(data: bytearray, other: bytes, draw: Random) -> None:
-    """Bits of the header, or of all."""
+    """Flips 1 to 20 bits, either in the header or anywhere."""
     end = min(len(data), draw.choice((HEADER, len(data))))
     for _ in range(draw.choice((1, 1, 3, 20))):
         data[draw.randrange(end)] ^= 1 << draw.randrange(8)
 
 
 def put_extreme(data: bytearray, other: bytes, draw: Random) -> None:
-    """An extreme number in a field of the header."""
+    """Overwrites 1, 2 or 4 bytes of the header with an extreme number."""
     at, size = draw.randrange(min(len(data), HEADER)), draw.choice((1, 2, 4))
     value = draw.choice(EXTREMES) & (256**size - 1)
     data[at : at + size] = value.to_bytes(size, draw.choice(("big", "little")))
 
 
 def cut(data: bytearray, other: bytes, draw: Random) -> None:
-    """The end is missing."""
+    """Removes the end of the file."""
     del data[draw.randrange(len(data)) :]
 
 
 def splice(data: bytearray, other: bytes, draw: Random) -> None:
-    """A part of another image inserted, or in the place of a part."""
+    """Inserts a part of another image, or overwrites a part with it."""
     start, at = draw.randrange(len(other)), draw.randrange(len(data))
     part = other[start : start + draw.choice((10, 100, 1000))]
     data[at : at + draw.choice((0, len(part)))] = part
 
 
 def repeat(data: bytearray, other: bytes, draw: Random) -> None:
-    """A segment, or anything, some times more."""
+    """Repeats a segment, or a part that begins anywhere, up to 150 times."""
     marks = [found.start() for found in _SEGMENTS.finditer(data, 0, 100_000)] or [0]
     start = draw.choice((draw.choice(marks), draw.randrange(len(data))))
     end = draw.choice([mark for mark in marks if mark > start] or [start + draw.choice((8, 64, 512))])
@@ -189,14 +189,14 @@ def repeat(data: bytearray, other: bytes, draw: Random) -> None:
 
 
 MUTATIONS = (flip_bits, flip_bits, put_extreme, put_extreme, cut, splice, repeat)
-# Where a segment of a JPEG, a chunk of a PNG or WebP, or a block of a GIF may begin.
+# Matches where a segment of a JPEG, a chunk of a PNG or WebP, or a block of a GIF may begin.
 _SEGMENTS = re.compile(
     rb"\xff[\xc0-\xcf\xda-\xfe]|....(?=IHDR|IDAT|PLTE|tRNS|acTL|fcTL|fdAT)|VP8|ANMF|ALPH|[,!][\0-\xff]", re.DOTALL
 )
 
 
 def drawn(seed: int, number: int) -> tuple[Choice, Choice, Random]:
-    """An image, another one to splice in, and the source of further chance."""
+    """Returns an image to mutate, another image to splice in, and the random generator for the mutations."""
     draw = Random(f"{seed} {number}")  # noqa: S311 - no secret
 
     def choose() -> Choice:
@@ -208,7 +208,7 @@ def drawn(seed: int, number: int) -> tuple[Choice, Choice, Random]:
 
 
 def mutated(data: bytes, other: bytes, draw: Random) -> bytes:
-    """An image with some mutations; of a PNG, half of the time, with checksums that are right again."""
+    """Returns a mutated image. Half of the time, the checksums of a PNG are corrected afterwards."""
     changed = bytearray(data)
     for _ in range(draw.choice((0, 1, 1, 2, 3, 6))):
         if changed:
@@ -217,7 +217,7 @@ def mutated(data: bytes, other: bytes, draw: Random) -> bytes:
 
 
 def with_checksums(data: bytes) -> bytes:
-    """A PNG with right checksums of all chunks; other files unchanged."""
+    """Returns a PNG with correct checksums of all chunks, and other files unchanged."""
     at, right = 8, bytearray(data)
     while data.startswith(b"\x89PNG") and at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -227,11 +227,11 @@ def with_checksums(data: bytes) -> bytes:
     return bytes(right)
 
 
-# The process
+# The reading process
 
 
 class Outcome(NamedTuple):
-    """Result of an image: `read`, `refused` or another error, after so many seconds of CPU."""
+    """Result for one image: its kind, the outcome (`read`, `refused` or another error), and seconds of CPU."""
 
     kind: str
     outcome: str
@@ -239,13 +239,13 @@ class Outcome(NamedTuple):
 
 
 def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[Outcome], int]:
-    """Mutate and read the images, in threads of this process, which does nothing else.
+    """Mutates and reads the images in threads of this process, which does nothing else.
 
     Args:
-        folder: Has the images that are mutated.
-        seed: Of the mutations.
-        images: How many are read.
-        threads: That read at once.
+        folder: Folder with the images to mutate.
+        seed: Seed of the mutations.
+        images: Number of images to read.
+        threads: Number of threads that read.
 
     Returns:
         The outcome of each image, and the MiB by which the process grew.
@@ -254,9 +254,9 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[O
 
     prepare_process()
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESSES, ADDRESSES))
-    warnings.simplefilter("ignore")  # of Pillow, for damaged files
+    warnings.simplefilter("ignore")  # Pillow warns about damaged files
     stderr = os.dup(2)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff reports damage there
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff reports damage on stderr
     originals = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def read(number: int) -> Outcome:
@@ -266,11 +266,11 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[O
         side = draw.choice((None, 224))
         start = time.thread_time()
         try:
-            with reading(given, side=side, hashed=False):  # as a stream does: the result counts until it is forgotten
+            with reading(given, side=side, hashed=False):  # as in a stream, the memory counts until the block ends
                 outcome = "read"
         except ImageError:
             outcome = "refused"
-        except BaseException as exc:  # noqa: BLE001 - counted
+        except BaseException as exc:  # noqa: BLE001 - the error is counted
             outcome = repr(exc)[:300]
         return Outcome(choice[0], outcome, time.thread_time() - start)
 
@@ -290,7 +290,7 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[O
 
 
 def _resident(figure: str) -> int:
-    """MiB of this process: `VmRSS` now, `VmHWM` at most so far."""
+    """Returns the resident memory of this process in MiB: `VmRSS` is the present one, `VmHWM` the maximum so far."""
     found = re.search(rf"{figure}:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
     return int(found[1]) >> 10 if found else 0
 

@@ -1,13 +1,17 @@
 #!/usr/bin/env python
-"""Writers and readers of one store while servers are killed, lost and paused.
+"""Counts wrong search results of one store while servers are killed, lost and paused.
 
-    python -m scripts.outages                       every case, one after the other, from the root of the repository
-    python -m scripts.outages --seconds 20 killed   one of them: quiet, killed, nodes, leader, paused
+    python -m scripts.outages                       all cases, one after the other, from the root of the repository
+    python -m scripts.outages --seconds 20 killed   one of the cases: quiet, killed, nodes, leader, paused
 
-Three writers replace 20 categories, four readers read all before each batch, each in another process. The
-references of a category name a commit. A batch is *stale* if a category is older than the last
-commit that was acknowledged before the batch began, *torn* if references of two commits are in one, and *missing*
-if a committed category is neither there nor named as incomplete. Needs a `qdrant` command on the PATH.
+Three writers replace 20 categories while four readers search batches, each in a separate process. All references of a
+category carry the mark of a commit. A category in a batch is:
+
+- *stale* if a newer version was acknowledged before the batch began;
+- *torn* if its references come from several commits, or some are absent;
+- *missing* if it was committed, but is neither found nor reported as incomplete.
+
+Needs a `qdrant` command on the PATH.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ from zsvec.store import Placement, Store, open_store
 
 WRITERS, READERS, CATEGORIES = 3, 4, 20
 NAMESPACE = "outages"
-PAUSE = 45.0  # seconds that a paused node is away
+PAUSE = 45.0  # maximum seconds for which a node is paused
 
 Outage = Callable[[Sequence[Node], float], None]
 
@@ -45,7 +49,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass
 class Commits:
-    """Commits of a writer: category, mark, version, and time of acknowledgement."""
+    """Result of a writer. A commit has category, mark, version and time of acknowledgement; `longest` is in seconds."""
 
     acknowledged: list[tuple[str, int, int, float]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
@@ -54,7 +58,7 @@ class Commits:
 
 @dataclass
 class Batches:
-    """Batches of a reader: begin, marks in each category, and the categories named incomplete."""
+    """Result of a reader. A batch has start, marks by category, and incomplete categories; `longest` is in seconds."""
 
     seen: list[tuple[float, dict[str, frozenset[int]], tuple[str, ...]]] = field(default_factory=list)
     torn: int = 0
@@ -63,14 +67,14 @@ class Batches:
 
 
 def write(urls: str, number: int, seconds: float, begin: Barrier, results: Any) -> None:
-    """Replace categories, one after the other."""
+    """Replaces categories one after the other, and puts the `Commits` into `results`."""
     done, rng = Commits(), np.random.default_rng(number)
     with open_store(urls, namespace=NAMESPACE) as store:
         mark = number
         begin.wait()
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            mark += WRITERS  # no two writers have the same
+            mark += WRITERS  # no two writers use the same mark
             name = f"category {rng.integers(CATEGORIES)}"
             begun = time.monotonic()
             try:
@@ -84,7 +88,7 @@ def write(urls: str, number: int, seconds: float, begin: Barrier, results: Any) 
 
 
 def read(urls: str, seconds: float, begin: Barrier, results: Any) -> None:
-    """Read everything before each batch."""
+    """Searches in batches, reads all references after each batch, and puts the `Batches` into `results`."""
     done, asked = Batches(), queries(1)
     with open_store(urls, namespace=NAMESPACE) as store:
         searching = Searcher(store, kind="memory", budget=0, neighbors=1, norms=False)
@@ -104,7 +108,7 @@ def read(urls: str, seconds: float, begin: Barrier, results: Any) -> None:
 
 
 def marks_of(searching: Searcher) -> tuple[dict[str, frozenset[int]], int]:
-    """The marks of each category, and how many categories are torn."""
+    """Returns the marks of each category, and the number of torn categories."""
     marks: dict[str, list[int]] = {}
     for references in searching.references()[0].values():
         for name, first, last in zip(references.names, references.starts, references.starts[1:], strict=False):
@@ -115,7 +119,7 @@ def marks_of(searching: Searcher) -> tuple[dict[str, frozenset[int]], int]:
 
 
 def judge(commits: list[Commits], batches: list[Batches], store: Store) -> dict[str, Any]:
-    """A row of the table."""
+    """Returns a row of the table, by column. Prints the most frequent errors on stderr."""
     acknowledged = sorted((one for done in commits for one in done.acknowledged), key=lambda one: one[3])
     versions = {(name, mark): version for name, mark, version, _ in acknowledged}
     stale = missing = 0
@@ -158,7 +162,7 @@ def judge(commits: list[Commits], batches: list[Batches], store: Store) -> dict[
 
 
 def run(nodes: Sequence[Node], replicas: int | None, seconds: float, outage: Outage) -> dict[str, Any]:
-    """Writers and readers for some seconds, and meanwhile the outage."""
+    """Runs writers and readers for some seconds, and causes the outage meanwhile. Returns a row of the table."""
     urls = ",".join(node.url for node in nodes)
     with open_store(urls, namespace=NAMESPACE, placement=Placement(replicas=replicas)) as store:
         store.bind(FINGERPRINTS)
@@ -183,18 +187,18 @@ def run(nodes: Sequence[Node], replicas: int | None, seconds: float, outage: Out
 
 
 def quiet(nodes: Sequence[Node], seconds: float) -> None:
-    """None."""
+    """Causes no outage."""
 
 
 def killed(nodes: Sequence[Node], seconds: float, times: int = 5) -> None:
-    """A server killed and started again, some times."""
+    """Kills and restarts the server several times."""
     for _ in range(times):
         time.sleep(seconds / (times + 1))
         nodes[0].restart()
 
 
 def in_turn(nodes: Sequence[Node], seconds: float) -> None:
-    """Each node killed for a while."""
+    """Kills each node for a while, one after the other."""
     for node in nodes:
         time.sleep(seconds / (3 * len(nodes)))
         node.kill()
@@ -203,13 +207,13 @@ def in_turn(nodes: Sequence[Node], seconds: float) -> None:
 
 
 def leader_lost(nodes: Sequence[Node], seconds: float) -> None:
-    """The node with the highest peer, which orders the writes, killed for good."""
+    """Kills the node with the highest peer id, which orders the writes, and does not restart it."""
     time.sleep(seconds / 4)
     max(nodes, key=lambda node: int(node.get("/cluster")["peer_id"])).kill()
 
 
 def paused(nodes: Sequence[Node], seconds: float) -> None:
-    """One node stopped, and resumed."""
+    """Pauses one node, and then resumes it."""
     time.sleep(seconds / 12)
     nodes[1].pause()
     time.sleep(min(PAUSE, seconds * 3 / 4))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the generated pages: the commands, the settings, the description of the API.
+"""Writes the generated pages: commands, settings, and the OpenAPI description.
 
 python scripts/write_pages.py
 """
@@ -49,7 +49,7 @@ _BOUNDS = {Ge: ("at least", "ge"), Gt: ("above", "gt"), Le: ("at most", "le"), L
 
 
 def commands_page() -> str:
-    """Returns the page of all commands."""
+    """Returns the page that lists all commands."""
     group = cast("TyperGroup", typer.main.get_command(app))
     parts = [
         "# Commands",
@@ -68,7 +68,7 @@ def commands_page() -> str:
 
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields commands with their full names, such as ``inbox label``."""
+    """Yields full names, such as ``inbox label``, and commands."""
     for name, command in group.commands.items():
         if getattr(command, "invoke_without_command", False):
             yield f"{prefix}{name}", command
@@ -106,7 +106,7 @@ def _option(parameter: Any, context: Any) -> Iterator[str]:
 
 
 def _choices(parameter: Any, context: Any) -> str:
-    """The choices of an option, from ``--suite <paper>`` or, in other versions of typer, ``[paper]``."""
+    """Returns the choices in the help of an option, ``--suite <paper>`` or, in other versions of typer, ``[paper]``."""
     return re.sub(r"[<>\[\]]", "", parameter.get_help_record(context)[0].split()[-1]).lower()
 
 
@@ -127,7 +127,7 @@ directory, `config.toml` in your configuration folder (of the application `zsvec
 
 
 def settings_page() -> str:
-    """Returns the page of all settings."""
+    """Returns the page that lists all settings."""
     return (
         "\n\n".join(
             [
@@ -160,7 +160,7 @@ def _fields(model: type[BaseModel]) -> str:
 
 
 def _attributes(docstring: str) -> dict[str, str]:
-    """The descriptions below ``Attributes:`` of a docstring in Google style."""
+    """Returns the descriptions in the ``Attributes:`` section of a docstring in Google style."""
     section = inspect.cleandoc(docstring).partition("Attributes:")[2]  # Python 3.13 removes the indent
     found = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w|^\S|\Z)", section, re.MULTILINE | re.DOTALL)
     return {name: " ".join(text.replace("``", "`").split()) for name, text in found}
@@ -207,7 +207,7 @@ def _bounds(metadata: Iterable[Any]) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """The default after a comma; empty for none."""
+    """Returns the default of a field, after a comma; empty if there is no default."""
     if field.default is PydanticUndefined:
         return ", required" if field.default_factory is None else ""
     if isinstance(field.default, bool):
@@ -223,7 +223,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def description() -> str:
-    """The OpenAPI description of `zsvec serve`, as JSON."""
+    """Returns the OpenAPI description of `zsvec serve` as JSON."""
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         return json.dumps(create_app(classifier).openapi(), indent=2, ensure_ascii=False) + "\n"
 

@@ -1,4 +1,4 @@
-"""Keeping images: small copies of the references, and images of a stream that wait for a label."""
+"""Measures the cost of storing small copies of references, and of keeping images of a stream in the inbox."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from zsvec.types import Keep, KeepImages
 
 
 def keeping(references: Path, photos: Path, profile: str = "offline", rounds: int = 7) -> None:
-    """Imports with small copies and without, and streams that keep no, uncertain and all images."""
+    """Measure imports with and without small copies, and streams that keep no, uncertain or all images."""
     categories, paths = read_categories(references), find_images(photos)
     imported = len(find_images(references))
     encoders = list(load_encoders(load_settings(profile=profile).encoder_specs()))
@@ -54,5 +54,5 @@ def keeping(references: Path, photos: Path, profile: str = "offline", rounds: in
 
 
 def _allocated(folder: Path) -> int:
-    """Bytes that the files of a folder take: some of an embedded store are mostly holes."""
+    """Returns the allocated bytes of a folder. File sizes would be too large, as some files of a store have holes."""
     return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())

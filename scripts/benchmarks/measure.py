@@ -1,4 +1,4 @@
-"""Times of interleaved actions, and tables of them."""
+"""Measures interleaved actions, and prints tables of the results."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def interleaved(actions: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Returns the seconds of each action by round, without a first, uncounted round.
+    """Returns the seconds of each action in each round, after a warm-up round.
 
-    Actions take turns, so that a slow moment of the machine hits all alike.
+    The actions alternate, so that a slow period of the machine affects all of them.
     """
     times: dict[str, list[float]] = {name: [] for name in actions}
     for action in actions.values():
         action()
     for _ in range(rounds):
         for name, action in actions.items():
-            time.sleep(0.1)  # threads of a BLAS spin after a product, and would disturb the next action
+            time.sleep(0.1)  # threads of BLAS spin after a product, which would slow the next action
             times[name].append(seconds(action))
     return times
 
 
 def rates(times: Times, images: int) -> list[dict[str, Cell]]:
-    """Returns a row per action: images a second, and the ratio to the first action."""
+    """Returns a row per action: images per second, and how many times as fast as the first action."""
     baseline = next(iter(times.values()))
     return [
         {"way": name, "images/s": images / statistics.median(taken), "times the first": ratio(baseline, taken)}
@@ -58,7 +58,7 @@ def rates(times: Times, images: int) -> list[dict[str, Cell]]:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
-    """Returns the ratio of two medians with its 95 % interval, by resampling the rounds."""
+    """Returns the ratio of the medians, slow to fast, with a paired bootstrap interval of 95 % over the rounds."""
     over, under = np.array(slow), np.array(fast)
     drawn = np.random.default_rng(0).integers(0, len(over), (_RESAMPLES, len(over)))
     low, high = np.quantile(np.median(over[drawn], axis=1) / np.median(under[drawn], axis=1), [0.025, 0.975])
@@ -66,14 +66,14 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> str:
 
 
 def unit_vectors(random: np.random.Generator, count: int, dim: int) -> NDArray[np.float32]:
-    """Returns random directions, float32 ``(count, dim)``."""
+    """Returns random unit vectors, float32 ``(count, dim)``."""
     vectors = random.standard_normal((count, dim), dtype=np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors
 
 
 def report(title: str, tables: Mapping[str, Sequence[Mapping[str, Cell]]]) -> None:
-    """Print the machine, the versions, and a table per caption. The rows of a table have the same columns."""
+    """Prints the machine, the versions, and a table per caption. All rows of a table must have the same columns."""
     console = Console(highlight=False, width=160)
     console.print(title)
     console.print(f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {_versions()}")

@@ -1,4 +1,4 @@
-"""Encoders by torch and by onnxruntime."""
+"""Measures encoders on torch and on onnxruntime."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BATCH, _IMAGES = 8, 32
 def runtimes(
     photos: Path, profile: str = "offline", rounds: int = 7, compiled: bool = False, device: Device = "cpu"
 ) -> None:
-    """Images a second from files by each runtime and number format. `--compiled` takes minutes to load."""
+    """Measure images per second, from files, for each runtime and number format. `--compiled` takes minutes to load."""
     paths = find_images(photos)[:_IMAGES]
     specs = load_settings(profile=profile).encoder_specs()
     with tempfile.TemporaryDirectory() as scratch:

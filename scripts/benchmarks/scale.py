@@ -1,4 +1,4 @@
-"""Search, calibration and changes, by the number of references."""
+"""Measures search, calibration and changes of stores by the number of references."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.measure import Cell, Device, interleaved, report, seconds, unit_
 from zsvec.testing import HashEncoder
 
 _PER_CATEGORY = 10
-_QDRANT = 100_000  # references up to which queries to the embedded engine are measured
+_QDRANT = 100_000  # maximum number of references for which the embedded engine is measured
 
 Vectors = NDArray[np.float32]
 
@@ -32,7 +32,7 @@ def scale(
     rounds: int = 7,
     device: Device = "auto",
 ) -> None:
-    """Search with aggregation and fusion, the first batch, and adding a category."""
+    """Measure search with aggregation and fusion, the first batch, and adding a category."""
     searches: list[dict[str, Cell]] = []
     starts: list[dict[str, Cell]] = []
     for size in [10**power for power in range(3, 10) if 10**power <= largest]:
@@ -51,7 +51,7 @@ def scale(
 def _store(
     size: int, dim: int, batch: int, rounds: int, device: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Returns seconds of batches by index, and seconds of the other operations on a store of `size` references."""
+    """Returns seconds of batches by index, and seconds of other operations, for a store of `size` references."""
     random = np.random.default_rng(0)
     vectors, queries = unit_vectors(random, size, dim), {"bench": unit_vectors(random, batch, dim)}
     encoder = HashEncoder("bench", dim=dim, modalities=("image",))
@@ -60,7 +60,7 @@ def _store(
     ]
     started: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        os.environ["XDG_CACHE_HOME"] = scratch  # of the indexes
+        os.environ["XDG_CACHE_HOME"] = scratch  # folder of the reference cache
         opened = partial(zsvec.open, f"{scratch}/store", encoders=[encoder], index_device=device)
         with opened(index="memory", index_cache=False) as classifier:
             started["import, s"] = seconds(partial(classifier.add_categories, categories))
@@ -85,7 +85,7 @@ def _category(number: int, vectors: Vectors) -> zsvec.CategoryInput:
 
 
 def calibrate(references: int = 10_000, dim: int = 512, categories: int = 1_000, device: Device = "auto") -> None:
-    """Seconds and memory of calibrating three image experts."""
+    """Measure the seconds and the memory that calibrating three image experts takes."""
     random = np.random.default_rng(0)
     names = ("one", "two", "three")
     centres = {name: random.standard_normal((categories, dim)) for name in names}
@@ -103,7 +103,7 @@ def calibrate(references: int = 10_000, dim: int = 512, categories: int = 1_000,
         zsvec.open(scratch, encoders=encoders, index_device=device, index_cache=False) as classifier,
     ):
         classifier.add_categories([category(number) for number in range(categories)])
-        classifier.classify_vectors({name: centre[:1] for name, centre in centres.items()})  # reads the vectors
+        classifier.classify_vectors({name: centre[:1] for name, centre in centres.items()})  # loads the vectors
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         spent = seconds(classifier.calibrate)
         more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20

@@ -1,4 +1,4 @@
-"""Clients of `zsvec serve` with an image each, beside one stream over the same images."""
+"""Measures clients of `zsvec serve` that send single images, and a stream over the same images for comparison."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def service(
     profile: str = "offline",
     rounds: int = 7,
 ) -> None:
-    """Images a second and latencies of clients of the service, beside a stream in this process."""
+    """Measure images per second and latencies of clients of the service, and of a stream in this process."""
     paths = find_images(photos)[:images]
     latencies: dict[str, list[float]] = {}
     with ExitStack() as stack:
@@ -66,7 +66,7 @@ def service(
 
 
 def _classify(http: httpx.Client, path: Path) -> float:
-    """Returns the seconds until the answer."""
+    """Returns the seconds until the response."""
     begun = time.perf_counter()
     answer = http.post("/v1/classify", content=path.read_bytes(), headers={"Content-Type": "image/jpeg"})
     answer.raise_for_status()
@@ -75,7 +75,7 @@ def _classify(http: httpx.Client, path: Path) -> float:
 
 @contextmanager
 def _served(store: Path, profile: str) -> Iterator[httpx.Client]:
-    """Yields a client of the service on a store, in another process."""
+    """Serves a store in another process, and yields a client of the service."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

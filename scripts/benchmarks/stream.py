@@ -1,4 +1,4 @@
-"""`classify_stream`, beside a plain loop with the same encoders."""
+"""Measures `classify_stream`, and a plain loop with the same encoders for comparison."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from zsvec.encoders.base import batches
 from zsvec.inputs.images import load_image
 
 _SIZE = (500, 375)
-_DISTINCT = 128  # images that are made; more are the same again
+_DISTINCT = 128  # number of different images; further paths repeat them
 
 
 def stream(
@@ -34,7 +34,7 @@ def stream(
     rounds: int = 5,
     device: Device = "cpu",
 ) -> None:
-    """Images a second of classify_stream, and of a plain loop that decodes, preprocesses and encodes."""
+    """Measure images per second of classify_stream, and of a plain loop that decodes, preprocesses and encodes."""
     stages: list[dict[str, Cell]] = []
     with tempfile.TemporaryDirectory() as scratch:
         paths = _images(images, Path(scratch))
@@ -64,7 +64,7 @@ def stream(
 
 
 def _images(count: int, folder: Path) -> list[Path]:
-    """Returns the paths of JPEG files of 500×375 pixels, about as large as photographs."""
+    """Writes JPEG files of 500×375 pixels, with about as many bytes as photographs. Returns their paths."""
     paths = []
     for seed in range(min(count, _DISTINCT)):
         random = np.random.default_rng(seed)
@@ -78,7 +78,7 @@ def _images(count: int, folder: Path) -> list[Path]:
 
 
 def _categories(encoders: EncoderSet, references: int, categories: int) -> Iterator[zsvec.CategoryInput]:
-    """Categories with random references: a text each, the rest as images."""
+    """Yields categories with random references: one text for each text encoder, and images."""
     random = np.random.default_rng(0)
     of_texts = [encoder for encoder in encoders if "text" in encoder.modalities]
     images = (references - categories * len(of_texts)) // len(encoders)
@@ -90,7 +90,7 @@ def _categories(encoders: EncoderSet, references: int, categories: int) -> Itera
 
 
 def _loop(encoders: EncoderSet, paths: Sequence[Path], batch_size: int) -> None:
-    """Decodes and preprocesses in as many threads as zsvec does, two batches ahead."""
+    """Encodes images, with decoding and preprocessing two batches ahead, in as many threads as zsvec uses."""
 
     def prepared(path: Path) -> Any:
         return encoders.preprocess(load_image(path, side=encoders.side))

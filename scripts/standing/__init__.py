@@ -1,1 +1,1 @@
-"""Divisions of sets of images into references and photos, and how well the photos are classified by the references."""
+"""Divides sets of images into references and photos, and measures how well the references classify the photos."""

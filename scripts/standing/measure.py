@@ -1,4 +1,4 @@
-"""How well photos are classified by the references of a trial, and how ways compare over the draws."""
+"""Measures how well the references of a trial classify its photos, and compares variants over the draws."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality, expert_name
 
 Draws = Sequence[Mapping[str, float]]
-"""Figures of one way, by name, for each draw."""
+"""For each draw, the figures of one variant, by name."""
 
-# Title, figure, digits, and whether the gain over the baseline is shown.
+# Title, name of the figure, decimal places, and whether the gain over the baseline is shown.
 _COLUMNS = (
     ("top-1 %", "top1", 1, True),
     ("ECE %", "ece", 1, True),
@@ -37,13 +37,13 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A trial with references laid out and calibrated.
+    """A trial with indexed references and a calibration.
 
     Attributes:
-        images: Of the set.
+        images: Images of the set.
         trial: The references, and the images to classify.
-        references: By expert.
-        calibration: Learned from the references; ``None`` without a fit.
+        references: References by expert.
+        calibration: Learned from the references; ``None`` if no calibration could be fitted.
     """
 
     images: Images
@@ -53,7 +53,7 @@ class Asked:
 
     @classmethod
     def of(cls, images: Images, trial: Trial) -> Asked:
-        """Lay out and calibrate the references of a trial."""
+        """Indexes the references of a trial, and fits a calibration to them."""
         labels = [name for _, name in trial.rows]
         numbers = [number for number, _ in trial.rows]
         hashes, nothing = [f"{number:08d}" for number in numbers], [""] * len(labels)
@@ -77,7 +77,7 @@ class Asked:
         return cls(images, trial, references, fitted[0] if fitted else None)
 
     def figures(self, fusion: str, batches: Sequence[Numbers]) -> dict[str, float]:
-        """Returns how well a strategy classifies some batches, in %."""
+        """Returns how well a strategy classifies batches: figures in percent, by name."""
         scoring = replace(_scoring(self.references), fusion=fusion)
         names = category_names(self.references)
         parts = []
@@ -105,7 +105,7 @@ def _scoring(references: Mapping[str, References]) -> Scoring:
 
 
 def mean_and_error(values: Sequence[float], digits: int, sign: str = "") -> str:
-    """Returns the mean over the draws with its standard error; NaN is a draw with nothing to measure."""
+    """Returns the mean over the draws with the standard error. Ignores NaN, which stands for nothing to measure."""
     measured = np.array(values)[~np.isnan(values)]
     if not len(measured):
         return ""
@@ -116,11 +116,11 @@ def mean_and_error(values: Sequence[float], digits: int, sign: str = "") -> str:
 
 
 def show(title: str, measured: Mapping[str, Mapping[str, Draws]]) -> None:
-    """Print a row for each way in each condition; gains are over the first way, paired draw by draw.
+    """Prints a row for each variant in each condition. Gains are over the first variant, paired by draw.
 
     Args:
-        title: Of the table.
-        measured: By condition and way.
+        title: Title of the table.
+        measured: Draws by condition and variant.
     """
     headers = [header for name, _, _, gains in _COLUMNS for header in (name, *["Δ"] * gains)]
     caption = "± is a standard error over the draws, Δ the gain over the first row of the condition"

@@ -1,4 +1,4 @@
-"""Sets of images, embedded once, with variants of each image: a burst, and the image saved again."""
+"""Embeds sets of images once, each with variants: a burst, and a copy that is saved again."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from zsvec.inputs.images import load_image
 from zsvec.settings.profiles import PROFILES
 
 progress = Console(stderr=True)
-_BATCH = 16  # images that are embedded at once, each with five variants
+_BATCH = 16  # number of images embedded at once, each with five variants
 
 
 @dataclass(frozen=True)
 class Images:
-    """A set, embedded once. Images have numbers; variants of an image have other numbers.
+    """An embedded set of images. Every image has a number, and so has every variant of an image.
 
     Attributes:
-        name: Of the set.
-        texts: By encoder, vectors of the definition texts, float32 ``(n_texts, dim)``.
+        name: Name of the set.
+        texts: Vectors of the definition texts by encoder, float32 ``(n_texts, dim)``.
         owners: Category of each text.
-        vectors: By encoder, of all images, float32 ``(n_images, dim)``.
-        pool: Numbers of the references and photos of each category.
-        most: References of a category, at most; the others are photos.
-        bursts: By image of the pool, numbers of the variants.
-        copies: By image of the pool, the number of the copy that was saved again.
+        vectors: Vectors of all images and variants by encoder, float32 ``(n_images, dim)``.
+        pool: Numbers of the images of each category, references and photos alike.
+        most: Maximum number of references of a category. Further images of the category are photos.
+        bursts: Numbers of the four burst variants of each image in the pool.
+        copies: Number of the copy of each image in the pool, which was saved again.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Images:
 
 
 def embed(folder: Path, profile: str) -> Images:
-    """Read and embed a set with the encoders of a profile.
+    """Reads a set and embeds it with the encoders of a profile.
 
     Args:
-        folder: With ``references`` and ``photos``, each with a sub-folder per category.
-        profile: Profile with the encoders, and prompts for categories without definition texts.
+        folder: Folder with the sub-folders ``references`` and ``photos``, each with a sub-folder per category.
+        profile: Profile with the encoders, and with prompts for categories without definition texts.
     """
     specs = PROFILES[profile].encoders
     encoders = load_encoders(specs, device="auto", dtype="auto", batch_size=64)
@@ -93,7 +93,7 @@ def embed(folder: Path, profile: str) -> Images:
 
 
 def _burst(image: Image.Image) -> list[Image.Image]:
-    """Mirrored, cropped twice, and all of it, blurred."""
+    """Returns four variants: mirrored, cropped in two ways, and mirrored, cropped and blurred."""
 
     def cropped(image: Image.Image, share: float, left: float, top: float) -> Image.Image:
         width, height = (max(1, int(share * side)) for side in image.size)
@@ -106,7 +106,7 @@ def _burst(image: Image.Image) -> list[Image.Image]:
 
 
 def _saved_again(image: Image.Image) -> Image.Image:
-    """As a JPEG, at nine tenths of its size."""
+    """Returns a JPEG copy at nine tenths of the width and height."""
     smaller = image.convert("RGB").resize((max(1, round(0.9 * image.width)), max(1, round(0.9 * image.height))))
     file = io.BytesIO()
     smaller.save(file, "JPEG", quality=75)

@@ -1,4 +1,4 @@
-"""Trials: references of a store, and images to classify."""
+"""Makes trials. A trial has the references of a store, and images to classify."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE
 
 Numbers = NDArray[np.intp]
 Rows = Sequence[tuple[int, str]]
-"""Number and category of each reference."""
+"""Image number and category of each reference."""
 
-FEW = 3  # references of a category that is said to have few
-RATES = (0.01, 0.02, 0.05, 0.10)  # false-unknown rates that are asked for
-BATCHES = {64: 10, 256: 4}  # sizes of batches, and how many skewed ones a draw has
-SKEW = 0.3  # of the Dirichlet distribution of categories
+FEW = 3  # number of references of a category that counts as having few
+RATES = (0.01, 0.02, 0.05, 0.10)  # requested false-unknown rates
+BATCHES = {64: 10, 256: 4}  # number of skewed batches in a draw, by batch size
+SKEW = 0.3  # concentration of the Dirichlet distribution of category shares
 
 
 @dataclass(frozen=True)
 class Trial:
-    """References, and images to classify.
+    """References of a store, and images to classify.
 
     Attributes:
         rows: The references.
-        batches: By name of the condition, numbers of the images of each batch.
+        batches: Image numbers of each batch, by name of the condition.
         truth: Category of each image.
-        few: Categories with images that are also counted apart.
-        rate: False-unknown rate that is asked for.
+        few: Categories with few references, whose images also get a separate figure.
+        rate: Requested false-unknown rate.
     """
 
     rows: Rows
@@ -52,28 +52,28 @@ class Draw:
         self.photos = np.concatenate([numbers[images.most :] for numbers in self.order.values()])
 
     def references(self, counts: Mapping[str, int]) -> Rows:
-        """The first images of each category."""
+        """Returns the first images of each category, as many as `counts` says."""
         return [(int(number), name) for name in self.names for number in self.order[name][: counts[name]]]
 
     def equal(self, count: int) -> Rows:
-        """The same number of references in each category."""
+        """Returns the same number of references for each category."""
         return self.references(dict.fromkeys(self.names, count))
 
     def mislabelled(self, rows: Rows, share: float) -> Rows:
-        """The same images, a share of which is under another category."""
+        """Returns the references with another category for a random share of them."""
         return [(number, self.another(name) if self.random.random() < share else name) for number, name in rows]
 
     def another(self, name: str) -> str:
-        """Any other category."""
+        """Returns a random other category."""
         return str(self.random.choice([other for other in self.names if other != name]))
 
     def balanced(self, size: int = 256) -> list[Numbers]:
-        """All photos, in batches of representative frequencies."""
+        """Returns all photos in random batches, so that category frequencies are those of the photos."""
         shuffled = self.random.permutation(self.photos)
         return [shuffled[first : first + size] for first in range(0, len(shuffled), size)]
 
     def skewed(self, size: int) -> list[Numbers]:
-        """Batches of at most half of the photos, in which few categories are frequent."""
+        """Returns batches in which few categories are frequent. A batch has at most half of the photos."""
         owners = np.array([self.names.index(self.truth[number]) for number in self.photos.tolist()])
         largest, batches = min(size, len(self.photos) // 2), []
         for _ in range(BATCHES[size]):
@@ -83,7 +83,7 @@ class Draw:
 
 
 def trials(images: Images, counts: Sequence[int], seed: int) -> Iterator[Trial]:
-    """All conditions of one draw; numbers of references a category that are too large are left out."""
+    """Yields the trials of one draw, which cover all conditions. Skips values of `counts` above `images.most`."""
     draw = Draw(images, seed)
     for count in (count for count in counts if count <= images.most):
         title = f"{count} reference{'s'[: count > 1]}"
@@ -106,7 +106,7 @@ def trials(images: Images, counts: Sequence[int], seed: int) -> Iterator[Trial]:
 
 
 def _uneven(draw: Draw) -> Iterator[Trial]:
-    """Unequal numbers of references."""
+    """Yields trials with unequal numbers of references."""
     most, half = draw.images.most, len(draw.names) // 2
     logarithms = draw.random.uniform(0, np.log(most), len(draw.names))
     spread = {name: round(float(np.exp(value))) for name, value in zip(draw.names, logarithms, strict=True)}
@@ -117,14 +117,14 @@ def _uneven(draw: Draw) -> Iterator[Trial]:
 
 
 def doubtful(images: Images, count: int, wrong: float, copied: float, seed: int) -> Trial:
-    """References some of which are wrong.
+    """Returns a trial with wrong labels and copies among the references.
 
     Args:
-        images: Of the set.
-        count: References a category.
-        wrong: Share of them that is under another category.
-        copied: Share of them that is saved again: every other one in its category, the others in another one.
-        seed: Of the draw.
+        images: Images of the set.
+        count: Number of references of each category, without the copies.
+        wrong: Share of the references that get another category.
+        copied: Share of the references with a copy. Every second copy gets another category than the reference.
+        seed: Seed of the draw.
     """
     draw = Draw(images, seed)
     rows = draw.mislabelled(draw.equal(count), wrong)

@@ -1,13 +1,18 @@
 #!/usr/bin/env python
-"""Measures whether zsvec reports damage of embedded stores, and reports none in a healthy store.
+"""Measures whether zsvec reports damaged embedded stores, and whether it reports healthy stores by mistake.
 
     python -m scripts.damage --stores 2000 --seed 1     from the root of the repository
     python -m scripts.damage --stores 1 --seed 417      one store, by the seed that a fault names
 
-The changes of `tests.store.changer` make each store. The store is left in one of the `STATES`: *closed*; *flushed*, and
-the writer killed; *killed*, that is, the writer killed between two changes; or *killed reader*, that is, closed by the
-writer, and a later reader killed. In a closed or flushed store, one to three files are damaged (files with checksums
-only if nothing else is damaged). Then another process opens the store, reads, collects garbage and writes.
+The changes of `tests.store.changer` make each store, which is then left in one of the `STATES`:
+
+- *closed*: the writer closed the store;
+- *flushed*: the writer flushed the store, and was killed;
+- *killed*: the writer was killed between two changes;
+- *killed reader*: the writer closed the store, and a later reader was killed.
+
+In a closed or flushed store, one to three files are damaged; a file of checksums only if it is the only one. Then
+another process opens the store, reads, collects garbage and writes.
 
 Damage is *told* if zsvec raises an error or reports a category as incomplete. A store without such a report and
 without a fault is *unharmed*. The faults are:
@@ -57,7 +62,7 @@ T = TypeVar("T")
 
 NAMESPACE, STORE = "zsvec", "store"
 PAGE = 4096
-LIMIT = 60.0  # seconds
+LIMIT = 60.0  # seconds until a process counts as hung
 MEMORY = 16 * 2**30  # bytes of address space, so that a damaged number cannot use up the memory of the machine
 FAULTS = ("ended", "hung", "other errors", "unreported", "collected", "false alarm")
 STATES = ("closed", "flushed", "killed", "killed reader")
@@ -295,7 +300,7 @@ def live(backend: EdgeBackend, stored: Mapping[str, Stored]) -> set[tuple[str, s
 
 
 def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None]:
-    """Runs work in a process. Returns the object sent, or ``None``, and the exit code, or ``None`` at the time limit."""
+    """Runs `work` in a process. Returns the object sent, if any, and the exit code (``None`` at the time limit)."""
     receiver, sender = _FORK.Pipe(duplex=False)
     process = _FORK.Process(target=work, args=(*args, sender))
     process.start()

@@ -80,7 +80,7 @@ def saved(format_name: str, mode: str = "RGB", *, most: int = LARGEST, frames: i
             image.putalpha(Image.linear_gradient("L").resize(size))
         else:
             image = Image.new("RGB", size, (90, 160, 20))
-        image = (image.convert("L") if mode == "I;16" else image).convert(mode)  # Pillow has no direct conversion to I;16
+        image = (image.convert("L") if mode == "I;16" else image).convert(mode)  # Pillow cannot convert to it directly
         more = {"save_all": True, "append_images": [image.rotate(180)] * (frames - 1)} if frames > 1 else {}
         return encode(image, format_name, **more, **options)
 
@@ -104,7 +104,7 @@ def black_png(depth: int, colour: int, *, interlaced: bool = False) -> Kind:
     return Kind(write)
 
 
-SMALL, MEDIUM = 60_000, 2_000_000  # maximum pixels: refused or slow formats; without compression
+SMALL, MEDIUM = 60_000, 2_000_000  # maximum pixels of refused or slow formats, and of uncompressed formats
 
 KINDS: dict[str, Kind] = {
     "JPEG": saved("JPEG"),

@@ -49,7 +49,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass
 class Commits:
-    """Result of a writer. A commit has category, mark, version and time of acknowledgement; `longest` is in seconds."""
+    """Result of a writer. `acknowledged` has category, mark, version and time of commits; `longest` is in seconds."""
 
     acknowledged: list[tuple[str, int, int, float]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class Commits:
 
 @dataclass
 class Batches:
-    """Result of a reader. A batch has start, marks by category, and incomplete categories; `longest` is in seconds."""
+    """Result of a reader. `seen` has start, marks and incomplete categories of batches; `longest` is in seconds."""
 
     seen: list[tuple[float, dict[str, frozenset[int]], tuple[str, ...]]] = field(default_factory=list)
     torn: int = 0

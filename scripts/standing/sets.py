@@ -35,10 +35,10 @@ class Images:
         texts: Vectors of the definition texts by encoder, float32 ``(n_texts, dim)``.
         owners: Category of each text.
         vectors: Vectors of all images and variants by encoder, float32 ``(n_images, dim)``.
-        pool: Numbers of the images of each category, references and photos alike.
+        pool: Image numbers of each category, references and photos alike.
         most: Maximum number of references of a category. Further images of the category are photos.
-        bursts: Numbers of the four burst variants of each image in the pool.
-        copies: Number of the copy of each image in the pool, which was saved again.
+        bursts: Image numbers of the four burst variants of each image in the pool.
+        copies: Image number of the re-saved copy of each image in the pool.
     """
 
     name: str

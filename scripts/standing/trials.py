@@ -56,11 +56,11 @@ class Draw:
         return [(int(number), name) for name in self.names for number in self.order[name][: counts[name]]]
 
     def equal(self, count: int) -> Rows:
-        """Returns the same number of references for each category."""
+        """Returns the first `count` images of each category."""
         return self.references(dict.fromkeys(self.names, count))
 
     def mislabelled(self, rows: Rows, share: float) -> Rows:
-        """Returns the references with another category for a random share of them."""
+        """Returns the references. A random share of them gets another category."""
         return [(number, self.another(name) if self.random.random() < share else name) for number, name in rows]
 
     def another(self, name: str) -> str:
@@ -68,7 +68,7 @@ class Draw:
         return str(self.random.choice([other for other in self.names if other != name]))
 
     def balanced(self, size: int = 256) -> list[Numbers]:
-        """Returns all photos in random batches, so that category frequencies are those of the photos."""
+        """Returns all photos in random batches, in which categories are as frequent as in all photos."""
         shuffled = self.random.permutation(self.photos)
         return [shuffled[first : first + size] for first in range(0, len(shuffled), size)]
 

@@ -202,7 +202,7 @@ def images_at(path: str | Path) -> Sequence[str | Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Returns the images in a folder. Leaves out links that lead out of the folder, and notes them on stderr."""
+    """Returns the images in a folder. Reports and leaves out links that lead out of the folder."""
     from zsvec.inputs.folders import find_images
 
     with output.left_out() as report:
@@ -251,5 +251,5 @@ def target(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Store the global options for the command."""
+    """Pass the global options to the command."""
     context.obj = Target(store, namespace, profile)

@@ -1,4 +1,4 @@
-"""The command that shows the documentation pages that the package contains."""
+"""The command that shows the documentation pages of the package."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ def export(
 
 
 def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:
-    """Returns a sample of the images in a folder, scaled down to save memory. Notes and skips unreadable images."""
+    """Returns a sample of the images in a folder, scaled down to save memory. Reports and skips unreadable images."""
     import zsvec
     from zsvec.encoders.onnx.int8 import MOST_PHOTOGRAPHS
 

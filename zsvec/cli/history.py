@@ -40,7 +40,7 @@ def undo(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Undo the last change, or the change with the given id. To redo, undo the undo by its id."""
+    """Undo the last change, or the change with the given id. To redo a change, give the id of the undo."""
     with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
         undone = classifier.history.undo(category, change=change)
     if json:

@@ -126,13 +126,13 @@ def is_file(source: Path, images: Path | None, *, boxes: bool) -> bool:
 
 
 def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> list[CategoryInput]:
-    """Returns the categories of a CSV file or of COCO annotations. Notes images that have several labels.
+    """Returns the categories of a CSV file or of COCO annotations. Reports images that have several labels.
 
     Args:
         file: A file that `is_file` accepts.
         images: Folder of the images, to which paths in the file are relative. By default the folder of the file.
         boxes: Whether to take each box of COCO annotations as an image.
-        strict: Whether to raise an error for an unusable row instead of noting and skipping the row.
+        strict: Whether to raise an error for an unusable row instead of reporting and skipping the row.
     """
     with output.left_out() as report:
         on_error = None if strict else report

@@ -95,7 +95,7 @@ def print_note(message: str) -> None:
 
 @contextmanager
 def left_out() -> Iterator[Callable[[Exception], None]]:
-    """Yields a function that notes the error of an unusable input. After 20 errors, further inputs are only counted."""
+    """Yields a function that prints the error of an unusable input. After 20 errors, inputs are only counted."""
     count = 0
 
     def report(error: Exception) -> None:
@@ -110,7 +110,7 @@ def left_out() -> Iterator[Callable[[Exception], None]]:
 
 
 def print_loading(classifier: Classifier) -> None:
-    """Notes on a terminal that encoders are loading. An empty store loads no encoders, so there is no note."""
+    """Prints on a terminal that encoders are loading. Prints nothing for an empty store, which loads no encoders."""
     if err.is_terminal and classifier.categories():
         print_note(f"loading the encoders of profile {classifier.settings.profile} …")
 
@@ -145,7 +145,7 @@ def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
             console=err,
             auto_refresh=err.is_terminal,
             get_renderable=lambda: stream_table(running.stats),
-            redirect_stdout=sys.stdout.isatty(),  # a redirection would send results for a pipe to stderr
+            redirect_stdout=sys.stdout.isatty(),  # otherwise results for a pipe would go to stderr
             transient=True,
         ):
             yield

@@ -91,7 +91,7 @@ def write_sheet(
     find: Callable[[str], SmallImage | None],
     texts: Sequence[str] = (),
 ) -> None:
-    """Writes a contact sheet. Notes on stderr its path and how many images have no small copy.
+    """Writes a contact sheet. Prints a note with the path and the number of images without a small copy.
 
     Args:
         file: Path of the page, which is replaced atomically.

@@ -23,8 +23,8 @@ _OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")  # number of spins before an idle
 _OPENMP_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 # Numbers and values of options of mallopt(3)
-_M_TRIM_THRESHOLD = (-1, 2**28)  # free bytes at the end of a heap above which memory is returned
-_M_MMAP_THRESHOLD = (-3, 2**25)  # bytes from which an array is not put in a heap; glibc's maximum
+_M_TRIM_THRESHOLD = (-1, 2**28)  # free bytes at the end of a heap from which memory is returned to the system
+_M_MMAP_THRESHOLD = (-3, 2**25)  # bytes from which an array gets its own memory mapping; glibc's maximum
 
 
 def prepare_process() -> None:

@@ -204,7 +204,7 @@ def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
 
 
 def _try(change: Callable[[], Category]) -> None:
-    """Makes a change. Notes the error if that fails, as another process may have changed the category meanwhile."""
+    """Makes a change. Prints the error if the change fails, as another process may have changed the category."""
     try:
         changed = change()
     except (ConflictError, InvalidInputError) as exc:

@@ -46,7 +46,7 @@ def serve(
 
 
 def _keys(host: str) -> tuple[Keys, str | None]:
-    """Returns the valid keys at an address; and a newly made key, which is shown only once, or ``None``."""
+    """Returns the valid keys at an address, and the secret of a key that was just created, or ``None``."""
     from zsvec.service.auth.guard import is_loopback
     from zsvec.service.auth.keys import VARIABLE, Keys, first_key, key_file
 

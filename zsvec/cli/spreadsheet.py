@@ -19,7 +19,7 @@ _END = "\r\n"
 _SIGNS = frozenset("=+-@\N{MINUS SIGN}")  # first characters of formulas, also in fullwidth and small forms
 _SKIPPED = frozenset("\"'`,;|")  # skipped before a formula: quotes and separators
 _SEPARATOR = re.compile("(?<=[;\t\n\v\f\r\x1c-\x1e\x85\u2028\u2029])")  # a cell or a line may begin after each of these
-_SKIPPED_CATEGORIES = ("C", "M", "Z", "Pi", "Pf")  # controls, zero width, marks, spaces, quotes; skipped, too
+_SKIPPED_CATEGORIES = ("C", "M", "Z", "Pi", "Pf")  # also skipped: controls, zero width, marks, spaces, quotes
 
 
 def row(values: Iterable[object]) -> str:

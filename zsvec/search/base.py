@@ -15,7 +15,7 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
 
 ATTEMPTS = 10
-"""Number of times that a search is retried while references are missing, before it goes on without them."""
+"""Number of retries while references are missing. After these, a search goes on without the references."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Change:
 
     @property
     def new_write_ids(self) -> set[str]:
-        """Ids of the writes that added references; ids of all its writes if the category lost former references."""
+        """Ids of the writes that added references. If the category lost references, ids of all its writes."""
         return set(self.after.write_ids) - set(self.before.write_ids if self.before and self.grew else ())
 
     @property

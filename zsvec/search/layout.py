@@ -23,7 +23,7 @@ _NONE = References((), np.empty((0, 0), np.float32), np.zeros(1, np.intp), np.em
 
 
 def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, References]]:
-    """Reads the references that categories have gained. Yields names of experts and references, if there are new ones.
+    """Reads the references that categories have gained. Yields the name and new references of each expert with any.
 
     Args:
         store: The store to read from.
@@ -48,7 +48,7 @@ def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, Refer
 def _by_category(pages: list[Floats], texts: Sequence[tuple[str, str, str, str | None]]) -> References:
     """Returns references in order of category and arrival. Empties the list of pages."""
     order = sorted(range(len(texts)), key=lambda i: texts[i][0])
-    row = np.argsort(order)  # of each reference, in order of arrival
+    row = np.argsort(order)  # row in `vectors` of each reference, in order of arrival
     vectors = np.empty((len(order), pages[0].shape[1]), dtype=np.float32)
     first = 0
     while pages:  # each page is freed after it is copied

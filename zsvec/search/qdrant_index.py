@@ -45,7 +45,7 @@ class Hits:
         return cls(rows, np.array(bound, dtype=np.float32), all(len(row) < limit for row in rows))
 
     def with_others(self, names: set[str], hits: Hits) -> Hits:
-        """Replaces the hits of categories by the hits of another query, as if there had been one query for all."""
+        """Replaces the hits of the categories `names` by other hits. The result equals the result of a single query."""
         bound = np.maximum(self.bound, hits.bound)
         rows = []
         for row, others, least in zip(self.rows, hits.rows, bound, strict=True):
@@ -107,7 +107,7 @@ class QdrantIndex:
         Args:
             name: Name of the expert.
             catalog: All categories, by name.
-            means: Means by expert and category, as the attribute.
+            means: Means by expert and category; see the attribute.
             names: Names of all categories, ascending.
         """
         counts = {category: n for category in names if (n := catalog[category].references.get(name, 0))}
@@ -296,7 +296,7 @@ def _write_ids(catalog: Mapping[str, Category]) -> list[str]:
 
 
 def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[str]:
-    """Returns the names of categories with references that may have been deleted between two catalogs."""
+    """Returns the names of categories that may have lost references between two states of the catalog."""
     return {
         name
         for name, old in before.items()

@@ -26,7 +26,8 @@ from zsvec.search.base import Expert, Index, IndexSpec
 from zsvec.search.in_process import NumpyIndex, neighbors
 
 _LEADERS = 64  # number of nearest references per image with float16 similarities that are recomputed in float32
-_MULTIPLE = 8  # of the number of rows: tensor cores multiply float16 fastest (NVIDIA's guide to matrix multiplication)
+# The number of rows is a multiple, for which tensor cores are fastest (NVIDIA's guide to matrix multiplication).
+_MULTIPLE = 8
 _BLOCK = 2**27  # number of similarities that are rearranged at once
 # Largest number of steps for which the best references are found by insertion, in all categories at once. `torch.topk`
 # treats categories one by one: for 10,000 categories of 10 references, insertion is 7 times as fast on a CPU.
@@ -92,7 +93,7 @@ class _Group:
     columns: torch.Tensor
 
     def mean_of_best(self, values: torch.Tensor, m: int) -> torch.Tensor:
-        """Returns the mean of the ``m`` largest values of each category, or of all its values, ``(n_images, n)``.
+        """Returns the mean of the ``m`` largest values of each category, or of all if there are fewer, ``(n_images, n)``.
 
         Args:
             values: float32 ``(n_images, n_rows)``; -inf in empty columns.

@@ -167,7 +167,7 @@ __all__ = [
     "load_image",
 ]
 
-# Names that are imported on first access, by module: numpy, Pillow and pydantic are slow to import.
+# Names that are imported on first access, by module, because numpy, Pillow and pydantic are slow to import.
 _LATE = {
     "zsvec.classifier": "Classifier",
     "zsvec.curation.audit": "Audit Confusion Duplicates Outlier StoredImage ThinCategory",
@@ -210,22 +210,21 @@ def __dir__() -> list[str]:
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     store: str | _os.PathLike[str] | None = None, *, encoders: _Iterable[Encoder] | None = None, **settings: _Any
 ) -> Classifier:
-    """Open a store of categories, and classify by its references.
+    """Open a store of categories, and return a classifier that compares images with the references in the store.
 
     Args:
         store: Folder of an embedded store, ``http://`` or ``https://`` URL of a Qdrant server, or ``:memory:`` for a
-            store that is gone when closed. Made by the first write. By default ``ZSVEC_STORE``, or ``store`` of
-            ``zsvec.toml``.
-        encoders: Your own encoder objects, instead of a profile's.
-        **settings: Any field of `zsvec.settings.settings.Settings`, such as ``profile``, ``namespace``,
-            ``api_key``, ``device``, ``fusion``; other fields come from the environment (``ZSVEC_PROFILE`` …), from
-            ``zsvec.toml``, or have their default.
+            temporary store in memory. The first write creates the store. By default, the setting ``store``.
+        encoders: Encoder objects to use instead of the encoders of a profile.
+        **settings: Fields of `zsvec.settings.settings.Settings`, such as ``profile``, ``namespace``, ``api_key``,
+            ``device`` or ``fusion``. Omitted fields come from environment variables such as ``ZSVEC_PROFILE``, from
+            ``zsvec.toml``, from ``config.toml`` in your configuration folder, or from the defaults.
 
     Returns:
-        A classifier; also a context manager.
+        A classifier, which is also a context manager.
 
     Raises:
-        InvalidInputError: A setting is unusable.
+        InvalidInputError: A setting is invalid.
         EncoderMismatchError: The store was made with other encoders.
         StoreLockedError: The embedded store is open in another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.

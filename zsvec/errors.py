@@ -11,15 +11,15 @@ ZSVecError
 ├── EncoderError               an encoder broke its contract
 │   └── WeightsUnavailableError    the weights of an encoder cannot be loaded here
 └── StoreError                 the store refuses a request
-    ├── LargeAnswerError       a server's answer has more bytes than its bound
-    ├── StoreUnavailableError  away, slow, full, read-only, or refusing the key
+    ├── LargeAnswerError       the response of a server is too large
+    ├── StoreUnavailableError  the store is unreachable, slow, full or read-only, or refuses the key
     ├── StoreLockedError       an embedded store is open in another process
     ├── EncoderMismatchError   the stored vectors come from other encoders
     └── ConflictError          the state of a category does not allow the change
 ```
 
-Each message names the problem, the value, and the fix. Errors of libraries are mapped at the call and kept as
-`__cause__`. No message has a password of a URL.
+Each message names the problem, the value, and the fix. An error of a library is raised as one of these classes, with
+the original error as `__cause__`. Passwords of URLs are removed from messages.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ import re
 import reprlib
 
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
-"""Control characters of a terminal or page, line breaks, and marks of the writing direction, which let one text look
-like another; for a character class of a regular expression of Python or ECMA 262."""
+"""Control characters, line breaks, and marks of the writing direction, which can make one text look like another.
+Written for a character class in a regular expression of Python or ECMA 262."""
 SURROGATES = r"\ud800-\udfff"
-"""Code points that valid Unicode text does not have; for a character class."""
+"""Surrogates, which valid Unicode text does not contain. Written for a character class, as `CONTROLS`."""
 
 _ESCAPED = re.compile(f"[{CONTROLS}{SURROGATES}]")
-# A user name and a password before an @.
+# A user name and a password before an @:
 _USER_INFO = re.compile(
-    r"""(?<=://)[^\s/?#]*@"""  # of a URL: up to the last @ before its path
-    r"""|(?<=://)[^\s/?#:@\[]*:(?!\d*[/?#,])\S*@"""  # with a / in it, which a port would not have before it
-    r"""|(?<![^\s'",])[^\s'"/:,]+:(?!/)\S+@(?=[\w.-]+:\d)"""  # of a host that lacks its scheme
+    r"""(?<=://)[^\s/?#]*@"""  # in a URL, up to the last @ before the path
+    r"""|(?<=://)[^\s/?#:@\[]*:(?!\d*[/?#,])\S*@"""  # in a URL, a password with a /; digits before the / are a port
+    r"""|(?<![^\s'",])[^\s'"/:,]+:(?!/)\S+@(?=[\w.-]+:\d)"""  # before a host and a port, without a scheme
 )
 
 
@@ -47,18 +47,20 @@ _SHORT.maxstring = 100  # characters
 
 
 def without_password(text: str) -> str:
-    """Removes user names and passwords from the URLs of a text.
+    """Returns a text with ``***`` instead of user names and passwords in URLs.
 
-    A password may have apostrophes and quotes. A space, ``/``, ``?`` or ``#`` in a password must be percent-encoded in
-    a URL. An unencoded password is removed as well, except for three kinds that look like a host and a path: with a
-    space, without a user name and a colon before the password, or with only digits, or an ``@``, before the first
-    ``/``.
+    A password may contain apostrophes and quotes. Valid URLs percent-encode a space, ``/``, ``?`` or ``#`` in a
+    password. An unencoded password is also removed, unless the URL looks like a host and a path:
+
+    - if the password contains a space;
+    - if the password has no user name and no colon before it;
+    - if the password has only digits, or an ``@``, before the first ``/``.
     """
     return _USER_INFO.sub("***@", text)
 
 
 def harmless(text: str, *, but: str = "") -> str:
-    """Returns text with control characters and bidirectional controls escaped, except those in `but`."""
+    """Returns a text with `CONTROLS` and `SURROGATES` escaped, except the characters in `but`."""
     return _ESCAPED.sub(lambda found: found[0] if found[0] in but else repr(found[0])[1:-1], text)
 
 
@@ -66,7 +68,7 @@ def shown(value: object) -> str:
     """Returns a short representation of any value, for a message."""
     try:
         return _SHORT.repr(value)
-    except Exception:  # noqa: BLE001 - an int with too many digits for Python, or an object that raises anything
+    except Exception:  # noqa: BLE001 - an int may have too many digits, and other objects may raise anything
         return f"a value of type {type(value).__name__}"
 
 
@@ -92,7 +94,7 @@ class CategoryNotFoundError(InvalidInputError):
 
 
 class ImageError(ZSVecError):
-    """An image is unreadable: missing, empty, truncated, too large, or no image at all."""
+    """An image is unreadable: the file is missing, empty, truncated, too large, or not an image."""
 
 
 class MissingExtraError(ZSVecError):
@@ -103,15 +105,15 @@ class GenerationError(ZSVecError):
     """A service that describes categories or draws references refuses a request.
 
     Attributes:
-        generated: The `zsvec.generation.facet.Generated` of the run that this error ended, with the images that had
-            arrived and are stored.
+        generated: The `zsvec.generation.facet.Generated` of the run that this error ended, with the images that were
+            stored before the error; ``None`` if no image arrived.
     """
 
     generated: object = None
 
 
 class GenerationUnavailableError(GenerationError):
-    """The service is unreachable, too slow or too busy, until the deadline."""
+    """The service stayed unreachable, too slow or too busy until the deadline."""
 
 
 class EncoderError(ZSVecError):
@@ -127,7 +129,7 @@ class StoreError(ZSVecError):
 
 
 class LargeAnswerError(StoreError):
-    """An answer of a server has more bytes than its bound."""
+    """The response of a server is too large."""
 
 
 class StoreUnavailableError(StoreError):
@@ -139,11 +141,12 @@ class StoreLockedError(StoreError):
 
 
 class EncoderMismatchError(StoreError):
-    """The vectors of the store come from other encoders than those in use."""
+    """The encoders in use differ from the encoders that made the stored vectors."""
 
 
 class ConflictError(StoreError):
     """The state of a category does not allow the change.
 
-    Other writers changed the category first at every attempt, or the category would have no reference.
+    Either other writers changed the category before every attempt to commit, or the change would remove the last
+    reference of the category.
     """

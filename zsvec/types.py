@@ -1,4 +1,4 @@
-"""Frozen dataclasses of stored categories, references and changes, and of predictions."""
+"""Frozen dataclasses for predictions, and for stored categories, references and changes."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 CALIBRATION_FORMAT = 4
-"""Format of stored calibrations; a calibration of another format is ignored."""
+"""Format version of stored calibrations. Calibrations with another version are ignored."""
 
 
 def expert_name(encoder: str, modality: Modality) -> str:
-    """Name of the expert that compares images with the references of one encoder and modality."""
+    """Returns the name of the expert for an encoder and a modality, such as ``clip:text``."""
     return f"{encoder}:{modality}"
 
 
 def encoder_and_modality(expert: str) -> tuple[str, Modality]:
-    """Inverse of `expert_name`."""
+    """Returns the encoder and the modality of an expert, from the name that `expert_name` returned."""
     encoder, _, modality = expert.rpartition(":")
     return encoder, "text" if modality == "text" else "image"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Identity of an encoder: vectors of different fingerprints are not comparable.
+    """Identity of an encoder. Vectors of encoders with different fingerprints cannot be compared.
 
     Attributes:
-        model: Model id, or ``sha256:…`` of weights loaded from a local path.
-        revision: Commit of the hub's repository, for weights of a hub.
+        model: Model id, or ``sha256:…`` for weights from a local path.
+        revision: Commit of the hub repository that has the weights; ``None`` for weights from a local path.
         dim: Dimension of the vectors.
-        preprocessing: Description of the preprocessing of pixels and words.
+        preprocessing: Description of how images and texts are preprocessed.
     """
 
     model: str
@@ -59,11 +59,12 @@ class Category:
     Attributes:
         name: The label.
         version: 1 for the first commit, and higher for each later one.
-        rev: Microseconds since 1970 of the last change, by the writer's clock; above all revisions the writer had seen.
+        rev: Revision of the last change. Microseconds since 1970 by the writer's clock, raised above every revision
+            that the writer had seen.
         write_ids: Ids of the committed writes. References of other writes are ignored.
         texts: Definition texts.
-        references: Number of references of each expert, ``{"clip:text": 2, "clip:image": 5}``.
-        metadata: The user's JSON.
+        references: Number of references by expert, such as ``{"clip:text": 2, "clip:image": 5}``.
+        metadata: JSON object that the user stored with the category.
     """
 
     name: str
@@ -76,12 +77,12 @@ class Category:
 
     @property
     def updated(self) -> datetime:
-        """Time of the last commit (UTC)."""
+        """Time of the last change (UTC)."""
         return datetime.fromtimestamp(self.rev / 1e6, tz=UTC)
 
     @property
     def images(self) -> int:
-        """Number of reference images; if encoders differ, the largest."""
+        """Number of reference images. If the encoders have different numbers, this is the largest."""
         counts = (n for expert, n in self.references.items() if encoder_and_modality(expert)[1] == "image")
         return max(counts, default=0)
 
@@ -106,7 +107,7 @@ class StoredReference:
         modality: Text or image.
         source: The text itself, or the path or name of the image.
         prompt: Prompt of a generated image.
-        group: Name of a group of images of the category, such as a burst.
+        group: Name of the group of related images that the image belongs to, such as a burst.
         added: Time of addition (UTC), if known.
         by: Recorded author, if any.
         experts: Names of the experts that compare images with the reference.
@@ -134,9 +135,9 @@ class SmallImage:
 
     Attributes:
         hash: Content hash of the image.
-        content: The copy, a JPEG file.
-        width: Width of the original image, upright, in pixels.
-        height: Height, likewise.
+        content: Content of the copy, a JPEG file.
+        width: Width of the original image in pixels, with the image upright.
+        height: Height of the original image in pixels, with the image upright.
         source: Path or name of the image.
         added: Time of addition (UTC), if known.
     """
@@ -151,7 +152,7 @@ class SmallImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A change of categories within the undo window.
+    """A change of categories, recent enough to be in the history (setting ``history``).
 
     Attributes:
         id: Id of the change.
@@ -176,11 +177,12 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Forgotten:
-    """The erased points of a forgotten image.
+    """Result of erasing an image from a store.
 
     Attributes:
-        categories: Names of the categories that had the image.
-        points: Number of erased points of all collections: references, replaced ones included, copies, and the inbox.
+        categories: Names of the categories that contained the image.
+        points: Number of points erased from all collections: current and replaced references, small copies, and images
+            of the inbox.
     """
 
     categories: tuple[str, ...]
@@ -189,11 +191,11 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True)
 class Neighbor:
-    """A reference near the image, as evidence.
+    """One of the references that are most similar to the classified image.
 
     Attributes:
         category: Category of the reference.
-        similarity: Cosine of image and reference, -1 to 1.
+        similarity: Cosine similarity of the image and the reference, -1 to 1.
         source: The text itself, or the path or name of the image.
         hash: Content hash of the text or image, for `Classifier.image`.
     """
@@ -210,7 +212,7 @@ class ExpertOutput:
 
     Attributes:
         weight: Share of the expert in the fusion; the shares of all experts sum to 1.
-        entropy: Entropy, in nats, of the expert's distribution over the categories of its coverage.
+        entropy: Entropy, in nats, of the expert's distribution over the categories that the expert covers.
         ranking: The most probable categories with their probabilities, 0 to 1, best first.
         neighbors: The references nearest to the image, nearest first.
     """
@@ -228,24 +230,26 @@ class Prediction:
     Attributes:
         source: Path or name of the image.
         label: The most probable category; ``None`` for an unknown or unreadable image.
-        nearest: The most probable category, of an unknown image too.
+        nearest: The most probable category, also for an unknown image.
         probability: Fused probability of `nearest`, 0 to 1.
-        unknown: Whether the novelty is above the threshold in force; False without a threshold.
-        novelty: Novelty, 0 to 1. With a calibrated threshold, `false_unknown_rate` of the known images exceed 0.5.
-            ``None`` without a calibration.
-        distance: 1 - the largest cosine to a reference image, under the encoder with the largest distance; to a text
-            without any images. 0 (an image equal to a reference) to 2.
+        unknown: Whether the novelty exceeds the threshold. The threshold is the setting ``unknown_above``, or 0.5 if
+            the calibration has a threshold. False without a calibration or a threshold.
+        novelty: Novelty, 0 to 1; ``None`` without a calibration. With a calibrated threshold, the novelty exceeds 0.5
+            for a fraction ``false_unknown_rate`` (setting) of the images of known categories.
+        distance: 1 minus the cosine similarity to the nearest reference image, from 0 (an image equal to a reference)
+            to 2. Of several encoders, the largest distance counts. Without reference images, texts are compared.
         ranking: The most probable categories with their fused probabilities, best first.
         experts: Evidence of each expert, by name.
-        fusion: The strategy that ran: the chosen one, or its fallback.
-        calibration: Use of the store's calibration: ``current``, ``stale`` if categories have changed since, ``none``
-            without a calibration for these settings.
-        incomplete: Committed categories of which not all references could be read. They count with their last whole
-            state, or not at all.
-        stale_seconds: Age of the state of the store, while the store is unavailable; else 0 (`max_staleness`).
+        fusion: Name of the fusion strategy that was used: the strategy of the settings, or the fallback.
+        calibration: State of the store's calibration: ``current``, ``stale`` if categories have changed since, or
+            ``none`` if there is no calibration for these settings.
+        incomplete: Names of committed categories with references that could not be read. Such a category is compared by
+            the last references that could be read completely, or left out.
+        stale_seconds: Seconds since the store was last read, if the store is unavailable (setting ``max_staleness``);
+            otherwise 0.
         error: Reason why there is no prediction, or ``None``.
-        hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`; ``None`` unless requested (by
-            ``keep``, in a stream) or for a path that was classified alone.
+        hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`. ``None`` unless ``keep`` is
+            ``uncertain`` or ``all``, the image is in the inbox, or `Classifier.classify` got a single path.
     """
 
     source: str
@@ -287,19 +291,19 @@ class Prediction:
 
 
 def how_far(prediction: Prediction) -> str:
-    """The novelty of an image, for display; without a calibration, its distance."""
+    """Returns the novelty of an image as text, or the distance if there is no calibration."""
     if prediction.novelty is None:
         return f"distance {prediction.distance:.2f}"
     return f"novelty {prediction.novelty:.2f}"
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """A number with its noun, such as ``1 image`` or ``2 categories``; by default the plural has an s."""
+    """Returns a number with a noun, such as ``1 image`` or ``2 categories``. The default plural adds an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def fields_of(value: DataclassInstance) -> dict[str, Any]:
-    """The fields of a dataclass by name; nested values are not converted, unlike by `dataclasses.asdict`."""
+    """Returns the fields of a dataclass by name. Unlike `dataclasses.asdict`, does not convert nested values."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
@@ -313,7 +317,7 @@ class Finding:
 
     Attributes:
         what: Name of the check.
-        ok: Whether the checked thing works, or is not needed.
+        ok: Whether the check passed, or the checked component is not needed.
         detail: Result in words.
         advice: Recommended action; empty if none.
     """

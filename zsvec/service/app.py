@@ -44,7 +44,7 @@ _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",  # with no referrer at all, browsers send forms with an Origin of null
+    "Referrer-Policy": "same-origin",  # with no-referrer, browsers send forms with "Origin: null"
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "X-Frame-Options": "DENY",
@@ -55,20 +55,19 @@ _HEADERS = {
 
 class _Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
-        """Returns the OpenAPI description."""
         if self.openapi_schema is None:
             self.openapi_schema = completed(super().openapi(), self.state.work.limits.images)
         return self.openapi_schema
 
 
 def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> FastAPI:
-    """Creates the service of a classifier, for any ASGI server, in one process.
+    """Creates the ASGI application that serves a classifier. The application must run in one process.
 
     The encoders are loaded at start-up. The classifier is not closed at shutdown.
 
     Args:
-        classifier: Serves predictions and changes.
-        keys: Keys of clients. By default clients need no key, and must reach the service by a name of this machine.
+        classifier: The classifier that makes predictions and changes.
+        keys: API keys of clients. By default, clients need no key, but must use a name of this machine as host.
         limits: Bounds on requests.
     """
     chosen = limits or Limits()
@@ -124,7 +123,7 @@ async def _answer_error(request: Request, error: Any) -> Response:
 
 
 async def _answer_left_client(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # for the log
+    return Response(status_code=499)  # appears only in the log
 
 
 def _problem_of(request: Request, error: Problem | ZSVecError | RequestValidationError | HTTPException) -> Problem:
@@ -152,7 +151,7 @@ def _is_taken(request: Request, method: str) -> bool:
 
 
 class _RawPaths:
-    """Routes by the path as sent, so that a name may have an encoded ``/``. Refuses queries that are not UTF-8."""
+    """Routes by the percent-encoded path, so that names may contain ``%2F``. Refuses queries that are not UTF-8."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -163,7 +162,7 @@ class _RawPaths:
         try:
             unquote_to_bytes(scope.get("query_string", b"")).decode()
         except UnicodeDecodeError:
-            # The guard has not checked the length of the body yet: no further request of the connection is safe.
+            # The guard has not checked the length of the body yet, so no other request of the connection is safe.
             problem = Problem(422, "the query must be UTF-8, percent-encoded", {"Connection": "close"})
             await answer(problem)(scope, receive, send)
             return
@@ -171,7 +170,7 @@ class _RawPaths:
 
 
 class _AccessLog:
-    """Logs and counts each request, and adds its id and the security headers to the response."""
+    """Logs and counts each request. Adds the request id and security headers to the response."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -201,7 +200,7 @@ class _AccessLog:
 
         try:
             await self._app(scope, receive, sending)
-        except asyncio.CancelledError:  # by the server, at shutdown
+        except asyncio.CancelledError:  # the server cancels requests at shutdown
             if code:
                 raise
             detail = "the service shut down during the request. Check whether the change was made, then try again"

@@ -1,4 +1,4 @@
-"""Operator endpoints: liveness, readiness, and metrics for Prometheus. No label contains a name of a user."""
+"""Operator endpoints: liveness, readiness, and metrics for Prometheus. No label names a category, file or key."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Health:
             return "the service is shutting down"
         if self._loading:
             return self._loading
-        async with self._pinging:  # once for concurrent probes
+        async with self._pinging:  # concurrent probes share one ping
             if time.monotonic() - self._pinged[0] > _PING_INTERVAL_S:
                 found = await asyncio.to_thread(self._ping)
                 self._pinged = (time.monotonic(), found)
@@ -86,8 +86,8 @@ class Metrics(Collector):
     """Totals of a service, for Prometheus and the page *Live*.
 
     Attributes:
-        requests: Requests by route and status code.
-        seconds: Seconds of requests by route.
+        requests: Number of requests by route and status code.
+        seconds: Histogram of the duration of requests in seconds, by route.
     """
 
     def __init__(self, work: Work) -> None:
@@ -114,21 +114,23 @@ class Metrics(Collector):
         return dict(codes)
 
     def read_store(self) -> tuple[dict[str, int] | None, int]:
-        """Returns the number of references by modality, of the encoder with most, and the revision of the last commit.
+        """Returns the number of references by modality, and the largest revision of a category.
 
-        Waits at most two seconds for the store. ``None`` before the first read; the last numbers while it is away.
+        If the encoders have different numbers of references, the largest number counts. The store is read at most
+        every 15 seconds, with a timeout of two seconds for each request. While the store is unavailable, the previous
+        numbers are returned, or ``None`` before the first successful read.
         """
         if time.monotonic() - self._counted_at > _COUNT_INTERVAL_S:
             self._counted_at = time.monotonic()
             classifier = self._work.classifier
-            with suppress(ZSVecError), classifier.within(_STORE_TIMEOUT_S):  # other requests report an absent store
+            with suppress(ZSVecError), classifier.within(_STORE_TIMEOUT_S):  # other requests report the failure
                 self._counted = _counted(classifier.categories())
         return self._counted
 
     def collect(
         self,
     ) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | SummaryMetricFamily]:
-        """Yields the metrics that other objects count."""
+        """Yields the metrics that the classifier, the store and `Work` count."""
         work, stats = self._work, self._work.classifier.stats
         images = CounterMetricFamily("zsvec_images", "Classified images", labels=["outcome"])
         for outcome, number in work.outcomes.items():
@@ -181,5 +183,5 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Metrics in the text format of Prometheus."""
-    found = await asyncio.to_thread(request.app.state.metrics.text)  # in no queue of requests to the store
+    found = await asyncio.to_thread(request.app.state.metrics.text)  # not in `Work`, whose queue may be full
     return Response(found, media_type=CONTENT_TYPE_LATEST)

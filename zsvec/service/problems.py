@@ -33,7 +33,7 @@ _STATUS: tuple[tuple[type[ZSVecError], int], ...] = (
     (StoreLockedError, 503),
     (WeightsUnavailableError, 503),
     (MissingExtraError, 503),
-    (StoreError, 409),  # not possible in the state of the store
+    (StoreError, 409),  # the state of the store does not allow the request
 )
 _MAX_DETAIL = 2000  # characters
 _RETRY_AFTER_S = {429: "1", 503: "5"}

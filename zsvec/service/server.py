@@ -1,9 +1,9 @@
-"""The process of a service: uvicorn with graceful shutdown.
+"""The server process: uvicorn with graceful shutdown.
 
-After SIGTERM or SIGINT the service is not ready from then on, and accepts connections for a moment longer,
-until load balancers have noticed. Each response then closes its connection. After that the service stops accepting,
-waits for the requests of accepted connections, responds to them, and exits. Work that takes longer, such as an audit
-of a large store, is abandoned: a store survives a kill at any instant.
+After SIGTERM or SIGINT, the readiness check fails, and each response closes the connection. The service accepts new
+connections for one more second, so that load balancers notice the shutdown. Then the service stops accepting, responds
+to the requests of accepted connections, and exits. Requests that take too long, such as an audit of a large store, are
+abandoned. Abandoned work cannot damage the store, which survives a kill at any instant.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ except ModuleNotFoundError:  # Windows
     resource = None  # type: ignore[assignment]
 
 NOT_READY_NOTICE_S = 1.0
-"""Seconds between not being ready and accepting no connections."""
+"""Seconds from the first failing readiness check until the service stops accepting connections."""
 LAST_REQUESTS_S = 0.5
-"""Seconds for the first requests of accepted connections."""
+"""Seconds for new connections to send a first request, after the service stops accepting connections."""
 LAST_RESPONSES_S = 7.0
-"""Seconds for the responses to accepted requests."""
+"""Maximum seconds for the last responses at shutdown."""
 IDLE_TIMEOUT_S = 65
-"""Seconds that a connection may be idle after a response: longer than proxies keep connections open."""
+"""Maximum seconds that a connection may be idle after a response. Proxies close idle connections earlier."""
 SHUTDOWN_TIMEOUT_S = 9.5
 """Seconds from the signal until the process exits in any case."""
-_OTHER_FILES = 256  # open files beside connections
+_OTHER_FILES = 256  # open files other than connections
 _BACKLOG = 128  # connections that wait to be accepted
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Protocol(H11Protocol):
-    """Registers the connection with `Connections`, and in the state of requests."""
+    """Adds the connection to `Connections`, and to the ``state`` of each of its requests."""
 
     def __init__(self, server: Server) -> None:
         self._known = Connection()
@@ -59,26 +59,24 @@ class _Protocol(H11Protocol):
         super().__init__(server.config, server.server_state, {**server.lifespan.state, CONNECTION: self._known})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Adds the connection."""
         transport.set_write_buffer_limits(0)  # pauses writing until the buffer is empty
         super().connection_made(transport)
         self._all.add(self._known, transport)
 
     def data_received(self, data: bytes) -> None:
-        """Starts the timeout of a head."""
         self._all.hear(self._known)
         super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Removes the connection."""
         super().connection_lost(exc)
         self._all.remove(self._known)
 
 
 class Server(uvicorn.Server):
-    """uvicorn with another accept loop. `run` returns after a signal.
+    """uvicorn with a different accept loop. `run` returns after a signal.
 
-    uvicorn, hypercorn and granian close the listener right after a signal, which resets connections in the backlog.
+    uvicorn, hypercorn and granian close the listener right after a signal. Closing resets the connections in the
+    backlog, so this server accepts them first.
     """
 
     def __init__(self, app: FastAPI, listener: socket.socket) -> None:
@@ -98,7 +96,7 @@ class Server(uvicorn.Server):
         self._listener = listener
         self._ending: asyncio.Event = app.state.health.ending
         self.open_connections: Connections = app.state.connections
-        self._tasks: set[asyncio.Task[None]] = set()  # keeps a reference to each
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Starts the application, then accepts connections."""
@@ -109,7 +107,7 @@ class Server(uvicorn.Server):
         self._start(self._shut_down())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Shuts down; at once at the second signal."""
+        """Starts a graceful shutdown. After a second signal, the shutdown does not wait for responses."""
         if not self.started:
             self.should_exit = True
             return
@@ -123,7 +121,7 @@ class Server(uvicorn.Server):
         timer.start()
         await asyncio.sleep(NOT_READY_NOTICE_S)
         self._loop.remove_reader(self._listener)
-        self._accept()  # the backlog, which closing the listener would reset
+        self._accept()  # accepts the backlog, which closing the listener would reset
         self._listener.close()
         await asyncio.sleep(LAST_REQUESTS_S)
         self.should_exit = True
@@ -154,7 +152,7 @@ class Server(uvicorn.Server):
 
 
 def _raise_file_limit(connections: Connections) -> None:
-    """Raises the limit of open files to the maximum, and bounds connections by the limit."""
+    """Raises the limit of open files as far as allowed, and bounds the number of connections by that limit."""
     if resource is None:
         return
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -172,7 +170,7 @@ def _exit() -> None:
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """Returns a listening socket; port 0 takes a free one.
+    """Returns a listening socket. Port 0 selects a free port.
 
     Raises:
         InvalidInputError: The address does not exist on this machine, or is in use.
@@ -181,9 +179,10 @@ def listening(host: str, port: int) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
         listener = socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
-        # Connections inherit both options. Without the first, each response waits 40 ms for its body.
+        # Accepted connections inherit both options. Without TCP_NODELAY, the body of each response is 40 ms late.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Linux buffers megabytes that a client does not read, and reports progress only after a third of them.
+        # By default, Linux buffers megabytes that a client has not read, and reports the socket as writable only after
+        # the client has read a third of them.
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 2 * PART_BYTES)
     except (OSError, OverflowError, ValueError) as exc:
@@ -194,13 +193,13 @@ def listening(host: str, port: int) -> socket.socket:
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Runs a service until a signal."""
+    """Runs a service until SIGTERM or SIGINT."""
     _raise_file_limit(app.state.connections)
     Server(app, listener).run()
 
 
 def log_to_stderr(formatter: logging.Formatter) -> None:
-    """Logs to stderr, one record per line in this format."""
+    """Logs to stderr in this format, from level INFO up. uvicorn, httpx and httpcore log from level WARNING up."""
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -209,7 +208,7 @@ def log_to_stderr(formatter: logging.Formatter) -> None:
 
 
 class JsonLines(logging.Formatter):
-    """Formats a record as a JSON object on one line, with the fields of a request."""
+    """Formats a log record as a JSON object on one line. Records of requests have additional fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""

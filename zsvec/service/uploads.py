@@ -1,4 +1,4 @@
-"""Bodies of requests: images and fields in forms, images as bodies, JSON with images as base64."""
+"""Reads request bodies: forms with images and fields, single images, and JSON with images as base64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseModel)
 
 _MAX_NAME = 255  # characters of a file name
 _MAX_FIELDS = 1000  # of a form
-_MAX_JSON_PARTS = 100_000  # each may take a hundred times its bytes, or an error object
+_MAX_JSON_PARTS = 100_000  # each part may take a hundred times its bytes in memory, or cause an error object
 _UTF_8 = ("utf-8", "utf8")
 _MAX_SEMICOLONS = 32  # of a header: python-multipart takes two microseconds to parse each
 _METADATA = TypeAdapter(dict[str, Any])
@@ -43,7 +43,7 @@ class Upload(io.BytesIO):
 
 @dataclass(frozen=True)
 class Material:
-    """Reference images, definition texts and metadata of a category in a request; ``None``: not given."""
+    """Reference images, definition texts and metadata of a category in a request. ``None`` means not given."""
 
     images: Sequence[Upload]
     texts: Sequence[str] | None = None
@@ -73,7 +73,11 @@ async def sent_images(request: Request, max_images: int) -> list[Upload]:
 
 
 async def sent_material(request: Request, max_images: int) -> Material:
-    """Reads the texts, images and metadata of a category, with the errors of `sent_images`."""
+    """Reads the texts, images and metadata of a category from a form or from JSON.
+
+    Raises:
+        Problem: There are too many images, or the body cannot be read.
+    """
     kind = _content_type(request)
     if kind == "application/json":
         given = await sent_json(request, CategoryGiven)
@@ -107,7 +111,7 @@ async def sent_json(request: Request, model: type[Model]) -> Model:
 
 @contextmanager
 def _as_problems() -> Iterator[None]:
-    """Maps errors of pydantic to problems, without their input, which may be large."""
+    """Raises validation errors of pydantic as problems, without the invalid input, which may be large."""
     try:
         yield
     except ValidationError as exc:
@@ -119,7 +123,11 @@ def _as_problems() -> Iterator[None]:
 
 
 async def sent_form(request: Request, max_images: int) -> tuple[list[Upload], dict[str, list[str]]]:
-    """Reads the images and the text fields of a form, with the errors of `sent_images`."""
+    """Reads the images and the text fields of a form.
+
+    Raises:
+        Problem: There are too many images, or the form cannot be read.
+    """
     images: list[Upload] = []
     fields: dict[str, list[str]] = {}
     async with _form(request) as items:
@@ -137,10 +145,9 @@ async def sent_form(request: Request, max_images: int) -> tuple[list[Upload], di
 
 
 class _Parser(MultiPartParser):
-    """Bounds the parameters in the headers of parts."""
+    """Limits the number of parameters in each header of a part, because parsing them is slow."""
 
     def on_header_end(self) -> None:
-        """Checks a header of a part."""
         if (found := self._current_partial_header_value.count(b";")) > _MAX_SEMICOLONS:
             raise MultiPartException(f"a part's header must have at most {_MAX_SEMICOLONS} semicolons, got {found:,}")
         super().on_header_end()
@@ -148,13 +155,14 @@ class _Parser(MultiPartParser):
 
 @asynccontextmanager
 async def _form(request: Request) -> AsyncIterator[list[tuple[str, str | UploadFile]]]:
-    """Reads a form, and closes its files at the end of the block."""
+    """Yields the fields and files of a form, and closes the files at the end of the block."""
     kind = _content_type(request)
     try:
         if kind == "application/x-www-form-urlencoded":
             yield _fields(await request.body())
         elif kind == "multipart/form-data":
-            # Starlette decodes text by any codec, and by Latin-1 if that fails. Latin-1 preserves every byte.
+            # Starlette would decode text by any codec that a client names, or by Latin-1 if that fails. Latin-1
+            # preserves every byte, so that `_utf_8` can decode again.
             headers = Headers({"content-type": f"{request.headers['content-type']}; charset=latin-1"})
             parser = _Parser(headers, request.stream(), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)
             form = await parser.parse()
@@ -201,7 +209,7 @@ def _check_number(images: int, max_images: int) -> None:
 
 
 def _content_type(request: Request) -> str:
-    """Returns the media type of the body; raises a Problem if its charset is not UTF-8."""
+    """Returns the media type of the body. Raises a Problem if the charset is not UTF-8."""
     given = request.headers.get("content-type", "")
     if given.count(";") > _MAX_SEMICOLONS:
         raise Problem(415, f"Content-Type must have at most {_MAX_SEMICOLONS} semicolons, got {given.count(';'):,}")

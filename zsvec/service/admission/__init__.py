@@ -1,1 +1,1 @@
-"""Admission control: bounds on connections, bodies, responses and work."""
+"""Admission control: limits of connections, bodies, responses and queued work."""

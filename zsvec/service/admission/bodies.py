@@ -1,7 +1,7 @@
-"""Bodies of requests and responses: bounds of their size, pace and memory (backpressure).
+"""Backpressure: limits the size, speed and memory of request and response bodies.
 
-ASGI servers have no timeout for either. They buffer each piece of a response whole, and wait for the client only before
-the next piece; small parts bound that buffer.
+ASGI servers have no timeouts for bodies. They buffer each piece of a response whole, and wait for the client only
+before the next piece. Small pieces therefore limit the buffer.
 """
 
 from __future__ import annotations
@@ -23,29 +23,30 @@ from zsvec.service.problems import Problem, answer
 _log = logging.getLogger(__name__)
 
 PART_BYTES = 2**16
-"""Bytes of a part of a response."""
+"""Maximum number of bytes in a part of a response."""
 WRITE_TIMEOUT_S = 30.0
-"""Seconds in which a client must read the last part of a response."""
+"""Maximum seconds for a client to read one part of a response."""
 _MAX_OPEN_BYTES = 2**16  # of a body at paths that need no key
-_MIN_BYTES_PER_S = 4096  # of a body, once `Limits.stall_timeout_s` is over
-_LINGER_S = 5.0  # for the rest of a refused body, so that the client can read the refusal
+_MIN_BYTES_PER_S = 4096  # mean speed of a body, beyond the first `Limits.stall_timeout_s` seconds
+_LINGER_S = 5.0  # to read the rest of a refused body, so that the client can read the refusal
 
 
 class Backpressure:
-    """Refuses bodies that are too large, too slow or beyond the memory budget; disconnects clients that do not read.
+    """Refuses request bodies that are too large or too slow, and disconnects clients that do not read responses.
 
-    Responses have a budget. Beyond it, the connection of the oldest response is aborted; the newest response is always
-    sent, so that clients that do not read cannot block others.
+    All request bodies share one memory budget, and a body beyond the budget is refused. All responses share another
+    budget. Beyond that budget, the connection with the oldest response is aborted. The newest response is always sent,
+    so that clients that do not read cannot block other clients.
 
     Attributes:
-        receiving: Bytes received of the bodies of all requests at work.
+        receiving: Body bytes received so far by all requests in progress.
         sending: Bytes of the responses, or pieces of responses, that are being sent.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, connections: Connections) -> None:
         self._app = app
         self._connections = connections
-        self._pending: dict[_Exchange, int] = {}  # bytes of answers, the oldest first
+        self._pending: dict[_Exchange, int] = {}  # bytes of responses, the oldest first
         self.limits = limits
         self.receiving = 0
         self.sending = 0
@@ -67,7 +68,7 @@ class Backpressure:
 
     @contextmanager
     def held(self, exchange: _Exchange, size: int) -> Iterator[None]:
-        """Reserves bytes of the budget within the block; aborts the oldest responses to make room."""
+        """Reserves bytes of the response budget within the block. Aborts the oldest responses to make room."""
         while self._pending and self.sending + size > self.limits.sending_bytes:
             oldest = next(iter(self._pending))
             self.sending -= self._pending.pop(oldest)
@@ -93,7 +94,7 @@ class _Exchange:
         self.received = 0
 
     async def receive(self) -> Message:
-        """Returns the next part of the body; raises a Problem for a body that is too large or too slow."""
+        """Returns the next part of the body. Raises a Problem for a body that the limits do not allow."""
         if self._ended:
             return await self._receive()
         timeout = self._owner.limits.stall_timeout_s
@@ -109,7 +110,7 @@ class _Exchange:
         self._ended = not message.get("more_body", False)
         size = len(message.get("body", b""))
         self.check_size(self.received + size)
-        # Content-Length reserves nothing: clients could block others by stating a length and sending nothing.
+        # Content-Length reserves no memory. Otherwise, clients could state a length, send nothing, and block others.
         if self._owner.receiving + size > self._owner.limits.receiving_bytes:
             raise self._refusal(429, "too many bodies are being received: try again soon")
         self.received += size
@@ -127,7 +128,7 @@ class _Exchange:
         return Problem(status, detail)
 
     async def send(self, message: Message) -> None:
-        """Sends a response in parts; returns from the last one once the client has read all of them."""
+        """Sends a response in parts. Returns from the last part when the client has read all parts."""
         if message["type"] != "http.response.body":
             if self._refused:
                 MutableHeaders(scope=message)["Connection"] = "close"
@@ -155,12 +156,11 @@ class _Exchange:
             await asyncio.sleep(0)  # lets the server notice before the application returns
 
     def abort(self) -> None:
-        """Aborts the connection."""
         self._aborted = True
         self._abort()
 
     async def _discard(self) -> None:
-        """Reads the rest of the body: to close a connection with unread bytes would reset it and lose the response."""
+        """Reads the rest of the body. Closing a connection with unread bytes would reset it and lose the response."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while (await self._receive()).get("more_body"):

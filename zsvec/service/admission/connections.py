@@ -1,8 +1,8 @@
-"""Limits the number of open connections and the seconds of a request's head.
+"""Limits the number of open connections, and the time to receive a request head.
 
-No ASGI server has settings for these limits. uvicorn closes connections that are idle after a response, but has no
-timeout before a complete head; its ``limit_concurrency`` refuses new clients, with a key or without. hypercorn has no
-limit, and granian stops accepting at the limit.
+No ASGI server has suitable settings. uvicorn closes connections that are idle after a response, but has no timeout for
+an incomplete head. ``limit_concurrency`` of uvicorn refuses new clients, even with a valid key. hypercorn does not
+limit connections. granian stops accepting connections at its limit.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from typing import Any
 from starlette.types import Scope
 
 HEAD_TIMEOUT_S = 20.0
-"""Seconds from the first byte of a head, or from the connection, to the end of the head."""
+"""Maximum seconds to receive a head, from the first byte or, for the first request, from the connection."""
 MAX_CONNECTIONS = 4096
-"""Open connections, unless the system allows fewer."""
+"""Maximum number of open connections, unless the system allows fewer."""
 CONNECTION = "connection"
-"""Name of the connection in the ``state`` of a request."""
+"""Key of the connection in the ``state`` of a request."""
 
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """A connection with the ``state`` of the last request."""
+    """An open connection, with the ``state`` of the last request."""
 
     transport: Transport | None = None
     timer: TimerHandle | None = None  # while a head is incomplete
-    requests: int = 0  # at work; with pipelining, two may overlap
+    requests: int = 0  # in progress; with pipelining, two may overlap
     state: Mapping[str, Any] = field(default_factory=dict)
 
     def abort(self) -> None:
@@ -51,7 +51,7 @@ class Connections:
         self._open: dict[Connection, None] = {}  # the oldest first
 
     def add(self, one: Connection, transport: Transport) -> None:
-        """Adds a new connection; aborts another, or the new one, beyond the maximum."""
+        """Adds a connection. At the maximum, aborts another connection, or the new one if no other can be aborted."""
         one.transport = transport
         if len(self._open) < self.most or self.abort_one():
             self._open[one] = None
@@ -68,17 +68,17 @@ class Connections:
         one.state = {}
 
     def hear(self, one: Connection) -> None:
-        """Starts the timeout of a head at the first bytes."""
+        """Starts the timeout for a request head when bytes arrive and no request is in progress."""
         if one.timer is None and not one.requests and one.transport is not None:
             one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)
 
     def abort_one(self) -> bool:
-        """Aborts the oldest connection without a key in the last request, or else the oldest idle connection.
+        """Aborts the oldest connection whose last request had no key, or else the oldest idle connection.
 
-        The oldest goes first, so that a new client has time to send a key.
+        The oldest connection goes first, so that a new client has time to send a key.
 
         Returns:
-            Whether there was such a connection.
+            Whether a connection was aborted.
         """
         without_key = (one for one in self._open if one.state.get("key") is None)
         idle = (one for one in self._open if not one.requests)
@@ -93,7 +93,7 @@ class Connections:
     def asking(self, scope: Scope) -> Iterator[Callable[[], None]]:
         """Marks the connection of a request as busy within the block. Yields a function that aborts the connection."""
         one = scope.get("state", {}).get(CONNECTION)
-        if one is None:  # another server than `zsvec.service.server`
+        if one is None:  # under a server other than `zsvec.service.server`
             yield lambda: None
             return
         if one.timer is not None:
@@ -106,7 +106,7 @@ class Connections:
         finally:
             one.requests -= 1
             if not one.requests and one.transport is not None and one.transport.get_write_buffer_size():
-                one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)  # bytes after the last bounded part
+                one.timer = _abort_in(HEAD_TIMEOUT_S, one.transport)  # the client has not read everything yet
 
 
 def _abort_in(seconds: float, transport: Transport) -> TimerHandle:

@@ -1,4 +1,4 @@
-"""Executors: a bounded number of images and other requests, in threads that share the encoders' batches."""
+"""Thread pools with bounded queues, for images and for other requests. The encoders batch concurrent images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _MAX_THREADS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on requests.
+    """Limits of requests. Each value is a maximum.
 
     Attributes:
-        images: Images of a request.
-        body_bytes: Bytes of a body.
-        queue: Images that wait or are at work.
-        tasks: Other requests that wait or are at work.
-        receiving_bytes: Bytes of all bodies in memory.
+        images: Images in one request.
+        body_bytes: Bytes of one request body.
+        queue: Images waiting or being classified.
+        tasks: Other requests waiting or running.
+        receiving_bytes: Bytes of all request bodies in memory.
         sending_bytes: Bytes of all responses that clients have not read.
-        stall_timeout_s: Seconds until the next part of a body.
-        store_timeout_s: Seconds until a store on a server answers one request; some operations need several.
+        stall_timeout_s: Seconds to wait for the next part of a body.
+        store_timeout_s: Seconds for one request to the store server. Some operations make several such requests.
     """
 
     images: int = 64
@@ -53,8 +53,8 @@ class Work:
     """Runs requests in threads. Thread-safe.
 
     Attributes:
-        outcomes: Number of images by outcome: known, unknown, and failed, which could not be read.
-        listeners: Called with each classified image and its prediction, in a thread.
+        outcomes: Number of images by outcome: ``known``, ``unknown``, or ``failed`` for an unreadable image.
+        listeners: Functions to call with each image and prediction, in the thread that classified the image.
     """
 
     def __init__(self, classifier: Classifier, limits: Limits) -> None:
@@ -64,18 +64,18 @@ class Work:
         self.listeners: list[Callable[[ImageInput, Prediction], None]] = []
         self._lock = threading.Lock()
         self._images = self._tasks = 0
-        # Enough to prepare one batch while another is encoded.
+        # Enough threads to prepare one batch while another is encoded.
         threads = min(2 * classifier.settings.batch_size, _MAX_THREADS)
         self._classifying = ThreadPoolExecutor(threads, thread_name_prefix="zsvec-serve")
         self._other = ThreadPoolExecutor(_OTHER_THREADS, thread_name_prefix="zsvec-serve-other")
 
     @property
     def queued(self) -> int:
-        """Number of images that wait or are at work."""
+        """Number of images waiting or being classified."""
         return self._images
 
     def check_room(self, images: int) -> None:
-        """Raises a Problem if the queue has no room for so many further images."""
+        """Raises a Problem if the queue has no room for this number of images."""
         if self._images + images > self.limits.queue:
             raise Problem(429, f"{self._images} images wait already, of {self.limits.queue} at most: try again soon")
 
@@ -85,17 +85,19 @@ class Work:
         top_k: int,
         gone: Callable[[], Awaitable[object]],
     ) -> list[Prediction]:
-        """Classifies images, each in a thread, and keeps images by the setting ``keep``.
+        """Classifies each image in a thread. The setting ``keep`` decides which images are kept in the inbox.
 
         Args:
             images: Images of a request.
-            top_k: Categories in the rankings.
-            gone: Returns when the client has disconnected; images that have not begun are then cancelled and closed.
+            top_k: Maximum number of categories in a ranking.
+            gone: Waits until the client has disconnected. Images that no thread has started on are then cancelled and
+                closed.
 
         Raises:
-            Problem: Too many images wait.
+            Problem: The queue is full.
             ClientLeft: The client has disconnected.
-            ZSVecError: As `zsvec.classifier.Classifier.classify`, except for unreadable images.
+            ZSVecError: `zsvec.classifier.Classifier.classify` failed. For an unreadable image, the prediction has an
+                ``error`` instead.
         """
         self._admit(len(images))
         futures = [self._classifying.submit(self._classified, image, top_k) for image in images]
@@ -114,7 +116,7 @@ class Work:
             leaving.cancel()
             answers.cancel()
             for future, image in zip(futures, images, strict=True):
-                if future.cancel():  # the executor holds it until a thread is free
+                if future.cancel():  # the executor would hold the image until a thread is free
                     image.close()
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
@@ -138,10 +140,10 @@ class Work:
             self._images -= 1
 
     async def run(self, function: Callable[[], Result], *, by: str | None = None) -> Result:
-        """Runs a function other than classification in a thread, with `by` as the author of its changes.
+        """Runs a function in a thread for requests other than classification. `by` is the recorded author of changes.
 
         Raises:
-            Problem: Too many requests wait.
+            Problem: Too many requests are waiting.
         """
 
         def run() -> Result:
@@ -161,6 +163,6 @@ class Work:
             self._tasks -= 1
 
     def close(self) -> None:
-        """Waits for running work, and cancels the rest."""
+        """Waits for running work, and cancels waiting work."""
         self._classifying.shutdown(cancel_futures=True)
         self._other.shutdown(cancel_futures=True)

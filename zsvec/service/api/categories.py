@@ -19,13 +19,13 @@ router = APIRouter(prefix="/v1", tags=["categories"], responses=PROBLEM)
 
 @router.get("/categories", response_model=list[schemas.Category])
 async def list_categories(work: Runs) -> Response:
-    """All categories by name, with numbers of references."""
+    """Returns all categories, sorted by name, with the number of references by expert."""
     return JSON([category.to_dict() for category in await work.run(work.classifier.categories)])
 
 
 @router.get("/categories/{name}", response_model=schemas.WholeCategory)
 async def show_category(name: Name, work: Runs) -> Response:
-    """A category with metadata and references."""
+    """Returns a category with metadata and references."""
 
     def show() -> dict[str, Any]:
         category = work.classifier.category(name)
@@ -42,9 +42,10 @@ async def show_category(name: Name, work: Runs) -> Response:
     openapi_extra=body_of(schemas.CategoryGiven, form=True),
 )
 async def put_category(request: Request, name: Name, work: Runs, by: By) -> Response:
-    """Replaces the texts, images and metadata that are given; the rest stays.
+    """Creates a category, or replaces the texts, images and metadata that the request contains.
 
-    Without texts and images, the name defines a new category.
+    Texts, images or metadata that the request omits stay as they are. A new category without texts gets the name as
+    definition text.
     """
     sent = await sent_material(request, work.limits.images)
 
@@ -63,9 +64,9 @@ async def put_category(request: Request, name: Name, work: Runs, by: By) -> Resp
     openapi_extra=body_of(schemas.CategoryGiven, form=True),
 )
 async def add_references(request: Request, name: Name, work: Runs, by: By) -> Response:
-    """Adds texts and images; creates a missing category.
+    """Adds texts and images to a category, and creates the category if missing.
 
-    References are identified by content: a second request with the same body changes nothing.
+    Texts and images that the category already has are not added again, so a repeated request changes nothing.
     """
     sent = await sent_material(request, work.limits.images)
     return JSON(await work.run(lambda: _added(work.classifier, name, sent, replace=False), by=by))
@@ -79,14 +80,17 @@ def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) 
 
 @router.patch("/categories/{name}", response_model=schemas.Category, openapi_extra=body_of(schemas.CategoryChange))
 async def change_category(request: Request, name: Name, work: Runs, by: By) -> Response:
-    """Makes all that is given one change, which can be undone."""
+    """Sets texts and metadata, renames or merges a category.
+
+    All parts of the request form one change in the history, so one undo reverts them.
+    """
     given = await sent_json(request, schemas.CategoryChange)
     return JSON(await work.run(lambda: _changed(work.classifier, name, given), by=by))
 
 
 def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
     category = classifier.category(name)
-    # Checked before the first write, so that a refused change changes nothing even without a history.
+    # Checked before the first write, so that a refused request changes nothing, even without a history.
     new = None if given.name is None else checked_name(given.name)
     names = {one.name for one in classifier.categories()}
     if given.merge and new is not None and new not in names:
@@ -108,21 +112,21 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
 
 @router.delete("/categories/{name}", status_code=204)
 async def remove_category(name: Name, work: Runs, by: By) -> Response:
-    """Removes a category with all references; `POST /v1/undo` restores both."""
+    """Removes a category and all its references. `POST /v1/undo` restores them."""
     await work.run(lambda: work.classifier.remove_category(name), by=by)
     return Response(status_code=204)
 
 
 @router.get("/categories/{name}/references", response_model=list[schemas.StoredReference])
 async def list_references(name: Name, work: Runs) -> Response:
-    """References of a category: texts first, then by age."""
+    """Returns the references of a category: texts, then images, each from the oldest to the newest."""
     found = await work.run(lambda: work.classifier.references.of(name))
     return JSON([reference.to_dict() for reference in found])
 
 
 @router.get("/categories/{name}/references/{hash}", response_model=schemas.StoredReference)
 async def show_reference(name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
-    """Source, time and author of a reference."""
+    """Returns a reference with source, time of addition and author."""
     return JSON((await work.run(lambda: _reference(work.classifier, name, hash))).to_dict())
 
 
@@ -135,7 +139,10 @@ def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredRe
 
 @router.get("/categories/{name}/references/{hash}/image", response_class=Response, responses=PICTURE)
 async def show_reference_image(request: Request, name: Name, hash: Hash, work: Runs) -> Response:  # noqa: A002
-    """JPEG with a short side of at most 256 pixels, if the store keeps copies."""
+    """Returns a small copy of an image, a JPEG with a shorter side of at most 256 pixels.
+
+    The status is 404 if the store has no copy.
+    """
 
     def small() -> SmallImage | None:
         _reference(work.classifier, name, hash)
@@ -150,7 +157,7 @@ async def show_reference_image(request: Request, name: Name, hash: Hash, work: R
     openapi_extra=body_of(schemas.ReferenceChange),
 )
 async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
-    """Moves a reference to another category, and returns that category. No encoder runs."""
+    """Moves a reference to another category, and returns that category. The reference is not embedded again."""
     given = await sent_json(request, schemas.ReferenceChange)
 
     def move() -> dict[str, Any]:
@@ -164,7 +171,7 @@ async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, b
 
 @router.delete("/categories/{name}/references/{hash}", status_code=204)
 async def remove_reference(name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
-    """Removes a reference, except the last one of a category."""
+    """Removes a reference. The last reference of a category cannot be removed."""
 
     def remove() -> None:
         _reference(work.classifier, name, hash)

@@ -1,4 +1,4 @@
-"""Helpers of the routes: dependencies, parameters of paths, errors of state, atomic changes, small copies."""
+"""Helpers of the routes: dependencies, path parameters, conflict errors, atomic changes and small copies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zsvec.service.problems import Problem
 from zsvec.types import SmallImage
 
 
-# Dependencies are async: FastAPI runs others in a thread, which takes longer than the rest of the work.
+# Dependencies are async, because FastAPI runs sync functions in a thread, which takes longer than the function itself.
 async def work_of(request: Request) -> Work:
     """Returns the executor of the service."""
     work: Work = request.app.state.work
@@ -28,7 +28,10 @@ async def work_of(request: Request) -> Work:
 
 
 async def author_of(request: Request) -> str | None:
-    """Returns the name of the request's key, the author of its changes; ``None`` without keys."""
+    """Returns the name of the API key that the request used. The history records this name as the author.
+
+    ``None`` if the service has no keys.
+    """
     key: Key | None = request.state.key
     return key.name if key else None
 
@@ -53,7 +56,11 @@ Hash = Annotated[str, Path(description="Content hash of the text or image.", pat
 
 @contextmanager
 def of_state() -> Iterator[None]:
-    """Answers 409 instead of 422 for a valid value that the state of the store does not allow."""
+    """Maps InvalidInputError in the block to status 409, instead of 422.
+
+    In such a block, the values are valid, but the state of the store does not allow the change. A missing category
+    still has status 404.
+    """
     try:
         yield
     except CategoryNotFoundError:
@@ -64,10 +71,10 @@ def of_state() -> Iterator[None]:
 
 @contextmanager
 def whole_change(classifier: Classifier, kind: str) -> Iterator[str]:
-    """Makes all writes of the block one change, and undoes all if the block fails. Yields the id of the change.
+    """Records all writes of the block as one change, and undoes them if the block fails. Yields the id of the change.
 
-    The writes stay without a history (setting ``history``), if others have changed one of the categories since, or
-    while the store is away.
+    The writes are not undone if the history is disabled (setting ``history``), if another client has changed one of the
+    categories since, or if the store is unavailable.
     """
     try:
         with classifier.history.one_change(kind) as identifier:
@@ -79,7 +86,7 @@ def whole_change(classifier: Classifier, kind: str) -> Iterator[str]:
 
 
 def picture(request: Request, small: SmallImage | None, content_hash: str) -> Response:
-    """Returns the small copy of an image as JPEG, or 304 if the browser has the copy.
+    """Returns the small copy of an image as JPEG, or status 304 if the browser has cached the copy.
 
     Raises:
         Problem: There is no copy.

@@ -1,4 +1,4 @@
-"""The OpenAPI description: adds to FastAPI's the bodies that routes parse themselves, problem details and keys."""
+"""Completes the OpenAPI description by FastAPI: adds request bodies that routes parse, problem details and keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PROBLEM: dict[int | str, dict[str, Any]] = {
         "headers": {"Retry-After": {"description": "Seconds; of 429 and 503.", "schema": {"type": "string"}}},
     }
 }
-"""``responses`` of every route: problem details."""
+"""``responses`` of every route, for errors as problem details."""
 PICTURE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}},
     304: {"description": "The copy of this `ETag` is current"},
@@ -51,7 +51,7 @@ _SECURITY = {
 
 
 def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) -> dict[str, Any]:
-    """Returns the ``openapi_extra`` of a route that parses its body itself.
+    """Returns the ``openapi_extra`` of a route that parses the request body without FastAPI.
 
     Args:
         model: Model of the JSON body.
@@ -78,7 +78,7 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
 
 
 def completed(description: dict[str, Any], max_images: int) -> dict[str, Any]:
-    """Adds the models of bodies and problems, keys, and the number of images per request to FastAPI's description."""
+    """Adds models of bodies and problems, API keys, and the maximum number of images to the description by FastAPI."""
     _, sent = models_json_schema(
         [(model, "validation") for model in schemas.Given.__subclasses__()] + [(schemas.Problem, "serialization")],
         ref_template="#/components/schemas/{model}",
@@ -91,7 +91,7 @@ def completed(description: dict[str, Any], max_images: int) -> dict[str, Any]:
         if "images" in part.get("properties", ()):
             part["properties"]["images"]["maxItems"] = max_images
     for part in _objects([description["paths"], description["components"]]):
-        if isinstance(part.get("title"), str):  # the name of the field again
+        if isinstance(part.get("title"), str):  # repeats the name of the field
             del part["title"]
     return description
 

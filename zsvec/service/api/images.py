@@ -1,4 +1,4 @@
-"""Routes of images: classify, correct, and the inbox of images that wait for a label."""
+"""Routes of images: classification, correction, and the inbox of images that wait for a label."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ async def classify(
     top_k: Annotated[int, Query(ge=1, le=_MAX_TOP_K, description="Categories in the rankings.")] = 5,
     explain: Annotated[bool, Query(description="Whether to return the evidence of each expert.")] = False,
 ) -> Response:
-    """One prediction per image, in order; an unreadable image has its own `error`.
+    """Classifies images. Returns one prediction per image, in order, with an `error` for an unreadable image.
 
-    Send images as form files `images`, as the body, or as base64 in JSON. No URL is fetched.
+    Send images as form files named `images`, a single image as the body, or base64 in JSON. URLs are not fetched.
     """
     work.check_room(1)  # before the body is read
     images = await sent_images(request, work.limits.images)
@@ -46,9 +46,9 @@ async def correct(
     by: By,
     category: Annotated[schemas.CategoryName, Query(description="The right category; created if missing.")],
 ) -> Response:
-    """Makes images references of the right category, from the next prediction on.
+    """Adds images to the right category as references, for all following predictions, and returns the category.
 
-    A reference of another category is moved. If an image cannot be read, no image is used.
+    An image that is a reference of another category is moved. If an image cannot be read, nothing is changed.
     """
     images = await sent_images(request, work.limits.images)
 
@@ -66,14 +66,17 @@ async def correct(
 async def show_inbox(
     work: Runs, number: Annotated[int | None, Query(ge=1, description="Maximum number of images.")] = None
 ) -> Response:
-    """Most informative and most diverse images first."""
+    """Returns the images that wait for a label. The first images are informative, and differ from each other."""
     found = await work.run(lambda: work.classifier.inbox.rank(number))
     return JSON([image.to_dict() for image in found])
 
 
 @router.post("/inbox", response_model=list[schemas.Kept], openapi_extra=_IMAGES)
 async def keep_images(request: Request, work: Runs, by: By) -> Response:
-    """Keeps each image, except duplicates of references and of images that wait or were dismissed."""
+    """Keeps images in the inbox.
+
+    Near-duplicates of references, of dismissed images and of images from earlier requests are not kept.
+    """
     images = await sent_images(request, work.limits.images)
 
     def kept() -> list[dict[str, Any]]:
@@ -92,19 +95,22 @@ async def keep_images(request: Request, work: Runs, by: By) -> Response:
 
 @router.get("/inbox/groups", response_model=list[schemas.Group])
 async def list_groups(work: Runs) -> Response:
-    """Groups of similar unknown images; each may be a missing category."""
+    """Returns groups of similar unknown images. Each group may be a missing category."""
     return JSON([group.to_dict() for group in await work.run(work.classifier.inbox.groups)])
 
 
 @router.get("/inbox/{hash}/image", response_class=Response, responses=PICTURE)
 async def show_waiting_image(request: Request, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as the path says
-    """JPEG with a short side of at most 256 pixels, if the store keeps copies."""
+    """Returns a small copy of an image, a JPEG with a shorter side of at most 256 pixels.
+
+    The status is 404 if the store has no copy.
+    """
     return picture(request, await work.run(lambda: work.classifier.inbox.small(hash)), hash)
 
 
 @router.post("/inbox/label", response_model=schemas.Category, openapi_extra=body_of(schemas.LabelGiven))
 async def label_images(request: Request, work: Runs, by: By) -> Response:
-    """Makes the images references of a category, and returns the category. No encoder runs."""
+    """Moves images from the inbox to a category, as references, and returns the category. Nothing is embedded again."""
     given = await sent_json(request, schemas.LabelGiven)
 
     def labelled() -> dict[str, Any]:
@@ -117,7 +123,10 @@ async def label_images(request: Request, work: Runs, by: By) -> Response:
 
 @router.post("/inbox/dismiss", status_code=204, openapi_extra=body_of(schemas.Hashes))
 async def dismiss_images(request: Request, work: Runs, by: By) -> Response:
-    """Removes the images unlabelled. Similar images are not kept again until these would have expired."""
+    """Removes images from the inbox without a label.
+
+    Near-duplicates are not kept again until the dismissed images expire (setting `inbox_days`).
+    """
     given = await sent_json(request, schemas.Hashes)
 
     def dismissed() -> None:

@@ -1,4 +1,7 @@
-"""Models of requests and responses, for validation and for OpenAPI: the objects of the commands' ``--json``."""
+"""Models of requests and responses, for validation and for OpenAPI.
+
+Responses are the objects that the commands print with ``--json``.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ NAME: dict[str, Any] = {
     "maxLength": LONGEST_NAME,
     "pattern": NAME_PATTERN,
 }
-"""Schema of a category name: printable, one line."""
+"""JSON Schema of a category name: one line of printable characters."""
 TEXT: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
@@ -41,7 +44,7 @@ TEXT: dict[str, Any] = {
     "pattern": r"\S",
     "examples": ["a small reddish arboreal mammal"],
 }
-"""Schema of a definition text."""
+"""JSON Schema of a definition text."""
 HASH = "^[0-9a-f]{64}$"
 """Pattern of a content hash."""
 Hash = Annotated[str, Field(pattern=HASH)]
@@ -49,7 +52,7 @@ Hash = Annotated[str, Field(pattern=HASH)]
 
 def _not_too_long(name: str) -> str:
     composed = unicodedata.normalize("NFC", name)
-    if len(composed) > LONGEST_NAME:  # before stripping, as in the schema
+    if len(composed) > LONGEST_NAME:  # not stripped before, as in the schema
         raise ValueError(f"a category name must have at most {LONGEST_NAME} characters, got {len(composed):,}")
     return name
 
@@ -91,13 +94,13 @@ Image = Base64 | NamedImage
 
 
 class Images(Given):
-    """Images, each as base64 or with a file name."""
+    """Images, each as a base64 string or as an object with a file name."""
 
     images: Annotated[list[Image], Field(min_length=1, max_length=_MAX_ITEMS)]
 
 
 class CategoryGiven(Given):
-    """A category, or additions to a category."""
+    """Texts, images and metadata of a category."""
 
     texts: Annotated[list[Text] | None, Field(max_length=_MAX_ITEMS, description="Definition texts.")] = None
     images: Annotated[list[Image], Field(max_length=_MAX_ITEMS, description="Reference images.")] = []
@@ -105,7 +108,7 @@ class CategoryGiven(Given):
 
 
 class CategoryChange(Given):
-    """Changes of a category; omitted fields stay."""
+    """Changes of a category. Omitted fields are not changed."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -133,20 +136,20 @@ class ReferenceChange(Given):
 
 
 class LabelGiven(Given):
-    """Images of the inbox, and a category."""
+    """Content hashes of images in the inbox, and the category of these images."""
 
     hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MAX_ITEMS)]
     category: Annotated[CategoryName, Field(description="Created if missing.")]
 
 
 class Hashes(Given):
-    """Images of the inbox."""
+    """Content hashes of images in the inbox."""
 
     hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MAX_ITEMS)]
 
 
 class UndoGiven(Given):
-    """The change to undo; by default the last one."""
+    """The change to undo. By default, the last change of any category."""
 
     category: Annotated[CategoryName | None, Field(description="Undo the last change of this category.")] = None
     change: Annotated[str | None, Field(pattern="^[0-9a-f-]{1,36}$", description="Id or prefix of an id.")] = None
@@ -159,7 +162,7 @@ class Answer(BaseModel):
 
 
 class Problem(Answer):
-    """A problem (RFC 9457)."""
+    """An error, as problem details (RFC 9457)."""
 
     type: str
     title: str
@@ -169,7 +172,10 @@ class Problem(Answer):
 
 
 def _answer(kind: type, **changed: Any) -> Any:
-    """Returns the model of a dataclass's ``to_dict``, with descriptions from the docstring and some `changed` types."""
+    """Returns the response model of a dataclass's ``to_dict``.
+
+    Descriptions come from the docstring of the dataclass. `changed` replaces the types of fields.
+    """
     text = cleandoc(kind.__doc__ or "").replace("``None``", "null")
     summary, _, attributes = text.partition("\n\nAttributes:\n")
     said = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", attributes, re.M))
@@ -182,7 +188,7 @@ def _answer(kind: type, **changed: Any) -> Any:
 
 
 class Label(Answer):
-    """A category and a probability."""
+    """A category with a probability."""
 
     label: str
     probability: Annotated[float, Field(ge=0, le=1)]
@@ -215,7 +221,7 @@ class WholeCategory(Category):
 
 
 class Kept(Answer):
-    """Outcome of keeping an image."""
+    """Result of keeping an image in the inbox."""
 
     source: str
     hash: Annotated[str | None, Field(description="Null: a duplicate or dismissed image, or unreadable.")]
@@ -223,7 +229,7 @@ class Kept(Answer):
 
 
 class Finding(BaseModel):
-    """A finding of an audit; further fields depend on the kind."""
+    """A finding of an audit. The other fields depend on the kind of the finding."""
 
     model_config = ConfigDict(extra="allow")
 

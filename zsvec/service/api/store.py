@@ -19,13 +19,16 @@ router = APIRouter(prefix="/v1", tags=["store"], responses=PROBLEM)
 
 @router.get("/info", response_model=dict[str, Any])
 async def info(work: Runs) -> Response:
-    """Location, size, encoders, calibration and engine versions of the store."""
+    """Returns the location, size, encoders, calibration and engine versions of the store."""
     return JSON(await work.run(work.classifier.info))
 
 
 @router.get("/audit", response_model=list[schemas.Finding])
 async def audit(work: Runs) -> Response:
-    """A summary, then label errors, near-duplicates and other findings. Compares all reference images: it is slow."""
+    """Returns a summary, then label errors, near-duplicates and other findings.
+
+    The audit compares all reference images with each other, which is slow in large stores.
+    """
     return JSON(await work.run(lambda: list(work.classifier.references.audit().lines())))
 
 
@@ -33,7 +36,7 @@ async def audit(work: Runs) -> Response:
 async def history(
     work: Runs, category: Annotated[schemas.CategoryName | None, Query(description="Changes of this category.")] = None
 ) -> Response:
-    """Changes that can be undone or were undone, newest first."""
+    """Returns the changes that can be undone or were undone, newest first."""
     changes = work.classifier.history
     found = await work.run(lambda: list(changes) if category is None else changes.of(category))
     return JSON([change.to_dict() for change in found])
@@ -41,7 +44,10 @@ async def history(
 
 @router.post("/undo", response_model=schemas.Change, openapi_extra=body_of(schemas.UndoGiven))
 async def undo(request: Request, work: Runs, by: By) -> Response:
-    """Restores the categories of a change, and returns the change. An undo is a change, too."""
+    """Restores the categories of a change to the state before the change, and returns the change.
+
+    An undo is itself a change, which can be undone by id.
+    """
     given = await sent_json(request, schemas.UndoGiven)
 
     def undone() -> dict[str, Any]:

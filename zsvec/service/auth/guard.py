@@ -1,15 +1,15 @@
 """Authentication, and protection against CSRF, DNS rebinding and request smuggling.
 
-The guard refuses a request
+The guard refuses a request in these cases:
 
-- with two lengths of its body, since a proxy may read another one than the service (request smuggling);
-- for a host other than this machine, if the service has no keys (DNS rebinding), or for two hosts;
-- from a reverse proxy, if the service has no keys, since a proxy forwards any client. Health checks are answered,
-  because some probes use HTTP/1.0;
-- from a page of another origin (CSRF), with any key. Browsers send ``Sec-Fetch-Site`` or ``Origin``; a request that
-  changes something and has a cookie must have one of these headers;
-- without a key, if the service has keys, except for sign-in, static files and health checks;
-- that the right of its key does not allow (`zsvec.service.auth.keys.Key.allows`).
+- The length of the body is ambiguous, so that a proxy could read a different length (request smuggling).
+- The request has several Host headers, or the service has no keys and the host is not this machine (DNS rebinding).
+- A reverse proxy sent the request, and the service has no keys. A proxy forwards requests of any client. Health checks
+  are answered, because some probes use HTTP/1.0.
+- A page of another origin sent the request (CSRF), even with a valid key. Links to pages are allowed. Browsers send
+  ``Sec-Fetch-Site`` or ``Origin``. A request with a cookie that changes something must have one of these headers.
+- The service has keys, and the request has none. Sign-in, sign-out, static files and health checks need no key.
+- The right of the key does not allow the request (`zsvec.service.auth.keys.Key.allows`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ COOKIE = "zsvec_key"
 LOGIN = "/login"
 """Path of the sign-in page."""
 
-# Paths are compared as sent, as the routes do: another encoding is another path.
+# Paths are compared without percent-decoding, as in the routes: another encoding is another path.
 _OPEN = (LOGIN, "/logout", "/health/live", "/health/ready")
 _OPEN_FOLDER = "/static/"
 _HEALTH = "/health/"
-# Headers of reverse proxies, load balancers and content delivery networks; none that clients send.
+# Headers that reverse proxies, load balancers and content delivery networks send, but clients do not.
 _OF_PROXIES = re.compile(
     r"(x-)?via|cdn-loop|(.+-)?forwarded(-.+)?|remote-user|max-forwards"
     r"|(.+-)?(client|connecting|connection|originating|src|user|remote|peer|viewer)-?(ip|ipv6|addr|address)"
@@ -48,7 +48,10 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 class Guard:
-    """Refuses requests, or sets ``request.state.key``: the key of the request, ``None`` if the service has no keys."""
+    """Refuses requests, or sets ``request.state.key`` to the `Key` of the request.
+
+    The key is ``None`` if the service has no keys, or if the path needs no key.
+    """
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
@@ -134,7 +137,7 @@ def _check_origin(headers: Headers, method: str, host: str) -> None:
 
 
 def _is_of(origin: str, host: str) -> bool:
-    """Returns whether pages of a host have an origin; none has ``null``."""
+    """Returns whether an origin belongs to a host. The origin ``null`` belongs to no host."""
     scheme, _, named = origin.lower().partition("://")
     port = _DEFAULT_PORTS.get(scheme)
     return port is not None and host != "" and named == host.lower().removesuffix(port)

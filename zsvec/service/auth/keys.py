@@ -1,4 +1,4 @@
-"""API keys: their names, what each right allows, and the environment variable or file that holds the keys."""
+"""API keys: names, rights, and the environment variable or file that stores the keys."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ Right: TypeAlias = Literal["read", "write"]
 VARIABLE = "ZSVEC_SERVE_KEYS"
 """Environment variable with the keys."""
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-"""Methods that change nothing."""
+"""HTTP methods that change nothing."""
 FOR_WRITERS = ("/live",)
-"""Paths that need a key to write: they show images of other clients."""
+"""Paths that need the right ``write``, because they show images of other clients."""
 
-_READING = ("/v1/classify", "/classify")  # by POST
+_READING = ("/v1/classify", "/classify")  # allowed by POST for the right to read
 _MIN_LENGTH = 16  # characters of a key
-_MAX_FILE_BYTES = 100  # read of a file with a digest
+_MAX_FILE_BYTES = 100  # of the key file to read
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
 _SECRET = re.compile(r"[\x21-\x2b\x2d-\x7e]+")  # visible ASCII without the comma
 _FORMAT = f"{VARIABLE} must be NAME:RIGHT:KEY entries with commas between them, such as ann:write:…,camera:read:…"
@@ -36,11 +36,11 @@ _FORMAT = f"{VARIABLE} must be NAME:RIGHT:KEY entries with commas between them, 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key without its secret, which therefore appears in no message and no log.
+    """An API key, stored without the secret, so that no message or log can contain the secret.
 
     Attributes:
-        name: Recorded as the author of changes (``by``).
-        right: ``read``: classify and view; ``write``: also change.
+        name: Name of the key, recorded as the author of changes (``by``).
+        right: ``read`` allows classification and viewing. ``write`` also allows changes and the page *Live*.
         digest: SHA-256 of the secret, in hexadecimal.
     """
 
@@ -49,20 +49,20 @@ class Key:
     digest: str = field(repr=False)
 
     def allows(self, method: str, path: str) -> bool:
-        """Returns whether a client with the key may send a request.
+        """Returns whether the right of this key allows a request.
 
-        A key to read allows safe methods and classification. A new route is therefore closed to it until the route is
-        listed here.
+        The right ``read`` allows safe methods, except at `FOR_WRITERS`, and allows POST only to classify. A new POST
+        route therefore needs ``write``, unless `_READING` lists the route.
         """
         reads = method in SAFE_METHODS or (method == "POST" and path in _READING)
         return self.right == "write" or (reads and not path.startswith(FOR_WRITERS))
 
 
 class Keys:
-    """The keys of a service; without any, clients need no key.
+    """The API keys of a service. If there are none, clients need no key.
 
     Args:
-        keys: Keys with different secrets. A name may have several, for rotation.
+        keys: Keys with different secrets. Several keys may have the same name, for rotation.
 
     Raises:
         InvalidInputError: Two keys have the same secret.
@@ -80,7 +80,7 @@ class Keys:
         return bool(self._keys)
 
     def find(self, secret: str) -> Key | None:
-        """Returns the key with a secret, or ``None``, in constant time."""
+        """Returns the key with this secret, or ``None``. The comparison takes constant time."""
         digest = _digest(secret)
         found = None
         for key in self._keys:
@@ -90,10 +90,10 @@ class Keys:
 
     @classmethod
     def from_environment(cls, variables: Mapping[str, str] = os.environ) -> Keys:
-        """Reads the keys of ``ZSVEC_SERVE_KEYS``.
+        """Reads the keys from ``ZSVEC_SERVE_KEYS``.
 
         Raises:
-            InvalidInputError: An entry is invalid; the message has its number but no secret.
+            InvalidInputError: An entry is invalid, or two keys have the same secret. The message contains no secret.
         """
         entries = [entry.strip() for entry in variables.get(VARIABLE, "").split(",")]
         return cls(_key(number, entry) for number, entry in enumerate(entries, 1) if entry)
@@ -113,18 +113,20 @@ def _key(number: int, entry: str) -> Key:
 
 
 def first_key(folder: Path | None = None) -> tuple[Keys, str | None]:
-    """Creates a key at the first start of this user, for a service without ``ZSVEC_SERVE_KEYS``.
+    """Returns the key of a service without ``ZSVEC_SERVE_KEYS``, and creates the key at the first start.
 
-    Only the digest is stored, in a file that only this user can read, so the secret can be shown once.
+    The key belongs to this user. Only a digest of the secret is stored, in a file that only this user can read, so the
+    secret can be shown only once.
 
     Args:
-        folder: Folder of the file; by default in the state folder of the user.
+        folder: Folder of the key file. By default, the user's state folder for zsvec.
 
     Returns:
-        The keys, and the new secret; ``None`` if the key was created before.
+        The keys, and the secret. The secret is ``None`` if the key was created earlier.
 
     Raises:
-        InvalidInputError: The file cannot be read or written, or other users may write to its folder.
+        InvalidInputError: The file cannot be read or written, has no digest, or is in a folder that other users may
+            write to.
     """
     file = key_file(folder)
     secret = secrets.token_urlsafe(32)
@@ -143,7 +145,7 @@ def first_key(folder: Path | None = None) -> tuple[Keys, str | None]:
 
 
 def key_file(folder: Path | None = None) -> Path:
-    """Returns the path of the file of `first_key`."""
+    """Returns the path of the file that `first_key` writes."""
     return (folder or Path(platformdirs.user_state_dir("zsvec"))) / "serve.key"
 
 

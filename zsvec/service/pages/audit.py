@@ -15,14 +15,14 @@ from zsvec.service.pages.rendering import render
 
 router = APIRouter(prefix="/audit")
 
-_SHOWN = 30  # findings of a kind
-_EXAMPLES = 3  # pictures of a category beside a finding
-_MAX_AUTOMATIC = 5000  # images that are compared without a click: the time grows with their square
+_SHOWN = 30  # findings of each kind
+_EXAMPLES = 3  # pictures of a category to show with a finding
+_MAX_AUTOMATIC = 5000  # images to compare without a click; the time grows with the square of the number
 
 
 @router.get("")
 async def show(request: Request, work: Runs) -> Response:
-    """Shows the page without findings, which take a while."""
+    """Shows the page without findings, because finding them takes a while."""
     images = sum(category.images for category in await work.run(work.classifier.categories))
     return render(request, "audit.html", tab="/audit", images=images, automatic=images <= _MAX_AUTOMATIC)
 

@@ -22,7 +22,7 @@ from zsvec.types import Category, StoredReference, counted
 
 router = APIRouter()
 
-_CARDS = 60  # at first; "Show more" adds twice as many
+_CARDS = 60  # shown at first; "Show more" adds twice as many
 _PICTURES = 6  # of a card
 _MAX_CARDS = 100_000
 
@@ -42,7 +42,7 @@ async def show(
     filter: str = "",  # noqa: A002 - as in the address
     shown: Annotated[int, Query(ge=1, le=_MAX_CARDS)] = _CARDS,
 ) -> Response:
-    """Shows the page, or the cards alone, of categories with a text in the name."""
+    """Shows the categories with `filter` in the name, as a whole page or as cards alone."""
     wanted = filter.strip().casefold()
 
     def read() -> tuple[list[str], list[str], list[_Card]]:
@@ -92,7 +92,7 @@ async def create(request: Request, work: Runs) -> Response:
 
 @router.get("/categories/{name}")
 async def show_category(request: Request, name: Name, work: Runs) -> Response:
-    """Shows the page of a category, or the content alone."""
+    """Shows a category, as a whole page or as content alone."""
 
     def read() -> dict[str, Any]:
         category = work.classifier.category(name)
@@ -118,7 +118,7 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
         raise Problem(422, "There is no text and no picture to add")
 
     def added() -> str:
-        category = work.classifier.category(checked_name(name))  # the page may be older than a removal
+        category = work.classifier.category(checked_name(name))  # may have been removed meanwhile
         return _added(work.classifier, category.name, texts, images)
 
     return await changed(request, "add", added)
@@ -182,7 +182,7 @@ async def move_references(request: Request, work: Runs) -> Response:
 
 @router.post("/references/remove")
 async def remove_references(request: Request, work: Runs) -> Response:
-    """Removes references, except the last one of a category."""
+    """Removes references. The last reference of a category cannot be removed."""
     chosen, _ = await _chosen(request)
 
     def removed() -> str:
@@ -235,7 +235,10 @@ async def _chosen(request: Request) -> tuple[dict[str, list[str]], dict[str, lis
 
 
 def _check(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> None:
-    """Raises a Problem if a reference is gone or a category would have none, before any category is changed."""
+    """Checks all references, before any category is changed.
+
+    Raises a Problem if a reference is missing, or if a category would lose its last reference.
+    """
     for name, hashes in chosen.items():
         there = {reference.hash for reference in classifier.references.of(name)}
         if not there.issuperset(hashes):

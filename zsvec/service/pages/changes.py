@@ -1,4 +1,4 @@
-"""Changes made on pages, each with a message and an undo button; and the page *Recent changes*."""
+"""Changes that are made on pages, with a message and an undo button, and the page *Recent changes*."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from zsvec.types import Change
 
 router = APIRouter()
 
-_NAMED = 3  # categories of a change that are named
-_LISTED = 50  # changes on the page
-_WITHOUT_ROLLBACK = ("correct", "label")  # images leave the inbox, and would be in neither place after a rollback
+_NAMED = 3  # categories to list for a change
+_LISTED = 50  # changes to list on the page
+_WITHOUT_ROLLBACK = ("correct", "label")  # a rollback would not put images back into the inbox
 
 
 async def changed(request: Request, kind: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
-    """Makes one change, and returns a message with an undo button, if anything was changed.
+    """Makes one change, and returns a message. The message has an undo button if anything was changed.
 
-    If `change` fails, its writes are undone (`whole_change`), except those of a correction or a label.
+    If `change` fails, its writes are undone (`whole_change`). The writes of a correction or a label are not undone.
 
     Args:
         request: The request.
         kind: Kind of the change in the history.
-        change: Makes the change in a thread, and returns the message.
+        change: Function that makes the change and returns the message. Runs in a thread.
         goes: Path of another page to show afterwards.
     """
     work = await work_of(request)
@@ -63,7 +63,7 @@ def _toast(
 
 @router.get("/changes")
 async def show(request: Request, work: Runs) -> Response:
-    """Shows the page, or the list alone: newest changes first."""
+    """Shows the newest changes first, as a whole page or as a list alone."""
     found = await work.run(lambda: list(islice(work.classifier.history, _LISTED)))
     template = "changes_list.html" if is_part(request) else "changes.html"
     return render(request, template, changes=found, named=_NAMED)
@@ -71,7 +71,7 @@ async def show(request: Request, work: Runs) -> Response:
 
 @router.post("/undo")
 async def undo(request: Request, work: Runs, by: By) -> Response:
-    """Undoes a change; for an undo, redoes the change."""
+    """Undoes a change. If the change is an undo, the original change is made again."""
     _, fields = await sent_form(request, 0)
     given = fields.get("change", [])
     if len(given) != 1:

@@ -1,4 +1,4 @@
-"""The page *Classify*: predictions with evidence, and corrections. The images stay in the browser."""
+"""The page *Classify*: predictions with evidence, and corrections. The browser sends the image with each request."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHOICES = 5  # categories with a button
 
 @router.get("/")
 async def show(request: Request, work: Runs) -> Response:
-    """Shows the page, even while the store is away: predictions may still work."""
+    """Shows the page, even if the store is unavailable, because predictions may still work."""
     try:
         names = [category.name for category in await work.run(work.classifier.categories)]
     except StoreUnavailableError:
@@ -51,7 +51,7 @@ def _experts(prediction: Prediction) -> list[tuple[str, str, ExpertOutput]]:
 
 @router.post("/correct")
 async def correct(request: Request, work: Runs) -> Response:
-    """Makes an image a reference of the right category."""
+    """Adds an image to the right category as a reference."""
     images, fields = await sent_form(request, 1)
     name = fields.get("category", [""])[0]
     if len(images) != 1 or not name.strip():

@@ -1,4 +1,4 @@
-"""The page *Inbox*: images that wait for a label, a few at a time, and groups of similar unknown images."""
+"""The page *Inbox*: images that wait for a label, and groups of similar unknown images."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from zsvec.types import Prediction, counted
 
 router = APIRouter(prefix="/inbox")
 
-_BATCH = 24  # images that are loaded at once
+_BATCH = 24  # images to load at once
 _MAX_SHOWN = 16_000  # characters of the hashes of images on the page
-_MAX_IN_GROUP = 60  # images of a group that are shown, most typical first
+_MAX_IN_GROUP = 60  # images to show of a group, the most typical first
 _MAX_GROUPS = 20
 _CHOICES = 5
 
 
 @router.get("")
 async def show(request: Request, work: Runs) -> Response:
-    """Shows the page without images, because their ranking may take a moment."""
+    """Shows the page without images, because ranking the images may take a moment."""
     inbox = work.classifier.inbox
 
     def read() -> tuple[int, list[str]]:
@@ -41,7 +41,7 @@ async def show(request: Request, work: Runs) -> Response:
 
 @router.get("/next")
 async def more(request: Request, work: Runs, shown: Annotated[str, Query(max_length=_MAX_SHOWN)] = "") -> Response:
-    """Shows the next images by the current ranking, except images with the given hashes, separated by commas."""
+    """Shows the next images in the current ranking. `shown` has the hashes of images to omit, separated by commas."""
     there = set(filter(None, shown.split(",")))
 
     def read() -> tuple[int, list[Unlabelled]]:
@@ -82,14 +82,14 @@ def _why(image: Unlabelled, prediction: Prediction) -> str:
 
 @router.get("/groups")
 async def groups(request: Request, work: Runs) -> Response:
-    """Shows groups without names, which may need the encoders."""
+    """Shows groups of similar unknown images, without names, because naming groups may need the encoders."""
     found = await work.run(lambda: work.classifier.inbox.groups(names=False))
     return render(request, "inbox_groups.html", groups=found, most=_MAX_GROUPS, most_images=_MAX_IN_GROUP)
 
 
 @router.get("/names")
 async def names(request: Request, work: Runs) -> Response:
-    """Shows proposed names of the groups; none if the encoders cannot be loaded."""
+    """Shows proposed names of the groups; no names if encoders cannot be loaded or the key may only read."""
 
     def read() -> list[Group]:
         inbox = work.classifier.inbox
@@ -103,7 +103,7 @@ async def names(request: Request, work: Runs) -> Response:
 
 @router.post("/label")
 async def label(request: Request, work: Runs) -> Response:
-    """Makes images references of a category, which is created if missing."""
+    """Adds images to a category as references. Creates the category if missing."""
     hashes, category = await _chosen(request)
     name = checked_name(category)
     inbox = work.classifier.inbox
@@ -122,7 +122,7 @@ async def label(request: Request, work: Runs) -> Response:
 
 @router.post("/dismiss")
 async def dismiss(request: Request, work: Runs) -> Response:
-    """Removes images without a label."""
+    """Removes images from the inbox without labelling them."""
     hashes, _ = await _chosen(request)
     inbox, days = work.classifier.inbox, work.classifier.settings.inbox_days
 

@@ -1,7 +1,7 @@
 """The page *Live*: rates, stages and recent images, sent once a second as server-sent events.
 
-A task reads the figures and makes small copies of recent images while a client watches. All clients get the same event;
-a slow client skips events, so that none pile up.
+While a client watches, a task reads the statistics and makes small copies of recent images. All clients get the same
+events. A slow client skips events, so that events do not pile up.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from zsvec.types import Prediction
 router = APIRouter(prefix="/live")
 
 SHOWN = 12
-"""Recent images on the page."""
+"""Number of recent images on the page."""
 _EVENT_INTERVAL_S = 1.0
-_WINDOW = 10  # events over which rates and means are taken
-_COPIES = 4  # at most, of the images between two events
-_COPY_TIME_S = 0.1  # after which no copy is begun
+_WINDOW = 10  # events for mean rates and stage times
+_COPIES = 4  # maximum number of copies that are made for one event
+_COPY_TIME_S = 0.1  # after this time, no other copy is begun
 _MAX_NAME = 120  # characters
 _STAGES = ("decode", "preprocess", "encode", "search", "fuse")
 _RECONNECT_MS = 2000
@@ -44,7 +44,7 @@ _Totals: TypeAlias = tuple[float, int, StreamStats]  # monotonic seconds, number
 
 
 class Live:
-    """Events of a service. Used in one event loop; images are classified in any thread."""
+    """Events of a service. Must be used in one event loop, but images may be classified in any thread."""
 
     def __init__(self, work: Work, metrics: Metrics, ending: asyncio.Event) -> None:
         self._work = work
@@ -53,7 +53,7 @@ class Live:
         self._watchers = 0
         self._task: asyncio.Task[None] | None = None
         self._event = ""
-        self._published = asyncio.Event()  # replaced by each event
+        self._published = asyncio.Event()  # replaced at each event
         self._waiting: deque[tuple[ImageInput, Prediction]] | None = None  # None: no client watches
         self._shown: deque[tuple[dict[str, Any], bytes | None]] = deque(maxlen=SHOWN)
         work.listeners.append(self._see)
@@ -68,7 +68,7 @@ class Live:
         if self._task is None:
             self._task = asyncio.create_task(self._run())
         try:
-            while self._task is not None:  # a slow client comes back after the last event
+            while self._task is not None:  # a slow client may come back after the last event
                 await self._published.wait()
                 if not self._event:
                     return
@@ -135,7 +135,10 @@ class Live:
 
 
 def _rates(past: deque[_Totals]) -> dict[str, Any]:
-    """Returns images per second, and seconds by stage: of the window, or of all time for a window without batches."""
+    """Returns the current and mean image rates, the seconds per image of each stage, and the mean batch size.
+
+    Stage times and batch size cover the recent events in `past`. If no batch ran then, they cover the whole run.
+    """
     now, done, stats = past[-1]
     first, done_first, stats_first = past[0]
     last, done_last, _ = past[-2] if len(past) > 1 else past[-1]
@@ -182,12 +185,12 @@ async def _lines(live: Live) -> AsyncGenerator[str, None]:
 
 
 class _Events(StreamingResponse):
-    """Server-sent events, closed as soon as the client disconnects, even with an unsent event."""
+    """A response of server-sent events. Closes `lines` when the client disconnects, even if an event is unsent."""
 
     media_type = "text/event-stream"
 
     def __init__(self, lines: AsyncGenerator[str, None]) -> None:
-        super().__init__(lines, headers={"X-Accel-Buffering": "no"})  # nginx buffers otherwise
+        super().__init__(lines, headers={"X-Accel-Buffering": "no"})  # otherwise, nginx buffers events
         self._lines = lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

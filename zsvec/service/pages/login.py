@@ -17,14 +17,14 @@ _MAX_AGE_S = 30 * 24 * 3600  # phones discard session cookies often
 
 @router.get(LOGIN)
 async def show(request: Request) -> Response:
-    """Shows the page; redirects to the first page if the service has no keys."""
+    """Shows the page, or redirects to the first page if the service has no keys."""
     keys: Keys = request.app.state.keys
     return render(request, "login.html", wrong=False) if keys else RedirectResponse("/", 303)
 
 
 @router.post(LOGIN)
 async def login(request: Request) -> Response:
-    """Signs in with the key in the body, which appears in no address, log or history."""
+    """Signs in with a key. The key is in the body, so that no address, log or history contains it."""
     keys: Keys = request.app.state.keys
     _, fields = await sent_form(request, 0)
     given = fields.get("key", [""])[0].strip()

@@ -1,4 +1,4 @@
-"""HTML from templates: pages, parts of pages, problems, phrases for predictions; and static files."""
+"""Renders pages, parts of pages, problems and phrases for predictions as HTML, and serves static files."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _FILES = {
     for file in sorted(files("zsvec.service").joinpath("static").iterdir(), key=lambda file: file.name)
     if file.name.rpartition(".")[2] in _TYPES
 }
-# Of all files, because scripts import each other.
+# One digest of all files, because scripts import each other.
 _DIGEST = sha256(b"".join(sha256(content).digest() for content in _FILES.values())).hexdigest()[:12]
 
 
@@ -67,14 +67,14 @@ def _picture_path(category: str, content_hash: str) -> str:
 
 
 def _static_path(name: str) -> str:
-    """Returns a path with a digest, which browsers cache until a file changes."""
+    """Returns a path with the digest of all static files, so that browsers cache the file until one changes."""
     if name not in _FILES:
         raise KeyError(name)
     return f"/static/{_DIGEST}/{name}"
 
 
 def percent(share: float) -> str:
-    """Formats a probability; never as 0 % or 100 %."""
+    """Formats a probability as a percentage, but never as 0 % or 100 %."""
     if share > 0.995:
         return "over 99 %"
     return "under 1 %" if share < 0.005 else f"{100 * share:.0f} %"
@@ -112,20 +112,20 @@ async def static(digest: str, name: str) -> Response:
 
 
 def may_change(request: Request) -> bool:
-    """Returns whether the key of a request, if any, has the right to write."""
+    """Returns whether the key of a request has the right ``write``, or the request needs no key."""
     key: Key | None = request.state.key
     return key is None or key.right == "write"
 
 
 def is_part(request: Request) -> bool:
-    """Returns whether htmx requests a part of a page, rather than a whole page to select a part from."""
+    """Returns whether htmx requests a part of a page. A boosted request is for a whole page."""
     return "hx-request" in request.headers and "hx-boosted" not in request.headers
 
 
 def render(
     request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> Response:
-    """Renders a page or a part of a page with the variables `values`, `may_change`, the keys and the tabs."""
+    """Renders the template of a page or a part of a page. `values` are added to the variables of all templates."""
     key: Key | None = request.state.key
     tabs = [tab for tab in _TABS if may_change(request) or tab[0] not in FOR_WRITERS]
     common = {
@@ -140,7 +140,7 @@ def render(
 
 
 def answered(request: Request, problem: Problem) -> Response | None:
-    """Renders a problem as a page or a toast; returns ``None`` if the request comes from a program."""
+    """Renders a problem as a page or a toast. Returns ``None`` if a program sent the request."""
     if request.url.path.startswith(_FOR_PROGRAMS):
         return None
     if not is_part(request) and "text/html" not in request.headers.get("accept", ""):

@@ -4,7 +4,7 @@ import { dragPictures } from "./drag.js";
 import { takeFiles } from "./files.js";
 import { busy, open, send } from "./page.js";
 
-const get = (id) => document.getElementById(id); // at each use: the content of the page is replaced after changes
+const get = (id) => document.getElementById(id); // looked up at each use, because changes replace the content of the page
 const images = (number) => (number === 1 ? "1 picture" : `${number} pictures`);
 
 // Moving and removing
@@ -13,7 +13,7 @@ function selected() {
   return [...document.querySelectorAll(".select:checked")].map((box) => box.parentElement.querySelector("[data-reference]"));
 }
 
-// All selected pictures, if the picture is one of them; else the picture alone.
+// Returns all selected pictures if the picture is selected, or else the picture alone.
 function together(picture) {
   const chosen = selected();
   return chosen.includes(picture) ? chosen : [picture];
@@ -107,7 +107,7 @@ async function addTo(path, files, limits) {
   }
 }
 
-let chosen = []; // of the new category
+let chosen = []; // pictures for the new category
 function showChosen() {
   get("add-pictures").replaceChildren(
     ...chosen.map((file, index) => {
@@ -149,7 +149,7 @@ async function addCategory(form) {
 takeFiles((files, at) => {
   const [content, adding] = [get("content"), get("add-dialog")];
   const card = at?.closest?.("[data-takes-files]");
-  if (!get("reference-dialog")) return; // a key to read
+  if (!get("reference-dialog")) return; // the key may only read
   if (card && !adding.open) return addTo(card.dataset.takesFiles, files, get("add-form").dataset);
   if (content.dataset.page) return addTo(content.dataset.page, files, content.dataset);
   chosen = [...chosen, ...files];

@@ -1,11 +1,11 @@
 // Dragging of pictures by mouse, pen or touch. Touch drags after a long press, and scrolls otherwise.
 
-const FAR = 6; // pixels before a mouse drags
+const FAR = 6; // pixels that a mouse moves before a drag begins
 const RESTS = 350; // milliseconds of a long press
 const EDGE = 70; // pixels from an edge where the page scrolls
 const STEP = 14;
 
-// Calls `drop` with a picture and the category it is dropped on; `begin` and `end` before and after each drag.
+// Calls `drop` with a picture and the category that the picture is dropped on, and `begin` and `end` around each drag.
 export function dragPictures({ begin, drop, end }) {
   let held = null; // { picture, pointer, x, y, timer, ghost, over }
 

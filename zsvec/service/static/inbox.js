@@ -3,10 +3,10 @@
 
 import { busy, send } from "./page.js";
 
-const FEW = 8; // images left, below which more are loaded
+const FEW = 8; // loads more images when fewer are left
 const list = document.getElementById("images");
 const panel = document.getElementById("panel");
-const choices = document.getElementById("choices"); // absent for a key to read
+const choices = document.getElementById("choices"); // absent if the key may only read
 const other = document.getElementById("other");
 const several = document.getElementById("several");
 

@@ -88,7 +88,7 @@ function answer(image) {
   return [image.nearest, percent(image.probability)];
 }
 
-// Newest first; images that are shown already stay unchanged.
+// Shows new images first. Images that are already shown stay unchanged.
 function showImages(list) {
   const last = at("last");
   const there = new Set([...last.children].map((item) => item.dataset.id));
@@ -125,7 +125,7 @@ function connect() {
   };
 }
 
-// EventSource does not report the status of a failed connection: request the page to find out about a missing key.
+// EventSource does not report the status of a failed connection, so a request for the page detects a missing key.
 async function again() {
   const wait = AGAIN[Math.min(attempts, AGAIN.length - 1)];
   attempts += 1;
@@ -140,7 +140,7 @@ function watch() {
     source?.close();
     say("waiting", "Paused while hidden");
   } else {
-    rates.length = 0; // of the time while hidden
+    rates.length = 0; // would have a gap for the time while hidden
     say("waiting", "Connecting …");
     connect();
   }

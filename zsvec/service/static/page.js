@@ -6,14 +6,14 @@ const busyText = document.getElementById("busy-text");
 const MOST_TOASTS = 3;
 const AWAY = ["The service cannot be reached.", "Check that it runs and that you are online, then try again."];
 
-// Removes a key from the address first of all, and signs in only after confirmation: the sender of a link could see all
+// Removes a key from the address first. Signs in only after confirmation, because the sender of a link could see all
 // actions with the key.
 function takeKey() {
   const given = new URLSearchParams(location.hash.slice(1)).get("key");
   if (given === null) return;
   history.replaceState(null, "", location.pathname + location.search);
   const dialog = document.getElementById("sign-in");
-  if (!dialog) return; // a service without keys
+  if (!dialog) return; // the service has no keys
   const field = document.getElementById("sign-in-key");
   field.value = given;
   dialog.addEventListener("close", () => (field.value = ""), { once: true });
@@ -33,7 +33,7 @@ export function busy(action, text) {
   if (newest !== undefined && busyText.textContent !== newest) busyText.textContent = newest;
 }
 
-// Problems are shown in the open dialog, else below the page.
+// Returns the place for problems: the open dialog, or else below the page.
 function place() {
   return document.querySelector("dialog[open]") ?? toasts;
 }
@@ -72,7 +72,7 @@ export function sayHTML(html, at = toasts) {
   tidy();
 }
 
-// Returns heading and detail of a problem in JSON, from middleware; null for HTML, from a page.
+// Returns heading and detail of a problem in JSON, which middleware sends. Pages send HTML: null.
 export function problemIn(status, type, body) {
   if (status === 0) return AWAY;
   if (!type.includes("json")) return null;
@@ -96,7 +96,7 @@ function happen(header) {
   }
 }
 
-// Sends a form, shows the message, and returns whether it succeeded; if quiet, returns the response.
+// Sends a form, shows the message, and returns whether the request succeeded. If quiet, only returns the request.
 export function send(path, form, { sending = () => {}, quiet = false } = {}) {
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();
@@ -125,7 +125,7 @@ document.body.addEventListener("htmx:responseError", (event) => failed(event.det
 document.body.addEventListener("htmx:sendError", () => sayProblem(...AWAY));
 document.body.addEventListener("htmx:afterSwap", tidy);
 
-// Loads the content again after each change; after a change of address, the whole page.
+// Loads the content again after each change, or the whole page if the address has changed.
 let went = false;
 document.body.addEventListener("zsvec:went", (event) => {
   history.replaceState(null, "", event.detail.path);
@@ -155,7 +155,7 @@ document.addEventListener("click", (event) => {
   if (closed) closed instanceof HTMLDialogElement ? closed.close() : closed.remove();
   const opening = event.target.closest("[data-opens]");
   if (opening) open(document.getElementById(opening.dataset.opens));
-  if (event.target instanceof HTMLDialogElement) event.target.close(); // a click beside the dialog
+  if (event.target instanceof HTMLDialogElement) event.target.close(); // a click outside the dialog
 });
 
 // Closes a dialog once its form is submitted.

@@ -214,7 +214,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
 
     Args:
         store: Folder of an embedded store, ``http://`` or ``https://`` URL of a Qdrant server, or ``:memory:`` for a
-            temporary store in memory. The first write creates the store. By default, the setting ``store``.
+            temporary store in memory. The first write creates the store. Defaults to the setting ``store``.
         encoders: Encoder objects to use instead of the encoders of a profile.
         **settings: Fields of `zsvec.settings.settings.Settings`, such as ``profile``, ``namespace``, ``api_key``,
             ``device`` or ``fusion``. Omitted fields come from environment variables such as ``ZSVEC_PROFILE``, from

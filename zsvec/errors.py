@@ -50,11 +50,11 @@ def without_password(text: str) -> str:
     """Returns a text with ``***`` instead of user names and passwords in URLs.
 
     A password may contain apostrophes and quotes. Valid URLs percent-encode a space, ``/``, ``?`` or ``#`` in a
-    password. An unencoded password is also removed, unless the URL looks like a host and a path:
+    password. An unencoded password is also removed, except in these cases, which look like a host and a path:
 
-    - if the password contains a space;
-    - if the password has no user name and no colon before it;
-    - if the password has only digits, or an ``@``, before the first ``/``.
+    - The password contains a space.
+    - No user name with a colon precedes the password.
+    - The password has only digits, or an ``@``, before the first ``/``.
     """
     return _USER_INFO.sub("***@", text)
 
@@ -87,7 +87,7 @@ class CategoryNotFoundError(InvalidInputError):
     """The store has no category of this name.
 
     Attributes:
-        name: The name.
+        name: Name of the missing category.
     """
 
     name = ""

@@ -58,7 +58,7 @@ class Category:
 
     Attributes:
         name: The label.
-        version: 1 for the first commit, and higher for each later one.
+        version: 1 at the first commit, and a higher number at each later commit.
         rev: Revision of the last change. Microseconds since 1970 by the writer's clock, raised above every revision
             that the writer had seen.
         write_ids: Ids of the committed writes. References of other writes are ignored.

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.types import Scope
 
 HEAD_TIMEOUT_S = 20.0
-"""Maximum seconds to receive a head, from the first byte or, for the first request, from the connection."""
+"""Maximum seconds to receive a request head. The time begins with a new connection, or else with the first byte."""
 MAX_CONNECTIONS = 4096
 """Maximum number of open connections, unless the system allows fewer."""
 CONNECTION = "connection"

@@ -89,7 +89,7 @@ async def groups(request: Request, work: Runs) -> Response:
 
 @router.get("/names")
 async def names(request: Request, work: Runs) -> Response:
-    """Shows proposed names of the groups; no names if encoders cannot be loaded or the key may only read."""
+    """Shows proposed names of the groups, unless the encoders cannot be loaded or the key may only read."""
 
     def read() -> list[Group]:
         inbox = work.classifier.inbox

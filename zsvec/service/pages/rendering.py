@@ -67,7 +67,7 @@ def _picture_path(category: str, content_hash: str) -> str:
 
 
 def _static_path(name: str) -> str:
-    """Returns a path with the digest of all static files, so that browsers cache the file until one changes."""
+    """Returns a path with the digest of all static files, so that browsers can cache the file."""
     if name not in _FILES:
         raise KeyError(name)
     return f"/static/{_DIGEST}/{name}"
@@ -104,7 +104,7 @@ _templates.filters.update(category_path=category_path, percent=percent)
 
 @router.get("/static/{digest}/{name}")
 async def static(digest: str, name: str) -> Response:
-    """Serves a static file. Under another digest, the current version is sent and must not be cached."""
+    """Serves a static file. For an outdated digest, sends the current version, which must not be cached."""
     if name not in _FILES:
         raise Problem(404, f"there is no file {name!r}")
     caching = "public, max-age=31536000, immutable" if digest == _DIGEST else "no-store"

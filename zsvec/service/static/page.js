@@ -72,7 +72,7 @@ export function sayHTML(html, at = toasts) {
   tidy();
 }
 
-// Returns heading and detail of a problem in JSON, which middleware sends. Pages send HTML: null.
+// Returns heading and detail of a problem in JSON, which middleware sends, or null for HTML, which pages send.
 export function problemIn(status, type, body) {
   if (status === 0) return AWAY;
   if (!type.includes("json")) return null;

@@ -317,7 +317,9 @@ class Settings(_Masked, BaseSettings):
     index_dtype: IndexDtype = "float32"
     index_cache: bool = True
     neighbors: PositiveInt = Field(default=256, le=100_000)
-    aggregation: Annotated[str, _one_of("reference_aggregation:AGGREGATIONS")] = Field(default="top_mean", validate_default=False)
+    aggregation: Annotated[str, _one_of("reference_aggregation:AGGREGATIONS")] = Field(
+        default="top_mean", validate_default=False
+    )
     top_m: PositiveInt = Field(default=5, le=100_000)
     fusion: Annotated[str, _one_of("fusion:STRATEGIES")] = Field(default=DEFAULT_STRATEGY, validate_default=False)
     weights: Mapping[str, Annotated[float, Field(gt=0, le=1e9)]] = Field(default_factory=dict)

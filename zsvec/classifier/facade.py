@@ -117,7 +117,7 @@ class Classifier:
     ) -> Category:
         """Adds a category, or references to an existing category. Every process sees the change in its next batch.
 
-        Nothing is retrained. Adding is idempotent: references that the category already has are recognized by content,
+        Nothing is retrained. Adding is idempotent: references that the category already has are recognised by content,
         and not embedded again.
 
         Args:
@@ -125,7 +125,7 @@ class Classifier:
             texts: Definition texts. Without any, a new category is defined by the name.
             images: Reference images: paths, bytes, files, PIL images or arrays. Use `ReferenceImage` to add metadata.
             vectors: References that the same encoders have embedded elsewhere, by expert: ``{"clip:image": (n, dim)}``.
-                They are recognized only if the vectors of the same experts are given together again.
+                They are recognised only if the vectors of the same experts are given together again.
             metadata: JSON to store with the category.
             replace: Whether the given images, texts and metadata replace those of the category. Parts that are not
                 given stay.
@@ -239,7 +239,7 @@ class Classifier:
         )
 
     def keep(self, image: ImageInput | Prediction) -> str | None:
-        """Keeps an image in the inbox, to be labeled later.
+        """Keeps an image in the inbox, to be labelled later.
 
         Args:
             image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image

@@ -187,7 +187,7 @@ class Inbox:
 
         The images leave the inbox, and every process uses the references from its next batch on. If another category
         has an image as a reference, the reference is moved. A missing category is created without definition texts;
-        `StoredReferences.update` adds texts. Labeling is idempotent: after a kill, repeat the call.
+        `StoredReferences.update` adds texts. Labelling is idempotent: after a kill, repeat the call.
 
         Args:
             hashes: Content hash of an image, or several.

@@ -1,6 +1,6 @@
 """Preprocessing of images as in configurations of transformers and timm, without torch.
 
-The shorter side is scaled and the center is cropped. torchvision scales the whole image and then crops. This module
+The shorter side is scaled and the centre is cropped. torchvision scales the whole image and then crops. This module
 computes only the pixels of the crop, which takes 0.53 times as long for photographs of 300 × 200 pixels, and 0.64 times
 as long for 840 × 560 pixels. Pillow stores the box of a resize in float32, so some pixel values differ from
 torchvision's by 1 or 2 of 255 levels: at most 1 value in 500 with bicubic interpolation, and 1 in 12 with bilinear
@@ -94,7 +94,7 @@ def cropping(
 ) -> GraphPreprocessing | None:
     """Returns the preprocessing that `read` finds in a configuration.
 
-    Returns ``None`` unless the preprocessing scales the shorter side and crops a square from the center.
+    Returns ``None`` unless the preprocessing scales the shorter side and crops a square from the centre.
     """
     try:
         found = read(config)

@@ -43,7 +43,7 @@ class Preprocessing(BaseModel):
 
     Attributes:
         size: Side of the square input, in pixels.
-        scaled: Length in pixels to which the shorter side is scaled before the square is cropped from the center.
+        scaled: Length in pixels to which the shorter side is scaled before the square is cropped from the centre.
             ``None`` squashes the whole image into the square.
         interpolation: Resampling filter of Pillow.
         half: Rounding of a crop offset that ends in half a pixel: to the ``even`` neighbor, as in torchvision, or
@@ -65,7 +65,7 @@ class Preprocessing(BaseModel):
 
 
 class GraphPreprocessing(Preprocessing):
-    """Preprocessing for your own graph: `Preprocessing`, then normalization by mean and standard deviation.
+    """Preprocessing for your own graph: `Preprocessing`, then normalisation by mean and standard deviation.
 
     Attributes:
         mean: Mean of each channel, for pixel values from 0 to 1.

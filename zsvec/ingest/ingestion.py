@@ -1,7 +1,7 @@
 """Embeds the texts and images of categories, and writes them to the store.
 
 An encoder batch may contain references of several categories. A category is committed as soon as all its references are
-embedded. References that a category already has are recognized by their content hash, and are not embedded again.
+embedded. References that a category already has are recognised by their content hash, and are not embedded again.
 
 The user's `CategoryInput` becomes a draft, which collects references from several batches. The complete draft becomes
 the `Write` that the store commits.

@@ -41,7 +41,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Factors that convert the transparent color of a PNG to 8 bits, by raw mode. Pillow converts only the samples.
+# Factors that convert the transparent colour of a PNG to 8 bits, by raw mode. Pillow converts only the samples.
 _TRANSPARENT_TO_8_BITS = {"L;2": 85.0, "L;4": 17.0, "RGB;16B": 1 / 256}
 
 

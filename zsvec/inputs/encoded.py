@@ -298,7 +298,7 @@ def recognised(prefix: bytes) -> str:
 def _hide_chunks(file: Encoded) -> tuple[bool, int]:
     """Hides from `read` the chunks of a PNG that the first picture and its orientation do not need.
 
-    Pillow would inflate color profiles and texts, fail on large ones, and hold all unknown chunks in memory.
+    Pillow would inflate colour profiles and texts, fail on large ones, and hold all unknown chunks in memory.
 
     Returns:
         Whether the visible chunks may hold an orientation, and an estimate of the bytes of memory for all chunks.

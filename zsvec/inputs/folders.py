@@ -43,7 +43,7 @@ def find_images(
 ) -> list[Path]:
     """Returns the sorted paths of all image files in a folder and its sub-folders.
 
-    Images are recognized by suffix. Hidden files and folders are skipped. Symbolic links are followed within `root`,
+    Images are recognised by suffix. Hidden files and folders are skipped. Symbolic links are followed within `root`,
     and each folder is visited once. Links that lead out of `root` are refused, because a folder from an untrusted
     source may link to any file of the user.
 

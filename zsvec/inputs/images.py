@@ -144,7 +144,7 @@ def load_image(
 ) -> Image.Image:
     """Decodes an image into 8-bit RGB.
 
-    The EXIF orientation is applied, alpha is composited on white, and the first frame of an animation is taken. Color
+    The EXIF orientation is applied, alpha is composited on white, and the first frame of an animation is taken. Colour
     profiles are ignored. Grayscale of more than 8 bits is scaled to 8 bits. White is 65535 in 16-bit images; in 32-bit
     integer and float images, white is the smallest of 1, 255 and 65535 that no pixel exceeds. If pixels are negative or
     exceed 65535, the darkest pixel becomes black and the brightest becomes white.

@@ -24,7 +24,7 @@ def small_copy(image: Image.Image) -> bytes:
     """Returns a small JPEG of an image, with at most `LARGEST` bytes.
 
     The shorter side has at most `SIDE` pixels, and the longer side at most 1,024. The JPEG contains only pixels:
-    comments, EXIF, XMP and color profiles are left out.
+    comments, EXIF, XMP and colour profiles are left out.
 
     Args:
         image: An upright image of mode ``RGB``. A smaller image is not enlarged.

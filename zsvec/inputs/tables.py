@@ -1,4 +1,4 @@
-"""Reads categories from labeled images: CSV files, data frames, and torchvision or Hugging Face data sets.
+"""Reads categories from labelled images: CSV files, data frames, and torchvision or Hugging Face data sets.
 
 A file is untrusted, so the paths in it must not leave the image folder. The paths in a data frame or a data set come
 from the calling program and are not checked. Images are read later, when their category is built.

@@ -8,8 +8,8 @@ transfer still runs or not. No clock is involved.
 
 1. Source: commit the present manifest with the transfer added. If the source has changed, the transfer is lost, and the
    writer plans again.
-2. Target: commit the new manifest, which names the transfer. If the target has changed, the transfer is canceled.
-3. Source: commit the new manifest or, if the transfer is canceled, the present one. Either manifest is without the
+2. Target: commit the new manifest, which names the transfer. If the target has changed, the transfer is cancelled.
+3. Source: commit the new manifest or, if the transfer is cancelled, the present one. Either manifest is without the
    transfer.
 
 A process that writes to the source after step 1, or to the target after step 2, first does step 3. So suppose that the
@@ -17,7 +17,7 @@ source names the transfer, but the target neither names the transfer nor has the
 another process changed the target before step 2.
 
 A process that reads the two categories at different times can see the same after the transfer is done. Such a process
-takes the transfer for canceled, and loses at step 3.
+takes the transfer for cancelled, and loses at step 3.
 
 A reader that reads page by page may see the new source and the old target. So the new source names the version of the
 target that it requires, and the reader asks for that version (`zsvec.store.catalog.changefeed`).

@@ -30,7 +30,7 @@ class ClipBackbone:
         model: The whole model, including the text tower, in sentence-transformers.
         processor: Configuration of the image processor.
         side: Length in pixels to which the processor scales an image; ``None`` if the configuration has no length.
-        declared: The preprocessing, if it scales the shorter side and crops the center; ``None`` for other processors.
+        declared: The preprocessing, if it scales the shorter side and crops the centre; ``None`` for other processors.
     """
 
     def __init__(

@@ -332,7 +332,7 @@ class _Exporter:
 
 
 class _Images(torch.nn.Module):
-    """Normalizes uint8 pixels (n, height, width, channels) and returns the features that `run` computes."""
+    """Normalises uint8 pixels (n, height, width, channels) and returns the features that `run` computes."""
 
     mean: torch.Tensor
     std: torch.Tensor

@@ -1,6 +1,6 @@
 """Makes an image model on torch as fast as the settings allow.
 
-- Batch normalization is folded into the previous convolution, if the output stays the same. EfficientNet-Lite0 becomes
+- Batch normalisation is folded into the previous convolution, if the output stays the same. EfficientNet-Lite0 becomes
   1.5 times as fast.
 - In bfloat16, weights of linear layers and convolutions are rounded once, instead of by autocast in each pass. The
   vectors stay the same, and ViT-B/32 becomes 1.4 times as fast.
@@ -29,7 +29,7 @@ from zsvec.errors import EncoderError
 from zsvec.inputs.files import is_ours
 
 LEAST_COSINE = 0.99999
-"""Minimum cosine similarity of the features with and without folded batch normalization."""
+"""Minimum cosine similarity of the features with and without folded batch normalisation."""
 
 # Number of timed passes in each format. The formats alternate, and the fastest pass of each format counts, because
 # other processes may slow down some passes.
@@ -163,7 +163,7 @@ def _fold(model: nn.Module, run: Callable[[], torch.Tensor]) -> None:
     weights = [(convolution, convolution.weight, convolution.bias) for convolution, _ in pairs]
     for convolution, norm in pairs:
         convolution.weight, convolution.bias = _fused(convolution, norm)
-        after = (getattr(norm, name, None) for name in ("drop", "act"))  # parts of timm's batch normalization
+        after = (getattr(norm, name, None) for name in ("drop", "act"))  # parts of timm's batch normalisation
         model.set_submodule(names[norm], nn.Sequential(*filter(None, after)))
     cosine = nn.functional.cosine_similarity(expected, run().flatten(1))
     if not cosine.min() >= LEAST_COSINE:

@@ -45,7 +45,7 @@ class TimmBackbone:
         preprocessing: Description of the preprocessing for a fingerprint.
         mean: Mean of the pixels, 0 to 255, float32 (1, channels, 1, 1).
         std: Standard deviation of the pixels, 0 to 255, float32 (1, channels, 1, 1).
-        declared: The preprocessing, if it scales the shorter side and crops the center; ``None`` if timm's transform is
+        declared: The preprocessing, if it scales the shorter side and crops the centre; ``None`` if timm's transform is
             used instead.
     """
 
@@ -203,7 +203,7 @@ def _load_in_order(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) ->
 
 
 def _relevant(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[str, torch.Size]]:
-    """Returns kind and shape of each weight by name. Leaves out batch normalization's counters, which are not used."""
+    """Returns kind and shape of each weight by name. Leaves out batch normalisation's counters, which are not used."""
     kinds = {name: (name.rpartition(".")[2], tensor.shape) for name, tensor in state.items()}
     return {name: kind for name, kind in kinds.items() if kind[0] != "num_batches_tracked"}
 

@@ -168,7 +168,7 @@ def manifest_payload(
     Args:
         category: The category to commit.
         store: Id of the store.
-        writer: Token by which the writer recognizes its own commit.
+        writer: Token by which the writer recognises its own commit.
         before: The manifest to replace, if any.
         change: Id of the change record, if a history is kept.
     """

@@ -45,7 +45,7 @@ ADDRESSES = 8 * 2**30  # bytes: limit of the address space of the process
 STUCK = 600  # seconds to wait for an image before the process counts as stuck
 WAITING = 1000  # maximum number of images in the queue; 100,000 would take 190 MiB
 
-# Relative frequency of each size. Large images have one color, so that the files are small.
+# Relative frequency of each size. Large images have one colour, so that the files are small.
 SIZES = {
     (1, 1): 60,
     (19, 13): 400,

@@ -1,6 +1,6 @@
 """The command that demonstrates zsvec in a minute, in a temporary folder.
 
-The photographs are part of scikit-image and scikit-learn, which name the authors and licenses.
+The photographs are part of scikit-image and scikit-learn, which name the authors and licences.
 """
 
 from __future__ import annotations

@@ -281,7 +281,7 @@ class Searcher:
             self._unkept = 0
 
     def _take_over(self, changes: list[Change]) -> set[str]:
-        """Updates the snapshot. Categories with missing references, which are returned, stay as before or are left out."""
+        """Updates the snapshot. Returns categories with missing references, which stay as before or are left out."""
         snapshot, catalog = self._snapshot, self._snapshot.catalog
         if changes:
             catalog = {**catalog, **{change.after.name: change.after for change in changes}}

@@ -26,7 +26,7 @@ from zsvec.search.base import Expert, Index, IndexSpec
 from zsvec.search.in_process import NumpyIndex, neighbors
 
 _LEADERS = 64  # number of nearest references per image with float16 similarities that are recomputed in float32
-# The number of rows is a multiple, for which tensor cores are fastest (NVIDIA's guide to matrix multiplication).
+# Rows are padded to a multiple, at which tensor cores multiply float16 fastest (NVIDIA's matrix multiplication guide).
 _MULTIPLE = 8
 _BLOCK = 2**27  # number of similarities that are rearranged at once
 # Largest number of steps for which the best references are found by insertion, in all categories at once. `torch.topk`
@@ -93,7 +93,7 @@ class _Group:
     columns: torch.Tensor
 
     def mean_of_best(self, values: torch.Tensor, m: int) -> torch.Tensor:
-        """Returns the mean of the ``m`` largest values of each category, or of all if there are fewer, ``(n_images, n)``.
+        """Returns the mean of the ``m`` largest values (or all, if fewer) of each category, ``(n_images, n)``.
 
         Args:
             values: float32 ``(n_images, n_rows)``; -inf in empty columns.

@@ -23,7 +23,7 @@ from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.conftest import OFFLINE, weight_file
 from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
-from zsvec.encoders import Encoder, describe_device, load_encoders, missing_weights
+from zsvec.encoders import Encoder, describe_device, load_encoders, missing_weights, weights
 from zsvec.encoders.hub import quiet_loading
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import conse, vision
@@ -282,6 +282,18 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
         assert "none" in missing_weights({"it": spec})["it"]
     with pytest.raises(WeightsUnavailableError, match="holds no weights"):
         load(EncoderSpec(family="clip", model=str(tmp_path)))
+
+
+def test_unreadable_weights_are_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> str:
+        raise PermissionError(f"{path}: permission denied")
+
+    monkeypatch.setattr(weights, "sha256_of_file", refuse)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    source = weights.LocalSource(str(tmp_path))
+    with pytest.raises(WeightsUnavailableError):
+        source.load()
+    assert "permission denied" in str(source.missing())
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere every user may be one")

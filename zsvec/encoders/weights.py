@@ -71,13 +71,16 @@ class LocalSource:
 
         Raises:
             MissingExtraError: The package is not installed.
-            WeightsUnavailableError: The package is unknown, or the path has no weights.
+            WeightsUnavailableError: The package is unknown, or the path has no weights or none that can be read.
             InvalidInputError: The path begins with the home of an unknown user.
         """
         path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
         if not path.exists():
             raise WeightsUnavailableError(f"no weights at {path}; give the path of a weight file or checkpoint folder")
-        return Weights(path=path, model=f"sha256:{_sha256(path)}")
+        try:
+            return Weights(path=path, model=f"sha256:{_sha256(path)}")
+        except OSError as exc:
+            raise WeightsUnavailableError(f"the weights at {path} must be readable, got: {exc}") from exc
 
     def missing(self) -> str | None:
         """Returns the reason why the weights cannot be loaded, or ``None``."""

@@ -161,7 +161,7 @@ class Calibrator:
     def calibrate_if_cheap(self) -> None:
         """Calibrates after a change if that is cheap; otherwise, the stored calibration becomes stale.
 
-        A stored calibration for another aggregation is not replaced.
+        `zsvec.store.Store` calls it once after each change. A stored calibration for another aggregation is not replaced.
         """
         if not self._automatic:
             return

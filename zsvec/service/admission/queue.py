@@ -22,7 +22,7 @@ _MAX_THREADS = 64
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of requests. Each value is a maximum.
+    """Limits of requests. Each value is a maximum. Beyond `queue`, `tasks` or `receiving_bytes`, a request gets 429.
 
     Attributes:
         images: Images in one request.

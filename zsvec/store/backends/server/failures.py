@@ -1,4 +1,7 @@
-"""Classifies the failures of the Qdrant client as transient, refused, missing, too large, or unreadable."""
+"""Classifies the failures of the Qdrant client as transient, refused, missing, too large, or unreadable.
+
+`zsvec.store.backends.server.connection` retries requests with transient failures.
+"""
 
 from __future__ import annotations
 

@@ -161,7 +161,8 @@ class Calibrator:
     def calibrate_if_cheap(self) -> None:
         """Calibrates after a change if that is cheap; otherwise, the stored calibration becomes stale.
 
-        `zsvec.store.Store` calls it once after each change. A stored calibration for another aggregation is not replaced.
+        The store calls this function once after each change. A stored calibration for another aggregation is not
+        replaced.
         """
         if not self._automatic:
             return

@@ -27,7 +27,7 @@ def row(values: Iterable[object]) -> str:
 
     Text that begins like a formula gets a leading apostrophe, with which spreadsheets mark text. This also applies to
     text after a semicolon, a tab or a line break within a value, because some import settings begin a new cell there.
-    ``None`` becomes an empty cell, and a bool ``true`` or ``false``.
+    ``None`` becomes an empty cell. A bool becomes ``true`` or ``false``.
 
     Source: OWASP, "CSV Injection".
     """

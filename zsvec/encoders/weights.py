@@ -72,7 +72,7 @@ class LocalSource:
         Raises:
             MissingExtraError: The package is not installed.
             WeightsUnavailableError: The package is unknown, or the path has no weights or none that can be read.
-            InvalidInputError: The path begins with the home of an unknown user.
+            InvalidInputError: The path begins with ``~USER`` and no such user exists.
         """
         path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
         if not path.exists():
@@ -123,7 +123,7 @@ def located(spec: EncoderSpec) -> dict[str, str]:
     Paths are absolute because the meaning of a relative path depends on the working directory.
 
     Raises:
-        InvalidInputError: A path begins with the home of an unknown user.
+        InvalidInputError: A path begins with ``~USER`` and no such user exists.
     """
     references = {"model": spec.model, "weights": spec.weights, "text_model": spec.text_model}
     return {

@@ -342,10 +342,10 @@ def _extra_of_jpeg(image: _Jpeg, file: Encoded) -> int:
 
 
 def _extra_of_webp(image: WebPImagePlugin.WebPImageFile, file: Encoded) -> int:
-    """Returns the bytes that the tables of lossless pictures and of lossless transparency take.
+    """Returns an upper bound of the bytes in memory for the tables of a lossless picture or lossless transparency.
 
-    Two facts limit the number of tables: each belongs to at least 16 pixels, and is encoded in at least 2.5 bytes. Only
-    one picture is decoded at a time.
+    A table serves at least 16 pixels, and takes at least 2.5 bytes of the file. These facts limit the number of tables.
+    Only the longest lossless chunk counts, because one picture is decoded at a time.
     """
     data = file.at(0, file.size)
     lengths = (int.from_bytes(length, "little") for chunk in _LOSSLESS_CHUNKS for length in re.findall(chunk, data))

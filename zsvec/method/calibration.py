@@ -28,10 +28,10 @@ class ExpertCalibration:
 
     Attributes:
         temperature: Divisor of the expert's similarities before the softmax; greater than 0.
-        spread: Standard deviation of an image's similarities to wrong categories. With few pairs of categories, it is
-            shrunk towards the profile's temperature.
-        images: Number of left-out images that the temperature was fitted on. If 0, the temperature is the spread, or
-            the profile's temperature.
+        spread: Standard deviation of an image's similarities to wrong categories. With few pairs of categories, the
+            value is moved towards the profile's temperature. If the similarities do not vary, the value is the
+            profile's temperature.
+        images: Number of left-out images that the temperature was fitted on. If 0, `temperature` equals `spread`.
         accuracy: Fraction of these images that the expert alone classifies correctly, 0 to 1. ``None`` without images.
     """
 

@@ -137,7 +137,7 @@ def calibrate_expert(similarity: Floats, labels: NDArray[np.intp], default: floa
     spread = _drawn_spread(wrong, labels, default)
     usable = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
     if not usable.any():
-        return ExpertCalibration(spread if np.isfinite(wrong).any() else default, spread, 0, None)
+        return ExpertCalibration(spread, spread, 0, None)
     logits = np.where(np.isnan(similarity[usable]), np.float32(_NEVER * spread), similarity[usable])
     truth = labels[usable]
     accuracy = float((logits.argmax(axis=1) == truth).mean())

@@ -215,10 +215,11 @@ def _removals(
 
 
 def _evenly(images: set[Key], most: int) -> list[Key]:
-    """Returns at most ``most`` images: the first of each category by hash, then the second of each, and so on.
+    """Returns at most ``most`` images, sorted. As far as possible, every category contributes the same number.
 
-    A hash of the names chooses the categories that contribute one image more. Alphabetical order would be biased,
-    because categories with a common prefix are often similar.
+    Images of a category are taken in the order of their hashes, one of each category per round. If the last round has
+    too few places, hashes of the category names decide. Alphabetical order would be biased, because categories with a
+    common prefix are often similar.
     """
     ranks: dict[str, int] = {}
     ranked = []

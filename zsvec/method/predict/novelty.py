@@ -45,7 +45,7 @@ def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | No
         calibrated: Whether the evidence is calibrated. If not, no image is unknown.
         unknown_above: Novelty above which an image is unknown. ``None``: `HALFWAY` for categories with a threshold;
             images of other categories are not unknown.
-        per_category: Whether to use the own thresholds of categories with enough references.
+        per_category: Whether each category with enough references has a separate threshold.
     """
     distance = distances(logits.found)
     if not calibrated:
@@ -87,7 +87,7 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
 
     Args:
         logits: Coverage of the experts, and the pool with the thresholds.
-        per_category: Whether to use the own thresholds of categories with enough references.
+        per_category: Whether each category with enough references has a separate threshold.
     """
     coverage, pool, categories = logits.coverage, logits.pool, logits.found.categories
     sets, of_category = covering_sets(coverage)

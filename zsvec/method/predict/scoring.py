@@ -59,9 +59,9 @@ class Scoring:
         fusion: A name in `fusion.STRATEGIES`.
         weights: By expert, the confidence under the ``fixed`` strategy. Experts without an entry have 1.
         calibrated: Whether to use the calibration of the store.
-        unknown_above: Novelty above which an image is unknown, 0 to 1. ``None``: 0.5 for categories with a threshold.
-            Ignored without a calibration.
-        unknown_per_category: Whether to use the own thresholds of categories with enough references.
+        unknown_above: Novelty above which an image is unknown, 0 to 1. ``None``: 0.5, and an image is never unknown if
+            the calibration has no threshold for its best category. Ignored without a calibration.
+        unknown_per_category: Whether each category with enough references has a separate threshold.
     """
 
     temperatures: Mapping[str, float]
@@ -87,14 +87,16 @@ class Scoring:
     def predict_in_parts(
         self, found: SearchResult, sources: Sequence[str], top_k: int, *, related: bool = True
     ) -> list[tuple[Scores, list[Prediction]]]:
-        """Returns scores and predictions of consecutive parts of the images. Arrays of a part fit a core's cache.
+        """Returns scores and predictions of consecutive parts of the images.
+
+        The arrays of a part fit a core's cache, except under a joint strategy.
 
         Args:
             found: As in `predict`.
             sources: As in `predict`.
             top_k: As in `predict`.
-            related: Whether the images are one batch of a caller. A joint strategy scores a related batch as one part,
-                and unrelated images one by one.
+            related: Whether a caller gave the images as one batch. A joint strategy, whose result for an image depends
+                on the whole batch, scores such a batch as one part, and other images one by one.
         """
         size = max(1, _CACHED // len(found.categories))
         if STRATEGIES[self.fusion].joint:

@@ -97,15 +97,15 @@ def commit_manifests(
 def publish(
     catalog: Catalog, manifests: Mapping[str, Mapping[str, Any]], unchanged: Container[str] = ()
 ) -> Mapping[str, Mapping[str, Any]]:
-    """Makes sure that the next look of every reader finds these categories.
+    """Makes sure that every reader sees these commits when it next reads the catalog.
 
-    A manifest with a ``rev`` too far below the newest gets a new ``rev``, even if another writer committed the
-    manifest.
+    A reader skips commits whose ``rev`` is more than `SLACK` below the largest ``rev`` that it has seen. A manifest
+    that is as far below the newest commit gets a new ``rev`` here, even if another writer committed the manifest.
 
     Args:
         catalog: The catalog.
         manifests: Manifests by category, read after the commit.
-        unchanged: Categories that this write did not change.
+        unchanged: Categories that this write did not change. Their ``changed`` is kept.
 
     Returns:
         The present manifests.

@@ -128,7 +128,8 @@ def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
     """Returns descriptions of the weights that are not on disk, by encoder name. Sends no request.
 
     Raises:
-        InvalidInputError: A spec does not fit the family or model, or a path begins with ``~USER`` and no such user exists.
+        InvalidInputError: A spec does not fit the family or model, or a path begins with ``~USER`` and no such user
+            exists.
         MissingExtraError: A package that the loader of a family imports, such as torch or timm, is not installed.
         WeightsUnavailableError: ``HF_ENDPOINT`` is not a valid URL.
     """

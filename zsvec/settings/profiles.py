@@ -109,7 +109,7 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
 def other_profile(
     stored: Mapping[str, Fingerprint], profiles: Mapping[str, Profile], present: str | None = None
 ) -> str | None:
-    """Returns the name of the profile that fits the encoders of a store, or ``None`` unless exactly one profile fits.
+    """Returns the name of the only profile that fits the encoders of a store; ``None`` if no or several profiles fit.
 
     A profile fits if the encoders have the same names, and each pinned revision equals the stored revision.
 

@@ -222,7 +222,7 @@ class Settings(_Masked, BaseSettings):
             ``SSL_CERT_FILE``.
         timeout: Deadline of a request to the server in seconds. If set, also the deadline for reaching the server,
             which is otherwise 5 seconds.
-        max_staleness: Maximum age in seconds of references in memory that answer while the server is unavailable.
+        max_staleness: Maximum age in seconds of references in memory that are used while the server is unavailable.
         replicas: Number of replicas of new collections; by default the server decides.
         shards: Number of shards of new collections of references; by default the server decides.
         write_consistency: Number of replicas that must confirm a write; by default the server decides.
@@ -258,7 +258,7 @@ class Settings(_Masked, BaseSettings):
         temperatures: Temperature of each expert, such as ``clip:text``. Calibrated log-linear fusion ignores
             temperatures.
         calibration: Whether to use a calibration. `auto` uses the calibration of the store, and recalibrates after
-            changes while that is cheap; `off` uses the temperatures of the profile, as in the paper.
+            changes if recalibration is cheap; `off` uses the temperatures of the profile, as in the paper.
         false_unknown_rate: Fraction of images of known categories that may be rejected as unknown; by default the
             fraction of the present calibration, or else 0.05.
         unknown_above: Novelty above which an image is unknown, 0.5 by default. No effect without a calibration.
@@ -427,7 +427,7 @@ def load_settings(**arguments: Any) -> Settings:
     Raises:
         InvalidInputError: A value has the wrong type or is out of range, a setting or profile is unknown, or a settings
             file cannot be read or needs trust.
-        WeightsUnavailableError: The profile is a folder without exported encoders, or with damaged ones.
+        WeightsUnavailableError: The profile is a folder whose exported encoders are missing or damaged.
     """
     try:
         settings = Settings(**{name: value for name, value in arguments.items() if value is not None})
@@ -458,7 +458,7 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def info(store: Store, settings: Settings) -> dict[str, Any]:
-    """Returns the object that ``zsvec info --json`` prints. Store and settings may have different encoders."""
+    """Returns the object that ``zsvec info --json`` prints. `measured` is about the encoders of `settings`."""
     from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()

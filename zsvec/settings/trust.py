@@ -83,8 +83,8 @@ def require_trust(file: Path, content: bytes, values: Mapping[str, Any], marks: 
 def needing_trust(file: Path, values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings in a file that are not harmless.
 
-    A ``profile`` that is given by name is harmless, as is a ``store`` inside the folder of the file if the path has no
-    colon. Of the other settings, only those in `HARMLESS` are harmless.
+    A ``profile`` is harmless if given by name. A ``store`` is harmless if the path has no colon and is inside the
+    folder of the file. Other settings are harmless only if `HARMLESS` contains the name.
     """
     folder = _location(file).parent
     return {
@@ -160,7 +160,7 @@ def _writable(marks: Path) -> Iterator[None]:
 
 
 def _location(file: Path) -> Path:
-    """Returns the absolute path of a file, or of a link instead of the target: paths in the file start from there."""
+    """Returns the absolute path of a file or link. Links are kept, since paths in the file are relative to the link."""
     return file.parent.resolve() / file.name
 
 

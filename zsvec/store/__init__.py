@@ -104,7 +104,7 @@ def open_store(
         backend = import_module("zsvec.store.backends.edge.backend").EdgeBackend(folder, name=location)
     store = Store(backend, namespace, profile_of, history=history, by=by)
     if backend.exclusive:
-        with suppress(ZSVecError):  # the first use reports it
+        with suppress(ZSVecError):  # the first use reports the error
             store.finish_undos()
     return store
 

@@ -108,7 +108,7 @@ class Points:
         return sum(map(len, chain.from_iterable(row.values() for row in self.rows) if self.named else self.vectors))
 
     def chosen(self, kept: Sequence[int]) -> Points:
-        """Returns the points at these ascending positions."""
+        """Returns the points at the ascending positions `kept`."""
         if len(kept) == len(self.ids):
             return self
         matrix = hasattr(self.rows, "shape")
@@ -210,7 +210,7 @@ class Backend(Protocol):
 
     @property
     def place(self) -> str:
-        """Identity of the deployment. Empty if the collections end with the process."""
+        """Identity of the folder or deployment. Empty if the collections end with the process."""
 
     def check(self) -> None:
         """Raises StoreError if the backend is closed, or if this process was forked after the backend was opened."""
@@ -237,7 +237,7 @@ class Backend(Protocol):
     def rewrite(self, collection: str) -> None:
         """Removes the traces of deleted points from the files of a collection, if the collection exists.
 
-        The remaining points do not change. A server rewrites files on its own schedule, so that the call does nothing.
+        The remaining points do not change. On a server the call does nothing, since the server schedules rewrites.
 
         Raises:
             StoreUnavailableError: The disk has no room for another copy.
@@ -300,7 +300,7 @@ class Backend(Protocol):
         """
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
-        """Repairs those of the given records on which replicas differ, and returns the number of repaired records."""
+        """Repairs each given record on which replicas differ, and returns the number of repaired records."""
 
     def flush(self) -> None:
         """Makes all finished writes survive a loss of power."""

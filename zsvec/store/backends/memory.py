@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
 
-# Points by id, each with a payload and a vector, a mapping of names to vectors, or None for a record of the catalog.
+# Vector and payload of each point, by id. Instead of a vector, a point with several vectors has a mapping of names to
+# vectors, and a record of the catalog has None.
 _Collection: TypeAlias = dict[str, tuple[Any, Mapping[str, Any]]]
 
 
@@ -144,7 +145,7 @@ class MemoryBackend(InProcess):
 
 
 def _copy(payload: Mapping[str, Any], fields: Sequence[str] | None = None) -> dict[str, Any]:
-    # Payloads pass through JSON, so that they have the same types as those of other backends.
+    # Payloads pass through JSON, so that values have the same types as in other backends.
     kept = payload if fields is None else {field: payload[field] for field in fields if field in payload}
     copied: dict[str, Any] = json.loads(json.dumps(kept)) if kept else {}
     return copied

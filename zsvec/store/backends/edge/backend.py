@@ -1,8 +1,8 @@
 """A backend that holds collections in this process with Qdrant Edge, each in a folder with a write-ahead log.
 
-A lock on the log gives an open collection to one process at a time. A finished write survives a killed process, and
-survives a loss of power after `flush`. The engine holds the GIL and does not survive a fork. `optimize` must never be
-called here, since every search would stop for seconds.
+A lock file gives an open collection to one process at a time. A finished write survives the end of a killed process.
+After `flush`, the write also survives a loss of power. The engine holds the GIL and does not survive a fork. `optimize`
+must never be called here, since every search would stop for seconds.
 
 When Python drops a shard, the engine flushes to the path of the shard, even if another folder is there by then or the
 disk is full. So a shard that must not flush is referenced until the process ends.
@@ -266,7 +266,7 @@ class EdgeBackend(InProcess):
         self._owed.pop(collection, None)
 
     def _update(self, collection: str, operation: qe.UpdateOperation, points: int = 1, size: int = 0) -> None:
-        """Runs an operation on `points` points that writes `size` bytes of vectors and payloads.
+        """Runs an operation that changes `points` points and writes `size` bytes of vectors and payloads.
 
         Raises:
             StoreUnavailableError: The disk has no room, or the folder is not the one that was opened.
@@ -281,7 +281,7 @@ class EdgeBackend(InProcess):
         self._check_there(collection)
 
     def _check_room(self, needed: int, *closing: qe.EdgeShard) -> None:
-        """Raises StoreUnavailableError if fewer bytes are free than `needed` and all later flushes together."""
+        """Raises StoreUnavailableError if fewer bytes are free than `needed` plus the bytes of all later flushes."""
         try:
             check_room(self._folder, needed + sum(self._owed.values()))
         except StoreUnavailableError:

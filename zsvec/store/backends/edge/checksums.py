@@ -1,8 +1,8 @@
-"""Checksums of the files of a collection, which are stored in the folder while the collection is closed.
+"""Checksums of a collection's files. The folder contains the checksums while the collection is closed.
 
 From damaged files, the engine may read fewer points without an error. So the size and the CRC-32 of each file are
-written when a collection is closed or flushed, and compared before the engine loads the collection again. The checksums
-are durably removed before loading, which changes files even for a reader. After a process was killed, there are no
+written when a collection is closed or flushed, and compared before the engine loads the collection again. Loading
+changes files even for a reader, so the checksums are durably removed first. After a process was killed, there are no
 checksums to compare.
 
 Checksums detect damage but not forgery, since an author of files can also write checksums.
@@ -47,7 +47,7 @@ class Checksums:
         self._file = collection / CHECKSUMS
         self._recorded: Mapping[str, list[int]] = {}
         self.closed = False
-        """Whether the collection was closed or flushed and not loaded since, as `check` found."""
+        """Whether `check` found that the collection was closed or flushed, and not loaded since."""
 
     def check(self) -> None:
         """Compares the files with the recorded checksums.
@@ -89,7 +89,7 @@ class Checksums:
         """Writes the checksums of files that the engine has closed.
 
         If writing fails, as on a full disk, an empty file marks the collection as closed. Without any file, the next
-        process takes this process for killed, and compares nothing.
+        process would assume that this process was killed, and require free space for the log.
         """
         try:
             for partial in self._collection.glob(".zsvec-*.new"):  # left by a process that was killed here
@@ -135,7 +135,7 @@ class Checksums:
 
 
 def _regular_files(store: Path, collection: Path) -> Iterator[Path]:
-    """Yields the files of a collection, or raises DamagedError for other entries and hard links.
+    """Yields the files of a collection. Raises DamagedError for hard links, linked folders, pipes and the like.
 
     The engine would wait forever for a pipe, and would write to the target of a link.
     """

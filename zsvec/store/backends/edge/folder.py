@@ -5,9 +5,9 @@ the system reports no error, but ends the process (SIGBUS). So the free space is
 also outlives the file, so that a write to a deleted folder succeeds and is lost.
 
 The folder of a new collection has a temporary name until complete. A folder that is to replace a collection is first
-renamed to ``.next-`` and the name of the collection, and counts as the collection from then on. `settle` finishes the
-replacement and deletes incomplete folders, under the lock of the collection. If a process is killed before that, the
-next process that opens the collection calls `settle`.
+renamed to ``.next-`` plus the name of the collection, and counts as the collection from then on. `settle` finishes the
+replacement and deletes incomplete folders, under the lock of the collection. If a process is killed before `settle`,
+the next process that opens the collection calls `settle`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def room_to_rewrite(collection: Path) -> int:
 
 
 def log_size(collection: Path) -> int:
-    """Returns the bytes that the write-ahead log of a collection takes on disk."""
+    """Returns the size of a collection's write-ahead log on disk, in bytes."""
     return sum(_taken(path) for path in (collection / "wal").glob("open-*"))
 
 
@@ -171,17 +171,17 @@ def mark(folder: Path, collection: str) -> None:
 
 
 def begin(folder: Path, collection: str) -> Path:
-    """Creates an empty folder with a temporary name for a new collection, or raises OSError."""
+    """Creates and returns an empty folder with a temporary name for a new collection, or raises OSError."""
     made = _unnamed(folder, collection)
     made.mkdir()
     return made
 
 
 def replace(folder: Path, collection: str, complete: Path) -> None:
-    """Begins to replace a closed collection by a closed and complete folder from `begin`. `settle` finishes this.
+    """Begins to replace a closed collection by `complete`, a closed folder from `begin`. Call `settle` to finish.
 
     Raises:
-        OSError: The folder cannot be written. The collection is unchanged.
+        OSError: The folder cannot be written. The collection is unchanged, unless only the last sync failed.
     """
     for path in (*complete.rglob("*"), complete):
         sync(path)

@@ -41,7 +41,7 @@ def connect(
     first_contact: float = FIRST_CONTACT,
     placement: Placement | None = None,
 ) -> ServerBackend:
-    """Connects to the first node of a deployment that answers.
+    """Connects to a deployment through the first node that answers.
 
     Args:
         urls: URLs of the nodes, ``http://`` or ``https://``; the default port is 6333.
@@ -136,7 +136,7 @@ class ServerBackend:
             models.PointStruct(id=identifier, vector=vector, payload=dict(payload))
             for identifier, vector, payload in zip(points.ids, points.plain, points.payloads, strict=True)
         ]
-        numbers = points.numbers // max(1, len(points.ids))  # per point, which is equal for all points of a collection
+        numbers = points.numbers // max(1, len(points.ids))  # per point; equal for all points of a collection
 
         def write(limits: Limits) -> None:
             for some in cut(structs, limits.points, lambda point: size_of_point(numbers, point.payload)):
@@ -356,9 +356,10 @@ class ServerBackend:
         self._connection.close()
 
     def _within_limits(self, collection: str, request: Callable[[Limits], _T]) -> _T:
-        """Makes a request within the limits of a collection.
+        """Returns the answer to a request within the limits of a collection.
 
-        The request is repeated with smaller limits if an answer is too large, and once if the limits have changed.
+        If an answer is too large, the request is repeated with smaller limits. If the request fails otherwise and the
+        limits have changed, the request is repeated once.
         """
         while True:
             limits = self._limits.get(collection) or self._read_limits(collection)

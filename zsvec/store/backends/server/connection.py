@@ -50,8 +50,8 @@ from zsvec.store.backends.server.limits import ANSWER_BYTES, answer_bytes
 OLDEST = (1, 17)  # first version with insert-only and update-only upserts
 
 _PATIENCE = 2  # initial time-out in seconds before the next of several nodes is tried
-_SILENCE = (0.5, 2.0)  # smallest and largest time-out of the gRPC port in seconds …
-_ROUND_TRIPS = 50  # … and the time-out between them, in round trips of the REST port
+_SILENCE = (0.5, 2.0)  # minimum and maximum time-out of the gRPC port in seconds
+_ROUND_TRIPS = 50  # time-out of the gRPC port within these limits, in round trips of the REST port
 _GRPC_OPTIONS = {
     "grpc.compression_enabled_algorithms_bitset": 1,  # identity, since compressed floats are not smaller
     "grpc.max_receive_message_length": ANSWER_BYTES,
@@ -72,7 +72,8 @@ class Connection(Handle):
     Attributes:
         location: Name of the deployment in messages.
         nodes: Nodes of the deployment.
-        when_away: Called before the next attempt if the present node, or a node behind it, did not answer a request.
+        when_away: Called before the next attempt if the present node, or a node that the present node asked, did not
+            answer.
     """
 
     def __init__(self, location: str, timeout: float, nodes: Sequence[Node]) -> None:
@@ -142,7 +143,7 @@ class Connection(Handle):
                 self.check()
             if missing is not None and is_missing(exc):
                 return cast("_T", missing)
-            # If the last attempt had no time left, the failure before tells more.
+            # If the last attempt had no time left, the previous failure tells more.
             told = heard[-1].exception() if heard and isinstance(exc, LateError) else exc
             raise self.error(told, deadline) from exc
         raise AssertionError("tenacity ends with an answer or an error")
@@ -192,7 +193,8 @@ class Connection(Handle):
     def _wait(self, state: RetryCallState) -> float:
         """Returns the pause in seconds before the next attempt.
 
-        The pause is the Retry-After of a busy server, 0 until each node was tried once, or else a random backoff.
+        A busy server sets the pause by Retry-After. Otherwise the pause is 0 until each node was tried once, and then a
+        random backoff.
         """
         exc = state.outcome.exception() if state.outcome else None
         if isinstance(exc, ResourceExhaustedResponse) and exc.retry_after_s > 0:
@@ -288,7 +290,7 @@ def _grpc_port(url: str, options: Mapping[str, Any], sockets: Sockets) -> int | 
 
 
 def _version_beside(address: str, options: Mapping[str, Any], url: str, patience: float) -> tuple[str, str] | None:
-    """Returns version and commit of the Qdrant at a gRPC port, or ``None``. The request has no key."""
+    """Returns version and commit of the Qdrant at a gRPC port, or ``None`` if no Qdrant answers. Sends no key."""
     if url.startswith("https:"):
         trusted = grpc.ssl_channel_credentials(options["grpc_options"].get("root_certificates"))
         channel = grpc.secure_channel(address, trusted, list(_GRPC_OPTIONS.items()))

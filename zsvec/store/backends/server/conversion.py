@@ -44,7 +44,7 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
 def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
     """Splits a filter into filters within the limits. Each matching point matches exactly one of the filters.
 
-    Only the longest list of values is split. A filter with `or_match` or without lists stays whole.
+    Only the longest list of values is split. A filter that has `or_match`, or has no list, stays whole.
 
     Args:
         where: The filter to split.

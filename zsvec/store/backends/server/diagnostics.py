@@ -96,7 +96,7 @@ def _rights(connection: Connection, catalog: str) -> Finding:
     may = {
         "read": _may(connection, lambda client: client.scroll(catalog, limit=1, with_payload=False)),
         "write": _may(connection, lambda client: client.delete(catalog, nothing)),
-        # The collection exists, so that the request always fails: as a refusal if the key lacks the right.
+        # The collection exists, so the request always fails. The failure is a refusal if the key lacks the right.
         "make collections": _may(connection, lambda client: client.create_collection(catalog, vectors)),
     }
     said = ", ".join(right if allowed else f"not {right}" for right, allowed in may.items())
@@ -144,7 +144,7 @@ def _copies(nodes: int | None, collections: Sequence[Replicas]) -> Finding:
 
 
 def _nodes(connection: Connection) -> int | None:
-    """Returns the number of nodes, or ``None`` if the key may not ask."""
+    """Returns the number of nodes, or ``None`` if the key lacks the right to ask."""
 
     def ask(client: QdrantClient, _: int | None) -> int | None:
         try:
@@ -159,7 +159,7 @@ def _nodes(connection: Connection) -> int | None:
 
 
 def _peers(connection: Connection) -> Iterator[Finding]:
-    """Yields a finding about the versions of all peers of a cluster, also of peers without a configured URL."""
+    """Yields a finding about the versions of all peers, including peers without a configured URL."""
     try:
         found = _peer_versions(connection)
         for uri, version in found.items():
@@ -188,7 +188,7 @@ def check_peers(connection: Connection) -> None:
 def _peer_versions(connection: Connection) -> Mapping[str, str]:
     """Returns the version of each peer that answers, by address.
 
-    The result is empty for a single server, or if the key may not ask.
+    The result is empty for a single server, or if the key lacks the right to ask.
 
     Raises:
         StoreUnavailableError: The node did not answer in time. The node may be waiting for an unavailable peer.

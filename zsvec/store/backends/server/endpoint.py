@@ -1,4 +1,4 @@
-"""One server of a deployment, with a client that is replaced when a request does not end."""
+"""One server of a deployment, with a REST client that is replaced when a request does not end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Request = Callable[[QdrantClient, int | None], _T]
 
 
 class _Line:
-    """A client of a node, with the requests in progress. The node replaces a line that has a request without end.
+    """A client of a node, with the requests in progress. The node replaces a `_Line` without gRPC after a late request.
 
     Attributes:
         client: The client, or ``None`` before the first contact.

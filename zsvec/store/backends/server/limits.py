@@ -1,7 +1,7 @@
 """Limits on the sizes of requests and answers, including the limits of the strict mode of a collection.
 
-A request that grows with user input is split into requests of at most `BYTES`. An answer may have at most
-`ANSWER_BYTES`. A page that exceeds this is read again in smaller parts (`Limits.halved`).
+A request that grows with user input is split into requests of at most `BYTES`. An answer with points may have at most
+`ANSWER_BYTES`. A larger page is read again in smaller parts (`Limits.halved`).
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ request is slow or a node does not answer, failure detection sends an empty writ
 once. The client soon stops waiting, but the server continues until the consensus knows which node is away. Other writes
 are held back meanwhile, since each of them would wait for the same node.
 
-A conditional write reaches a single replica if the node that leads the write dies between two sends. Reads of several
-replicas omit such a record until `heal` repairs the record.
+If the node that leads a conditional write dies between two sends, the write reaches a single replica. Until `heal`
+repairs the record, reads of several replicas omit the record.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LONGEST = 15.0
 
 _MAJORITY = models.ReadConsistencyType.MAJORITY
 _SLOW = 0.15  # seconds after which a request counts as slow
-_AWAY = 10.0  # seconds for which a node that did not answer counts as away, whatever the consensus
+_AWAY = 10.0  # seconds for which a node that did not answer counts as away, whatever the consensus says
 _CONSENSUS = 1.0  # seconds for which known replica states are valid
 _ANSWERED = 0.4  # first time-out of an empty write in seconds; a healthy cluster answers by then …
 _PATIENCE = 1.0  # … and longest time-out; until then, the write occupies a core of the node
@@ -57,7 +57,7 @@ class Replicas:
     """The replicas of each shard of a collection.
 
     Attributes:
-        shards: For each shard, a mapping from the id of each peer with a replica to whether the replica is active.
+        shards: One mapping per shard, from the id of a peer to whether the replica on that peer is active.
     """
 
     shards: Sequence[Mapping[int, bool]]
@@ -79,7 +79,7 @@ class Replicas:
 
     @property
     def settled(self) -> bool:
-        """Whether no peer is active in one shard and inactive in another."""
+        """Whether each peer is active either in all of the peer's shards or in none."""
         away = {peer for peers in self.shards for peer, active in peers.items() if not active}
         return not any(active for peers in self.shards for peer, active in peers.items() if peer in away)
 
@@ -93,8 +93,8 @@ class Replicas:
         """Consistency of reads.
 
         - One, if one of two replicas is known to be inactive, since the active replica has acknowledged all writes.
-        - Majority, if a shard has three or more replicas and all replicas are active. All of them answer, and most
-          decide.
+        - Majority, if a shard has three or more replicas and all replicas are active. Then all replicas answer, and the
+          majority decides.
         - Quorum otherwise. A quorum omits records on which the replicas differ.
         """
         if any(len(peers) == 2 and sum(peers.values()) == 1 for peers in self.shards):
@@ -107,15 +107,15 @@ class Replicas:
     def ordering(self) -> models.WriteOrdering:
         """Ordering of conditional writes.
 
-        With strong ordering, the peer with the highest id leads the writes of a shard. If that peer is not active in
-        every shard, the ordering is medium.
+        With strong ordering, the peer with the highest id leads the writes of a shard. So the ordering is strong if the
+        leading peer of each shard is active, and medium otherwise.
         """
         led = all(peers[max(peers)] for peers in self.shards if peers)
         return models.WriteOrdering.STRONG if led else models.WriteOrdering.MEDIUM
 
 
 UNKNOWN = Replicas(())
-"""Unknown replicas, as before the first answer of a node, or if the key may not ask."""
+"""Unknown replicas, as before the first answer of a node, or if the key lacks the right to ask."""
 
 
 class Copies:
@@ -138,7 +138,7 @@ class Copies:
             threading.Thread(target=self._meet_siblings, daemon=True).start()
 
     def write(self, collection: str, request: Callable[[QdrantClient, int | None, Replicas], _T]) -> _T:
-        """Makes a request that all replicas execute. See `Connection.call`."""
+        """Returns the answer to a request that all replicas execute. See `Connection.call`."""
 
         def prepare(until: float) -> None:
             self._once_noticed(collection, until)
@@ -158,7 +158,7 @@ class Copies:
         *,
         missing: Any,
     ) -> _T:
-        """Makes a request that reads with the consistency that fits the replicas. See `Connection.call`."""
+        """Returns the answer to a read, with a consistency that fits the replicas. See `Connection.call`."""
 
         def prepare(until: float) -> None:
             self.look(collection, until)
@@ -347,7 +347,7 @@ class Notice:
 
 
 def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
-    """Returns whether all replicas answered in time. A server that is too busy also counts as an answer."""
+    """Sends an empty write, and returns whether all replicas answered in time. A rate limit counts as an answer."""
     none = models.HasIdCondition(has_id=[str(uuid.uuid4())])
     nothing = models.FilterSelector(filter=models.Filter(must=[none]))
     try:
@@ -390,7 +390,7 @@ def differing(clients: Sequence[QdrantClient], read: Read) -> Records:
 
 
 def heal(connection: Connection, catalog: str, records: Records) -> None:
-    """Writes each record with the next higher version, unless the stored version is already higher."""
+    """Writes each record with the given version plus 1, unless the stored version is higher than the given version."""
     for place, record in records.items():
         connection.call(partial(_write, catalog, place, record))
 

@@ -419,8 +419,8 @@ class Classifier:
         """Classifies images that are already embedded.
 
         Args:
-            vectors: By encoder, for all encoders of the store, float ``(n_images, dim)`` of any norm; the same images
-                in each.
+            vectors: By encoder, for all encoders of the store, float ``(n_images, dim)`` of any norm. Row i of each
+                array belongs to image i.
             top_k: Maximum number of categories in a ranking.
 
         Raises:
@@ -432,7 +432,7 @@ class Classifier:
     def calibrate(
         self, *, false_unknown_rate: float | None = None, labelled: Iterable[tuple[ImageInput, str]] | None = None
     ) -> CalibrationReport:
-        """Learns temperatures, expert weights and rejection thresholds from the references, and stores them.
+        """Learns temperatures, expert weights and rejection thresholds from the references, and stores the result.
 
         Without `labelled`, no encoder runs. Each write calibrates the store automatically if that is cheap. Otherwise
         the stored calibration becomes stale.
@@ -440,8 +440,8 @@ class Classifier:
         Args:
             false_unknown_rate: Target fraction, between 0 and 1, of the images of known categories that may be rejected
                 as unknown. By default, the setting, else the stored rate, else 0.05.
-            labelled: Pairs of an image and the name of its category, from which the confidence on such images is
-                learned. What was learned is kept until a call without `labelled`.
+            labelled: Pairs of an image and the name of its category. The confidence is scaled to these images, and
+                the scale is kept until a call without `labelled`.
 
         Raises:
             InvalidInputError: `false_unknown_rate` is not between 0 and 1, or a label is not a category of the store.

@@ -67,7 +67,7 @@ class Outlier:
 
     Attributes:
         image: The image.
-        similarity: Mean cosine to the three nearest images of other pictures, -1 to 1.
+        similarity: Mean cosine to the three nearest images that show other pictures, -1 to 1.
     """
 
     image: StoredImage
@@ -99,7 +99,7 @@ class Confusion:
 
     Attributes:
         categories: Names of the categories, in ascending order.
-        images: Images of one category that the other references put into the other.
+        images: Images of either category that the remaining references put into the other category.
     """
 
     categories: tuple[str, str]
@@ -152,7 +152,7 @@ class Audit:
 
 
 def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | None) -> Audit:
-    """Audits references by expert. Without a calibration, `verdicts` is ``None``. Compares images in blocks."""
+    """Returns the audit of references, given by expert. `verdicts` is ``None`` without a calibration."""
     stored = {
         key: StoredImage(category=key[0], hash=key[1], source=source)
         for found in image_experts(references).values()

@@ -67,8 +67,9 @@ class Group:
 
     Attributes:
         images: The images, the most typical first.
-        likeness: Mean cosine of two images of the group, averaged over the encoders, -1 to 1.
-        names: Proposed names, the most likely first. Empty if not requested, or without timm or an encoder of texts.
+        likeness: Mean cosine over all pairs of images of the group, averaged over the encoders, -1 to 1.
+        names: Proposed names, the most likely first. Empty if not requested, without timm, or without an encoder that
+            embeds both texts and images.
     """
 
     images: Sequence[Unlabelled]
@@ -298,7 +299,7 @@ def _usefulness(one: Unlabelled) -> tuple[float, float]:
 
 
 def _similar(vectors: Vectors) -> list[tuple[list[int], float]]:
-    """Returns the rows and the mean cosine of each group of similar images: large groups first, then similar ones.
+    """Returns the rows and the mean cosine of each group of similar images: larger groups first, then closer groups.
 
     Groups are dense regions between sparse ones (HDBSCAN: Campello, Moulavi & Sander, "Density-based clustering based
     on hierarchical density estimates", 2013). So neither a number of groups nor a threshold of similarity is needed,

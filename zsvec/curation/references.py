@@ -93,7 +93,7 @@ class StoredReferences:
             return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
 
     def merge(self, source: str, target: str) -> Category:
-        """Moves all references of one category to another, and removes the first.
+        """Moves all references of the source to the target, and removes the source.
 
         The metadata is merged as well. If both categories have a key, the value of the target stays.
 
@@ -212,10 +212,10 @@ class StoredReferences:
     def audit(self) -> Audit:
         """Audits the reference images. Nothing is changed.
 
-        The findings are label errors, as of `suspects`; near-duplicates; outliers; categories with too few different
-        images; and pairs of confused categories. Each kind begins with the most doubtful. Label errors and confusions
-        need a calibration. All vectors are read into the process once. Other memory grows with the number of images,
-        and the time with its square.
+        The findings are label errors, as `suspects` returns them; near-duplicates; outliers; categories with too few
+        different images; and pairs of confused categories. Each kind begins with the most doubtful. Label errors and
+        confusions need a calibration. All vectors are read into the process once. Other memory grows with the number of
+        images, and the time with the square of this number.
 
         Raises:
             StoreError: References cannot be read.

@@ -28,8 +28,8 @@ from zsvec.types import Keep, Prediction
 _log = logging.getLogger(__name__)
 
 _EVICTED: Sequence[Why] = ("all", "uncertain", "asked")  # first to last
-_MAX_WAITING_BATCHES = 8  # of a stream, that wait to be written
-_REQUEST_TIMEOUT_S = 5.0  # at its end, a stream waits for one request
+_MAX_WAITING_BATCHES = 8  # batches of one stream that may wait to be written
+_REQUEST_TIMEOUT_S = 5.0  # for each request; when a stream ends, it waits for the last write
 
 
 class Keeper:
@@ -107,10 +107,10 @@ class Keeper:
 def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
     """Returns the hashes of the images to delete.
 
-    A near-duplicate of a dismissed image, of an image kept on request, or of an older image is deleted. If more than
-    `size` images still wait, the oldest are deleted: first images with a certain prediction, then uncertain images, and
-    last images kept on request. So images of streams never evict images kept on request. If more than `size` images are
-    dismissed, the oldest of these are deleted.
+    A near-duplicate of a dismissed image is deleted. Of two waiting near-duplicates, the image kept on request stays;
+    otherwise, the older image. If more than `size` images still wait, images with a confident prediction are deleted
+    first, then uncertain images, and last images kept on request; of each kind, the oldest first. So images of streams
+    never evict images kept on request. If more than `size` images are dismissed, the oldest of these are deleted.
     """
     dismissed = sorted((image for image in images if image.dismissed), key=_age)
     waiting = sorted(

@@ -31,7 +31,7 @@ from zsvec.types import Category, Change
 READERS = 60.0
 """Seconds for which replaced references stay, for readers of the previous manifest."""
 WRITERS = 3600.0
-"""Seconds from the intent to the commit after which the collector may fence a writer, which then starts again."""
+"""Minimum age in seconds of an intent whose uncommitted writer the collector may fence. The writer then plans again."""
 
 _AT_ONCE = 100  # intents to process after one write
 
@@ -132,7 +132,7 @@ class Collector:
         return deleted, [change for change in could if change.id not in can]
 
     def _finalize(self, grace: float | None) -> None:
-        """Makes changes final whose undo window has ended or, with `grace`, that are older than `grace` seconds."""
+        """Makes old changes final: older than `grace` seconds or, without `grace`, after the undo window."""
         now = time.time_ns() // 1000
         age = self._history if grace is None else grace
         records = self._catalog.scroll(Where(match={"kind": "change"}, until=now - _microseconds(age)))
@@ -167,7 +167,7 @@ class Collector:
     def _settle(
         self, intents: Sequence[Mapping[str, Any]], readers: float, writers: float, *, final: bool = False
     ) -> int:
-        """Deletes the garbage of old intents, and returns the number of references.
+        """Deletes the garbage of old intents, and returns the number of deleted references.
 
         Args:
             intents: Intents of writes that are not in progress in this process.
@@ -225,12 +225,12 @@ class Collector:
         """Deletes the references of writes, except writes that undo needs, and returns the number of references.
 
         Args:
-            left: Pairs of the id of an intent and of write ids that no manifest names. The intent is deleted with the
-                writes; ``None`` stands for an intent that has become a change.
+            left: Pairs of the id of an intent and write ids that no manifest names. The intent is deleted, too, unless
+                undo needs one of the writes. The id is ``None`` if the intent has become a change, which stays.
         """
         if not left:
             return 0
-        needed = History(self._catalog).needed()  # read after the manifests, which named writes of newer changes
+        needed = History(self._catalog).needed()  # read after the manifests, to miss no replaced write
         dead = sorted(set[str]().union(*(some for _, some in left)) - needed)
         deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
         done = [identifier for identifier, some in left if identifier and needed.isdisjoint(some)]

@@ -70,7 +70,7 @@ def forget(writer: Writer, content_hash: str) -> Forgotten:
             "once more"
         ),
     )
-    for name in catalog.collections():  # even without points: a process may have been killed before this
+    for name in catalog.collections():  # even if no point was found: an earlier call may have been killed before this
         catalog.backend.rewrite(references.collection(name))
     return Forgotten(tuple(sorted(changed)), len(deleted))
 
@@ -116,7 +116,7 @@ def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
 
 
 def _discounted(record: Record, places: Iterable[_Place]) -> dict[str, Any] | None:
-    """Returns a change record that no longer counts these references; ``None`` if it counts none of them."""
+    """Returns a change record that no longer counts these references; ``None`` if `record` counts none of them."""
     forgotten = set(record.get("forgotten", ()))  # ids of points that are already subtracted
     before = dict(record["before"])
     for place in places:

@@ -455,13 +455,13 @@ class Store:
         """Deletes the references that no manifest names, and returns the number of deleted references.
 
         Args:
-            grace: Minimum age in seconds of the references to delete and of the changes to make final. By default,
-                replaced references must be a minute old and uncommitted ones an hour, or of any age if no other process
-                can write. By default, a change becomes final after the undo window.
+            grace: Minimum age in seconds of the references to delete and of the changes to make final. The default is
+                the undo window for changes, a minute for replaced references, and an hour for uncommitted references;
+                but 0 for all references if no other process can write.
             on_final: Called with each change that has become final, so that it can no longer be undone.
         """
         with self._writing():
-            # Copies of writers that began before the copies were dropped.
+            # Deletes copies of writers that began before `drop_images`.
             compatibility.drop_images(self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
         for change in final:

@@ -12,12 +12,12 @@ transfer still runs or not. No clock is involved.
 3. Source: commit the new manifest or, if the transfer is cancelled, the present one. Either manifest is without the
    transfer.
 
-A process that writes to the source after step 1, or to the target after step 2, first does step 3. So suppose that the
-source names the transfer, but the target neither names the transfer nor has the version from which it was planned. Then
-another process changed the target before step 2.
+A process that writes to the source after step 1, or to the target after step 2, first does step 3. So a transfer is
+cancelled if the source names the transfer, but the target neither names it nor has the version from which the transfer
+was planned: another process changed the target before step 2.
 
-A process that reads the two categories at different times can see the same after the transfer is done. Such a process
-takes the transfer for cancelled, and loses at step 3.
+A process that reads the two categories at different times can see this state although the transfer is done. Such a
+process takes the transfer for cancelled, but the commit of step 3 is lost, because the source has changed.
 
 A reader that reads page by page may see the new source and the old target. So the new source names the version of the
 target that it requires, and the reader asks for that version (`zsvec.store.catalog.changefeed`).
@@ -154,7 +154,7 @@ def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
 
 
 def _looked_for(catalog: Catalog, name: str) -> Manifest:
-    """Returns a manifest, and reads again while replicas differ; empty if the category never existed."""
+    """Returns a manifest, read again while replicas differ; empty if the category never existed."""
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
         if found := catalog.state([name]).manifests:

@@ -43,7 +43,7 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
     undo_record = _undo_payload(writer.collector.cause, steps, catalog.state([]).store)
     catalog.put([Put(undo_record["id"], undo_record)])
     history = History(catalog)
-    try:  # another writer may have changed a category before the record; from then on, writers finish the undo first
+    try:  # another writer may have changed a category before this record; later writers finish the undo first
         _planned(history, name, found.id if name is None else None)
     except InvalidInputError:
         if not _has_begun(history, undo_record):
@@ -218,7 +218,7 @@ def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Returns whether any process has undone a write in this undo, even if that undo was undone since."""
+    """Returns whether any process has undone a write as part of this undo, even if this undo was undone since."""
     return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 

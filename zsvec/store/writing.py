@@ -7,11 +7,11 @@
 4. The manifest is replaced by compare-and-set (`zsvec.store.catalog.commit`), and the commit is published to all
    readers.
 
-The collector deletes references that the new manifest no longer names. A writer that loses plans again from the newer
-commit, under a new write id.
+The collector deletes references that the new manifest no longer names. If a commit is lost, the writer plans again from
+the newer commit, under a new write id.
 
-A manifest names whole writes. So moved references are written again under a new write id, as are the remaining
-references when some are removed.
+A manifest names whole writes. So moved references are written again under a new write id. If references are removed,
+the remaining references of the category are written again as well.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled, transfer
 from zsvec.types import Category, encoder_and_modality, expert_name
 
-_WRITES_KEPT = 32  # write ids of a category; then an addition copies all references into one write
+_WRITES_KEPT = 32  # write ids of a category, at most; the next addition copies all references into one write
 _ATTEMPTS = 12
 _ALL = frozenset({"text", "image", "metadata"})  # parts of a category
 
@@ -208,7 +208,7 @@ class Writer:
                 metadata = {**source.metadata, **(target.metadata if target and target.write_ids else {})}
             write = Write(name=move.target, references=leaving, texts=texts, metadata=metadata)
             gains = self._planned(write, target)
-            if target and gains[0] is target:  # complete already; the commit keeps writers from removing references
+            if target and gains[0] is target:  # has all references; the new version makes concurrent removals lose
                 gains = replace(target, version=target.version + 1, rev=0), ()
             loses = (emptied(source), ()) if move.hashes is None else _without(source, every, move.hashes)
             stored = {
@@ -365,7 +365,7 @@ class Writer:
     def until_won(self, attempt: Callable[[], bool], names: Iterable[str]) -> None:
         """Repeats an attempt, as the function `until_won`.
 
-        The error message has the names of the categories or, without names, the calibration.
+        The error message mentions the categories in `names`; without names, the calibration.
         """
 
         def message() -> str:
@@ -396,7 +396,7 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
 
 
 def emptied(category: Category) -> Category:
-    """Returns the version of a category that removes the category."""
+    """Returns the next version of a category, without references. A commit of this version removes the category."""
     return Category(name=category.name, version=category.version + 1, rev=0, write_ids=(), texts=(), references={})
 
 

@@ -36,9 +36,9 @@ from zsvec.store.names import CATALOG, IMAGES, collection_name, record_id
 from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages
 
 SLACK = 1_000_000
-"""When a commit is acknowledged, its ``rev`` is at most this far below the newest ``rev``, in microseconds."""
+"""Maximum distance of a commit below the newest ``rev`` when the commit is acknowledged, in microseconds."""
 PAUSES = (0.01, 0.05, 0.2)
-"""Seconds to wait before each further read of an existing record that a read omits, because replicas differ."""
+"""Seconds to wait before each new read, if a read omits an existing record because replicas differ."""
 COMMITS = Where(match={"kind": ["manifest", "calibration"]})
 STORE = {"kind": "store"}
 
@@ -143,7 +143,7 @@ class Catalog:
             ) from exc
 
     def collections(self) -> list[str]:
-        """Returns the names of the encoders, and `IMAGES`: all collections that writes fill. Raises as `encoders`."""
+        """Returns the collections that writes fill: the name of each encoder, and `IMAGES`. Raises as `encoders`."""
         encoders = self.encoders()
         return [*encoders, IMAGES] if encoders else []
 
@@ -349,12 +349,12 @@ def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:
 
 
 def store_id(records: Iterable[Mapping[str, Any]]) -> str:
-    """Returns the id in the record of the store; empty if that record is not among these."""
+    """Returns the id in the record of the store; empty if `records` lacks the record of the store."""
     return next((record.get("id", "") for record in records if record["kind"] == "store"), "")
 
 
 def belongs(record: Mapping[str, Any], store: str) -> bool:
-    """Returns whether a record belongs to this store. A damaged record without the id of a store does, too."""
+    """Returns whether a record belongs to this store; True also for a damaged record without the id of a store."""
     return bool(record.get("store", store) == store)
 
 

@@ -1,9 +1,9 @@
 """Incremental reads of the catalog: each finds every commit that was acknowledged before the read began.
 
-Such a read is called a *look*. A look asks for commits since a little before the newest ``rev`` that the reader knew
-when the *previous* look began. The end of the previous look would be too late: while a look reads page by page, a
-commit can land on an earlier page, and a later page can show a newer commit. Then the newest ``rev`` is above a commit
-that the look has missed.
+Such a read is called a *look*. A look asks for all commits from a certain ``rev`` on: the newest ``rev`` that the
+reader knew when the *previous* look began, less `SLACK`. The newest ``rev`` at the end of the previous look would be
+too high: while a look reads page by page, a commit can land on an earlier page, and a later page can show a newer
+commit. Then the next look would not ask for the commit that this look has missed.
 
 Clocks do not matter, because a writer acknowledges a commit only if its ``rev`` is close to the newest
 (`zsvec.store.catalog.commit.publish`).
@@ -113,12 +113,12 @@ def _with_required(
 ) -> tuple[Sequence[Mapping[str, Any]], bool]:
     """Adds the manifests that changed manifests require (`zsvec.store.transfer`).
 
-    A category that has lost references requires a version of the category that has gained these references. The latter
-    may have lost references to a third category, so the search repeats.
+    A category that has lost references requires a version of the category that has gained these references. The gaining
+    category may have lost references to a third category, so the search repeats.
 
     Returns:
-        The records, and whether all required manifests were found. If not, the records leave out each known category
-        that lacks a requirement, so that the reader keeps the version that it knows.
+        The records, and whether all required manifests were found. A known category whose required manifest was not
+        found is left out, so that the reader keeps the known version.
     """
     pauses = list(PAUSES)
     while True:

@@ -35,7 +35,7 @@ from zsvec.types import Category
 STEP = 1_000
 """Microseconds between the ``rev`` of successive commits in one write.
 
-Every look reads again the commits within `SLACK` of the newest. Wide steps keep these few.
+Every look reads again the commits within `SLACK` of the newest ``rev``. Wide steps limit the number of these commits.
 """
 
 _LOOKS = 8  # attempts while the outcome is unknown
@@ -54,8 +54,8 @@ def commit(
         change: Id of the change record, if a history is kept.
 
     Returns:
-        The manifests of the categories that won, by name, as read after the commit. Another writer may have replaced a
-        manifest since. Every other category is lost, because another writer changed the category first.
+        The manifests of the commits that won, by category, as read after the commit. Another writer may have replaced a
+        manifest since. Every other commit is lost, because another writer changed the category first.
 
     Raises:
         StoreUnavailableError: The outcome of a commit is unknown.
@@ -70,7 +70,7 @@ def commit(
 def commit_manifests(
     catalog: Catalog, payloads: Sequence[Mapping[str, Any]], before: State
 ) -> dict[str, Mapping[str, Any]]:
-    """Commits manifests as `commit`. The first of a manifest's ``writers`` must be the token of this commit."""
+    """Commits manifests; returns and raises as `commit`. The first token in ``writers`` must identify this commit."""
     puts = {payload["category"]: _put(payload, before) for payload in payloads}
     had = {name: category_from(before.manifests[name]).write_ids for name in puts if name in before.manifests}
     won: dict[str, Mapping[str, Any]] = {}
@@ -99,16 +99,16 @@ def publish(
 ) -> Mapping[str, Mapping[str, Any]]:
     """Makes sure that every reader sees these commits when it next reads the catalog.
 
-    A reader skips commits whose ``rev`` is more than `SLACK` below the largest ``rev`` that it has seen. A manifest
-    that is as far below the newest commit gets a new ``rev`` here, even if another writer committed the manifest.
+    A reader skips commits whose ``rev`` is more than `SLACK` below the largest ``rev`` that it has seen. So a manifest
+    with a ``rev`` more than `SLACK` below the newest gets a new ``rev``, even if another writer committed the manifest.
 
     Args:
         catalog: The catalog.
         manifests: Manifests by category, read after the commit.
-        unchanged: Categories that this write did not change. Their ``changed`` is kept.
+        unchanged: Categories that this write did not change. Their manifests keep the value of ``changed``.
 
     Returns:
-        The present manifests.
+        The manifests as last read, by category. A manifest that the last read omits is missing.
     """
     while manifests and not catalog.exclusive:
         newest = catalog.newest()
@@ -125,7 +125,7 @@ def commit_calibration(catalog: Catalog, calibration: Mapping[str, Any]) -> bool
     """Commits a calibration by compare-and-set, unless the stored one was made from a later state of the store.
 
     Returns:
-        False if another writer committed a calibration at the same time.
+        False if another writer committed a calibration at the same time; else True, even if the stored one stays.
 
     Raises:
         StoreUnavailableError: The outcome is unknown.

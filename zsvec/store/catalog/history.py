@@ -4,12 +4,12 @@ An intent (`zsvec.store.collector`) has the manifests that a write replaces. Whe
 a record of kind ``change``. The record and the replaced references are kept for the undo window, the time during which
 a change can be undone.
 
-A manifest names the change that committed it, and a change names the change before, for each category. So the changes
-of a category form a chain that does not depend on clocks. A change outside the chain of a category has not won there. A
-commit without a change record, such as that of a writer that keeps no history, ends the chain.
+A manifest names the change that committed it. A change names the previous change of each category. So the changes of a
+category form a chain that does not depend on clocks. A change outside this chain has not won in the category. A commit
+without a change record, such as the commit of a writer that keeps no history, ends the chain.
 
-An undo is a change as well. The chain of changes *in effect* leaves out undone changes: an undo is followed by the
-change before the undone one.
+An undo is a change as well. The chain of changes *in effect* leaves out undone changes: from an undo, the chain goes on
+to the change before the undone change.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class History:
     """The recent changes, as last read from the catalog.
 
     Attributes:
-        records: Records of changes by id, and intents that may have become changes.
+        records: By id, records of changes, and intents of writes that may have won.
     """
 
     def __init__(self, catalog: Catalog) -> None:
@@ -194,7 +194,7 @@ class History:
         return (record["id"], name) not in effective
 
     def at(self, record: Record) -> int:
-        """Returns the time of a change in microseconds since 1970, in the order of the commits.
+        """Returns the time of a change, in microseconds since 1970. Times follow the order of the commits.
 
         The intent of a killed writer has only the start of the write, which may be below the ``rev`` of earlier
         commits. Then the ``rev`` of the manifest counts.
@@ -203,7 +203,7 @@ class History:
         return rev if record["kind"] == "change" else max(rev, self._revs.get(record["id"], 0))
 
     def changed_by(self, writes: Sequence[tuple[Record, str]]) -> Change:
-        """Returns the change to which these writes belong, each a record with the name of a category."""
+        """Returns the change to which these writes belong. A write is a pair of a record and the name of a category."""
         last = max((record for record, _ in writes), key=self.at)
         return Change(
             id=last["change"],
@@ -236,10 +236,10 @@ class History:
         return [(record, list(record.get("moved", [name]))) for record in ours]
 
     def last(self) -> Change | None:
-        """Returns the newest change that is the last one in effect in all its categories.
+        """Returns the newest change that is the last one in effect in all of its categories; else ``None``.
 
-        The returned change has only the categories in which it is not undone yet. Returns ``None`` without such a
-        change, for instance after concurrent changes of overlapping categories.
+        Categories in which the change is undone already do not count, and the returned change lacks them. Concurrent
+        changes of overlapping categories can leave no such change.
         """
         heads = {name: next(self.done(name), None) for name in self._manifests}
         for change in self.changes():

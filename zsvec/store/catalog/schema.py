@@ -43,7 +43,7 @@ IMAGE_INDEXES: Mapping[str, str] = {"gen": "keyword", "hash": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
-_REQUIRED = 32  # most recent requirements that a manifest keeps
+_REQUIRED = 32  # a manifest keeps this many requirements, the newest
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its token after later writes
 
 
@@ -231,9 +231,9 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
 
 
 def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:
-    """Returns the least required version of each category that has gained references from this one.
+    """Returns the required version of each category that has gained references from the category of this record.
 
-    A reader needs that version, or a later one, before it uses this record (`zsvec.store.transfer`).
+    Before a reader uses this record, it needs the required versions or later ones (`zsvec.store.transfer`).
     """
     required = record.get("requires")
     found = required.items() if isinstance(required, dict) else ()
@@ -255,7 +255,7 @@ def calibration_payload(
 
 
 def calibration_from(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns the calibration in a record, empty if it was removed; `NO_CALIBRATION` if it is damaged."""
+    """Returns the calibration in a record; empty if it was removed, the object `NO_CALIBRATION` if it is damaged."""
     calibration = record.get("fitted")
     return calibration if isinstance(calibration, dict) else NO_CALIBRATION
 
@@ -291,7 +291,7 @@ def intent_payload(
 
 
 def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
-    """Returns the largest ``rev`` of the categories behind a calibration; ``None`` without a readable calibration."""
+    """Returns the largest ``rev`` of the categories when a calibration was made; ``None`` if missing or unreadable."""
     if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
         return None
     revision = calibration.get("revision")
@@ -381,7 +381,7 @@ def is_record(identifier: str | None, record: Mapping[str, Any]) -> bool:
 
 
 def place_of(record: Mapping[str, Any]) -> str | None:
-    """Returns the id of the manifest of the category that a record names; ``None`` without a valid name."""
+    """Returns the id of the manifest for the category in a record; ``None`` without a valid name of a category."""
     name = record.get("category")
     try:
         return record_id("category", name) if isinstance(name, str) else None

@@ -105,7 +105,7 @@ def _differences(stored: Fingerprint, used: Fingerprint) -> str:
 
 
 def _refuse_foreign(collection: str, catalog: Catalog) -> None:
-    # Another writer that has created the collection meanwhile wrote the record of the store before any point.
+    # If another writer has made the collection meanwhile, the record of the store exists: it is written before points.
     pages = catalog.backend.scroll(collection, Where(), fields=())
     if any(page.ids for page in pages) and catalog.store() is None:
         raise StoreError(

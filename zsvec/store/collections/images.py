@@ -37,9 +37,9 @@ class ImageCollection:
         """Writes copies of images, each under the last write id of the category.
 
         Args:
-            planned: Categories with the references to write. If a reference brings no copy, the stored copy is written
-                again.
-            stored: By category, the write ids under which such copies are stored.
+            planned: Categories with the references to write. For an image reference without ``small``, the stored copy
+                is written again.
+            stored: By category, the write ids of the stored copies.
         """
         rows = (
             (point_id(IMAGES, payload["category"], "image", payload["gen"], payload["hash"]), payload)

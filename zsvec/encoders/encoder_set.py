@@ -27,12 +27,12 @@ class EncoderSet:
     Args:
         encoders: Encoders with distinct names.
         batch_size: Maximum number of images that a backbone gets at once.
-        device: Device on which the encoders run.
+        device: Device on which torch runs encoders; ``cpu`` if torch runs none.
         on_torch: Whether torch runs at least one of the encoders.
 
     Attributes:
-        shared: Combines the images of threads that have one image each into batches.
-        device: Device on which the encoders run.
+        shared: Forms batches from the images of threads that have one image each.
+        device: Device on which torch runs encoders; ``cpu`` if torch runs none.
         on_torch: Whether torch runs at least one of the encoders.
 
     Raises:

@@ -63,8 +63,8 @@ def load_encoders(
             with onnxruntime-gpu on CUDA.
         dtype: Number format. ``auto`` selects bfloat16 where it is faster, else float32. On a CPU, each model is timed
             in both formats when it is first loaded. Exported encoders cannot run in bfloat16.
-        runtime: ``auto`` selects onnxruntime if the encoders were exported on this machine and torch is not clearly
-            faster. ``onnx`` requires an export.
+        runtime: ``auto`` selects onnxruntime if the encoders were exported on this machine, unless torch may use a GPU
+            or is clearly faster. ``onnx`` requires an export.
         compiled: Whether torch.compile compiles the image models, which takes about a minute the first time. For
             compiled models, the runtime ``auto`` selects torch.
         batch_size: Maximum number of images that a backbone gets at once.

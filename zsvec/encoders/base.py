@@ -1,8 +1,8 @@
 """The encoder protocols that the classifier uses, and the base classes of encoders.
 
 A subclass of `BatchEncoder` implements `embed`. The base class splits the input into batches, checks the vectors and
-scales each row to unit length. `FeatureEncoder` and `ConseEncoder` (the heads) combine an image model with a text
-model. They serve both torch and onnxruntime.
+scales each row to unit length. `FeatureEncoder` and `ConseEncoder` (the heads) combine image models and text models
+that run on torch or onnxruntime.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Backbone(Protocol):
     """The image model of an encoder. Encoders that share a backbone object also share the forward passes.
 
     Attributes:
-        side: Length in pixels to which `preprocess` scales the shorter side of an image, so that a large JPEG file may
-            be decoded at a reduced size; ``None`` if the model needs the full resolution.
+        side: Length in pixels to which `preprocess` scales the shorter side of an image; ``None`` if the model needs
+            the full resolution. A large JPEG file may be decoded at a reduced size above this length.
     """
 
     @property
@@ -272,7 +272,7 @@ class ConseEncoder(FeatureEncoder):
         self.labels = labels
 
     def vectors_of(self, features: ImageFeatures) -> Vectors:
-        """Returns the sum of the vectors of each image's top labels, weighted in proportion to their probabilities."""
+        """Returns for each image the sum of the vectors of the top labels, weighted in proportion to probability."""
         top = np.argpartition(features.logits, -TOP_LABELS, axis=1)[:, -TOP_LABELS:]
         logits = np.take_along_axis(features.logits, top, axis=1)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -291,8 +291,8 @@ def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def rgb_of_bounded_aspect(image: Image.Image) -> Image.Image:
     """Returns the image in RGB, cropped around its centre to an aspect ratio of at most 16:1.
 
-    Preprocessing scales the shorter side to the input size before it crops the centre. A strip of 1 × 100,000 pixels
-    would become an image of gigabytes, of which all but the centre is discarded.
+    Preprocessing scales the shorter side to the input size before it crops the centre. Without the limit, a strip of
+    1 × 100,000 pixels would become an image of gigabytes, of which all but the centre is discarded.
     """
     width, height = image.size
     limit = _MAX_ASPECT_RATIO * min(width, height)

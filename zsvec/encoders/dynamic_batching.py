@@ -2,9 +2,9 @@
 
 Encoders, search and fusion take little longer for several images than for one. The thread that opens a batch is the
 leader, which runs the batch. Batches run one at a time, in the order in which they were opened. Items that arrive while
-a batch runs join the next batch. Before a batch runs, the leader waits for items that other threads are preparing, and
-for the batch to become as large as the latest batches, but at most `max_wait` seconds. A single thread never waits.
-There is no background thread.
+a batch runs join the next batch. Before a batch runs, the leader waits up to `max_wait` seconds for more items, while
+other threads are preparing items, or while the batch has fewer items than the latest batch plus the items that arrived
+meanwhile. A single thread never waits. There is no background thread.
 
 A leader may be interrupted anywhere, for example by Ctrl-C. Therefore a batch lasts exactly as long as the leader holds
 the lock of the batch, which a ``with`` statement releases in any case. If a batch ends without a result, its waiters
@@ -38,7 +38,7 @@ class Turn(Generic[Item, Result]):
 
     @property
     def result(self) -> Result:
-        """The result of the caller's own item."""
+        """The result of the caller's item."""
         return self.results[self._place]
 
 
@@ -55,7 +55,7 @@ class DynamicBatcher(Generic[Item, Result]):
         self._arrival = Condition(self._lock)
         self._last: _Batch[Item, Result] | None = None
         self._coming: set[int] = set()  # threads that are preparing an item
-        self._lately = 0  # number of items in the latest batch and in the batch that waited for it
+        self._lately = 0  # items in the latest batch, plus items that were waiting when the latest batch ended
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -133,7 +133,7 @@ class _Batch(Generic[Item, Result]):
     """Items of several callers, with their results or an error.
 
     Attributes:
-        led: Lock that the leader holds from before other threads see the batch until the batch ends.
+        led: Lock of the leader: acquired before other threads see the batch, and released when the batch ends.
         results: Results in the order of the items; ``None`` after an error, or if the leader was interrupted.
         error: Error that the leader's block raised.
     """
@@ -150,7 +150,7 @@ class _Batch(Generic[Item, Result]):
         return len(self._items)
 
     def has_room(self, size: int, kind: Hashable) -> bool:
-        """Whether an item may join. A batch with a free lock has ended."""
+        """Whether an item of this kind may join. If `led` is free, the batch has ended, even if still open."""
         return self._open and self._kind == kind and len(self._items) < size and self.led.locked()
 
     def add(self, item: Item) -> int:

@@ -1,8 +1,8 @@
 """Processor, threads and installed versions of this machine, and the measured rates of image models.
 
-This module imports neither torch nor numpy. Rates and exports are stored in the user's cache folder, named by a digest
-of all dependencies. If a file of rates is damaged, or other users may write to the folder, the model is measured again.
-A wrong rate only selects the slower number format.
+This module imports neither torch nor numpy. Rates and exports are stored in the user's cache folder. The name of each
+entry is a digest of all values that the content depends on. If a file of rates is damaged, or other users may write to
+the folder, the model is measured again. A wrong rate only selects the slower number format.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def read_rates(spec: EncoderSpec) -> Rates | None:
 
 
 def keep_rates(spec: EncoderSpec, rates: Rates) -> None:
-    """Remembers the rates of an image model. Does nothing if the cache is read-only or writable by others."""
+    """Remembers the rates of an image model, unless the cache is read-only or other users may write to the folder."""
     with suppress(OSError):
         write_cached(_rates_file(spec), _RATES.dump_json(rates))
 

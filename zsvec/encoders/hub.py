@@ -26,7 +26,7 @@ _TIMEOUT_S = 5.0
 # Every repository that a loader can use has one of these files at the root.
 _ROOT_FILES = ("modules.json", "config.json", "model.safetensors", "pytorch_model.bin")
 _LIBRARIES = ("huggingface_hub", "sentence_transformers", "timm", "transformers")
-# Muting affects the whole process. Of two concurrent loads, the second would restore the muted settings of the first.
+# Muting affects the whole process. Without the lock, a concurrent load would save muted settings and restore them.
 _loading = threading.RLock()
 
 
@@ -59,7 +59,7 @@ class HubSource:
         with quiet_loading():
             try:
                 folder = self._fetch()
-            # The errors of a failed request depend on the HTTP client of the installed version.
+            # The errors of a failed request depend on the installed version of huggingface_hub.
             except Exception as exc:  # noqa: BLE001
                 cached = self._cached()
                 if cached is None:

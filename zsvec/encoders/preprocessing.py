@@ -6,7 +6,7 @@ as long for 840 × 560 pixels. Pillow stores the box of a resize in float32, so 
 torchvision's by 1 or 2 of 255 levels: at most 1 value in 500 with bicubic interpolation, and 1 in 12 with bilinear
 interpolation, where values often lie exactly between two levels. Over 720 photographs of Caltech-101, the vectors of
 the two methods have a cosine similarity of at least 0.99999 with EfficientNet-Lite0, and at least 0.99 with ConSE,
-whose vector jumps when another label becomes the tenth.
+whose vector jumps when the 10 most probable labels change.
 
 A configuration with any step that zsvec does not support is rejected, because an approximation would silently change
 the vectors.
@@ -117,8 +117,8 @@ def of_transformers(config: Mapping[str, Any]) -> GraphPreprocessing | None:
         values = {"do_center_crop": bool(crop), **values}
         if isinstance(crop, int):
             values["crop_size"] = {"height": crop, "width": crop}
-        # In old configurations, a size that is a number is the shorter side for CLIP. For other models it is the side
-        # of a squashed square, and the validation rejects it.
+        # In old configurations, the size may be a number. CLIP scales the shorter side to this number. Other models
+        # squash the image into a square of this size, which the validation rejects.
         kind = values.get("image_processor_type") or values.get("feature_extractor_type")
         if isinstance(size, int) and str(kind).startswith("CLIP"):
             values["size"] = {"shortest_edge": size}

@@ -28,7 +28,7 @@ from zsvec.encoders.weights import located
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.inputs.files import is_ours, read_regular
 
-_MIN_RELATIVE_RATE = 0.95  # onnxruntime is chosen from this fraction of torch's rate, because it starts sooner
+_MIN_RELATIVE_RATE = 0.95  # minimum ratio of rates to choose onnxruntime, which starts sooner than torch
 _MAX_EXPORT_S = 3600  # an unfinished export that is older was killed
 _MAX_UNUSED_S = 30 * 86_400
 # Names of exports, records and rates, finished and unfinished.
@@ -60,7 +60,7 @@ class Record(BaseModel):
         return self.rates.get("onnx", 0.0) >= _MIN_RELATIVE_RATE * max(self.rates.values(), default=0.0)
 
     def allowing(self, dtype: Dtype) -> Record:
-        """Returns a copy without torch's rates in other number formats. ``auto`` allows all formats."""
+        """Returns a copy with torch's rate in `dtype` only. ``auto`` keeps the rates in all number formats."""
         allowed = self.rates.keys() if dtype == "auto" else {"onnx", f"torch {dtype}"}
         return self.model_copy(update={"rates": {name: r for name, r in self.rates.items() if name in allowed}})
 
@@ -74,7 +74,7 @@ def file_state(path: str) -> FileState:
     Raises:
         OSError: The file does not exist or cannot be accessed.
     """
-    found = os.stat(path)  # noqa: PTH116 - a record's text
+    found = os.stat(path)  # noqa: PTH116 - a record contains paths as text
     return found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
@@ -109,9 +109,9 @@ def read_record(folder: Path) -> Record | None:
 
 
 def measured(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
-    """Returns descriptions of the measured rates: of all encoders together, and of each encoder on torch.
+    """Returns descriptions of the measured rates, by subject: all encoders together, and each encoder on torch.
 
-    Empty for exported encoders.
+    Empty if all specs are of the family ``onnx``.
     """
     if all(spec.family == "onnx" for spec in specs.values()):
         return {}
@@ -188,7 +188,7 @@ def tidy() -> None:
 
 
 def _may_have_gpu() -> bool:
-    """Whether torch might find a GPU. Without torch, only Linux can rule that out."""
+    """Whether torch might find a GPU. Checks device files on Linux, without importing torch; true on other systems."""
     if sys.platform == "linux":
         return any(os.path.exists(path) for path in _GPUS)  # noqa: PTH110 - no errors
     return True

@@ -46,7 +46,7 @@ class Preprocessing(BaseModel):
         scaled: Length in pixels to which the shorter side is scaled before the square is cropped from the centre.
             ``None`` squashes the whole image into the square.
         interpolation: Resampling filter of Pillow.
-        half: Rounding of a crop offset that ends in half a pixel: to the ``even`` neighbor, as in torchvision, or
+        half: Rounding of a crop offset that ends in half a pixel: to the ``even`` neighbour, as in torchvision, or
             ``down``, as in transformers.
     """
 
@@ -91,10 +91,10 @@ class EncoderSpec(BaseModel):
             (exported encoders, or your own graph).
         model: Hub id, timm name, path of a checkpoint (``./``, ``~`` or ``/`` first), folder of exported encoders, or
             graph (``*.onnx``).
-        revision: Commit of the hub's repository; pin it to keep vectors comparable.
+        revision: Commit of the hub's repository. A pinned commit keeps vectors comparable.
         weights: Weight file for a timm architecture, or ``package:NAME``.
         text_model: Text model of `conse` (id, path or ``package:NAME``), or text graph of `onnx`.
-        image_size: Side of the square input in pixels; by default the model's own.
+        image_size: Side of the square input in pixels; by default from timm's configuration of the model.
         output: Name of the output of your graph that contains the image vectors.
         preprocessing: Preprocessing of your graph; by default from a configuration file in the graph's folder or its
             parent folder.

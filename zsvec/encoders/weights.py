@@ -71,7 +71,7 @@ class LocalSource:
 
         Raises:
             MissingExtraError: The package is not installed.
-            WeightsUnavailableError: The package is unknown, or the path has no weights or none that can be read.
+            WeightsUnavailableError: The package is unknown, or the path is missing, has no weights or is unreadable.
             InvalidInputError: The path begins with ``~USER`` and no such user exists.
         """
         path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
@@ -99,8 +99,8 @@ def is_package(reference: str) -> bool:
 def is_local(reference: str) -> bool:
     """Whether a reference is ``package:NAME`` or a path, rather than a repository of the hub.
 
-    A path begins with ``.``, ``~`` or ``/``, or with a Windows drive. A folder is not local just because it exists: a
-    folder in the working directory with a repository's name, such as a clone, would replace the weights.
+    A path begins with ``.``, ``~`` or ``/``, or with a Windows drive. Any other reference is a repository, even if
+    a folder of this name exists: a clone in the working directory must not replace the weights.
     """
     return is_package(reference) or reference.startswith((".", "~", "/")) or Path(reference).is_absolute()
 

@@ -115,7 +115,8 @@ class CustomTexts:
         description: Description of output and tokenizer for a fingerprint.
 
     Raises:
-        InvalidInputError: The graph does not take texts or has no known output, or no file limits the length of texts.
+        InvalidInputError: The graph does not take texts or has no known output, or no configuration file states the
+            maximum number of tokens.
         WeightsUnavailableError: The tokenizer is missing or damaged.
     """
 

@@ -59,7 +59,7 @@ class ExportedImages(_Part):
 
 
 class ExportedTexts(_Part):
-    """A text model. Its graph turns token ids (n, tokens) into vectors (n, dim); `tokenizers` reads the tokenizer."""
+    """A text model: a graph from token ids (n, tokens) to vectors (n, dim), and a file for the library `tokenizers`."""
 
     graph: FileName
     tokenizer: FileName
@@ -194,7 +194,7 @@ class ExportedFolder:
 def other_files(folder: Path) -> list[str]:
     """Returns the names of all entries of a folder that are not files of exported encoders.
 
-    Without a valid manifest, these are all entries.
+    Returns the names of all entries if the folder has no valid manifest.
     """
     try:
         exported = {MANIFEST, *_read_manifest(folder).files}

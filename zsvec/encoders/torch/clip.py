@@ -24,10 +24,10 @@ _PREPROCESSING_KEYS = ("size", "resample", "crop_size", "image_mean", "image_std
 
 
 class ClipBackbone:
-    """The image tower of a CLIP-like model. `preprocess` runs the model's own processor, and `forward` the tower.
+    """The image tower of a CLIP-like model. `preprocess` runs the model's processor, and `forward` runs the tower.
 
     Attributes:
-        model: The whole model, including the text tower, in sentence-transformers.
+        model: The whole sentence-transformers model, including the text tower.
         processor: Configuration of the image processor.
         side: Length in pixels to which the processor scales an image; ``None`` if the configuration has no length.
         declared: The preprocessing, if it scales the shorter side and crops the centre; ``None`` for other processors.

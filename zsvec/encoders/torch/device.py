@@ -6,9 +6,9 @@ timed in bfloat16 and in float32 (`zsvec.encoders.torch.image_model`). Autocast
 models, classifier heads, and the image model of ConSE always run in float32: ConSE's softmax turns a rounding error of
 0.05 in a logit into an error of 0.1 in a similarity.
 
-bfloat16 changes a similarity by less than 0.03. Over 360 × 240 pairs of photographs (Caltech-101) and
-EfficientNet-Lite0, the largest change was 0.024 and the mean change 0.002. The nearest category changed for 1 of 360
-images. A fingerprint therefore does not contain the number format, and one store may mix vectors of the two formats.
+bfloat16 changes a similarity by less than 0.03. With EfficientNet-Lite0, over 360 × 240 pairs of photographs
+(Caltech-101), the largest change was 0.024 and the mean change 0.002. The nearest category changed for 1 of 360 images.
+A fingerprint therefore does not contain the number format, and one store may mix vectors of the two formats.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TorchDevice:
                 yield
 
     def with_uploads(self) -> TorchDevice:
-        """Returns the same device. On CUDA, the returned device has a stream for uploads."""
+        """Returns a copy with a stream for uploads on CUDA. On other devices, returns this object."""
         if self.device.type != "cuda":
             return self
         return replace(self, uploads=torch.cuda.Stream())  # type: ignore[no-untyped-call]

@@ -76,7 +76,7 @@ def export_encoders(
         InvalidInputError: The folder contains other files, an encoder cannot be exported or is exported already, or
             there are too few photographs.
         MissingExtraError: A package for exports is not installed.
-        EncoderError: Vectors of an exported encoder differ too much from those on torch.
+        EncoderError: Vectors of an exported encoder and of torch have a cosine similarity below the minimum.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
     _check_not_exported(specs)
@@ -163,8 +163,8 @@ def _exported_beside(
 ) -> Iterator[tuple[Path, dict[str, float]]]:
     """Exports encoders to a temporary folder next to `folder`.
 
-    Yields the temporary folder and the mean cosine similarities of encoders in int8. In the end, the folder is deleted,
-    unless the block has renamed the folder.
+    Yields the temporary folder and the mean cosine similarities of encoders in int8. After the block, deletes the
+    temporary folder, unless the block has renamed it.
     """
     encoders = load_encoders(specs, device="cpu", dtype="float32", runtime="torch")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -216,7 +216,7 @@ def _rate(encoders: EncoderSet) -> float:
 
 
 def _compare(expected: EncoderSet, exported: EncoderSet, photographs: Sequence[Image.Image]) -> dict[str, float]:
-    """Returns the mean cosine similarity of each encoder in int8. Raises EncoderError if vectors differ too much."""
+    """Returns the mean cosine similarity of each encoder in int8. Raises EncoderError below the minimum."""
     images = [_photograph(seed, size) for seed, size in enumerate(_COMPARED_SIZES)]
     cosines = {}
     for encoder in expected:

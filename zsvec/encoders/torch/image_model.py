@@ -35,7 +35,7 @@ LEAST_COSINE = 0.99999
 # other processes may slow down some passes.
 _MIN_TURNS, _MAX_TURNS = 2, 12
 _MEASURE_S = 0.3
-_MAX_SPREAD = 1.1  # of the two fastest passes, as a ratio; above this ratio, rates are not remembered
+_MAX_SPREAD = 1.1  # ratio of the two fastest passes; from this ratio on, rates are not remembered
 
 _IMAGES = 2
 _FORMATS: Mapping[NumberFormat, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -125,7 +125,7 @@ def _pass(use: Callable[[NumberFormat], ImageModel], name: NumberFormat, example
 def _measured(passes: Mapping[NumberFormat, Callable[[], float]], spec: EncoderSpec) -> Rates:
     """Returns images per second in each number format.
 
-    The rates are remembered, unless the two fastest passes of a format differ too much.
+    The rates are remembered, unless the two fastest passes of a format differ by 10 % or more.
     """
     for run in passes.values():
         run()  # warms up

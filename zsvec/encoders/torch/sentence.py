@@ -51,7 +51,7 @@ class SentenceModel:
 
         The model always runs in float32, because there are few texts and each text is a reference.
         """
-        # A model that takes images would open a text that is the path or URL of an image.
+        # If a text is the path or URL of an image, a model that also takes images would open the image.
         inputs = [{"text": text} for text in texts] if "image" in self.modalities else list(texts)
         with self._tokenizing, torch.inference_mode():
             vectors: Vectors = self.model.encode(inputs, batch_size=256, show_progress_bar=False, convert_to_numpy=True)

@@ -31,8 +31,10 @@ class ExpertCalibration:
         spread: Standard deviation of an image's similarities to wrong categories. With few pairs of categories, the
             value is moved towards the profile's temperature. If the similarities do not vary, the value is the
             profile's temperature.
-        images: Number of left-out images that the temperature was fitted on. If 0, `temperature` equals `spread`.
-        accuracy: Fraction of these images that the expert alone classifies correctly, 0 to 1. ``None`` without images.
+        images: Number of left-out images that the temperature was fitted on. Without such images, `temperature` equals
+            `spread`.
+        accuracy: Fraction of the left-out images that the expert alone classifies correctly, 0 to 1. ``None`` without
+            left-out images.
     """
 
     temperature: float
@@ -105,7 +107,7 @@ class Calibration:
     scale: float = 1.0
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
-        """Returns whether the calibration covers these experts and was made for this aggregation."""
+        """Returns whether the calibration covers these experts and fits this aggregation and, if used, ``top_m``."""
         by_top_mean = "top_mean" in (aggregation, other_aggregation(aggregation))
         same = self.aggregation == aggregation and (self.top_m == top_m or not by_top_mean)
         return same and set(experts) <= self.experts.keys()

@@ -4,15 +4,15 @@
   per category), the temperature is the *spread*: the standard deviation of an image's similarities to wrong categories.
   With few pairs of categories, the spread is shrunk towards the profile's temperature.
 - The *coefficients* of a pool are positive, and shrunk towards equal weights of the experts. Only the coefficient of
-  the logarithm of a category's number of references can have either sign; it is shrunk towards 0. It corrects the mean
-  of the nearest references and the cosine to the mean reference: both grow with the number of references, regardless of
-  the image.
+  the logarithm of a category's number of references can have either sign; it is shrunk towards 0. This coefficient
+  corrects a bias: the mean similarity to the nearest references and the cosine to the mean reference grow with the
+  number of references, regardless of the image.
 - The *scale* is one factor of all evidence, fitted on labelled images from the place where a classifier is used.
   Probabilities that were calibrated on references are overconfident for images of lower quality: blurred, dark, noisy.
 
-Some references have a wrong label. The *noise*, the fraction of uninformative labels, explains these references better
-than small coefficients do (like the lapse rate in psychophysics: Wichmann & Hill, 2001). Categories have equal weight,
-regardless of their number of references.
+Some references have a wrong label. Without the *noise*, the learned fraction of uninformative labels, such references
+would shrink all coefficients (compare the lapse rate in psychophysics: Wichmann & Hill, 2001). Categories have equal
+weight, regardless of their number of references.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, 
 from zsvec.method.predict.logits import logsumexp
 
 WIDEST = 100.0
-"""Maximum factor between a fitted number and the mode of its prior."""
-# Relative stiffness of the prior of coefficients of either sign. The category of a left-out image lacks one reference.
-# A large coefficient of the number of references would identify this category.
+"""Maximum factor between a positive coefficient and its prior's median; limit on the size of other coefficients."""
+# Relative stiffness of the prior of coefficients of either sign. Leaving out an image lowers its category's number of
+# references, so a large coefficient of this number would reveal the category.
 _STIFF = 4.0
 _BLOCK = 2**20  # double-precision logits that fit the cache
 _LOW_NOISE = 0.02  # initial noise of the search
@@ -44,7 +44,7 @@ _HIGH_NOISE = 0.5
 _LARGER = 4.0
 
 _PAIRS = 20  # number of category pairs at which the measured spread and the profile's temperature weigh the same
-_CLEAN_EXPERT = 8.0  # images; larger, because an expert alone is often wrong although the label is right
+_CLEAN_EXPERT = 8.0  # images; more than for a pool, because one expert alone often contradicts a right label
 _CLEAN_POOL = 4.0  # images
 _NEVER = -1e4  # logit of an impossible category
 _ROUNDING = 1e-6  # largest spread that is due to rounding
@@ -63,9 +63,9 @@ def least_cross_entropy(
     Args:
         logits: float ``(n_features, n_images, n_categories)``; features with a positive coefficient first.
         truth: int ``(n_images,)``, column index of each image's category.
-        start: float64 ``(n_positive,)``, mode of the log-normal prior of each positive coefficient.
-        clean_images: Strength of the prior of the noise, Beta(1, 1 + ``clean_images``). The prior has the effect of as
-            many additional images with the right label.
+        start: float64 ``(n_positive,)``, median of the log-normal prior of each positive coefficient.
+        clean_images: Strength of the prior of the noise, Beta(1, 1 + ``clean_images``). The prior counts like
+            ``clean_images`` additional images with the right label.
 
     Returns:
         The positive coefficients, the coefficients of either sign, and the noise.
@@ -193,7 +193,7 @@ def learn_coefficients(
     usable = ~np.isnan(filled[tried]).any(axis=(0, 2))
     labels = sample.labels[usable]
     weights, offsets, noise = start.copy(), np.zeros(len(counted)), 0.0
-    learned = bool(tried.any()) and len(np.unique(labels)) > 1  # one category alone does not teach a choice
+    learned = bool(tried.any()) and len(np.unique(labels)) > 1  # a choice needs two categories
     if learned:
         positive, free = np.split(tried, [len(keys)])
         logits = filled[np.ix_(tried, usable)]

@@ -12,7 +12,7 @@ from zsvec.method.calibration import LogLinear
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
 
-_RARE = 0.02  # least share of the probability of a category's images that makes another category a partner
+_RARE = 0.02  # least mean probability at which another category is a partner
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +20,9 @@ class Confusions:
     """Confusion among the reference images of a store. Each image is classified by the other references.
 
     Attributes:
-        lost: By category with images, the share of these images' probability that goes to other categories, 0 to 1.
-        partners: By category with images, the categories that get at least 2 % of the probability, largest share first.
+        lost: For each category with images, the mean probability that its images have another category, 0 to 1.
+        partners: For each category with images, the other categories with a mean probability of at least 2 %, most
+            probable first.
     """
 
     lost: Mapping[str, float] = field(default_factory=dict)

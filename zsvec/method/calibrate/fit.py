@@ -132,7 +132,7 @@ def fit_calibration(
 
     Args:
         references: All references of the store, by expert.
-        temperatures: By expert, the default for an expert without examples.
+        temperatures: By expert, the profile's temperature; see `ExpertCalibration.spread`.
         revision: Largest ``rev`` in the catalog from which the references were read.
         aggregation: A name in `reference_aggregation.AGGREGATIONS`.
         top_m: Number of references that ``top_mean`` averages.

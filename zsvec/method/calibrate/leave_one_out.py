@@ -87,8 +87,8 @@ def leave_one_out(
     """Scores a sample of reference images. Each image is scored against all references but itself.
 
     Text experts are scored on the reference images of their encoder. References of the same category that show the same
-    scene (`scenes`) are left out as well, because they are not independent of the image. Images with a copy in another
-    category are skipped unless all images have such copies, because their right label is not known yet.
+    scene (`scenes`) are left out as well, because they are not independent of the image. The right label of an image
+    with a copy in another category is not known yet. Such images are skipped, unless all images have such copies.
 
     Args:
         references: References of each expert, by name.
@@ -113,7 +113,7 @@ def each_left_out(
     backgrounds: Mapping[str, Background],
     images: Sequence[Key] | None = None,
 ) -> Iterator[LeftOut]:
-    """Scores reference images as `leave_one_out` does, in blocks.
+    """Yields the result of `leave_one_out` for all reference images, in blocks.
 
     Args:
         references: References of each expert, by name.
@@ -121,7 +121,7 @@ def each_left_out(
         top_m: As in `leave_one_out`.
         most: Maximum number of images in a block.
         backgrounds: As in `leave_one_out`.
-        images: The images to score; all by default.
+        images: The images to score, instead of all reference images.
     """
     rows = image_rows(references)
     images = sorted(set().union(*rows.values())) if images is None else images
@@ -199,7 +199,7 @@ def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.
 def _removals(
     references: References, row_of: Mapping[Key, int], images: Sequence[Key], together: Scenes
 ) -> dict[int, Removal]:
-    """Returns the scene of each image that the expert has, by position. Images of one scene share the same object."""
+    """Returns, by position in ``images``, the scene of each image that the expert has; one object per scene."""
     found: dict[int, Removal] = {}
     of_scene: dict[int, Removal] = {}
     for i, (name, digest) in enumerate(images):

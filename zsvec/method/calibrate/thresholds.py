@@ -34,8 +34,8 @@ def quantile(evidence: Doubles, fraction: float) -> float:
     """Returns the evidence below which a new image falls with exactly the given probability, for any distribution.
 
     The result is the value at rank ``fraction * (n_images + 1)`` (Weibull, 1939). The sorted evidence divides the
-    numbers into n_images + 1 intervals, and a new image falls into each interval with equal probability. Below a linear
-    quantile, a new image falls with probability ``fraction + (1 - 2 * fraction) / (n_images + 1)``.
+    numbers into n_images + 1 intervals, and a new image falls into each interval with equal probability. With the
+    default method of `numpy.quantile`, the probability would be ``fraction + (1 - 2 * fraction) / (n_images + 1)``.
 
     Args:
         evidence: float64 ``(n_images,)``, of `enough` images.
@@ -132,7 +132,7 @@ def _largest_evidence(
     covering: NDArray[np.bool_],
     chosen: NDArray[np.bool_],
 ) -> Doubles:
-    """Returns the largest evidence of each chosen image, as if exactly the `covering` experts covered its own category.
+    """Returns each chosen image's largest evidence, as if exactly the `covering` experts covered the image's category.
 
     Images without complete evidence are left out.
     """

@@ -63,7 +63,7 @@ class Background:
             the last.
         along: float32 ``(rank,)``, precision in the directions of the basis.
         elsewhere: Precision in all other directions.
-        weight: Covariance per unit of scatter along the basis.
+        weight: Factor of the scatter in the covariance, (1 - λ) / (N - C) in `gda.learn_background`.
         within: Mean squared Mahalanobis distance of a reference from the mean of its category.
         between: Mean squared Mahalanobis distance of category means from `mean`, minus the part that is due to chance.
         references: Number of references that the background was learned from.

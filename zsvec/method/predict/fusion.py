@@ -22,7 +22,7 @@ from zsvec.method.predict.transduction import transduce
 from zsvec.method.similarities import SearchResult
 
 _SILENT = 1e-6  # confidence of an expert that covers fewer than two categories
-_RESTART = 1e-15  # connects experts that share no category, so that such experts count equally
+_RESTART = 1e-15  # probability of a step to any expert, so that experts without a common category count equally
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +145,9 @@ def fuse(probabilities: Doubles, coverage: NDArray[np.bool_], confidence: Double
     """Fuses the distributions of the experts, weighted by confidence.
 
     If every expert covers every category, the result is the paper's sum of confidence × probability, normalised.
-    Otherwise, a category must neither lose nor gain because an expert has no reference of it. So each expert ``e``
-    keeps the fused ``q`` unchanged outside of its coverage ``K_e``, and redistributes the probability inside. With the
-    confidences ``w``:
+    Otherwise, a category must neither lose nor gain because an expert has no reference of it. So each expert ``e``,
+    with distribution ``p_e`` and confidence ``w_e``, redistributes only the probability that the result ``q`` gives to
+    the categories ``K_e`` that the expert covers:
 
         q(c) · Σ_{e covers c} w_e  =  Σ_{e covers c} w_e · p_e(c) · q(K_e)
 

@@ -24,11 +24,11 @@ from zsvec.method.calibration import CENTRED, GDA
 from zsvec.method.predict.background import FEWEST, Background, ClassMeans, Seen, features
 from zsvec.method.similarities import References, category_names, image_experts
 
-_LEAST = 0.05  # least share of the squared distances of category means from their centre that is not due to chance
-_TOLERANCE = 0.3  # relative change of mean squared distances; a tenth of new references changes them by 0.1 to 0.2
-_SAMPLE = 2048  # maximum number of references that check a background
+_LEAST = 0.05  # lower bound of `Background.between`, as a fraction of the value that includes chance
+_TOLERANCE = 0.3  # maximum relative change of mean squared distances; 10 % new references cause 0.1 to 0.2
+_SAMPLE = 2048  # maximum number of references for checking a background
 _BLOCK = 4096  # references in memory at once while the scatter is summed
-_TOGETHER = 64  # left-out references that share a product with all means
+_TOGETHER = 64  # maximum number of left-out references in one matrix product
 
 
 def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
@@ -107,8 +107,9 @@ def learn_background(references: References) -> Background | None:
 def describes(background: Background, references: References) -> bool:
     """Returns whether a background that was learned from earlier references still describes the present references.
 
-    References added after learning are farther from the mean of their category than the background expects. A few do
-    not matter. Many replaced references, or categories in new regions, change the mean squared distances.
+    References added after learning are farther from the mean of their category than the background expects. A few of
+    these references hardly change the mean squared distances. If many references were replaced, or categories lie in
+    new regions, the mean squared distances change, and the result is False.
 
     Args:
         background: Background of an image expert.
@@ -160,7 +161,7 @@ def class_similarities(
     Returns:
         Two arrays, float32 ``(n_images, n_categories)``. The first has the cosine of each image and category mean after
         subtracting the mean of the background, -1 to 1. The second has log-likelihood ratios, nats: each category
-        against a category around the mean of the background.
+        against a Gaussian around the mean of the background.
     """
     offsets = background.features(queries) - background.mean
     lengths, of_centre = np.linalg.norm(offsets, axis=1), offsets @ background.mean

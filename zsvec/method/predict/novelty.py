@@ -100,7 +100,7 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
 
 
 def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
-    """Ranks the largest evidence of each image among the left-out images; see `Novelty.rank`.
+    """Returns the `Novelty.rank` of each image, float64 ``(n_images,)``.
 
     Args:
         logits: Evidence of the experts, and the pool with the quantiles.
@@ -120,9 +120,9 @@ def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:
 def distances(found: SearchResult) -> Doubles:
     """Returns the distance of each image from all references, float64 ``(n_images,)``, 0 to 2; needs no calibration.
 
-    The distance is 1 - the largest cosine to a reference image, under the encoder with the largest distance. Each
-    encoder fails to tell some things apart, and the largest distance is right most often. Without reference images,
-    texts are used; without any reference, the distance is 2.
+    The distance is 1 - the largest cosine to a reference image, under the encoder with the largest distance. The
+    largest distance is most often right, because each encoder places some different things close together. Without
+    reference images, texts are used; without any reference, the distance is 2.
     """
     compared = [expert for expert in found.experts if expert.modality == "image"] or found.experts
     out = [

@@ -20,10 +20,10 @@ from zsvec.types import encoder_and_modality
 Similarity = Mapping[str, Mapping[str, Floats]]
 """By expert and aggregation, float32 ``(n_images, n_categories)``; NaN for categories without references."""
 
-# Evidence from category means is the likelihood ratio of a category and a category around the mean of all. Without a
-# bound, an image unlike every category would be assigned to some category with certainty. The bound assumes that one
-# image in a hundred may look like anything (the contaminated normal of Tukey, 1960), so images far from every category
-# stay undecided.
+# Evidence from category means is the log-likelihood ratio of a category and a Gaussian around the background's mean.
+# Without a bound, an image unlike every category would be assigned to some category with certainty. The bound assumes
+# that one image in a hundred may look like anything (the contaminated normal of Tukey, 1960), so images far from every
+# category stay undecided.
 LEAST = float(np.log(0.01))
 """Lower bound of the evidence from category means, nats."""
 _BLOCK = 2**24  # similarities of an expert in memory at once

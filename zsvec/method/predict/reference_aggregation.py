@@ -149,11 +149,11 @@ def _common(counts: NDArray[np.intp]) -> int:
 
 
 def _largest(columns: list[Floats], m: int) -> list[Floats]:
-    """Returns the ``m`` largest numbers at each position, or all of fewer, largest first; may modify the arrays.
+    """Returns the ``m`` largest numbers at each position (all if fewer), largest first; may modify the arrays.
 
     Merges descending lists of at most ``m`` arrays (Batcher, 1968): the last of one list is compared with the first of
-    the other list, the second to last with the second, and so on. The larger array of each pair stays. This needs fewer
-    comparisons than insertion.
+    the other list, the second to last with the second, and so on. At each position, the larger number of a pair stays.
+    This needs fewer comparisons than insertion.
     """
     best = _sorted(columns[:m])
     for first in range(m, len(columns), m):

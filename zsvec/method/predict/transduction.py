@@ -10,7 +10,7 @@ z = softmax(F + λ W z) is repeated. Differences from LaplacianShot:
 - The evidence is finally divided by one temperature for the batch (Guo et al., 2017), so that the mean confidence stays
   unchanged. Otherwise agreement of neighbours would count as certainty.
 
-Categories are not balanced as in OTFusion (arXiv 2506.13723), because the categories of a stream are not balanced.
+Unlike OTFusion (arXiv 2506.13723), the inference does not balance the categories: in a stream, frequencies differ.
 """
 
 from __future__ import annotations

@@ -87,10 +87,10 @@ def urgency(prediction: Prediction) -> float:
 def most_useful(urgencies: Reals, nearness: Reals, vectors: Mapping[str, Reals], number: int) -> list[int]:
     """Returns the rows of diverse images with informative labels, most useful first.
 
-    Greedy facility location (Wei, Iyer & Bilmes, "Submodularity in data subset selection and active learning", 2015).
-    Each step picks the urgent image with the largest gain: the urgency of the image, times the sum over all images of
-    urgency × increase in nearness to a labelled or picked image. The nearness of two images is the smallest of their
-    cosines under the encoders.
+    Uses greedy facility location (Wei, Iyer & Bilmes, "Submodularity in data subset selection and active learning",
+    2015). Each step picks, from the `_COMPARED` most urgent images, the image i with the largest gain
+    u_i · Σ_j u_j · max(c_ij - n_j, 0). Here u_i is the urgency of image i, c_ij the smallest cosine of images i and j
+    over the encoders, and n_j the largest cosine of image j to a reference or a picked image.
 
     Args:
         urgencies: float ``(n_images,)``, 0 to 1.

@@ -41,7 +41,7 @@ class Suspect:
         hash: Content hash of the image.
         source: Source of the image.
         probability: Probability that the category is wrong, greater than 0.5, at most 1.
-        instead: The most probable other category, given the other references.
+        instead: The most probable other category, given the other references; if `copied`, one with the same picture.
         copied: Whether the category `instead` has the same picture.
     """
 
@@ -60,7 +60,7 @@ class Verdict:
     Attributes:
         key: Category and hash of the image.
         wrong: Probability that the category is wrong, 0 to 1.
-        instead: The most probable other category.
+        instead: The most probable other category; if `copied`, among the categories that have the same picture.
         mistaken: Whether `instead` is more probable than the image's own category.
         copied: Whether the category `instead` has the same picture.
     """

@@ -49,7 +49,7 @@ class Neighborhoods:
 
 
 def spreads(references: References) -> dict[str, float]:
-    """Returns the median distance (1 - cosine) of two images, 0 to 2, of each category with at least two images.
+    """Returns, for each category with at least two images, the median distance (1 - cosine) of two images, 0 to 2.
 
     Args:
         references: References of an image expert.

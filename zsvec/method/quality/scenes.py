@@ -44,7 +44,7 @@ def image_rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]
 def scenes(
     references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
 ) -> Scenes:
-    """Returns the scenes with at least two images in the categories of some images.
+    """Returns the scenes of two or more images in the categories of ``images``.
 
     Args:
         references: References of each expert, by name.

@@ -46,7 +46,7 @@ class PreparedImage:
 
     Attributes:
         source: Path or name of the image.
-        inputs: The preprocessed image, an item of the argument of `EncoderSet.encode_images`.
+        inputs: The preprocessed image, as `EncoderSet.encode_images` takes it.
         error: Reason why the image is unreadable, or ``None``.
         hash: Content hash; empty unless requested.
         size: Width and height of the upright image in pixels; ``(0, 0)`` unless the hash was requested.
@@ -192,6 +192,6 @@ def _pairs(labelled: object) -> tuple[list[str], list[ImageInput]]:
 def _work_ahead(encoders: EncoderSet) -> bool:
     """Returns whether the encoders run in their own thread, one batch ahead of the search.
 
-    On a CPU, the encoders and the search would compete for cores: with two cores, 1/8 fewer images were classified.
+    On a CPU, the encoders and the search would compete for cores: with two cores, the throughput was 1/8 lower.
     """
     return encoders.device != "cpu"

@@ -45,9 +45,9 @@ ReferenceKey: TypeAlias = tuple[str, str, str]
 class _Draft:
     """Collects the references of one category for a `Write`.
 
-    The keys of `stored` are the references that the store has of the category. With `replace`, each value is the stored
-    reference with its vector, because the commit writes that reference again. Otherwise, each value is ``None``.
-    `recognised` contains the keys of stored references that were given again and are not written.
+    `stored` maps the key of each reference that the category has in the store. With `replace`, the value is the
+    reference with its vector, because a reference that is given again is written again. Otherwise, the value is
+    ``None``. `recognised` contains the keys of stored references that were given again and are not written.
     """
 
     category: CategoryInput
@@ -70,7 +70,10 @@ class _Draft:
         return [] if self.stored else [by_name]
 
     def reuse(self, key: ReferenceKey, group: str | None = None) -> bool:
-        """Reuses the stored reference with this key; returns False if there is none. With `replace`, sets its group."""
+        """Reuses the stored reference with this key; returns False if there is none.
+
+        With `replace`, a given `group` replaces the group of the reference.
+        """
         stored = self.stored.get(key)
         if stored is not None:
             self.references.append(with_changes(stored, group=group or stored.group))
@@ -325,7 +328,7 @@ class Builder:
                 draft.add(Reference(encoder, "text", key[2], text, vectors[text]))
 
     def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
-        """Embeds the texts of complete drafts, and writes the drafts without `lost_images`."""
+        """Writes complete drafts with their texts, except drafts with `lost_images`, and returns the categories."""
         for encoder in self._text_encoders:
             self._embed_texts(encoder, drafts)
         writes = []

@@ -34,14 +34,15 @@ from zsvec.store import Census, Store
 from zsvec.types import encoder_and_modality
 
 _CHEAP = 2 * 10**10  # most multiplications of an automatic calibration: about half a second on two cores
-_RARE = 5 * _CHEAP  # most multiplications for backgrounds, learned again only when a tenth of the references is new
+_RARE = 5 * _CHEAP  # most multiplications for backgrounds, valid until the number of references changes by a tenth
 _FITTING = 20_000  # multiplications that fitting takes per image, category and aggregation
 
 
 class Calibrator:
     """Calibrates a store from its references, and stores the calibration.
 
-    `temperatures` maps each expert in use to a divisor of similarities, which applies without references to learn from.
+    `temperatures` maps each expert in use to the default divisor of its similarities. The default applies if the
+    references do not suffice to learn a divisor.
     """
 
     def __init__(self, store: Store, searcher: Searcher, settings: Settings, temperatures: Mapping[str, float]) -> None:
@@ -148,7 +149,7 @@ class Calibrator:
         return (calibration.classwise if self._fusion.classwise else None) or calibration.aggregations
 
     def verdicts(self, references: Mapping[str, References]) -> list[Verdict] | None:
-        """Returns a verdict on the category of each reference image; ``None`` if these experts are not calibrated."""
+        """Returns a verdict on the category of each reference image; ``None`` if no fitting calibration is stored."""
         present = self._present()
         if present is None or not present.fits(references, self._aggregation, self._top_m):
             return None

@@ -125,8 +125,8 @@ def _shut_down(one: socket.socket) -> None:
 def hooks(most: Callable[[str], int], watch: Callable[[Any], None]) -> Mapping[str, list[Callable[..., Any]]]:
     """Returns ``event_hooks`` for an HTTP client. The hooks read each response completely before the client does.
 
-    The client then raises `AnswerError` instead of returning a response that is too large. `httpcore` limits the
-    headers of a response to 100 KiB.
+    If a response is too large or cannot be decompressed, the client raises `AnswerError`. Headers need no hook, because
+    `httpcore` limits them to 100 KiB.
 
     Args:
         most: Function that maps the URL path of a request to the maximum size of the response in bytes. The limit

@@ -1,4 +1,4 @@
-"""The category definitions of users, and checks of their names, texts, images, vectors and metadata."""
+"""Category definitions, and checks of names, texts, images, vectors and metadata."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from zsvec.inputs.images import ImageInput
 LONGEST_NAME = 500
 LONGEST_TEXT = 20_000
 LONGEST_METADATA = 100_000
-_DEEPEST_METADATA = 32  # levels; far below the 128 beyond which the embedded engine cannot read its log
+_DEEPEST_METADATA = 32  # nested levels; the embedded engine cannot read its log beyond 128
 
 _AROUND = r"[\s\x1c-\x1f]*"  # whitespace that `str.strip` removes
 _INSIDE, _VISIBLE, _FIRST = f"[^{CONTROLS}]", rf"[^\s{CONTROLS}]", rf"[^.\s{CONTROLS}]"
@@ -35,7 +35,7 @@ class ReferenceImage:
 
     Attributes:
         image: The image.
-        source: Origin of the image; by default its path.
+        source: Origin of the image; by default, its path or name.
         prompt: The prompt that the image was generated from.
         vectors: Precomputed vectors by image encoder, each float32 ``(dim,)`` of unit norm. An image with vectors is
             not embedded again.

@@ -74,19 +74,19 @@ def from_coco(
         file: The JSON file, up to 1 GiB.
         images: Folder that image paths start from and must not leave, as in `from_csv`; by default, the folder of the
             file.
-        boxes: If true, the references are objects: each is the `Region` of an annotated box, and the objects of one
-            image form a group. A box is rounded outwards to whole pixels and cut at the border of the image. Crowds are
-            skipped. If false, the references are whole images, each of the category that the annotations name. An image
-            without annotations is skipped, and an image of several categories is invalid.
-        on_error: Called with an error for each annotation or image that is invalid or skipped. By default, the error of
-            the first invalid annotation or image is raised.
+        boxes: If true, each reference is an annotated object: the `Region` of its box. The objects of one image form a
+            group. A box is rounded outwards to whole pixels and cut at the border of the image. Crowds are skipped. If
+            false, each reference is a whole image, in the category of its annotations. An image without annotations is
+            skipped, and an image of several categories is invalid.
+        on_error: Called with an error for each category, image or annotation that is invalid or skipped. By default,
+            the first error of an invalid entry is raised.
 
     Returns:
         The categories for `add_categories`, sorted by name. No image is read yet.
 
     Raises:
-        InvalidInputError: The file cannot be read or does not contain COCO annotations, an annotation or an image is
-            invalid, or no image is left.
+        InvalidInputError: The file cannot be read or does not contain COCO annotations, an entry is invalid, or no
+            image is left.
     """
     file = checked_path("file", file)
     content = _read(file)

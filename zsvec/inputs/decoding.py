@@ -22,8 +22,7 @@ from zsvec.inputs.encoded import Encoded, canvas_of, check_scans, count_numbers,
 from zsvec.inputs.memory import DEFAULT
 
 MAX_PIXELS = 100_000_000
-"""Default for the maximum number of pixels of an image. For a JPEG, the decoded pixels count.
-"""
+"""Default maximum number of pixels of an image; for a JPEG, after the reduction by `side` in `load_image`."""
 MAX_BYTES = 2**28
 """Maximum number of bytes that are read from a stream of unknown size."""
 LONGEST_SIDE = 1_000_000
@@ -31,7 +30,7 @@ LONGEST_SIDE = 1_000_000
 
 _BAND_PIXELS = 2**18  # pixels converted at once
 
-_DRAFT_FACTOR = 2  # least ratio of the decoded to the final size of a JPEG file
+_DRAFT_FACTOR = 2  # minimum ratio of the decoded shorter side of a JPEG to `side` in `load_image`
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

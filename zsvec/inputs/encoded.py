@@ -37,7 +37,7 @@ _UNBOUNDED = (b"ftypavif", b"ftypavis", b"jP  \r\n\x87\n", b"\xff\x4f\xff\x51") 
 _MAX_HEADER_MEMORY = 2**26  # bytes that opening a file may take, except a WebP
 _MAX_PARTS = 2**17  # most reads of a header (at least one per PNG chunk): many millions take minutes
 _MAX_SCANS = 100  # most scans of a JPEG: each takes as long as decoding the whole image once
-_MAX_SLOW_VALUES = 2**22  # most samples for a decoder that is written in Python: takes some seconds
+_MAX_SLOW_VALUES = 2**22  # most samples for a decoder that is written in Python: decoding takes some seconds
 
 _NEEDED_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})  # chunks of a PNG
 _ORIENTATION_TEXTS = frozenset({b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"})  # keywords of PNG texts
@@ -49,8 +49,8 @@ _MAX_NUMBERS = 2**18  # most numbers in all tags
 _BITS_TAG = 258  # TIFF tag BitsPerSample
 _SIZE_TAGS = frozenset({256, 257, _BITS_TAG, 259, 262, 277, 278, 322, 323})  # tags for the size of a strip or tile
 _DEPTH_TAGS = frozenset({32997, 32998})  # tags of libtiff for several layers, unknown to Pillow
-# TIFF compressions whose decoders take memory for one strip or tile and for small tables. libtiff limits an embedded
-# JPEG to 10 MB and 100 scans.
+# TIFF compressions whose decoders take memory only for one strip or tile and for small tables. libtiff limits an
+# embedded JPEG to 10 MB and 100 scans.
 _COMPRESSIONS = frozenset(
     {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "jpeg", "tiff_adobe_deflate", "tiff_deflate", "packbits"}
 )
@@ -90,7 +90,7 @@ class Encoded:
     def metadata(self) -> tuple[bool, int]:
         """Whether PNG metadata may hold an orientation, and an estimate of the bytes that metadata takes in memory.
 
-        The estimate covers PNG and TIFF metadata, and comes in addition to `header`.
+        The estimate covers PNG and TIFF metadata. Memory for the `header` bytes is not included.
         """
         with self.reading_header():
             if self.format == "PNG":
@@ -144,7 +144,7 @@ class Encoded:
 
     @property
     def copies(self) -> int:
-        """Bytes of memory that Pillow takes per byte of `header`. The tags of a TIFF count twice in `header`."""
+        """Bytes of memory that Pillow takes per byte of `header`; half for a TIFF, whose tags count twice."""
         return 2 if self.format == "TIFF" else 4
 
 
@@ -169,11 +169,11 @@ class _Gif(GifImagePlugin.GifImageFile):
     disposal_method = property(lambda self: 0, lambda self, value: None)
 
 
-# Readers and suffixes of the supported formats: raster formats whose memory is known before decoding. These formats are
-# missing: EPS is a program. Pillow decodes ICO before the size is known. For JPEG 2000, openjpeg allocates unbounded
-# memory for tiles, precincts and blocks (2.4 GiB for a file of 1.5 KB). For AVIF, decoders allocate memory for the size
-# in the embedded AV1 stream before they compare that size with the header. JPEGs are not opened by Pillow's factory
-# function, which reads an index of further pictures of any size.
+# Readers and suffixes of the supported formats: raster formats whose memory is known before decoding. EPS is refused
+# because it is a program, and ICO because Pillow decodes it before the size is known. JPEG 2000 is refused because
+# openjpeg allocates unbounded memory for tiles, precincts and blocks (2.4 GiB for a file of 1.5 KB). AVIF is refused
+# because decoders allocate memory for the size in the embedded AV1 stream before they compare that size with the
+# header. JPEGs are not opened by Pillow's factory function, which reads an index of further pictures of any size.
 FORMATS: dict[str, tuple[type[ImageFile.ImageFile], tuple[str, ...]]] = {
     "JPEG": (_Jpeg, (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")),
     "PNG": (PngImagePlugin.PngImageFile, (".png", ".apng")),
@@ -372,11 +372,11 @@ def _extra_of_tiff(image: TiffImagePlugin.TiffImageFile, file: Encoded) -> int:
 
 
 def count_numbers(file: Encoded) -> int:
-    """Counts the numbers in all tags of the first directory of a TIFF or of Exif.
+    """Counts the numbers in the tags of the first directory of a TIFF or of Exif, without tags of bytes or text.
 
-    Pillow creates an object for each number of a tag that it unpacks, and takes about 600 bytes for each strip offset.
-    libtiff knows more number types than Pillow. Sizes of strips and tiles must have a type that both know, so that both
-    use the same sizes.
+    Pillow creates an object for each of these numbers, and takes about 600 bytes for each strip offset. libtiff knows
+    more number types than Pillow. The sizes of strips and tiles must have a type that Pillow and libtiff know. With
+    another type, Pillow and libtiff could use different sizes.
 
     Raises:
         ImageError: There are too many tags or numbers, the sizes of strips or tiles have an uncommon type, or the file

@@ -83,7 +83,7 @@ def replacing_named(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_whole(path: Path, content: bytes, *, mode: int = 0o666) -> None:
-    """Replaces a file atomically and durably; see `replacing`."""
+    """Replaces a file atomically and syncs the content to disk; see `replacing`."""
     with replacing(path, mode=mode) as file:
         file.write(content)
 

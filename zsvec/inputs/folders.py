@@ -144,8 +144,8 @@ def with_definitions(
 def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[str, Path]:
     """Returns the sub-folders of a folder, by category name.
 
-    Hidden folders are skipped, and so are the folder `__MACOSX`, which macOS adds to archives, and the collections of
-    an embedded store in the same folder.
+    Skips hidden folders, the folder `__MACOSX` that macOS adds to archives, and the collections of an embedded store in
+    the same folder.
 
     Args:
         folder: The folder, or a link to one.

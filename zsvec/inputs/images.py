@@ -90,11 +90,11 @@ ImageInput: TypeAlias = (
 )
 
 _CHUNK_BYTES = 2**20
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib merges the two slashes; a Windows drive has one letter
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib merges two; two letters: a Windows drive has one
 
 
 class ImageLimits(TypedDict, total=False):
-    """The arguments of `load_image` and similar functions that limit images."""
+    """The limits among the arguments of `load_image` and similar functions."""
 
     max_pixels: int | None
     image_memory: int
@@ -119,9 +119,10 @@ class LoadedImage:
 def reading(
     image: ImageInput, *, side: int | None = None, hashed: bool = True, **limits: Unpack[ImageLimits]
 ) -> Iterator[LoadedImage]:
-    """Reads an image once. The memory of the image stays reserved until the end of the block.
+    """Reads an image once, and yields the image with its hash.
 
-    The arguments and errors are as in `load_image`. If `hashed` is false, the hash is empty.
+    The memory of the image stays reserved until the end of the block. The arguments and errors are as in `load_image`.
+    If `hashed` is false, the hash is empty.
     """
     with ExitStack() as held:
         loaded = read_held(image, held, side=side, hashed=hashed, **limits)

@@ -30,7 +30,7 @@ _MAX_LINE_CHARS = 2**20  # characters; a file without line ends is not read as a
 class LeftOutError(Exception):
     """A COCO row is skipped on purpose: a crowd, or an image without a usable annotation.
 
-    The skip is passed to `on_error` if given. It never stops the import.
+    `Gathered` reports the row to `on_error`, if given, and continues.
     """
 
 
@@ -50,7 +50,7 @@ class Gathered:
 
     @contextmanager
     def row(self, row: str) -> Iterator[None]:
-        """Adds the table and the row to the message of an error of the block, and passes the error to `on_error`.
+        """Passes an error of the block to `on_error`, with the names of the table and the row in the message.
 
         Without `on_error`, an InvalidInputError is raised, and a LeftOutError is ignored.
         """
@@ -272,7 +272,7 @@ def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
 
 
 def path_in(folder: Path, path: str) -> Path:
-    """Returns the path of an image in `folder` that a file refers to as `path`.
+    """Joins `folder` and the path of an image from an untrusted file, and returns the result.
 
     Raises:
         InvalidInputError: The path is empty, too long or a URL, leads out of the folder, or does not exist.

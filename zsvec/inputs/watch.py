@@ -1,4 +1,4 @@
-"""Yields each new image of a folder once, even if files change or processes are killed."""
+"""Yields each new image of a folder when its file is complete, and continues after a restart."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Watch:
         self.close()
 
     def __iter__(self) -> Iterator[Path]:
-        """Yields paths of complete files that are not done, until the watch is closed."""
+        """Yields paths of complete files that `done` has not recorded, until the watch is closed."""
         waiting: dict[_File, float] = {}
         given = set(self._done)
         with self._recording:

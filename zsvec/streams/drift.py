@@ -3,8 +3,8 @@
 Calibration computes the largest evidence of each reference image that it leaves out. Novelty uses the same evidence.
 The rank of a new image is the fraction of left-out images that have less evidence. If new images resemble the
 references, their ranks are distributed uniformly from 0 to 1. Blurred, dark or foreign images have low ranks. Drift
-measures the excess of low ranks by the one-sided Kolmogorov-Smirnov distance: the fraction of the last `WINDOW` images
-with a rank below k / 20, minus k / 20, at its maximum over k = 1 to 20.
+measures the excess of low ranks by the one-sided Kolmogorov-Smirnov distance. For each k from 1 to 20, k / 20 is
+subtracted from the fraction of the last `WINDOW` images with a rank below k / 20. Drift is the largest difference.
 """
 
 from __future__ import annotations

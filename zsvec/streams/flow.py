@@ -43,8 +43,8 @@ class StreamStats:
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
         runs: Number of runs by stage. A stage runs once for each image or batch.
         batches: Number of encoded batches, by number of images in the batch.
-        waiting: Number of results (images or batches) that a stage has finished and the next stage has not taken, by
-            the name of the finished stage.
+        waiting: Number of results (images or batches) that the next stage has not taken, by the name of the stage that
+            makes the results. Images that are being decoded are included.
         store: Counters of the store's writes (`zsvec.store.store.Store.stats`); only in the totals of a classifier.
         drift: Drift of the last images from the references, 0 to 1 (`zsvec.streams.drift`); in totals, the maximum over
             all streams. ``None`` if there are too few images, or if novelty is not calibrated.
@@ -155,14 +155,14 @@ class Flow:
             self._batches[images] += 1
 
     def count(self, images: int, failed: int, stale: int) -> None:
-        """Counts results that the stream has yielded."""
+        """Adds numbers of images to the counters of `StreamStats`."""
         with self._lock:
             self._images += images
             self._failed += failed
             self._stale += stale
 
     def rank(self, ranks: Iterable[float]) -> None:
-        """Adds the ranks of images among the left-out references (`Drift.add`), and logs one warning about drift."""
+        """Adds the ranks of images among the left-out references (`Drift.add`); warns once if drift is large."""
         with self._lock:
             moved = self._drift.add(ranks)
         if moved is not None:
@@ -266,7 +266,7 @@ class Channel(Generic[Item]):
         return self._size - self._room.qsize()
 
     def put(self, item: Item) -> bool:
-        """Adds a result to the channel, when there is room. Returns False if the stream is stopped before that."""
+        """Waits for room and adds a result to the channel; returns False if the stream stops first."""
         if self._take(self._room) is None:
             return False
         self._items.put(item)

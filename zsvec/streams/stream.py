@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 MAX_WAIT = 0.05
-"""Seconds from the first item until an incomplete batch is yielded."""
+"""Default seconds from the first result of a batch until an incomplete batch is yielded."""
 _POLL_S = 0.1
 _END: Any = object()
 
@@ -108,14 +108,15 @@ def prefetch(
     """Applies a function in threads and yields the results in batches, in the order of the items.
 
     While the caller uses a batch, up to two more batches are prepared. A batch is full unless the items end or the next
-    item takes too long. Closing the iterator ends the threads. Unprocessed items are dropped.
+    item takes too long. When the flow ends, the worker threads end and unprocessed items are dropped.
 
     Args:
         function: Function of one item; called in several threads at the same time.
         items: Iterated in another thread.
         batch_size: Number of results per full batch.
-        max_wait: Seconds from the first item until an incomplete batch is yielded; by default `MAX_WAIT`.
-        flow: State that the stages of the stream share; the caller ends the flow. By default, a private flow.
+        max_wait: Seconds from the first result of a batch until an incomplete batch is yielded; by default `MAX_WAIT`.
+        flow: State that the stages of the stream share; the caller ends the flow. By default, closing the iterator ends
+            a private flow.
 
     Yields:
         1 to ``batch_size`` results.
@@ -160,7 +161,7 @@ def prefetch(
 def _feed(
     function: Callable[[Item], Result], items: Iterable[Item], flow: Flow, waiting: Channel[Future[Result]]
 ) -> None:
-    """Distributes items to worker threads, and puts their futures into `waiting`, in the order of the items."""
+    """Gives items to worker threads, and puts the futures of the results into `waiting`, in the order of the items."""
     tasks = flow.new_queue()
     workers = min(8, os.cpu_count() or 1)
     last: Future[Any] = Future()
@@ -193,7 +194,7 @@ def _work(function: Callable[[Any], Any], tasks: SimpleQueue[Any], flow: Flow) -
 
 
 def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Generator[Result, None, None]:
-    """Runs a stage in its own thread, one batch ahead of the consumer. Ends the flow.
+    """Runs a stage in another thread, one batch ahead of the consumer, and yields the results. Finally ends the flow.
 
     Args:
         batches: Generator of the stage's results; iterated and closed in that thread.
@@ -231,7 +232,7 @@ def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Gen
 
 
 async def iterate_in_thread(items: Generator[Item, None, None], flow: Flow) -> AsyncGenerator[Item, None]:
-    """Iterates a generator in another thread, so that the event loop can run other tasks. Ends the flow.
+    """Iterates a generator in another thread, so that the event loop can run other tasks. Finally ends the flow.
 
     Args:
         items: Generator that is iterated and closed in that thread, even if the task in the event loop is cancelled.

@@ -1,8 +1,8 @@
 """Labelled test images of public data sets, from local files in the layout of torchvision's ``root``.
 
-A pickle can run any code, so pickles and MATLAB files are loaded only if their MD5 is that of the official file. Each
-file is read once, and the checked bytes are loaded. The classes of torchvision open a file again after the check, so
-that another file could replace the checked one. Each loader raises `InvalidInputError` for a file that is missing,
+A pickle can run any code, so pickles and MATLAB files are loaded only if they have the MD5 of the official file. Each
+file is read once, and the checked bytes are loaded. The classes of torchvision open a file again after the check; until
+then, another file could replace the checked file. Each loader raises `InvalidInputError` for a file that is missing,
 damaged, not the official file, or outside the folder.
 """
 
@@ -149,8 +149,8 @@ def _labelled(pixels: NDArray[np.uint8], labels: ArrayLike, names: Sequence[str]
 def _read_idx(path: Path, root: Path, *, dimensions: int) -> NDArray[np.uint8]:
     """Returns the array in a file of LeCun's IDX format.
 
-    The file begins with the bytes 0, 0, 8 (uint8) and the number of dimensions. Each size follows as 4 bytes
-    (big-endian), then the values.
+    The file begins with the bytes 0, 0, 8 (uint8) and the number of dimensions. Then come the size of each dimension
+    as 4 bytes (big-endian), and the values.
     """
     content = _content("mnist", path, root)
     header = 4 + 4 * dimensions

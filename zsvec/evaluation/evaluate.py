@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
     @classmethod
     def of(cls, ranking: Ranking, label: str) -> Outcome:
-        """Computes the numbers from a ranking, best first. A label that the ranking lacks has probability 0."""
+        """Returns the numbers of a ranking, which begins with the best category. A missing label has probability 0."""
         missing = (max(_TOP, len(ranking)), 0.0)
         rank, own = next(((rank, p) for rank, (name, p) in enumerate(ranking) if name == label), missing)
         confidence = ranking[0][1] if ranking else 0.0
@@ -123,7 +123,7 @@ class Evaluation:
         return confusion(self.truth, self.answers, list(self.categories))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the object that ``zsvec evaluate --json`` prints. The confusions are the non-zero counts."""
+        """Returns the object that ``zsvec evaluate --json`` prints. ``confusion`` has only the non-zero counts."""
         categories = self.categories
         names = list(categories)
         return {

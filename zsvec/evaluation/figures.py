@@ -59,8 +59,8 @@ def accuracy_by_references(figure: Figure, curves: Mapping[str, Mapping[str, Seq
 
     Args:
         figure: Empty figure, which the decorator passes.
-        curves: Lines by name. Each line has three lists: ``counts`` with the numbers of references per category, and
-            ``mean`` and ``std`` of the top-1 accuracy (a fraction) over draws of references, for each count.
+        curves: Lines by name. Each line has three lists: ``counts`` has numbers of references per category. For each
+            count, ``mean`` and ``std`` describe the top-1 accuracy (a fraction) over draws of references.
     """
     figure.set_size_inches(7, 4)
     axes = figure.subplots()

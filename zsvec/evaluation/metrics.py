@@ -86,10 +86,10 @@ def ranks(probabilities: Doubles, truth: Labels) -> Labels:
 
     Args:
         probabilities: Probabilities or any other scores, float64 ``(n_images, n_categories)``, finite.
-        truth: Column of each image's category, int ``(n_images,)``; -1 for a category without a column, which gets the
-            largest int as the rank.
+        truth: Column of each image's category, int ``(n_images,)``; -1 for a category without a column. The rank is
+            then the largest int.
 
-    Source: Yin & Jiang (2024), section 4.2, count the ranks below 1, 3 and 5.
+    Source: Yin & Jiang (2024), section 4.2 (counts of the ranks below 1, 3 and 5).
     """
     own = np.take_along_axis(probabilities, np.maximum(truth, 0)[:, None], axis=1)
     earlier = np.arange(probabilities.shape[1]) < truth[:, None]
@@ -194,11 +194,11 @@ def interval_of_auroc(novelty: Doubles, is_unknown: Flags, draws: int = 1000) ->
 
 
 def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
-    """Returns the share of probability that each image gives to unknown categories, computed as the paper's authors do.
+    """Returns the share of the unknown categories in each image's scores, computed as the paper's authors do.
 
-    Each row is scaled to [0, 1] by the minimum and maximum of the row, then divided by the sum. The score is 1 minus
+    Each row is scaled to [0, 1] by the minimum and maximum of the row, then divided by the sum. The result is 1 minus
     the share of the known categories. In a row of equal values, all columns have equal shares. Unknown categories have
-    columns too, so that the score separates images of known categories from images of *named* unknown ones.
+    columns too. So the images that count as unknown belong to *named* categories.
 
     Args:
         probabilities: Fused scores, float64 ``(n_images, n_categories)``, finite.
@@ -213,18 +213,18 @@ def paper_unknown_score(probabilities: Doubles, known: Flags) -> Doubles:
     widest = above.max(axis=1, keepdims=True)
     scaled = np.divide(above, widest, out=np.ones_like(above), where=widest > 0)
     share = scaled / scaled.sum(axis=1, keepdims=True)
-    score: Doubles = np.clip(1 - share[:, known].sum(axis=1), 0.0, 1.0)  # rounding can exceed 0 or 1
+    score: Doubles = np.clip(1 - share[:, known].sum(axis=1), 0.0, 1.0)  # rounding can leave this range
     return score
 
 
 def _places(score: Doubles, is_unknown: Flags) -> tuple[Labels, Labels]:
-    """Returns the positions of known and of unknown images among the distinct scores, both sorted."""
+    """Returns the sorted ranks of the known and of the unknown images; equal scores have the same rank."""
     _, place = np.unique(score, return_inverse=True)
     return np.sort(place[~is_unknown]), np.sort(place[is_unknown])
 
 
 def _area(known: Labels, unknown: Labels) -> float:
-    """Returns the share of pairs of a known and an unknown image where the unknown one is higher. Ties count half."""
+    """Returns the share of (known, unknown) pairs in which the unknown image ranks higher. Ties count half."""
     counts = np.bincount(known, minlength=int(unknown.max()) + 1)
     below = np.cumsum(counts) - counts / 2
     return float(below[unknown].sum()) / (len(known) * len(unknown))
@@ -295,7 +295,7 @@ def by_category(truth: Sequence[str], answers: Sequence[str], unknown: Sequence[
 
 
 def mean_score(scores: Mapping[str, CategoryScore]) -> CategoryScore:
-    """Returns the unweighted mean over the categories that have images ("macro").
+    """Returns the unweighted mean ("macro") over the categories that have images, and the sum of `images`.
 
     A category that was never answered has precision 0 in the mean, as in scikit-learn.
     """

@@ -138,7 +138,7 @@ def _answered(suite: Suite) -> tuple[list[str], list[str], Doubles]:
 
 
 def _neighbourhood(study: Study, expert: str) -> bytes:
-    """Draws references and images of at most `_MOST_NEIGHBOURHOODS` categories, by the vectors of one image expert."""
+    """Draws the vectors of one image expert, for references and images of at most `_MOST_NEIGHBOURHOODS` categories."""
     references, sample = study.references[expert], study.sample
     step = max(1, len(references.names) // _MOST_NEIGHBOURHOODS)
     chosen = set(references.names[::step][:_MOST_NEIGHBOURHOODS])

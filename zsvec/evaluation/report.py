@@ -69,8 +69,8 @@ def report_page(results: Mapping[str, Any], figures: Sequence[Drawing], mistakes
     Args:
         results: Mapping with the keys ``set``, ``profile``, ``created``, ``images``, ``unknown_images``,
             ``categories``, ``references`` (number by expert), ``versions`` (a mapping), ``summary`` (a list of
-            sentences) and ``tables`` (in the form of `zsvec.evaluation.tables`). ``format`` is given if there are files
-            of results.
+            sentences) and ``tables`` (in the form of `zsvec.evaluation.tables`). The key ``format``, the format version
+            of `results.json`, is optional.
         figures: Figures to show after the tables.
         mistakes: Mistakes to show after the figures.
     """

@@ -73,7 +73,7 @@ class Suite:
 
     @property
     def predictions(self) -> dict[str, Any]:
-        """Content of `predictions.json`: the answers in each row. All metrics can be computed from the answers."""
+        """Content of `predictions.json`: the answers behind each table row, enough to compute all metrics."""
         sample = self.study.sample
         images = zip(sample.sources, sample.truth, strict=True)
         return {
@@ -96,7 +96,7 @@ def run(
     """Computes the tables of the paper.
 
     Args:
-        classifier: Classifier with the store of the references, and with the settings of the aggregation.
+        classifier: Provides the references of the store, the encoders, and the settings of the aggregation.
         images: Pairs of test image and category.
         unknown: Images that belong to no category.
         folder: Folder for the cache of embeddings, which is created if necessary.
@@ -287,7 +287,7 @@ def quality(study: Study, embeddings: Embeddings, limits: ImageLimits) -> dict[s
 
 
 def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -> dict[str, Any]:
-    """Table 8: milliseconds per image of each stage, of the first `_TIMED_IMAGES` images, in small batches.
+    """Table 8: milliseconds per image in each stage, measured on the first `_TIMED_IMAGES` images in small batches.
 
     Args:
         study: Study with the references to search.
@@ -330,10 +330,11 @@ def stages(study: Study, classifier: Classifier, images: Sequence[ImageInput]) -
 
 
 def curves(study: Study) -> dict[str, Any]:
-    """Returns top-1 accuracy by the number of reference images per category, for both fusions and each image expert.
+    """Returns top-1 accuracy by the number of reference images per category.
 
     Returns:
-        By name of a line, the lists ``counts``, ``mean`` and ``std`` (over draws). Empty without reference images.
+        By line (default fusion, fusion of the paper, each image expert), the lists ``counts``, ``mean`` and ``std``
+        (over draws). Empty without reference images.
     """
     experts = image_experts(study.references)
     most = max((int(np.diff(study.references[expert].starts).max()) for expert in experts), default=0)

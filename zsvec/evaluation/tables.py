@@ -90,8 +90,8 @@ def tables_of(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
 def shown(value: float | None, unit: str) -> str:
     """Returns a number as text.
 
-    Percentages have one decimal, milliseconds two, and numbers without a unit three. Other numbers have two, or none if
-    they are whole.
+    Percentages have one decimal, milliseconds two decimals, and numbers without a unit three. With another unit, whole
+    numbers have no decimals, and other numbers two. ``None``, NaN and infinity are `NO_VALUE`.
     """
     if value is None or not math.isfinite(value):
         return NO_VALUE

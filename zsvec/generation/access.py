@@ -1,6 +1,6 @@
 """Access to the service: address, API key, and permission to send requests.
 
-The key comes from the environment only. It is removed from every text that the service returns.
+The key comes from the environment only. A key of 8 or more characters is removed from every text of the service.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ class Key:
                 f"there is no key for the service that describes and draws: set {KEY_VARIABLE} in the environment "
                 "(to anything, if your own service needs none)"
             )
-        if not (value.isascii() and value.isprintable()):  # an error of the HTTP client would quote the key
+        if not (value.isascii() and value.isprintable()):  # else an error of the HTTP client quotes the key
             raise GenerationError(f"the value of {KEY_VARIABLE} is no key: it has characters that cannot be sent")
         return cls(value)
 
     def scrubbed(self, text: str) -> str:
-        """Returns a text without the key."""
+        """Returns a text with ``***`` in place of the key. Keys shorter than `_MIN_KEY_CHARS` are not replaced."""
         return text.replace(self.value, "***") if len(self.value) >= _MIN_KEY_CHARS else text
 
     def quoted(self, text: str) -> str:
-        """Returns a text without the key, of at most `MAX_TEXT_CHARS` characters."""
+        """Returns a text after `scrubbed`, cut to `MAX_TEXT_CHARS` characters."""
         text = self.scrubbed(text).encode(errors="replace").decode()  # a lone surrogate cannot be written to a file
         return text if len(text) <= MAX_TEXT_CHARS else f"{text[: MAX_TEXT_CHARS - 1]}…"
 
@@ -96,7 +96,7 @@ def base_url(configured: str | None, key: Key, *, allow_http: bool) -> str:
 
 
 def host_of(url: str) -> str | None:
-    """Returns the host of an address as the HTTP client parses it; ``None`` if no request can use the address."""
+    """Returns the host that the HTTP client reads from an address; ``None`` if no request can use the address."""
     try:
         address = httpx.URL(url)
         host = address.host

@@ -5,9 +5,9 @@ model, and `MAX_IMAGE_BYTES` for a downloaded image. The whole response must arr
 a temporary failure, a request is retried until ``generation.deadline``. The client waits as long as the ``Retry-After``
 header says. Without this header, and for image downloads, the client uses exponential backoff.
 
-This module parses the response bodies itself, because the response classes of `openai` do not validate anything, and
-`parse` of `openai` builds an object for each of a million items before a check fails. Reasons, ids and revised prompts
-are cut to `zsvec.generation.access.MAX_TEXT_CHARS`.
+This module parses the response bodies itself. The response classes of `openai` do not validate anything, and `parse` of
+`openai` builds all objects of a response, even a million, before a check fails. Reasons, ids and revised prompts are
+cut to `zsvec.generation.access.MAX_TEXT_CHARS`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from zsvec.inputs.answers import AnswerError, LateError, Sockets, hooks, in_time
 from zsvec.settings.settings import GenerationSettings
 
 MAX_UNUSABLE = 3
-"""Number of unusable responses in a row, each of which is billed, after which a request is given up."""
+"""A request is given up after this number of unusable responses, each of which is billed."""
 
 MAX_IMAGE_BYTES = 4 * 4096 * 4096 + 2**20
 """Maximum size of a downloaded image: 4096 x 4096 pixels with four uncompressed channels, and file headers."""
@@ -56,7 +56,7 @@ MAX_TEXT_ANSWER_BYTES = 2**22
 """Maximum size of a response of the language model."""
 
 MAX_TOKENS = 10**12
-"""Maximum number of input tokens, and of output tokens, in a response. Counts are clipped to 0 … `MAX_TOKENS`."""
+"""Largest accepted count of input or output tokens. Counts in a response are clipped to 0 … `MAX_TOKENS`."""
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Answer(Generic[Form]):
     Attributes:
         value: Parsed content.
         response: Id of the response.
-        usage: Tokens of this response and of the unusable ones before.
+        usage: Tokens of this response and of earlier unusable responses.
     """
 
     value: Form
@@ -92,7 +92,7 @@ class Picture:
     Attributes:
         data: The encoded image.
         response: Id of the response.
-        usage: Tokens of this response and of the unusable ones before; ``None`` if the service does not count tokens.
+        usage: Tokens of this response and of earlier unusable responses; ``None`` if the service does not count tokens.
         revised_prompt: Prompt that the service used instead of the requested one, if any.
     """
 
@@ -157,16 +157,16 @@ class Client:
         self._openai.close()
 
     def stop(self) -> None:
-        """Ends all waits before a retry with an error. Requests that were already sent are not interrupted."""
+        """Makes each wait before a retry raise an error. Requests that were already sent are not interrupted."""
         self._stopping.set()
 
     def ask(self, question: Question[Form], idempotency_key: str) -> Answer[Form] | Declined:
-        """Asks the language model.
+        """Returns an answer of the language model, or `Declined`.
 
         Args:
             question: Instructions, data and form of the answer.
-            idempotency_key: Identifies the request in all attempts, and in later runs. Services that honour
-                ``Idempotency-Key`` bill the request once.
+            idempotency_key: Identifies the request in retries and later runs. Services that honour ``Idempotency-Key``
+                bill the request once. After an unusable response, the key changes.
 
         Raises:
             GenerationError: The service refuses the key, the model or the request, or the response cannot be read.
@@ -186,7 +186,7 @@ class Client:
         return self._until_usable(send, options, read, idempotency_key)
 
     def draw(self, prompt: str, idempotency_key: str) -> Picture | Declined:
-        """Draws one image.
+        """Returns an image of the image model, or `Declined`.
 
         Args:
             prompt: Prompt of the image model.
@@ -235,7 +235,7 @@ class Client:
             return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
 
     def _repeated(self, attempt: Callable[[], T], host: str | None) -> T:
-        """Retries `attempt` after temporary failures, until the deadline or `stop`. Then raises an error."""
+        """Returns the result of `attempt`. Temporary failures are retried until the deadline or `stop`, then raised."""
 
         def log_long_wait(state: RetryCallState) -> None:
             if state.upcoming_sleep >= _LOGGED_WAIT_S:
@@ -325,7 +325,7 @@ class Client:
 
 
 class _BoundedHttp(openai.DefaultHttpxClient):
-    """Limits the size of each response, by path, and the seconds from the lookup of the host until the last byte."""
+    """Limits the size of each response, depending on the path, and the time from host lookup to the last byte."""
 
     def __init__(self, most: Callable[[str], int], seconds: float) -> None:
         reading: Any = hooks(most, lambda request: None)
@@ -406,7 +406,7 @@ def _read_answer(body: str, request: str, form: type[Form], key: Key) -> Answer[
     try:
         value = _parsed(form, key.scrubbed(choice.message.content or ""))
     except _UnusableError as exc:
-        raise _UnusableError(key.quoted(str(exc)), usage) from None  # may quote a field name from the response
+        raise _UnusableError(key.quoted(str(exc)), usage) from None  # `exc` may quote a field name of the response
     return Answer(value, key.quoted(reply.id or request), usage)
 
 

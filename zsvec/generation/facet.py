@@ -92,14 +92,14 @@ class Generation:
     ) -> Plan:
         """Plans a run. Sends no requests, writes nothing and needs no API key.
 
-        Categories that the store confuses come first, and so do categories with few images. Prompts of confused
-        categories name common and distinguishing features.
+        The plan begins with categories that the store confuses or that have few images. Prompts of confused categories
+        name common and distinguishing features.
 
         Args:
             categories: Names of stored or new categories; by default, all categories of the store.
             per_category: Number of images that the folder should contain for each category.
             budget: Limits for these categories. Earlier runs over the folder count too. Categories that the budget
-                cannot cover are not described either.
+                cannot cover are neither drawn nor described.
             folder: Folder of images and costs. An image in this folder is not bought again.
 
         Raises:
@@ -131,8 +131,8 @@ class Generation:
     def run(self, plan: Plan, *, keep_flagged: bool = False, track: Track = iter) -> Generated:
         """Describes and compares categories, draws images, and stores the images with the descriptions as texts.
 
-        To resume a run that was killed, or that the budget or an error ended, call `plan` and `run` again with the same
-        folder. Images that are blank, unreadable or duplicates, or that show something else, are flagged.
+        Flags images that are blank, unreadable or duplicates, or that show something else. To resume a run after a
+        kill, an error or the end of the budget, call `plan` and `run` again with the same folder.
 
         Args:
             plan: Plan from `plan`.

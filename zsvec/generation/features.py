@@ -16,7 +16,7 @@ from zsvec.generation import prompts
 from zsvec.generation.manifest import AnswerRecord, Record
 from zsvec.generation.prompts import Description, Descriptions, Features, GroupFeatures, Groups, Question
 
-# Number of subjects in one question: long answers become careless, and a refusal concerns all subjects.
+# Number of subjects in one question. In long answers, models become careless; a refusal concerns all subjects.
 DESCRIBED_AT_ONCE = 10
 GROUPED_AT_ONCE = 40
 COMPARED_AT_ONCE = 6
@@ -31,11 +31,11 @@ Asked: TypeAlias = tuple[Question[Any], Sequence[Any]]
 
 @dataclass(slots=True)
 class Knowledge:
-    """Features of categories, from the answers.
+    """Features of categories, from the answers of the language model.
 
     Attributes:
         descriptions: Description of each category.
-        groups: Groups of similar categories, as answered.
+        groups: Groups of similar categories; may contain unknown names.
         features: Features of each group.
         declined: Reasons for missing answers, by step and subject.
     """
@@ -48,7 +48,7 @@ class Knowledge:
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> Knowledge:
-        """Reads the answers of a manifest. Subjects with unusable answers can be asked about again."""
+        """Returns the knowledge in a manifest. Subjects with only unusable answers stay `missing`."""
         knowledge = cls()
         knowledge.learn_all(records)
         knowledge.declined = {
@@ -57,7 +57,7 @@ class Knowledge:
         return knowledge
 
     def learn_all(self, records: Iterable[Record]) -> None:
-        """Adds the answers to the current version of the prompts.
+        """Adds the answers that were given to the current version of the prompts.
 
         A subject that was asked about alone is not asked about again, even if the answer is missing.
         """

@@ -46,7 +46,7 @@ def blank(image: Image.Image) -> bool:
 
 
 def far(images: Floats, texts: Floats, everyday: Floats) -> NDArray[np.bool_]:
-    """Returns which images are, on average, not more similar to the category's texts than to everyday words.
+    """Returns whether each image is no more similar to the category's texts than to everyday words, on average.
 
     Args:
         images: Vectors of images of one category, float32 ``(n, dim)``, unit rows.
@@ -64,12 +64,12 @@ def copies(images: Mapping[str, Floats], references: Mapping[str, Floats]) -> ND
     """Finds the images that duplicate a reference or an earlier image under every encoder.
 
     Args:
-        images: Vectors by encoder, float32 ``(n, dim)``, unit rows. Every encoder has the same images.
-        references: Vectors by encoder, float32 ``(n_references, dim)``, unit rows. Every encoder has the same images.
+        images: Vectors of the same images by encoder, float32 ``(n, dim)``, unit rows.
+        references: Vectors of the same references by encoder, float32 ``(n_references, dim)``, unit rows.
 
     Returns:
-        int ``(n,)``: position of each image's first duplicate in the references followed by the images; -1 without a
-        duplicate.
+        int ``(n,)``: position of each image's first duplicate in a list of all references and then all images; -1
+        without a duplicate.
     """
     every = {encoder: np.concatenate([references[encoder], vectors]) for encoder, vectors in images.items()}
     n = max(map(len, images.values()), default=0)
@@ -162,7 +162,7 @@ class Gate:
 
     def _flag_far(self, images: Sequence[GeneratedImage], appearances: Mapping[str, str]) -> None:
         """Flags images that are `far` under every encoder that embeds texts."""
-        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # all embed images too
+        joint = [encoder for encoder in self._encoders if "text" in encoder.modalities]  # these embed images too
         everyday = [encoder.encode_texts(self._prompts(encoder, EVERYDAY)) for encoder in joint]
         for name in dict.fromkeys(image.record.category for image in images):
             members = [image for image in images if image.record.category == name]

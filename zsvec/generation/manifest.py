@@ -5,8 +5,8 @@ FOLDER/manifest.jsonl          one record per line: answers, images, refusals
 FOLDER/images/NAME/0000.png    the images, one sub-folder per category
 ```
 
-Each record is appended to the manifest as one line and synced. When the folder is opened, a last line that a kill cut
-short is dropped. An image file is written and synced before the record of the image. If a kill leaves a file without a
+Each record is appended to the manifest as one line and synced. If a kill leaves an incomplete last line, `Manifest`
+drops the line. An image file is written and synced before the record of the image. If a kill leaves a file without a
 record, the next run sends the request again with the same idempotency key, and the image of the response replaces the
 file. A deleted image is bought again. The folder may come from elsewhere, so records and links that lead out of the
 folder are refused.
@@ -33,7 +33,7 @@ from zsvec.inputs.files import inside, open_to_append, read_regular, sync, write
 
 _SUFFIXES = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 _UNSAFE = re.compile(r"[^\w .()'&+,-]|^\.|[. ]$")
-_MAX_NAME_BYTES = 200  # of the folder of a category; file systems allow 255
+_MAX_NAME_BYTES = 200  # maximum for the folder name of a category; file systems allow 255
 _START = b'{"at":"'  # first bytes of a manifest
 
 Place: TypeAlias = tuple[str, int]
@@ -196,7 +196,7 @@ class Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with _usable(self.folder):  # closing reports a full disk again
+        with _usable(self.folder):  # after a full disk, closing raises again
             self._opened.close()
 
     @property
@@ -227,7 +227,7 @@ class Manifest:
             **fields: Other fields of `ImageRecord`, except `sha256` and `file`.
         """
         suffix = next((suffix for magic, suffix in _SUFFIXES.items() if data.startswith(magic)), ".bin")
-        earlier = self.purchases(category, index)  # no two records share a file
+        earlier = self.purchases(category, index)  # in the file name: no two records share a file
         name = f"{index:04d}-{earlier}{suffix}" if earlier else f"{index:04d}{suffix}"
         record = ImageRecord(
             category=category,
@@ -270,7 +270,7 @@ def images(records: Sequence[Record], folder: Path) -> dict[Place, ImageRecord]:
 
 
 def settled(records: Sequence[Record], model: str) -> set[Place]:
-    """Returns the images that a model declined to draw, by category and index.
+    """Returns category and index of each image that a model declined to draw.
 
     Requests with unusable responses are not included, because a later run repeats them.
     """

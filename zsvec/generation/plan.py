@@ -1,7 +1,7 @@
 """Plan of a run: questions, images and estimated cost, within a budget.
 
-Categories that the store confuses most come first, and so do categories with the fewest images. If the budget ends the
-run, the money was spent where images help most.
+A plan begins with categories that the store often confuses or that have few images. If the budget ends the run, the
+money was spent where images help most.
 """
 
 from __future__ import annotations
@@ -77,10 +77,10 @@ class Plan:
     Attributes:
         folder: Folder of images and costs.
         categories: Categories to draw.
-        others: A definition text of each other category of the store. `categories` may be confused with these.
+        others: By name, a definition text of each other category of the store, for comparison with `categories`.
         measured: Groups of categories that the store confuses.
         places: Images to buy, as pairs of category and index, the most useful first.
-        affordable: Estimated number of `places` within the budget. If images cost less, more are bought.
+        affordable: Estimated number of `places` within the budget. If images cost less than estimated, more are bought.
         excluded: Number of images left out of `places`, because the budget in images is exceeded or the budget in
             dollars cannot cover the category.
         there: Number of images of `categories` that the folder already contains.
@@ -193,7 +193,7 @@ def make_plan(
     affordable = len(places)
     if budget.dollars is not None:
         affordable = max(0, bisect_right(range(len(places) + 1), budget.dollars - paid + ROUNDING, key=cost) - 1)
-        # Categories the budget cannot cover are not described either.
+        # Categories that the budget cannot cover are neither drawn nor described.
         covered = {name for name, _ in places[:affordable]}
         places = [place for place in places if place[0] in covered]
     counts, usage = questions(affordable)
@@ -216,7 +216,7 @@ def make_plan(
 
 
 def _worth(place: Place, stored: Mapping[str, StoredCategory], confusions: Confusions) -> float:
-    """Returns the probability that the category is confused, divided by the number of images including this one."""
+    """Returns the confusion probability of the category, divided by the number of images up to `place`."""
     name, index = place
     images = stored[name].images if name in stored else 0
     return confusions.lost.get(name, 1.0) / (1 + images + index)

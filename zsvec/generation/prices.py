@@ -26,7 +26,7 @@ PRICES: Mapping[str, ModelPrice] = {
     ),
 }
 
-_PIXELS = 1024 * 1024  # of an image with the tokens in `ModelPrice.image_tokens`
+_PIXELS = 1024 * 1024  # size to which `ModelPrice.image_tokens` applies
 _PROMPT_TOKENS = 200  # rough length of an image prompt
 
 
@@ -56,7 +56,7 @@ def image_cost(usage: Usage | None, settings: GenerationSettings) -> float | Non
     """Returns the cost of one image in dollars; ``None`` if the price of the image model is unknown.
 
     Args:
-        usage: Tokens of the image; if ``None``, the cost is estimated.
+        usage: Tokens of the image; if ``None``, the cost is estimated. Not used if the model is billed per image.
         settings: Model, size and quality.
     """
     price = price_of(settings.image_model, settings)

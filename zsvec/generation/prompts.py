@@ -88,7 +88,7 @@ class Question(Generic[Form]):
 
 
 def describe(names: Sequence[str]) -> Question[Descriptions]:
-    """Asks for appearance and scenes of categories."""
+    """Returns a question for appearance and scenes of categories."""
     return Question(
         "descriptions",
         "You describe categories of images to an image classifier. For each of the given categories, with its name "
@@ -103,7 +103,7 @@ def describe(names: Sequence[str]) -> Question[Descriptions]:
 
 
 def group(names: Sequence[str], every: Sequence[str]) -> Question[Groups]:
-    """Asks for groups of similar categories out of `every`, each with at least one of `names`."""
+    """Returns a question for groups of similar categories out of `every`, each with at least one of `names`."""
     return Question(
         "groups",
         "You find categories of images that are easily confused because they look alike: in shape, parts, colours "
@@ -117,7 +117,7 @@ def group(names: Sequence[str], every: Sequence[str]) -> Question[Groups]:
 
 
 def compare(groups: Sequence[Sequence[str]], appearances: Mapping[str, str]) -> Question[Features]:
-    """Asks for common and distinguishing features of each group."""
+    """Returns a question for common and distinguishing features of each group."""
     return Question(
         "features",
         "You compare categories of images that are easily confused. For each of the given groups, in their order: "

@@ -1,6 +1,6 @@
 """Executes a plan: asks and draws with concurrent requests, and writes each result to disk before the next step.
 
-To resume a run that was killed, or that the budget, an error or the user ended, run the plan again. Answers and images
+To resume a run after a kill, an error, an interruption or the end of the budget, run the plan again. Answers and images
 on disk are not bought again. Requests that were in flight at a kill are sent again with the same idempotency key.
 Services that honour ``Idempotency-Key`` bill such a request once.
 """
@@ -77,7 +77,7 @@ class Run:
         self.out_of_budget = False
 
     def analyse(self) -> list[NameGroup]:
-        """Asks the language model for features of the categories, and returns the compared groups of similar ones."""
+        """Asks the language model for features of the categories, and returns the compared groups of categories."""
         plan = self._plan
         names = sorted({name for name, _ in plan.places})
         # A category that needs no more images can still be confused with the others.
@@ -204,7 +204,7 @@ def carry_out(
     *,
     track: Callable[[Iterable[Result]], Iterable[Result]] = iter,
 ) -> Drawn:
-    """Executes a plan.
+    """Executes a plan. Errors of requests are not raised, but returned in `Drawn.error`.
 
     Args:
         plan: The plan.
@@ -224,7 +224,7 @@ def carry_out(
             with Client(settings) as client:
                 run = Run(plan, settings, manifest, client)
                 try:
-                    with closing(run.draw(run.analyse())) as results:  # also where `track` fails
+                    with closing(run.draw(run.analyse())) as results:  # closes `results` even if `track` fails
                         for _ in track(results):
                             pass
                 except GenerationError as exc:

@@ -46,7 +46,7 @@ def audits(
     copied: Annotated[float, typer.Option(help="Share that is saved again.")] = 0.05,
     draws: int = 10,
 ) -> None:
-    """Audit references with wrong labels and copies, and the same references without them."""
+    """Audit references with and without wrong labels and copies."""
     for folder in folders:
         images = embed(folder, profile)
         for shares in ((wrong, copied), (0.0, 0.0)):
@@ -73,7 +73,7 @@ def audits(
 
 
 def accusations(images: Images, trial: Trial, audit: Audit) -> dict[str, float]:
-    """Returns precision and recall of an audit, in percent; NaN if the denominator is 0."""
+    """Returns precision, recall and other shares of an audit, in percent; NaN for a share of an empty set."""
     accused = {(int(one.hash), one.category) for one in audit.labels}
     wrong = _wrong(trial)
     originals = {copy: number for number, copy in images.copies.items()}

@@ -2,7 +2,7 @@
 """Measures whether zsvec reports damaged embedded stores, and whether it reports healthy stores by mistake.
 
     python -m scripts.damage --stores 2000 --seed 1     from the root of the repository
-    python -m scripts.damage --stores 1 --seed 417      one store, by the seed that a fault names
+    python -m scripts.damage --stores 1 --seed 417      one store, with the seed in the report of a fault
 
 The changes of `tests.store.changer` make each store, which is then left in one of the `STATES`:
 
@@ -11,11 +11,11 @@ The changes of `tests.store.changer` make each store, which is then left in one 
 - *killed*: the writer was killed between two changes;
 - *killed reader*: the writer closed the store, and a later reader was killed.
 
-In a closed or flushed store, one to three files are damaged; a file of checksums only if it is the only one. Then
-another process opens the store, reads, collects garbage and writes.
+In a closed or flushed store, up to three random files are damaged. A file of checksums is never drawn together with
+other files. Then another process opens the store, reads, collects garbage and writes.
 
-Damage is *told* if zsvec raises an error or reports a category as incomplete. A store without such a report and
-without a fault is *unharmed*. The faults are:
+A store counts as *told* if zsvec raises an error or reports a category as incomplete, and as *unharmed* if there is
+neither such a report nor a fault. The faults are:
 
 - *ended*: the engine ended the process;
 - *hung*: the process did not end within a minute;
@@ -81,7 +81,7 @@ class Stored:
 
 @dataclass
 class Seen:
-    """Whether damage was told, and a description of each fault, by a name in `FAULTS`."""
+    """Whether zsvec reported damage, and a description of each fault by its name in `FAULTS`."""
 
     told: bool = False
     faults: dict[str, str] = field(default_factory=dict)
@@ -186,7 +186,7 @@ DAMAGES: Mapping[str, Callable[[Path, random.Random], None]] = {
 
 
 def damage(folder: Path, draw: random.Random) -> list[str]:
-    """Damages one to three files, and returns descriptions. Damages checksums only if no other file is damaged."""
+    """Damages up to three random files, and returns descriptions. Never draws checksums together with other files."""
     done, times = [], draw.choice([1, 1, 1, 2, 3])
     for _ in range(times):
         kind = draw.choice(sorted(DAMAGES))
@@ -221,7 +221,7 @@ class Judge:
         self.write()
 
     def read(self) -> bool:
-        """Compares the categories with the stored categories. Returns whether the catalog can be read."""
+        """Compares the found with the stored categories. Returns whether the catalog can be read."""
         incomplete, categories = self._try(self._store.incomplete), self._try(self._store.categories)
         if incomplete is None or categories is None:
             return categories is not None
@@ -270,7 +270,7 @@ class Judge:
 
 
 def judge(folder: Path, stored: Mapping[str, Stored], result: Connection) -> None:
-    """Sends what was `Seen` in a damaged store to `result`."""
+    """Judges a store, sends the `Seen` to `result`, and ends the process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # panics of the engine are printed on stderr
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     opened = Judge(folder, stored)
@@ -317,7 +317,7 @@ def in_a_process(work: Callable[..., None], *args: Any) -> tuple[Any, int | None
 
 
 def attack(seed: int) -> tuple[str, list[str], Seen]:
-    """Makes, damages and judges the store of a seed. Returns the state, the damages, and what was `Seen`."""
+    """Makes, damages and judges the store of a seed. Returns the state, the damages, and the `Seen`."""
     draw = random.Random(seed)  # noqa: S311 - no secret
     state = draw.choice(STATES)
     with fast_folder() as parent:

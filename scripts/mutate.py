@@ -37,9 +37,9 @@ from zsvec.errors import ImageError
 from zsvec.inputs.images import reading
 from zsvec.inputs.memory import DEFAULT
 
-SECONDS = 5.0  # of CPU, at most, for one image
-# MiB by which the process may grow per thread, in addition to `image_memory`: the bytes of an image, and two heaps of
-# 64 MiB of the GNU C library, which keeps the free end of a heap after `malloc_trim`.
+SECONDS = 5.0  # maximum CPU time for one image
+# MiB per thread by which the process may grow beyond `image_memory`. A thread needs the bytes of an image, and two
+# heaps of 64 MiB, because the GNU C library keeps the free end of a heap after `malloc_trim`.
 REST = 128
 ADDRESSES = 8 * 2**30  # bytes: limit of the address space of the process
 STUCK = 600  # seconds to wait for an image before the process counts as stuck
@@ -55,7 +55,7 @@ SIZES = {
     (5000, 4000): 25,
     (10**4, 10**4): 10,
 }
-NOISY, LARGEST = 100_000, 100_000_000  # pixels: of the largest image with noise, and of any image
+NOISY, LARGEST = 100_000, 100_000_000  # maximum pixels of an image with noise, and of any image
 EXTREMES = (0, 1, 2, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 10_000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 HEADER = 400  # number of bytes at the beginning that are mutated more often than the rest
 
@@ -80,7 +80,7 @@ def saved(format_name: str, mode: str = "RGB", *, most: int = LARGEST, frames: i
             image.putalpha(Image.linear_gradient("L").resize(size))
         else:
             image = Image.new("RGB", size, (90, 160, 20))
-        image = (image.convert("L") if mode == "I;16" else image).convert(mode)  # Pillow cannot convert to it directly
+        image = (image.convert("L") if mode == "I;16" else image).convert(mode)  # Pillow cannot convert RGBA directly
         more = {"save_all": True, "append_images": [image.rotate(180)] * (frames - 1)} if frames > 1 else {}
         return encode(image, format_name, **more, **options)
 
@@ -174,7 +174,7 @@ def cut(data: bytearray, other: bytes, draw: Random) -> None:
 
 
 def splice(data: bytearray, other: bytes, draw: Random) -> None:
-    """Inserts a part of another image, or overwrites a part with it."""
+    """Inserts a part of another image, or overwrites bytes with the part."""
     start, at = draw.randrange(len(other)), draw.randrange(len(data))
     part = other[start : start + draw.choice((10, 100, 1000))]
     data[at : at + draw.choice((0, len(part)))] = part
@@ -290,7 +290,7 @@ def read_all(folder: Path, seed: int, images: int, threads: int) -> tuple[list[O
 
 
 def _resident(figure: str) -> int:
-    """Returns the resident memory of this process in MiB: `VmRSS` is the present one, `VmHWM` the maximum so far."""
+    """Returns the resident memory of this process in MiB: now for `VmRSS`, the maximum so far for `VmHWM`."""
     found = re.search(rf"{figure}:\s*(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))
     return int(found[1]) >> 10 if found else 0
 

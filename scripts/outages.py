@@ -49,7 +49,7 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 @dataclass
 class Commits:
-    """Result of a writer. `acknowledged` has category, mark, version and time of commits; `longest` is in seconds."""
+    """Result of a writer: category, mark, version and time of `acknowledged` commits; seconds of the `longest` try."""
 
     acknowledged: list[tuple[str, int, int, float]] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
@@ -58,7 +58,7 @@ class Commits:
 
 @dataclass
 class Batches:
-    """Result of a reader. `seen` has start, marks and incomplete categories of batches; `longest` is in seconds."""
+    """Result of a reader: start, marks and incomplete categories of batches `seen`; seconds of the `longest` batch."""
 
     seen: list[tuple[float, dict[str, frozenset[int]], tuple[str, ...]]] = field(default_factory=list)
     torn: int = 0
@@ -119,7 +119,7 @@ def marks_of(searching: Searcher) -> tuple[dict[str, frozenset[int]], int]:
 
 
 def judge(commits: list[Commits], batches: list[Batches], store: Store) -> dict[str, Any]:
-    """Returns a row of the table, by column. Prints the most frequent errors on stderr."""
+    """Returns a row of the table: values by column. Prints the most frequent errors on stderr."""
     acknowledged = sorted((one for done in commits for one in done.acknowledged), key=lambda one: one[3])
     versions = {(name, mark): version for name, mark, version, _ in acknowledged}
     stale = missing = 0

@@ -68,7 +68,7 @@ def commands_page() -> str:
 
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields full names, such as ``inbox label``, and commands."""
+    """Yields each command after its full name, such as ``inbox label``."""
     for name, command in group.commands.items():
         if getattr(command, "invoke_without_command", False):
             yield f"{prefix}{name}", command
@@ -106,7 +106,7 @@ def _option(parameter: Any, context: Any) -> Iterator[str]:
 
 
 def _choices(parameter: Any, context: Any) -> str:
-    """Returns the choices in the help of an option, ``--suite <paper>`` or, in other versions of typer, ``[paper]``."""
+    """Returns the choices of an option, which typer shows as ``<paper>`` or, in other versions, as ``[paper]``."""
     return re.sub(r"[<>\[\]]", "", parameter.get_help_record(context)[0].split()[-1]).lower()
 
 
@@ -207,7 +207,7 @@ def _bounds(metadata: Iterable[Any]) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    """Returns the default of a field, after a comma; empty if there is no default."""
+    """Returns the default of a field after a comma, or ", required"; empty for ``None`` and for factories."""
     if field.default is PydanticUndefined:
         return ", required" if field.default_factory is None else ""
     if isinstance(field.default, bool):

@@ -54,5 +54,5 @@ def keeping(references: Path, photos: Path, profile: str = "offline", rounds: in
 
 
 def _allocated(folder: Path) -> int:
-    """Returns the allocated bytes of a folder. File sizes would be too large, as some files of a store have holes."""
+    """Returns the bytes that a folder takes on disk: less than the sum of file sizes, as some files are sparse."""
     return sum(512 * path.stat().st_blocks for path in folder.rglob("*") if path.is_file())

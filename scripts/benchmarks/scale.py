@@ -32,7 +32,7 @@ def scale(
     rounds: int = 7,
     device: Device = "auto",
 ) -> None:
-    """Measure search with aggregation and fusion, the first batch, and adding a category."""
+    """Measure imports, calibrations, first batches, added categories, and searches with aggregation and fusion."""
     searches: list[dict[str, Cell]] = []
     starts: list[dict[str, Cell]] = []
     for size in [10**power for power in range(3, 10) if 10**power <= largest]:

@@ -105,7 +105,7 @@ def _scoring(references: Mapping[str, References]) -> Scoring:
 
 
 def mean_and_error(values: Sequence[float], digits: int, sign: str = "") -> str:
-    """Returns the mean over the draws with the standard error. Ignores NaN, which stands for nothing to measure."""
+    """Returns the mean over the draws with the standard error. Skips draws with NaN, in which nothing was measured."""
     measured = np.array(values)[~np.isnan(values)]
     if not len(measured):
         return ""

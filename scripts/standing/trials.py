@@ -15,7 +15,7 @@ Numbers = NDArray[np.intp]
 Rows = Sequence[tuple[int, str]]
 """Image number and category of each reference."""
 
-FEW = 3  # number of references of a category that counts as having few
+FEW = 3  # maximum number of references of a category in `Trial.few`
 RATES = (0.01, 0.02, 0.05, 0.10)  # requested false-unknown rates
 BATCHES = {64: 10, 256: 4}  # number of skewed batches in a draw, by batch size
 SKEW = 0.3  # concentration of the Dirichlet distribution of category shares
@@ -29,7 +29,7 @@ class Trial:
         rows: The references.
         batches: Image numbers of each batch, by name of the condition.
         truth: Category of each image.
-        few: Categories with few references, whose images also get a separate figure.
+        few: Categories with few references. The accuracy on images of these categories is also measured separately.
         rate: Requested false-unknown rate.
     """
 

@@ -232,7 +232,7 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], owner: str, comm
 
 
 def categories_table(categories: Sequence[Category]) -> Table:
-    """Returns a table with a row per category, which has the number of references of each expert."""
+    """Returns a table with a row per category: version, date, texts, and number of references by expert."""
     experts = sorted({expert for category in categories for expert in category.references})
     return output.new_table(
         *("category", "version", "updated", "texts", *map(output.escape, experts)),

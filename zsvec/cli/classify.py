@@ -88,7 +88,7 @@ def watch(
     stats: Stats = False,
     json: Json = False,
 ) -> None:
-    """Classify each image that appears in a folder, once, until interrupted. The next run continues."""
+    """Classify each image in a folder once, and wait for new images until interrupted. The next run continues."""
     from zsvec.inputs.watch import Watch
 
     with (

@@ -175,7 +175,7 @@ def _write(file: Path, text: str) -> None:
 
 
 def _rows(result: Evaluation) -> Iterator[list[object]]:
-    """Yields a header, then a row per category: the scores, and the number of images for each answered category."""
+    """Yields a header, then a row per category: scores, and how many of its images got each category as answer."""
     scores = result.categories
     yield ["category", *_SCORES, *(f"answered {name}" for name in scores)]
     for (name, score), counts in zip(scores.items(), result.confusion.tolist(), strict=True):

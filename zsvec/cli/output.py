@@ -52,7 +52,7 @@ def escape(text: str) -> str:
     return escape_markup(harmless(without_password(text)))
 
 
-# Tables have to fit the width of a terminal only; a pipe or a file gets 160 columns.
+# On a terminal, a table must fit the width. In a pipe or a file, a table may have 160 columns.
 out = _Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
 

@@ -23,12 +23,12 @@ _OPENMP_SPINNING = ("GOMP_SPINCOUNT", "10000")  # number of spins before an idle
 _OPENMP_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "KMP_LIBRARY")
 _MALLOC_VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 # Numbers and values of options of mallopt(3)
-_M_TRIM_THRESHOLD = (-1, 2**28)  # free bytes at the end of a heap from which memory is returned to the system
-_M_MMAP_THRESHOLD = (-3, 2**25)  # bytes from which an array gets its own memory mapping; glibc's maximum
+_M_TRIM_THRESHOLD = (-1, 2**28)  # maximum free bytes at the end of a heap; more are returned to the system
+_M_MMAP_THRESHOLD = (-3, 2**25)  # minimum bytes of an array with a separate memory mapping; glibc's maximum
 
 
 def prepare_process() -> None:
-    """Applies the settings above. Must be called before numpy is imported.
+    """Applies the settings of this module. Must be called before numpy is imported.
 
     Keeps variables of OpenBLAS, OpenMP and the C library that the user has set.
     """

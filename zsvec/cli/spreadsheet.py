@@ -32,7 +32,7 @@ def row(values: Iterable[object]) -> str:
     Source: OWASP, "CSV Injection".
     """
     line = io.StringIO()
-    csv.writer(line, lineterminator=_END).writerow(map(_cell, values))  # quotes both characters of _END
+    csv.writer(line, lineterminator=_END).writerow(map(_cell, values))  # quotes values that contain \r or \n
     return line.getvalue().removesuffix(_END) + "\n"
 
 

@@ -15,7 +15,7 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.types import Category, Modality, encoder_and_modality
 
 ATTEMPTS = 10
-"""Number of retries while references are missing. After these, a search goes on without the references."""
+"""Number of retries while references are missing. A search then goes on without the missing references."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Index(Protocol):
         ...
 
     def updated(self, references: References, changed: Collection[str]) -> Self:
-        """Returns an index of references that differ from the present references only in the changed categories."""
+        """Returns an index of `references`, which differ from the indexed references only in `changed` categories."""
         ...
 
     def search(self, queries: Floats, nearest: int, expert: Expert) -> ExpertSimilarities:
@@ -115,7 +115,7 @@ class Change:
 
     @property
     def grew(self) -> bool:
-        """Whether the category kept all its former references."""
+        """Whether an existing category kept all its former references; false for a new category."""
         return self.before is not None and set(self.before.write_ids) <= set(self.after.write_ids)
 
     @property
@@ -131,7 +131,7 @@ class Change:
 
 
 class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an error
-    """Signals that references of a manifest are missing, most likely because their category was just replaced.
+    """Signals that committed references are missing, most likely because their category was just replaced.
 
     Args:
         names: Names of the categories.

@@ -6,10 +6,11 @@ in that state. `Searcher` compares the write ids with the catalog, and reads onl
 
 Each store has one file: a line with the checksum of the rest, a line of JSON, and the vectors of each expert. A damaged
 file counts as missing. A folder that other users can write to is not used; files in the user's own folder are trusted.
-The place and the id of a store name the file, so that vectors of different deployments are never confused.
+The file name is a hash of the place and id of the store, so two deployments never share a file.
 
-A process that read references before a drop must not cache them after the drop. Each drop therefore has a random id: a
-process caches references only if the id of the last drop has not changed since before the process read the catalog.
+`ReferenceCache.drop` deletes cached references. A process that read references before the drop must not cache them
+again. So each drop has a random id: a process reads the id of the last drop, then the catalog, and later caches the
+references only if the id is unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from zsvec.method.similarities import References
 from zsvec.types import Category
 
 WORTH = 20_000
-"""Smallest number of references that take a noticeable time to read from a store."""
+"""Minimum number of references to cache. Reading fewer from a store takes no noticeable time."""
 _FORMAT = 2
 _ALIGNMENT = 64  # bytes
 _SUFFIX = ".references"
@@ -65,7 +66,7 @@ class Kept:
 
 
 class ReferenceCache:
-    """A cache of the references of stores, which only the user can read."""
+    """A cache of references, in files that only the user can read."""
 
     def __init__(self) -> None:
         self._folder = Path(platformdirs.user_cache_dir("zsvec")) / "references"
@@ -137,7 +138,7 @@ class ReferenceCache:
             store: Place and id of the store.
             references: References by expert.
             catalog: The categories of the references, by name.
-            dropped: Result of `dropped` before the catalog was read. After a later drop, nothing is cached.
+            dropped: Result of the method `dropped` before the catalog was read. If a drop followed, nothing is cached.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

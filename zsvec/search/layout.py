@@ -23,7 +23,7 @@ _NONE = References((), np.empty((0, 0), np.float32), np.zeros(1, np.intp), np.em
 
 
 def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, References]]:
-    """Reads the references that categories have gained. Yields the name and new references of each expert with any.
+    """Yields expert name and new references, for each expert of which categories have gained references.
 
     Args:
         store: The store to read from.
@@ -175,7 +175,10 @@ def _groups(references: References) -> tuple[str | None, ...]:
 
 
 def _changed(before: References, changed: Mapping[str, References | None]) -> References | None:
-    """Returns references with categories replaced or, for ``None``, removed; ``None`` if no category is left."""
+    """Returns the references with the categories in `changed` replaced or added. The value ``None`` removes a category.
+
+    Returns ``None`` if no category is left.
+    """
     pieces = []
     end = 0
     for name in sorted(changed):

@@ -45,7 +45,7 @@ class Hits:
         return cls(rows, np.array(bound, dtype=np.float32), all(len(row) < limit for row in rows))
 
     def with_others(self, names: set[str], hits: Hits) -> Hits:
-        """Replaces the hits of the categories `names` by other hits. The result equals the result of a single query."""
+        """Returns hits in which `hits` replaces the hits of the categories `names`, as if found by a single query."""
         bound = np.maximum(self.bound, hits.bound)
         rows = []
         for row, others, least in zip(self.rows, hits.rows, bound, strict=True):
@@ -61,8 +61,8 @@ class Mean:
     Attributes:
         vector: float32 ``(dim,)``.
         norm: Length of the mean, 0 to 1.
-        of_roots: Mean of the `roots` of the references, float32 ``(dim,)``; ``None`` if a reference has negative
-            components.
+        of_roots: float32 ``(dim,)``, mean of the references after `zsvec.method.predict.background.roots`; ``None`` if
+            a reference has negative components.
     """
 
     vector: Floats
@@ -85,7 +85,7 @@ class QdrantIndex:
         catalog: All categories, by name.
         counts: Number of references of each category that the expert covers, ascending by name.
         means: Means by expert and category, for the categories whose references were read.
-        norms: float32 ``(n_covered,)``, length of the mean of each category's references; NaN if they were not read.
+        norms: float32 ``(n_covered,)``, `Mean.norm` of each category; NaN for a category without a mean in `means`.
     """
 
     expert: Expert
@@ -117,15 +117,15 @@ class QdrantIndex:
         return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32))
 
     def committed(self, hit: Hit) -> bool:
-        """Returns whether a reference is in the catalog. Other references belong to a running or dead writer."""
+        """Returns whether a reference is in the catalog. Other references were replaced, or are uncommitted."""
         category = self.catalog.get(hit.payload["category"])
         return category is not None and hit.payload["gen"] in category.write_ids
 
     def search(self, hits: Hits, nearest: int) -> ExpertSimilarities:
-        """Compares images with all references. The result has a column for each reference in any row of the hits.
+        """Compares images with all references. The result has columns for the committed references among the hits.
 
         Args:
-            hits: Result of the query. For references that are not in the row of an image, the bound is used.
+            hits: Result of the query. The bound replaces similarities to references outside the image's row.
             nearest: Number of nearest references to return for each image.
 
         Raises:
@@ -158,17 +158,17 @@ class QdrantIndex:
         )
 
     def sum_up(self, background: Background) -> ClassMeans | None:
-        """Returns the category means that a background describes; ``None`` unless all means are known."""
+        """Returns `root_means` for a background of roots, else `class_means`; ``None`` unless all means are known."""
         return self.root_means if background.of_roots else self.class_means
 
     @cached_property
     def class_means(self) -> ClassMeans | None:
-        """The mean reference of each category; ``None`` unless all are known."""
+        """The mean reference of each category; ``None`` unless all means are known."""
         return self._class_means(of_roots=False)
 
     @cached_property
     def root_means(self) -> ClassMeans | None:
-        """The mean of the roots of each category's references; ``None`` unless all are known."""
+        """The `Mean.of_roots` of each category; ``None`` unless all means are known."""
         return self._class_means(of_roots=True)
 
     def _class_means(self, *, of_roots: bool) -> ClassMeans | None:
@@ -218,7 +218,7 @@ class QdrantSnapshot:
         return found
 
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[QdrantSnapshot, set[str]]:
-        """See `Snapshot`. Leaves out no category. Reads means if wanted, or if queries will find every reference."""
+        """See `Snapshot`. Leaves out no category. Reads means if wanted, or if each query finds all references."""
         total: Counter[str] = Counter()
         for category in catalog.values():
             total.update(category.references)
@@ -275,7 +275,7 @@ class QdrantSnapshot:
     def _ask(
         self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Floats], write_ids: Sequence[str] | None = None
     ) -> dict[str, Hits]:
-        """Returns the nearest references of experts, among those of all writes or of given writes only."""
+        """Returns the nearest references of each expert. With `write_ids`, searches only these writes."""
         found = {}
         for expert in (index.expert for index in indexes):
             rows = self.store.query(expert.encoder, expert.modality, queries[expert.encoder], self.limit, write_ids)

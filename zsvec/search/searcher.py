@@ -34,10 +34,10 @@ from zsvec.types import Category, Fingerprint, encoder_and_modality
 Answer = TypeVar("Answer")
 
 COMPARED = 120.0
-"""Seconds between reads of the whole catalog. These find commits of writers that died before publishing."""
+"""Seconds between reads of the whole catalog, which also find commits of writers that died before publishing."""
 
-_RENEWED = 0.1  # share of new references from which the cache is written again
-_STORE_TIMEOUT_S = 1.0  # of a request, while references in memory may answer without the store
+_RENEWED = 0.1  # minimum share of new references for which the cache is written again
+_STORE_TIMEOUT_S = 1.0  # of a request, if references in memory may answer without the store
 
 
 class Searcher:
@@ -246,7 +246,7 @@ class Searcher:
             raise Incomplete(torn - self._given_up)
 
     def _recall(self, cache: ReferenceCache, store: str, later: Mapping[str, Category]) -> dict[str, Category]:
-        """Starts from cached references. Returns present categories, and removed ones, which have no write ids."""
+        """Starts from cached references. Returns `later`, and an entry without write ids for each removed category."""
         kept = cache.load(f"{self._store.place} {store}") if WORTH <= _size(later) <= self._budget else None
         if kept is None or not isinstance(self._snapshot, InProcess) or not self._fits(kept):
             return dict(later)
@@ -281,7 +281,7 @@ class Searcher:
             self._unkept = 0
 
     def _take_over(self, changes: list[Change]) -> set[str]:
-        """Updates the snapshot. Returns categories with missing references, which stay as before or are left out."""
+        """Updates the snapshot. Returns the names of categories with missing references, as `Snapshot.updated` does."""
         snapshot, catalog = self._snapshot, self._snapshot.catalog
         if changes:
             catalog = {**catalog, **{change.after.name: change.after for change in changes}}

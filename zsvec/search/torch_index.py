@@ -25,8 +25,9 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import Expert, Index, IndexSpec
 from zsvec.search.in_process import NumpyIndex, neighbors
 
-_LEADERS = 64  # number of nearest references per image with float16 similarities that are recomputed in float32
-# Rows are padded to a multiple, at which tensor cores multiply float16 fastest (NVIDIA's matrix multiplication guide).
+_LEADERS = 64  # number of nearest references per image whose float16 similarities are recomputed in float32
+# Rows are padded to a multiple of this number, at which tensor cores multiply float16 fastest (NVIDIA's matrix
+# multiplication guide).
 _MULTIPLE = 8
 _BLOCK = 2**27  # number of similarities that are rearranged at once
 # Largest number of steps for which the best references are found by insertion, in all categories at once. `torch.topk`
@@ -80,7 +81,7 @@ def _memory_of(device: torch.device) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Categories with similar numbers of references: more than half of the number of the largest category.
+    """Categories with similar numbers of references: each has more than half as many as the largest category.
 
     Attributes:
         categories: int64 ``(n,)``, positions of the categories.

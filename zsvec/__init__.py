@@ -226,7 +226,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     Raises:
         InvalidInputError: A setting is invalid.
         EncoderMismatchError: The store was made with other encoders.
-        StoreLockedError: The embedded store is open in another process.
+        StoreLockedError: The embedded store is already open, in this or another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
     from zsvec.classifier import Classifier

@@ -13,7 +13,7 @@ ZSVecError
 └── StoreError                 the store refuses a request
     ├── LargeAnswerError       the response of a server is too large
     ├── StoreUnavailableError  the store is unreachable, slow, full or read-only, or refuses the key
-    ├── StoreLockedError       an embedded store is open in another process
+    ├── StoreLockedError       an embedded store is already open
     ├── EncoderMismatchError   the stored vectors come from other encoders
     └── ConflictError          the state of a category does not allow the change
 ```
@@ -50,11 +50,11 @@ def without_password(text: str) -> str:
     """Returns a text with ``***`` instead of user names and passwords in URLs.
 
     A password may contain apostrophes and quotes. Valid URLs percent-encode a space, ``/``, ``?`` or ``#`` in a
-    password. An unencoded password is also removed, except in these cases, which look like a host and a path:
+    password. A password with one of these characters unencoded is also removed, except in these cases:
 
     - The password contains a space.
     - No user name with a colon precedes the password.
-    - The password has only digits, or an ``@``, before the first ``/``.
+    - The password has only digits, or an ``@``, before the first ``/``, ``?`` or ``#``.
     """
     return _USER_INFO.sub("***@", text)
 
@@ -105,15 +105,15 @@ class GenerationError(ZSVecError):
     """A service that describes categories or draws references refuses a request.
 
     Attributes:
-        generated: The `zsvec.generation.facet.Generated` of the run that this error ended, with the images that were
-            stored before the error; ``None`` if no image arrived.
+        generated: A `zsvec.generation.facet.Generated`, the result of the run so far, with all images that arrived
+            before the failure. ``None`` if no image arrived.
     """
 
     generated: object = None
 
 
 class GenerationUnavailableError(GenerationError):
-    """The service stayed unreachable, too slow or too busy until the deadline."""
+    """A service that describes or draws stayed unreachable, too slow or too busy until the deadline."""
 
 
 class EncoderError(ZSVecError):
@@ -137,7 +137,7 @@ class StoreUnavailableError(StoreError):
 
 
 class StoreLockedError(StoreError):
-    """An embedded store is already open."""
+    """An embedded store is already open, in this or another process."""
 
 
 class EncoderMismatchError(StoreError):

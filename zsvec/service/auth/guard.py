@@ -5,10 +5,10 @@ The guard refuses a request in these cases:
 - The length of the body is ambiguous, so that a proxy could read a different length (request smuggling).
 - The request has several Host headers, or the service has no keys and the host is not this machine (DNS rebinding).
 - A reverse proxy sent the request, and the service has no keys. A proxy forwards requests of any client. Health checks
-  are answered, because some probes use HTTP/1.0.
+  are exempt, because some probes use HTTP/1.0 as proxies do.
 - A page of another origin sent the request (CSRF), even with a valid key. Links to pages are allowed. Browsers send
-  ``Sec-Fetch-Site`` or ``Origin``. A request with a cookie that changes something must have one of these headers.
-- The service has keys, and the request has none. Sign-in, sign-out, static files and health checks need no key.
+  ``Sec-Fetch-Site`` or ``Origin``. Requests with a cookie, except GET, HEAD and OPTIONS, need one of these headers.
+- The service has keys, and the request has no valid key. Sign-in, sign-out, static files and health checks need no key.
 - The right of the key does not allow the request (`zsvec.service.auth.keys.Key.allows`).
 """
 
@@ -105,7 +105,7 @@ class Guard:
 
 
 def _mark_of_a_proxy(scope: Scope, headers: Headers) -> str | None:
-    """Returns an HTTP version or header that only proxies send, if any. Some proxies send neither."""
+    """Returns the HTTP version or header that reveals a proxy, or ``None``. Some proxies cannot be recognised."""
     if (version := scope["http_version"]) != "1.1":
         return f"HTTP/{version}"
     return next((f"the header {name!r}" for name in headers if _OF_PROXIES.fullmatch(name.replace("_", "-"))), None)

@@ -59,8 +59,8 @@ class Category:
     Attributes:
         name: The label.
         version: 1 at the first commit, and a higher number at each later commit.
-        rev: Revision of the last change. Microseconds since 1970 by the writer's clock, raised above every revision
-            that the writer had seen.
+        rev: Revision of the last change: microseconds since 1970 by the writer's clock, or more, to exceed every
+            revision that the writer had seen.
         write_ids: Ids of the committed writes. References of other writes are ignored.
         texts: Definition texts.
         references: Number of references by expert, such as ``{"clip:text": 2, "clip:image": 5}``.
@@ -82,7 +82,7 @@ class Category:
 
     @property
     def images(self) -> int:
-        """Number of reference images. If the encoders have different numbers, this is the largest."""
+        """Number of reference images. If this number differs between encoders, the largest number."""
         counts = (n for expert, n in self.references.items() if encoder_and_modality(expert)[1] == "image")
         return max(counts, default=0)
 
@@ -232,8 +232,8 @@ class Prediction:
         label: The most probable category; ``None`` for an unknown or unreadable image.
         nearest: The most probable category, also for an unknown image.
         probability: Fused probability of `nearest`, 0 to 1.
-        unknown: Whether the novelty exceeds the threshold. The threshold is the setting ``unknown_above``, or 0.5 if
-            the calibration has a threshold. False without a calibration or a threshold.
+        unknown: Whether the novelty exceeds the setting ``unknown_above``, or by default 0.5. False without a
+            calibration. By default, also false if the calibration has no threshold.
         novelty: Novelty, 0 to 1; ``None`` without a calibration. With a calibrated threshold, the novelty exceeds 0.5
             for a fraction ``false_unknown_rate`` (setting) of the images of known categories.
         distance: 1 minus the cosine similarity to the nearest reference image, from 0 (an image equal to a reference)
@@ -243,12 +243,12 @@ class Prediction:
         fusion: Name of the fusion strategy that was used: the strategy of the settings, or the fallback.
         calibration: State of the store's calibration: ``current``, ``stale`` if categories have changed since, or
             ``none`` if there is no calibration for these settings.
-        incomplete: Names of committed categories with references that could not be read. Such a category is compared by
-            the last references that could be read completely, or left out.
+        incomplete: Names of committed categories with references that could not be read. The image is
+            compared with the previous references of such a category, or the category is left out.
         stale_seconds: Seconds since the store was last read, if the store is unavailable (setting ``max_staleness``);
             otherwise 0.
         error: Reason why there is no prediction, or ``None``.
-        hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`. ``None`` unless ``keep`` is
+        hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`. Set if ``keep`` is
             ``uncertain`` or ``all``, the image is in the inbox, or `Classifier.classify` got a single path.
     """
 

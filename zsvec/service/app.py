@@ -67,7 +67,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
 
     Args:
         classifier: The classifier that makes predictions and changes.
-        keys: API keys of clients. By default, clients need no key, but must use a name of this machine as host.
+        keys: API keys of clients. By default, clients need no key, but the Host header must name this machine.
         limits: Limits of requests.
     """
     chosen = limits or Limits()

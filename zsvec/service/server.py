@@ -51,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Protocol(H11Protocol):
-    """Adds the connection to `Connections`, and to the ``state`` of each of its requests."""
+    """Adds a connection to `Connections`, and to the ``state`` of each request on the connection."""
 
     def __init__(self, server: Server) -> None:
         self._known = Connection()

@@ -1,7 +1,7 @@
 """Backpressure: limits the size, speed and memory of request and response bodies.
 
-ASGI servers have no timeouts for bodies. They buffer each piece of a response whole, and wait for the client only
-before the next piece. Small pieces therefore limit the buffer.
+ASGI servers have no timeouts for bodies. A server buffers a whole part of a response, and waits before the next part
+until the client has read the buffer. Small parts therefore limit the buffer.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class _Exchange:
         self._ended = not message.get("more_body", False)
         size = len(message.get("body", b""))
         self.check_size(self.received + size)
-        # Content-Length reserves no memory. Otherwise, clients could state a length, send nothing, and block others.
+        # Content-Length reserves no memory. Otherwise, clients that send nothing could block other clients.
         if self._owner.receiving + size > self._owner.limits.receiving_bytes:
             raise self._refusal(429, "too many bodies are being received: try again soon")
         self.received += size
@@ -128,7 +128,7 @@ class _Exchange:
         return Problem(status, detail)
 
     async def send(self, message: Message) -> None:
-        """Sends a response in parts. Returns from the last part when the client has read all parts."""
+        """Sends a message, and splits a body into parts. The last message waits until the client has read all parts."""
         if message["type"] != "http.response.body":
             if self._refused:
                 MutableHeaders(scope=message)["Connection"] = "close"
@@ -153,14 +153,14 @@ class _Exchange:
         except TimeoutError:
             _log.info("a client did not read the response: the connection is aborted")
             self.abort()
-            await asyncio.sleep(0)  # lets the server notice before the application returns
+            await asyncio.sleep(0)  # lets the server notice the abort before the application returns
 
     def abort(self) -> None:
         self._aborted = True
         self._abort()
 
     async def _discard(self) -> None:
-        """Reads the rest of the body. Closing a connection with unread bytes would reset it and lose the response."""
+        """Reads the rest of the body. Otherwise, closing resets the connection, and the client loses the response."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_LINGER_S):
                 while (await self._receive()).get("more_body"):

@@ -17,7 +17,7 @@ from typing import Any
 from starlette.types import Scope
 
 HEAD_TIMEOUT_S = 20.0
-"""Maximum seconds to receive a request head. The time begins with a new connection, or else with the first byte."""
+"""Maximum seconds to receive a request head: from the connection on, or for later requests, from the first byte."""
 MAX_CONNECTIONS = 4096
 """Maximum number of open connections, unless the system allows fewer."""
 CONNECTION = "connection"
@@ -26,7 +26,7 @@ CONNECTION = "connection"
 
 @dataclass(eq=False, slots=True)
 class Connection:
-    """An open connection, with the ``state`` of the last request."""
+    """An open connection. `state` is the ASGI state of the last request."""
 
     transport: Transport | None = None
     timer: TimerHandle | None = None  # while a head is incomplete
@@ -51,7 +51,7 @@ class Connections:
         self._open: dict[Connection, None] = {}  # the oldest first
 
     def add(self, one: Connection, transport: Transport) -> None:
-        """Adds a connection. At the maximum, aborts another connection, or the new one if no other can be aborted."""
+        """Adds a connection. At the maximum, calls `abort_one`; if this returns false, aborts the new connection."""
         one.transport = transport
         if len(self._open) < self.most or self.abort_one():
             self._open[one] = None

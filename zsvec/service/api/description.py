@@ -1,4 +1,4 @@
-"""Completes the OpenAPI description by FastAPI: adds request bodies that routes parse, problem details and keys."""
+"""Completes FastAPI's OpenAPI description: adds keys, problem details, and bodies that FastAPI does not parse."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
 
 
 def completed(description: dict[str, Any], max_images: int) -> dict[str, Any]:
-    """Adds models of bodies and problems, API keys, and the maximum number of images to the description by FastAPI."""
+    """Returns FastAPI's description with models of bodies and problems, API keys, and the maximum number of images."""
     _, sent = models_json_schema(
         [(model, "validation") for model in schemas.Given.__subclasses__()] + [(schemas.Problem, "serialization")],
         ref_template="#/components/schemas/{model}",

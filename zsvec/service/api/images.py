@@ -125,7 +125,7 @@ async def label_images(request: Request, work: Runs, by: By) -> Response:
 async def dismiss_images(request: Request, work: Runs, by: By) -> Response:
     """Removes images from the inbox without a label.
 
-    Near-duplicates are not kept again until the dismissed images expire (setting `inbox_days`).
+    Until the dismissed images expire (setting `inbox_days`), these images and near-duplicates are not kept again.
     """
     given = await sent_json(request, schemas.Hashes)
 

@@ -52,7 +52,7 @@ Hash = Annotated[str, Field(pattern=HASH)]
 
 def _not_too_long(name: str) -> str:
     composed = unicodedata.normalize("NFC", name)
-    if len(composed) > LONGEST_NAME:  # not stripped before, as in the schema
+    if len(composed) > LONGEST_NAME:  # counts spaces around the name, as the schema does
         raise ValueError(f"a category name must have at most {LONGEST_NAME} characters, got {len(composed):,}")
     return name
 

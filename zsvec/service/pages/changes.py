@@ -91,7 +91,7 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
 
 
 def _elsewhere(request: Request, undone: Change, there: set[str]) -> str | None:
-    """Returns the page to show if the category on the current page no longer exists."""
+    """If the category on the current page no longer exists, returns the path of another page, otherwise ``None``."""
     try:
         path = urlsplit(request.headers.get("hx-current-url", "")).path
     except ValueError:  # the header may have any text

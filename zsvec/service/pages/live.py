@@ -137,7 +137,8 @@ class Live:
 def _rates(past: deque[_Totals]) -> dict[str, Any]:
     """Returns the current and mean image rates, the seconds per image of each stage, and the mean batch size.
 
-    Stage times and batch size cover the recent events in `past`. If no batch ran then, they cover the whole run.
+    Stage times and batch size cover the events in `past`. If no batch ran in that time, both cover the time since the
+    classifier was opened.
     """
     now, done, stats = past[-1]
     first, done_first, stats_first = past[0]

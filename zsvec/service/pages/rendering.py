@@ -67,7 +67,7 @@ def _picture_path(category: str, content_hash: str) -> str:
 
 
 def _static_path(name: str) -> str:
-    """Returns a path with the digest of all static files, so that browsers can cache the file."""
+    """Returns the path of a static file, which browsers can cache because the path has the digest of all files."""
     if name not in _FILES:
         raise KeyError(name)
     return f"/static/{_DIGEST}/{name}"

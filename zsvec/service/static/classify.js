@@ -1,4 +1,4 @@
-// Classify: sends each image in a request of its own, a few at a time. The page holds the files; the service keeps none.
+// Classify: sends each image in a separate request, a few at a time. The page keeps the files; the service stores none.
 
 import { busy, problemIn, send } from "./page.js";
 import { takeFiles } from "./files.js";

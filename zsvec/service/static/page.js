@@ -96,7 +96,8 @@ function happen(header) {
   }
 }
 
-// Sends a form, shows the message, and returns whether the request succeeded. If quiet, only returns the request.
+// Sends a form, shows the message, and returns whether the request succeeded. If quiet, shows no message and returns
+// the request.
 export function send(path, form, { sending = () => {}, quiet = false } = {}) {
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();

@@ -40,11 +40,11 @@ _ANSWERS = {"descriptions": 300, "groups": 60, "features": 300}
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Limits for the categories of a run. Earlier runs over the same folder count too.
+    """Limits on the total for all categories of a run, including what earlier runs in the same folder spent on them.
 
     Attributes:
-        images: Maximum number of images in the folder; ``None`` for no limit.
-        dollars: Maximum cost of answers and images; ``None`` for no limit.
+        images: Maximum number of images of these categories in the folder; ``None`` for no limit.
+        dollars: Maximum cost of the language model's answers and of the images; ``None`` for no limit.
     """
 
     images: int | None = None

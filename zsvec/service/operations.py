@@ -1,4 +1,7 @@
-"""Operator endpoints: liveness, readiness, and metrics for Prometheus. No label names a category, file or key."""
+"""Operator endpoints: liveness, readiness, and metrics for Prometheus.
+
+The labels of the metrics never contain the name of a category, a file or a key.
+"""
 
 from __future__ import annotations
 

@@ -75,11 +75,14 @@ def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
 
 
 def _graph(vectors: Doubles, importance: Doubles) -> Doubles:
-    """Returns the weights of each picture's neighbours, float64 ``(n_pictures, n_pictures)``; rows sum to at most 1.
+    """Returns the weights of each picture's nearest neighbours: cosines of offsets from the weighted mean of the vectors.
 
     Args:
         vectors: float64 ``(n_pictures, dim)``.
-        importance: float64 ``(n_pictures,)``, weight of each picture in the centre; sums to 1.
+        importance: float64 ``(n_pictures,)``, weight of each picture in that mean; sums to 1.
+
+    Returns:
+        float64 ``(n_pictures, n_pictures)``; rows sum to at most 1.
     """
     offsets = vectors - importance @ vectors
     offsets /= np.maximum(np.linalg.norm(offsets, axis=1, keepdims=True), 1e-12)

@@ -291,7 +291,10 @@ def intent_payload(
 
 
 def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
-    """Returns the largest ``rev`` of the categories when a calibration was made; ``None`` if missing or unreadable."""
+    """Returns the ``rev`` stored in a calibration: the largest of the categories at the time of the calibration.
+
+    ``None`` if there is no calibration, or no readable ``rev`` in it.
+    """
     if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
         return None
     revision = calibration.get("revision")

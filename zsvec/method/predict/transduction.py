@@ -75,7 +75,7 @@ def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
 
 
 def _graph(vectors: Doubles, importance: Doubles) -> Doubles:
-    """Returns the weights of each picture's nearest neighbours: cosines of offsets from the weighted mean of the vectors.
+    """Returns the weights of each picture's nearest neighbours: cosines of offsets from the weighted mean vector.
 
     Args:
         vectors: float64 ``(n_pictures, dim)``.

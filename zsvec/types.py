@@ -161,6 +161,7 @@ class Change:
         by: Recorded author, if any.
         categories: Names of the changed categories.
         undone: Whether the change was undone.
+        final: Whether the change erased an image (``forget``), and therefore cannot be undone.
     """
 
     id: str
@@ -169,6 +170,7 @@ class Change:
     by: str | None = None
     categories: tuple[str, ...] = ()
     undone: bool = False
+    final: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """An entry of the output of ``zsvec history --json``."""

@@ -188,6 +188,41 @@ def test_history_and_undo(filled: Cli) -> None:
     assert "begins with 'nonsense'" in result.err
 
 
+def test_undo_asks_before_a_change_of_another_author(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
+    filled("remove blue")
+    removal = filled("history --json").objects[0]["id"][:8]
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Bob")
+    for command in ("undo", "undo --category blue"):
+        result = filled(command)
+        assert (result.code, result.out) == (2, "")
+        assert f"zsvec {command.replace('undo', f'undo {removal}')}" in result.err
+    monkeypatch.setattr("zsvec.cli.app.is_terminal", lambda: True)
+    monkeypatch.setattr("zsvec.cli.history.is_terminal", lambda: True)
+    for answer in ("n\n", "", "y\n"):
+        assert "blue" not in filled("list").out
+        result = filled("undo", stdin=answer)
+        assert result.code == (0 if answer == "y\n" else 1)
+        assert "remove of 'blue'" in result.err
+        assert "by Ann" in result.err
+    assert "blue" in filled("list").out
+    filled("remove --yes red")
+    assert filled("undo").code == 0  # by Bob, so nothing is asked
+
+
+def test_a_forget_is_listed_as_final(filled: Cli, colours: Path) -> None:
+    digest = content_hash(sorted((colours / "red").glob("*.png"))[0])
+    filled(f"forget --yes {digest}")
+    _, _, *rows = words(filled("history").out)
+    assert [(row[1], row[-1]) for row in rows] == [("forget", "final"), ("import", "–")]
+    before = filled("list --json").objects
+    result = filled("undo")
+    assert (result.code, result.out) == (2, "")
+    assert "`zsvec history`" in result.err
+    assert filled("list --json").objects == before
+    assert filled(f"undo {rows[1][0]}").code == 0
+
+
 def test_forget(filled: Cli, colours: Path) -> None:
     photo = sorted((colours / "red").glob("*.png"))[0]
     digest = content_hash(photo)

@@ -124,7 +124,7 @@ def test_another_process_takes_it_back(pets: Classifier, tmp_path: Path) -> None
     pets.remove_category("dog")
     pets.close()
     with zsvec.open(tmp_path / "store", encoders=[HashEncoder()], added_by="Bob") as clf:
-        assert clf.history.undo().by == "Ann"
+        assert clf.history.undo(change=clf.history.last().id).by == "Ann"
         assert next(iter(clf.history)).by == "Bob"
         assert clf.classify(coloured("blue", 1)).label == "dog"
 
@@ -137,7 +137,7 @@ def test_a_forgotten_image_is_no_evidence_and_has_no_copy(pets: Classifier) -> N
     assert pets.references.forget(digest).categories == ("cat", "dog")
     assert digest not in {n.hash for n in pets.classify(photo).experts["hash:image"].neighbors}
     assert pets.image(digest) is None
-    pets.history.undo()
+    pets.history.undo(change=next(change.id for change in pets.history if not change.final))
     assert digest not in images(pets, "dog")
     assert pets.references.forget(digest).categories == ()
 
@@ -182,7 +182,7 @@ def test_nothing_is_forgotten_where_there_is_no_store(tmp_path: Path) -> None:
 
 def test_a_forgotten_image_is_not_called_undone(pets: Classifier) -> None:
     pets.references.forget(images(pets, "cat")[0].upper())
-    pets.history.undo()
+    pets.history.undo(change=list(pets.history)[1].id)
     assert {change.what: change.undone for change in pets.history} == {"add": True, "forget": False, "undo": False}
 
 
@@ -194,3 +194,74 @@ def test_the_author_of_a_block_is_recorded(pets: Classifier) -> None:
     pets.references.update("fox", metadata={"a": 2})
     assert [change.by for change in pets.history][:3] == ["Ann", "Bob", "Bob"]
     assert {reference.by for reference in pets.references.of("fox")} == {"Bob"}
+
+
+def test_a_forget_is_final_and_stops_an_undo_without_an_id(pets: Classifier) -> None:
+    pets.references.update("cat", metadata={"a": 1})
+    pets.remove_category("dog")
+    pets.references.forget(images(pets, "cat")[0])
+    before = pets.categories()
+    forgotten, removal, *_ = pets.history
+    assert [(change.what, change.final) for change in pets.history] == [
+        ("forget", True),
+        ("remove", False),
+        ("set", False),
+        ("add", False),
+    ]
+    for refused in (
+        pets.history.undo,
+        pets.history.last,
+        lambda: pets.history.undo("cat"),
+        lambda: pets.history.undo(change=forgotten.id),
+    ):
+        with pytest.raises(InvalidInputError, match=forgotten.id[:8]):
+            refused()
+    assert pets.categories() == before
+    pets.history.undo(change=removal.id)
+    assert len(images(pets, "dog")) == 3
+    pets.references.update("cow", metadata={"a": 1})
+    assert pets.history.undo().what == "set"  # made after the forget
+    with pytest.raises(InvalidInputError, match=forgotten.id[:8]):
+        pets.history.undo()
+
+
+def test_what_a_change_did_besides_a_forget_can_be_undone(pets: Classifier) -> None:
+    digest = images(pets, "cat")[0]
+    with pets.history.one_change("tidy"):
+        pets.references.forget(digest)
+        pets.remove_category("dog")
+    assert [(change.undone, change.final) for change in pets.history] == [(False, False), (False, False)]
+    assert pets.history.undo().what == "tidy"
+    assert sizes(pets) == {"cat": 2, "cow": 3, "dog": 3}
+    assert [(change.undone, change.final) for change in pets.history][1:] == [(False, True), (False, False)]
+    with pytest.raises(InvalidInputError):
+        pets.history.undo()
+
+
+@pytest.mark.parametrize("other", ["Bob", None])
+def test_a_change_of_another_author_takes_its_id(pets: Classifier, tmp_path: Path, other: str | None) -> None:
+    pets.references.update("cat", metadata={"a": 1})
+    (change, added) = pets.history
+    pets.close()
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()], added_by=other) as clf:
+        before = clf.categories()
+        for category in (None, "cat"):
+            assert clf.history.last(category) == change
+            with pytest.raises(InvalidInputError, match=f"'Ann'.*{change.id[:8]}"):
+                clf.history.undo(category)
+        assert clf.categories() == before
+        clf.references.update("cow", metadata={"a": 1})
+        assert clf.history.undo().by == other
+        with clf.history.acting("Ann"):
+            assert clf.history.undo().id == change.id
+        assert clf.history.undo(change=added.id[:8]).by == "Ann"
+
+
+def test_one_category_of_a_change(pets: Classifier) -> None:
+    (added,) = pets.history
+    pets.references.update("cat", metadata={"a": 1})
+    for change in (added.id, "", "nonsense"):  # not the last change of the category
+        with pytest.raises(InvalidInputError):
+            pets.history.undo("cat", change=change)
+    assert pets.history.undo("dog", change=added.id[:8]).categories == ("dog",)
+    assert sizes(pets) == {"cat": 3, "cow": 3}

@@ -70,11 +70,10 @@ def test_a_forgotten_image_is_in_no_category_and_no_collection(store: Store) -> 
 def test_undo_brings_back_all_but_the_forgotten_image(store: Store) -> None:
     filled(store)
     store.forget(GONE)
-    for _ in range(8):
-        try:
-            store.undo()
-        except InvalidInputError:
-            break
+    for change in store.changes():
+        if change.final:
+            continue
+        store.undo(change=change.id)
         assert mentions(store, GONE) == []
         assert store.incomplete() == []
     assert store.categories() == []
@@ -91,8 +90,10 @@ def test_forgetting_cannot_be_undone(store: Store) -> None:
     store.forget(GONE)
     (forgotten,) = [change for change in store.changes() if change.what == "forget"]
     assert forgotten.categories == ("cat",)
-    with pytest.raises(InvalidInputError, match="cannot be taken back"):
-        store.undo(change=forgotten.id)
+    assert forgotten.final
+    for change in (forgotten.id, None):
+        with pytest.raises(InvalidInputError, match=forgotten.id[:8]):
+            store.undo(change=change)
 
 
 def test_a_text_of_the_same_hash_stays(store: Store) -> None:
@@ -106,7 +107,7 @@ def test_two_images_of_one_write_are_forgotten_one_after_the_other(store: Store)
     store.write([pictured("cat", ["new"], replace=True)])
     store.forget(GONE)
     store.forget(content_hash("gone too"))
-    store.undo()
+    store.undo(change=next(change.id for change in store.changes() if not change.final))
     assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
 
 
@@ -160,7 +161,7 @@ def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, see
         store.forget(GONE)
         assert mentions(store, GONE) == []
         assert store.incomplete() == []
-        store.undo("cat")
+        store.undo("cat", next(one.id for one in store.changes() if not one.final and "cat" in one.categories))
         store.gc(0)
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from zsvec.cli import output
-from zsvec.cli.app import Json, app
+from zsvec.cli.app import Json, app, confirm, is_terminal
 from zsvec.types import Change
 
 
@@ -19,7 +19,10 @@ def history(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this category.")] = None,
     json: Json = False,
 ) -> None:
-    """List recent changes, undone ones included, newest first."""
+    """List recent changes, undone ones included, newest first.
+
+    `final` marks a change that erased an image and cannot be undone.
+    """
     if name is not None:
         from zsvec import checked_name
 
@@ -40,8 +43,17 @@ def undo(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Undo the last change, or the change with the given id. To redo a change, give the id of the undo."""
+    """Undo the last change, or the change with the given id. To redo a change, give the id of the undo.
+
+    Asks before undoing a change of another author. A script must give its id. With `--category` and an id, only this
+    category is restored.
+    """
     with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
+        if change is None and is_terminal():
+            found = classifier.history.last(category)
+            if found.by != classifier.settings.added_by:
+                confirm(f"Undo a change of another author: {described(found)}?", yes=False)
+                change = found.id
         undone = classifier.history.undo(category, change=change)
     if json:
         output.print_json(undone.to_dict())
@@ -66,7 +78,7 @@ def _table(changes: Sequence[Change]) -> Table:
                 output.shortened(", ".join(change.categories)),
                 _second(change),
                 change.by or "–",
-                "undone" if change.undone else "",
+                "undone" if change.undone else "final" if change.final else "",
             )
             for change in changes
         ),

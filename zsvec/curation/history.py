@@ -56,21 +56,37 @@ class ChangeHistory:
         """
         return self._store.acting(by)
 
+    def last(self, category: str | None = None) -> Change:
+        """Returns the change that `undo` without an id is about, even if another author made it.
+
+        Args:
+            category: Name of a category; by default, the whole store.
+
+        Raises:
+            InvalidInputError: There is no change to undo, or the last change is final.
+            StoreError: The changes cannot be read.
+        """
+        return self._store.last_change(None if category is None else checked_name(category))
+
     def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
         """Undoes a change: the changed categories become as they were before. No image is embedded again.
 
-        An undo is a change as well, and can be undone by its id.
+        An undo is a change as well, and can be undone by its id. A change that erased an image (`Change.final`) cannot
+        be undone. Earlier changes still can, by their ids.
 
         Args:
             category: Name of a category, whose last change is undone. By default, the last change of the store is
                 undone.
-            change: Id of the change to undo, or the first characters of the id.
+            change: Id of the change to undo, or the first characters of the id. Required for a change of another author
+                (setting ``added_by``, or name of the key of the service). With `category`, only this category is
+                restored, and the change must be its last one.
 
         Returns:
             The change that was undone.
 
         Raises:
-            InvalidInputError: There is no such change, or a later change of one of the categories must be undone first.
+            InvalidInputError: There is no such change, it is final or by another author, or a later change of one of
+                the categories must be undone first.
             ConflictError: Other writers changed a category at every attempt.
         """
         if change is not None and not isinstance(change, str):

@@ -12,6 +12,7 @@ category shows the commits of all processes, and compare-and-set lets only one o
 
 from __future__ import annotations
 
+import shlex
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,8 +22,9 @@ from typing import Any
 
 from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.backends.base import Put, Where
+from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.commit import publish
-from zsvec.store.catalog.history import Cause, History, Record, state_before
+from zsvec.store.catalog.history import Cause, History, Record, is_final, state_before
 from zsvec.store.catalog.schema import UNDO, Reference
 from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled
@@ -32,11 +34,11 @@ from zsvec.types import Category, Change
 
 def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
     """As `zsvec.store.store.Store.undo`."""
-    if name is not None and identifier is not None:
-        raise InvalidInputError("give a category or a change, not both")
     catalog = writer.catalog
     history = History(catalog)
     found, steps = _planned(history, name, identifier)
+    if identifier is None and found.by != writer.collector.cause.by:
+        raise _by_another(found, name)
     if len(steps) == 1 and len(steps[0][1]) == 1:
         _take_back(writer, history, *steps[0])
         return replace(found, undone=True)
@@ -44,13 +46,18 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
     catalog.put([Put(undo_record["id"], undo_record)])
     history = History(catalog)
     try:  # another writer may have changed a category before this record; later writers finish the undo first
-        _planned(history, name, found.id if name is None else None)
+        _planned(history, name, found.id)
     except InvalidInputError:
         if not _has_begun(history, undo_record):
             catalog.drop([undo_record["id"]])
             raise
     _carry_out(writer, history, undo_record)
     return replace(found, undone=True)
+
+
+def last(catalog: Catalog, name: str | None) -> Change:
+    """As `zsvec.store.store.Store.last_change`."""
+    return _planned(History(catalog), name, None)[0]
 
 
 def _planned(
@@ -64,8 +71,16 @@ def _planned(
     if name is None:
         found = _chosen(history, identifier)
         return found, history.to_take_back(found)
+    if identifier is None:
+        history.check_not_final(name)
     steps = history.last_of(name)
-    return history.changed_by([(record, one) for record, names in steps for one in names]), steps
+    found = history.changed_by([(record, one) for record, names in steps for one in names])
+    if identifier is not None and not (identifier and found.id.startswith(identifier)):
+        raise InvalidInputError(
+            f"the change to undo must be the last one of {name!r}, {found.id[:8]} ({found.what}), got "
+            f"{shown(identifier)}: `zsvec history` lists the changes"
+        )
+    return found, steps
 
 
 def _has_begun(history: History, undo_record: Record) -> bool:
@@ -138,8 +153,10 @@ def _chosen(history: History, identifier: str | None) -> Change:
             several = "several changes begin" if found else "no change that can be taken back begins"
             raise InvalidInputError(f"{several} with {shown(identifier)}: `zsvec history` lists those there are")
         return found[0]
-    if last := history.last():
-        return last
+    if newest := history.last():
+        if newest.final:
+            raise is_final(newest.id)
+        return newest
     if any(next(history.done(name), None) for change in changes for name in change.categories):
         raise InvalidInputError(
             "there is no last change: several were made at once over the same categories; take them back by category "
@@ -195,6 +212,16 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
     history.catch_up(settled(catalog, names))
     if late:
         raise _changed_meanwhile(late[0])
+
+
+def _by_another(change: Change, name: str | None) -> InvalidInputError:
+    whose = f"the last change of {name!r}" if name else "the last change"
+    author = f"{change.by!r}" if change.by else "an unknown author"
+    part = f" --category {shlex.quote(name)}" if name else ""
+    return InvalidInputError(
+        f"{whose} ({change.what}, {change.id[:8]}) is by {author}: to undo the change of another author, give its id "
+        f"(`zsvec undo {change.id[:8]}{part}`)"
+    )
 
 
 def _changed_meanwhile(name: str) -> InvalidInputError:

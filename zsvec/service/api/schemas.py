@@ -149,7 +149,7 @@ class Hashes(Given):
 
 
 class UndoGiven(Given):
-    """The change to undo. By default, the last change of any category."""
+    """The change to undo. By default, the last change of any category. A change of another key needs its id."""
 
     category: Annotated[CategoryName | None, Field(description="Undo the last change of this category.")] = None
     change: Annotated[str | None, Field(pattern="^[0-9a-f-]{1,36}$", description="Id or prefix of an id.")] = None

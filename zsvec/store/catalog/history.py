@@ -180,15 +180,15 @@ class History:
             for record in self.chain(name):
                 writes.setdefault(record["change"], []).append((record, name))
         effective = {(record["id"], name) for name in self._manifests for record in self.in_effect(name)}
-        found = [
-            replace(self.changed_by(some), undone=all(self._is_undone(*one, effective) for one in some))
-            for some in writes.values()
-        ]
+        found = []
+        for some in writes.values():
+            can_be_undone = [one for one in some if one[0]["what"] != FORGET]
+            over = all(self._is_undone(*one, effective) for one in can_be_undone)
+            final = over and len(can_be_undone) < len(some)
+            found.append(replace(self.changed_by(some), undone=over and not final, final=final))
         return sorted(found, key=lambda change: (change.at, change.id), reverse=True)
 
     def _is_undone(self, record: Record, name: str, effective: Collection[tuple[str, str]]) -> bool:
-        if record["what"] == FORGET:
-            return False
         if record.get("undoes"):  # `in_effect` also skips undos that were not undone
             return any(other.get("undoes") == record["id"] for other in self.chain(name))
         return (record["id"], name) not in effective
@@ -213,6 +213,12 @@ class History:
             categories=tuple(sorted({name for _, name in writes})),
         )
 
+    def check_not_final(self, name: str) -> None:
+        """Raises InvalidInputError if the last change of a category, undone ones aside, erased an image."""
+        last = next((record for record in self.in_effect(name) if not record.get("undoes")), None)
+        if last and last["what"] == FORGET:
+            raise is_final(last["change"])
+
     def last_of(self, name: str) -> list[tuple[Record, list[str]]]:
         """Returns the writes of the last change of a category, newest first, each with the categories to undo.
 
@@ -236,13 +242,15 @@ class History:
         return [(record, list(record.get("moved", [name]))) for record in ours]
 
     def last(self) -> Change | None:
-        """Returns the newest change that is the last one in effect in all of its categories; else ``None``.
+        """Returns the newest change that is final, or that is the last one in effect in all of its categories.
 
         Categories in which the change is undone already do not count, and the returned change lacks them. Concurrent
-        changes of overlapping categories can leave no such change.
+        changes of overlapping categories can leave no such change. Then the result is ``None``.
         """
         heads = {name: next(self.done(name), None) for name in self._manifests}
         for change in self.changes():
+            if change.final:
+                return change
             left = [n for n in change.categories if any(record["change"] == change.id for record in self.done(n))]
             if left and all((heads[name] or {}).get("change") == change.id for name in left):
                 return replace(change, categories=tuple(left))
@@ -255,8 +263,8 @@ class History:
             InvalidInputError: A category has been changed since, the change is undone already, or the change cannot be
                 undone.
         """
-        if change.what == FORGET:
-            raise InvalidInputError(f"the change {change.id[:8]} has forgotten an image: that cannot be taken back")
+        if change.final:
+            raise is_final(change.id)
         is_undo = any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
         left: dict[str, list[Record]] = {}
         for name in change.categories:
@@ -289,6 +297,14 @@ class History:
     def _record(self, identifier: str | None, name: str) -> Record | None:
         record = self.records.get(identifier or "")
         return record if record and name in record["before"] else None
+
+
+def is_final(change: str) -> InvalidInputError:
+    """Returns the error for an undo of a change that erased an image."""
+    return InvalidInputError(
+        f"the change {change[:8]} has forgotten an image, and a forget cannot be undone: to undo an older change, give "
+        "its id (`zsvec undo ID`; `zsvec history` lists the ids)"
+    )
 
 
 def _changed_since(name: str, since: Record) -> InvalidInputError:

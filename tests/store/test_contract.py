@@ -477,7 +477,7 @@ def test_payload_indexes_that_a_killed_process_left_out_are_made(
     assert indexes(deployment) == INDEXES
 
 
-KEYWORDS = dict.fromkeys(["category", "modality", "gen"], "keyword")
+KEYWORDS = dict.fromkeys(["category", "modality", "gen", "hash"], "keyword")
 INDEXES = {"clip": KEYWORDS, "dino": KEYWORDS, "catalog": {"kind": "keyword", "rev": "integer"}}
 
 

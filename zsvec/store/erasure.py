@@ -76,7 +76,7 @@ def forget(writer: Writer, content_hash: str) -> Forgotten:
 
 
 def _places(writer: Writer, content_hash: str) -> Iterator[_Place]:
-    """Yields all points of the image. Hashes have no index, and a server may refuse a filter without one."""
+    """Yields all points of the image. Reads every point, so that a damaged index hides none."""
     fields = ("category", "gen", "hash", "modality")
     for name in writer.catalog.collections():
         for page in writer.catalog.backend.scroll(writer.references.collection(name), Where(), fields=fields):

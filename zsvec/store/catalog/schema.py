@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SCHEMA = 3
-REFERENCE_INDEXES: Mapping[str, str] = {"category": "keyword", "modality": "keyword", "gen": "keyword"}
+REFERENCE_INDEXES: Mapping[str, str] = dict.fromkeys(("category", "modality", "gen", "hash"), "keyword")
 IMAGE_INDEXES: Mapping[str, str] = {"gen": "keyword", "hash": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _HIT_FIELDS = ("category", "gen", "source", "hash")
-_WRITE_IDS = 256  # write ids in one filter
+_AT_ONCE = 256  # write ids or hashes in one filter
 
 
 class ReferenceCollections:
@@ -73,21 +73,29 @@ class ReferenceCollections:
         return {reference.key for reference in self.read(category, vectors=False)}
 
     def holders(self, hashes: Collection[str], categories: Sequence[Category]) -> dict[str, set[str]]:
-        """Returns, by content hash, the names of the categories that have the image.
-
-        Reads all references once. Hashes have no index, and a server may refuse a filter without one.
-        """
+        """Returns, by content hash, the names of the categories that have the image."""
         live = {write_id: category.name for category in categories for write_id in category.write_ids}
         experts = {encoder_and_modality(expert) for category in categories for expert in category.references}
-        where = Where(match={"modality": "image"})
         found: dict[str, set[str]] = {}
         for encoder in sorted(encoder for encoder, modality in experts if modality == "image"):
-            for page in self._backend.scroll(self.collection(encoder), where, fields=("gen", "hash")):
+            for page in self.with_hashes(encoder, "image", hashes):
                 for payload in page.payloads:
-                    name = live.get(payload.get("gen", ""))
-                    if name is not None and payload.get("hash") in hashes:
+                    if name := live.get(payload["gen"]):
                         found.setdefault(payload["hash"], set()).add(name)
         return found
+
+    def with_hashes(
+        self, encoder: str, modality: Modality, hashes: Collection[str], *, vectors: bool = False
+    ) -> Iterator[Points]:
+        """Yields the references with these content hashes, in pages, with the fields category, gen and hash.
+
+        References of replaced writes and of writes in progress are included.
+        """
+        fields = ("category", "gen", "hash")
+        for some in _parts(sorted(hashes)):
+            where = Where(match={"hash": some, "modality": modality})
+            for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors, fields=fields):
+                yield page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload, fields)])
 
     def counts(self, category: Category) -> dict[str, int]:
         """Returns, by expert, the number of stored references of a category. After a loss, the manifest counts more."""
@@ -164,8 +172,11 @@ class ReferenceCollections:
 
 
 def _wheres(write_ids: Sequence[str]) -> list[Where]:
-    starts = range(0, len(write_ids), _WRITE_IDS)
-    return [Where(match={"gen": list(write_ids[first : first + _WRITE_IDS])}) for first in starts]
+    return [Where(match={"gen": some}) for some in _parts(write_ids)]
+
+
+def _parts(values: Sequence[str]) -> list[list[str]]:
+    return [list(values[first : first + _AT_ONCE]) for first in range(0, len(values), _AT_ONCE)]
 
 
 def _described(category: str, references: Sequence[Reference]) -> StoredReference:

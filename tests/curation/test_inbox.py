@@ -616,6 +616,53 @@ def test_a_prediction_stands_for_its_image(clf: Classifier) -> None:
     assert clf._store.holders({answered.hash}) == {answered.hash: {"green"}}
 
 
+def predicted(clf: Classifier, path: Path, how: str) -> Prediction:
+    """The prediction of a file that is classified beside another."""
+    others = write_photos(Path("others"), [90, 91])
+    if how == "list":
+        return clf.classify([others[0], path, others[1]])[1]
+    with path.open("rb") as file:
+        image: Any = file if how == "file" else path.read_bytes()
+        with clf.classify_stream([image]) as stream:
+            (answered,) = stream
+    return answered
+
+
+@pytest.mark.parametrize("how", ["list", "file", "bytes"])
+def test_each_prediction_of_an_encoded_image_has_its_hash(clf: Classifier, how: str) -> None:
+    [path] = write_photos(Path(), [1])
+    answered = predicted(clf, path, how)
+    assert answered.hash == content_hash(path)
+    if how == "bytes":
+        with pytest.raises(ImageError, match="give the image itself"):
+            clf.correct(answered, "red")
+        clf.correct(path.read_bytes(), "red")
+    else:
+        clf.correct(answered, "red")
+    assert clf._store.holders({content_hash(path)}) == {content_hash(path): {"red"}}
+
+
+@pytest.mark.parametrize("use", ["keep", "correct"])
+def test_a_file_that_changes_after_the_check_is_not_taken(
+    clf: Classifier, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    [path] = write_photos(Path(), [1])
+    answered = clf.classify(path)
+
+    def changed(image: Any, **limits: Any) -> str:
+        digest = content_hash(image, **limits)
+        path.write_bytes(encode(photo(2)))
+        return digest
+
+    monkeypatch.setattr("zsvec.curation.inbox.content_hash", changed)
+    clf.keep(answered) if use == "keep" else clf.correct(answered, "red")
+    assert answered.hash
+    if use == "keep":
+        assert held(clf) == {answered.hash}
+    else:
+        assert clf._store.holders({answered.hash, content_hash(path)}) == {answered.hash: {"red"}}
+
+
 def test_a_prediction_stands_for_no_other_image(clf: Classifier) -> None:
     [path] = write_photos(Path(), [1])
     answered = clf.classify(path)

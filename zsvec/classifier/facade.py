@@ -262,7 +262,8 @@ class Classifier:
         again.
 
         Args:
-            image: An image, or a prediction, as for `keep`.
+            image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image
+                is a reference or waits in the inbox.
             name: Name of the category, which is created if missing.
 
         Returns:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace as with_changes
@@ -83,7 +82,7 @@ class Predictor:
             self._keepers[chosen] = self._keeper.of_stream(chosen, flow)
         keeper = self._keepers[chosen]
         encoders = self.encoders_to_read()
-        hashed = keeper is not None or isinstance(image, str | os.PathLike)
+        hashed = keeper is not None
         small = keeper is not None and self._store.keeps_images()
         with flow.at_work():
             with encoders.shared.coming():
@@ -98,7 +97,7 @@ class Predictor:
                     answers = self._answers(turn.items, vectors, top_k, errors, flow, keeper, related=False)
                     turn.results = list(answers)
         prediction: Prediction = turn.result
-        return with_changes(prediction, hash=prepared.hash) if prepared.hash else prediction
+        return prediction
 
     def stream(
         self,
@@ -147,8 +146,11 @@ class Predictor:
         if sources:
             answered, ranks = self._predict(sources, vectors, top_k, flow, related=related)
             flow.rank(ranks)
+            answered = [
+                with_changes(answer, hash=image.hash) if image.hash else answer
+                for answer, image in zip(answered, readable, strict=True)
+            ]
         if keeper is not None:
-            answered = [with_changes(a, hash=image.hash) for a, image in zip(answered, readable, strict=True)]
             keeper.offer(readable, vectors, answered)
         flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
         answers = iter(answered)

@@ -19,7 +19,7 @@ from zsvec.errors import ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
-from zsvec.inputs.images import ImageInput, content_hash, source_of, taken
+from zsvec.inputs.images import ImageInput, content_hash, read_file, source_of, taken
 from zsvec.method.quality.inbox_ranking import most_useful, uncertainty, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
 from zsvec.types import Category, Prediction, SmallImage, fields_of
@@ -388,18 +388,23 @@ class Feedback:
             (category,) = self._add([CategoryInput(name=target, images=[reference])])
             return category
 
-    def _unchanged(self, prediction: Prediction) -> str:
-        if content_hash(prediction.source, **self._embedder.limits) != prediction.hash:
+    def _unchanged(self, prediction: Prediction) -> ImageInput:
+        """Returns the content of the classified file, read once; raises ImageError if it is not what was classified."""
+        try:
+            content = read_file(prediction.source, **self._embedder.limits)
+        except ImageError as exc:
+            raise ImageError(f"{exc}; or give the image itself instead of its prediction") from exc
+        if content_hash(content, **self._embedder.limits) != prediction.hash:
             raise ImageError(
                 f"{prediction.source}: the file has changed since its classification: classify the image again"
             )
-        return prediction.source
+        return content
 
 
 def _hash_of(prediction: Prediction) -> str:
     if prediction.hash is None:
         raise InvalidInputError(
             f"the prediction of {prediction.source!r} cannot stand for its image, because it has no hash: give the "
-            "image itself, or classify a path alone, or a stream with keep"
+            "image itself"
         )
     return checked_hash(prediction.hash)

@@ -16,7 +16,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.inputs.categories import checked_name, is_several
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
+from zsvec.inputs.images import ImageInput, ImageLimits, is_encoded, read_held, source_of, taken
 from zsvec.inputs.small import small_copy
 from zsvec.streams.flow import Flow
 from zsvec.streams.stream import ahead, prefetch
@@ -48,8 +48,8 @@ class PreparedImage:
         source: Path or name of the image.
         inputs: The preprocessed image, as `EncoderSet.encode_images` takes it.
         error: Reason why the image is unreadable, or ``None``.
-        hash: Content hash; empty unless requested.
-        size: Width and height of the upright image in pixels; ``(0, 0)`` unless the hash was requested.
+        hash: Content hash; empty for pixels (an array, a PIL image or a region) unless requested.
+        size: Width and height of the upright image in pixels.
         small: JPEG of a small copy (`zsvec.inputs.small`); ``None`` unless requested.
     """
 
@@ -114,15 +114,19 @@ class Embedder:
     def prepare(
         self, image: ImageInput, flow: Flow | None = None, *, hashed: bool = False, small: bool = False
     ) -> PreparedImage:
-        """Decodes and preprocesses one image; adds the content hash and a small copy if requested."""
+        """Decodes and preprocesses one image; adds a small copy if requested.
+
+        Adds the content hash of an encoded image (`is_encoded`) and, if `hashed`, of any image.
+        """
         encoders = self.encoders
         flow = flow or Flow()
         source = source_of(image)
         try:
             with ExitStack() as memory:
                 with flow.stage("decode"):
+                    hashed = hashed or is_encoded(image)
                     loaded = [read_held(image, memory, side=encoders.side, hashed=hashed, **self.limits)]
-                    content_hash, size = loaded[0].content_hash, loaded[0].size if hashed else (0, 0)
+                    content_hash, size = loaded[0].content_hash, loaded[0].size
                     copy = small_copy(loaded[0].image) if small else None
                 with flow.stage("preprocess"):  # releases the image before its memory is given back
                     inputs = encoders.preprocess(loaded.pop().image)

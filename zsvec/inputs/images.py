@@ -220,6 +220,28 @@ def source_of(image: ImageInput) -> str:
     return type(image).__name__
 
 
+def is_encoded(image: ImageInput) -> bool:
+    """Returns whether an image is a path, bytes or a binary file.
+
+    The hash of encoded bytes takes 1 to 6 % of the time of reading and decoding the image. The hash of pixels may take
+    as long as reading the pixels.
+    """
+    encoded = isinstance(image, str | os.PathLike | bytes | bytearray | memoryview)
+    return encoded or (hasattr(image, "read") and not isinstance(image, Image.Image))
+
+
+def read_file(path: str | os.PathLike[str], **limits: Unpack[ImageLimits]) -> ImageInput:
+    """Returns the content of an image file in memory, so that later changes of the file do not matter.
+
+    Raises:
+        ImageError: The file cannot be read, does not begin like an image, or is larger than `image_memory`.
+    """
+    with _image_errors(path), _opened_path(path) as file:
+        content = Encoded(file, on_disk=True)
+        _check_size(content, Limits(**limits).image_memory)
+        return _TakenFile(source_of(path), content.at(0, content.size))
+
+
 def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
     """Returns a copy of an image that stays valid when the caller reuses or closes the original object.
 

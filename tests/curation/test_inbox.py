@@ -40,6 +40,7 @@ from zsvec.curation.retention import Keeper, surplus
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.vocabulary import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
+from zsvec.ingest import embedding
 from zsvec.inputs.images import content_hash
 from zsvec.method.quality.inbox_ranking import ALIKE, distinct, uncertainty
 from zsvec.settings.settings import load_settings
@@ -633,6 +634,7 @@ def test_each_prediction_of_an_encoded_image_has_its_hash(clf: Classifier, how: 
     [path] = write_photos(Path(), [1])
     answered = predicted(clf, path, how)
     assert answered.hash == content_hash(path)
+    before = encoded(clf)
     if how == "bytes":
         with pytest.raises(ImageError, match="give the image itself"):
             clf.correct(answered, "red")
@@ -640,6 +642,53 @@ def test_each_prediction_of_an_encoded_image_has_its_hash(clf: Classifier, how: 
     else:
         clf.correct(answered, "red")
     assert clf._store.holders({content_hash(path)}) == {content_hash(path): {"red"}}
+    assert encoded(clf) == before
+
+
+@pytest.mark.parametrize("how", ["keep", "correct", "add"])
+def test_an_image_is_not_embedded_again_after_its_classification(clf: Classifier, how: str) -> None:
+    [path] = write_photos(Path(), [1])
+    answered = clf.classify(path)
+    before = encoded(clf)
+    if how == "keep":
+        clf.keep(answered)
+    elif how == "correct":
+        clf.correct(answered, "red")
+    else:
+        clf.add_category("red", images=[path])
+    assert encoded(clf) == before
+    rows = {r.encoder: r.vector for r in clf._store.stored("red") if r.hash == answered.hash}
+    if how == "keep":
+        [one] = clf._store.inbox.read(vectors=True)
+        rows = dict(one.vectors)
+    for encoder in clf.encoders:
+        np.testing.assert_allclose(rows[encoder.name], encoder.encode_images([photo(1)])[0], atol=1e-6)
+
+
+def test_the_vectors_of_classified_images_are_bounded(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "RECENT_IMAGES", 3)
+    paths = write_photos(Path(), range(6))
+    answers = clf.classify(paths[:5])
+    clf.classify(paths[2])  # a recent one again
+    clf.classify(paths[5])
+    assert len(clf._embedder.recent._vectors) == 3
+    before = encoded(clf)
+    for kept in (2, 4):
+        clf.correct(answers[kept], "red")
+    assert encoded(clf) == before
+    clf.correct(answers[3], "red")
+    assert encoded(clf) == before + 2
+
+
+def test_the_vectors_of_a_forgotten_image_are_gone(clf: Classifier) -> None:
+    [path] = write_photos(Path(), [1])
+    answered = clf.classify(path)
+    clf.correct(answered, "red")
+    assert answered.hash
+    clf.references.forget(answered.hash)
+    before = encoded(clf)
+    clf.correct(answered, "red")
+    assert encoded(clf) == before + 2
 
 
 @pytest.mark.parametrize("use", ["keep", "correct"])

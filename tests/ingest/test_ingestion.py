@@ -247,6 +247,58 @@ def test_removed_references_are_embedded_anew(workshop: Workshop) -> None:
     assert workshop.embedded() == {"clip": (2, 2), "dino": (0, 2)}
 
 
+def test_what_an_undo_could_restore_is_not_embedded_anew() -> None:
+    with fast_folder() as folder, open_store(str(folder), namespace="zsvec", history=60.0) as store:
+        workshop = workshop_of(store)
+        workshop.add("cat", ["a feline", "a pet"], photos(1, 2))
+        before = state(store)["cat"][1]
+        store.remove_references("cat", {content_hash(photo(1))})
+        workshop.add("cat", ["a hunter"], photos(2, 1))
+        store.remove("cat")
+        workshop.add("cat", ["a feline", "a pet"], photos(1, 2))
+        assert workshop.embedded() == {"clip": (3, 2), "dino": (0, 2)}
+        assert state(store)["cat"][1] == before
+        store.remove("cat")
+        store.gc(grace=0)
+        workshop.add("cat", ["a feline", "a pet"], photos(1, 2))
+        assert workshop.embedded() == {"clip": (5, 4), "dino": (0, 4)}
+
+
+def test_what_another_category_has_is_not_embedded_again(workshop: Workshop, tmp_path: Path) -> None:
+    paths = write_photos(tmp_path, [1, 2])
+    workshop.add("cat", ["a feline"], paths)
+    category = workshop.add("lynx", ["a feline", "a hunter"], [*paths, photo(3)])
+    assert category.references == {"clip:text": 2, "clip:image": 3, "dino:image": 3}
+    assert workshop.embedded() == {"clip": (2, 3), "dino": (0, 3)}
+    cat, lynx = (state(workshop.store)[name][1] for name in ("cat", "lynx"))
+    assert cat.items() <= lynx.items()
+    workshop.store.remove("cat")
+    workshop.store.gc(grace=0)
+    assert state(workshop.store)["lynx"][1] == lynx
+
+
+def test_a_reference_with_a_vector_from_another_category_is_the_new_category_s(workshop: Workshop) -> None:
+    given = ReferenceImage(image=photo(1), source="first", prompt="a cat", group="burst")
+    workshop.add("cat", [], [given])
+    workshop.add("lynx", [], [ReferenceImage(image=photo(1), source="second")])
+    first, second = (workshop.store.stored_references(name)[0] for name in ("cat", "lynx"))
+    assert (second.source, second.prompt, second.group) == ("second", None, None)
+    assert first.added
+    assert second.added
+    assert second.added >= first.added
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 8, 64])
+def test_categories_that_are_added_together_share_images(store: Store, full_batches: None, batch_size: int) -> None:
+    """In one batch, and in several before the first category is committed."""
+    workshop = Workshop(store, Encoder("clip", dim=32), Encoder("dino", dim=16), batch_size=batch_size)
+    names = ("cat", "lynx", "owl")
+    given = [CategoryInput(name=name, texts=[], images=photos(1, 2, 3, 4, 5, 1)) for name in names]
+    for category in workshop.builder.build(given):
+        assert category.references == {"clip:image": 5, "dino:image": 5}
+    assert workshop.embedded() == {"clip": (0, 5), "dino": (0, 5)}
+
+
 def test_metadata_is_kept_until_another_is_given(workshop: Workshop) -> None:
     workshop.add("cat", ["a"], metadata={"a": 1, "b": {"c": [None, True, 0.1, "ß"]}})
     assert workshop.add("cat", ["b"]).metadata == {"a": 1, "b": {"c": [None, True, 0.1, "ß"]}}

@@ -117,8 +117,9 @@ class Classifier:
     ) -> Category:
         """Adds a category, or references to an existing category. Every process sees the change in its next batch.
 
-        Nothing is retrained. Adding is idempotent: references that the category already has are recognised by content,
-        and not embedded again.
+        Nothing is retrained. Adding is idempotent: references that the category already has are recognised by content.
+        A text or an image is not embedded again if any category has it, if an undo could restore it, or if it is one of
+        the last 1,000 classified images with a `Prediction.hash`.
 
         Args:
             name: Name of the category.
@@ -206,7 +207,7 @@ class Classifier:
         """Moves, removes and audits references."""
         from zsvec.curation.references import StoredReferences
 
-        return StoredReferences(self._store, self._searcher, self._calibrator, self._builder)
+        return StoredReferences(self._store, self._searcher, self._calibrator, self._builder, self._embedder.recent)
 
     @cached_property
     def history(self) -> ChangeHistory:
@@ -243,7 +244,7 @@ class Classifier:
 
         Args:
             image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image
-                already waits in the inbox.
+                already waits in the inbox. One of the last 1,000 classified images with a hash is not embedded again.
 
         Returns:
             Content hash of the image. ``None`` if the image is not kept, because it is a near-duplicate of a reference,
@@ -258,8 +259,9 @@ class Classifier:
     def correct(self, image: ImageInput | Prediction, name: str) -> Category:
         """Makes an image a reference of the right category. Every process uses the reference from its next batch on.
 
-        If another category has the image as a reference, the reference is moved. An image of the inbox is not embedded
-        again.
+        If another category has the image as a reference, the reference is moved. The image is not embedded again if it
+        waits in the inbox, is or was a reference (see `add_category`), or is one of the last 1,000 classified
+        images with a `Prediction.hash`.
 
         Args:
             image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image

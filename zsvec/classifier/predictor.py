@@ -150,6 +150,7 @@ class Predictor:
                 with_changes(answer, hash=image.hash) if image.hash else answer
                 for answer, image in zip(answered, readable, strict=True)
             ]
+            self._embedder.recent.add(readable, vectors)
         if keeper is not None:
             keeper.offer(readable, vectors, answered)
         flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))

@@ -356,12 +356,12 @@ class Feedback:
         prepared = self._embedder.prepare(image, hashed=True, small=self._store.keeps_images())
         if prepared.error is not None:
             raise prepared.error
-        vectors = self._embedder.encoders.encode_images([prepared.inputs])
+        row = self._embedder.encode([prepared])[prepared.hash]
         if self._store.categories():
+            vectors = {name: vector[np.newaxis] for name, vector in row.items()}
             (prediction,) = self._predict([prepared.source], vectors, 1)
             if is_a_reference(prediction):
                 return None
-        row = {name: rows[0] for name, rows in vectors.items()}
         if self._keeper.ask(prepared.hash):
             return prepared.hash
         kept = self._keeper.keep([inbox_image(prepared, row, "asked", datetime.now(UTC))])

@@ -8,6 +8,7 @@ from typing import Any
 
 from zsvec.curation.audit import Audit, audited
 from zsvec.errors import InvalidInputError, StoreError
+from zsvec.ingest.embedding import RecentVectors
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_hash, checked_hashes
@@ -27,12 +28,18 @@ class StoredReferences:
     """
 
     def __init__(
-        self, store: Store, searcher: Searcher, calibrator: Calibrator, builder: Callable[[], Builder]
+        self,
+        store: Store,
+        searcher: Searcher,
+        calibrator: Calibrator,
+        builder: Callable[[], Builder],
+        recent: RecentVectors,
     ) -> None:
         self._store = store
         self._searcher = searcher
         self._calibrator = calibrator
         self._builder = builder
+        self._recent = recent
 
     def remove(self, name: str, hashes: str | Collection[str]) -> Category:
         """Removes references from a category.
@@ -142,7 +149,8 @@ class StoredReferences:
         A later write may add the image again. A category that has no other reference is removed. An embedded store
         rewrites the files of all references, so that no trace of the image remains. A server deletes the points, and
         rewrites its files on its own schedule. The reference cache of the present user is deleted. The caches of other
-        users are renewed when they open the store again.
+        users are renewed when they open the store again. Another process that has classified the image keeps the
+        vectors in memory until it has classified 1,000 more images.
 
         Args:
             content_hash: Content hash of the image.
@@ -164,6 +172,7 @@ class StoredReferences:
             )
         found = self._store.forget(digest)
         self._searcher.forget()
+        self._recent.forget(digest)
         return found
 
     def _moved(self, move: Move) -> Category:

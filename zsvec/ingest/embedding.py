@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -24,6 +25,12 @@ from zsvec.streams.stream import ahead, prefetch
 Vectors: TypeAlias = Mapping[str, NDArray[np.float32]]
 """Vectors of images by encoder: float32 ``(n_images, dim)``, with rows of unit norm. Row i of each array is image i."""
 
+ImageVectors: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Vector of one image by encoder: float32 ``(dim,)`` of unit norm."""
+
+RECENT_IMAGES = 1000
+"""Number of classified images whose vectors stay in memory; a few kilobytes each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
@@ -36,7 +43,7 @@ class Embedding:
     """
 
     source: str
-    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    vectors: ImageVectors = field(default_factory=dict)
     error: str | None = None
 
 
@@ -66,8 +73,42 @@ class PreparedImage:
         return self.source.encode(errors="backslashreplace").decode()
 
 
+class RecentVectors:
+    """The vectors of the last `RECENT_IMAGES` classified images that have a content hash. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._vectors: OrderedDict[str, ImageVectors] = OrderedDict()  # the oldest first
+        self._lock = threading.Lock()
+
+    def add(self, images: Sequence[PreparedImage], vectors: Vectors) -> None:
+        """Adds images that have a hash; `vectors` has a row for each of `images`."""
+        with self._lock:
+            for i, image in enumerate(images):
+                if image.hash:
+                    self._vectors[image.hash] = {name: rows[i].copy() for name, rows in vectors.items()}
+                    self._vectors.move_to_end(image.hash)
+            while len(self._vectors) > RECENT_IMAGES:
+                self._vectors.popitem(last=False)
+
+    def find(self, hashes: Iterable[str]) -> dict[str, ImageVectors]:
+        """Returns the vectors of the images that are among the recent ones, by content hash."""
+        with self._lock:
+            return {digest: self._vectors[digest] for digest in hashes if digest in self._vectors}
+
+    def forget(self, content_hash: str) -> None:
+        """Drops an image, if it is among the recent ones."""
+        with self._lock:
+            self._vectors.pop(content_hash, None)
+
+
 class Embedder:
-    """Embeds images. `load` loads the encoders on first use. `check` raises an error in a forked process."""
+    """Embeds images. `load` loads the encoders on first use. `check` raises an error in a forked process.
+
+    Attributes:
+        limits: Limits of the images.
+        loaded: The encoders, once they are loaded.
+        recent: Vectors of the images that were classified last.
+    """
 
     def __init__(
         self, load: Callable[[], EncoderSet], limits: ImageLimits, check: Callable[[], None] = lambda: None
@@ -78,6 +119,7 @@ class Embedder:
         self._lock = threading.RLock()
         self.limits = limits
         self.loaded: EncoderSet | None = None
+        self.recent = RecentVectors()
 
     @property
     def encoders(self) -> EncoderSet:
@@ -133,6 +175,26 @@ class Embedder:
                 return PreparedImage(source, inputs, hash=content_hash, size=size, small=copy)
         except ImageError as exc:
             return PreparedImage(source, error=exc)
+
+    def encode(
+        self,
+        images: Sequence[PreparedImage],
+        known: Callable[[Collection[str]], Mapping[str, ImageVectors]] = lambda hashes: {},
+    ) -> dict[str, ImageVectors]:
+        """Returns the vectors of readable images by content hash. Images whose vectors are known are not embedded.
+
+        Args:
+            images: The images, which must have hashes.
+            known: Returns known vectors by content hash. Called with the hashes that are not among the recent images.
+        """
+        by_hash = {image.hash: image for image in images}
+        found = self.recent.find(by_hash)
+        if missing := by_hash.keys() - found.keys():
+            found |= known(missing)
+        if new := [image for digest, image in by_hash.items() if digest not in found]:
+            vectors = self.encoders.encode_images([image.inputs for image in new])
+            found |= {image.hash: {name: rows[i] for name, rows in vectors.items()} for i, image in enumerate(new)}
+        return found
 
     def batches(
         self,

@@ -1,7 +1,8 @@
 """Embeds the texts and images of categories, and writes them to the store.
 
 An encoder batch may contain references of several categories. A category is committed as soon as all its references are
-embedded. References that a category already has are recognised by their content hash, and are not embedded again.
+embedded. References that a category already has are recognised by their content hash. Nothing is embedded whose vectors
+the store has, in any category or for undo.
 
 The user's `CategoryInput` becomes a draft, which collects references from several batches. The complete draft becomes
 the `Write` that the store commits.
@@ -10,7 +11,7 @@ the `Write` that the store commits.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as with_changes
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, shown
-from zsvec.ingest.embedding import Embedder, PreparedImage
+from zsvec.ingest.embedding import Embedder, ImageVectors, PreparedImage
 from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
@@ -55,14 +56,14 @@ class _Draft:
     stored: Mapping[ReferenceKey, Reference | None]
     by: str | None
     create: bool = True
-    references: list[Reference] = field(default_factory=list)
+    references: dict[ReferenceKey, Reference] = field(default_factory=dict)
     recognised: set[ReferenceKey] = field(default_factory=set)
     given: set[Modality] = field(default_factory=set)
     unreadable: int = 0
     added: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def add(self, reference: Reference) -> None:
-        self.references.append(with_changes(reference, added=self.added, by=self.by))
+        self.references[reference.key] = with_changes(reference, added=self.added, by=self.by)
 
     def texts(self, by_name: str) -> Sequence[str]:
         if self.category.texts is not None:
@@ -76,7 +77,7 @@ class _Draft:
         """
         stored = self.stored.get(key)
         if stored is not None:
-            self.references.append(with_changes(stored, group=group or stored.group))
+            self.references[key] = with_changes(stored, group=group or stored.group)
         elif key in self.stored:
             self.recognised.add(key)
         return key in self.stored
@@ -104,7 +105,7 @@ class _Draft:
     def write(self) -> Write:
         return Write(
             name=self.category.name,
-            references=self.references,
+            references=list(self.references.values()),
             texts=self.texts(as_words(self.category.name)),
             metadata=self.category.metadata,
             replace=self.replace and bool(self.given),
@@ -158,6 +159,7 @@ class Builder:
         self.limits: ImageLimits = embedder.limits
         self.batch_size = batch_size
         self._store = store
+        self._stored = store.stored_vectors()
         self._embedder = embedder
         self._prompts = prompts
         self._keep_images = keep_images
@@ -180,7 +182,7 @@ class Builder:
         draft = _Draft(CategoryInput(name=new), replace=False, stored={}, by=self._by)
         for encoder in self._text_encoders:
             self._embed_texts(encoder, [draft])
-        return Renamed(as_words(old), as_words(new), hashes, draft.references)
+        return Renamed(as_words(old), as_words(new), hashes, list(draft.references.values()))
 
     def build(
         self,
@@ -211,7 +213,7 @@ class Builder:
                 else:
                     step.draft.unreadable += 1
                     on_error(step.read.source, step.read.error)
-            self._embed_images(images)
+            self._embed_images(images, complete)
             if complete:
                 yield from self._commit(complete)
             if failure is not None:
@@ -300,13 +302,27 @@ class Builder:
             return read
         return recognised if read.error else with_changes(read, inputs=None)  # an unreadable image has no small copy
 
-    def _embed_images(self, images: Sequence[_Image]) -> None:
-        """Adds the references of images to their drafts, with vectors that are embedded here, given, or stored."""
+    def _embed_images(self, images: Sequence[_Image], complete: Iterable[_Draft]) -> None:
+        """Adds the references of images to their drafts, with vectors that are embedded here, given, or stored.
+
+        An image that the categories of this batch already have is not embedded again, although they are not committed.
+        """
         new = [image for image in images if image.read.inputs is not None]
-        vectors = self.encoders.encode_images([image.read.inputs for image in new])
+        drafts = dict.fromkeys([*(image.draft for image in images), *complete])
+
+        def known(hashes: Collection[str]) -> dict[str, ImageVectors]:
+            found: dict[str, ImageVectors] = {}
+            for digest in hashes:
+                keys = [(name, "image", digest) for name in self._image_encoders]
+                for draft in drafts:
+                    if all(key in draft.references for key in keys):
+                        found[digest] = {key[0]: draft.references[key].vector for key in keys}
+            return found | self._stored.find(self._image_encoders, "image", hashes - found.keys())
+
+        vectors = self._embedder.encode([image.read for image in new], known)
         for name in self._image_encoders:
-            for image, vector in zip(new, vectors[name], strict=True):
-                image.draft.add(image.reference(name, vector))
+            for image in new:
+                image.draft.add(image.reference(name, vectors[image.read.hash][name]))
             for image in images:
                 reused = image.read.inputs is None and image.draft.reuse(
                     (name, "image", image.read.hash), image.given.group
@@ -315,17 +331,20 @@ class Builder:
                     image.draft.add(image.reference(name, image.given.vectors[name]))
 
     def _embed_texts(self, encoder: str, drafts: Sequence[_Draft]) -> None:
-        """Adds the references of texts to their drafts; a text that several categories share is embedded once."""
+        """Adds the references of texts to their drafts. A text that several categories share is embedded once."""
         keyed = [
             (draft, text, (encoder, "text", _text_hash(text)))
             for draft in drafts
             for text in dict.fromkeys(draft.texts(self.prompt(encoder, draft.category.name)))
         ]
-        new = list(dict.fromkeys(text for draft, text, key in keyed if key not in draft.stored))
-        vectors = dict(zip(new, self.encoders[encoder].encode_texts(new), strict=True))
+        texts = {key[2]: text for draft, text, key in keyed if key not in draft.stored}
+        vectors = {digest: found[encoder] for digest, found in self._stored.find([encoder], "text", texts).items()}
+        new = [digest for digest in texts if digest not in vectors]
+        embedded = self.encoders[encoder].encode_texts([texts[digest] for digest in new])
+        vectors |= dict(zip(new, embedded, strict=True))
         for draft, text, key in keyed:
             if not draft.reuse(key):
-                draft.add(Reference(encoder, "text", key[2], text, vectors[text]))
+                draft.add(Reference(encoder, "text", key[2], text, vectors[key[2]]))
 
     def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
         """Writes complete drafts with their texts, except drafts with `lost_images`, and returns the categories."""

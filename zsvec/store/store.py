@@ -21,6 +21,7 @@ from zsvec.store.collections import compatibility
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
+from zsvec.store.reuse import StoredVectors
 from zsvec.store.writing import Move, Write, Writer
 from zsvec.types import (
     Category,
@@ -240,6 +241,10 @@ class Store:
         """Returns every reference of a category with its vector; empty if the category does not exist."""
         category = self._catalog.find(name)
         return list(self._references.read(category)) if category else []
+
+    def stored_vectors(self) -> StoredVectors:
+        """Returns the vectors of the store, to be found by content hash."""
+        return StoredVectors(self._catalog, self._references)
 
     def stored_references(self, name: str) -> list[StoredReference]:
         """Returns each text and image of a category once, with its experts: first texts, then images, oldest first.

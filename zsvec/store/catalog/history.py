@@ -144,6 +144,11 @@ class History:
         states = (was for record in self.records.values() for was in record["before"].values() if was)
         return {write_id for was in states for write_id in was["writes"]}
 
+    def replaced(self, name: str) -> set[str]:
+        """Returns the write ids of the earlier states of a category that undo may restore."""
+        states = (record["before"][name] for record in self.chain(name))
+        return {write_id for was in states if was for write_id in was["writes"]}
+
     def chain(self, name: str) -> Iterator[Record]:
         """Yields the changes of a category, newest first."""
         return self._whole(self._walk(name, _change_before))

@@ -277,7 +277,7 @@ def test_what_another_category_has_is_not_embedded_again(workshop: Workshop, tmp
     assert state(workshop.store)["lynx"][1] == lynx
 
 
-def test_a_reference_with_a_vector_from_another_category_is_the_new_category_s(workshop: Workshop) -> None:
+def test_a_vector_of_another_category_comes_without_source_prompt_and_group(workshop: Workshop) -> None:
     given = ReferenceImage(image=photo(1), source="first", prompt="a cat", group="burst")
     workshop.add("cat", [], [given])
     workshop.add("lynx", [], [ReferenceImage(image=photo(1), source="second")])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
 from tests.cli.support import Cli, Result
 from tests.support import COLOURS, coloured, encode, trusted_settings, write_photos
 from zsvec import __version__
 from zsvec.cli import output
+from zsvec.cli.commands import app
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
@@ -108,15 +112,38 @@ def test_a_name_that_is_too_long_for_the_file_system(stocked: Cli, command: str)
     assert "too long" in result.out + result.err or "does not exist" in result.err
 
 
+def commands(group: Any, *before: str) -> Iterator[list[str]]:
+    """The words of every command and group, and of the application itself."""
+    yield [*before]
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *before, name)
+
+
 def test_help_and_version(cli: Cli) -> None:
     assert cli("--version") == Result(0, f"zsvec {__version__}\n", "")
-    result = cli("--help")
-    commands = ["demo", "import", "add", "remove", "list", "show", "classify", "evaluate", "calibrate"]
-    commands += ["generate", "info", "doctor", "init", "gc"]
-    assert result.code == 0
-    assert all(f" {command} " in result.out for command in commands)
-    for command in commands:
-        assert cli(f"{command} --help").code == 0
+    listed = cli("--help").out
+    found = list(commands(typer.main.get_command(app)))
+    assert {"import", "list", "doctor"} <= {words[0] for words in found if words}
+    for words in found:
+        result = cli(" ".join([*words, "--help"]))
+        assert (result.code, result.err) == (0, "")
+        assert len(words) != 1 or f" {words[0]} " in listed
+        assert cli(" ".join([*words, "-h"])) == result
+
+
+def test_help_shows_flags_without_a_type(cli: Cli) -> None:
+    for words in commands(typer.main.get_command(app)):
+        assert "bool" not in cli(" ".join([*words, "--help"])).out.lower()
+
+
+def test_shell_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_ZSVEC_COMPLETE", "source_bash")
+    assert "complete -o default -F _zsvec_completion zsvec" in cli("").out
+    monkeypatch.setenv("_ZSVEC_COMPLETE", "complete_bash")
+    for line, expected in {"zsvec cl": ["classify"], "zsvec inbox l": ["label"], "zsvec list --j": ["--json"]}.items():
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+        assert cli("") == Result(0, "\n".join([*expected, ""]), "")
 
 
 def test_a_custom_profile(cli: Cli) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from zsvec import __version__
 from zsvec.cli import output
@@ -23,6 +23,8 @@ from zsvec.errors import CategoryNotFoundError, InvalidInputError, MissingExtraE
 if TYPE_CHECKING:
     from zsvec import Category, Classifier, Settings
     from zsvec.store import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @contextmanager
@@ -36,7 +38,37 @@ def _harmless_errors() -> Iterator[None]:
         raise
 
 
-class _Group(TyperGroup):
+class _PlainFlags:
+    """Mixin of commands. Help names a flag without a type, as ``--json`` instead of ``--json <bool>``."""
+
+    def get_params(self, ctx: Any) -> Any:
+        parameters = super().get_params(ctx)  # type: ignore[misc]
+        for parameter in parameters:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+        return parameters
+
+
+class _Command(_PlainFlags, TyperCommand):
+    pass
+
+
+class _Group(_PlainFlags, TyperGroup):
+    pass
+
+
+class App(typer.Typer):
+    """An application, or a group of commands such as `zsvec inbox`."""
+
+    def __init__(self, *, cls: type[TyperGroup] = _Group, **options: Any) -> None:
+        super().__init__(cls=cls, **options)
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[F], F]:
+        """Returns a decorator that registers a function as a command."""
+        return super().command(name, cls=_Command, **options)
+
+
+class _AllCommands(_Group):
     """The group of all commands. Escapes usage errors, and explains a global option that follows the command."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:
@@ -56,10 +88,10 @@ class _Group(TyperGroup):
             raise
 
 
-app = typer.Typer(
-    cls=_Group,
+app = App(
+    cls=_AllCommands,
+    context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Classify images by categories that live in Qdrant. Change categories at any time, without retraining.\n\n"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import app, images_in, needs_extra
+from zsvec.cli.app import App, app, images_in, needs_extra
 from zsvec.errors import ImageError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _SIDE = 640  # longest side of a calibration image, in pixels; 128 images take 160 MB
 
-encoders = typer.Typer(help="Export the encoders of the profile, to run without torch.", no_args_is_help=True)
+encoders = App(help="Export the encoders of the profile, to run without torch.", no_args_is_help=True)
 app.add_typer(encoders, name="encoders")
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from zsvec.cli import output
-from zsvec.cli.app import Json, Name, Sheet, app, check_exists
+from zsvec.cli.app import App, Json, Name, Sheet, app, check_exists
 from zsvec.cli.categories import categories_table, chosen_hashes
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an
 
 _SHOWN = 20  # default number of images in the table
 
-inbox = typer.Typer(help="Show, label and dismiss images that wait for a label.")
+inbox = App(help="Show, label and dismiss images that wait for a label.")
 app.add_typer(inbox, name="inbox")
 
 

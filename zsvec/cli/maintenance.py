@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import Json, Yes, app, confirm
+from zsvec.cli.app import App, Json, Yes, app, confirm
 from zsvec.cli.history import described
 from zsvec.types import Change
 
-images = typer.Typer(help="Look after the small copies of reference images that the store keeps.", no_args_is_help=True)
+images = App(help="Look after the small copies of reference images that the store keeps.", no_args_is_help=True)
 
 
 @app.command()

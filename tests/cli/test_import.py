@@ -80,6 +80,16 @@ def test_csv_with_images_in_another_folder(cli: Cli, colours: Path) -> None:
     assert "no images for the definitions of cat" in result.err.splitlines()
 
 
+@pytest.mark.parametrize("command", ["import", "evaluate"])
+def test_csv_of_windows_with_other_columns(filled: Cli, command: str) -> None:
+    rows = [rf"7,colours\{colour}\{i}.png,{colour}" for colour in COLOURS for i in range(3)]
+    Path("labels.csv").write_text("\r\n".join(['"id","Image, file","class"', *rows]))
+    result = filled(f"{command} labels.csv --json --path-column 'Image, file' --label-column class")
+    assert (result.code, result.out != "") == (0, True)
+    assert "left out" not in result.err
+    assert [found["category"] for found in filled("list --json").objects] == [*COLOURS]
+
+
 def test_unusable_rows_are_counted_and_replace_nothing(cli: Cli, colours: Path) -> None:
     Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n" + "none.png,red\n" * 30)
     result = cli("import labels.csv")
@@ -171,10 +181,14 @@ def test_interrupted(cli: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("command", ["import", "evaluate"])
 def test_options_of_a_file(cli: Cli, colours: Path, command: str) -> None:
     Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n")
+    Path("annotations.json").write_text("{}")
     for arguments, message in {
         "colours --images colours": "--images needs a FILE",
         "colours --boxes": "--boxes needs COCO annotations",
         "labels.csv --boxes": "--boxes needs COCO annotations",
+        "colours --path-column file": "--path-column and --label-column need a CSV file",
+        "annotations.json --label-column class": "--path-column and --label-column need a CSV file",
+        "labels.csv --path-column file": "must name the columns file and label. Got 'path,label'",
         "colours/red/0.png": "is not a folder, and no file that ends with .csv or .tsv or .txt or .json",
         "none.csv": "none.csv",
     }.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,8 +57,13 @@ def told(
         "path|label\nphotos/0.png|cat\nphotos/1.png|dog\nphotos/2.png|cat\n",
         '\ufeff"path","label"\n"photos/0.png","cat"\nphotos/1.png,"dog"\n"photos/2.png",cat\n',
         "path, label\nphotos/0.png,cat\nphotos/1.png,dog\nphotos/./2.png,cat\n",
+        "path,label\nphotos\\0.png,cat\n.\\photos\\1.png,dog\n.\\photos/2.png,cat\n",
+        '"size, px","a ""b""; c",path,"label"\n"1,2",x,photos/0.png,cat\n3,,photos/1.png,dog\n4,,photos/2.png,cat\n',
     ],
-    ids=["plain", "lines of Windows", "semicolons", "tabs", "bars", "byte order mark, quotes", "space"],
+    ids=[
+        *("plain", "lines of Windows", "semicolons", "tabs", "bars", "byte order mark, quotes", "space"),
+        *("paths of Windows", "quoted columns"),
+    ],
 )
 def test_csv(folder: Path, content: str) -> None:
     found = from_csv(written(folder, content))
@@ -68,6 +74,9 @@ def test_csv(folder: Path, content: str) -> None:
 def test_csv_of_other_columns_and_of_another_folder(folder: Path, tmp_path: Path) -> None:
     file = written(tmp_path, "class,file\ncat,0.png\n")
     assert by_label(from_csv(file, folder / "photos", path="file", label="class")) == {"cat": ["0.png"]}
+    quoted = written(tmp_path, '"kind, or ""class""","file; path"\ncat,0.png\n')
+    found = from_csv(quoted, folder / "photos", path="file; path", label='kind, or "class"')
+    assert by_label(found) == {"cat": ["0.png"]}
     absolute = written(tmp_path, f"path,label\n{folder / 'photos' / '0.png'},cat\n")
     assert by_label(from_csv(absolute, folder)) == {"cat": ["0.png"]}
 
@@ -94,6 +103,11 @@ def test_a_csv_is_added_and_recognised(folder: Path) -> None:
         ("{root}/secret.png,cat", "leads out of"),
         ("photos/link.png,cat", "leads out of"),
         ("linked/secret.png,cat", "leads out of"),
+        ("..\\secret.png,cat", "leads out of"),
+        ("photos\\..\\..\\secret.png,cat", "leads out of"),
+        ("linked\\secret.png,cat", "leads out of"),
+        ("\\\\server\\share\\0.png,cat", "leads out of"),
+        ("C:\\photos\\0.png,cat", "there is no"),
         ("photos/none.png,cat", "there is no"),
         (f"{'x' * 3000}.png,cat", "there is no"),
         (f"{'x' * 5000}.png,cat", "at most 4,096 characters. Got 5,004"),
@@ -122,6 +136,13 @@ def test_an_invalid_row_is_reported_with_its_line_or_raised(
         from_csv(file)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="a backslash separates folders")
+def test_a_name_with_a_backslash_comes_before_a_path_of_windows(folder: Path) -> None:
+    (folder / "photos" / "0.png").rename(folder / r"photos\0.png")
+    (folder / "photos" / "1.png").rename(folder / "photos" / "0.png")
+    assert by_label(from_csv(written(folder, "path,label\nphotos\\0.png,cat\n"))) == {"cat": [r"photos\0.png"]}
+
+
 def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
     (folder / "photos" / "link.png").symlink_to(folder / "photos" / "0.png")
     assert by_label(from_csv(written(folder, "path,label\nphotos/link.png,cat\n"))) == {"cat": ["link.png"]}
@@ -133,6 +154,9 @@ def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
         ("", "the first line of .* must name the columns path and label. Got ''"),
         ("photos/0.png,cat\n", "must name the columns path and label. Got 'photos/0.png,cat'"),
         ("path,label,label\n", "must name the columns"),
+        ('"path,label\n', "must name the columns"),
+        ('"path"x,label\n', "must name the columns"),
+        ("path,label," + "x" * 200_000 + "\n", "must name the columns"),
         ("path,label\n", "has no image with a label"),
         (b"path,label\nphotos/0.png,caf\xe9\n", r"is not UTF-8: .*0xe9.*save it so"),
         ('path,label\n"photos/0.png,cat\n', "is no CSV after line"),
@@ -141,7 +165,7 @@ def test_a_link_within_the_folder_is_followed(folder: Path) -> None:
         ("x" * 2**21, "it has a line of 1,048,576 characters"),
         ("path,label\n" + "x" * 200_000 + ",cat\n", "field larger than field limit"),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 def test_a_file_that_is_no_table(folder: Path, content: str | bytes, reason: str) -> None:
     with pytest.raises(InvalidInputError, match=reason):

@@ -12,7 +12,7 @@ import typer
 from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import Fusion, Json, Target, app, images_in, needs_extra
-from zsvec.cli.importing import Boxes, Images, Source, is_file, read_file
+from zsvec.cli.importing import Boxes, FileOptions, Images, LabelColumn, PathColumn, Source, is_file, read_file
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import replacing_named
@@ -35,6 +35,8 @@ def evaluate(
     source: Source,
     images: Images = None,
     boxes: Boxes = False,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
     unknown: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images of no category, to measure rejection.")
     ] = None,
@@ -65,12 +67,13 @@ def evaluate(
     """
     from zsvec.evaluation import evaluate as measure
 
+    options = FileOptions(images=images, boxes=boxes, path_column=path_column, label_column=label_column)
     if suite is not None:
         if fusion is not None or csv is not None or html is not None:
             raise typer.BadParameter(
                 "--suite compares all strategies in a separate report: leave --fusion, --csv and --html out"
             )
-        labelled = _labelled(source, images, boxes=boxes, dataset=dataset)
+        labelled = _labelled(source, options, dataset)
         _suite(context.obj, labelled, _named(source), unknown, report or Path("zsvec-report"), json)
         return
     if report is not None or dataset != "folder":
@@ -84,7 +87,7 @@ def evaluate(
         output.print_note(f"left out: {prediction.error}")
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
-        given, labels = zip(*_labelled(source, images, boxes=boxes), strict=True)
+        given, labels = zip(*_labelled(source, options), strict=True)
         strangers = images_in(unknown) if unknown else []
         if unknown and not strangers:
             raise InvalidInputError(f"{unknown} has no images")
@@ -104,13 +107,11 @@ def evaluate(
         _print(result)
 
 
-def _labelled(
-    source: Path, images: Path | None, *, boxes: bool, dataset: Dataset = "folder"
-) -> Sequence[tuple[ImageInput, str]]:
+def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -> Sequence[tuple[ImageInput, str]]:
     """Returns pairs of image and category from a folder, a file or a public data set."""
     from zsvec.evaluation import labelled_images, labelled_images_of
 
-    in_file = is_file(source, images, boxes=boxes)
+    in_file = is_file(source, options)
     if dataset != "folder":
         from zsvec.evaluation.datasets import DATASETS
 
@@ -118,7 +119,7 @@ def _labelled(
             raise typer.BadParameter(f"--dataset {dataset} is a folder. Got the file {source}")
         return DATASETS[dataset](source)
     if in_file:
-        return labelled_images_of(read_file(source, images, boxes=boxes, strict=False))
+        return labelled_images_of(read_file(source, options, strict=False))
     with output.left_out() as report:
         return labelled_images(source, on_outside=report)
 

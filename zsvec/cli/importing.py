@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +34,35 @@ Images = Annotated[
     typer.Option("--images", metavar="DIR", help="Folder that holds all paths of FILE.  [default: the folder of FILE]"),
 ]
 Boxes = Annotated[bool, typer.Option("--boxes", help="Use each box of COCO annotations as an image.")]
+PathColumn = Annotated[
+    str | None, typer.Option("--path-column", metavar="NAME", help="Column of paths in a CSV file.  [default: path]")
+]
+LabelColumn = Annotated[
+    str | None, typer.Option("--label-column", metavar="NAME", help="Column of labels in a CSV file.  [default: label]")
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """The options of a file with labels.
+
+    Attributes:
+        images: Folder of the images, to which paths in the file are relative. By default the folder of the file.
+        boxes: Whether to take each box of COCO annotations as an image.
+        path_column: Column of paths in a CSV file.
+        label_column: Column of labels in a CSV file.
+    """
+
+    images: Path | None
+    boxes: bool
+    path_column: str | None
+    label_column: str | None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The given names of columns, as arguments of `zsvec.inputs.tables.from_csv`."""
+        names = {"path": self.path_column, "label": self.label_column}
+        return {column: name for column, name in names.items() if name is not None}
 
 
 @app.command("import")
@@ -42,6 +71,8 @@ def import_(
     source: Source,
     images: Images = None,
     boxes: Boxes = False,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
     definitions: Annotated[
         Path | None,
         typer.Option(
@@ -61,7 +92,8 @@ def import_(
     from zsvec.inputs.folders import read_definitions
 
     texts = read_definitions(definitions) if definitions else {}
-    found = _read(source, images, boxes=boxes, definitions=texts, strict=replace_)
+    options = FileOptions(images=images, boxes=boxes, path_column=path_column, label_column=label_column)
+    found = _read(source, options, definitions=texts, strict=replace_)
     number = _images_in(found)
     unreadable: list[str] = []
 
@@ -104,34 +136,32 @@ def import_(
         raise typer.Exit(1)
 
 
-def is_file(source: Path, images: Path | None, *, boxes: bool) -> bool:
+def is_file(source: Path, options: FileOptions) -> bool:
     """Returns whether the source is a file with labels. In a folder, the names of the sub-folders are the labels.
 
     Raises:
         InvalidInputError: The file has an unsupported suffix.
-        typer.BadParameter: `images` or `boxes` is given, and the source is not of the kind that the option needs.
+        typer.BadParameter: An option is given, and the source is not of the kind that the option needs.
     """
-    if not os.path.isfile(source):  # noqa: PTH113 - Path.is_file raises for a name that is too long
-        if images is not None:
-            raise typer.BadParameter("--images needs a FILE: the images of a folder are in it")
-        if boxes:
-            raise typer.BadParameter("--boxes needs COCO annotations")
-        return False
+    in_file = os.path.isfile(source)  # noqa: PTH113 - Path.is_file raises for a name that is too long
     suffix = source.suffix.lower()
-    if suffix not in _FILES:
+    if in_file and suffix not in _FILES:
         raise InvalidInputError(f"{source} is not a folder, and no file that ends with {' or '.join(_FILES)}: give one")
-    if boxes and suffix != ".json":
+    if options.images is not None and not in_file:
+        raise typer.BadParameter("--images needs a FILE: the images of a folder are in it")
+    if options.boxes and not (in_file and suffix == ".json"):
         raise typer.BadParameter("--boxes needs COCO annotations, a file that ends with .json")
-    return True
+    if options.columns and not (in_file and suffix != ".json"):
+        raise typer.BadParameter("--path-column and --label-column need a CSV file")
+    return in_file
 
 
-def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> list[CategoryInput]:
+def read_file(file: Path, options: FileOptions, *, strict: bool) -> list[CategoryInput]:
     """Returns the categories of a CSV file or of COCO annotations. Reports images that have several labels.
 
     Args:
         file: A file that `is_file` accepts.
-        images: Folder of the images, to which paths in the file are relative. By default the folder of the file.
-        boxes: Whether to take each box of COCO annotations as an image.
+        options: The options of the file.
         strict: Whether to raise an error for an unusable row instead of reporting and skipping the row.
     """
     with output.left_out() as report:
@@ -139,11 +169,11 @@ def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> 
         if file.suffix.lower() == ".json":
             from zsvec.inputs.coco import from_coco
 
-            found = from_coco(file, images, boxes=boxes, on_error=on_error)
+            found = from_coco(file, options.images, boxes=options.boxes, on_error=on_error)
         else:
             from zsvec.inputs.tables import from_csv
 
-            found = from_csv(file, images, on_error=on_error)
+            found = from_csv(file, options.images, **options.columns, on_error=on_error)
     labels = Counter(image for category in found for image in {_source_of(image) for image in category.images})
     if several := [image for image, number in labels.items() if number > 1]:
         output.print_note(f"images under several labels: {len(several)}, such as {several[0]}")
@@ -151,18 +181,17 @@ def read_file(file: Path, images: Path | None, *, boxes: bool, strict: bool) -> 
 
 
 def _read(
-    source: Path, images: Path | None, *, boxes: bool, definitions: Mapping[str, Sequence[str]], strict: bool
+    source: Path, options: FileOptions, *, definitions: Mapping[str, Sequence[str]], strict: bool
 ) -> list[CategoryInput]:
     from zsvec.inputs.folders import category_folders, read_categories, refused, with_definitions
 
-    if not is_file(source, images, boxes=boxes):
+    if not is_file(source, options):
         with output.left_out() as report:
             found = read_categories(source, definitions, on_outside=refused if strict else report)
         for note in _notes_on(source, found, category_folders(source, on_outside=lambda _: None)):
             output.print_note(note)
         return found
-    rows = read_file(source, images, boxes=boxes, strict=strict)
-    found = with_definitions(rows, definitions)
+    found = with_definitions(read_file(source, options, strict=strict), definitions)
     if bare := [category.name for category in found if not list(category.images)]:
         output.print_note(f"no images for the definitions of {', '.join(bare)}")
     return found

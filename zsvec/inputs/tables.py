@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
@@ -90,6 +90,7 @@ def from_csv(
 
     The file is UTF-8, and the first line names the columns. The delimiter is a comma, semicolon, tab or vertical bar,
     and is detected from the first line. Other columns are ignored. An image with several labels has one row per label.
+    Paths may have the backslashes of Windows on any system.
 
     Args:
         file: The CSV file, up to 1 GiB.
@@ -274,6 +275,8 @@ def folder_of(file: Path, images: str | os.PathLike[str] | None) -> Path:
 def path_in(folder: Path, path: str) -> Path:
     """Joins `folder` and the path of an image from an untrusted file, and returns the result.
 
+    Where no file has the name, backslashes are taken as the separators of a path from Windows.
+
     Raises:
         InvalidInputError: The path is empty, too long or a URL, leads out of the folder, or does not exist.
     """
@@ -285,10 +288,11 @@ def path_in(folder: Path, path: str) -> Path:
         )
     if "://" in path:
         raise InvalidInputError(f"URLs are not fetched: download {path!r}, and give its path")
-    found = inside(folder, folder / path)
-    if not os.path.exists(found):  # noqa: PTH110 - Path.exists raises for a name that is too long
-        raise InvalidInputError(f"there is no {str(found)!r}: check the path, and the folder of the images")
-    return found
+    for written in dict.fromkeys((path, path.replace("\\", "/"))):
+        found = inside(folder, folder / written)
+        if os.path.exists(found):  # noqa: PTH110 - Path.exists raises for a name that is too long
+            return found
+    raise InvalidInputError(f"there is no {str(found)!r}: check the path, and the folder of the images")
 
 
 def _lines(file: Path) -> Iterator[str]:
@@ -300,10 +304,13 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _columns(file: Path, header: str, path: str, label: str) -> tuple[str, list[str]]:
+    """Returns the delimiter of a CSV file and the names of its columns."""
     for delimiter in DELIMITERS:
-        columns = [name.strip().strip('"') for name in header.split(delimiter)]
-        if columns.count(path) == 1 and columns.count(label) == 1:
-            return delimiter, columns
+        with suppress(csv.Error):  # not a line with this delimiter
+            columns = [name.strip() for row in csv.reader([header], delimiter=delimiter, strict=True) for name in row]
+            if columns.count(path) == 1 and columns.count(label) == 1:
+                return delimiter, columns
     raise InvalidInputError(
-        f"the first line of {file} must name the columns {path} and {label}. Got {shown(header.strip())}"
+        f"the first line of {file} must name the columns {path} and {label}. Got {shown(header.strip())}; correct it, "
+        "or give the names of its columns (path and label; --path-column and --label-column)"
     )

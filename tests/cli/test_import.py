@@ -167,6 +167,20 @@ def test_unreadable_images_replace_nothing(cli: Cli, colours: Path) -> None:
     assert versions == {"blue": 2, "green": 2, "red": 1}
 
 
+def test_a_folder_of_unreadable_images_is_named_and_no_category(cli: Cli, colours: Path) -> None:
+    for name in ("photos of a phone", "[a]"):
+        (colours / name).mkdir()
+        (colours / name / "a.jpg").write_bytes(b"no image")
+    result = cli("import --json", colours)
+    assert (result.code, [found["category"] for found in result.objects]) == (0, [*COLOURS])
+    summary, note = result.err.splitlines()[-2:]
+    assert summary.startswith("3 categories, 10 images (1 unreadable) in ")
+    assert note == "not made categories, because no image is readable: [a], photos of a phone"
+    Path("texts.json").write_text('{"[a]": "a letter"}')
+    assert cli("import", colours, "--definitions", "texts.json").err.splitlines()[-1].endswith(": photos of a phone")
+    assert [found["category"] for found in cli("list --json").objects] == ["[a]", *COLOURS]
+
+
 def test_interrupted(cli: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: Any, categories: Any, *, on_commit: Callable[[Any], None], **options: Any) -> None:
         on_commit(SimpleNamespace(name=next(iter(categories)).name))

@@ -565,11 +565,14 @@ def test_a_category_of_unreadable_images_alone_is_reported_and_left_out(workshop
     def report(source: str, error: ImageError) -> None:
         reported.append(source)
 
-    given = CategoryInput(name="cat", texts=[], images=[b"", b"?"])
-    assert list(workshop.builder.build([given], on_error=report)) == []
-    assert workshop.store.categories() == []
-    assert reported == ["bytes", "bytes"]
-    assert workshop.add("cat", None, [b"", b"?"], on_error=report).references == {"clip:text": 1}
+    for texts in ([], None):
+        given = CategoryInput(name="cat", texts=texts, images=[b"", b"?"])
+        assert list(workshop.builder.build([given], on_error=report)) == []
+        assert workshop.store.categories() == []
+    assert reported == ["bytes", "bytes"] * 2
+    assert sum(encoder.texts_encoded for encoder in workshop.encoders) == 0
+    assert workshop.add("cat", ["a pet"], [b"", b"?"], on_error=report).references == {"clip:text": 1}
+    assert workshop.add("cat", None, [b"", b"?"], on_error=report).references == {"clip:text": 1}  # as it was
 
 
 @pytest.mark.usefixtures("full_batches")

@@ -164,8 +164,8 @@ class Classifier:
             categories: The categories, at most one of each name. Iterated in a separate thread.
             replace: As for `add_category`.
             on_error: Called with the source and the error of each unreadable image, which is left out. A category is
-                then skipped if it would have no reference or if `replace` would drop its stored images. By default, the
-                error is raised.
+                then skipped if it would have no reference or if `replace` would drop its stored images, and a new
+                category without texts also if none of its images is readable. By default, the error is raised.
             on_commit: Called with each category once it is committed. From then on, the category survives a killed
                 process.
 

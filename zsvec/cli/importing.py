@@ -85,9 +85,9 @@ def import_(
 ) -> None:
     """Add a category for each sub-folder of DIR, with the name of the folder, or for each label in FILE.
 
-    Repeat the command freely: stored images are not embedded again. Unreadable images, empty folders, links out of DIR
-    and unusable rows are reported and skipped. With --replace, a link out of DIR or an unusable row stops the command
-    before anything is written.
+    Repeat the command freely: stored images are not embedded again. Unreadable images, folders without a readable
+    image, links out of DIR and unusable rows are reported and skipped. With --replace, a link out of DIR or an unusable
+    row stops the command before anything is written.
     """
     from zsvec.inputs.folders import read_definitions
 
@@ -130,8 +130,14 @@ def import_(
     there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
     said = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(_images_in(stored), 'image')}"
     output.print_note(f"{said} ({failed} unreadable{there}) in {seconds:.1f} s")
-    if left := [category.name for category in found if category.name not in names]:
-        output.print_note(f"left as they were, because images are unreadable: {', '.join(left)}")
+    left = [category.name for category in found if category.name not in names]
+    notes = {
+        "left as they were, because images are unreadable:": [name for name in left if name in before],
+        "not made categories, because no image is readable:": [name for name in left if name not in before],
+    }
+    for note, categories in notes.items():
+        if categories:
+            output.print_note(f"{note} {', '.join(categories)}")
     if number and len(unreadable) == number:
         raise typer.Exit(1)
 

@@ -95,6 +95,11 @@ class _Draft:
         return self.unreadable > 0 and (replaces or self.empty)
 
     @property
+    def only_unreadable(self) -> bool:
+        """Whether a new category was given images alone, and none of them is readable."""
+        return self.unreadable > 0 and not (self.stored or self.references or "text" in self.given)
+
+    @property
     def _needed(self) -> frozenset[str] | None:
         """Hashes of the references that must still exist at the commit; see `Write.needs`."""
         in_part = self.replace and self.stored and not self.given >= {"text", "image"}
@@ -196,7 +201,7 @@ class Builder:
 
         If `create` is false, a category that does not exist raises ConflictError. `on_error` is called for each
         unreadable image. A category stays unchanged if unreadable images would leave it without a reference or cause it
-        to lose stored images.
+        to lose stored images. A new category of unreadable images, without texts, is not created.
         """
         for batch in prefetch(self._prepare, self._steps(categories, replace=replace, create=create), self.batch_size):
             failure = None
@@ -347,7 +352,11 @@ class Builder:
                 draft.add(Reference(encoder, "text", key[2], text, vectors[key[2]]))
 
     def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
-        """Writes complete drafts with their texts, except drafts with `lost_images`, and returns the categories."""
+        """Writes complete drafts with their texts, and returns the categories.
+
+        Leaves out drafts with `lost_images` or `only_unreadable`.
+        """
+        drafts = [draft for draft in drafts if not draft.only_unreadable]
         for encoder in self._text_encoders:
             self._embed_texts(encoder, drafts)
         writes = []

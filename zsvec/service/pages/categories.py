@@ -211,10 +211,11 @@ def _added(classifier: Classifier, name: str, texts: Sequence[str], images: Sequ
 
     references = [ReferenceImage(image=image, source=image.name) for image in images]
     given = CategoryInput(name=name, texts=texts or None, images=references)
-    (category,) = classifier.add_categories([given], on_error=leave_out)
+    added = classifier.add_categories([given], on_error=leave_out)
     left_out = f" {counted(len(unread), 'picture')} could not be read: {'; '.join(unread)}." if unread else ""
     if images and len(unread) == len(images) and not texts:
         raise Problem(422, left_out.strip())  # undoes the change
+    (category,) = added
     pictures = counted(category.images, "picture")
     if before is None:
         return f"“{name}” is a new category{f' with {pictures}' if category.images else ''}.{left_out}"

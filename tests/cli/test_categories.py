@@ -36,8 +36,8 @@ def test_add(cli: Cli, colours: Path, new: Path) -> None:
         category("red panda", version=3, texts=["not a bear"], clip_text=1, clip_image=4, dino_image=4)
     ]
     header, _, row = words(cli("add red_panda").out)
-    assert header == ["category", "version", "updated", "texts", "clip:text"]
-    assert (row[:2], row[-3:]) == (["red_panda", "1"], ["red", "panda", "1"])
+    assert header == ["category", "images", "texts", "updated", "definition"]
+    assert (row[:3], row[-2:]) == (["red_panda", "0", "1"], ["red", "panda"])
 
 
 def test_an_unreadable_image_adds_nothing(cli: Cli, new: Path) -> None:
@@ -54,8 +54,8 @@ def test_list(stocked: Cli) -> None:
     result = stocked("list")
     assert (result.code, result.err) == (0, "")
     header, _, *rows = words(result.out)
-    assert header == ["category", "version", "updated", "texts", "clip:image", "clip:text", "dino:image"]
-    assert [(row[0], row[-3:]) for row in rows] == [(colour, ["3", "1", "3"]) for colour in COLOURS]
+    assert header == ["category", "images", "texts", "updated", "definition"]
+    assert [(*row[:3], row[-1]) for row in rows] == [(colour, "3", "1", colour) for colour in COLOURS]
 
 
 def test_list_of_nothing(cli: Cli) -> None:
@@ -88,6 +88,7 @@ def test_show(stocked: Cli) -> None:
     assert without_time(found) == IMPORTED[2]
     result = stocked("show red")
     assert (result.code, result.err) == (0, "")
+    assert words(result.out)[2][:3] == ["red", "3", "1"]
     assert all(expected in result.out for expected in ("a photo of a red", *images))
 
 
@@ -158,7 +159,7 @@ def test_remove(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         assert "green" in filled("list").out
         result = filled("remove green", stdin=answer)
         assert result.code == (0 if answer == "y\n" else 1)
-        assert "Remove 'green' and its 7 references?" in result.err
+        assert "Remove 'green' and its 3 images and 1 text?" in result.err
     assert filled("remove --yes blue").code == 0
     assert filled("list --json").objects == []
 
@@ -245,7 +246,7 @@ def test_move_rename_merge_and_set(filled: Cli) -> None:
     assert (moved["category"], max(moved["references"].values())) == ("blue", len(blue) + 1)
     assert images("blue") == sorted([*blue, red[0]])
     assert images("red") == red[1:]
-    assert filled(f"remove red {red[1]}") == Result(0, "", "red has 3 references left\n")
+    assert filled(f"remove red {red[1]}") == Result(0, "", "red has 1 image and 1 text left\n")
     assert "azure" in filled("rename blue azure").out
     (changed,) = filled("set azure --text 'like the sky' --json --metadata", json.dumps({"a": 1})).objects
     assert changed["texts"] == ["like the sky"]

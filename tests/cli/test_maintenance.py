@@ -39,15 +39,18 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         },
     }
     out = filled("info").out
-    assert ["unreadable", "none"] in words(out)
-    assert ["references", "clip:image:", "9"] in words(out)
+    facts = {row[0]: " ".join(row[1:]) for row in words(out)}
+    assert facts["store"].startswith(f"{os.environ['ZSVEC_STORE']}, namespace zsvec, Qdrant Edge ")
+    assert facts["contents"] == "3 categories, 9 images and 3 texts"
+    assert facts["calibration"] == "current"
     assert not set("{}[]'") & set(out)
+    assert not {"unreadable", "clip:image:"} & set(facts)
     assert filled("--namespace other init").code == 0
     result = filled("--namespace other info")
     assert (result.code, result.err) == (0, "")
-    facts = {row[0]: row[1] for row in words(result.out)}
-    assert (facts["namespace"], facts["categories"], facts["calibration"]) == ("other", "0", "none")
-    assert (facts["unreadable"], facts["references"]) == ("none", "none")
+    facts = {row[0]: " ".join(row[1:]) for row in words(result.out)}
+    assert (facts["contents"], "namespace other" in facts["store"]) == ("0 categories, 0 images and 0 texts", True)
+    assert facts["calibration"].startswith("none: run `zsvec calibrate`")
 
 
 @pytest.fixture
@@ -78,7 +81,7 @@ def test_doctor_finds_nothing(stocked: Cli, ward: Callable[..., None]) -> None:
     assert f"zsvec {__version__}" in found["packages"]["detail"]
     assert found["device"]["detail"] == "auto, auto"
     assert found["hub"]["detail"] == "http://127.0.0.1:9 cannot be reached (ConnectError); not needed"
-    assert found["store"]["detail"].endswith("3 categories, 21 references, calibration: current")
+    assert found["store"]["detail"].endswith("3 categories, 9 images and 3 texts, calibration: current")
     result = stocked("doctor")
     assert (result.code, result.err) == (0, "")
     assert [line.split()[:2] for line in result.out.splitlines()] == [["ok", name] for name in found]
@@ -93,7 +96,7 @@ def test_doctor_finds_a_stale_calibration(
     assert result.code == 0
     found = by_name(result)["store"]
     assert found["ok"]
-    assert found["detail"].endswith("2 categories, 14 references, calibration: stale")
+    assert found["detail"].endswith("2 categories, 6 images and 2 texts, calibration: stale")
     assert "run `zsvec calibrate`" in found["advice"]
 
 
@@ -181,12 +184,15 @@ def test_a_store_on_a_server(
     assert (found["store"], found["namespace"]) == (server.url, server.namespace)
     assert (found["categories"], found["calibration"]) == (3, "current")
     assert found["qdrant"].count(".") == 2
+    out = cli("info").out
+    assert f"{server.url}, namespace {server.namespace}, Qdrant {found['qdrant']}" in out
+    assert f"{server.namespace}__catalog: replicas 1, shards 1" in out
     *nodes, store = cli(f"doctor {server.url} --json").objects[6:]
     # removed references can be restored by an undo, and are no garbage
     assert [found["what"] for found in nodes] == [f"node {server.url}", "rights", "limits", "copies", "catalog"]
     assert all(found["ok"] for found in nodes)
     assert (store["what"], store["ok"]) == ("store", True)
-    assert "3 categories, 21 references" in store["detail"]
+    assert "3 categories, 9 images and 3 texts" in store["detail"]
     assert cli("gc") == Result(0, "", "0 references deleted\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,25 @@ def test_audit_json(doubtful: Cli, hash_encoders: Loading) -> None:
     assert (doubtful("list --json").objects, hash_encoders.embedded()) == (before, embedded)
 
 
+def test_hashes_of_the_audit_are_whole_at_80_columns_and_can_be_moved(
+    doubtful: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coloured("green", 0).save(colours / "green" / "copy.png", compress_level=0)
+    assert doubtful("import", colours).code == 0
+    monkeypatch.setattr(output.out, "width", 80)
+    for command, kinds in {"audit": ("label", "duplicates", "outlier", "confusion"), "calibrate": ("label",)}.items():
+        out = doubtful(command).out
+        assert command != "audit" or max(len(line) for line in out.splitlines()) <= 80
+        first = {row[0] for row in words(out)}
+        for one in doubtful("audit --json").objects[1:]:
+            if one["finding"] in kinds:
+                images = one.get("images", [one])
+                assert {image["hash"][:12] for image in images if "hash" in image} <= first
+    (label, *_) = label_errors(doubtful)
+    moved = doubtful(f"move {label['category']} {label['instead']} {label['hash'][:12]} --json")
+    assert [found["category"] for found in moved.objects] == [label["instead"]]
+
+
 def label_errors(cli: Cli) -> list[dict[str, Any]]:
     return [one for one in cli("audit --json").objects if one["finding"] == "label"]
 
@@ -205,6 +225,9 @@ def test_audit_fix(doubtful: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch
     assert (result.code, result.out.strip()) == (0, "")  # click prints the space of its prompt on stdout
     first, second, third, *_ = found
     assert f"is under '{first['category']}', and probably '{first['instead']}'" in result.err.replace("\n", " ")
+    questions = re.findall(r"(\d+) of (\d+): ", result.err)
+    assert [number for number, _ in questions] == ["1", "2", "3", "4"]
+    assert re.search(r"done: \w+ has \d+ images and 1 text$", result.err, re.MULTILINE)
     with open_store(os.environ["ZSVEC_STORE"], namespace="zsvec") as store:
 
         def names_of(one: dict[str, Any]) -> set[str]:
@@ -215,6 +238,8 @@ def test_audit_fix(doubtful: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch
         assert third["category"] in names_of(third)
     keep = "k\n" * len(label_errors(doubtful))
     result = doubtful("audit --fix", stdin=f"{keep}r\n")
+    number = keep.count("k") + 1
+    assert f"{number} of {number}: " in result.err
     assert "of 'green' looks like" in result.err
     assert result.err.splitlines()[-1] == "there is nothing more to ask"
     shown = doubtful("show green").out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,36 @@ def test_a_narrow_terminal_cuts_nothing_off(filled: Cli, monkeypatch: pytest.Mon
         assert "…" not in explained
         explained = explained[: explained.index("fused by")]
         assert first_column(explained) == "expertclip:imageclip:textdino:image"
+
+
+def cells(table: str) -> set[str]:
+    """The cells of a table, each line of a cell by itself."""
+    return {cell.strip() for line in table.splitlines() for cell in line.split("   ")}
+
+
+def test_80_columns_break_no_name_date_or_hash(cli: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann Example")
+    monkeypatch.setattr(output.out, "width", 80)
+    long = new / "a long folder of photographs" / "from a camera with a long name.png"
+    long.parent.mkdir()
+    names = ["golden retriever", "hippopotamus amphibius", "ox"]
+    for number, name in enumerate(names):
+        long.write_bytes(encode(coloured("red", number)))
+        text = "a definition that is much longer than a narrow terminal has room for"
+        assert cli("add --text", text, "--image", long, name).code == 0
+    found = [cli("list --json").objects, *(cli("show --json", name).objects for name in names)]
+    dates = {f"{datetime.fromisoformat(one['updated']).astimezone():%Y-%m-%d %H:%M}" for one in found[0]}
+    listed = cli("list").out
+    assert {*names, *dates} <= cells(listed)
+    tables = [listed]
+    for name, (category,) in zip(names, found[1:], strict=True):
+        tables.append(cli("show", name).out)
+        hashes = {one["hash"][:12] for one in category["stored"]}
+        assert {name, "Ann Example", *hashes} <= cells(tables[-1])
+        assert dates & cells(tables[-1])
+    tables.append(cli("history").out)
+    assert any(cell.startswith("20") and len(cell) == 19 for cell in cells(tables[-1]))
+    assert max(len(line) for table in tables for line in table.splitlines()) <= 80
 
 
 def first_column(table: str) -> str:

@@ -59,19 +59,19 @@ def test_every_finding_is_shown(tmp_path: Path) -> None:
     _, page = written(tmp_path)
     assert [[" ".join(cell.split()) for cell in row] for row in page.rows] == [
         ["reference", "category", "probably wrong, %", "instead"],
-        ["cat/1.jpg", "cat", "98.8", "dog"],
-        ["cat/2.jpg", "cat", "60.0", "fox the same picture is there, too"],
+        ["cat/1.jpg 1", "cat", "98.8", "dog"],
+        ["cat/2.jpg 2", "cat", "60.0", "fox the same picture is there, too"],
         ["references", "category", "cosine"],
-        ["cat/3.jpg", "cat", "0.988"],
-        ["dog/4.jpg", "dog", ""],
+        ["cat/3.jpg 3", "cat", "0.988"],
+        ["dog/4.jpg 4", "dog", ""],
         ["reference", "category", "cosine to the nearest"],
-        ["fox/5.jpg", "fox", "0.12"],
+        ["fox/5.jpg 5", "fox", "0.12"],
         ["category", "images", "different pictures", "spread"],
         ["emu", "0", "0", "–"],
         ["fox", "1,000", "2", "0.05"],
         ["reference", "category"],
-        ["dog/6.jpg", "dog"],
-        ["cat/7.jpg", "cat"],
+        ["dog/6.jpg 6", "dog"],
+        ["cat/7.jpg 7", "cat"],
     ]
     for text in ("./store", "1,234", "1,200", "cat – dog"):
         assert text in page.text

@@ -64,17 +64,16 @@ def remove(
     with context.obj.open() as classifier:
         if hashes:
             category = classifier.references.remove(name, _hashes_of(classifier, name, hashes))
-            output.print_note(f"{name} has {output.counted(sum(category.references.values()), 'reference')} left")
+            output.print_note(f"{name} has {output.contents([category])} left")
             return
-        references = sum(classifier.category(name).references.values())
-        confirm(f"Remove {name!r} and its {output.counted(references, 'reference')}?", yes=yes)
+        confirm(f"Remove {name!r} and its {output.contents([classifier.category(name)])}?", yes=yes)
         classifier.remove_category(name)
     output.print_note(f"removed {name}")
 
 
 @app.command("list")
 def list_(context: typer.Context, json: Json = False) -> None:
-    """List the categories and their numbers of references."""
+    """List the categories with their numbers of images and texts."""
     with context.obj.open_store() as store:
         empty = f"no categories in {store.location}: add one with `zsvec add` or `zsvec import`"
         output.print_found(store.categories(), categories_table, json=json, otherwise=empty)
@@ -232,20 +231,20 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], owner: str, comm
 
 
 def categories_table(categories: Sequence[Category]) -> Table:
-    """Returns a table with a row per category: version, date, texts, and number of references by expert."""
-    experts = sorted({expert for category in categories for expert in category.references})
+    """Returns a table with a row per category: numbers of images and texts, date, and the texts."""
     return output.new_table(
-        *("category", "version", "updated", "texts", *map(output.escape, experts)),
+        *("category", "images", "texts", "updated", "definition"),
         rows=(
             (
                 category.name,
-                str(category.version),
+                str(category.images),
+                str(len(category.texts)),
                 output.minute(category.updated),
                 output.shortened("; ".join(category.texts)),
-                *(str(category.references.get(expert, "–")) for expert in experts),
             )
             for category in categories
         ),
+        wrapped=("definition",),
     )
 
 
@@ -266,4 +265,5 @@ def _references_table(references: Sequence[StoredReference], pictures: Mapping[s
             )
             for one in references
         ),
+        wrapped=("source",),
     )

@@ -61,7 +61,7 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Returns a table with a row per finding. The advice is below the detail."""
-    table = output.new_table("", "", "", box=None, show_header=False)
+    table = output.new_table("", "what", "detail", wrapped=("detail",), box=None, show_header=False)
     for finding in findings:
         mark = "[green]ok[/]" if finding.ok else "[red]no[/]"
         advice = f"\n[yellow]{escape(finding.advice)}[/]" if finding.advice else ""
@@ -142,7 +142,7 @@ def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
                 named = "store" in settings.model_fields_set and "://" not in settings.store
                 yield Finding("store", not named, f"there is no store in {store.location} yet", HOW_TO_MAKE_A_STORE)
                 return
-            found = store.info()
+            found, categories = store.info(), store.categories()
             state = found["calibration"]
             if state != "none" and Calibration.from_dict(store.calibration()) is None:
                 advice = "run `zsvec calibrate` to replace it"
@@ -150,11 +150,10 @@ def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
     except ZSVecError as exc:
         yield Finding("store", False, str(exc))
         return
-    categories = output.counted(found["categories"], "category", "categories")
-    references = output.counted(sum(found["references"].values()), "reference")
+    number = output.counted(len(categories), "category", "categories")
     yield Finding(
         "store",
         True,
-        f"{found['store']}: {categories}, {references}, calibration: {state}",
+        f"{found['store']}: {number}, {output.contents(categories)}, calibration: {state}",
         "run `zsvec calibrate`: categories have changed since the last time" if state == "stale" else "",
     )

@@ -112,7 +112,8 @@ def _print_generated(done: Generated, *, json: bool) -> None:
             *((declined.category, "–", f"{declined.code}: {declined.reason}") for declined in done.declined),
         ]
         if rows:
-            output.out.print(output.new_table("category", "image", "left out because", rows=rows))
+            wrapped = ("image", "left out because")
+            output.out.print(output.new_table("category", *wrapped, rows=rows, wrapped=wrapped))
         stored = sum(image.stored for image in done.images)
         output.out.print(
             f"{output.counted(len(done.images), 'image')}, {stored} of them in the store, {len(done.flagged)} flagged; "

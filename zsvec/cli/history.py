@@ -82,6 +82,7 @@ def _table(changes: Sequence[Change]) -> Table:
             )
             for change in changes
         ),
+        wrapped=("categories",),
     )
 
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Yes, app, confirm
 from zsvec.cli.history import described
-from zsvec.types import Change
+from zsvec.types import Category, Change
+
+_ENGINES = {"qdrant": "Qdrant", "qdrant-edge": "Qdrant Edge"}
+_ADVICE_ON_CALIBRATION = {
+    "none": ": run `zsvec calibrate`, with images in at least two categories",
+    "stale": ": categories have changed since the last time; run `zsvec calibrate`",
+    "damaged": " and not used: run `zsvec calibrate`",
+}
 
 images = App(help="Look after the small copies of reference images that the store keeps.", no_args_is_help=True)
 
@@ -22,10 +30,30 @@ def info(context: typer.Context, json: Json = False) -> None:
 
     with context.obj.open_store() as store:
         found = facts(store, context.obj.settings())
+        categories = store.categories()
     if json:
         output.print_json(found)
     else:
-        output.out.print(output.facts_table(found))
+        output.out.print(output.facts_table(_in_words(found, categories)))
+
+
+def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[str, Any]:
+    """Returns the facts that `zsvec info` prints, from those of `zsvec info --json`."""
+    unreadable = ", ".join(map(repr, found["unreadable"]))
+    engines = [f"{name} {found[key]}" for key, name in _ENGINES.items() if key in found]
+    placements = {
+        name: ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in placement.items() if value is not None)
+        for name, placement in found.get("collections", {}).items()
+    }
+    return {
+        "store": ", ".join([found["store"], f"namespace {found['namespace']}", *engines]),
+        "contents": f"{output.counted(len(categories), 'category', 'categories')}, {output.contents(categories)}",
+        **({"unreadable": f"{unreadable}: run `zsvec doctor`"} if unreadable else {}),
+        "encoders": found["encoders"],
+        "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),
+        **({"speed": found["measured"]} if "measured" in found else {}),
+        **({"collections": placements} if placements else {}),
+    }
 
 
 @app.command()

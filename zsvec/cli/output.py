@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.box import SIMPLE_HEAD, Box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.markup import escape as escape_markup
 from rich.segment import Segment
 from rich.table import Column, Table
@@ -21,7 +22,7 @@ from zsvec.types import counted as counted
 from zsvec.types import how_far
 
 if TYPE_CHECKING:
-    from zsvec import Classifier, Prediction, Stream, StreamStats
+    from zsvec import Category, Classifier, Prediction, Stream, StreamStats
 
 T = TypeVar("T")
 
@@ -37,6 +38,9 @@ class Printable(Protocol):
 P = TypeVar("P", bound=Printable)
 
 _SHOWN = 20  # maximum number of notes on unusable inputs
+_LEAST_WIDTH = 10  # characters of a column that wraps, if there is room
+_BORDER = 3  # characters of padding and border for each column
+_UNLIMITED = 10**6  # characters, to measure the width of cells that do not wrap
 
 
 class _Console(Console):
@@ -55,6 +59,15 @@ def escape(text: str) -> str:
 # On a terminal, a table must fit the width. In a pipe or a file, a table may have 160 columns.
 out = _Console(highlight=False, emoji=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 err = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=True)
+
+
+def contents(categories: Iterable[Category]) -> str:
+    """Returns how many images and texts define categories, in words. An image counts once, whatever experts use it."""
+    images = texts = 0
+    for category in categories:
+        images += category.images
+        texts += len(category.texts)
+    return f"{counted(images, 'image')} and {counted(texts, 'text')}"
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -211,6 +224,7 @@ def evidence_table(prediction: Prediction) -> Table:
             )
             for name, expert in prediction.experts.items()
         ),
+        wrapped=("says", "nearest references"),
         caption=caption,
     )
 
@@ -218,7 +232,7 @@ def evidence_table(prediction: Prediction) -> Table:
 def facts_table(values: Mapping[str, Any]) -> Table:
     """Returns a table with a row per name. Entries of a mapping are on separate lines; commas separate list items."""
     rows = ((Text(name, "dim"), lines(_worded(value))) for name, value in values.items())
-    return new_table("", "", rows=rows, box=None, show_header=False)
+    return new_table("name", "value", rows=rows, wrapped=("value",), box=None, show_header=False)
 
 
 def _worded(value: Any) -> list[str]:
@@ -229,20 +243,52 @@ def _worded(value: Any) -> list[str]:
     return [str(value)]
 
 
+class _Table(Table):
+    """A table that in a narrow terminal first wraps the texts of some columns.
+
+    Attributes:
+        wrapped: Headers of these columns. Names, dates, hashes and numbers in other columns stay whole, if there is
+            room.
+    """
+
+    wrapped: Collection[str] = ()
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Renders the table, after it has marked the columns that stay whole."""
+        unlimited = options.update(max_width=_UNLIMITED)
+        widths = [
+            max(console.measure(cell, options=unlimited).maximum for cell in (column.header, *column.cells))
+            for column in self.columns
+        ]
+        spare = options.max_width - sum(min(width, _LEAST_WIDTH) + _BORDER for width in widths)
+        for width, column in sorted(zip(widths, self.columns, strict=True), key=itemgetter(0)):
+            more = max(width - _LEAST_WIDTH, 0)
+            column.no_wrap = column.header not in self.wrapped and more <= spare
+            if column.no_wrap:
+                spare -= more
+        yield from super().__rich_console__(console, options)
+
+
 def new_table(
-    *headers: str, rows: Iterable[Iterable[RenderableType]] = (), box: Box | None = SIMPLE_HEAD, **options: Any
+    *headers: str,
+    rows: Iterable[Iterable[RenderableType]] = (),
+    wrapped: Collection[str] = (),
+    box: Box | None = SIMPLE_HEAD,
+    **options: Any,
 ) -> Table:
     """Returns a table that wraps long cells in a narrow terminal instead of cutting them off.
 
     Args:
         *headers: Headers of the columns.
-        rows: Cells of each row. A `str` may be untrusted and is escaped by `escape`.
+        rows: Cells of each row. A `str` may be untrusted and becomes one line, as by `lines`.
+        wrapped: Headers of the columns of long texts, which wrap before the other columns do.
         box: Borders of the table.
         **options: Options of `rich.table.Table`.
     """
-    table = Table(*(Column(header, overflow="fold") for header in headers), box=box, pad_edge=False, **options)
+    table = _Table(*(Column(header, overflow="fold") for header in headers), box=box, pad_edge=False, **options)
+    table.wrapped = wrapped
     for row in rows:
-        table.add_row(*(escape(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*(lines([cell]) if isinstance(cell, str) else cell for cell in row))
     return table
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, answering, app, is_terminal, needs_extra
@@ -155,11 +154,16 @@ def _print_findings(
 
 
 def _fix(found: Audit, references: StoredReferences) -> None:
-    """Asks about each label error, then about near-duplicates within a category. Each answer takes effect at once."""
+    """Asks about each label error, then about near-duplicates within a category. Each answer takes effect at once.
+
+    Counts the questions. An answer to a label error may make a later question needless.
+    """
     gone: set[tuple[str, str]] = set()
-    for label in found.labels:
+    for number, label in enumerate(found.labels, 1):
+        total = len(found.labels) + len(list(_copies(found.duplicates, gone)))
         answer = _ask(
-            [label.source, f"  is under {label.category!r}, and probably {label.instead!r} ({label.probability:.0%})"],
+            f"{number} of {total}: {label.source}",
+            [f"  is under {label.category!r}, and probably {label.instead!r} ({label.probability:.0%})"],
             {"m": f"move it to {label.instead!r}", "r": "remove it", "k": "keep it"},
         )
         if answer == "s":
@@ -170,9 +174,11 @@ def _fix(found: Audit, references: StoredReferences) -> None:
             _try(partial(references.remove, label.category, label.hash))
         if answer != "k":
             gone.add((label.category, label.hash))
-    for first, *copies in _copies(found.duplicates, gone):
+    left = list(_copies(found.duplicates, gone))
+    for number, (first, *copies) in enumerate(left, len(found.labels) + 1):
         answer = _ask(
-            [first.source, f"  of {first.category!r} looks like", *(f"  {image.source}" for image in copies)],
+            f"{number} of {len(found.labels) + len(left)}: {first.source}",
+            [f"  of {first.category!r} looks like", *(f"  {image.source}" for image in copies)],
             {"r": f"remove {'these' if len(copies) > 1 else 'this'}", "k": "keep all"},
         )
         if answer == "s":
@@ -191,10 +197,10 @@ def _copies(duplicates: Sequence[Duplicates], gone: Collection[tuple[str, str]])
                 yield copies
 
 
-def _ask(lines: Sequence[str], choices: Mapping[str, str]) -> str:
+def _ask(title: str, lines: Sequence[str], choices: Mapping[str, str]) -> str:
     """Returns the letter of the user's choice; ``s`` means stop."""
     choices = {**choices, "s": "stop"}
-    for line in (*lines, ", ".join(f"{letter}: {meaning}" for letter, meaning in choices.items())):
+    for line in (title, *lines, ", ".join(f"{letter}: {meaning}" for letter, meaning in choices.items())):
         output.print_note(line)
     answer = ""
     while answer not in choices:
@@ -210,35 +216,43 @@ def _try(change: Callable[[], Category]) -> None:
     except (ConflictError, InvalidInputError) as exc:
         output.print_note(f"not done: {exc}")
     else:
-        output.print_note(f"done: {changed.name} has {output.counted(sum(changed.references.values()), 'reference')}")
+        output.print_note(f"done: {changed.name} has {output.contents([changed])}")
 
 
 def _suspects_table(suspects: Sequence[Suspect]) -> Table:
     return output.new_table(
-        *("reference", "category", "probably wrong", "instead"),
+        *("hash", "reference", "category", "wrong", "instead"),
         rows=(
             (
-                one.source,
+                one.hash[:12],
+                one.source + (f" (the same picture is in {one.instead!r}, too)" if one.copied else ""),
                 one.category,
                 f"{one.probability:.1%}",
-                one.instead + (" (the same picture is there, too)" if one.copied else ""),
+                one.instead,
             )
             for one in suspects
         ),
+        wrapped=("reference",),
     )
 
 
 def _duplicates_table(duplicates: Sequence[Duplicates]) -> Table:
     return output.new_table(
-        *("references", "category", "cosine"),
-        rows=((*_columns(one.images), f"{one.likeness:.3f}") for one in duplicates),
+        *("hash", "reference", "category", "cosine"),
+        rows=(
+            (*cells, f"{one.likeness:.3f}" if first else "")
+            for one in duplicates
+            for first, cells in _image_rows(one.images)
+        ),
+        wrapped=("reference",),
     )
 
 
 def _outliers_table(outliers: Sequence[Outlier]) -> Table:
     return output.new_table(
-        *("reference", "category", "cosine to the nearest"),
-        rows=((one.image.source, one.image.category, f"{one.similarity:.2f}") for one in outliers),
+        *("hash", "reference", "category", "cosine to the nearest"),
+        rows=((*_image_cells(one.image), f"{one.similarity:.2f}") for one in outliers),
+        wrapped=("reference",),
     )
 
 
@@ -254,14 +268,26 @@ def _thin_table(thin: Sequence[ThinCategory]) -> Table:
 
 def _confusions_table(confusions: Sequence[Confusion]) -> Table:
     return output.new_table(
-        *("categories", "images", "references", "category"),
-        rows=((" – ".join(one.categories), str(len(one.images)), *_columns(one.images)) for one in confusions),
+        *("hash", "reference", "category", "taken for"),
+        rows=(row for one in confusions for row in _confused_rows(one)),
+        wrapped=("reference",),
     )
 
 
-def _columns(images: Sequence[StoredImage]) -> tuple[Text, Text]:
-    """Returns cells with the sources and the categories of the first 10 images, a line each. Counts further images."""
-    some = images[:_SHOWN]
-    more = [f"and {len(images) - _SHOWN} more"] * (len(images) > _SHOWN)
-    sources = [output.shortened(image.source) for image in some]
-    return output.lines([*sources, *more]), output.lines(image.category for image in some)
+def _confused_rows(confusion: Confusion) -> Iterator[tuple[str, ...]]:
+    first, second = confusion.categories
+    other = {first: second, second: first}
+    for _, cells in _image_rows(confusion.images):
+        yield *cells, other.get(cells[-1], "")
+
+
+def _image_rows(images: Sequence[StoredImage]) -> Iterator[tuple[bool, tuple[str, str, str]]]:
+    """Yields the cells of the first 10 images, each with whether it is the first. A last row counts further images."""
+    for position, image in enumerate(images[:_SHOWN]):
+        yield position == 0, _image_cells(image)
+    if len(images) > _SHOWN:
+        yield False, ("", f"and {len(images) - _SHOWN} more", "")
+
+
+def _image_cells(image: StoredImage) -> tuple[str, str, str]:
+    return image.hash[:12], output.shortened(image.source), image.category

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import zsvec
 from tests.cli.support import Cli
-from tests.support import write_photos
+from tests.support import coloured, write_photos
 from zsvec.inputs.images import content_hash
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
@@ -57,6 +58,47 @@ def test_label(waiting: Cli) -> None:
     assert waiting(f"inbox label {first} noise").code == 0  # repeated
     assert "noise" in waiting(f"inbox label {third[:6]} noise").out
     assert waiting("show noise").out.count("new/") >= 3
+
+
+@pytest.fixture
+def grouped(cli: Cli) -> Cli:
+    """A store without categories, and two groups of similar images that wait."""
+    with zsvec.open() as clf:
+        for colour in ("navy", "gold"):
+            for seed in range(7):
+                clf.keep(coloured(colour, seed))
+    return cli
+
+
+def test_label_a_group(grouped: Cli) -> None:
+    first, second = grouped("inbox groups --json").objects
+    result = grouped("inbox label --group 2 --json dark")
+    number = len(second["images"])
+    assert result.err.splitlines() == [
+        f"{number} images of group 2 labelled dark",
+        "the other groups have new numbers: see `zsvec inbox groups`",
+    ]
+    assert [(found["category"], found["references"]["clip:image"]) for found in result.objects] == [("dark", number)]
+    stored = {one["hash"] for one in grouped("show dark --json").objects[0]["stored"]}
+    assert stored == {image["hash"] for image in second["images"]}
+    assert set(hashes(grouped)) >= {image["hash"] for image in first["images"]}
+
+
+def test_a_group_that_is_not_there(grouped: Cli) -> None:
+    before = hashes(grouped)
+    for arguments, message in {
+        "--group 3 dark": "--group must be the number of one of 2 groups. Got 3: see `zsvec inbox groups`",
+        "--group 0 dark": "--group",
+        "--group one dark": "--group",
+        f"--group 1 {before[0]} dark": "give hashes of images, or a group by --group",
+        "dark": "give hashes of images, or a group by --group",
+        "--group 1": "Missing argument",
+        "--group 1 ..": "a category name must not be",
+    }.items():
+        result = grouped(f"inbox label {arguments}")
+        assert (result.code, result.out) == (2, "")
+        assert message in result.said
+    assert hashes(grouped) == before
 
 
 def test_dismiss(waiting: Cli) -> None:

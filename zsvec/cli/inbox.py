@@ -12,9 +12,10 @@ from rich.table import Table
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Name, Sheet, app, check_exists
 from zsvec.cli.categories import categories_table, chosen_hashes
+from zsvec.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from zsvec import Inbox, Unlabelled
+    from zsvec import Group, Inbox, Unlabelled
 
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an image, or a prefix.")]
 
@@ -67,11 +68,30 @@ def show(
 
 
 @inbox.command()
-def label(context: typer.Context, hashes: Hashes, name: Name, json: Json = False) -> None:
-    """Make images references of a category, which is created if new."""
+def label(
+    context: typer.Context,
+    *,
+    hashes: Annotated[
+        list[str] | None, typer.Argument(metavar="[HASH]...", help="Hash of an image, or a prefix.")
+    ] = None,
+    name: Name,
+    group: Annotated[
+        int | None, typer.Option("--group", metavar="N", min=1, help="All images of a group; see `zsvec inbox groups`.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Make images, or a whole group of images, references of a category, which is created if new."""
+    if bool(hashes) == (group is not None):
+        raise typer.BadParameter("give hashes of images, or a group by --group")
     with context.obj.open() as classifier:
-        category = classifier.inbox.label(_hashes_of(classifier.inbox, hashes), name)
+        groups = classifier.inbox.groups(names=False) if group else []
+        chosen = _images_of(groups, group) if group else _hashes_of(classifier.inbox, hashes or [])
+        category = classifier.inbox.label(chosen, name)
     output.print_found([category], categories_table, json=json)
+    if group:
+        output.print_note(f"{output.counted(len(chosen), 'image')} of group {group} labelled {category.name}")
+    if len(groups) > 1:
+        output.print_note("the other groups have new numbers: see `zsvec inbox groups`")
 
 
 @inbox.command()
@@ -108,12 +128,21 @@ def _hashes_of(inbox: Inbox, given: Sequence[str]) -> frozenset[str]:
     return chosen_hashes(inbox.hashes(), given, "the images that wait", "zsvec inbox")
 
 
+def _images_of(groups: Sequence[Group], number: int) -> frozenset[str]:
+    """Returns the hashes of the images of a group, which is given by its number in `zsvec inbox groups`."""
+    if number > len(groups):
+        there = output.counted(len(groups), "group")
+        raise InvalidInputError(f"--group must be the number of one of {there}. Got {number}: see `zsvec inbox groups`")
+    return frozenset(image.hash for image in groups[number - 1].images)
+
+
 def _table(found: Sequence[Unlabelled]) -> Table:
     return output.new_table(
         *("hash", "source", "kept", "urgency", "would be"),
         rows=(
             (one.hash[:12], one.source, output.minute(one.added), f"{one.urgency:.2f}", _guess(one)) for one in found
         ),
+        wrapped=("source", "would be"),
     )
 
 

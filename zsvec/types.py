@@ -65,6 +65,9 @@ class Category:
         texts: Definition texts.
         references: Number of references by expert, such as ``{"clip:text": 2, "clip:image": 5}``.
         metadata: JSON object that the user stored with the category.
+        withdrawn: The first 16 characters of the content hash of each reference that was moved or removed from the
+            category and not added again since, oldest first.
+        retired: Whether the category was removed, renamed or merged into another. Then it has no write ids.
     """
 
     name: str
@@ -74,6 +77,8 @@ class Category:
     texts: tuple[str, ...]
     references: Mapping[str, int]
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    withdrawn: tuple[str, ...] = field(default=(), repr=False)
+    retired: bool = field(default=False, repr=False)
 
     @property
     def updated(self) -> datetime:

@@ -21,6 +21,7 @@ DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process 
 
 DAY = 86_400.0
 GONE = content_hash("gone")
+MARK = GONE[:16]  # in a manifest, once the image was moved or removed
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_a_forgotten_image_is_in_no_category_and_no_collection(store: Store) -> 
     filled(store)
     assert {"clip", "dino", "images"} <= set(mentions(store, GONE))
     assert store.forget(GONE).categories == ("alone", "cat", "to")
-    assert mentions(store, GONE) == []
+    assert mentions(store, MARK) == []
     assert store.image(GONE) is None
     assert store.image(content_hash("tom")) is not None
     assert [category.name for category in store.categories()] == ["cat", "dog", "from", "replaced"]
@@ -74,7 +75,7 @@ def test_undo_brings_back_all_but_the_forgotten_image(store: Store) -> None:
         if change.final:
             continue
         store.undo(change=change.id)
-        assert mentions(store, GONE) == []
+        assert mentions(store, MARK) == []
         assert store.incomplete() == []
     assert store.categories() == []
     filled(store)  # the image may be added again
@@ -125,7 +126,7 @@ def test_a_writer_at_work_loses_and_begins_anew(deployment: Deployment) -> None:
     backend.hooks["commit"] = forget
     writer.remove_references("cat", [content_hash("other")])
     assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
-    assert mentions(store, GONE) == []
+    assert mentions(store, MARK) == []
     assert store.incomplete() == []
 
 
@@ -142,7 +143,7 @@ def test_a_category_that_loses_its_other_references_meanwhile_is_removed(deploym
     backend.hooks["commit"] = remove_tom
     assert store.forget(GONE).categories == ("cat",)
     assert store.categories() == []
-    assert mentions(store, GONE) == []
+    assert mentions(store, MARK) == []
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -159,7 +160,7 @@ def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, see
         store = deployment.open(backend, history=DAY)
         assert store.incomplete() == []
         store.forget(GONE)
-        assert mentions(store, GONE) == []
+        assert mentions(store, MARK) == []
         assert store.incomplete() == []
         store.undo("cat", next(one.id for one in store.changes() if not one.final and "cat" in one.categories))
         store.gc(0)
@@ -192,7 +193,12 @@ def test_the_bytes_of_a_forgotten_image_are_in_no_file(tmp_path: Path) -> None:
     def files_with(what: bytes) -> list[str]:
         return [path.name for path in (tmp_path / "store").rglob("*") if path.is_file() and what in path.read_bytes()]
 
-    traces = [GONE.encode(), unit_vector(16, "clip image gone").tobytes(), unit_vector(8, "dino image gone").tobytes()]
+    traces = [
+        GONE.encode(),
+        MARK.encode(),
+        unit_vector(16, "clip image gone").tobytes(),
+        unit_vector(8, "dino image gone").tobytes(),
+    ]
     traces.append(b64encode(jpeg("gone"))[40:-40])
     assert all(files_with(trace) for trace in traces)
     store = deployment.open(history=DAY)

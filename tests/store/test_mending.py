@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -171,25 +172,52 @@ def test_a_foreign_transfer_stops_no_writer(store: Store, key: str) -> None:
         assert sources(store, cat) == {name: ["felix", "pluto"] for name in ("clip:image", "dino:image")}
 
 
+@pytest.mark.parametrize("found", [None, 3, "x", {}, ["a" * 16]])
+def test_foreign_withdrawals_stop_no_writer(store: Store, found: Any) -> None:
+    add(store, "cat", images=["tom", "felix"])
+    (record,) = (m for m in store._catalog.manifests() if m["category"] == "cat")
+    forged = {**record, "version": 2, "withdrawn": found, "retired": found}
+    store._catalog.put([Put(record_id("category", "cat"), forged, expected(record))])
+    assert store.withdrawn("cat") is None
+    store.remove_references("cat", hashes("tom"))
+    is_withdrawn = store.withdrawn("cat")
+    assert is_withdrawn is not None
+    assert [is_withdrawn(digest) for digest in hashes("tom", "felix")] == [True, False]
+
+
+def test_a_category_remembers_a_limited_number_of_withdrawals(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.store.catalog.withdrawals.MARKS_KEPT", 2)
+    add(store, "cat", images=["tom", "felix", "sylvester", "garfield"])
+    for content in ("tom", "felix", "sylvester"):
+        store.remove_references("cat", hashes(content))
+    assert store.category("cat").withdrawn == tuple(digest[:16] for digest in hashes("felix", "sylvester"))
+
+
 @dataclass
 class Model:
-    """The expected contents of each category by modality, and metadata."""
+    """The expected contents of each category by modality, metadata, and what an import leaves out of each category."""
 
     categories: dict[str, dict[str, set[str]]] = field(default_factory=dict)
     metadata: dict[str, dict[str, Any]] = field(default_factory=dict)
+    withdrawn: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    retired: set[str] = field(default_factory=set)
 
     def add(self, name: str, contents: Mapping[str, set[str]]) -> None:
         there = self.categories.setdefault(name, {"image": set(), "text": set()})
         for modality, some in contents.items():
             there[modality] |= some
+            self.withdrawn[name] -= some
+        self.retired.discard(name)
         self.metadata.setdefault(name, {})
 
     def take(self, name: str, some: set[str]) -> dict[str, set[str]]:
         there = self.categories[name]
         taken = {modality: contents & some for modality, contents in there.items()}
+        self.withdrawn[name] |= some
         self.categories[name] = {modality: contents - some for modality, contents in there.items()}
         if not any(self.categories[name].values()):
             del self.categories[name]
+            self.retired.add(name)
         return taken
 
     def contents(self, name: str) -> set[str]:
@@ -239,7 +267,8 @@ class Changes:
 
     def drop(self, name: str, _: str, /) -> None:
         self.store.remove(name)
-        del self.model.categories[name], self.model.metadata[name]
+        self.model.take(name, self.model.contents(name))
+        del self.model.metadata[name]
 
     def change(self) -> None:
         name, other = self.random.sample("abcd", 2)
@@ -268,6 +297,11 @@ def test_random_changes_are_those_of_a_plain_model(store: Store, seed: int) -> N
 def assert_as(store: Store, model: Model) -> None:
     found = {category.name: category for category in store.categories()}
     assert found.keys() == model.categories.keys()
+    every = {*(f"image {number}" for number in range(10)), *(f"text {number}" for number in range(4))}
+    for name in "abcd":
+        is_withdrawn = store.withdrawn(name) or (lambda _: False)
+        left_out = {content for content in every if is_withdrawn(content_hash(content))}
+        assert left_out == (every if name in model.retired else model.withdrawn[name])
     for name, contents in model.categories.items():
         expected = {"clip:image": contents["image"], "dino:image": contents["image"], "clip:text": contents["text"]}
         assert sources(store, name) == {e: sorted(s) for e, s in sorted(expected.items()) if s}

@@ -2,7 +2,8 @@
 
 Categories are committed without the image, and changes that can be undone no longer count the image. Then all points of
 the image are deleted, including points of replaced writes and of writes in progress. The writers in progress are fenced
-(`zsvec.store.collector`): their commits are lost, and they plan again.
+(`zsvec.store.collector`): their commits are lost, and they plan again. Last, the marks of the image are deleted from
+manifests and changes (`zsvec.store.catalog.withdrawals`), so that not even a part of the hash stays.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 
 from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.store.backends.base import Put, Where
-from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.catalog import Catalog, id_of
 from zsvec.store.catalog.history import FORGET, History, Record
 from zsvec.store.catalog.schema import category_from, expected, is_reference
+from zsvec.store.catalog.withdrawals import mark, marks_from
 from zsvec.store.names import IMAGES
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Writer, until_won
@@ -63,15 +65,17 @@ def forget(writer: Writer, content_hash: str) -> Forgotten:
         deleted.update((place.encoder, place.id) for place in dead)
         return False  # repeat until none is found, since other writers may add the image
 
-    until_won(
-        attempt,
-        lambda: (
+    def message() -> str:
+        return (
             f"others add the image {content_hash[:12]} to {catalog.location} again and again: stop them, and forget it "
             "once more"
-        ),
-    )
-    for name in catalog.collections():  # even if no point was found: an earlier call may have been killed before this
-        catalog.backend.rewrite(references.collection(name))
+        )
+
+    until_won(attempt, message)
+    until_won(lambda: not _drop_marks(catalog, mark(content_hash)), message)
+    # Even if no point was found: an earlier call may have been killed before this.
+    for collection in (*map(references.collection, catalog.collections()), catalog.collection):
+        catalog.backend.rewrite(collection)
     return Forgotten(tuple(sorted(changed)), len(deleted))
 
 
@@ -94,11 +98,36 @@ def _take_out(writer: Writer, name: str, content_hash: str) -> None:
         return
     try:
         if hashes == {content_hash}:
-            writer.remove(name)
+            writer.remove(name, withdraw=False)
         else:
-            writer.remove_references(name, [content_hash])
+            writer.remove_references(name, [content_hash], withdraw=False)
     except (ConflictError, InvalidInputError):
         return  # changed or removed by another writer: the next attempt looks again
+
+
+def _drop_marks(catalog: Catalog, found: str) -> bool:
+    """Deletes a mark from manifests and change records; returns False if there was none."""
+    concerned = [m["category"] for m in catalog.manifests() if found in marks_from(m) or "transfer" in m]
+    puts = [
+        Put(id_of(manifest), {**_unmarked(manifest, found), "version": manifest["version"] + 1}, expected(manifest))
+        for manifest in settled(catalog, concerned).manifests.values()
+        if found in marks_from(manifest)
+    ]
+    for record in History(catalog).records.values():
+        before = {name: was and _unmarked(was, found) for name, was in record["before"].items()}
+        if before != record["before"]:
+            changed = {**record, "version": record["version"] + 1, "before": before}
+            puts.append(Put(record["id"], changed, expected(record)))
+    if puts:
+        catalog.put(puts)
+    return bool(puts)
+
+
+def _unmarked(manifest: Record, found: str) -> dict[str, Any]:
+    marks = marks_from(manifest)
+    return (
+        {**manifest, "withdrawn": "".join(one for one in marks if one != found)} if found in marks else dict(manifest)
+    )
 
 
 def _discount(catalog: Catalog, found: Collection[_Place]) -> None:

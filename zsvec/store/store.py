@@ -17,6 +17,7 @@ from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.history import FORGET, Cause, History
 from zsvec.store.catalog.schema import Reference, keeps_images
+from zsvec.store.catalog.withdrawals import mark
 from zsvec.store.collections import compatibility
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
@@ -257,6 +258,18 @@ class Store:
     def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:
         """Returns, by content hash, the names of the categories that have the image."""
         return self._references.holders(hashes, self.categories())
+
+    def withdrawn(self, name: str) -> Callable[[str], bool] | None:
+        """Returns a function that tells whether a repeated import must leave a content hash out of a category.
+
+        These are the references that were moved or removed from the category and not added again since; all references
+        if the category was removed, renamed or merged. ``None`` without such references.
+        """
+        category = self._catalog.state([name]).category(name)
+        if category is None or not (category.withdrawn or category.retired):
+            return None
+        retired, marks = category.retired, frozenset(category.withdrawn)
+        return lambda content_hash: retired or mark(content_hash) in marks
 
     def keeps_images(self) -> bool:
         """Returns whether small copies of images are kept; False before the first write."""

@@ -263,7 +263,7 @@ def _as_before(record: Record, now: Category, found: Sequence[Reference]) -> Pla
         )
     if was and set(was.write_ids) <= set(now.write_ids):
         return replace(was, version=now.version + 1), ()
-    if not (was and found):
-        return emptied(now), ()
+    if not (was and found):  # no manifest, or all references were forgotten
+        return replace(emptied(now), withdrawn=was.withdrawn if was else ()), ()
     counts = counted_by_expert(found)
     return replace(was, version=now.version + 1, write_ids=(new_write_id(),), references=counts), found

@@ -12,6 +12,8 @@ the newer commit, under a new write id.
 
 A manifest names whole writes. So moved references are written again under a new write id. If references are removed,
 the remaining references of the category are written again as well.
+
+References that are moved or removed are marked as withdrawn in the same commit (`zsvec.store.catalog.withdrawals`).
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnav
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
 from zsvec.store.catalog.schema import Reference, category_from
+from zsvec.store.catalog.withdrawals import marked, unmarked
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.names import new_write_id
@@ -154,20 +157,23 @@ class Writer:
             raise refused[0]
         return [done[write.name] for write in writes]
 
-    def remove(self, name: str) -> None:
-        """As `zsvec.store.store.Store.remove`."""
+    def remove(self, name: str, *, withdraw: bool = True) -> None:
+        """As `zsvec.store.store.Store.remove`. Unless `withdraw` is set, nothing is marked as withdrawn."""
 
         def attempt() -> bool:
             before = settled(self.catalog, [name])
             if name not in before.manifests and self.catalog.heal([name]):
                 before = settled(self.catalog, [name])
             category = self.catalog.existing(name, before.category(name))
-            return bool(publish(self.catalog, self.carry_out([(emptied(category), ())], before)))
+            gone = emptied(category)
+            if withdraw:
+                gone = replace(marked(gone, {digest for _, _, digest in self.references.keys(category)}), retired=True)
+            return bool(publish(self.catalog, self.carry_out([(gone, ())], before)))
 
         self.until_won(attempt, [name])
 
-    def remove_references(self, name: str, hashes: Collection[str]) -> Category:
-        """As `zsvec.store.store.Store.remove_references`."""
+    def remove_references(self, name: str, hashes: Collection[str], *, withdraw: bool = True) -> Category:
+        """As `zsvec.store.store.Store.remove_references`. Unless `withdraw` is set, nothing is marked as withdrawn."""
         left: list[Category] = []
 
         def attempt() -> bool:
@@ -177,7 +183,8 @@ class Writer:
             category = self.catalog.existing(name, before.category(name))
             every = self._read_all(category)
             _check_known(hashes, every, name)
-            won = self.carry_out([_without(category, every, hashes)], before)
+            kept, references = _without(category, every, hashes)
+            won = self.carry_out([(marked(kept, hashes) if withdraw else kept, references)], before)
             left.extend(map(category_from, won.values()))
             return bool(won and publish(self.catalog, won))
 
@@ -210,7 +217,12 @@ class Writer:
             gains = self._planned(write, target)
             if target and gains[0] is target:  # has all references; the new version makes concurrent removals lose
                 gains = replace(target, version=target.version + 1, rev=0), ()
-            loses = (emptied(source), ()) if move.hashes is None else _without(source, every, move.hashes)
+            if move.hashes is None:
+                retired = replace(emptied(source), retired=True)
+                loses: Plan = marked(retired, {reference.hash for reference in every}), ()
+            else:
+                left, kept = _without(source, every, move.hashes)
+                loses = marked(left, move.hashes), kept
             stored = {
                 move.source: source.write_ids,
                 move.target: [*(target.write_ids if target else ()), *source.write_ids],
@@ -298,6 +310,7 @@ class Writer:
             texts=texts,
             references=dict(counts),
             metadata=metadata,
+            withdrawn=unmarked(current, {reference.hash for reference in fresh}) if current else (),
         )
         return category, fresh
 
@@ -397,7 +410,9 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
 
 def emptied(category: Category) -> Category:
     """Returns the next version of a category, without references. A commit of this version removes the category."""
-    return Category(name=category.name, version=category.version + 1, rev=0, write_ids=(), texts=(), references={})
+    return replace(
+        category, version=category.version + 1, rev=0, write_ids=(), texts=(), references={}, metadata={}, retired=False
+    )
 
 
 def counted_by_expert(references: Iterable[Reference]) -> dict[str, int]:

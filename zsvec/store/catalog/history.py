@@ -32,7 +32,7 @@ Record: TypeAlias = Mapping[str, Any]
 FORGET = "forget"
 """Kind of a change that erases an image, and therefore cannot be undone."""
 
-_STATE = ("version", "writes", "references", "texts", "metadata", "change")
+_STATE = ("version", "writes", "references", "texts", "metadata", "withdrawn", "retired", "change")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,13 +320,13 @@ def _changed_since(name: str, since: Record) -> InvalidInputError:
 
 
 def state_before(record: Record, name: str) -> Category | None:
-    """Returns a category as it was before a change; ``None`` if it did not exist.
+    """Returns a category as it was before a change, without write ids if it was removed; ``None`` without a manifest.
 
     Raises:
         StoreError: The record cannot be read.
     """
     before = record["before"][name]
-    if not before or not before.get("writes"):
+    if not before:
         return None
     return category_from({**before, "kind": "manifest", "category": name, "changed": 0})
 

@@ -14,6 +14,7 @@ from tests.cli.support import IMPORTED, Cli, Loading, category, without_time
 from tests.support import COLOURS, coloured, encode
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
+ALL_RED = "colours/red/0.png, colours/red/1.png, colours/red/2.png"
 
 
 def test_import(cli: Cli, colours: Path) -> None:
@@ -65,7 +66,8 @@ def test_csv(cli: Cli, colours: Path) -> None:
     assert notes[0].startswith("left out: colours/labels.csv, line 9: there is no 'colours/red/1.png': check the path")
     assert notes[1] == "images under several labels: 1, such as colours/red/2.png"
     assert notes[2].startswith("left out: cannot read 'colours/red/broken.jpg': it is empty (0 bytes)")
-    assert notes[3].startswith("3 categories, 10 images (1 unreadable) in ")
+    assert notes[3] == "images in several categories: 1, such as colours/red/2.png (green, red)"
+    assert notes[4].startswith("3 categories, 10 images (1 unreadable) in ")
     assert "10 images (1 unreadable, 9 stored before, or " in cli("import", colours / "labels.csv").err
 
 
@@ -209,3 +211,71 @@ def test_options_of_a_file(cli: Cli, colours: Path, command: str) -> None:
         result = cli(f"{command} {arguments}")
         assert result.code == 2
         assert message in result.said
+
+
+def hash_of(cli: Cli, name: str, file: str) -> str:
+    (shown,) = cli("show --json", name).objects
+    return next(one["hash"] for one in shown["stored"] if one["source"].endswith(file))
+
+
+@pytest.mark.parametrize(
+    ("mending", "noted"),
+    [
+        ("move red blue {hash}", "  red: 1 image, now in blue (colours/red/0.png)"),
+        ("remove red {hash}", "  red: 1 image (colours/red/0.png)"),
+        (
+            "remove red --yes",
+            f"  red (no longer a category): 3 images ({ALL_RED})",
+        ),
+        (
+            "rename red crimson",
+            f"  red (no longer a category): 3 images, now in crimson ({ALL_RED})",
+        ),
+        (
+            "merge red blue",
+            f"  red (no longer a category): 3 images, now in blue ({ALL_RED})",
+        ),
+    ],
+)
+def test_mending_lasts(filled: Cli, colours: Path, mending: str, noted: str, hash_encoders: Loading) -> None:
+    assert filled(mending.format(hash=hash_of(filled, "red", "0.png"))).code == 0
+    mended = filled("list --json").objects
+    assert filled("gc --grace 0").code == 0
+    before = hash_encoders.embedded()
+    result = filled("import", colours)
+    assert result.code == 0
+    assert hash_encoders.embedded() == before
+    assert filled("list --json").objects == mended
+    assert noted in result.err.splitlines()
+    assert "unreadable images" not in result.err
+    result = filled("import --again", colours)
+    assert noted not in result.err.splitlines()
+    counts = {found["category"]: found["references"]["clip:image"] for found in filled("list --json").objects}
+    assert counts["red"] == 3
+    result = filled("import", colours)
+    assert noted not in result.err.splitlines()
+
+
+def test_what_is_left_out_is_counted(filled: Cli, colours: Path) -> None:
+    for name in ("0.png", "1.png"):
+        filled(f"move red blue {hash_of(filled, 'red', name)}")
+    filled("remove green --yes")
+    (colours / "green" / "new.png").write_bytes(encode(coloured("green", 77)))
+    notes = filled("import", colours).err.splitlines()
+    assert "left out, because they or their categories were moved, renamed or removed: 6 images." in notes[1]
+    assert notes[-1].startswith("2 categories, 5 images (1 unreadable, 4 stored before, or the same as another) in ")
+    assert [found["category"] for found in filled("list --json").objects] == ["blue", "red"]
+
+
+def test_a_forgotten_image_comes_back(filled: Cli, colours: Path) -> None:
+    assert "the next import adds it again" in filled("forget --yes colours/red/0.png").said
+    assert filled("import", colours).code == 0
+    assert hash_of(filled, "red", "0.png")
+
+
+def test_an_image_of_another_category_is_named(filled: Cli, colours: Path) -> None:
+    (colours / "green" / "copy.png").write_bytes((colours / "red" / "0.png").read_bytes())
+    assert (
+        "images in several categories: 1, such as colours/green/copy.png (green, red)" in filled("import", colours).err
+    )
+    assert "images in several categories" not in filled("import", colours).err

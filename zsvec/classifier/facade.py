@@ -30,7 +30,7 @@ from zsvec.settings.settings import info as facts
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, StreamStats
 from zsvec.streams.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
-from zsvec.types import Category, Keep, Prediction, encoder_and_modality
+from zsvec.types import Category, Keep, Prediction, StoredReference, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.curation.history import ChangeHistory
@@ -153,6 +153,7 @@ class Classifier:
         replace: bool = False,
         on_error: Callable[[str, ImageError], None] | None = None,
         on_commit: Callable[[Category], None] | None = None,
+        on_withdrawn: Callable[[StoredReference], None] | None = None,
     ) -> list[Category]:
         """Adds many categories, which share batches of the encoders, and then calibrates the store if that is cheap.
 
@@ -168,17 +169,21 @@ class Classifier:
                 category without texts also if none of its images is readable. By default, the error is raised.
             on_commit: Called with each category once it is committed. From then on, the category survives a killed
                 process.
+            on_withdrawn: Called with each given text or image that was moved or removed from its category since it was
+                added, which is left out. All references of a category that was removed, renamed or merged are left out.
+                By default, such references are added again. Either way, a forgotten image is added again.
 
         Returns:
-            The categories as committed, in order.
+            The categories as committed, in order. Skipped categories are missing.
 
         Raises:
             ZSVecError: As `add_category`.
         """
         committed, replace, refuse = [], checked_flag("replace", replace), checked_callback("on_error", on_error)
+        leave_out = checked_callback("on_withdrawn", on_withdrawn)
         notify = checked_callback("on_commit", on_commit) or (lambda category: None)
         with self._store.one_change("replace" if replace else "add"):
-            for category in self._builder().build(categories, replace=replace, on_error=refuse):
+            for category in self._builder().build(categories, replace=replace, on_error=refuse, on_withdrawn=leave_out):
                 committed.append(category)
                 notify(category)
         return committed

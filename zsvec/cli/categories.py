@@ -147,7 +147,8 @@ def forget(
 ) -> None:
     """Erase an image from every category, the inbox, the copies and the history, for good.
 
-    Only this exact file content is erased; resized or converted copies stay.
+    Only this exact file content is erased; resized or converted copies stay. Nothing is kept, not even the hash: delete
+    the file, too, or the next `zsvec import` of its folder adds the image again.
     """
     from zsvec import content_hash
 
@@ -166,7 +167,10 @@ def forget(
         output.print_note(f"{digest[:12]} is not in this store: check --store, --namespace and the file")
         raise typer.Exit(1)
     places = ", ".join(map(repr, found.categories)) or "the store"
-    output.print_note(f"{digest[:12]} is erased from {places}. This cannot be undone; the file can be added again")
+    output.print_note(
+        f"{digest[:12]} is erased from {places}. This cannot be undone. If a file of it stays "
+        "in a folder that you import, the next import adds it again"
+    )
 
 
 @app.command("set")

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,12 +16,14 @@ import typer
 from zsvec.cli import output
 from zsvec.cli.app import Json, KeepImages, Replace, app
 from zsvec.errors import ImageError, InvalidInputError
-from zsvec.types import Category
+from zsvec.types import Category, StoredReference
 
 if TYPE_CHECKING:
-    from zsvec import CategoryInput, ImageInput, ReferenceImage
+    from zsvec import CategoryInput, ImageInput, ReferenceImage, StoredReferences
 
 _FILES = (".csv", ".tsv", ".txt", ".json")
+_SHOWN = 20  # categories named in a note
+_NAMED = 3  # images named for a category in a note
 
 Source = Annotated[
     Path,
@@ -80,14 +83,20 @@ def import_(
         ),
     ] = None,
     replace_: Replace = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Also add images and texts that were moved or removed since.")
+    ] = False,
     keep_images: KeepImages = None,
     json: Json = False,
 ) -> None:
     """Add a category for each sub-folder of DIR, with the name of the folder, or for each label in FILE.
 
-    Repeat the command freely: stored images are not embedded again. Unreadable images, folders without a readable
-    image, links out of DIR and unusable rows are reported and skipped. With --replace, a link out of DIR or an unusable
-    row stops the command before anything is written.
+    Repeat the command freely: stored images are not embedded again. Images that were moved, removed or corrected since,
+    and the images of a category that was removed, renamed or merged, are reported and left out; --again adds them.
+    Images that were erased by `zsvec forget` are added again, because no trace of them is left.
+
+    Unreadable images, folders without a readable image, links out of DIR and unusable rows are reported and skipped.
+    With --replace, a link out of DIR or an unusable row stops the command before anything is written.
     """
     from zsvec.inputs.folders import read_definitions
 
@@ -102,6 +111,7 @@ def import_(
         output.print_note(f"left out: {error}")
 
     committed: list[Category] = []
+    withdrawn: list[StoredReference] = []
 
     def keep(category: Category) -> None:
         committed.append(category)
@@ -110,34 +120,45 @@ def import_(
 
     start = time.monotonic()
     with context.obj.open(keep_images=keep_images) as classifier, output.progress("importing", number) as counted:
-        before = {category.name: category.images for category in classifier.categories()}
+        before = {category.name: category for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
+        leave_out = None if again else withdrawn.append
+        began = datetime.now(UTC) - timedelta(milliseconds=1)  # dates of references are in milliseconds
         try:
             with classifier.history.one_change("import"):
-                classifier.add_categories(inputs, replace=replace_, on_error=report, on_commit=keep)
+                classifier.add_categories(
+                    inputs, replace=replace_, on_error=report, on_commit=keep, on_withdrawn=leave_out
+                )
         except KeyboardInterrupt:
             output.print_note(
                 f"interrupted: {len(committed)} of {output.counted(len(found), 'category', 'categories')} are stored. "
                 "Repeat the command to go on: stored images are not embedded again"
             )
             raise
+        changed = {category.name: before.get(category.name) != category for category in committed}
+        notes = list(_notes_on_others(classifier.references, changed, began, withdrawn))
     seconds = time.monotonic() - start
+    for note in notes:
+        output.print_note(note)
     names = {category.name for category in committed}
     stored = [category for category in found if category.name in names]
     failed = len({_source_of(image) for category in stored for image in category.images}.intersection(unreadable))
-    new = sum(category.images - before.get(category.name, 0) for category in committed)
-    known = _images_in(stored) - failed - new
+    new = sum(c.images - (before[c.name].images if c.name in before else 0) for c in committed)
+    omitted = {one.category for one in withdrawn}
+    kept_out = sum(one.category in names and one.modality == "image" for one in withdrawn)
+    known = _images_in(stored) - failed - new - kept_out
     there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
-    said = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(_images_in(stored), 'image')}"
+    number_stored = output.counted(_images_in(stored) - kept_out, "image")
+    said = f"{output.counted(len(stored), 'category', 'categories')}, {number_stored}"
     output.print_note(f"{said} ({failed} unreadable{there}) in {seconds:.1f} s")
-    left = [category.name for category in found if category.name not in names]
-    notes = {
+    left = [category.name for category in found if category.name not in names | omitted]
+    reasons = {
         "left as they were, because images are unreadable:": [name for name in left if name in before],
         "not made categories, because no image is readable:": [name for name in left if name not in before],
     }
-    for note, categories in notes.items():
+    for reason, categories in reasons.items():
         if categories:
-            output.print_note(f"{note} {', '.join(categories)}")
+            output.print_note(f"{reason} {', '.join(categories)}")
     if number and len(unreadable) == number:
         raise typer.Exit(1)
 
@@ -229,6 +250,50 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
     if others := sum((other_files(path, folder) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
+
+
+def _notes_on_others(
+    references: StoredReferences, committed: Mapping[str, bool], began: datetime, withdrawn: Sequence[StoredReference]
+) -> Iterator[str]:
+    """Yields notes on references that were left out, and on added images that another category has, too.
+
+    Args:
+        references: The references of the store.
+        committed: By name of each category of the import, whether the import has changed the category.
+        began: Time after which the import added references.
+        withdrawn: References that were left out.
+    """
+    changed_references = (one for name, is_changed in committed.items() if is_changed for one in references.of(name))
+    added = [one for one in changed_references if one.modality == "image" and one.added and one.added >= began]
+    holders = references.holders([one.hash for one in (*added, *withdrawn)]) if added or withdrawn else {}
+    if shared := [one for one in added if len(holders.get(one.hash, ())) > 1]:
+        number = len({one.hash for one in shared})
+        in_which = ", ".join(holders[shared[0].hash])
+        yield f"images in several categories: {number}, such as {shared[0].source} ({in_which})"
+    if not withdrawn:
+        return
+    yield (
+        f"left out, because they or their categories were moved, renamed or removed: {_number_of(withdrawn)}. "
+        "Give --again to add them"
+    )
+    by_category: dict[str, list[StoredReference]] = {}
+    for one in withdrawn:
+        by_category.setdefault(one.category, []).append(one)
+    for name, some in list(by_category.items())[:_SHOWN]:
+        sources = ", ".join([one.source for one in some[:_NAMED]] + ["…"] * (len(some) > _NAMED))
+        elsewhere = sorted({other for one in some for other in holders.get(one.hash, ())} - {name})
+        now_in = f", now in {', '.join(elsewhere)}" if elsewhere else ""
+        gone = "" if name in committed else " (no longer a category)"
+        yield f"  {name}{gone}: {_number_of(some)}{now_in} ({sources})"
+    if len(by_category) > _SHOWN:
+        yield f"  and {output.counted(len(by_category) - _SHOWN, 'more category', 'more categories')}"
+
+
+def _number_of(references: Sequence[StoredReference]) -> str:
+    counts = Counter(one.modality for one in references)
+    return " and ".join(
+        output.counted(counts[modality], modality) for modality in ("image", "text") if counts[modality]
+    )
 
 
 def _images_in(categories: Sequence[CategoryInput]) -> int:

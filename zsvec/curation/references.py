@@ -188,6 +188,14 @@ class StoredReferences:
         """
         return self._store.stored_references(checked_name(name))
 
+    def holders(self, hashes: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """Returns, by content hash, the sorted names of the categories that have the image. Reads all references once.
+
+        Hashes that no category has are missing in the result.
+        """
+        found = self._store.holders(frozenset(hashes))
+        return {digest: tuple(sorted(names)) for digest, names in found.items()}
+
     def small(self, content_hash: str) -> SmallImage | None:
         """Returns the small copy of a reference image; ``None`` without a readable copy."""
         return self._store.image(checked_hash(content_hash))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from dataclasses import replace as with_changes
 from datetime import UTC, datetime
+from itertools import chain
 from typing import TypeAlias
 
 import numpy as np
@@ -36,7 +37,7 @@ from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageLimits, content_hash, source_of, taken
 from zsvec.store import Reference, Renamed, Store, Write
 from zsvec.streams.stream import prefetch
-from zsvec.types import Category, Modality, SmallImage, encoder_and_modality, expert_name
+from zsvec.types import Category, Modality, SmallImage, StoredReference, encoder_and_modality, expert_name
 
 ReferenceKey: TypeAlias = tuple[str, str, str]
 """Encoder, modality and content hash of a reference."""
@@ -49,6 +50,7 @@ class _Draft:
     `stored` maps the key of each reference that the category has in the store. With `replace`, the value is the
     reference with its vector, because a reference that is given again is written again. Otherwise, the value is
     ``None``. `recognised` contains the keys of stored references that were given again and are not written.
+    `is_withdrawn` tells whether a content hash is to be left out, and `left_out` contains these references.
     """
 
     category: CategoryInput
@@ -56,6 +58,8 @@ class _Draft:
     stored: Mapping[ReferenceKey, Reference | None]
     by: str | None
     create: bool = True
+    is_withdrawn: Callable[[str], bool] | None = None
+    left_out: dict[StoredReference, None] = field(default_factory=dict)
     references: dict[ReferenceKey, Reference] = field(default_factory=dict)
     recognised: set[ReferenceKey] = field(default_factory=set)
     given: set[Modality] = field(default_factory=set)
@@ -64,6 +68,14 @@ class _Draft:
 
     def add(self, reference: Reference) -> None:
         self.references[reference.key] = with_changes(reference, added=self.added, by=self.by)
+
+    def leave_out(self, modality: Modality, digest: str, source: str) -> bool:
+        """Leaves out a withdrawn reference; returns False if the reference is not withdrawn."""
+        withdrawn = self.is_withdrawn is not None and self.is_withdrawn(digest)
+        if withdrawn:
+            one = StoredReference(category=self.category.name, hash=digest, modality=modality, source=source)
+            self.left_out[one] = None
+        return withdrawn
 
     def texts(self, by_name: str) -> Sequence[str]:
         if self.category.texts is not None:
@@ -100,6 +112,11 @@ class _Draft:
         return self.unreadable > 0 and not (self.stored or self.references or "text" in self.given)
 
     @property
+    def is_left_out(self) -> bool:
+        """Whether only withdrawn references were given, and the category would have no other."""
+        return bool(self.left_out) and self.empty and not self.category.texts
+
+    @property
     def _needed(self) -> frozenset[str] | None:
         """Hashes of the references that must still exist at the commit; see `Write.needs`."""
         in_part = self.replace and self.stored and not self.given >= {"text", "image"}
@@ -127,9 +144,12 @@ class _Image:
     given: ReferenceImage
     read: PreparedImage
 
+    @property
+    def source(self) -> str:
+        return self.given.source or self.read.stored_source
+
     def reference(self, encoder: str, vector: NDArray[np.float32]) -> Reference:
-        given, read = self.given, self.read
-        source = given.source or read.stored_source
+        given, read, source = self.given, self.read, self.source
         small = None
         if read.small is not None:
             width, height = read.size
@@ -196,14 +216,17 @@ class Builder:
         replace: bool = False,
         create: bool = True,
         on_error: Callable[[str, ImageError], None] | None = None,
+        on_withdrawn: Callable[[StoredReference], None] | None = None,
     ) -> Iterator[Category]:
         """Embeds, commits and yields categories in order, like `zsvec.classifier.Classifier.add_categories`.
 
         If `create` is false, a category that does not exist raises ConflictError. `on_error` is called for each
-        unreadable image. A category stays unchanged if unreadable images would leave it without a reference or cause it
-        to lose stored images. A new category of unreadable images, without texts, is not created.
+        unreadable image, and `on_withdrawn` for each withdrawn reference, which is left out. A category stays unchanged
+        if unreadable images would leave it without a reference or cause it to lose stored images. A new category of
+        unreadable images, without texts, is not created.
         """
-        for batch in prefetch(self._prepare, self._steps(categories, replace=replace, create=create), self.batch_size):
+        steps = self._steps(categories, replace=replace, create=create, respect=on_withdrawn is not None)
+        for batch in prefetch(self._prepare, steps, self.batch_size):
             failure = None
             images: list[_Image] = []
             complete: list[_Draft] = []
@@ -211,20 +234,25 @@ class Builder:
                 if isinstance(step, _Draft):
                     complete.append(step)
                 elif step.read.error is None:
-                    images.append(step)
+                    if not step.draft.leave_out("image", step.read.hash, step.source):
+                        step.draft.given.add("image")
+                        images.append(step)
                 elif on_error is None:
                     failure = step.read.error
                     break
                 else:
+                    step.draft.given.add("image")
                     step.draft.unreadable += 1
                     on_error(step.read.source, step.read.error)
             self._embed_images(images, complete)
             if complete:
-                yield from self._commit(complete)
+                yield from self._commit(complete, on_withdrawn)
             if failure is not None:
                 raise failure
 
-    def _steps(self, categories: Iterable[CategoryInput], *, replace: bool, create: bool) -> Iterator[_Draft | _Image]:
+    def _steps(
+        self, categories: Iterable[CategoryInput], *, replace: bool, create: bool, respect: bool
+    ) -> Iterator[_Draft | _Image]:
         """Yields each image of a category, and then the complete draft. Copies an image before the source advances."""
         if not is_several(categories):
             raise InvalidInputError(f"categories must be a list of CategoryInput. Got {shown(categories)} instead")
@@ -234,9 +262,8 @@ class Builder:
             if category.name in seen:
                 raise InvalidInputError(f"category {category.name!r} is given twice: put both in one")
             seen.add(category.name)
-            draft = self._draft(category, replace=replace, create=create)
+            draft = self._draft(category, replace=replace, create=create, respect=respect)
             for image in category.images:
-                draft.given.add("image")
                 reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
                 if reference.group is not None:
                     reference = with_changes(reference, group=checked_group(reference.group))
@@ -262,19 +289,24 @@ class Builder:
         for name in self._image_encoders:
             checked_vectors([given[name]], self.encoders[name].fingerprint.dim, name=name)
 
-    def _draft(self, category: CategoryInput, *, replace: bool, create: bool) -> _Draft:
+    def _draft(self, category: CategoryInput, *, replace: bool, create: bool, respect: bool) -> _Draft:
         vectors = {expert: self._checked_vectors(expert, category) for expert in category.vectors}
         stored: Mapping[ReferenceKey, Reference | None]
         if replace:
             stored = {reference.key: reference for reference in self._store.stored(category.name)}
         else:
             stored = dict.fromkeys(self._store.keys(category.name))
-        given = {encoder_and_modality(expert)[1] for expert, rows in vectors.items() if len(rows)}
-        if category.texts is not None:
-            given.add("text")
-        draft = _Draft(category, replace, stored, self._by, create, given=given)
+        is_withdrawn = self._store.withdrawn(category.name) if respect else None
+        draft = _Draft(category, replace, stored, self._by, create, is_withdrawn)
+        if category.texts:
+            texts = [text for text in category.texts if not draft.leave_out("text", _text_hash(text), text)]
+            draft.category = with_changes(category, texts=texts or None)
+        if draft.category.texts is not None:
+            draft.given.add("text")
         for reference in _references_of_vectors(vectors):
-            draft.add(reference)
+            if not draft.leave_out(reference.modality, reference.hash, reference.source):
+                draft.given.add(reference.modality)
+                draft.add(reference)
         return draft
 
     def _checked_vectors(self, expert: str, category: CategoryInput) -> NDArray[np.float32]:
@@ -295,10 +327,11 @@ class Builder:
 
     def _read(self, draft: _Draft, given: ReferenceImage, source: str) -> PreparedImage:
         """Returns an image with the inputs of the encoders; without inputs if the vectors are given or stored."""
-        if given.vectors is None and not draft.stored and self._image_encoders:
+        if given.vectors is None and not draft.stored and not draft.is_withdrawn and self._image_encoders:
             return self._embedder.prepare(given.image, hashed=True, small=self._keep_images)
         recognised = PreparedImage(source, hash=content_hash(given.image, **self.limits))
-        if all((name, "image", recognised.hash) in draft.stored for name in self._image_encoders):
+        is_withdrawn = draft.is_withdrawn is not None and draft.is_withdrawn(recognised.hash)
+        if is_withdrawn or all((name, "image", recognised.hash) in draft.stored for name in self._image_encoders):
             return recognised
         if given.vectors is not None and not self._keep_images:
             return recognised
@@ -351,12 +384,17 @@ class Builder:
             if not draft.reuse(key):
                 draft.add(Reference(encoder, "text", key[2], text, vectors[key[2]]))
 
-    def _commit(self, drafts: Sequence[_Draft]) -> list[Category]:
+    def _commit(
+        self, drafts: Sequence[_Draft], on_withdrawn: Callable[[StoredReference], None] | None
+    ) -> list[Category]:
         """Writes complete drafts with their texts, and returns the categories.
 
-        Leaves out drafts with `lost_images` or `only_unreadable`.
+        Drafts with `lost_images` or `only_unreadable`, and drafts of withdrawn references alone, are not written.
         """
-        drafts = [draft for draft in drafts if not draft.only_unreadable]
+        if on_withdrawn is not None:
+            for one in chain.from_iterable(draft.left_out for draft in drafts):
+                on_withdrawn(one)
+        drafts = [draft for draft in drafts if not (draft.only_unreadable or draft.is_left_out)]
         for encoder in self._text_encoders:
             self._embed_texts(encoder, drafts)
         writes = []

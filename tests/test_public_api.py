@@ -121,7 +121,7 @@ from zsvec import *
 print(*(set(globals()) - before - {"before"}))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     names, starred = (set(line.split()) for line in done.stdout.splitlines())
-    modules = {"annotations", "errors", "types"}  # of `from __future__`, and imported at once
+    modules = {"annotations", "errors", "notebook", "types"}  # of `from __future__`, and imported at once
     assert names - modules - {"TYPE_CHECKING", "open"} <= set(zsvec.__all__)
     assert starred == set(zsvec.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Trunk'"):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
+from html.parser import HTMLParser
 from typing import Any
 
 import pytest
@@ -145,6 +146,69 @@ def test_prediction_as_text() -> None:
     assert str(STRANGE) == f"photo.jpg: unknown; nearest is cat 81.2% {others}, novelty 0.70"
     assert str(replace(CAT, novelty=None)) == f"photo.jpg: cat 81.2% {others}, distance 0.25"
     assert str(BROKEN) == "broken.jpg: not classified, broken.jpg is empty"
+
+
+MARKUP = "<img src=x onerror=alert(1)>&\"'\n\u202e$\\href{javascript:alert(1)}{a}$\udcff"
+
+
+def test_repr_is_one_short_line() -> None:
+    assert repr(CAT) == "Prediction(source='photo.jpg', label='cat', probability=0.812, novelty=0.125)"
+    assert repr(replace(CAT, novelty=None)) == (
+        "Prediction(source='photo.jpg', label='cat', probability=0.812, distance=0.25)"
+    )
+    assert repr(STRANGE) == (
+        "Prediction(source='photo.jpg', unknown=True, nearest='cat', probability=0.812, novelty=0.7)"
+    )
+    assert repr(BROKEN) == "Prediction(source='broken.jpg', error='broken.jpg is empty')"
+    assert repr(PANDA) == "Category(name='red panda', images=5, texts=2, version=3)"
+
+
+@pytest.mark.parametrize("text", [MARKUP, MARKUP * 1000], ids=["odd", "long"])
+def test_text_from_a_store_or_a_file_name_stays_text_in_a_notebook(text: str) -> None:
+    expert = replace(IMAGE, ranking=((text, 1.0),), neighbors=(Neighbor(text, 0.9, text, text),))
+    answer = replace(CAT, source=text, label=text, nearest=text, ranking=((text, 1.0),), experts={text: expert})
+    values: list[Any] = [
+        answer,
+        replace(answer, label=None, unknown=True, incomplete=(text,)),
+        replace(BROKEN, source=text, error=text),
+        replace(PANDA, name=text, texts=(text,) * 9, references={f"{text}:image": 3}),
+    ]
+    for value in values:
+        seen = Seen()
+        seen.feed(html := value._repr_html_())
+        seen.close()
+        assert set(seen.tags) <= {"table", "caption", "b", "tr", "td"}
+        assert seen.tags["table"] == {"class": "tex2jax_ignore mathjax_ignore"}  # MathJax would follow \\href
+        assert "<img src=x onerror=alert(1)>&\"'" in seen.text
+        for written in (html, repr(value)):
+            assert len(written) < 10_000
+            assert written.isprintable()  # so neither a line break nor a mark of the writing direction is in it
+            written.encode()
+
+
+class Seen(HTMLParser):
+    """The tags of a piece of HTML with their attributes, and its text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: dict[str, dict[str, str | None]] = {}
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] = dict(attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_a_notebook_shows_the_answer_and_its_evidence() -> None:
+    for part in ("photo.jpg: cat", "81.2%", "fox", "novelty", "clip:text", "weight 75%", "cat: a.jpg (0.90)"):
+        assert part in CAT._repr_html_()
+    assert "photo.jpg: unknown" in STRANGE._repr_html_()
+    assert "broken.jpg is empty" in BROKEN._repr_html_()
+    for part in ("red panda", "a small reddish arboreal mammal", "5 references", "2023-11-14 22:13 UTC, version 3"):
+        assert part in PANDA._repr_html_()
+    assert "and 4 more texts" in replace(PANDA, texts=("a",) * 9)._repr_html_()
 
 
 def test_fingerprint_as_text() -> None:

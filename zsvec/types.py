@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from zsvec.errors import shown
+from zsvec.notebook import table
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -15,6 +18,8 @@ CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 KeepImages: TypeAlias = Literal["small", "none"]
 Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
+
+_SHOWN = 5  # definition texts of a category in a notebook
 
 CALIBRATION_FORMAT = 4
 """Format version of stored calibrations. Calibrations with another version are ignored."""
@@ -52,7 +57,7 @@ class Fingerprint:
         return f"{self.model}{revision} ({self.dim}-d, {self.preprocessing})"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Category:
     """A committed category, from its manifest in the catalog.
 
@@ -90,6 +95,17 @@ class Category:
         """Number of reference images. If this number differs between encoders, the largest number."""
         counts = (n for expert, n in self.references.items() if encoder_and_modality(expert)[1] == "image")
         return max(counts, default=0)
+
+    def __repr__(self) -> str:
+        return _one_line(self, name=self.name, images=self.images, texts=len(self.texts), version=self.version)
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[object, ...]] = [("text", text) for text in self.texts[:_SHOWN]]
+        if len(self.texts) > _SHOWN:
+            rows.append(("", f"and {counted(len(self.texts) - _SHOWN, 'more text')}"))
+        rows += [(expert, counted(n, "reference")) for expert, n in self.references.items()]
+        rows.append(("updated", f"{self.updated:%Y-%m-%d %H:%M} UTC, version {self.version}"))
+        return table(self.name, rows)
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec list --json`` prints."""
@@ -230,7 +246,7 @@ class ExpertOutput:
     neighbors: tuple[Neighbor, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Prediction:
     """The prediction for one image, with its evidence.
 
@@ -289,6 +305,27 @@ class Prediction:
         ranking, incomplete = _labelled(self.ranking), list(self.incomplete)
         return {**fields_of(self), "ranking": ranking, "experts": experts, "incomplete": incomplete}
 
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return _one_line(self, source=self.source, error=self.error)
+        best = {"unknown": True, "nearest": self.nearest} if self.unknown else {"label": self.label}
+        far = "distance" if self.novelty is None else "novelty"
+        numbers = {name: _rounded(getattr(self, name)) for name in ("probability", far)}
+        return _one_line(self, source=self.source, **best, **numbers)
+
+    def _repr_html_(self) -> str:
+        if self.error is not None:
+            return table(f"{self.source}: not classified", [("error", self.error)])
+        title = f"{self.source}: unknown" if self.unknown else f"{self.source}: {self.label}"
+        rows: list[tuple[object, ...]] = [(label, f"{p:.1%}") for label, p in self.ranking]
+        rows.append(tuple(how_far(self).split(" ", 1)))
+        for name, expert in self.experts.items():
+            nearest = [f"{one.category}: {one.source} ({one.similarity:.2f})" for one in expert.neighbors[:1]]
+            rows.append((name, f"weight {expert.weight:.0%}", *nearest))
+        if self.incomplete:
+            rows.append(("incomplete", ", ".join(self.incomplete)))
+        return table(title, rows)
+
     def __str__(self) -> str:
         if self.error is not None:
             return f"{self.source}: not classified, {self.error}"
@@ -296,6 +333,15 @@ class Prediction:
         others = ", ".join(f"{label} {p:.1%}" for label, p in self.ranking[1:3])
         then = f" (then {others})" if others else ""
         return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {how_far(self)}"
+
+
+def _one_line(value: object, **parts: object) -> str:
+    """Returns a ``repr`` of one line. Line breaks and control characters in the parts are escaped."""
+    return f"{type(value).__name__}({', '.join(f'{name}={shown(part)}' for name, part in parts.items())})"
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 3)
 
 
 def how_far(prediction: Prediction) -> str:

@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from zsvec.ingest.embedding import Embedding
     from zsvec.ingest.validation import Errors
     from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
-    from zsvec.inputs.images import ImageInput, Region, content_hash, load_image
+    from zsvec.inputs.images import ImageInput, Region, SupportsArray, content_hash, load_image
     from zsvec.method.calibrate.fit import CalibrationReport, Quality
     from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
     from zsvec.method.predict.background import Background
@@ -154,6 +154,7 @@ __all__ = [
     "StoredReferences",
     "Stream",
     "StreamStats",
+    "SupportsArray",
     "Suspect",
     "Temperature",
     "ThinCategory",
@@ -184,7 +185,7 @@ _LATE = {
     "zsvec.ingest.embedding": "Embedding",
     "zsvec.ingest.validation": "Errors",
     "zsvec.inputs.categories": "CategoryInput ReferenceImage checked_name",
-    "zsvec.inputs.images": "ImageInput Region content_hash load_image",
+    "zsvec.inputs.images": "ImageInput Region SupportsArray content_hash load_image",
     "zsvec.method.calibrate.fit": "CalibrationReport Quality",
     "zsvec.method.calibration": "Calibration ExpertCalibration LogLinear",
     "zsvec.method.predict.background": "Background",

@@ -11,7 +11,7 @@ import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,7 +19,9 @@ from typing import Any, NoReturn, cast
 from unittest.mock import Mock
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
+import torch
 from PIL import Image
 
 import zsvec
@@ -131,12 +133,74 @@ def test_a_list_gives_a_list_in_order(clf: Classifier) -> None:
     assert [prediction.label for prediction in clf.classify(images[:1])] == ["blue"]
 
 
+def several(images: Sequence[Image.Image]) -> dict[str, Any]:
+    """The same images in every form that holds more than one."""
+    batch = np.stack([np.asarray(image) for image in images])
+    return {
+        "list": images,
+        "tuple": tuple(images),
+        "generator": (image for image in images),
+        "values of a dictionary": dict(enumerate(images)).values(),
+        "pandas.Series": pd.Series(images),
+        "pandas.Series with another index": pd.Series(images, index=range(7, 7 + len(images))),
+        "array of objects": pd.Series(images).to_numpy(),
+        "(N, H, W, C)": batch,
+        "(N, C, H, W)": batch.transpose(0, 3, 1, 2),
+        "tensor (N, C, H, W), 0 to 1": torch.from_numpy(batch).permute(0, 3, 1, 2) / 255,
+        "tensor (N, H, W, C)": torch.from_numpy(batch),
+        "tensors": [torch.from_numpy(image).permute(2, 0, 1) for image in batch],
+    }
+
+
+@pytest.mark.parametrize("form", several([coloured("red", 0)]))
+def test_several_images_may_come_in_any_form(clf: Classifier, form: str) -> None:
+    images = [coloured(colour, 100) for colour in ("blue", "red", "green")]
+    predictions = clf.classify(several(images)[form])
+    assert [prediction.label for prediction in predictions] == ["blue", "red", "green"]
+    with clf.classify_stream(several(images)[form]) as stream:
+        assert [prediction.label for prediction in stream] == ["blue", "red", "green"]
+    assert [embedding.error for embedding in clf.embed_stream(several(images)[form])] == [None] * 3
+    assert asyncio.run(clf.aclassify(several(images)[form])) == predictions
+    assert clf.add_category("new", [], several(images)[form]).images == 3
+
+
+@pytest.mark.parametrize("kind", [list, pd.Series, np.array, iter])
+def test_several_paths_may_come_in_any_form(clf: Classifier, tmp_path: Path, kind: Any) -> None:
+    paths = [tmp_path / f"{colour}.png" for colour in ("blue", "red")]
+    for path in paths:
+        coloured(path.stem, 100).save(path)
+    assert [answer.label for answer in clf.classify(kind([str(path) for path in paths]))] == ["blue", "red"]
+    answers = clf.classify(pd.Series([*map(str, paths), None]), errors="report")  # a value is missing
+    assert [answer.label for answer in answers] == ["blue", "red", None]
+    assert answers[2].error
+
+
+def test_one_tensor_is_one_image(clf: Classifier) -> None:
+    image = coloured("red", 100)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    for one in (tensor, tensor / 255, tensor.permute(1, 2, 0), np.asarray(tensor)):
+        assert clf.classify(one).label == "red"
+        assert clf.thumbnail(one) == clf.thumbnail(image)
+    clf.add_category("red", [], [tensor, tensor.permute(1, 2, 0), np.asarray(image)])
+    assert len([one for one in clf.references.of("red") if one.source == "array"]) == 1
+    assert clf.correct(tensor, "blue").name == "blue"
+    unusable: list[Any] = [torch.tensor(1), {"a.jpg": 1}, pd.DataFrame({"path": ["a.jpg"]}), pd.Series([1.0])]
+    for value in (*unusable, torch.stack([tensor]), torch.zeros(5)):
+        with pytest.raises(ImageError):
+            clf.keep(value)
+    for value in unusable:
+        with pytest.raises(ImageError):
+            clf.classify(value)
+
+
 def test_no_images_give_no_predictions(empty: Classifier) -> None:
     for filled in (False, True):
         if filled:
             fill(empty)
         assert empty.classify([]) == []
         assert empty.classify(()) == []
+        assert empty.classify(pd.Series([])) == []
+        assert empty.classify(np.zeros((0, 8, 8, 3))) == []
         with pytest.raises(InvalidInputError, match="top_k"):
             empty.classify([], top_k=0)
     assert empty.classify_vectors({"clip": np.empty((0, 32)), "dino": np.empty((0, 16))}) == []

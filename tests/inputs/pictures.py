@@ -52,11 +52,12 @@ def png(size: tuple[int, int], depth: int, colour: int, row: bytes, *chunks: byt
 
 
 def pixels(image: Any, **options: Any) -> list[Any]:
-    """RGB values of an image of one row."""
+    """RGB values of an image of one row, or of equal rows."""
     loaded = load_image(image, **options)
     assert loaded.mode == "RGB"
-    assert loaded.height == 1
-    return [tuple(int(value) for value in pixel) for pixel in np.asarray(loaded)[0]]
+    values = np.asarray(loaded)
+    assert (values == values[0]).all()
+    return [tuple(int(value) for value in pixel) for pixel in values[0]]
 
 
 def greys(image: Any) -> list[int]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 import pytest
+import torch
 from PIL import Image
 
 import zsvec
@@ -235,8 +237,12 @@ IMAGES = [
     image("closed file", closed_file, "I/O operation on closed file"),
     image("file that fails", lambda bench: Failing(), "cannot read file: the camera went away"),
     image("closed PIL image", closed_image, "photo.png: Operation on closed image"),
-    image("NaN", array(4, 4, 3, dtype=float, value=np.nan), "float64 values from nan to nan"),
-    image("int64", array(4, 4, 3, dtype=np.int64), "dtype int64 is no image"),
+    image("NaN", array(5, 4, 3, dtype=float, value=np.nan), "float64 values from nan to nan"),
+    image("int64", array(5, 4, 3, dtype=np.int64), "dtype int64 is no image"),
+    image("ambiguous array", array(3, 4, 3), "shape (3, 4, 3) may be (height, width, channels) or (channels, height"),
+    image("ambiguous tensor", lambda bench: torch.zeros(1, 9, 4), "shape (1, 9, 4) may be (height, width, channels)"),
+    image("normalised tensor", lambda bench: torch.full((3, 8, 8), -2.1), "scale them to [0, 1], or give uint8"),
+    image("tensor of labels", lambda bench: torch.zeros(3, 8, 8, dtype=torch.int64), "dtype int64 is no image"),
     image("None", lambda bench: None, "None is no image"),
 ]
 
@@ -324,6 +330,11 @@ NOT_SEVERAL = {
     "file": io.BytesIO(b""),
     "image": KNOWN,
     "grey array": np.zeros((4, 5), np.uint8),
+    "tensor": torch.zeros(3, 8, 9),
+    "numbers": np.zeros(4),
+    "column of numbers": pd.Series([1, 2]),
+    "table": pd.DataFrame({"path": ["photo.jpg"]}),
+    "mapping": {"photo.jpg": "red"},
     "None": None,
     "number": 5,
 }

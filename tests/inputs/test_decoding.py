@@ -250,9 +250,14 @@ class TestAlpha:
         assert pixels(encode(image, "GIF", transparency=0)) == [(255, 255, 255), (40, 50, 60)]
 
     def test_arrays(self) -> None:
-        assert pixels(np.array([[[200, 100, 0, 51]]], np.uint8)) == [(244, 224, 204)]
-        assert pixels(np.array([[[100, 51]]], np.uint8)) == [(224, 224, 224)]
-        assert pixels(np.array([[[1.0, 0.0, 0.0, 0.2]]])) == [(255, 204, 204)]
+        assert pixels(tall([[200, 100, 0, 51]], np.uint8)) == [(244, 224, 204)]
+        assert pixels(tall([[100, 51]], np.uint8)) == [(224, 224, 224)]
+        assert pixels(tall([[1.0, 0.0, 0.0, 0.2]], np.float64)) == [(255, 204, 204)]
+
+
+def tall(row: Any, dtype: type) -> np.ndarray:
+    """An array of five equal rows: the first dimension is too large for channels."""
+    return np.array([row] * 5, dtype)
 
 
 WIDE = np.array([[0, 128, 129, 257, 32768, 65406, 65407, 65535]], np.uint16)
@@ -265,8 +270,8 @@ class TestDepths:
         [
             WIDE,
             WIDE.astype(">u2"),
-            WIDE[..., None],
-            np.repeat(WIDE[..., None], 3, axis=2),
+            tall(WIDE[0, :, None], np.uint16),
+            tall(np.repeat(WIDE[0, :, None], 3, axis=1), np.uint16),
             Image.fromarray(WIDE),
             Image.frombytes("I;16B", (8, 1), WIDE.astype(">u2").tobytes()),
             Image.fromarray(WIDE.astype(np.int32)),
@@ -307,7 +312,7 @@ class TestDepths:
         assert greys(np.array([[False, True]])) == [0, 255]
 
     def test_an_array_need_not_be_contiguous(self) -> None:
-        array = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(3, 4, 2).transpose(1, 0, 2)[::-1, :, :1]
+        array = np.arange(2 * 3 * 5, dtype=np.uint8).reshape(3, 5, 2).transpose(1, 0, 2)[::-1, :, :1]
         np.testing.assert_array_equal(np.asarray(load_image(array)), np.repeat(array, 3, axis=2))
 
 

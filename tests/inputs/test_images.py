@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -29,10 +30,20 @@ from zsvec.inputs.files import open_regular
 from zsvec.inputs.images import content_hash, load_image, source_of, taken
 
 
+class Convertible:
+    """An array of a library that zsvec does not know."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self._array = array
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self._array
+
+
 class TestKindsOfInput:
     @settings(max_examples=60, deadline=None)
     @given(
-        array=hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
+        array=hnp.arrays(np.uint8, st.tuples(st.integers(5, 9), st.integers(1, 9), st.just(3))),
         choice=st.sampled_from(LOSSLESS),
     )
     def test_path_bytes_file_image_and_array_give_the_same_pixels(
@@ -46,6 +57,39 @@ class TestKindsOfInput:
             loaded = load_image(given_)
             assert loaded.mode == "RGB"
             np.testing.assert_array_equal(np.asarray(loaded), array)
+
+    @settings(max_examples=60, deadline=None)
+    @given(array=hnp.arrays(np.uint8, st.tuples(st.integers(5, 9), st.integers(5, 9), st.sampled_from([1, 3, 4]))))
+    def test_channels_may_be_first_or_last_in_arrays_and_tensors(self, array: np.ndarray) -> None:
+        first = np.ascontiguousarray(array.transpose(2, 0, 1))
+        fraction = array.astype(np.float32) / 255
+        tensor = torch.from_numpy(first)
+        alike: list[tuple[Any, ...]] = [
+            (array, first, tensor, torch.from_numpy(array), Convertible(array)),
+            (
+                fraction,
+                fraction.transpose(2, 0, 1),
+                torch.from_numpy(fraction).permute(2, 0, 1),
+                torch.from_numpy(fraction).requires_grad_(),
+            ),
+        ]
+        for images_ in alike:
+            for image in images_:
+                np.testing.assert_array_equal(np.asarray(load_image(image)), np.asarray(load_image(array)))
+                assert source_of(image) == source_of(taken(image)) == "array"
+            hashes = {content_hash(image) for image in images_} | {content_hash(taken(image)) for image in images_}
+            assert len(hashes) == 1  # one picture is one reference, whatever holds it
+
+    def test_tensors_of_half_precision(self, photo: Image.Image) -> None:
+        tensor = torch.from_numpy(np.array(photo)).permute(2, 0, 1) / 255
+        for dtype in (torch.float16, torch.bfloat16):
+            values = np.asarray(load_image(tensor.to(dtype)), int)
+            np.testing.assert_allclose(values, np.asarray(photo), atol=1 if dtype == torch.float16 else 3)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+    def test_tensors_on_a_gpu(self, photo: Image.Image) -> None:
+        tensor = torch.from_numpy(np.array(photo)).permute(2, 0, 1)
+        np.testing.assert_array_equal(np.asarray(load_image(tensor.cuda())), np.asarray(photo))
 
     @pytest.mark.parametrize("encoding", ALL_FORMATS, ids=format_id)
     def test_every_format_decodes_as_pillow_does(
@@ -138,6 +182,11 @@ class Unreadable(io.RawIOBase):
         raise RuntimeError("the line is dead")
 
 
+class Unconvertible:
+    def __array__(self) -> np.ndarray:
+        raise RuntimeError("it changed its mind")
+
+
 class Letters:
     def read(self, size: int) -> str:
         return "letters"
@@ -225,7 +274,16 @@ BAD: list[tuple[Callable[[], Any], str]] = [
     (lambda: np.zeros(7, np.uint8), "(7,)"),
     (lambda: np.zeros((4, 0, 3), np.uint8), "(4, 0, 3)"),
     (lambda: np.zeros((4, 4, 0), np.uint8), "(4, 4, 0)"),
-    (lambda: np.zeros((4, 4, 5), np.uint8), "(4, 4, 5)"),
+    (lambda: np.zeros((5, 4, 5), np.uint8), "(5, 4, 5)"),
+    (lambda: np.zeros((2, 4, 5), np.uint8), "(2, 4, 5)"),
+    (lambda: np.zeros((3, 5, 4), np.uint8), "(3, 5, 4)"),
+    (lambda: torch.zeros(8, 3, 8, 8), "(8, 3, 8, 8)"),
+    (lambda: torch.zeros(7), "(7,)"),
+    (lambda: torch.zeros(3, 8, 8, dtype=torch.complex64), "complex64"),
+    (lambda: torch.full((3, 8, 8), 1.5), "1.5"),
+    (lambda: torch.zeros(3, 8, 8).to_sparse(), "cannot read array"),
+    (lambda: torch.empty(3, 8, 8, device="meta"), "cannot read array"),
+    (Unconvertible, "cannot read array: it changed its mind"),
     (lambda: np.zeros((1, 8, 8, 3), np.uint8), "(1, 8, 8, 3)"),
     (lambda: np.zeros((4, 4), np.int64), "int64"),
     (lambda: np.zeros((4, 4), np.int8), "int8"),
@@ -294,13 +352,14 @@ class TestTaken:
     def test_a_taken_image_stays_as_it_was(self, photo: Image.Image) -> None:
         data = encode(photo, "PNG")
         array, buffer, image = np.array(photo), bytearray(data), photo.copy()
-        file, frame = io.BytesIO(data), photo.copy()
+        file, frame, tensor = io.BytesIO(data), photo.copy(), torch.from_numpy(array.transpose(2, 0, 1).copy())
         frame.filename = "clip.mp4#3"  # type: ignore[attr-defined]
-        given_: list[Any] = [array, buffer, memoryview(buffer), file, image, frame]
+        given_: list[Any] = [array, buffer, memoryview(buffer), file, image, frame, tensor]
         names = [source_of(one) for one in given_]
         hashes = [content_hash(one) for one in given_]
         copies = [taken(one) for one in given_]
         array[:] = 0
+        tensor[:] = 0
         buffer[:] = bytes(len(buffer))
         file.close()
         image.paste("red", (0, 0, *image.size))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace as with_changes
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast, overload
 
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
 from zsvec.classifier.predictor import Predictor
@@ -21,7 +21,7 @@ from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
-from zsvec.inputs.images import ImageInput, load_image
+from zsvec.inputs.images import ImageInput, SupportsArray, is_one_image, load_image
 from zsvec.inputs.small import SIDE, open_small, small_copy
 from zsvec.method.calibrate.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
@@ -124,7 +124,8 @@ class Classifier:
         Args:
             name: Name of the category.
             texts: Definition texts. Without any, a new category is defined by the name.
-            images: Reference images: paths, bytes, files, PIL images or arrays. Use `ReferenceImage` to add metadata.
+            images: Reference images: a list or another iterable of paths, bytes, files, PIL images, arrays or tensors,
+                or a batch as one array or tensor, as for `classify`. Use `ReferenceImage` to add metadata.
             vectors: References that the same encoders have embedded elsewhere, by expert: ``{"clip:image": (n, dim)}``.
                 They are recognised only if the vectors of the same experts are given together again.
             metadata: JSON to store with the category.
@@ -298,56 +299,78 @@ class Classifier:
         return small_copy(load_image(image, side=SIDE, **self.settings.image_limits()))
 
     @overload
+    def classify(
+        self,
+        images: NDArray[Any] | SupportsArray,
+        *,
+        top_k: int = 5,
+        errors: Errors = "raise",
+        keep: Keep | None = None,
+    ) -> Any: ...
+    @overload
     def classify(  # type: ignore[overload-overlap]
         self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
     ) -> Prediction: ...
     @overload
     def classify(
-        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
+        self, images: Iterable[ImageInput], *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
     ) -> list[Prediction]: ...
     def classify(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         *,
         top_k: int = 5,
         errors: Errors = "raise",
         keep: Keep | None = None,
     ) -> Prediction | list[Prediction]:
-        """Classifies one image, or a list of images.
+        """Classifies one image, or several images.
 
-        One image is classified in the calling thread, and concurrent threads share batches. A list is classified as a
-        stream.
+        One image is classified in the calling thread, and concurrent threads share batches. Several images are
+        classified as a stream.
 
         Args:
-            images: A path, bytes, file, PIL image or array; or a list or tuple of these.
+            images: A path, bytes, file, PIL image, array or tensor (`load_image` has the shapes and dtypes); or an
+                iterable of these, such as a list, a generator or a ``pandas.Series`` of paths. An array or a tensor of
+                shape (n_images, height, width, channels) or (n_images, channels, height, width) is a batch.
             top_k: Maximum number of categories in a ranking.
             errors: For an unreadable image, ``raise`` the error, or ``report`` a `Prediction` with ``error``.
             keep: As for `classify_stream`, but ``none`` by default for one image.
 
         Returns:
-            A prediction for one image; for a list, one prediction per image, in order.
+            A prediction for one image; for several, a list with one prediction per image, in order.
 
         Raises:
-            ImageError: An image is unreadable.
+            InvalidInputError: An argument is unusable.
+            ImageError: An image is unreadable, or the value is neither an image nor an iterable of images.
             StoreError: The store has no category.
             EncoderMismatchError: The store was made with other encoders.
         """
-        if isinstance(images, list | tuple):
-            with self.classify_stream(images, top_k=top_k, errors=errors, keep=keep) as stream:
-                return list(stream) if images else []
-        return self._predictor.classify(cast("ImageInput", images), top_k, errors, keep)
+        if is_one_image(images):
+            return self._predictor.classify(cast("ImageInput", images), top_k, errors, keep)
+        several = cast("Iterable[ImageInput]", images)
+        with self.classify_stream(several, top_k=top_k, errors=errors, keep=keep) as stream:
+            return [] if isinstance(several, Sized) and not len(several) else list(stream)
 
+    @overload
+    async def aclassify(
+        self,
+        images: NDArray[Any] | SupportsArray,
+        *,
+        top_k: int = 5,
+        errors: Errors = "raise",
+        keep: Keep | None = None,
+    ) -> Any: ...
     @overload
     async def aclassify(  # type: ignore[overload-overlap]
         self, images: ImageInput, *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
     ) -> Prediction: ...
     @overload
     async def aclassify(
-        self, images: Sequence[ImageInput], *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
+        self, images: Iterable[ImageInput], *, top_k: int = 5, errors: Errors = "raise", keep: Keep | None = None
     ) -> list[Prediction]: ...
     async def aclassify(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: ImageInput | Iterable[ImageInput],
         *,
         top_k: int = 5,
         errors: Errors = "raise",

@@ -13,10 +13,9 @@ from typing import Any, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from zsvec.errors import CONTROLS, SURROGATES, InvalidInputError, shown
-from zsvec.inputs.images import ImageInput
+from zsvec.inputs.images import ImageInput, is_one_image
 
 LONGEST_NAME = 500
 LONGEST_TEXT = 20_000
@@ -166,13 +165,10 @@ def _checked_text(text: object) -> str:
 def checked_images(images: object) -> Iterable[Any]:
     """Returns `images` if it is an iterable of images; raises InvalidInputError for a single image or another value.
 
-    A single path would be iterated letter by letter, and a single array row by row.
+    A single path would be iterated letter by letter, a single array row by row, and a data frame column by column.
     """
-    alone = isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.generic)
-    row_by_row = isinstance(images, np.ndarray) and images.ndim < (1 if images.dtype == object else 4)
-    iterable = hasattr(type(images), "__iter__") or hasattr(type(images), "__getitem__")
-    if alone or row_by_row or hasattr(images, "read") or not iterable:
-        got = f"an array of shape {images.shape}" if isinstance(images, np.ndarray) else shown(images)
+    if is_one_image(images):
+        got = f"an array of shape {tuple(images.shape)}" if hasattr(images, "shape") else shown(images)
         raise InvalidInputError(f"images must be a list, or another iterable, of images. Got {got} instead")
     return cast("Iterable[Any]", images)
 

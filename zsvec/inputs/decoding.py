@@ -250,12 +250,29 @@ def _16_to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
+def channels_last(array: NDArray[Any]) -> NDArray[Any]:
+    """Returns a view of shape (height, width, channels) of an array of shape (channels, height, width).
+
+    An array of another shape is returned unchanged. Raises ImageError if both shapes are possible.
+    """
+    if array.ndim != 3 or array.shape[0] not in {1, 3, 4}:
+        return array
+    if array.shape[2] <= 4:
+        raise ImageError(
+            f"shape {array.shape} may be (height, width, channels) or (channels, height, width); enlarge the image so "
+            "that it has more than 4 pixels each way, or give a PIL image"
+        )
+    return array.transpose(1, 2, 0)
+
+
 def check_array(array: NDArray[Any], limits: Limits) -> None:
     """Checks shape and dtype of an array; raises ImageError if the array is not an image or is too large."""
     shape, dtype = array.shape, array.dtype
+    if len(shape) == 4:
+        raise ImageError(f"shape {shape} is a batch; give one of its images")
     if len(shape) not in {2, 3} or shape[2:] not in {(), (1,), (2,), (3,), (4,)} or not array.size:
         raise ImageError(
-            f"shape {shape} is no image; give (height, width) or (height, width, channels), channels 1 to 4"
+            f"shape {shape} is no image; give (height, width), (height, width, channels) or (channels, height, width)"
         )
     if not (dtype.kind in "bf" or (dtype.kind == "u" and dtype.itemsize <= 2)):
         raise ImageError(f"dtype {dtype} is no image; give uint8, uint16, bool, or float within [0, 1]")

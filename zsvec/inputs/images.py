@@ -12,7 +12,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from inspect import CO_GENERATOR
 from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, BinaryIO, TypeAlias, TypedDict, Unpack
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypedDict, TypeGuard, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ from zsvec.inputs.decoding import (
     MAX_BYTES,
     Limits,
     bands,
+    channels_last,
     check_array,
     decode,
     opened,
@@ -85,8 +86,25 @@ class Region:
         return image.crop(self.box)
 
 
+class SupportsArray(Protocol):
+    """An object that numpy converts to an array, such as a tensor of torch, on any device, or an array of JAX."""
+
+    def __array__(self) -> NDArray[Any]:
+        """Returns the array."""
+        ...
+
+
 ImageInput: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any] | Region
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | Image.Image
+    | NDArray[Any]
+    | SupportsArray
+    | Region
 )
 
 _CHUNK_BYTES = 2**20
@@ -151,11 +169,12 @@ def load_image(
     exceed 65535, the darkest pixel becomes black and the brightest becomes white.
 
     Args:
-        image: A path, encoded bytes, a `Region`, a binary file, a PIL image or an array. A binary file is read from the
-            current position to the end; a seekable file is then reset to that position. A PIL image is returned
-            unchanged if it is RGB and upright and does not read from a file. An array has the shape (height, width) or
-            (height, width, channels) with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA) channels, and the dtype uint8,
-            uint16 (white is 65535), bool, or float within [0, 1].
+        image: A path, encoded bytes, a `Region`, a binary file, a PIL image, an array or a tensor. A binary file is
+            read from the current position to the end; a seekable file is then reset to that position. A PIL image is
+            returned unchanged if it is RGB and upright and does not read from a file. An array or a tensor has the
+            shape (height, width), (height, width, channels) with 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA)
+            channels, or (channels, height, width) with 1, 3 or 4 channels; and the dtype uint8, uint16 (white is
+            65535), bool, or float within [0, 1]. A shape that may be both, such as (3, 224, 3), is refused.
         max_pixels: Maximum number of pixels. A larger image is refused after its header is read. The default is 100
             million, and applies to a JPEG after the reduction by `side`. A TIFF must also respect Pillow's
             ``MAX_IMAGE_PIXELS``, because the decoder warns above that limit.
@@ -169,7 +188,7 @@ def load_image(
 
     Raises:
         ImageError: The image is missing, damaged, truncated, empty, too large or in an unsupported format, or the value
-            is not an image.
+            is not one image.
     """
     with reading(image, max_pixels=max_pixels, side=side, image_memory=image_memory, hashed=False) as loaded:
         return loaded.image
@@ -179,8 +198,8 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
     """Returns the SHA-256 of the content of an image, in hexadecimal.
 
     For a path, bytes or a file, the encoded bytes are hashed without decoding. For a PIL image or a `Region`, the size
-    and the RGB pixels are hashed. For an array, the dtype, shape and values are hashed. The arguments are as in
-    `load_image`.
+    and the RGB pixels are hashed. For an array or a tensor, the dtype, the shape with the channels last and the values
+    are hashed. The arguments are as in `load_image`.
 
     Raises:
         ImageError: The image cannot be read, does not begin like an image, or is larger than `image_memory`.
@@ -212,7 +231,7 @@ def source_of(image: ImageInput) -> str:
         return "bytes"
     if isinstance(image, Image.Image):
         return str(getattr(image, "filename", "")) or "image"
-    if isinstance(image, np.ndarray):
+    if is_array(image):
         return "array"
     if hasattr(image, "read"):
         name = getattr(image, "name", None)
@@ -240,6 +259,27 @@ def read_file(path: str | os.PathLike[str], **limits: Unpack[ImageLimits]) -> Im
         content = Encoded(file, on_disk=True)
         _check_size(content, Limits(**limits).image_memory)
         return _TakenFile(source_of(path), content.at(0, content.size))
+
+
+def is_array(value: object) -> TypeGuard[SupportsArray]:
+    """Returns whether a value is an array, a tensor or another object that numpy converts, but not a scalar."""
+    return hasattr(type(value), "__array__") and not isinstance(value, np.generic)
+
+
+def is_one_image(value: object) -> bool:
+    """Returns whether a value stands for one image, readable or not, and not for several images.
+
+    Several images are an iterable such as a list, a generator or a column of a data frame, or an array or a tensor with
+    four dimensions, of which the first counts the images. Numbers in one dimension, and a table, are no images.
+    """
+    if isinstance(value, str | bytes | bytearray | memoryview | os.PathLike | Image.Image | np.generic | Region):
+        return True
+    if is_array(value):
+        kind = getattr(getattr(value, "dtype", None), "kind", "O")
+        dims = len(getattr(value, "shape", ()))
+        return dims in {0, 2, 3} or (dims == 1 and kind in "biufcmM")
+    iterable = hasattr(type(value), "__iter__") or hasattr(type(value), "__getitem__")
+    return hasattr(value, "read") or isinstance(value, Mapping) or not iterable
 
 
 def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
@@ -355,26 +395,45 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
 
 @contextmanager
 def _content_of(image: ImageInput) -> Iterator[Encoded | NDArray[Any] | Image.Image]:
-    """Yields arrays and PIL images unchanged, and other images as `Encoded`. Resets the position of a seekable file."""
-    if isinstance(image, Image.Image | np.ndarray):
+    """Yields a PIL image unchanged, arrays and tensors with the channels last, and other images as `Encoded`.
+
+    Resets the position of a seekable file.
+    """
+    if isinstance(image, Image.Image):
         yield image
+    elif is_array(image):
+        yield channels_last(_as_array(image))
     elif isinstance(image, bytes | bytearray | memoryview):
         yield Encoded(io.BytesIO(bytes(image)))
     elif isinstance(image, str | os.PathLike):
         with _opened_path(image) as file:
             yield Encoded(file, on_disk=True)
     elif isinstance(image, Region) or not hasattr(image, "read"):
-        raise ImageError(f"{shown(image)} is no image; give a path, bytes, a binary file, a PIL image or an array")
+        raise ImageError(
+            f"{shown(image)} is no image; give a path, bytes, a binary file, a PIL image, an array or a tensor"
+        )
     elif isinstance(image, io.TextIOBase):
         raise ImageError("the file is open in text mode; open it with mode 'rb'")
     elif not getattr(image, "seekable", lambda: False)():
-        yield Encoded(io.BytesIO(_read_stream(image)))
+        yield Encoded(io.BytesIO(_read_stream(cast("BinaryIO", image))))
     else:
-        start = image.tell()
+        file = cast("BinaryIO", image)
+        start = file.tell()
         try:
-            yield Encoded(image, on_disk=True)
+            yield Encoded(file, on_disk=True)
         finally:
-            image.seek(start)
+            file.seek(start)
+
+
+def _as_array(image: Any) -> NDArray[Any]:
+    """Returns an array of the same values. The values of a tensor are copied only from another device."""
+    if isinstance(image, np.ndarray):
+        return image
+    if hasattr(image, "detach") and hasattr(image, "cpu"):  # a tensor of torch
+        image = image.detach().cpu()
+        if str(image.dtype) == "torch.bfloat16":  # numpy has no such numbers
+            image = image.float()
+    return np.asarray(image)
 
 
 @contextmanager

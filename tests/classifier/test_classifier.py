@@ -688,6 +688,57 @@ def test_classify_vectors_predicts_as_classify(clf: Classifier, encoders: tuple[
     assert all(len(answer.ranking) == 1 for answer in longer)
 
 
+@pytest.mark.parametrize("index", ["memory", "qdrant"])
+@pytest.mark.parametrize("fusion", STRATEGIES)
+def test_classify_vectors_with_some_of_the_encoders(
+    clf: Classifier, encoders: tuple[HashEncoder, HashEncoder], fusion: str, index: str
+) -> None:
+    images = [coloured(colour, 100) for colour in COLOURS]
+    clf.add_category("only texts", ["only texts"])
+    for encoder in encoders:
+        vectors = {encoder.name: encoder.encode_images(images)}
+        with zsvec.open(":memory:", encoders=[encoder], calibration="off", fusion=fusion, index=index) as alone:
+            fill(alone)
+            if "text" in encoder.modalities:
+                alone.add_category("only texts", ["only texts"])
+            expected = alone.classify_vectors(vectors, top_k=10)
+        answers = beside(clf, calibration="off", fusion=fusion, index=index).classify_vectors(vectors, top_k=10)
+        for answer, one in zip(answers, expected, strict=True):
+            assert answer.experts.keys() == one.experts.keys() == {e for e in EXPERTS if e.startswith(encoder.name)}
+            found = {name: p for name, p in answer.ranking if p}
+            assert found == pytest.approx(dict(one.ranking), abs=1e-6)
+            assert answer.distance == pytest.approx(one.distance, abs=1e-6)
+
+
+@pytest.mark.parametrize("fusion", STRATEGIES)
+def test_a_calibration_of_all_encoders_serves_some_of_them(
+    clf: Classifier, encoders: tuple[HashEncoder, HashEncoder], fusion: str
+) -> None:
+    fill(clf, images=30)
+    clf.add_category("only texts", ["only texts"])
+    clf.calibrate()
+    _, dino = encoders
+    answers = beside(clf, fusion=fusion).classify_vectors(
+        {"dino": dino.encode_images([coloured(colour, 100) for colour in COLOURS])}, top_k=10
+    )
+    for answer, colour in zip(answers, COLOURS, strict=True):
+        assert (answer.label, answer.calibration) == (colour, "current")
+        assert dict(answer.ranking)["only texts"] == 0
+        assert sum(p for _, p in answer.ranking) == pytest.approx(1)
+        assert answer.experts["dino:image"].weight == pytest.approx(1)
+
+
+@pytest.mark.parametrize("index", ["memory", "qdrant"])
+def test_encoders_that_no_category_has_references_of_give_no_answer(
+    encoders: tuple[HashEncoder, HashEncoder], index: Any
+) -> None:
+    with zsvec.open(":memory:", encoders=encoders, index=index) as clf:
+        clf.add_category("red", ["red"])
+        with pytest.raises(StoreError, match="has references that dino can compare"):
+            clf.classify_vectors({"dino": np.ones((1, 16))})
+        assert [answer.label for answer in clf.classify_vectors({"clip": np.ones((1, 32))})] == ["red"]
+
+
 # ---- empty, closed, of other encoders
 
 

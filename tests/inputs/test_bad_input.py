@@ -384,7 +384,7 @@ ARGUMENTS = [
     argument("stream of a path", stream("photo.jpg"), "of images. Got 'photo.jpg'"),
     *(argument(f"stream of one {kind}", stream(one), "of images. Got ") for kind, one in NOT_SEVERAL.items()),
     argument("query without vectors", query(), "of the encoders clip, dino. Got none"),
-    argument("query of one encoder", query(clip=np.ones((1, 32))), "of the encoders clip, dino. Got clip"),
+    argument("query of another encoder", query(vit=np.ones((1, 32))), "of the encoders clip, dino. Got vit"),
     argument(
         "query of more", query(clip=np.ones((1, 32)), dino=np.ones((1, 16)), x=[]), "clip, dino. Got clip, dino, x"
     ),

@@ -450,13 +450,16 @@ class Classifier:
         """Classifies images that are already embedded.
 
         Args:
-            vectors: By encoder, for all encoders of the store, float ``(n_images, dim)`` of any norm. Row i of each
-                array belongs to image i.
+            vectors: By encoder, for all or some encoders of the store, float ``(n_images, dim)`` of any norm. Row i of
+                each array belongs to image i. Other encoders give no evidence: a category without references of the
+                given encoders has probability 0, and an image is unknown only if the calibration has a threshold for
+                the experts of these encoders.
             top_k: Maximum number of categories in a ranking.
 
         Raises:
-            InvalidInputError: An encoder is missing or unknown, a shape is wrong, or a vector is zero or not finite.
-            StoreError: The store has no category.
+            InvalidInputError: No encoder is given, an encoder is unknown, a shape is wrong, or a vector is zero or not
+                finite.
+            StoreError: The store has no category, or no category with references of the given encoders.
         """
         return self._predictor.predict_embedded(vectors, top_k)
 

@@ -188,6 +188,12 @@ class Predictor:
             found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
         # A modality that is no longer in use may still have references.
         used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
+        if not used and found.categories:
+            encoders = ", ".join(vectors)
+            raise StoreError(
+                f"no category of {self._store.location} has references that {encoders} can compare: add references, or "
+                "give vectors of the other encoders"
+            )
         if not used:
             raise self._empty_store()
         with flow.stage("fuse"):

@@ -177,7 +177,7 @@ class Snapshot(Protocol):
     def search(
         self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
-        """Compares images with all references.
+        """Compares images with all references of the encoders of the queries.
 
         Args:
             queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.

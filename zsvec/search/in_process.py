@@ -167,5 +167,5 @@ class InProcess:
         self, queries: Mapping[str, Floats], nearest: int, newest: Callable[[], Snapshot]
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
         """See `Snapshot`."""
-        found = [index.search(queries[expert.encoder], nearest, expert) for expert, index in self.indexes]
-        return self.names, tuple(found)
+        asked = [(expert, index) for expert, index in self.indexes if expert.encoder in queries]
+        return self.names, tuple(index.search(queries[expert.encoder], nearest, expert) for expert, index in asked)

@@ -233,7 +233,7 @@ class QdrantSnapshot:
     ) -> tuple[tuple[str, ...], tuple[ExpertSimilarities, ...]]:
         """See `Snapshot`. Uses the newest state of categories that have lost references meanwhile."""
         state, hits = self, self._ask(self.indexes.values(), queries)
-        if any(self._crowded(index, hits[name]) for name, index in self.indexes.items()):
+        if any(self._crowded(self.indexes[name], found) for name, found in hits.items()):
             hits = self._ask(self.indexes.values(), queries, _write_ids(self.catalog))
         for _ in range(ATTEMPTS):
             now = newest()
@@ -241,7 +241,8 @@ class QdrantSnapshot:
                 return now.search(queries, nearest, newest)
             lost = _lost(state.catalog, now.catalog)
             if not lost:
-                return state.names, tuple(index.search(hits[name], nearest) for name, index in state.indexes.items())
+                asked = [(index, hits[name]) for name, index in state.indexes.items() if name in hits]
+                return state.names, tuple(index.search(found, nearest) for index, found in asked)
             # The queries may have seen replaced or removed categories in part, so these categories are queried again.
             again = {name: now.catalog[name] for name in lost & now.catalog.keys()}
             kept = {name: category for name, category in state.catalog.items() if name not in lost}
@@ -275,9 +276,9 @@ class QdrantSnapshot:
     def _ask(
         self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Floats], write_ids: Sequence[str] | None = None
     ) -> dict[str, Hits]:
-        """Returns the nearest references of each expert. With `write_ids`, searches only these writes."""
+        """Returns the nearest references of each expert with a query. With `write_ids`, searches only these writes."""
         found = {}
-        for expert in (index.expert for index in indexes):
+        for expert in (index.expert for index in indexes if index.expert.encoder in queries):
             rows = self.store.query(expert.encoder, expert.modality, queries[expert.encoder], self.limit, write_ids)
             found[expert.name] = Hits.of(rows, self.limit)
         return found

@@ -131,7 +131,8 @@ class Searcher:
         """Compares images with all committed references.
 
         Args:
-            queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each.
+            queries: By encoder, float32 ``(n_images, dim)``, unit rows; the same images in each. References of other
+                encoders are not compared.
             nearest: Number of nearest references to return for each image and expert.
             spec: Specification of the index in memory. If it changes, the references are indexed again.
             fingerprints: Fingerprints of the encoders of the queries, checked against the store when categories change.

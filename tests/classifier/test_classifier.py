@@ -689,6 +689,17 @@ def test_classify_vectors_predicts_as_classify(clf: Classifier, encoders: tuple[
 
 
 @pytest.mark.parametrize("index", ["memory", "qdrant"])
+def test_sources_of_vectors_name_the_evidence(encoders: tuple[HashEncoder, HashEncoder], index: Any) -> None:
+    rows = {"clip:image": np.eye(32)[:3], "dino:image": np.eye(16)[:3]}
+    with zsvec.open(":memory:", encoders=encoders, index=index) as clf:
+        clf.add_category("shoe", [], vectors=rows, sources=["sku 7", "sku 8", "sku 9"])
+        (answer,) = clf.classify_vectors({"clip": np.eye(32)[1:2], "dino": np.eye(16)[1:2]})
+        assert {expert.neighbors[0].source for expert in answer.experts.values()} == {"sku 8"}
+        assert [one.source for one in clf.references.of("shoe")] == ["sku 7", "sku 8", "sku 9"]
+        assert "sku 8" in answer._repr_html_()
+
+
+@pytest.mark.parametrize("index", ["memory", "qdrant"])
 @pytest.mark.parametrize("fusion", STRATEGIES)
 def test_classify_vectors_with_some_of_the_encoders(
     clf: Classifier, encoders: tuple[HashEncoder, HashEncoder], fusion: str, index: str

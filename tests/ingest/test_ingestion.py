@@ -472,6 +472,40 @@ def test_vectors_come_beside_texts_and_images(workshop: Workshop) -> None:
     assert category.references == {"clip:text": 1, "clip:image": 1, "dino:image": 3}
 
 
+def test_sources_name_the_vectors(workshop: Workshop) -> None:
+    given: dict[str, Any] = {"vectors": {"clip:image": np.eye(32)[:2], "dino:image": np.eye(16)[:2]}}
+    category = workshop.add("cat", [], **given, sources=["sku 7", " https://shop/8 "])
+    found = {(reference.encoder, reference.source) for reference in workshop.store.stored("cat")}
+    assert found == {(encoder, source) for encoder in ("clip", "dino") for source in ("sku 7", "https://shop/8")}
+    assert workshop.add("cat", [], **given, sources=["other", "names"]) == category  # the vectors are there already
+    workshop.add("cat", [], **given, sources=["other", "names"], replace=True)
+    assert {reference.source for reference in workshop.store.stored("cat")} == {"other", "names"}
+
+
+def test_sources_that_cannot_be_used(kennel: Workshop) -> None:
+    before = state(kennel.store)
+    two = {"clip:image": np.eye(32)[:2]}
+    sources: Any
+    for sources in (
+        [],
+        ["a"],
+        ["a", "b", "c"],
+        "ab",
+        ["a", ""],
+        ["a", None],
+        ["a", "\udcff"],
+        ["a", "x" * 20_001],
+        7,
+        b"ab",
+    ):
+        with pytest.raises(InvalidInputError, match="source"):
+            kennel.add("cat", vectors=two, sources=sources)
+    for vectors in ({}, {**two, "clip:text": np.eye(32)[:1]}):
+        with pytest.raises(InvalidInputError, match="one source for each row"):
+            kennel.add("cat", vectors=vectors, sources=["a", "b"])
+    assert state(kennel.store) == before
+
+
 def test_vectors_that_cannot_be_used(kennel: Workshop) -> None:
     before = state(kennel.store)
     rows: Any

@@ -112,6 +112,7 @@ class Classifier:
         images: Iterable[ImageInput | ReferenceImage] = (),
         *,
         vectors: Mapping[str, ArrayLike] | None = None,
+        sources: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> Category:
@@ -128,6 +129,8 @@ class Classifier:
                 or a batch as one array or tensor, as for `classify`. Use `ReferenceImage` to add metadata.
             vectors: References that the same encoders have embedded elsewhere, by expert: ``{"clip:image": (n, dim)}``.
                 They are recognised only if the vectors of the same experts are given together again.
+            sources: Name of each row of `vectors`, such as an id of your own: the ``source`` in the evidence of
+                predictions. If given, every array has as many rows. To change stored sources, use `replace`.
             metadata: JSON to store with the category.
             replace: Whether the given images, texts and metadata replace those of the category. Parts that are not
                 given stay.
@@ -136,13 +139,18 @@ class Classifier:
             The category as committed.
 
         Raises:
-            InvalidInputError: A name, text or vector is unusable, or a new category has no reference.
+            InvalidInputError: A name, text, vector or source is unusable, or a new category has no reference.
             ImageError: An image is unreadable; nothing was stored.
             EncoderMismatchError: The store was made with other encoders.
             ConflictError: The category would have no reference, or other writers changed the category at every attempt.
         """
         given = CategoryInput(
-            name=name, texts=texts, images=images, vectors={} if vectors is None else vectors, metadata=metadata
+            name=name,
+            texts=texts,
+            images=images,
+            vectors={} if vectors is None else vectors,
+            sources=sources,
+            metadata=metadata,
         )
         (category,) = self.add_categories([checked_category(given)], replace=replace)  # checked before encoders load
         return category

@@ -303,7 +303,7 @@ class Builder:
             draft.category = with_changes(category, texts=texts or None)
         if draft.category.texts is not None:
             draft.given.add("text")
-        for reference in _references_of_vectors(vectors):
+        for reference in _references_of_vectors(vectors, _sources_of(category, vectors)):
             if not draft.leave_out(reference.modality, reference.hash, reference.source):
                 draft.given.add(reference.modality)
                 draft.add(reference)
@@ -420,7 +420,21 @@ def _text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterator[Reference]:
+def _sources_of(category: CategoryInput, vectors: Mapping[str, NDArray[np.float32]]) -> Sequence[str] | None:
+    """Returns the sources of the vectors; raises InvalidInputError unless each row of each expert has a source."""
+    sources = category.sources
+    counts = {expert: len(rows) for expert, rows in vectors.items()}
+    if sources is not None and set(counts.values()) != {len(sources)}:
+        raise InvalidInputError(
+            f"sources must have one source for each row of vectors. Got {len(sources)} for {counts or 'no vectors'}: "
+            "give arrays with other numbers of rows in another call"
+        )
+    return sources
+
+
+def _references_of_vectors(
+    vectors: Mapping[str, NDArray[np.float32]], sources: Sequence[str] | None
+) -> Iterator[Reference]:
     """Yields references for vectors that were embedded elsewhere.
 
     Calibration matches the evidence of several experts on one image by hash. If all experts of a modality have the same
@@ -428,6 +442,7 @@ def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterat
 
     Args:
         vectors: Vectors by expert, float32 ``(n, dim)``, with rows of unit norm.
+        sources: Source of each row of each expert.
     """
     for expert, rows in vectors.items():
         encoder, modality = encoder_and_modality(expert)
@@ -436,4 +451,4 @@ def _references_of_vectors(vectors: Mapping[str, NDArray[np.float32]]) -> Iterat
             beside = [rows]
         for position, row in enumerate(rows):
             digest = hashlib.sha256(b"".join(other[position].tobytes() for other in beside)).hexdigest()
-            yield Reference(encoder, modality, digest, "vector", row)
+            yield Reference(encoder, modality, digest, sources[position] if sources else "vector", row)

@@ -61,6 +61,8 @@ class CategoryInput:
         vectors: References that were embedded elsewhere with the same encoder. The key is the expert, such as
             ``clip:image``; the value is a float array ``(n, dim)`` with rows of any norm. If all arrays of a modality
             have the same number of rows, row i of each array belongs to the same image or text.
+        sources: Name of each row of `vectors` in the evidence of predictions: a path, a URL or an id of your own. If
+            given, every array has as many rows as there are sources. By default, ``vector``.
         metadata: JSON object that is stored with the category.
     """
 
@@ -68,6 +70,7 @@ class CategoryInput:
     texts: Sequence[str] | None = None
     images: Iterable[ImageInput | ReferenceImage] = ()
     vectors: Mapping[str, ArrayLike] = field(default_factory=dict)
+    sources: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
 
 
@@ -89,9 +92,10 @@ def checked_path(name: str, path: object) -> Path:
 
 
 def checked_category(category: object) -> CategoryInput:
-    """Returns a category with name, texts and metadata in stored form; raises InvalidInputError for invalid values.
+    """Returns a category with name, texts, sources and metadata in stored form.
 
-    Images are not iterated. Vectors are not checked, because `checked_vectors` needs their dimension.
+    Raises InvalidInputError for invalid values. Images are not iterated. Vectors are not checked, because
+    `checked_vectors` needs their dimension.
     """
     if not isinstance(category, CategoryInput):
         raise InvalidInputError(f"categories must be CategoryInput objects. Got {shown(category)} instead")
@@ -102,8 +106,9 @@ def checked_category(category: object) -> CategoryInput:
     return replace(
         category,
         name=checked_name(category.name),
-        texts=None if category.texts is None else _checked_texts(category.texts),
+        texts=None if category.texts is None else _checked_texts(category.texts, "texts", "a definition text"),
         images=checked_images(category.images),
+        sources=None if category.sources is None else _checked_texts(category.sources, "sources", "a source"),
         metadata=None if category.metadata is None else checked_metadata(category.metadata),
     )
 
@@ -144,21 +149,21 @@ def _short_text(text: object, what: str) -> str:
     return composed
 
 
-def _checked_texts(texts: object) -> list[str]:
+def _checked_texts(texts: object, name: str, what: str) -> list[str]:
     if not is_several(texts):
-        raise InvalidInputError(f"texts must be a list of str. Got {shown(texts)} instead")
-    return [_checked_text(text) for text in texts]
+        raise InvalidInputError(f"{name} must be a list of str. Got {shown(texts)} instead")
+    return [_checked_text(text, what) for text in texts]
 
 
-def _checked_text(text: object) -> str:
+def _checked_text(text: object, what: str) -> str:
     if not isinstance(text, str) or not text.strip():
-        raise InvalidInputError(f"a definition text must be a str that is not empty. Got {shown(text)} instead")
+        raise InvalidInputError(f"{what} must be a str that is not empty. Got {shown(text)} instead")
     if len(text) > LONGEST_TEXT:
         raise InvalidInputError(
-            f"a definition text may have at most {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
+            f"{what} may have at most {LONGEST_TEXT:,} characters. Got {len(text):,}, {text[:40]!r}…"
         )
     if re.search(f"[{SURROGATES}]", text):
-        raise InvalidInputError(f"a definition text must be valid Unicode. Got {shown(text)}")
+        raise InvalidInputError(f"{what} must be valid Unicode. Got {shown(text)}")
     return text.strip()
 
 

@@ -23,7 +23,7 @@ from zsvec.testing import HashEncoder
 ROOT = Path(__file__).parents[1]
 
 
-FUNCTIONS = {"checked_name", "content_hash", "load_image"}
+FUNCTIONS = {"checked_name", "content_hash", "load_image", "read_categories"}
 
 
 def test_the_names_of_the_package() -> None:

@@ -67,6 +67,7 @@ if TYPE_CHECKING:
     from zsvec.ingest.embedding import Embedding
     from zsvec.ingest.validation import Errors
     from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
+    from zsvec.inputs.folders import read_categories
     from zsvec.inputs.images import ImageInput, Region, SupportsArray, content_hash, load_image
     from zsvec.method.calibrate.fit import CalibrationReport, Quality
     from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
@@ -166,6 +167,7 @@ __all__ = [
     "checked_name",
     "content_hash",
     "load_image",
+    "read_categories",
 ]
 
 # Names that are imported on first access, by module, because numpy, Pillow and pydantic are slow to import.
@@ -185,6 +187,7 @@ _LATE = {
     "zsvec.ingest.embedding": "Embedding",
     "zsvec.ingest.validation": "Errors",
     "zsvec.inputs.categories": "CategoryInput ReferenceImage checked_name",
+    "zsvec.inputs.folders": "read_categories",
     "zsvec.inputs.images": "ImageInput Region SupportsArray content_hash load_image",
     "zsvec.method.calibrate.fit": "CalibrationReport Quality",
     "zsvec.method.calibration": "Calibration ExpertCalibration LogLinear",

@@ -810,6 +810,13 @@ def read(inputs: list[CategoryInput]) -> dict[str, tuple[Any, list[str]]]:
     return {given.name: (given.texts, [Path(str(image)).name for image in given.images]) for given in inputs}
 
 
+@pytest.mark.parametrize("definitions", [{"cat": "a feline"}, {"cat": None}, {"cat": [""]}, {"": []}, ["cat"], "cat"])
+def test_definitions_of_another_form(tmp_path: Path, definitions: Any) -> None:
+    write_photos(tmp_path / "pets" / "cat", [1])
+    with pytest.raises(InvalidInputError):
+        read_categories(tmp_path / "pets", definitions)
+
+
 def test_a_folder_of_categories(tmp_path: Path) -> None:
     write_photos(tmp_path / "pets" / "cat", [2, 1])
     write_photos(tmp_path / "pets" / "cat" / "more", [3])
@@ -824,6 +831,7 @@ def test_a_folder_of_categories(tmp_path: Path) -> None:
         "dog": (None, ["4.png"]),
         "fox": (["a red hunter"], []),
     }
+    assert read_categories(str(tmp_path / "pets"), definitions) == read_categories(tmp_path / "pets", definitions)
     definitions["empty"] = ["nothing"]
     assert read(read_categories(tmp_path / "pets", definitions))["empty"] == (["nothing"], [])
 

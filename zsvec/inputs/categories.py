@@ -106,9 +106,9 @@ def checked_category(category: object) -> CategoryInput:
     return replace(
         category,
         name=checked_name(category.name),
-        texts=None if category.texts is None else _checked_texts(category.texts, "texts", "a definition text"),
+        texts=None if category.texts is None else checked_texts(category.texts, "texts", "a definition text"),
         images=checked_images(category.images),
-        sources=None if category.sources is None else _checked_texts(category.sources, "sources", "a source"),
+        sources=None if category.sources is None else checked_texts(category.sources, "sources", "a source"),
         metadata=None if category.metadata is None else checked_metadata(category.metadata),
     )
 
@@ -149,7 +149,17 @@ def _short_text(text: object, what: str) -> str:
     return composed
 
 
-def _checked_texts(texts: object, name: str, what: str) -> list[str]:
+def checked_texts(texts: object, name: str, what: str) -> list[str]:
+    """Returns texts in stored form: without surrounding whitespace.
+
+    Args:
+        texts: An iterable of str.
+        name: Name of the argument, for error messages.
+        what: Name of one text, for error messages.
+
+    Raises:
+        InvalidInputError: The value is a single text or no iterable, or a text is empty, too long or not Unicode.
+    """
     if not is_several(texts):
         raise InvalidInputError(f"{name} must be a list of str. Got {shown(texts)} instead")
     return [_checked_text(text, what) for text in texts]

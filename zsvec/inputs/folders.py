@@ -13,8 +13,8 @@ from typing import NoReturn, TypeAlias
 
 from pydantic import TypeAdapter
 
-from zsvec.errors import InvalidInputError
-from zsvec.inputs.categories import CategoryInput, checked_name, checked_path
+from zsvec.errors import InvalidInputError, shown
+from zsvec.inputs.categories import CategoryInput, checked_name, checked_path, checked_texts
 from zsvec.inputs.encoded import SUFFIXES
 from zsvec.inputs.files import inside, read_named
 
@@ -97,23 +97,38 @@ def _files(folder: Path, root: Path, on_error: Callable[[OSError], object], on_o
 
 
 def read_categories(
-    folder: Path, definitions: Mapping[str, Sequence[str]] | None = None, *, on_outside: OnOutside = refused
+    folder: str | os.PathLike[str],
+    definitions: Mapping[str, Sequence[str]] | None = None,
+    *,
+    on_outside: OnOutside = refused,
 ) -> list[CategoryInput]:
-    """Returns the categories that have images in a sub-folder, definition texts, or both, sorted by name.
+    """Reads categories from a folder: the images of each category are in a sub-folder with its name.
+
+    ```python
+    clf.add_categories(zsvec.read_categories("photos", {"cat": ["a domestic cat"]}))
+    ```
 
     Args:
-        folder: Folder with a sub-folder of images per category, named after the category.
-        definitions: Definition texts by category.
-        on_outside: As in `find_images`.
+        folder: Folder with a sub-folder of images per category. Images are recognised by suffix; hidden files are
+            skipped. The folder is untrusted: links must not leave it.
+        definitions: Definition texts by category, also of categories without a sub-folder.
+        on_outside: Called with the error of each image or sub-folder that is a link out of `folder`. The path is then
+            skipped. The default raises the error.
+
+    Returns:
+        The categories that have images, definition texts, or both, for `Classifier.add_categories`, sorted by name.
+        Their images are paths of files that are not read yet.
 
     Raises:
-        InvalidInputError: As in `category_folders`. Also if the name of a definition is invalid, or there is no
-            category.
+        InvalidInputError: `folder` is not a folder, cannot be listed or has no sub-folders; the name of a sub-folder or
+            of a definition is not a valid category name; two sub-folders name the same category; a definition is not a
+            list of texts; or there is no category.
     """
+    folder = checked_path("folder", folder)
     folders = category_folders(folder, on_outside=on_outside)
     images = {name: find_images(path, root=folder, on_outside=on_outside) for name, path in folders.items()}
     given = [CategoryInput(name=name, images=paths) for name, paths in images.items()]
-    defined = with_definitions(given, definitions or {})
+    defined = with_definitions(given, {} if definitions is None else definitions)
     found = [category for category in defined if category.images or category.texts is not None]
     if not found:
         raise InvalidInputError(
@@ -129,11 +144,15 @@ def with_definitions(
 
     Args:
         categories: Categories without texts. Their names must be unique.
-        definitions: Definition texts by category name. An invalid name raises InvalidInputError.
+        definitions: Definition texts by category name. An invalid name or text raises InvalidInputError.
     """
+    if not isinstance(definitions, Mapping):
+        got = shown(definitions)
+        raise InvalidInputError(f"definitions must be a mapping of names to lists of str. Got {got} instead")
     texts: dict[str, list[str]] = {}
-    for name, category_texts in definitions.items():
-        texts.setdefault(checked_name(name), []).extend(category_texts)
+    for name, given in definitions.items():
+        of_category = texts.setdefault(checked_name(name), [])
+        of_category += checked_texts(given, f"the definitions of {shown(name)}", "a definition text")
     by_name = {category.name: category for category in categories}
     return [
         replace(by_name.get(name, CategoryInput(name=name)), texts=texts.get(name))

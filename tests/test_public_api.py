@@ -12,7 +12,8 @@ import sys
 from collections.abc import Iterator
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, cast
+from types import NoneType
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import pytest
 
@@ -42,7 +43,8 @@ def test_the_names_of_the_package() -> None:
         "StreamStats",
     } <= named
     errors_of_zsvec = {error.__name__ for error in ERRORS}
-    assert set(zsvec.__all__) == named | errors_of_zsvec | FUNCTIONS | {"Classifier", "BatchEncoder", "__version__"}
+    others = {"Classifier", "BatchEncoder", "SettingsArguments", "__version__"}
+    assert set(zsvec.__all__) == named | errors_of_zsvec | FUNCTIONS | others
 
 
 def test_each_name_of_the_package_is_one_of_a_module() -> None:
@@ -193,6 +195,18 @@ def test_methods_of_a_classifier() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         attributes = {name for name in vars(classifier) if not name.startswith("_")}
     assert attributes == {"settings"}
+
+
+def test_the_keywords_of_open_are_the_settings() -> None:
+    hints = get_type_hints(zsvec.SettingsArguments)
+    settings = {name: field.annotation for name, field in zsvec.Settings.model_fields.items() if name != "store"}
+    assert list(hints) == list(settings)
+    for name, hint in hints.items():
+        assert NoneType in get_args(hint)
+        choices = [set(get_args(one)) - {NoneType} for one in (settings[name], *get_args(settings[name]))]
+        for one in get_args(hint):
+            if get_origin(one) is Literal:
+                assert set(get_args(one)) in choices
 
 
 # ---- errors

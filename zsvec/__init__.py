@@ -16,6 +16,7 @@ from collections.abc import Iterable as _Iterable
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
+from typing import Unpack as _Unpack
 
 from zsvec.errors import (
     CategoryNotFoundError,
@@ -74,7 +75,14 @@ if TYPE_CHECKING:
     from zsvec.method.predict.background import Background
     from zsvec.method.quality.label_errors import Suspect
     from zsvec.settings.profiles import Profile
-    from zsvec.settings.settings import GenerationSettings, IndexDtype, IndexKind, ModelPrice, Settings
+    from zsvec.settings.settings import (
+        GenerationSettings,
+        IndexDtype,
+        IndexKind,
+        ModelPrice,
+        Settings,
+        SettingsArguments,
+    )
     from zsvec.streams.flow import StreamStats
     from zsvec.streams.stream import AsyncStream, Stream
 
@@ -146,6 +154,7 @@ __all__ = [
     "Region",
     "RuntimeName",
     "Settings",
+    "SettingsArguments",
     "SmallImage",
     "StoreError",
     "StoreLockedError",
@@ -194,7 +203,7 @@ _LATE = {
     "zsvec.method.predict.background": "Background",
     "zsvec.method.quality.label_errors": "Suspect",
     "zsvec.settings.profiles": "Profile",
-    "zsvec.settings.settings": "GenerationSettings IndexDtype IndexKind ModelPrice Settings",
+    "zsvec.settings.settings": "GenerationSettings IndexDtype IndexKind ModelPrice Settings SettingsArguments",
     "zsvec.streams.flow": "StreamStats",
     "zsvec.streams.stream": "AsyncStream Stream",
 }
@@ -212,7 +221,10 @@ def __dir__() -> list[str]:
 
 
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open
-    store: str | _os.PathLike[str] | None = None, *, encoders: _Iterable[Encoder] | None = None, **settings: _Any
+    store: str | _os.PathLike[str] | None = None,
+    *,
+    encoders: _Iterable[Encoder] | None = None,
+    **settings: _Unpack[SettingsArguments],
 ) -> Classifier:
     """Open a store of categories, and return a classifier that compares images with the references in the store.
 

@@ -7,7 +7,7 @@ import resource
 import statistics
 import tempfile
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -61,7 +61,7 @@ def _store(
     started: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["XDG_CACHE_HOME"] = scratch  # folder of the reference cache
-        opened = partial(zsvec.open, f"{scratch}/store", encoders=[encoder], index_device=device)
+        opened = partial(zsvec.open, f"{scratch}/store", encoders=[encoder], index_device=cast("zsvec.Device", device))
         with opened(index="memory", index_cache=False) as classifier:
             started["import, s"] = seconds(partial(classifier.add_categories, categories))
             started["calibrate, s"] = seconds(classifier.calibrate)
@@ -100,7 +100,9 @@ def calibrate(references: int = 10_000, dim: int = 512, categories: int = 1_000,
 
     with (
         tempfile.TemporaryDirectory() as scratch,
-        zsvec.open(scratch, encoders=encoders, index_device=device, index_cache=False) as classifier,
+        zsvec.open(
+            scratch, encoders=encoders, index_device=cast("zsvec.Device", device), index_cache=False
+        ) as classifier,
     ):
         classifier.add_categories([category(number) for number in range(categories)])
         classifier.classify_vectors({name: centre[:1] for name, centre in centres.items()})  # loads the vectors

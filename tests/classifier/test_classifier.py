@@ -702,7 +702,7 @@ def test_sources_of_vectors_name_the_evidence(encoders: tuple[HashEncoder, HashE
 @pytest.mark.parametrize("index", ["memory", "qdrant"])
 @pytest.mark.parametrize("fusion", STRATEGIES)
 def test_classify_vectors_with_some_of_the_encoders(
-    clf: Classifier, encoders: tuple[HashEncoder, HashEncoder], fusion: str, index: str
+    clf: Classifier, encoders: tuple[HashEncoder, HashEncoder], fusion: str, index: Any
 ) -> None:
     images = [coloured(colour, 100) for colour in COLOURS]
     clf.add_category("only texts", ["only texts"])
@@ -1362,7 +1362,7 @@ def test_settings_that_cannot_be_used(folder: Path) -> None:
 
 def test_the_key_of_a_server_is_never_shown() -> None:
     with pytest.raises(InvalidInputError) as error:
-        zsvec.open("./s", api_key=12345)
+        zsvec.open("./s", api_key=12345)  # type: ignore[arg-type]
     assert "12345" not in str(error.value)
     assert "hunter2" not in repr(load_settings(api_key="hunter2"))
 

@@ -76,7 +76,7 @@ class Studio(Service):
         super().__init__(appearances)
         self.folder = folder / "generated"
         self.encoders = encoders
-        settings = {"store": str(folder / "store"), **place}
+        settings: dict[str, Any] = {"store": str(folder / "store"), **place}
         generation = {"base_url": self.server.url, "concurrency": 1}
         self.clf = zsvec.open(encoders=encoders, generation=generation, **settings)
 

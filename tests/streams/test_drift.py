@@ -132,8 +132,8 @@ def test_images_unlike_the_references_drift(clf: Classifier, caplog: pytest.LogC
 
 
 def test_no_drift_without_a_calibration_of_novelty() -> None:
-    for settings in ({"calibration": "off"}, {}):
-        with zsvec.open(":memory:", encoders=[HashEncoder()], **settings) as clf:
+    for calibration in ("off", None):
+        with zsvec.open(":memory:", encoders=[HashEncoder()], calibration=calibration) as clf:  # type: ignore[arg-type]
             for colour in COLOURS:
                 clf.add_category(colour, images=[coloured(colour, seed) for seed in range(4)])
             with clf.classify_stream([photo(seed) for seed in range(100)]) as stream:

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict
 
 import platformdirs
 from pydantic import (
@@ -416,6 +416,55 @@ class Settings(_Masked, BaseSettings):
             for expert in table:
                 if expert not in experts:
                     raise InvalidInputError(f"{setting}: there is no expert {expert!r}; there are {', '.join(experts)}")
+
+
+class SettingsArguments(TypedDict, total=False):
+    """The fields of `Settings`, except `store`, as keyword arguments of `zsvec.open`.
+
+    ``None`` counts as missing. Type checkers and editors read this class; `Settings` checks the values.
+    """
+
+    namespace: str | None
+    api_key: str | SecretStr | None
+    allow_http: bool | None
+    ca_certificate: str | os.PathLike[str] | None
+    timeout: float | None
+    max_staleness: float | None
+    replicas: int | None
+    shards: int | None
+    write_consistency: int | None
+    keep_images: KeepImages | None
+    added_by: str | None
+    history: float | None
+    keep: Keep | None
+    inbox_size: int | None
+    inbox_days: float | None
+    profile: str | None
+    profiles: Mapping[str, Profile | Mapping[str, Any]] | None
+    device: Device | None
+    dtype: Dtype | None
+    runtime: RuntimeName | None
+    compile: bool | None
+    batch_size: int | None
+    max_wait_ms: float | None
+    index: IndexKind | None
+    index_budget: int | None
+    index_device: Device | None
+    index_dtype: IndexDtype | None
+    index_cache: bool | None
+    neighbors: int | None
+    aggregation: str | None
+    top_m: int | None
+    fusion: str | None
+    weights: Mapping[str, float] | None
+    temperatures: Mapping[str, float] | None
+    calibration: Literal["auto", "off"] | None
+    false_unknown_rate: float | None
+    unknown_above: float | None
+    unknown_per_category: bool | None
+    max_pixels: int | None
+    image_memory: int | None
+    generation: GenerationSettings | Mapping[str, Any] | None
 
 
 def load_settings(**arguments: Any) -> Settings:

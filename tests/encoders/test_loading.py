@@ -122,6 +122,67 @@ def test_weights_under_other_names_are_taken_in_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(own.encode_images(IMAGES), other.encode_images(IMAGES))
 
 
+BACKBONES = {"test_vit": "head", "test_convnext": "head.fc", "test_resnet": "fc", "test_vit2": "head"}
+HEADS: dict[str, list[str]] = {
+    "none": [],
+    "other classes": [".weight", ".bias"],
+    "two layers": [".0.weight", ".0.bias", ".2.weight", ".2.bias"],
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("model", BACKBONES)
+def test_only_the_backbone_of_a_checkpoint_is_used(model: str, head: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = timm.create_model(model)
+    torch.save(trained.state_dict(), tmp_path / "whole.pth")
+    backbone = {name: w for name, w in trained.state_dict().items() if not name.startswith(f"{BACKBONES[model]}.")}
+    others = {f"{BACKBONES[model]}{name}": torch.randn(7, 7) for name in HEADS[head]}
+    torch.save({**backbone, **others}, tmp_path / "tuned.pth")
+    spec = EncoderSpec(family="vision", model=model, modalities=("image",))
+    expected, got = (load(spec, weights=str(tmp_path / file)) for file in ("whole.pth", "tuned.pth"))
+    assert got.fingerprint.dim == expected.fingerprint.dim
+    np.testing.assert_allclose(got.encode_images(IMAGES), expected.encode_images(IMAGES), atol=1e-6)
+    for name in (min(backbone), max(backbone)):
+        torch.save({**backbone, **others, name: torch.randn(3)}, tmp_path / "other.pth")
+        torch.save({key: w for key, w in {**backbone, **others}.items() if key != name}, tmp_path / "partial.pth")
+        for file in ("other.pth", "partial.pth"):
+            with pytest.raises(WeightsUnavailableError, match=rf"{file} does not fit the model {model}"):
+                load(spec, weights=str(tmp_path / file))
+
+
+def test_a_backbone_for_another_input_size(specs: Specs, tmp_path: Path) -> None:
+    state = torch.load(str(specs["vit"].weights), weights_only=True)
+    torch.save({name: w for name, w in state.items() if not name.startswith("head.")}, tmp_path / "it.pth")
+    got, expected = (load(specs["vit-96"], weights=w) for w in (str(tmp_path / "it.pth"), specs["vit"].weights))
+    np.testing.assert_allclose(got.encode_images(IMAGES), expected.encode_images(IMAGES), atol=1e-6)
+
+
+def test_conse_needs_the_classifier_of_its_checkpoint(specs: Specs, tmp_path: Path) -> None:
+    state = torch.load(str(specs["vit"].weights), weights_only=True)
+    del state["head.weight"], state["head.bias"]
+    torch.save(state, tmp_path / "it.pth")
+    with pytest.raises(InvalidInputError, match="family 'conse' needs one"):
+        load(specs["tiny-conse"], weights=str(tmp_path / "it.pth"))
+
+
+def test_a_backbone_with_further_layers_is_another_model(specs: Specs, tmp_path: Path) -> None:
+    state = torch.load(str(specs["vit"].weights), weights_only=True)
+    state["head.weight"] = torch.randn(3, state["head.weight"].shape[1])
+    deeper = {name.replace("blocks.0.", "blocks.99."): w for name, w in state.items() if "blocks.0." in name}
+    torch.save({**state, **deeper}, tmp_path / "deeper.pth")
+    with pytest.raises(WeightsUnavailableError, match="does not fit the model"):
+        load(specs["vit"], weights=str(tmp_path / "deeper.pth"))
+
+
+def test_a_file_that_holds_more_than_weights(specs: Specs, tmp_path: Path) -> None:
+    state = torch.load(str(specs["vit"].weights), weights_only=True)
+    for content in ({"epoch": 3, "weights": state}, {**state, "head.bias": "text"}, {**state, "norm.bias": [1.0]}):
+        torch.save(content, tmp_path / "it.pth")
+        with pytest.raises(WeightsUnavailableError, match=r"must hold tensors by name.*state_dict"):
+            load(specs["vit"], weights=str(tmp_path / "it.pth"))
+
+
 def test_weights_in_half_precision_are_computed_in_single(specs: Specs, clip_copy: Path) -> None:
     weights = weight_file(clip_copy)
     save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})

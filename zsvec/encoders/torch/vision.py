@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch.device import TorchDevice
 from zsvec.encoders.torch.image_model import fast_model
 from zsvec.encoders.weights import LocalSource, Weights, relative_files, weight_files
-from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.errors import InvalidInputError, WeightsUnavailableError, shown
 from zsvec.types import Modality
 
 # Images in one pass on a CPU, so few that activations stay in the cache. Activations in bfloat16 take half the memory.
@@ -32,6 +33,8 @@ from zsvec.types import Modality
 # times as fast in bfloat16.
 _IMAGES_A_PASS: Mapping[torch.dtype | None, int] = {torch.float32: 4, torch.bfloat16: 8}
 _WHOLE_BATCH = sys.maxsize
+
+_MISFITS = (RuntimeError, LookupError, ValueError, AttributeError, TypeError)  # of timm, for weights of another model
 
 
 class TimmBackbone:
@@ -168,22 +171,39 @@ def _build(model: str, weights: Weights, options: Mapping[str, Any]) -> Any:
         # Readers of damaged files (zip, pickle, safetensors) raise errors of many types.
         except Exception as exc:
             raise WeightsUnavailableError(f"the weight file {path} cannot be read: {exc}; download it again") from exc
-        try:
+        if others := [name for name, tensor in state.items() if not torch.is_tensor(tensor)]:
+            raise WeightsUnavailableError(
+                f"the weight file {path} must hold tensors by name, got {type(state[others[0]]).__name__} under "
+                f"{shown(others[0])}; save model.state_dict()"
+            )
+        with suppress(*_MISFITS):
             return _converted(model, state, options)
-        except (RuntimeError, LookupError, ValueError, AttributeError, TypeError) as exc:
-            built = timm.create_model(model, **options)
-            if not _load_in_order(built, state):
-                raise WeightsUnavailableError(
-                    f"the weight file {path} does not fit the model {model}: {exc}; give the file of this very model"
-                ) from exc
+        built = timm.create_model(model, **options)
+        if _load_in_order(built, state):
             return built
+        heads = tuple(f"{name}." for name in _heads(built))
+        backbone = {name: tensor for name, tensor in state.items() if not name.startswith(heads)}
+        try:
+            return _converted(model, backbone, options, num_classes=0, label_offset=0)
+        except _MISFITS as exc:
+            raise WeightsUnavailableError(
+                f"the weight file {path} does not fit the model {model}: {exc}; give a file with all weights of the "
+                "backbone of this very model"
+            ) from exc
 
 
-def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
+def _heads(model: Any) -> list[str]:
+    """Returns the names of the classifiers of a timm model, which replaces them for other classes."""
+    found = model.get_classifier()
+    heads = list(found) if isinstance(found, tuple | list) else [found]
+    return [name for name, module in model.named_modules() if any(module is head for head in heads)]
+
+
+def _converted(model: str, state: Mapping[str, Any], options: Mapping[str, Any], **config: Any) -> Any:
     """Returns the model with weights that timm converts, including position embeddings. All weights must fit."""
     if not state:  # without weights, timm would ask the hub
         raise ValueError("the file holds no weights")
-    source = {"state_dict": dict(state), "custom_load": False, "source": None}
+    source = {"state_dict": dict(state), "custom_load": False, "source": None, **config}
     built = timm.create_model(model, pretrained=True, pretrained_cfg_overlay=source, **options)
     del built.pretrained_cfg["state_dict"]
     return built

@@ -234,7 +234,8 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         encoders: Encoder objects to use instead of the encoders of a profile.
         **settings: Fields of `zsvec.settings.settings.Settings`, such as ``profile``, ``namespace``, ``api_key``,
             ``device`` or ``fusion``. Omitted fields come from environment variables such as ``ZSVEC_PROFILE``, from
-            ``zsvec.toml``, from ``config.toml`` in your configuration folder, or from the defaults.
+            ``zsvec.toml``, from ``config.toml`` in your configuration folder, or from the defaults. An omitted
+            ``profile`` is the profile that the store was made with.
 
     Returns:
         A classifier, which is also a context manager.
@@ -245,40 +246,8 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         StoreLockedError: The embedded store is already open, in this or another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
-    from zsvec.classifier import Classifier
-    from zsvec.encoders import EncoderSet, load_encoders
-    from zsvec.encoders.spec import TEMPERATURES
+    from zsvec.classifier import open_classifier
     from zsvec.settings.settings import load_settings
-    from zsvec.types import expert_name
 
-    chosen = load_settings(store=_os.fspath(store) if isinstance(store, _os.PathLike) else store, **settings)
-    own = None if encoders is None else EncoderSet(encoders, batch_size=chosen.batch_size)
-    specs = chosen.encoder_specs() if own is None else {}
-
-    def load() -> EncoderSet:
-        if own is not None:
-            return own
-        return load_encoders(
-            specs,
-            device=chosen.device,
-            dtype=chosen.dtype,
-            runtime=chosen.runtime,
-            compiled=chosen.compile,
-            batch_size=chosen.batch_size,
-        )
-
-    if own is not None:
-        temperatures = {expert_name(e.name, m): TEMPERATURES[m] for e in own for m in e.modalities}
-    else:
-        temperatures = {
-            expert_name(name, m): spec.temperature.get(m, TEMPERATURES[m])
-            for name, spec in specs.items()
-            for m in spec.modalities
-        }
-    return Classifier(
-        chosen.open_store(),
-        chosen,
-        load_encoders=load,
-        temperatures=temperatures,
-        prompts={name: spec.prompt for name, spec in specs.items()},
-    )
+    location = _os.fspath(store) if isinstance(store, _os.PathLike) else store
+    return open_classifier(load_settings(store=location, **settings), encoders=encoders)

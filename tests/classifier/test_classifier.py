@@ -56,7 +56,6 @@ from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.images import content_hash
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.reference_aggregation import AGGREGATIONS
-from zsvec.settings.profiles import PROFILES
 from zsvec.settings.settings import load_settings
 from zsvec.store import open_store
 from zsvec.testing import HashEncoder
@@ -834,28 +833,6 @@ def test_encoders_of_other_fingerprints_are_refused_before_anything_is_written(c
         assert state(again._store) == before
 
 
-def test_the_profile_of_other_fingerprints_is_named(folder: Path) -> None:
-    def encoders_of(profile: str) -> list[HashEncoder]:
-        encoders = [HashEncoder("clip", dim=32), HashEncoder("dino", dim=16, modalities=("image",))]
-        for encoder in encoders:
-            revision = PROFILES[profile].encoders[encoder.name].revision
-            encoder.fingerprint = replace(encoder.fingerprint, revision=revision)
-        return encoders
-
-    with open_classifier(folder, *encoders_of("plus")) as made:
-        made.add_category("red", images=[coloured("red", 1)])
-    named = r"; it was made with the profile 'plus': open it with that \(--profile plus\)$"
-    with open_classifier(folder, *encoders_of("base")) as wrong:
-        for action in (lambda: wrong.add_category("white"), lambda: wrong.classify(coloured("red", 1))):
-            with pytest.raises(EncoderMismatchError, match=named):
-                action()
-    with (
-        open_classifier(folder, *encoders_of("base"), profile="plus") as wrong,
-        pytest.raises(EncoderMismatchError, match=r"another namespace$"),
-    ):
-        wrong.add_category("white")
-
-
 def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf: Classifier, folder: Path) -> None:
     clf.add_category("cat", ["a feline"])
     before = state(clf._store)
@@ -1461,7 +1438,59 @@ def test_the_offline_profile_by_name(folder: Path, loading: Loading) -> None:
         clf.add_category("cat", images=[coloured("red", 1)])
         assert clf.categories()[0].references == {"conse:text": 1, "conse:image": 1, "efficientnet:image": 1}
     with pytest.raises(EncoderMismatchError, match="encoders conse, efficientnet, and clip, dino are in use"):
+        zsvec.open(str(folder / "store"), profile="base")
+
+
+def test_a_store_is_opened_with_the_profile_that_it_was_made_with(folder: Path, loading: Loading) -> None:
+    trusted_settings(PROFILE)
+    with zsvec.open(str(folder / "store")) as made:
+        made.add_category("cat", images=[coloured("red", 1)])
+    trusted_settings(PROFILE.replace('profile = "mine"', ""))
+    with zsvec.open(str(folder / "store")) as again:
+        assert again.settings.profile == "mine"
+        assert again.classify(coloured("red", 2)).experts.keys() == {"clip:text", "clip:image", "vit:image"}
+    assert [spec.model for spec in loading.specs.values()] == ["./models/clip", "vit_tiny"]
+
+
+def test_only_settings_define_the_profile_of_a_store(folder: Path, loading: Loading) -> None:
+    """Others may have made the store: its name of a profile means what the settings of this user say, or nothing."""
+    trusted_settings(PROFILE)
+    with zsvec.open(str(folder / "store")) as made:
+        made.add_category("cat", images=[coloured("red", 1)])
+    trusted_settings("")
+    loading.specs = {}
+    with pytest.raises(EncoderMismatchError, match="profile 'mine', which your settings do not define"):
         zsvec.open(str(folder / "store"))
+    trusted_settings("[profiles.mine.encoders.other]\nfamily = 'clip'\nmodel = './models/other'\n")
+    with pytest.raises(EncoderMismatchError, match="encoders clip, vit, and other are in use"):
+        zsvec.open(str(folder / "store"))
+    assert not loading.specs
+
+
+def test_a_profile_with_other_fingerprints_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(specs: Mapping[str, EncoderSpec], **_: Any) -> EncoderSet:
+        encoders = [HashEncoder(name, modalities=spec.modalities) for name, spec in specs.items()]
+        for encoder in encoders:
+            encoder.fingerprint = replace(encoder.fingerprint, revision=specs[encoder.name].revision)
+        return EncoderSet(encoders)
+
+    monkeypatch.setattr("zsvec.encoders.load_encoders", load)
+    with zsvec.open(str(folder / "store"), profile="plus") as made:
+        made.add_category("red", images=[coloured("red", 1)])
+    with zsvec.open(str(folder / "store"), profile="base") as wrong:
+        for action in (lambda: wrong.add_category("white"), lambda: wrong.classify(coloured("red", 1))):
+            with pytest.raises(EncoderMismatchError, match=r"\(profile 'plus'\)"):
+                action()
+    with zsvec.open(str(folder / "store")) as right:
+        assert right.classify(coloured("red", 1)).nearest == "red"
+
+
+def test_encoders_in_python_and_folders_of_encoders_are_not_remembered(clf: Classifier, folder: Path) -> None:
+    clf.close()
+    with open_classifier(folder, profile="offline") as again:
+        assert again.info()["profile"] is None
+    with pytest.raises(EncoderMismatchError, match="encoders clip, dino, and conse, efficientnet are in use"):
+        zsvec.open(str(folder / "store"), profile="offline")
 
 
 def test_a_profile_that_cannot_be_used() -> None:

@@ -30,6 +30,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         "categories": 3,
         "unreadable": [],
         "references": {"clip:text": 3, "clip:image": 9, "dino:image": 9},
+        "profile": "base",
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
         "measured": {
@@ -116,16 +117,18 @@ def test_doctor_finds_missing_weights_and_other_encoders(stocked: Cli, ward: Cal
     store = by_name(result)["store"]
     assert (result.code, store["ok"]) == (1, False)
     assert "encoders clip, dino, and conse, efficientnet are in use" in store["detail"]
-    assert "profile '" not in store["detail"]  # the encoders of the store are of no profile
+    assert "(profile 'base')" in store["detail"]
 
 
 def test_the_profile_of_a_store_is_named(cli: Cli, ward: Callable[..., None], colours: Path) -> None:
     assert cli("--profile offline import", colours).code == 0
-    named = "; it was made with the profile 'offline': open it with that (--profile offline)"
-    result = cli("classify colours")
+    named = "choose the profile it was made with (profile 'offline')"
+    result = cli("--profile base classify colours")
     assert (result.code, result.out) == (1, "")
-    assert result.err.endswith(f"{named}\n")
-    assert by_name(cli("doctor --json"))["store"]["detail"].endswith(named)
+    assert named in result.err
+    assert named in by_name(cli("--profile base doctor --json"))["store"]["detail"]
+    assert by_name(cli("doctor --json"))["settings"]["detail"].startswith("profile offline, ")
+    assert by_name(cli("doctor --json"))["store"]["ok"]
 
 
 def test_doctor_of_an_invalid_hub_and_invalid_settings(

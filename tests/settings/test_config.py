@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,9 @@ from zsvec.errors import InvalidInputError
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.reference_aggregation import AGGREGATIONS
-from zsvec.settings.profiles import PROFILES, other_profile
 from zsvec.settings.settings import OTHER_VARIABLES, Settings, load_settings
-from zsvec.types import Fingerprint
 
 __all__ = ["isolated"]
-
-
-def made_by(revisions: Mapping[str, str | None]) -> dict[str, Fingerprint]:
-    return {
-        name: Fingerprint(model="m", revision=revision, dim=2, preprocessing="") for name, revision in revisions.items()
-    }
-
-
-def test_a_profile_is_told_by_the_revisions_of_its_encoders() -> None:
-    for name in ("base", "plus", "offline"):
-        encoders = PROFILES[name].encoders
-        assert other_profile(made_by({encoder: spec.revision for encoder, spec in encoders.items()}), PROFILES) == name
-    assert other_profile(made_by({"clip": "1", "dino": "1"}), PROFILES) is None
-    assert other_profile(made_by({"conse": None}), PROFILES) is None
-    assert other_profile({}, PROFILES) is None
-    twice = {**PROFILES, "mine": PROFILES["offline"]}
-    assert other_profile(made_by({"conse": None, "efficientnet": None}), twice) is None
 
 
 def test_tables_of_both_files_are_joined(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_only_a_trusted_file_may_name_a_folder_of_encoders() -> None:
             load_settings()
         trusted()
         with pytest.raises(WeightsUnavailableError, match="no exported encoders in"):
-            load_settings()
+            load_settings().encoder_specs()
 
 
 def test_settings_that_any_file_may_change() -> None:

@@ -107,6 +107,48 @@ def test_encoder_names_that_could_be_of_another_collection_are_refused(deploymen
                 operation({name: CLIP})
 
 
+def test_a_store_remembers_the_profile_that_it_was_made_with(deployment: Deployment) -> None:
+    store = Store(deployment.backend(), deployment.namespace)
+    assert store.profile() is None
+    store.bind(FINGERPRINTS, profile="mine 2.0")
+    store.bind(FINGERPRINTS, profile="another", images="small")
+    store.drop_images()
+    assert store.profile() == store.info()["profile"] == "mine 2.0"
+    with pytest.raises(EncoderMismatchError, match=r"\(profile 'mine 2.0'\)"):
+        store.check(["sift"])
+
+
+NO_PROFILES: list[Any] = [
+    7,
+    "",
+    ["offline"],
+    "./x",
+    "/x",
+    "~/x",
+    "..",
+    "a/b",
+    "a\\b",
+    "\x1b[2J",
+    "a\u202eb",
+    "a" * 101,
+    "a\n",
+]
+
+
+def test_what_cannot_be_the_name_of_a_profile_is_ignored(deployment: Deployment) -> None:
+    """Anyone who may write to a shared server may write the record."""
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    catalog, identifier = store.collection("catalog"), record_id("store")
+    stored = backend.retrieve(catalog, [identifier])[identifier]
+    for version, name in enumerate(NO_PROFILES, 1):
+        changed = {**stored, "version": version + 1, "profile": name}
+        backend.put(catalog, [Put(identifier, changed, {"version": version})])
+        assert backend.retrieve(catalog, [identifier])[identifier]["profile"] == name
+        assert store.profile() is None
+        store.check(FINGERPRINTS)
+
+
 # Collections
 
 

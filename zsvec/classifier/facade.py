@@ -15,7 +15,7 @@ from PIL.Image import Image
 from zsvec.classifier.predictor import Predictor
 from zsvec.curation.retention import Keeper
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError, ZSVecError
+from zsvec.errors import ImageError
 from zsvec.ingest.embedding import Embedder, Embedding
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
@@ -54,6 +54,7 @@ class Classifier:
         temperatures: By expert, the temperature that divides similarities. The experts determine the encoders in use.
         prompts: By encoder, a template for the text of a category without definition texts; ``{name}`` is the
             category's name.
+        profile: Name of the profile that the encoders come from, which a new store remembers.
 
     Attributes:
         settings: The settings of this classifier.
@@ -69,10 +70,12 @@ class Classifier:
         load_encoders: Callable[[], EncoderSet],
         temperatures: Mapping[str, float],
         prompts: Mapping[str, str],
+        profile: str | None = None,
     ) -> None:
         self._store = store
         self.settings = settings
         self._prompts = prompts
+        self._profile = profile
         self._encoder_names = sorted({encoder_and_modality(expert)[0] for expert in temperatures})
         self._embedder = Embedder(load_encoders, settings.image_limits(), store.check_open)
         self._searcher = Searcher(
@@ -89,12 +92,7 @@ class Classifier:
         self._predictor = Predictor(store, self._searcher, self._scoring, self._embedder, self._keeper, settings)
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         store.after_changes(self._calibrator.calibrate_if_cheap)
-        try:
-            settings.check_experts(temperatures)
-            store.check(self._encoder_names)
-        except ZSVecError:
-            store.close()  # an embedded store stays locked while open
-            raise
+        settings.check_experts(temperatures)
 
     def __enter__(self) -> Classifier:
         return self
@@ -500,7 +498,7 @@ class Classifier:
 
         Raises the same errors as a write.
         """
-        self._store.bind(self.encoders.fingerprints, images=self.settings.keep_images)
+        self._store.bind(self.encoders.fingerprints, images=self.settings.keep_images, profile=self._profile)
         if self.settings.keep != "none":
             self._store.inbox.create()
 

@@ -95,8 +95,7 @@ app = App(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help="Classify images by categories that live in Qdrant. Change categories at any time, without retraining.\n\n"
-    "Start with `zsvec demo`; then `zsvec --profile offline import FOLDER` and "
-    "`zsvec --profile offline classify PHOTO`.",
+    "Start with `zsvec demo`; then `zsvec --profile offline import FOLDER` and `zsvec classify PHOTO`.",
     epilog="Settings also come from the environment (ZSVEC_STORE, ZSVEC_PROFILE, ZSVEC_API_KEY …) or from zsvec.toml. "
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.",
 )
@@ -139,24 +138,28 @@ class Target:
     profile: str | None
 
     @contextmanager
-    def open(self, **settings: Any) -> Iterator[Classifier]:
-        """Opens the classifier with these options."""
-        import zsvec
+    def open(self, *, runs_encoders: bool = True, **settings: Any) -> Iterator[Classifier]:
+        """Opens the classifier with these options.
 
-        self.settings()  # refuses a store in memory
-        opened = zsvec.open(self.store, namespace=self.namespace, profile=self.profile, **settings)
+        Args:
+            runs_encoders: Whether the command always runs encoders. If not, any profile opens the store.
+            **settings: Further settings of the command.
+        """
+        from zsvec.classifier import open_classifier
+
+        opened = open_classifier(self.settings(**settings), runs_encoders=runs_encoders)
         with opened as classifier, _nearest_name(classifier.categories):
             yield classifier
 
-    def settings(self) -> Settings:
-        """Returns the settings with these options.
+    def settings(self, **more: Any) -> Settings:
+        """Returns the settings with these options, and with more settings.
 
         Raises:
             InvalidInputError: An option is invalid, or the store is in memory and would end with the command.
         """
         from zsvec.settings.settings import load_settings
 
-        settings = load_settings(store=self.store, namespace=self.namespace, profile=self.profile)
+        settings = load_settings(store=self.store, namespace=self.namespace, profile=self.profile, **more)
         if settings.store == ":memory:":
             raise InvalidInputError(
                 "the store ':memory:' would be gone when this command ends: give a folder or the URL of a server"
@@ -165,7 +168,7 @@ class Target:
 
     @contextmanager
     def open_store(self) -> Iterator[Store]:
-        """Opens the store without encoders. The profile of the store may differ from the option.
+        """Opens the store without a classifier. Any profile opens the store.
 
         Raises:
             StoreError: There is no store yet.
@@ -276,7 +279,7 @@ def target(
         typer.Option(
             metavar="NAME",
             help="Encoders: base (CLIP and DINOv2), plus (a stronger CLIP), offline (no download), or your own "
-            "profile.  [default: base]",
+            "profile.  [default: as the store; base for a new store]",
         ),
     ] = None,
     version: Annotated[

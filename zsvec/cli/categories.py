@@ -61,7 +61,7 @@ def remove(
     yes: Yes = False,
 ) -> None:
     """Remove a category, or some of its references."""
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         if hashes:
             category = classifier.references.remove(name, _hashes_of(classifier, name, hashes))
             output.print_note(f"{name} has {output.contents([category])} left")
@@ -114,7 +114,7 @@ def show(
 @app.command()
 def move(context: typer.Context, source: From, target: To, hashes: Hashes, json: Json = False) -> None:
     """Move references to another category, which is created if new."""
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         chosen = _hashes_of(classifier, source, hashes)
         category = classifier.references.move(chosen, source=source, target=target)
     output.print_found([category], categories_table, json=json)
@@ -128,14 +128,14 @@ def rename(
     json: Json = False,
 ) -> None:
     """Rename a category."""
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         output.print_found([classifier.references.rename(name, new)], categories_table, json=json)
 
 
 @app.command()
 def merge(context: typer.Context, source: From, target: To, json: Json = False) -> None:
     """Move all references of SOURCE to TARGET, and remove SOURCE."""
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         output.print_found([classifier.references.merge(source, target)], categories_table, json=json)
 
 
@@ -161,7 +161,7 @@ def forget(
         )
     digest = given if is_whole else content_hash(image)
     confirm(f"Forget {digest[:12]} for good?", yes=yes)
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         found = classifier.references.forget(digest)
     if not found.points:
         output.print_note(f"{digest[:12]} is not in this store: check --store, --namespace and the file")
@@ -189,7 +189,7 @@ def set_(
     if text is None and metadata is None:
         raise InvalidInputError("there is nothing to set: give --text or --metadata")
     kept = None if metadata is None else _object(metadata)
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         category = classifier.references.update(name, texts=text, metadata=kept)
     output.print_found([category], categories_table, json=json)
 

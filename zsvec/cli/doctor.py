@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from zsvec.cli import output
 from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
 from zsvec.encoders import describe_device, missing_weights
-from zsvec.errors import ZSVecError, without_password
+from zsvec.errors import StoreError, ZSVecError, without_password
 from zsvec.inputs.answers import LateError, in_time
 from zsvec.settings.settings import Settings
 from zsvec.types import Finding
@@ -42,6 +43,8 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
     """
     try:
         settings = target.settings()
+        with suppress(StoreError):  # the last check reports the error
+            settings = settings.of_store()
         specs = settings.encoder_specs()
     except ZSVecError as exc:
         yield _packages(_FOR_TORCH)
@@ -136,7 +139,7 @@ def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
 
     try:
         with settings.open_store() as store:
-            store.check(settings.encoder_specs())
+            store.check(settings.with_profile_of(store).encoder_specs())
             yield from store.check_up(repair=repair)
             if not store.encoders():
                 named = "store" in settings.model_fields_set and "://" not in settings.store

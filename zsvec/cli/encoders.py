@@ -52,7 +52,7 @@ def export(
         raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
     with needs_extra("onnx", "an export"):
         from zsvec.encoders.torch.export import export_encoders, export_to_cache
-    settings = context.obj.settings()
+    settings = context.obj.settings().of_store()
     specs = settings.encoder_specs()
     if folder is not None:
         cosines = export_encoders(specs, folder, photographs=_photographs(int8, settings) if int8 else None)

@@ -48,7 +48,7 @@ def undo(
     Asks before undoing a change of another author. A script must give its id. With `--category` and an id, only this
     category is restored.
     """
-    with context.obj.open() as classifier, classifier.history.one_change("undo") as last:
+    with context.obj.open(runs_encoders=False) as classifier, classifier.history.one_change("undo") as last:
         if change is None and is_terminal():
             found = classifier.history.last(category)
             if found.by != classifier.settings.added_by:

@@ -12,7 +12,7 @@ from rich.table import Table
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Name, Sheet, app, check_exists
 from zsvec.cli.categories import categories_table, chosen_hashes
-from zsvec.errors import InvalidInputError
+from zsvec.errors import EncoderMismatchError, InvalidInputError, WeightsUnavailableError
 
 if TYPE_CHECKING:
     from zsvec import Group, Inbox, Unlabelled
@@ -57,7 +57,7 @@ def show(
     """Show the images that wait for a label, the most informative first."""
     if context.invoked_subcommand:
         return
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         waiting = len(classifier.inbox)
         found = classifier.inbox.rank(number if json or sheet else number or _SHOWN)
         if sheet:
@@ -83,7 +83,7 @@ def label(
     """Make images, or a whole group of images, references of a category, which is created if new."""
     if bool(hashes) == (group is not None):
         raise typer.BadParameter("give hashes of images, or a group by --group")
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         groups = classifier.inbox.groups(names=False) if group else []
         chosen = _images_of(groups, group) if group else _hashes_of(classifier.inbox, hashes or [])
         category = classifier.inbox.label(chosen, name)
@@ -97,7 +97,7 @@ def label(
 @inbox.command()
 def dismiss(context: typer.Context, hashes: Hashes) -> None:
     """Remove images from the inbox. Until the dismissal expires, the images and near-duplicates are not kept again."""
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         chosen = _hashes_of(classifier.inbox, hashes)
         classifier.inbox.dismiss(chosen)
     output.print_note(f"dismissed {output.counted(len(chosen), 'image')}")
@@ -106,8 +106,12 @@ def dismiss(context: typer.Context, hashes: Hashes) -> None:
 @inbox.command()
 def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> None:
     """Show groups of similar unknown images: candidates for new categories."""
-    with context.obj.open() as classifier:
-        found = classifier.inbox.groups()
+    with context.obj.open(runs_encoders=False) as classifier:
+        try:
+            found = classifier.inbox.groups()
+        except (EncoderMismatchError, WeightsUnavailableError) as exc:
+            output.print_note(f"no names are proposed: {exc}")
+            found = classifier.inbox.groups(names=False)
         if sheet:
             _write_sheet(sheet, [image for group in found for image in group.images], classifier.inbox)
     if json:

@@ -53,7 +53,7 @@ def calibrate(
     the calibration is stale. Lists references that are probably under a wrong category, without changing them. Resets
     the scale that `clf.calibrate(labelled=…)` has learned.
     """
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         report = classifier.calibrate(false_unknown_rate=false_unknown_rate)
     if json:
         output.print_json(report.to_dict())
@@ -81,7 +81,7 @@ def audit(
     if html:
         with needs_extra("report", "a page"):
             from zsvec.evaluation.report import write_audit
-    with context.obj.open() as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         found = classifier.references.audit()
         if fix:
             _fix(found, classifier.references)

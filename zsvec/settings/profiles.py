@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import InvalidInputError, shown
 from zsvec.settings.trust import names_folder
-from zsvec.types import Fingerprint
 
 
 class Profile(BaseModel):
@@ -104,25 +103,3 @@ def encoders_of(profile: str, profiles: Mapping[str, Profile], within: Path) -> 
         f"no profile is named {shown(profile)}; choose one of {', '.join(sorted(profiles))}, define it in zsvec.toml "
         "under [profiles], or give a folder of exported encoders, such as ./encoders"
     )
-
-
-def other_profile(
-    stored: Mapping[str, Fingerprint], profiles: Mapping[str, Profile], present: str | None = None
-) -> str | None:
-    """Returns the name of the only profile that fits the encoders of a store; ``None`` if no or several profiles fit.
-
-    A profile fits if the encoders have the same names, and each pinned revision equals the stored revision.
-
-    Args:
-        stored: Fingerprints of the encoders of the store, by encoder name.
-        profiles: Profiles, by name.
-        present: Name of a profile to leave out.
-    """
-    fitting = [
-        name
-        for name, profile in profiles.items()
-        if name != present
-        and profile.encoders.keys() == stored.keys()
-        and all(spec.revision in (None, stored[encoder].revision) for encoder, spec in profile.encoders.items())
-    ]
-    return fitting[0] if len(fitting) == 1 else None

@@ -39,10 +39,10 @@ from pydantic_settings import (
 )
 
 from zsvec.encoders.spec import LARGEST_BATCH, Device, Dtype, EncoderSpec, RuntimeName, Temperature
-from zsvec.errors import InvalidInputError, ZSVecError, shown, without_password
+from zsvec.errors import EncoderMismatchError, InvalidInputError, ZSVecError, shown, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.settings.profiles import PROFILES, Profile, encoders_of, other_profile
+from zsvec.settings.profiles import PROFILES, Profile, encoders_of
 from zsvec.settings.trust import is_private, read_settings, require_trust
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.types import Keep, KeepImages
@@ -233,7 +233,8 @@ class Settings(_Masked, BaseSettings):
         keep: Images of streams to keep in the inbox.
         inbox_size: Maximum number of waiting images in the inbox, and the maximum number of dismissed images.
         inbox_days: Days until an image of the inbox expires.
-        profile: Name of a profile, or path of a folder of exported encoders, such as ``./encoders``.
+        profile: Name of a profile, or path of a folder of exported encoders, such as ``./encoders``. If not set, the
+            profile that the store was made with; for a new store, `base`.
         profiles: Additional profiles, by name.
         device: Device of the encoders.
         dtype: Number format of the encoders; `auto` takes the faster format.
@@ -376,16 +377,48 @@ class Settings(_Masked, BaseSettings):
             placement=Placement(self.replicas, self.shards, self.write_consistency),
             history=self.history,
             by=self.added_by,
-            profile_of=lambda stored: other_profile(stored, {**PROFILES, **self.profiles}, self.profile),
         )
 
     def image_limits(self) -> ImageLimits:
         """Returns the limits on an image as arguments of `load_image`."""
         return {"max_pixels": self.max_pixels, "image_memory": self.image_memory}
 
+    def known_profiles(self) -> Mapping[str, Profile]:
+        """Returns the profiles of zsvec and of these settings, by name."""
+        return {**PROFILES, **self.profiles}
+
     def encoder_specs(self) -> Mapping[str, EncoderSpec]:
         """Returns the encoders of the chosen profile, by name. See `zsvec.settings.profiles.encoders_of` for errors."""
-        return encoders_of(self.profile, {**PROFILES, **self.profiles}, self._made_in)
+        return encoders_of(self.profile, self.known_profiles(), self._made_in)
+
+    def with_profile_of(self, store: Store) -> Settings:
+        """Returns these settings with the profile that the store was made with, unless a profile is set.
+
+        The name in the store is untrusted, so it only chooses among `known_profiles`.
+
+        Raises:
+            EncoderMismatchError: No known profile has the name in the store.
+            StoreError: The store cannot be read.
+        """
+        name = None if "profile" in self.model_fields_set else store.profile()
+        if name is None:
+            return self
+        if name not in self.known_profiles():
+            raise EncoderMismatchError(
+                f"{store.location} was made with the profile {name!r}, which your settings do not define: define it "
+                "under [profiles], or choose the profile, or the folder, of the same encoders"
+            )
+        return self.model_copy(update={"profile": name})
+
+    def of_store(self) -> Settings:
+        """Returns `with_profile_of` the store of these settings, which is opened only if no profile is set.
+
+        Raises the errors of `open_store` and `with_profile_of`.
+        """
+        if "profile" in self.model_fields_set:
+            return self
+        with self.open_store() as store:
+            return self.with_profile_of(store)
 
     def scoring(self, temperatures: Mapping[str, float]) -> Scoring:
         """Returns the scoring that these settings describe.
@@ -474,12 +507,11 @@ def load_settings(**arguments: Any) -> Settings:
         **arguments: Fields of `Settings`. An argument of `None` counts as missing.
 
     Raises:
-        InvalidInputError: A value has the wrong type or is out of range, a setting or profile is unknown, or a settings
-            file cannot be read or needs trust.
-        WeightsUnavailableError: The profile is a folder whose exported encoders are missing or damaged.
+        InvalidInputError: A value has the wrong type or is out of range, a setting is unknown, or a settings file
+            cannot be read or needs trust.
     """
     try:
-        settings = Settings(**{name: value for name, value in arguments.items() if value is not None})
+        return Settings(**{name: value for name, value in arguments.items() if value is not None})
     except ValidationError as exc:
         raise InvalidInputError(f"settings cannot be used: {'; '.join(map(_problem, exc.errors()))}") from exc
     except (ValueError, OSError) as exc:  # a settings file is unreadable or not valid TOML
@@ -487,8 +519,6 @@ def load_settings(**arguments: Any) -> Settings:
         raise InvalidInputError(
             f"settings cannot be used: {exc}; correct {' or '.join([*files, 'the environment'])}"
         ) from exc
-    settings.encoder_specs()
-    return settings
 
 
 def _problem(error: ErrorDetails) -> str:
@@ -507,12 +537,12 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def info(store: Store, settings: Settings) -> dict[str, Any]:
-    """Returns the object that ``zsvec info --json`` prints. `measured` is about the encoders of `settings`."""
+    """Returns the object that ``zsvec info --json`` prints. `measured` is about the encoders of the profile."""
     from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()
     try:
-        rates: object = measured(settings.encoder_specs())
+        rates: object = measured(settings.with_profile_of(store).encoder_specs())
     except ZSVecError as exc:  # information on the store does not need the encoders of the profile
         rates = str(exc)
     return {**found, "measured": rates} if rates else found  # no rates if all encoders are exported

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +16,6 @@ from zsvec.store.census import Census
 from zsvec.store.collections.inbox import InboxImage, Why
 from zsvec.store.store import Store
 from zsvec.store.writing import Move, Renamed, Write
-from zsvec.types import Fingerprint
 
 __all__ = [
     "FIRST_CONTACT",
@@ -48,7 +46,6 @@ def open_store(
     first_contact: float = FIRST_CONTACT,
     placement: Placement | None = None,
     within: Path | None = None,
-    profile_of: Callable[[Mapping[str, Fingerprint]], str | None] = lambda stored: None,
     history: float = 0.0,
     by: str | None = None,
 ) -> Store:
@@ -65,7 +62,6 @@ def open_store(
         first_contact: Deadline of the first request in seconds, if shorter than `timeout`.
         placement: Placement of new collections on a cluster.
         within: Base folder of a relative location; by default the present working folder.
-        profile_of: Returns the name of the profile that has the given encoders, for an error message.
         history: Undo window in seconds; 0 disables undo.
         by: Author to record with changes.
 
@@ -102,7 +98,7 @@ def open_store(
     else:
         folder = _folder(location, within or Path())
         backend = import_module("zsvec.store.backends.edge.backend").EdgeBackend(folder, name=location)
-    store = Store(backend, namespace, profile_of, history=history, by=by)
+    store = Store(backend, namespace, history=history, by=by)
     if backend.exclusive:
         with suppress(ZSVecError):  # the first use reports the error
             store.finish_undos()

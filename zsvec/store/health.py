@@ -61,6 +61,7 @@ def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> 
         "categories": len(categories),
         "unreadable": unreadable,
         "references": dict(counts),
+        "profile": catalog.profile(),
         "encoders": {name: str(fingerprint) for name, fingerprint in encoders.items()},
         "calibration": catalog.calibration_state(),
         **({"collections": placements} if placements else {}),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self
 
-from zsvec.errors import EncoderMismatchError, StoreError, StoreUnavailableError
+from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store import erasure, health, undo
 from zsvec.store.backends.base import Backend, Hit, Points
 from zsvec.store.catalog.catalog import Catalog
@@ -64,7 +64,6 @@ class Store:
     Args:
         backend: Backend that holds the collections.
         namespace: Prefix of the collections. Nothing else in the deployment is read or written.
-        profile_of: Returns the name of the profile with the given encoders, or ``None``; for an error message.
         history: Undo window: seconds for which a change can be undone. 0 keeps no history.
         by: Author recorded with each change.
 
@@ -76,13 +75,11 @@ class Store:
         self,
         backend: Backend,
         namespace: str,
-        profile_of: Callable[[Mapping[str, Fingerprint]], str | None] = lambda stored: None,
         *,
         history: float = 0.0,
         by: str | None = None,
     ) -> None:
         self._backend = backend
-        self._profile_of = profile_of
         self.namespace = namespace
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
@@ -140,21 +137,38 @@ class Store:
         """
         return self._catalog.encoders()
 
-    def bind(self, fingerprints: Mapping[str, Fingerprint], *, images: KeepImages | None = None) -> None:
+    def profile(self) -> str | None:
+        """Returns the name of the profile that the store was made with; ``None`` if unknown, or before the first write.
+
+        The name is untrusted: other writers of a shared server may have changed it.
+
+        Raises:
+            StoreError: The store has another schema, or the record of the store is damaged.
+        """
+        return self._catalog.profile()
+
+    def bind(
+        self,
+        fingerprints: Mapping[str, Fingerprint],
+        *,
+        images: KeepImages | None = None,
+        profile: str | None = None,
+    ) -> None:
         """Prepares the store for writes with these encoders.
 
         Args:
             fingerprints: Fingerprints of the encoders in use, by name.
             images: Whether to keep small copies of images. ``small`` makes any store keep copies from now on. ``none``
                 applies only to a new store. By default, a new store keeps copies, and an existing store is not changed.
+            profile: Name of the profile that the encoders come from, which a new store remembers.
 
         Raises:
             EncoderMismatchError: The stored vectors were made by other encoders.
             InvalidInputError: The name of an encoder cannot be part of the name of a collection.
             StoreError: A collection that the store needs exists, and zsvec did not make it.
         """
-        with self._writing(), self._naming_the_profile():
-            compatibility.bind(self._catalog, self._references, fingerprints, images)
+        with self._writing():
+            compatibility.bind(self._catalog, self._references, fingerprints, images, profile)
 
     def check(self, names: Iterable[str]) -> None:
         """Checks the names of the encoders in use.
@@ -163,24 +177,11 @@ class Store:
             InvalidInputError: A name cannot be part of the name of a collection.
             EncoderMismatchError: The stored vectors were made by encoders of other names.
         """
-        with self._naming_the_profile():
-            compatibility.check_names(self._catalog, names)
+        compatibility.check_names(self._catalog, names)
 
     def check_fingerprints(self, fingerprints: Mapping[str, Fingerprint]) -> None:
         """Raises EncoderMismatchError if the stored vectors were made by other encoders."""
-        with self._naming_the_profile():
-            compatibility.check_fingerprints(self._catalog, fingerprints)
-
-    @contextmanager
-    def _naming_the_profile(self) -> Iterator[None]:
-        try:
-            yield
-        except EncoderMismatchError as exc:
-            profile = self._profile_of(self.encoders())
-            if profile is None:
-                raise
-            made = f"it was made with the profile {profile!r}: open it with that (--profile {profile})"
-            raise EncoderMismatchError(f"{exc}; {made}") from exc
+        compatibility.check_fingerprints(self._catalog, fingerprints)
 
     # Reading
 

@@ -30,6 +30,7 @@ from zsvec.store.catalog.schema import (
     is_record,
     keeps_images,
     place_of,
+    profile_from,
     store_payload,
 )
 from zsvec.store.names import CATALOG, IMAGES, collection_name, record_id
@@ -96,10 +97,10 @@ class Catalog:
 
     # The store
 
-    def create(self, fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> None:
+    def create(self, fingerprints: Mapping[str, Fingerprint], images: KeepImages, profile: str | None) -> None:
         """Creates the collection of records, and the record of the store unless another writer has created it."""
         self.backend.create(self.collection, 1, CATALOG_INDEXES, ordered=True)
-        self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints, images))])
+        self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints, images, profile))])
 
     def keep_images(self, images: KeepImages) -> None:
         """Records whether the store keeps small copies of images."""
@@ -141,6 +142,10 @@ class Catalog:
                 f"the encoders of {self.location} cannot be read ({exc!r}): its catalog is damaged; restore the store "
                 "from a copy, or import again into another"
             ) from exc
+
+    def profile(self) -> str | None:
+        """Returns the name of the profile that the store was made with, if known. Raises as `store`."""
+        return profile_from(self.store())
 
     def collections(self) -> list[str]:
         """Returns the collections that writes fill: the name of each encoder, and `IMAGES`. Raises as `encoders`."""

@@ -3,8 +3,8 @@
 A store owns the collections of one namespace: the references of each encoder, the small copies of images
 (`zsvec.store.collections.images`), the inbox, and the catalog. The points of the catalog are records:
 
-- one record of the store: the version of this schema, an id, the fingerprint of each encoder, and whether small copies
-  of images are kept (``images``: ``small`` or ``none``);
+- one record of the store: the version of this schema, an id, the fingerprint of each encoder, the name of the profile
+  that the encoders came from, if any, and whether small copies of images are kept (``images``: ``small`` or ``none``);
 - one manifest per category, which names the committed writes;
 - one record of the calibration;
 - one intent per write that is in progress or has left garbage to delete;
@@ -25,6 +25,7 @@ Records are validated when read: files can be damaged, and a server may have unt
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,6 +49,7 @@ CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
 _REQUIRED = 32  # a manifest keeps this many requirements, the newest
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its token after later writes
+_PROFILE = re.compile(r"\w[\w .-]{0,99}")  # no path, and no control characters
 
 
 # References
@@ -145,11 +147,22 @@ LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id")
 """Fields that tell whether a record has changed."""
 
 
-def store_payload(fingerprints: Mapping[str, Fingerprint], images: KeepImages) -> dict[str, Any]:
+def store_payload(
+    fingerprints: Mapping[str, Fingerprint], images: KeepImages, profile: str | None = None
+) -> dict[str, Any]:
     """Returns the record of a new store."""
     encoders = {name: asdict(fingerprint) for name, fingerprint in fingerprints.items()}
     identity = {"kind": "store", "schema": SCHEMA, "version": 1, "id": uuid.uuid4().hex}
-    return {**identity, "encoders": encoders, "images": images}
+    return {**identity, "encoders": encoders, "images": images, **({"profile": profile} if profile else {})}
+
+
+def profile_from(store: Mapping[str, Any] | None) -> str | None:
+    """Returns the name of the profile that a store was made with, according to its record.
+
+    ``None`` without a name, and for text that could be a path: anyone who may write to the store may have written it.
+    """
+    name = text_from(store or {}, "profile")
+    return name if name and _PROFILE.fullmatch(name) else None
 
 
 def keeps_images(store: Mapping[str, Any] | None) -> bool:

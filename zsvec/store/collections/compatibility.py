@@ -24,13 +24,14 @@ def bind(
     references: ReferenceCollections,
     fingerprints: Mapping[str, Fingerprint],
     images: KeepImages | None,
+    profile: str | None,
 ) -> None:
     """As `zsvec.store.store.Store.bind`."""
     check_names(catalog, fingerprints)
     if catalog.store() is None:
         for collection in (catalog.collection, *map(references.collection, (*fingerprints, IMAGES))):
             _refuse_foreign(collection, catalog)
-        catalog.create(fingerprints, images or "small")
+        catalog.create(fingerprints, images or "small", profile)
     check_fingerprints(catalog, fingerprints)
     for name, fingerprint in fingerprints.items():
         references.create(name, fingerprint.dim)
@@ -74,8 +75,8 @@ def check_names(catalog: Catalog, names: Iterable[str]) -> None:
     if stored and set(stored) != used:
         raise EncoderMismatchError(
             f"{catalog.location} has vectors of the encoders {', '.join(sorted(stored))}, and "
-            f"{', '.join(sorted(used))} are in use: choose the profile it was made with, another namespace, "
-            "or another store"
+            f"{', '.join(sorted(used))} are in use: choose the profile it was made with{_named(catalog)}, another "
+            "namespace, or another store"
         )
 
 
@@ -86,9 +87,14 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
         if stored != fingerprints[name]:
             raise EncoderMismatchError(
                 f"the vectors of {name!r} in {catalog.location} were made by another encoder "
-                f"({_differences(stored, fingerprints[name])}): open the store with the encoder it was made with, or "
-                "import again into another namespace"
+                f"({_differences(stored, fingerprints[name])}): open the store with the encoder it was made with"
+                f"{_named(catalog)}, or import again into another namespace"
             )
+
+
+def _named(catalog: Catalog) -> str:
+    profile = catalog.profile()
+    return f" (profile {profile!r})" if profile else ""
 
 
 def _differences(stored: Fingerprint, used: Fingerprint) -> str:

@@ -1,0 +1,106 @@
+"""Opens a store together with the encoders that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import NoReturn
+
+import zsvec.encoders
+from zsvec.classifier.facade import Classifier
+from zsvec.encoders import Encoder, EncoderSet
+from zsvec.encoders.spec import TEMPERATURES, EncoderSpec
+from zsvec.errors import EncoderError, EncoderMismatchError, InvalidInputError, MissingExtraError, ZSVecError
+from zsvec.settings.settings import Settings
+from zsvec.store import Store
+from zsvec.types import Modality, expert_name
+
+
+def open_classifier(
+    settings: Settings, *, encoders: Iterable[Encoder] | None = None, runs_encoders: bool = True
+) -> Classifier:
+    """Opens a classifier with the given encoders, or with the encoders of a profile.
+
+    Args:
+        settings: Settings. Without a profile, the store decides (`Settings.with_profile_of`).
+        encoders: Encoder objects to use instead of the encoders of a profile.
+        runs_encoders: Whether encoders that do not belong to the store are refused at once. If false, they are refused
+            when an encoder is used.
+
+    Raises:
+        InvalidInputError: No profile has this name.
+        EncoderMismatchError: The store was made with other encoders.
+        WeightsUnavailableError: The profile is a folder whose exported encoders are missing or damaged.
+        StoreLockedError: The embedded store is already open, in this or another process.
+        StoreUnavailableError: The server cannot be reached or refuses the key.
+    """
+    own = None if encoders is None else EncoderSet(encoders, batch_size=settings.batch_size)
+    if own is None and runs_encoders:
+        settings.encoder_specs()  # refuses an unknown profile before the store is opened
+    store = settings.open_store()
+    try:
+        if own is not None:
+            store.check(encoder.name for encoder in own)
+            experts = [(encoder.name, modality) for encoder in own for modality in encoder.modalities]
+            return _classifier(store, settings, lambda: own, experts, {})
+        try:
+            chosen = settings.with_profile_of(store)
+            specs = chosen.encoder_specs()
+            store.check(specs)
+        except (EncoderError, EncoderMismatchError, InvalidInputError, MissingExtraError) as exc:
+            if runs_encoders or not (names := store.encoders()):
+                raise
+            store.check(names)  # other writers may have changed them
+            made_with = settings.known_profiles().get(store.profile() or "")
+            return _classifier(
+                store, settings, partial(_refuse, exc), _experts(store), made_with.encoders if made_with else {}
+            )
+        experts = [(name, modality) for name, spec in specs.items() for modality in spec.modalities]
+        profile = chosen.profile if chosen.profile in chosen.known_profiles() else None
+        return _classifier(store, chosen, partial(_load, specs, chosen), experts, specs, profile)
+    except ZSVecError:
+        store.close()  # an embedded store stays locked while open
+        raise
+
+
+def _classifier(
+    store: Store,
+    settings: Settings,
+    load: Callable[[], EncoderSet],
+    experts: Iterable[tuple[str, Modality]],
+    specs: Mapping[str, EncoderSpec],
+    profile: str | None = None,
+) -> Classifier:
+    temperatures = {
+        expert_name(name, modality): (specs[name].temperature if name in specs else {}).get(
+            modality, TEMPERATURES[modality]
+        )
+        for name, modality in experts
+    }
+    prompts = {name: spec.prompt for name, spec in specs.items()}
+    return Classifier(store, settings, load_encoders=load, temperatures=temperatures, prompts=prompts, profile=profile)
+
+
+def _load(specs: Mapping[str, EncoderSpec], settings: Settings) -> EncoderSet:
+    return zsvec.encoders.load_encoders(
+        specs,
+        device=settings.device,
+        dtype=settings.dtype,
+        runtime=settings.runtime,
+        compiled=settings.compile,
+        batch_size=settings.batch_size,
+    )
+
+
+def _refuse(error: ZSVecError) -> NoReturn:
+    raise error
+
+
+def _experts(store: Store) -> list[tuple[str, Modality]]:
+    """Returns the experts that have references; both experts of an encoder without references."""
+    found = {expert for category in store.categories() for expert in category.references}
+    experts: list[tuple[str, Modality]] = []
+    for name in store.encoders():
+        both = [(name, modality) for modality in TEMPERATURES]
+        experts += [expert for expert in both if expert_name(*expert) in found] or both
+    return experts

@@ -21,7 +21,7 @@ Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 _SHOWN = 5  # definition texts of a category in a notebook
 
-CALIBRATION_FORMAT = 4
+CALIBRATION_FORMAT = 5
 """Format version of stored calibrations. Calibrations with another version are ignored."""
 
 
@@ -254,11 +254,13 @@ class Prediction:
         source: Path or name of the image.
         label: The most probable category; ``None`` for an unknown or unreadable image.
         nearest: The most probable category, also for an unknown image.
-        probability: Fused probability of `nearest`, 0 to 1.
+        probability: Fused probability of `nearest`, 0 to 1. Below 100 reference images it is limited, the more the
+            image may be new.
         unknown: Whether the novelty exceeds the setting ``unknown_above``, or by default 0.5. False without a
-            calibration. By default, also false if the calibration has no threshold.
+            calibration. By default, also false if `nearest` has only texts and the calibration has no threshold for it.
         novelty: Novelty, 0 to 1; ``None`` without a calibration. With a calibrated threshold, the novelty exceeds 0.5
-            for a fraction ``false_unknown_rate`` (setting) of the images of known categories.
+            for a fraction ``false_unknown_rate`` (setting) of the images of known categories. With too few references
+            for a threshold, the novelty is a prior that was learned from other images.
         distance: 1 minus the cosine similarity to the nearest reference image, from 0 (an image equal to a reference)
             to 2. Of several encoders, the largest distance counts. Without reference images, texts are compared.
         ranking: The most probable categories with their fused probabilities, best first.

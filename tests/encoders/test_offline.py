@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+import zsvec
 from tests.encoders.conftest import OFFLINE, needs_offline_weights
 from tests.encoders.support import load_one
 from zsvec.encoders import EncoderSet, load_encoders
@@ -197,3 +198,27 @@ def test_bfloat16_changes_similarities_little(offline: EncoderSet, photographs: 
     expected, got = exact.encode_images(crops), rounded.encode_images(crops)
     assert np.abs(got - expected).max() > 1e-5  # another format
     np.testing.assert_allclose(got @ expected.T, expected @ expected.T, atol=0.03)
+
+
+def test_a_small_store_admits_what_it_does_not_know() -> None:
+    if not (DATA / "caltech24").is_dir():
+        pytest.skip("no real images")
+    folders = sorted(path for path in (DATA / "caltech24" / "references").iterdir())[:3]
+    names = [folder.name for folder in folders]
+    strangers = sorted((DATA / "caltech24" / "unknown").iterdir())[:60]
+    own = [path for name in names for path in sorted((DATA / "caltech24" / "photos" / name).iterdir())]
+    with zsvec.open(":memory:", profile="offline", device="cpu") as clf:
+        for folder in folders:
+            clf.add_category(folder.name, images=sorted(folder.iterdir())[:3])
+        known, strange = clf.classify(own), clf.classify(strangers)
+    right = [answer.nearest == Path(answer.source).parent.name for answer in known]
+    assert np.mean(right) > 0.9
+    assert np.mean([answer.unknown for answer in known]) <= 0.15
+    assert any(answer.unknown for answer in strange)
+    novelty = [[answer.novelty or 0.0 for answer in answers] for answers in (known, strange)]
+    assert np.median(novelty[1]) > np.percentile(novelty[0], 95)
+    assert all(answer.unknown == ((answer.novelty or 0.0) > 0.5) for answer in (*known, *strange))
+    sure = [(answer.probability or 0.0) > 0.99 for answer in known]
+    assert any(sure)  # where photos leave no doubt
+    assert all(one for one, is_sure in zip(right, sure, strict=True) if is_sure)
+    assert np.mean([(answer.probability or 0.0) > 0.99 for answer in strange]) <= 0.02

@@ -165,7 +165,7 @@ def test_an_expert_of_one_category_has_nothing_to_be_tried_on() -> None:
     rng = np.random.default_rng(6)
     clip = clusters(rng, {"a": 5, "b": 5}, 1.0)
     made, _ = calibrated({"clip:image": clip, "dino:image": {"a": clip["a"]}})
-    assert made.experts["dino:image"] == ExpertCalibration(0.07, 0.07, 0, None)
+    assert made.experts["dino:image"] == ExpertCalibration(0.07, 0.07, 0, None, None)
     assert made.experts["clip:image"].images == 10
 
 
@@ -191,7 +191,7 @@ def test_texts_of_an_encoder_without_images_keep_their_temperature() -> None:
     rng = np.random.default_rng(8)
     images = clusters(rng, dict.fromkeys("ab", 5), 1.0)
     made, sample = calibrated({"siglip:text": texts(rng, "ab"), "dino:image": images})
-    assert made.experts["siglip:text"] == ExpertCalibration(0.07, 0.07, 0, None)
+    assert made.experts["siglip:text"] == ExpertCalibration(0.07, 0.07, 0, None, None)
     assert made.experts["dino:image"].images == 10
     assert quality(made.plain, sample) is None
 

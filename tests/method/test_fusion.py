@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from tests.method.material import Vectors, calibrated, clusters, searched, texts
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.calibration import Calibration
-from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES, limit
 from zsvec.method.predict.scoring import Scoring
 
 PAPERS = ("max_confidence", "inverse_entropy", "neg_exp_entropy", "fixed")
@@ -154,3 +156,31 @@ def test_backgrounds_of_other_encoders_are_not_used(
         backgrounds["clip:image"] = replace(clip, mean=clip.mean[:3], basis=clip.basis[:, :3])
     found = searched(experts, queries, calibration=replace(calibration, backgrounds=backgrounds))
     assert Scoring(temperatures=TEMPERATURES, fusion="log_linear_gda").scores(found).fusion == "log_linear_views"
+
+
+def test_a_limit_of_probabilities_by_hand() -> None:
+    given = np.array([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [1.0, 0.0, 0.0], [1 / 3] * 3])
+    # 0.9 to 0.5: 12/17 of the way to one third. A limit of one third makes a distribution uniform.
+    expected = [[0.9, 0.1, 0.0], [0.5, 9 / 34, 4 / 17], [0.5, 0.3, 0.2], [1 / 3] * 3, [1 / 3] * 3]
+    np.testing.assert_allclose(
+        limit(given, np.array([0.9, 0.5, 0.6, 1 / 3, 1.0]), np.full(3, True)), expected, atol=1e-12
+    )
+
+
+def test_a_category_without_references_keeps_the_probability_0() -> None:
+    got = limit(np.array([[0.9, 0.1, 0.0]]), np.array([0.6]), np.array([True, True, False]))
+    np.testing.assert_allclose(got, [[0.6, 0.4, 0.0]])
+
+
+@given(st.integers(2, 6).flatmap(lambda n: st.lists(st.floats(0, 1), min_size=n, max_size=n)), st.floats(0, 1))
+def test_a_limit_keeps_the_order_and_the_sum(weights: list[float], doubt: float) -> None:
+    assume(sum(weights) > 1e-6)
+    row = np.array([weights]) / sum(weights)
+    largest = 1 - doubt * (1 - 1 / len(weights))
+    got = limit(row, np.array([largest]), np.full(len(weights), True))
+    assert got.sum() == pytest.approx(1)
+    assert got.max() <= max(largest, 1 / len(weights)) + 1e-9
+    order = np.argsort(row[0], kind="stable")
+    assert (np.diff(got[0][order]) >= -1e-12).all()
+    if row.max() <= largest:
+        np.testing.assert_array_equal(got, row)

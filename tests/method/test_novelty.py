@@ -6,9 +6,19 @@ from typing import Any
 import numpy as np
 
 from tests.method.material import logits, searched
-from zsvec.method.calibration import LogLinear
+from zsvec.method.calibration import Calibration, ExpertCalibration, LogLinear
 from zsvec.method.predict.logits import Logits
-from zsvec.method.predict.novelty import distances, evidence_thresholds, image_novelty, is_unknown, novelty
+from zsvec.method.predict.novelty import (
+    OFFSET,
+    SLOPE,
+    distances,
+    evidence_thresholds,
+    image_novelty,
+    is_unknown,
+    largest_probability,
+    novelty,
+    prior_novelty,
+)
 from zsvec.method.predict.opinion_pool import pattern
 
 NAN = np.nan
@@ -33,6 +43,10 @@ def said(names: list[str], coverage: Any, pooled: Any, categories: str = "ab", *
     return logits(np.array(coverage, dtype=bool), found=found, pooled=np.array(pooled), pool=LogLinear({}, **pool))
 
 
+def untold(given: Logits) -> Any:
+    return np.full(len(given.pooled), NAN)
+
+
 def test_categories_that_other_experts_cover_have_thresholds_of_their_own_however_many_experts() -> None:
     names = [f"e{i}:image" for i in range(70)]
     coverage = np.ones((70, 2), dtype=bool)
@@ -41,7 +55,7 @@ def test_categories_that_other_experts_cover_have_thresholds_of_their_own_howeve
     # Of an image of each: below the one threshold, above the other.
     given = said(names, coverage, [[2.0, 0.0], [0.0, 2.0]], thresholds=thresholds)
     np.testing.assert_array_equal(evidence_thresholds(given, per_category=False), [5.0, 1.0])
-    got = image_novelty(given, calibrated=True, unknown_above=None, per_category=False)
+    got = image_novelty(given, prior=untold(given), unknown_above=None, per_category=False)
     assert got.unknown.tolist() == [True, False]
     assert got.novelty[0] > got.threshold[0]
     assert got.novelty[1] < got.threshold[1]
@@ -51,9 +65,9 @@ def test_images_are_ranked_by_the_experts_of_their_category() -> None:
     quantiles = {"x:image+x:text": [1.0, 2.0, 3.0], "x:text": [-1.0, 0.0, 1.0]}
     pooled = [[2.5, 0.0, -9.0], [0.5, 0.6, -9.0], [5.0, 0.0, -9.0], [0.5, 0.0, -9.0], [0.0, 0.0, 9.0]]
     given = said(TWO, COVERAGE, pooled, "abc", quantiles=quantiles)
-    got = image_novelty(given, calibrated=True, unknown_above=None, per_category=False)
+    got = image_novelty(given, prior=untold(given), unknown_above=None, per_category=False)
     np.testing.assert_array_equal(got.rank, [0.5, 0.5, 0.75, 0.0, NAN])
-    got = image_novelty(given, calibrated=False, unknown_above=None, per_category=False)
+    got = image_novelty(given, prior=None, unknown_above=None, per_category=False)
     assert np.isnan(got.rank).all()
 
 
@@ -88,16 +102,58 @@ def test_novelty_of_images() -> None:
         # ln 3 below the threshold of a, ln 3 above that of b, and at the odds of three categories: c has no threshold.
         evidence = [[3 - LN3, 0, 0], [0, 1 + LN3, 0], [-9, -9, LN3]]
         given = said(TWO, COVERAGE, evidence, "abc", thresholds=BY_PATTERN)
-        got = image_novelty(given, calibrated=True, unknown_above=unknown_above, per_category=False)
+        got = image_novelty(given, prior=untold(given), unknown_above=unknown_above, per_category=False)
         np.testing.assert_allclose(got.novelty, [0.75, 0.25, 0.5], atol=1e-12)
         np.testing.assert_array_equal(got.threshold, threshold)
         assert got.unknown.tolist() == unknown
 
 
+def test_the_prior_holds_where_no_threshold_is_learned() -> None:
+    # a has a threshold; b and c have none, and c has no reference image.
+    evidence = [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]]
+    prior = np.array([0.9, 0.9, 0.2, NAN])
+    given = said(TWO, COVERAGE, evidence, "abc", thresholds={"x:image+x:text": 3.0})
+    got = image_novelty(given, prior=prior, unknown_above=None, per_category=False)
+    np.testing.assert_allclose(got.novelty, [1 / (1 + np.exp(6)), 0.9, 0.2, 1 / (1 + np.exp(9 - LN3))])
+    np.testing.assert_array_equal(got.threshold, [0.5, 0.5, 0.5, NAN])
+    assert got.unknown.tolist() == [False, True, False, False]
+
+
+def learned(images: int, **wrong: float | None) -> Calibration:
+    experts = {f"{name}:image": ExpertCalibration(0.1, 0.1, images, None, mean) for name, mean in wrong.items()}
+    return Calibration(1, "mean", 5, 0.05, images, experts, LogLinear({}), LogLinear({}))
+
+
+def test_the_prior_by_hand() -> None:
+    # Image experts x and y; x covers a and b, y covers a alone. The evidence names the nearest category.
+    given = said(["x:image", "y:image"], [[1, 1, 0], [1, 0, 0]], [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]], "abc")
+    similarities = {
+        "x:image": {"mean": np.array([[0.5, 0.3, NAN], [0.2, 0.7, NAN], [0.2, 0.2, NAN]])},
+        "y:image": {"mean": np.array([[0.9, NAN, NAN], [0.1, NAN, NAN], [0.1, NAN, NAN]])},
+    }
+    temperatures = {"x:image": 0.1, "y:image": 0.2}
+    got = prior_novelty(given, similarities, learned(4, x=0.3, y=0.5), temperatures)
+    # a: (0.5 - 0.3) / 0.1 = 2 and (0.9 - 0.5) / 0.2 = 2 temperatures; b: (0.7 - 0.3) / 0.1 = 4 of x; c: none.
+    odds = np.array([SLOPE * 2 + OFFSET, SLOPE * 4 + OFFSET, NAN])
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(odds)))
+    assert got[0] > got[1]
+    # Without similarities to wrong categories, y does not count: a is 2 temperatures away under x.
+    alone = prior_novelty(given, similarities, learned(4, x=0.3, y=None), temperatures)
+    np.testing.assert_allclose(alone, got)
+    assert np.isnan(prior_novelty(given, similarities, learned(4, x=None, y=None), temperatures)).all()
+
+
+def test_the_prior_limits_probabilities_while_there_are_few_references() -> None:
+    prior = np.array([0.0, 0.5, 1.0, NAN])
+    table = {0: [1.0, 0.75, 0.5, 1.0], 50: [1.0, 0.875, 0.75, 1.0], 100: [1.0] * 4, 5000: [1.0] * 4}
+    for images, largest in table.items():
+        np.testing.assert_allclose(largest_probability(prior, learned(images, x=0.3), 2), largest)
+
+
 def test_without_a_calibration_there_is_no_novelty_and_nothing_is_unknown() -> None:
     for unknown_above in [None, 0.0, 0.5]:
         given = said(TWO, COVERAGE, [[-100.0] * 3] * 2, "abc")
-        got = image_novelty(given, calibrated=False, unknown_above=unknown_above, per_category=True)
+        got = image_novelty(given, prior=None, unknown_above=unknown_above, per_category=True)
         np.testing.assert_array_equal(got.novelty, [NAN, NAN])
         np.testing.assert_array_equal(got.threshold, [NAN, NAN])
         assert got.unknown.tolist() == [False, False]

@@ -68,7 +68,8 @@ def test_scaling_keeps_unknown_images_and_scales_probabilities() -> None:
 def test_evidence_of_means_is_scaled_as_all_other_and_no_answer_changes() -> None:
     rng = np.random.default_rng(1)
     names = "abcdefgh"
-    images = {name: clusters(rng, dict.fromkeys(names, 12), 0.8) for name in ("clip:image", "dino:image")}
+    # Above 100 references, no prior limits the probabilities.
+    images = {name: clusters(rng, dict.fromkeys(names, 13), 0.8) for name in ("clip:image", "dino:image")}
     experts = {**images, "clip:text": texts(rng, names)}
     made, _ = calibrated(experts)
     queries = {name: rng.normal(size=(300, 16)) for name in ("clip", "dino")}

@@ -33,7 +33,7 @@ def calibration_of(store: Store, *, images: int = 4) -> Calibration:
             "top_m": TOP_M,
             "false_unknown_rate": 0.05,
             "images": images,
-            "experts": {"clip:image": {"temperature": 0.1, "spread": 0.2, "images": 4, "accuracy": 0.75}},
+            "experts": {"clip:image": {"temperature": 0.1, "spread": 0.2, "images": 4, "accuracy": 0.75, "wrong": 0.3}},
             "plain": pool,
             "aggregations": pool,
             "backgrounds": {},

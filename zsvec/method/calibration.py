@@ -35,12 +35,14 @@ class ExpertCalibration:
             `spread`.
         accuracy: Fraction of the left-out images that the expert alone classifies correctly, 0 to 1. ``None`` without
             left-out images.
+        wrong: Mean similarity of left-out images to wrong categories, -1 to 1. ``None`` without such similarities.
     """
 
     temperature: float
     spread: float
     images: int
     accuracy: float | None
+    wrong: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +142,14 @@ class Calibration:
     def _sound(self) -> bool:
         """Returns whether the numbers are valid. Invalid numbers may also raise the errors that `from_dict` catches."""
         positive = [self.scale, self.false_unknown_rate, 1 - self.false_unknown_rate]
+        others: list[float] = [self.images, self.top_m]
         for expert in self.experts.values():
             positive += [expert.temperature, expert.spread]
+            others += [expert.images, 0.0 if expert.wrong is None else expert.wrong]
         several, of_means = other_aggregation(self.aggregation), dict.fromkeys(self.backgrounds, (CENTRED, GDA))
         return (
             isinstance(self.revision, int)
-            and _finite([self.images, self.top_m, *positive])
+            and _finite([*others, *positive])
             and min(positive) > 0
             and self.backgrounds.keys() <= self.experts.keys()
             and self._adds_up(self.plain, {})

@@ -135,14 +135,16 @@ def calibrate_expert(similarity: Floats, labels: NDArray[np.intp], default: floa
     wrong = similarity.copy()
     wrong[np.arange(len(labels)), labels] = np.nan
     spread = _drawn_spread(wrong, labels, default)
+    present = wrong[np.isfinite(wrong)]
+    mean = float(present.mean(dtype=np.float64)) if present.size else None
     usable = ~np.isnan(own) & ~np.isnan(wrong).all(axis=1)
     if not usable.any():
-        return ExpertCalibration(spread, spread, 0, None)
+        return ExpertCalibration(spread, spread, 0, None, mean)
     logits = np.where(np.isnan(similarity[usable]), np.float32(_NEVER * spread), similarity[usable])
     truth = labels[usable]
     accuracy = float((logits.argmax(axis=1) == truth).mean())
     (weight,), _, _ = least_cross_entropy(logits[None] / spread, truth, np.ones(1), _CLEAN_EXPERT)
-    return ExpertCalibration(float(spread / weight), spread, len(truth), accuracy)
+    return ExpertCalibration(float(spread / weight), spread, len(truth), accuracy, mean)
 
 
 def _drawn_spread(wrong: Floats, labels: NDArray[np.intp], default: float) -> float:

@@ -202,6 +202,22 @@ def _by_confidence(confidence: Callable[[Doubles], Doubles], logits: Logits) -> 
     return Fused(fuse(logits.probabilities, logits.coverage, weight), weight)
 
 
+def limit(probabilities: Doubles, largest: Doubles, covered: NDArray[np.bool_]) -> Doubles:
+    """Returns distributions without a probability above a limit, by mixing them with the uniform distribution.
+
+    Args:
+        probabilities: float64 ``(n_images, n_categories)``; rows sum to 1.
+        largest: float64 ``(n_images,)``, the limit, from 1 / n_covered to 1.
+        covered: bool ``(n_categories,)``, whether any expert covers the category. Others keep the probability 0.
+    """
+    uniform = covered / np.count_nonzero(covered)
+    most = probabilities.max(axis=1)
+    excess = np.maximum(most - largest, 0.0)
+    share = np.divide(excess, most - uniform.max(), out=np.zeros_like(excess), where=excess > 0)[:, None]
+    mixed: Doubles = (1 - share) * probabilities + share * uniform
+    return mixed
+
+
 def _fixed(logits: Logits) -> Fused:
     return _by_confidence(lambda p: np.repeat(logits.weights[:, None], p.shape[1], axis=1), logits)
 

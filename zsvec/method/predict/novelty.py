@@ -1,20 +1,32 @@
-"""Novelty of images, and the decision whether an image is unknown."""
+"""Novelty of images, and the decision whether an image is unknown.
+
+Calibration learns from the references below which evidence an image is unknown. Where there are too few references for
+such a threshold, the novelty is a prior that was learned from other data sets (`prior_novelty`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
+from zsvec.method.calibration import Calibration
 from zsvec.method.predict.logits import Logits
-from zsvec.method.predict.opinion_pool import covering_sets, pattern
+from zsvec.method.predict.opinion_pool import Similarity, covering_sets, pattern
 from zsvec.method.similarities import SearchResult
 
 HALFWAY = 0.5
 """Novelty of an image whose evidence equals the threshold of its category."""
 _LARGEST = 700.0  # nats; the exponential of a larger number may overflow
+# Fitted on stores of few references, where one image in four belongs to no category: `python scripts/small_stores.py`.
+SLOPE = 0.52
+"""Log odds that an image belongs to its nearest category, nats per temperature of additional similarity."""
+OFFSET = -0.26
+"""Log odds for an image that is as similar as images of wrong categories, nats."""
+_ENOUGH = 100  # left-out images from which on the calibration needs no prior
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +49,77 @@ class Novelty:
     rank: Doubles
 
 
-def image_novelty(logits: Logits, *, calibrated: bool, unknown_above: float | None, per_category: bool) -> Novelty:
+def image_novelty(logits: Logits, *, prior: Doubles | None, unknown_above: float | None, per_category: bool) -> Novelty:
     """Computes the novelty of each image, and decides which images are unknown.
 
     Args:
         logits: Distributions and evidence of the experts.
-        calibrated: Whether the evidence is calibrated. If not, no image is unknown.
-        unknown_above: Novelty above which an image is unknown. ``None``: `HALFWAY` for categories with a threshold;
-            images of other categories are not unknown.
+        prior: The result of `prior_novelty`; ``None`` without a calibration. Then no image is unknown.
+        unknown_above: Novelty above which an image is unknown. ``None``: `HALFWAY` for categories with a threshold or
+            reference images; images of other categories are not unknown.
         per_category: Whether each category with enough references has a separate threshold.
     """
     distance = distances(logits.found)
-    if not calibrated:
+    if prior is None:
         nothing = np.full(len(distance), np.nan)
         return Novelty(nothing, nothing, is_unknown(nothing, nothing), distance, nothing)
     nearest = logits.pooled.argmax(axis=1)
     evidence = evidence_thresholds(logits, per_category=per_category)[nearest]
-    # Without a threshold, novelty is 0.5 at ln(n_categories): even odds against n_categories wrong categories.
-    even = np.where(np.isnan(evidence), np.log(len(logits.found.categories)), evidence)
-    novel = novelty(logits.pooled.max(axis=1), even)
+    # Without a threshold and a prior, novelty is 0.5 at ln(n_categories): even odds against n_categories wrong ones.
+    learned = ~np.isnan(evidence)
+    novel = novelty(logits.pooled.max(axis=1), np.where(learned, evidence, np.log(len(logits.found.categories))))
+    told = ~np.isnan(prior)
+    novel = np.where(told & ~learned, prior, novel)
     threshold = (
-        np.where(np.isnan(evidence), np.nan, HALFWAY) if unknown_above is None else np.full(len(novel), unknown_above)
+        np.where(told | learned, HALFWAY, np.nan) if unknown_above is None else np.full(len(novel), unknown_above)
     )
     return Novelty(novel, threshold, is_unknown(novel, threshold), distance, ranks(logits, nearest))
+
+
+def prior_novelty(
+    logits: Logits, similarities: Similarity, calibration: Calibration, temperatures: Mapping[str, float]
+) -> Doubles:
+    """Returns the probability that an image belongs to no category, from its similarity to its nearest category.
+
+    The similarity of each image expert is compared with that of images of wrong categories, and divided by the default
+    temperature of the expert.
+
+    Args:
+        logits: Coverage and evidence of the experts.
+        similarities: Similarities of the images by the aggregation of the calibration.
+        calibration: The calibration in use.
+        temperatures: By expert, the temperature without a calibration.
+
+    Returns:
+        float64 ``(n_images,)``, 0 to 1; NaN if the nearest category of an image has no reference image, or if it alone
+        has reference images.
+    """
+    nearest = logits.pooled.argmax(axis=1)
+    total, count = np.zeros(len(nearest)), np.zeros(len(nearest))
+    for expert, covered in zip(logits.found.experts, logits.coverage, strict=True):
+        wrong = calibration.experts[expert.name].wrong
+        if expert.modality == "image" and wrong is not None:
+            own = similarities[expert.name][calibration.aggregation][np.arange(len(nearest)), nearest]
+            total += np.where(covered[nearest], (own - wrong) / temperatures[expert.name], 0.0)
+            count += covered[nearest]
+    mean = np.divide(total, count, out=np.full(len(nearest), np.nan), where=count > 0)
+    return novelty(SLOPE * mean + OFFSET, np.zeros(len(nearest)))
+
+
+def largest_probability(prior: Doubles, calibration: Calibration, n_categories: int) -> Doubles:
+    """Returns the largest probability that a category of an image may have, float64 ``(n_images,)``.
+
+    Few references make any evidence look certain. A distribution is therefore believed only as far as the prior does
+    not call the image new; the more images the calibration was learned from, the more it is believed.
+
+    Args:
+        prior: The result of `prior_novelty`.
+        calibration: The calibration in use.
+        n_categories: Number of categories.
+    """
+    doubt = max(0.0, 1 - max(expert.images for expert in calibration.experts.values()) / _ENOUGH)
+    largest: Doubles = 1 - doubt * np.nan_to_num(prior) * (1 - 1 / n_categories)
+    return largest
 
 
 def is_unknown(novelty: Doubles, threshold: Doubles) -> NDArray[np.bool_]:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.arrays import Doubles, largest, slices
 from zsvec.method.calibration import Calibration, LogLinear
-from zsvec.method.predict.fusion import STRATEGIES, choose_strategy
+from zsvec.method.predict.fusion import STRATEGIES, choose_strategy, limit
 from zsvec.method.predict.logits import entropy, expert_logits
-from zsvec.method.predict.novelty import Novelty, image_novelty
+from zsvec.method.predict.novelty import Novelty, image_novelty, largest_probability, prior_novelty
 from zsvec.method.predict.opinion_pool import Similarity
 from zsvec.method.predict.reference_aggregation import aggregate_experts
 from zsvec.method.similarities import SearchResult
@@ -145,16 +145,21 @@ class Scoring:
             weights=[self.weights.get(expert.name, 1.0) for expert in found.experts],
         )
         fused = STRATEGIES[strategy].function(logits)
+        probabilities, prior = fused.probabilities, None
+        if calibration is not None:
+            prior = prior_novelty(novelty_logits, similarities, calibration, self.temperatures)
+            covered = np.any(logits.coverage, axis=0)
+            probabilities = limit(probabilities, largest_probability(prior, calibration, int(covered.sum())), covered)
         novelty = image_novelty(
             novelty_logits,
-            calibrated=calibration is not None,
+            prior=prior,
             unknown_above=self.unknown_above,
             per_category=self.unknown_per_category,
         )
         return Scores(
             probabilities=logits.probabilities,
             confidence=fused.confidence,
-            fused=fused.probabilities,
+            fused=probabilities,
             novelty=novelty.novelty,
             threshold=novelty.threshold,
             unknown=novelty.unknown,

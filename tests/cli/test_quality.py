@@ -98,7 +98,7 @@ def test_calibrate_tables(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row[:2] for row in lines[7:9]] == [["before", "100.0%"], ["after", "100.0%"]]
     assert [row[3] for row in lines[7:9]] == ["nats"] * 2
     assert " ".join(lines[9]) == (
-        "learned from 9 reference images; no threshold: that takes 19 images that share their category with another"
+        "learned from 9 reference images; no threshold yet: 9 of 19 images that share their category with another"
     )
     assert len(lines) == 10
     monkeypatch.setattr(output.out, "width", 30)

@@ -20,7 +20,7 @@ from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.coefficients import calibrate_expert, learn_coefficients
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample, leave_one_out
 from zsvec.method.calibrate.thresholds import (
-    fewest,
+    images_for_threshold,
     learn_category_thresholds,
     learn_neutral,
     learn_thresholds,
@@ -92,8 +92,8 @@ class CalibrationReport:
             known = f"{1 - made.false_unknown_rate:.1%} of these images"
             unknown = f"an image is unknown if it is farther from every category than {known}"
         else:
-            needed = f"{fewest(made.false_unknown_rate):.0f} images"
-            unknown = f"no threshold: that takes {needed} that share their category with another"
+            images, needed = images_for_threshold(made)
+            unknown = f"no threshold yet: {images} of {needed} images that share their category with another"
         return f"learned from {counted(made.images, 'reference image')}; {unknown}"
 
     def to_dict(self) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
+from zsvec.method.calibration import Calibration
 from zsvec.method.predict.logits import logsumexp
 from zsvec.method.predict.opinion_pool import log_linear, neutral_evidence, pattern
+from zsvec.method.similarities import image_experts
 from zsvec.streams.drift import PARTS
 
 
@@ -28,6 +30,15 @@ def fewest(fraction: float) -> float:
     """Returns the least number of images that is `enough` for a fraction."""
     least = float(np.ceil(max(1 / fraction, 1 / (1 - fraction))) - 1)
     return least - 1 if enough(least - 1, fraction) else least  # rounding may have made the quotient too large
+
+
+def images_for_threshold(calibration: Calibration) -> tuple[int, int]:
+    """Returns how many images a threshold could be learned from, and how many the false-unknown rate takes.
+
+    The images are those that share their category with another image.
+    """
+    images = max((expert.images for expert in image_experts(calibration.experts).values()), default=0)
+    return images, int(fewest(calibration.false_unknown_rate))
 
 
 def quantile(evidence: Doubles, fraction: float) -> float:

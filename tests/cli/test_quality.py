@@ -43,7 +43,7 @@ def test_calibrate_json(filled: Cli, hash_encoders: Loading) -> None:
     ]
     assert (found["images"], found["false_unknown_rate"], found["threshold"], found["suspects"]) == (9, 0.05, {}, [])
     for expert in found["experts"].values():
-        assert list(expert) == ["temperature", "spread", "images", "accuracy"]
+        assert list(expert) == ["temperature", "spread", "images", "accuracy", "wrong"]
     assert list(found["before"]) == ["top1", "cross_entropy", "ece"]
     assert found["before"] == found["after"]  # the import has calibrated the store
 

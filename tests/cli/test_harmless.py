@@ -15,6 +15,7 @@ from rich.table import Table
 from tests.cli.support import Cli
 from tests.support import encode, photo
 from zsvec.cli import output
+from zsvec.cli.app import confirm
 from zsvec.errors import harmless
 
 EVIL = "\x1b[2J\x1b]0;owned\x07\r\nforged.png  red 100.0%\u202e\x9b31m[bold]\u2028"
@@ -143,3 +144,11 @@ def test_a_message_of_the_log_is_harmless() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "to http://***@h/a\\x1b[2J\\nforged\n"
+
+
+def test_a_question_has_no_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("zsvec.cli.app.is_terminal", lambda: True)
+    monkeypatch.setattr("typer.confirm", lambda question, **_: asked.append(question))
+    confirm("Undo a change by eve\x1b]0;mine\x07\x1b[1A?", yes=False)
+    assert asked == ["Undo a change by eve\\x1b]0;mine\\x07\\x1b[1A?"]

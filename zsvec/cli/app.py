@@ -208,7 +208,7 @@ def confirm(question: str, *, yes: bool) -> None:
     """Asks on stderr, and aborts unless the answer is yes. Does not ask if `yes` is true or stdin is not a terminal."""
     if not yes and is_terminal():
         with answering():
-            typer.confirm(question, abort=True, err=True)
+            typer.confirm(harmless(question), abort=True, err=True)
 
 
 @contextmanager

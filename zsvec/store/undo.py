@@ -220,7 +220,7 @@ def _by_another(change: Change, name: str | None) -> InvalidInputError:
     part = f" --category {shlex.quote(name)}" if name else ""
     return InvalidInputError(
         f"{whose} ({change.what}, {change.id[:8]}) is by {author}: to undo the change of another author, give its id "
-        f"(`zsvec undo {change.id[:8]}{part}`)"
+        f"(`zsvec undo {shlex.quote(change.id[:8])}{part}`)"
     )
 
 

@@ -195,3 +195,13 @@ def test_an_undone_import_can_be_repeated(clf: Classifier) -> None:
     assert clf.categories() == []
     assert import_folders(clf) == []
     assert contents(clf) == before
+
+
+def test_a_removed_category_does_not_come_back_by_its_name(clf: Classifier) -> None:
+    clf.remove_category("red")
+    left_out: list[StoredReference] = []
+    assert clf.add_categories([CategoryInput(name="red")], on_withdrawn=left_out.append) == []
+    assert {(one.category, one.modality) for one in left_out} == {("red", "text")}
+    assert "red" not in contents(clf)
+    clf.add_category("red")
+    assert len(contents(clf)["red"]) == 1

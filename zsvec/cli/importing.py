@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -136,7 +136,7 @@ def import_(
             )
             raise
         changed = {category.name: before.get(category.name) != category for category in committed}
-        notes = list(_notes_on_others(classifier.references, changed, began, withdrawn))
+        notes = list(_notes_on_others(classifier.references, changed, before, began, withdrawn))
     seconds = time.monotonic() - start
     for note in notes:
         output.print_note(note)
@@ -151,7 +151,7 @@ def import_(
     number_stored = output.counted(_images_in(stored) - kept_out, "image")
     said = f"{output.counted(len(stored), 'category', 'categories')}, {number_stored}"
     output.print_note(f"{said} ({failed} unreadable{there}) in {seconds:.1f} s")
-    left = [category.name for category in found if category.name not in names | omitted]
+    left = [c.name for c in found if c.name not in names and (c.name in before or c.name not in omitted)]
     reasons = {
         "left as they were, because images are unreadable:": [name for name in left if name in before],
         "not made categories, because no image is readable:": [name for name in left if name not in before],
@@ -253,13 +253,18 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
 
 
 def _notes_on_others(
-    references: StoredReferences, committed: Mapping[str, bool], began: datetime, withdrawn: Sequence[StoredReference]
+    references: StoredReferences,
+    committed: Mapping[str, bool],
+    before: Collection[str],
+    began: datetime,
+    withdrawn: Sequence[StoredReference],
 ) -> Iterator[str]:
     """Yields notes on references that were left out, and on added images that another category has, too.
 
     Args:
         references: The references of the store.
         committed: By name of each category of the import, whether the import has changed the category.
+        before: Names of the categories before the import.
         began: Time after which the import added references.
         withdrawn: References that were left out.
     """
@@ -283,7 +288,7 @@ def _notes_on_others(
         sources = ", ".join([one.source for one in some[:_NAMED]] + ["…"] * (len(some) > _NAMED))
         elsewhere = sorted({other for one in some for other in holders.get(one.hash, ())} - {name})
         now_in = f", now in {', '.join(elsewhere)}" if elsewhere else ""
-        gone = "" if name in committed else " (no longer a category)"
+        gone = "" if name in committed or name in before else " (no longer a category)"
         yield f"  {name}{gone}: {_number_of(some)}{now_in} ({sources})"
     if len(by_category) > _SHOWN:
         yield f"  and {output.counted(len(by_category) - _SHOWN, 'more category', 'more categories')}"

@@ -391,6 +391,10 @@ class Builder:
 
         Drafts with `lost_images` or `only_unreadable`, and drafts of withdrawn references alone, are not written.
         """
+        for draft in drafts:
+            if draft.empty and draft.category.texts is None and not draft.left_out:  # its name alone defines it
+                by_name = as_words(draft.category.name)
+                draft.leave_out("text", _text_hash(by_name), by_name)
         if on_withdrawn is not None:
             for one in chain.from_iterable(draft.left_out for draft in drafts):
                 on_withdrawn(one)

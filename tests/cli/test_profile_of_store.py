@@ -158,3 +158,13 @@ def test_a_store_cannot_name_collections_of_others(cli: Cli, hash_encoders: Load
         result = cli(command)
         assert (result.code, result.out) == (2, ""), command
         assert "b__clip" in result.err
+
+
+def test_a_change_without_the_profile_of_the_store_does_not_calibrate_it(
+    cli: Cli, hash_encoders: Loading, colours: Path
+) -> None:
+    assert cli("--profile offline import", colours).code == 0
+    assert cli("info --json").objects[0]["calibration"] == "current"
+    rewrite(profile="theirs")  # its temperatures are unknown here
+    assert cli("remove red --yes").code == 0
+    assert cli("info --json").objects[0]["calibration"] == "stale"

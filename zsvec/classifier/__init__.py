@@ -1,6 +1,6 @@
 """The classifier and its predictions."""
 
 from zsvec.classifier.facade import Classifier
-from zsvec.classifier.opening import open_classifier
+from zsvec.classifier.opening import CANNOT_ENCODE, open_classifier
 
-__all__ = ["Classifier", "open_classifier"]
+__all__ = ["CANNOT_ENCODE", "Classifier", "open_classifier"]

@@ -458,8 +458,8 @@ class Classifier:
         Args:
             vectors: By encoder, for all or some encoders of the store, float ``(n_images, dim)`` of any norm. Row i of
                 each array belongs to image i. Other encoders give no evidence: a category without references of the
-                given encoders has probability 0, and an image is unknown only if the calibration has a threshold for
-                the experts of these encoders.
+                given encoders has probability 0. The calibration may have no threshold for the experts of these
+                encoders; then novelty is a prior (see `Prediction.novelty`).
             top_k: Maximum number of categories in a ranking.
 
         Raises:

@@ -15,6 +15,9 @@ from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.types import Modality, expert_name
 
+CANNOT_ENCODE = (EncoderError, EncoderMismatchError, InvalidInputError, MissingExtraError)
+"""Errors of a profile that is unknown here, cannot be loaded, or does not belong to the store."""
+
 
 def open_classifier(
     settings: Settings, *, encoders: Iterable[Encoder] | None = None, runs_encoders: bool = True
@@ -47,14 +50,18 @@ def open_classifier(
             chosen = settings.with_profile_of(store)
             specs = chosen.encoder_specs()
             store.check(specs)
-        except (EncoderError, EncoderMismatchError, InvalidInputError, MissingExtraError) as exc:
+        except CANNOT_ENCODE as exc:
             if runs_encoders or not (names := store.encoders()):
                 raise
             store.check(names)  # other writers may have changed them
-            made_with = settings.known_profiles().get(store.profile() or "")
-            return _classifier(
+            named = store.profile()
+            made_with = settings.known_profiles().get(named or "")
+            opened = _classifier(
                 store, settings, partial(_refuse, exc), _experts(store), made_with.encoders if made_with else {}
             )
+            if named and made_with is None:  # a calibration would need the temperatures of that profile
+                store.after_changes(lambda: None)
+            return opened
         experts = [(name, modality) for name, spec in specs.items() for modality in spec.modalities]
         profile = chosen.profile if chosen.profile in chosen.known_profiles() else None
         return _classifier(store, chosen, partial(_load, specs, chosen), experts, specs, profile)

@@ -12,7 +12,7 @@ from rich.table import Table
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Name, Sheet, app, check_exists
 from zsvec.cli.categories import categories_table, chosen_hashes
-from zsvec.errors import EncoderMismatchError, InvalidInputError, WeightsUnavailableError
+from zsvec.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from zsvec import Group, Inbox, Unlabelled
@@ -106,10 +106,12 @@ def dismiss(context: typer.Context, hashes: Hashes) -> None:
 @inbox.command()
 def groups(context: typer.Context, sheet: Sheet = None, json: Json = False) -> None:
     """Show groups of similar unknown images: candidates for new categories."""
+    from zsvec.classifier import CANNOT_ENCODE
+
     with context.obj.open(runs_encoders=False) as classifier:
         try:
             found = classifier.inbox.groups()
-        except (EncoderMismatchError, WeightsUnavailableError) as exc:
+        except CANNOT_ENCODE as exc:
             output.print_note(f"no names are proposed: {exc}")
             found = classifier.inbox.groups(names=False)
         if sheet:

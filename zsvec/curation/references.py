@@ -189,7 +189,7 @@ class StoredReferences:
         return self._store.stored_references(checked_name(name))
 
     def holders(self, hashes: Collection[str]) -> dict[str, tuple[str, ...]]:
-        """Returns, by content hash, the sorted names of the categories that have the image. Reads all references once.
+        """Returns, by content hash, the sorted names of the categories that have the image.
 
         Hashes that no category has are missing in the result.
         """

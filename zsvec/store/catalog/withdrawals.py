@@ -20,7 +20,7 @@ from typing import Any
 
 from zsvec.types import Category
 
-MARKS_KEPT = 100_000
+MARKS_KEPT = 10_000
 """Maximum number of marks of a category. If there are more, the oldest are dropped."""
 
 _CHARACTERS = 16  # 64 bits: two of a million images share a mark with a probability of 3e-8

@@ -184,3 +184,8 @@ def test_a_limit_keeps_the_order_and_the_sum(weights: list[float], doubt: float)
     assert (np.diff(got[0][order]) >= -1e-12).all()
     if row.max() <= largest:
         np.testing.assert_array_equal(got, row)
+
+
+def test_equal_probabilities_are_never_limited() -> None:
+    equal = np.full((1, 3), 1 / 3)
+    np.testing.assert_array_equal(limit(equal, np.array([1 - (1 - 1 / 3)]), np.full(3, True)), equal)

@@ -60,7 +60,8 @@ class Scoring:
         weights: By expert, the confidence under the ``fixed`` strategy. Experts without an entry have 1.
         calibrated: Whether to use the calibration of the store.
         unknown_above: Novelty above which an image is unknown, 0 to 1. ``None``: 0.5 if the calibration has a threshold
-            for the image's best category; otherwise the image is not unknown. Ignored without a calibration.
+            for the image's best category, or if this category has reference images; otherwise the image is not unknown.
+            Ignored without a calibration.
         unknown_per_category: Whether each category with enough references has a separate threshold.
     """
 

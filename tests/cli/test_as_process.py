@@ -130,7 +130,7 @@ def test_ctrl_c_at_a_question(stocked: Cli) -> None:
     os.close(theirs)
     assert process.stderr
     said = b""
-    while b"Remove 'red' and its 7 references?" not in said:
+    while b"Remove 'red' and its 3 images and 1 text?" not in said:
         said += (part := os.read(process.stderr.fileno(), 1000))
         assert part, said
     process.send_signal(signal.SIGINT)

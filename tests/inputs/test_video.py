@@ -153,7 +153,7 @@ def test_classify_a_video(filled: Callable[..., Result], new: Path, clip: Path) 
     result = filled("classify clip.mp4 --every 5 --json")
     assert (result.code, result.err) == (0, "")
     assert [found["source"] for found in result.objects] == [f"clip.mp4#{number}" for number in (0, 5, 10, 15)]
-    assert all(found["label"] in ("red", "green", "blue") for found in result.objects)
+    assert all(found["nearest"] in ("red", "green", "blue") for found in result.objects)
     result = filled("classify new/red.png UPPER.MP4 new --every 19 --json")
     assert [found["source"] for found in result.objects] == [
         "new/red.png",

@@ -380,11 +380,11 @@ class Disk:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """A file system of 52 MiB; skips where none can be mounted."""
+    """A file system of 64 MiB; skips where none can be mounted."""
     folder.mkdir()
     if not hasattr(os, "geteuid") or os.geteuid() != 0:
         pytest.skip("only root mounts a small disk")
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=52m", "none", folder], capture_output=True, text=True)
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], capture_output=True, text=True)
     if mount.returncode:
         pytest.skip(f"no small disk can be mounted: {mount.stderr}")
     try:

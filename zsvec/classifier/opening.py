@@ -38,14 +38,15 @@ def open_classifier(
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
     own = None if encoders is None else EncoderSet(encoders, batch_size=settings.batch_size)
-    if own is None and runs_encoders:
+    if runs_encoders:
         settings.encoder_specs()  # refuses an unknown profile before the store is opened
     store = settings.open_store()
     try:
         if own is not None:
-            store.check(encoder.name for encoder in own)
             experts = [(encoder.name, modality) for encoder in own for modality in encoder.modalities]
-            return _classifier(store, settings, lambda: own, experts, {})
+            opened = _classifier(store, settings, lambda: own, experts, {})
+            store.check(encoder.name for encoder in own)
+            return opened
         try:
             chosen = settings.with_profile_of(store)
             specs = chosen.encoder_specs()

@@ -43,7 +43,7 @@ class Embedding:
     """
 
     source: str
-    vectors: ImageVectors = field(default_factory=dict)
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     error: str | None = None
 
 

@@ -33,7 +33,6 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         "profile": "base",
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
-        "threshold": {"images": 9, "needed": 19},
         "measured": {
             "all together": "no export yet (`zsvec encoders export`)",
             "clip by torch": "not measured yet",
@@ -45,7 +44,6 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["store"].startswith(f"{os.environ['ZSVEC_STORE']}, namespace zsvec, Qdrant Edge ")
     assert facts["contents"] == "3 categories, 9 images and 3 texts"
     assert facts["calibration"] == "current"
-    assert facts["unknown"].startswith("images 9 of 19 images")
     assert not set("{}[]'") & set(out)
     assert not {"unreadable", "clip:image:"} & set(facts)
     assert filled("--namespace other init").code == 0

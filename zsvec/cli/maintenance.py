@@ -51,17 +51,9 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         **({"unreadable": f"{unreadable}: run `zsvec doctor`"} if unreadable else {}),
         "encoders": found["encoders"],
         "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),
-        **_threshold(**found.get("threshold", {})),
         **({"speed": found["measured"]} if "measured" in found else {}),
         **({"collections": placements} if placements else {}),
     }
-
-
-def _threshold(images: int = 0, needed: int = 0) -> dict[str, str]:
-    """Returns the fact that a store has too few images for a rejection threshold, if it has."""
-    if images >= needed:
-        return {}
-    return {"unknown images": f"{images} of {needed} images until the false-unknown rate can be kept"}
 
 
 @app.command()

@@ -537,18 +537,10 @@ def _problem(error: ErrorDetails) -> str:
 
 
 def info(store: Store, settings: Settings) -> dict[str, Any]:
-    """Returns the object that ``zsvec info --json`` prints.
-
-    `measured` is about the encoders of the profile. `threshold` has the number of images that a rejection threshold
-    could be learned from, and the number that the false-unknown rate takes.
-    """
+    """Returns the object that ``zsvec info --json`` prints. `measured` is about the encoders of the profile."""
     from zsvec.encoders.runtimes import measured  # not needed for settings
-    from zsvec.method.calibrate.thresholds import images_for_threshold
-    from zsvec.method.calibration import Calibration
 
     found = store.info()
-    if calibration := Calibration.from_dict(store.calibration()):
-        found["threshold"] = dict(zip(("images", "needed"), images_for_threshold(calibration), strict=True))
     try:
         rates: object = measured(settings.with_profile_of(store).encoder_specs())
     except ZSVecError as exc:  # information on the store does not need the encoders of the profile

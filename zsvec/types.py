@@ -82,8 +82,8 @@ class Category:
     texts: tuple[str, ...]
     references: Mapping[str, int]
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    withdrawn: tuple[str, ...] = field(default=(), repr=False)
-    retired: bool = field(default=False, repr=False)
+    withdrawn: tuple[str, ...] = ()
+    retired: bool = False
 
     @property
     def updated(self) -> datetime:

@@ -213,6 +213,8 @@ def limit(probabilities: Doubles, largest: Doubles, covered: NDArray[np.bool_]) 
     uniform = covered / np.count_nonzero(covered)
     most = probabilities.max(axis=1)
     excess = np.maximum(most - np.maximum(largest, uniform.max()), 0.0)  # the limit may have been rounded down
+    if not excess.any():
+        return probabilities
     share = np.divide(excess, most - uniform.max(), out=np.zeros_like(excess), where=excess > 0)[:, None]
     mixed: Doubles = (1 - share) * probabilities + share * uniform
     return mixed

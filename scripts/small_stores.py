@@ -30,7 +30,7 @@ from zsvec.inputs.images import load_image
 from zsvec.settings.profiles import PROFILES
 
 app = typer.Typer(add_completion=False)
-console = Console()
+console = Console(width=120)  # so that no header is cut off
 _PHOTOS = 30  # number of known photos in a draw
 _NEAREST = 5  # references that `top_mean` averages
 _ODDS = 3.0  # known images per stranger

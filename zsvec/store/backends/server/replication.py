@@ -357,7 +357,7 @@ def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
             request = protocol.DeletePoints(collection_name=collection, wait=True, points=points)
             client.grpc_points.Delete(request, timeout=seconds)
         else:
-            node.ask(lambda client, _: client.delete(collection, nothing, wait=True), left=LONGEST)
+            node.ask(lambda client, _: client.delete(collection, nothing, wait=True), left=seconds, seconds=seconds)
     except FAILURES as exc:
         if not is_transient(exc):
             raise

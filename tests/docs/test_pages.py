@@ -135,17 +135,24 @@ def check(stated: list[str], printed: list[str]) -> None:
 def run_page(name: str, chosen: list[Block], patch: pytest.MonkeyPatch) -> None:
     namespace: dict[str, Any] = {"__name__": name}
     for block in chosen:
-        if block.language == "python":
-            printed = run_python(block, PAGES[name], namespace)
-            if block.output is not None:
-                check(block.output, printed)
-        elif block.language == "console":
-            run_console(block, patch)
+        try:
+            if block.language == "python":
+                printed = run_python(block, PAGES[name], namespace)
+                if block.output is not None:
+                    check(block.output, printed)
+            elif block.language == "console":
+                run_console(block, patch)
+        except Exception as error:
+            error.add_note(f"in the block at {PAGES[name]}:{block.line}")
+            raise
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_code_runs_and_prints_what_the_page_says(name: str, workplace: pytest.MonkeyPatch) -> None:
-    run_page(name, [block for block in blocks(PAGES[name]) if not block.needs], workplace)
+def test_code_runs_in_one_folder_and_prints_what_the_pages_say(workplace: pytest.MonkeyPatch) -> None:
+    """In the order in which `zsvec docs` lists them, as in one shell. No page changes the photographs of the others."""
+    photographs = sorted([*Path("photos").rglob("*"), *Path("new").rglob("*")])
+    for name in PAGES:
+        run_page(name, [block for block in blocks(PAGES[name]) if not block.needs], workplace)
+        assert sorted([*Path("photos").rglob("*"), *Path("new").rglob("*")]) == photographs, name
 
 
 @pytest.mark.parametrize("name", [name for name, needs in UNRUN.items() if "needs-server" in needs])

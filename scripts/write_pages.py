@@ -84,7 +84,8 @@ def _prose(text: str | None) -> str:
 
 def _argument(parameter: Any) -> str:
     name = parameter.metavar or parameter.name.upper()
-    return name if parameter.required or name.startswith("[") else f"[{name}]"
+    name = name if parameter.required else f"[{name}]"
+    return f"{name}..." if parameter.nargs < 0 else name
 
 
 def _options(command: Any) -> str:

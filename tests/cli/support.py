@@ -174,6 +174,13 @@ def words(table: str) -> list[list[str]]:
     return [line.split() for line in table.splitlines() if line.strip()]
 
 
+def commands(group: Any, *before: str) -> Iterator[list[str]]:
+    """The words of every command and group, and of the application itself."""
+    yield [*before]
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *before, name)
+
+
 RUNNER = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored

@@ -43,7 +43,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {row[0]: " ".join(row[1:]) for row in words(out)}
     assert facts["store"].startswith(f"{os.environ['ZSVEC_STORE']}, namespace zsvec, Qdrant Edge ")
     assert facts["contents"] == "3 categories, 9 images and 3 texts"
-    assert facts["calibration"] == "current"
+    assert (facts["profile"], facts["calibration"]) == ("base", "current")
     assert not set("{}[]'") & set(out)
     assert not {"unreadable", "clip:image:"} & set(facts)
     assert filled("--namespace other init").code == 0

@@ -1,108 +1,19 @@
-"""Wrong usage, help, names in any script, and narrow terminals."""
+"""Help, completion, names in any script, and narrow terminals. `tests/stories/test_mistakes.py` has wrong usage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 import typer.main
 
-from tests.cli.support import Cli, Result
+from tests.cli.support import Cli, Result, commands
 from tests.support import COLOURS, coloured, encode, trusted_settings, write_photos
-from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.commands import app
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
-
-RATE = "false_unknown_rate must be between 0 and 1. Got"
-WRONG = {
-    "": "Usage",
-    "--store x": "Missing command",
-    "nonsense": "nonsense",
-    "--nonsense list": "--nonsense",
-    "classify": "Missing argument",
-    "classify --top-k 0 x": "--top-k",
-    "classify --top-k many x": "--top-k",
-    "classify --nonsense x": "--nonsense",
-    "classify --fusion nonsense x": "nonsense",
-    "evaluate --fusion nonsense x": "nonsense",
-    "--profile nonsense classify x": "no profile is named 'nonsense'; choose one of base, offline, plus",
-    "--namespace a/b list": "namespace",
-    "--store '' list": "store: ",
-    "--store localhost:6333 list": "'localhost:6333' looks like a server: write http://localhost:6333",
-    "--store :memory: list": "':memory:' would be gone when this command ends: give a folder",
-    "--store :memory: add x": "':memory:' would be gone when this command ends: give a folder",
-    "--store ftp://x list": "'ftp://x' is neither a folder nor an http:// or https:// URL",
-    "--store colours/red/0.png list": "'colours/red/0.png' is a file",
-    "classify x.png --store y": "--store stands before the command: zsvec --store … classify",
-    "import --profile offline x": "--profile stands before the command",
-    "list --namespace=y": "--namespace stands before the command",
-    "add ''": "a category name must not be empty. Got ''",
-    "add x --text ''": "a definition text must be a str that is not empty. Got ''",
-    "import missing": "missing does not exist",
-    "import colours/red": "colours/red has no sub-folders",
-    "import colours --definitions missing.json": "missing.json cannot be read",
-    "import colours --definitions colours/red/0.png": "0.png cannot be read: 'utf-8' codec",
-    "import colours --keep-images all": "keep_images: Input should be 'small' or 'none' (got 'all')",
-    "evaluate missing": "cannot list the folder 'missing'",
-    "evaluate colours/red": "colours/red has no images in sub-folders",
-    "evaluate colours --unknown missing": "cannot list the folder 'missing'",
-    "evaluate colours --csv no/e.csv": "no/e.csv cannot be written: there is no folder no",
-    "evaluate colours --html colours": "colours cannot be written: Is a directory",
-    "evaluate colours --suite paper --csv e.csv": "leave --fusion, --csv and --html out",
-    "evaluate colours --suite paper --boxes": "--boxes needs COCO annotations",
-    "evaluate labels.csv --suite paper --dataset mnist": "--dataset mnist is a folder. Got the file labels.csv",
-    "evaluate colours --report r": "a page without it is --html FILE",
-    "classify new --csv --json": "--csv has no evidence, and is no JSON",
-    "classify new --csv --explain": "--csv has no evidence",
-    "calibrate --false-unknown-rate 0": f"{RATE} 0.0",
-    "calibrate --false-unknown-rate 1": f"{RATE} 1.0",
-    "calibrate --false-unknown-rate -0.1": f"{RATE} -0.1",
-    "calibrate --false-unknown-rate nan": f"{RATE} nan",
-    "calibrate --false-unknown-rate many": "--false-unknown-rate",
-    "calibrate nonsense": "nonsense",
-}
-
-
-def test_wrong_usage(stocked: Cli, new: Path, subtests: pytest.Subtests) -> None:
-    Path("labels.csv").write_text("path,label\ncolours/red/0.png,red\n")
-    before = stocked("list --json")
-    for command, message in WRONG.items():
-        with subtests.test(command):
-            result = stocked(command)
-            assert result.code == 2
-            assert message in result.said + result.out
-            assert "Traceback" not in result.err
-            assert not command or not result.out
-    assert stocked("list --json") == before
-
-
-@pytest.mark.parametrize("setting", ["ZSVEC_FUSION", "ZSVEC_BATCH_SIZE"])
-def test_a_wrong_value_in_the_environment(cli: Cli, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
-    monkeypatch.setenv(setting, "nonsense")
-    result = cli("classify x")
-    assert result.code == 2
-    assert f"{setting.removeprefix('ZSVEC_').lower()}: " in result.err
-    assert "(got 'nonsense')" in result.err
-
-
-def test_a_failure_is_not_wrong_usage(cli: Cli, new: Path, colours: Path) -> None:
-    for command in ("classify new", "evaluate colours"):
-        result = cli(command)
-        assert (result.code, result.out) == (1, "")
-        assert "has no category yet: add one with `zsvec add`" in result.err
-    assert cli("--profile base add cat").code == 0
-    result = cli("--profile offline add dog")
-    assert (result.code, result.out) == (1, "")
-    assert "vectors of the encoders clip, dino" in result.err
-    for command in ("list", "show cat", "classify new/red.png", "remove cat"):
-        said = cli(f"--store nowhere {command}").err
-        assert f"the missing folder {Path('nowhere').absolute()} (namespace zsvec)" in said
-    assert not Path("nowhere").exists()
 
 
 @pytest.mark.parametrize("command", ["classify {}", "import {}", "evaluate {}", "add x --image {}", "--store {} list"])
@@ -111,25 +22,6 @@ def test_a_name_that_is_too_long_for_the_file_system(stocked: Cli, command: str)
     assert result.code in (1, 2)
     assert "xxx" in result.out + result.err
     assert "too long" in result.out + result.err or "does not exist" in result.err
-
-
-def commands(group: Any, *before: str) -> Iterator[list[str]]:
-    """The words of every command and group, and of the application itself."""
-    yield [*before]
-    for name, command in getattr(group, "commands", {}).items():
-        yield from commands(command, *before, name)
-
-
-def test_help_and_version(cli: Cli) -> None:
-    assert cli("--version") == Result(0, f"zsvec {__version__}\n", "")
-    listed = cli("--help").out
-    found = list(commands(typer.main.get_command(app)))
-    assert {"import", "list", "doctor"} <= {words[0] for words in found if words}
-    for words in found:
-        result = cli(" ".join([*words, "--help"]))
-        assert (result.code, result.err) == (0, "")
-        assert len(words) != 1 or f" {words[0]} " in listed
-        assert cli(" ".join([*words, "-h"])) == result
 
 
 def test_help_shows_flags_without_a_type(cli: Cli) -> None:

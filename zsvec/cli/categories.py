@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _MIN_HASH, _WHOLE_HASH = 6, 64  # characters
 
-Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of a text or an image, or a prefix.")]
+Hashes = Annotated[list[str], typer.Argument(metavar="HASH", help="Hash of a text or an image, or a prefix.")]
 From = Annotated[str, typer.Argument(metavar="SOURCE", help="Category to take from.")]
 To = Annotated[str, typer.Argument(metavar="TARGET", help="Category to add to.")]
 
@@ -56,7 +56,7 @@ def remove(
     name: Name,
     hashes: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[HASH]...", help="Remove these references alone; see `zsvec show`."),
+        typer.Argument(metavar="HASH", help="Remove these references alone; see `zsvec show`."),
     ] = None,
     yes: Yes = False,
 ) -> None:

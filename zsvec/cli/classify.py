@@ -25,7 +25,7 @@ def classify(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATH|DIR|-…",
+            metavar="PATH|DIR|-",
             help="Images, folders, videos, cameras (/dev/video0, rtsp://…); - reads paths from stdin.",
         ),
     ],

@@ -28,7 +28,7 @@ def export(
     folder: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[FOLDER]",
+            metavar="FOLDER",
             help="Folder to write, then usable as --profile FOLDER on machines without torch.  [default: your cache, "
             "which is used automatically if about as fast as torch]",
         ),

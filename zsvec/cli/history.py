@@ -16,7 +16,7 @@ from zsvec.types import Change
 @app.command()
 def history(
     context: typer.Context,
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this category.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Only this category.")] = None,
     json: Json = False,
 ) -> None:
     """List recent changes, undone ones included, newest first.
@@ -36,7 +36,7 @@ def history(
 def undo(
     context: typer.Context,
     change: Annotated[
-        str | None, typer.Argument(metavar="[CHANGE]", help="Id of a change, or a prefix; see `zsvec history`.")
+        str | None, typer.Argument(metavar="CHANGE", help="Id of a change, or a prefix; see `zsvec history`.")
     ] = None,
     category: Annotated[
         str | None, typer.Option("--category", metavar="NAME", help="Undo the last change of this category.")

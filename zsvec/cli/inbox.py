@@ -17,7 +17,7 @@ from zsvec.errors import InvalidInputError
 if TYPE_CHECKING:
     from zsvec import Group, Inbox, Unlabelled
 
-Hashes = Annotated[list[str], typer.Argument(metavar="HASH...", help="Hash of an image, or a prefix.")]
+Hashes = Annotated[list[str], typer.Argument(metavar="HASH", help="Hash of an image, or a prefix.")]
 
 _SHOWN = 20  # default number of images in the table
 
@@ -71,9 +71,7 @@ def show(
 def label(
     context: typer.Context,
     *,
-    hashes: Annotated[
-        list[str] | None, typer.Argument(metavar="[HASH]...", help="Hash of an image, or a prefix.")
-    ] = None,
+    hashes: Annotated[list[str] | None, typer.Argument(metavar="HASH", help="Hash of an image, or a prefix.")] = None,
     name: Name,
     group: Annotated[
         int | None, typer.Option("--group", metavar="N", min=1, help="All images of a group; see `zsvec inbox groups`.")

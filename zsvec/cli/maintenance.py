@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
@@ -19,6 +20,7 @@ _ADVICE_ON_CALIBRATION = {
     "stale": ": categories have changed since the last time; run `zsvec calibrate`",
     "damaged": " and not used: run `zsvec calibrate`",
 }
+_HASH = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]+")  # of weights; `--json` has the whole hash
 
 images = App(help="Look after the small copies of reference images that the store keeps.", no_args_is_help=True)
 
@@ -49,7 +51,8 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         "store": ", ".join([found["store"], f"namespace {found['namespace']}", *engines]),
         "contents": f"{output.counted(len(categories), 'category', 'categories')}, {output.contents(categories)}",
         **({"unreadable": f"{unreadable}: run `zsvec doctor`"} if unreadable else {}),
-        "encoders": found["encoders"],
+        **({"profile": found["profile"]} if found["profile"] else {}),
+        "encoders": {name: _HASH.sub(r"\1…", encoder) for name, encoder in found["encoders"].items()},
         "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),
         **({"speed": found["measured"]} if "measured" in found else {}),
         **({"collections": placements} if placements else {}),
@@ -59,7 +62,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
 @app.command()
 def doctor(
     context: typer.Context,
-    store: Annotated[str | None, typer.Argument(metavar="[URL|DIR]", help="Store, as --store.")] = None,
+    store: Annotated[str | None, typer.Argument(metavar="URL|DIR", help="Store, as --store.")] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Make differing replicas of a catalog agree.")] = False,
     json: Json = False,
 ) -> None:

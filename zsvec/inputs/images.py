@@ -439,6 +439,8 @@ def _as_array(image: Any) -> NDArray[Any]:
 @contextmanager
 def _opened_path(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     where = os.fsdecode(path)
+    if not where:
+        raise ImageError("the path is empty; give the path of an image")
     try:
         file = open_regular(Path(where))
     except IsADirectoryError:

@@ -72,14 +72,15 @@ def open_store(
         StoreUnavailableError: The server cannot be reached, refuses the key, or is too old.
     """
     is_folder = os.path.isdir(location)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-    like_server = bool(re.fullmatch(r"[^/\\]+:\d+", location)) and not is_folder
+    like_server = not is_folder and bool(re.fullmatch(r"https?:/?[^/\\].*|[^/\\]+:\d+/?", location))
     if "@" in location and (like_server or "://" in location):
         raise InvalidInputError(
             "the URL of the store has a name or a password before an @, which no server would get: leave it out, and "
             "give the key by api_key or ZSVEC_API_KEY"
         )
     if like_server:
-        raise InvalidInputError(f"the store {location!r} looks like a server: write http://{location}, or https://")
+        address = re.sub(r"^https?:/?", "", location)
+        raise InvalidInputError(f"the store {location!r} looks like a server: write http://{address}, or https://")
     if location == ":memory:":
         backend = import_module("zsvec.store.backends.memory").MemoryBackend()
     elif "://" in location:

@@ -44,7 +44,7 @@ UNRUN = {
     "architecture": ["needs-host"],
     "measured": [
         *(
-            *["needs-data"] * 5,
+            *["needs-data"] * 6,
             "needs-time",
             "needs-data",
             "needs-time",

@@ -273,9 +273,8 @@ class Prediction:
         stale_seconds: Seconds since the store was last read, if the store is unavailable (setting ``max_staleness``);
             otherwise 0.
         error: Reason why there is no prediction, or ``None``.
-        hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`. ``None`` for an image that was
-            given as vectors, and for pixels (an array, a PIL image or a region) unless ``keep`` is ``uncertain`` or
-            ``all``: the hash of pixels may take as long as reading them.
+        hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`. ``None`` for an unreadable
+            image and for an image that was given as vectors.
     """
 
     source: str

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,7 +41,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.vocabulary import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.ingest import embedding
-from zsvec.inputs.images import content_hash
+from zsvec.inputs.images import Region, content_hash
 from zsvec.method.quality.inbox_ranking import ALIKE, distinct, uncertainty
 from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
@@ -645,17 +645,33 @@ def test_each_prediction_of_an_encoded_image_has_its_hash(clf: Classifier, how: 
     assert encoded(clf) == before
 
 
-@pytest.mark.parametrize("how", ["keep", "correct", "add"])
-def test_an_image_is_not_embedded_again_after_its_classification(clf: Classifier, how: str) -> None:
+def form(kind: str) -> Any:
+    """An image as a path, or as pixels."""
     [path] = write_photos(Path(), [1])
-    answered = clf.classify(path)
+    forms: dict[str, Callable[[], Any]] = {
+        "path": lambda: path,
+        "array": lambda: np.asarray(photo(1)),
+        "PIL": lambda: photo(1),
+        "region": lambda: Region(path, (0, 0, *photo(1).size)),
+    }
+    return forms[kind]()
+
+
+FORMS = ("path", "array", "PIL", "region")
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("how", ["keep", "correct", "add"])
+def test_an_image_is_not_embedded_again_after_its_classification(clf: Classifier, how: str, kind: str) -> None:
+    image = form(kind)
+    answered = clf.classify([image, photo(2)])[0] if how == "correct" else clf.classify(image)
     before = encoded(clf)
     if how == "keep":
-        clf.keep(answered)
+        clf.keep(image)
     elif how == "correct":
-        clf.correct(answered, "red")
+        clf.correct(image, "red")
     else:
-        clf.add_category("red", images=[path])
+        clf.add_category("red", images=[image])
     assert encoded(clf) == before
     rows = {r.encoder: r.vector for r in clf._store.stored("red") if r.hash == answered.hash}
     if how == "keep":
@@ -663,6 +679,30 @@ def test_an_image_is_not_embedded_again_after_its_classification(clf: Classifier
         rows = dict(one.vectors)
     for encoder in clf.encoders:
         np.testing.assert_allclose(rows[encoder.name], encoder.encode_images([photo(1)])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", FORMS)
+@pytest.mark.parametrize("how", ["add", "correct", "keep"])
+def test_an_image_that_waits_is_not_embedded_again(kind: str, how: str) -> None:
+    with open_classifier(Path("store"), *two_encoders()) as clf:
+        digest = kept(fill(clf), form(kind))
+        [waiting] = clf._store.inbox.read(vectors=True)
+    with open_classifier(Path("store"), *two_encoders()) as clf:  # without the vectors of classified images
+        image = form(kind)
+        if how == "keep":
+            assert clf.keep(image) == digest
+        else:
+            clf.add_category("red", images=[image]) if how == "add" else clf.correct(image, "red")
+            rows = {r.encoder: r.vector for r in clf._store.stored("red") if r.hash == digest}
+            for name, vector in waiting.vectors.items():
+                np.testing.assert_allclose(rows[name], vector, atol=1e-6)
+        assert encoded(clf) == 0
+
+
+def test_a_reference_is_not_embedded_to_be_kept(clf: Classifier) -> None:
+    before = encoded(clf)
+    assert clf.keep(coloured("red", 0)) is None
+    assert encoded(clf) == before
 
 
 def test_the_vectors_of_classified_images_are_bounded(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -722,8 +762,11 @@ def test_a_prediction_stands_for_no_other_image(clf: Classifier) -> None:
     path.unlink()
     with pytest.raises(ImageError):
         clf.keep(answered)
-    with pytest.raises(InvalidInputError, match="cannot stand for its image, because it has no hash"):
+    with pytest.raises(ImageError, match="give the image itself"):
         clf.correct(clf.classify(photo(1)), "red")
+    vectors = {encoder.name: encoder.encode_images([photo(1)]) for encoder in clf.encoders}
+    with pytest.raises(InvalidInputError, match="cannot stand for its image, because it has no hash"):
+        clf.correct(clf.classify_vectors(vectors)[0], "red")
     assert clf.category("red").references["dino:image"] == 3
 
 
@@ -757,8 +800,11 @@ def test_forged_vectors_do_not_count(clf: Classifier) -> None:
     digest = kept(clf, photo(1))
     [one] = clf._store.inbox.read(vectors=True)
     bad = {name: np.full_like(vector, np.nan) for name, vector in one.vectors.items()}
-    clf._store.inbox.put([InboxImage(hash="bad", source="\x1b[2J", added=NOW, vectors=bad)])
+    forged = content_hash(coloured("red", 7))
+    clf._store.inbox.put([InboxImage(hash=forged, source="\x1b[2J", added=NOW, vectors=bad)])
     assert held(clf) == {digest}
+    clf.add_category("red", images=[coloured("red", 7)])
+    assert all(np.isfinite(one.vector).all() for one in clf._store.stored("red"))
     clf.keep(photo(2))
     assert held(clf) == {digest, content_hash(photo(2))}
     assert len(clf._store.inbox.read()) == 2

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
 from tests.store.material import FINGERPRINTS, add, content_hash, reference, write_of
 from tests.store.support import Deployment
-from zsvec.store import Reference, Store
+from zsvec.errors import StoreUnavailableError
+from zsvec.store import InboxImage, Reference, Store
 from zsvec.store.backends.base import Put
 from zsvec.store.catalog.schema import expected
 from zsvec.store.names import record_id
@@ -26,9 +28,9 @@ def found(store: Store, *contents: str, modality: Modality = "image", encoders: 
     names = encoders or (*FINGERPRINTS,)
     hashes = {content_hash(content): content for content in contents}
     vectors = store.stored_vectors().find(names, modality, hashes)
-    for digest, by_encoder in vectors.items():
-        assert by_encoder.keys() == set(names)
-        for encoder, vector in by_encoder.items():
+    for digest, one in vectors.items():
+        assert one.vectors.keys() == set(names)
+        for encoder, vector in one.vectors.items():
             assert vector.dtype == np.float32
             np.testing.assert_allclose(vector, reference(encoder, modality, hashes[digest]).vector, atol=1e-6)
     return {hashes[digest] for digest in vectors}
@@ -42,6 +44,46 @@ def test_a_vector_of_any_category_is_found(deployment: Deployment, open_store: O
     assert found(other, "a", "b", "c", "x") == {"a", "b", "c"}
     assert found(other, "a", "b", modality="text", encoders=("clip",)) == {"b"}
     assert found(other) == set()
+
+
+def holders(store: Store, *contents: str) -> dict[str, frozenset[str]]:
+    """Content and the categories that have the content, as found beside the vectors."""
+    hashes = {content_hash(content): content for content in contents}
+    found = store.stored_vectors().find((*FINGERPRINTS,), "image", hashes)
+    return {hashes[digest]: one.categories for digest, one in found.items()}
+
+
+def test_the_categories_of_a_content_are_found(open_store: OpenStore) -> None:
+    store = open_store(history=60.0)
+    store.write([write_of("red panda", ["a", "b"]), write_of("lynx", ["a", "c", "d"])])
+    store.remove_references("lynx", {content_hash("c")})
+    assert holders(store, *"abcd") == {"a": {"red panda", "lynx"}, "b": {"red panda"}, "c": set(), "d": {"lynx"}}
+
+
+def test_an_image_that_waits_in_the_inbox_is_found(deployment: Deployment, open_store: OpenStore) -> None:
+    store = open_store()
+    add(store, "red panda", ["a"])
+    vectors = {encoder: reference(encoder, "image", "b").vector for encoder in FINGERPRINTS}
+    store.inbox.put([InboxImage(hash=content_hash("b"), source="b", added=datetime.now(UTC), vectors=vectors)])
+    other = deployment.another(store)
+    assert found(other, "a", "b", "x") == {"a", "b"}
+    assert found(other, "b", encoders=("dino",)) == {"b"}
+    assert found(other, "b", modality="text", encoders=("clip",)) == set()
+    assert holders(other, "b") == {"b": frozenset()}
+
+
+@pytest.mark.parametrize("deployment", ["memory"], indirect=True)
+def test_a_key_without_rights_on_the_inbox_finds_references(deployment: Deployment) -> None:
+    backend = deployment.backend()
+    store = deployment.open(backend)
+    add(store, "red panda", ["a"])
+
+    def refused(*_: object) -> None:
+        raise StoreUnavailableError
+
+    backend.hooks["exists"] = refused
+    assert found(store, "a", "x") == {"a"}
+    assert "exists" not in backend.hooks
 
 
 def test_a_content_that_one_encoder_lacks_is_not_found(open_store: OpenStore) -> None:
@@ -115,7 +157,7 @@ def test_a_search_for_new_contents_takes_one_request(deployment: Deployment) -> 
     add(store, "red panda", ["a"])
     backend.calls.clear()
     assert found(store, *(f"new {i}" for i in range(200))) == set()
-    assert backend.calls == {"scroll": 1}
+    assert backend.calls == {"scroll": 1, "exists": 1}  # of the first encoder, and of the inbox
     backend.calls.clear()
     assert found(store, "a") == {"a"}
     assert backend.calls == {"scroll": 2, "retrieve": 2}  # of each encoder, its references and the manifest

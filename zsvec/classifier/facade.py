@@ -117,8 +117,8 @@ class Classifier:
         """Adds a category, or references to an existing category. Every process sees the change in its next batch.
 
         Nothing is retrained. Adding is idempotent: references that the category already has are recognised by content.
-        A text or an image is not embedded again if any category has it, if an undo could restore it, or if it is one of
-        the last 1,000 classified images with a `Prediction.hash`.
+        A text or an image is not embedded again if any category has it, or if an undo could restore it; nor is an image
+        that waits in the inbox, or is one of the last 1,000 classified images.
 
         Args:
             name: Name of the category.
@@ -256,7 +256,7 @@ class Classifier:
 
         Args:
             image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image
-                already waits in the inbox. One of the last 1,000 classified images with a hash is not embedded again.
+                already waits in the inbox. The image is not embedded again in the cases of `add_category`.
 
         Returns:
             Content hash of the image. ``None`` if the image is not kept, because it is a near-duplicate of a reference,
@@ -271,9 +271,8 @@ class Classifier:
     def correct(self, image: ImageInput | Prediction, name: str) -> Category:
         """Makes an image a reference of the right category. Every process uses the reference from its next batch on.
 
-        If another category has the image as a reference, the reference is moved. The image is not embedded again if it
-        waits in the inbox, is or was a reference (see `add_category`), or is one of the last 1,000 classified
-        images with a `Prediction.hash`.
+        If another category has the image as a reference, the reference is moved. The image is not embedded again in the
+        cases of `add_category`.
 
         Args:
             image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image

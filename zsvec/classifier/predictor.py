@@ -82,11 +82,10 @@ class Predictor:
             self._keepers[chosen] = self._keeper.of_stream(chosen, flow)
         keeper = self._keepers[chosen]
         encoders = self.encoders_to_read()
-        hashed = keeper is not None
         small = keeper is not None and self._store.keeps_images()
         with flow.at_work():
             with encoders.shared.coming():
-                prepared = self._embedder.prepare(image, flow, hashed=hashed, small=small)
+                prepared = self._embedder.prepare(image, flow, small=small)
             if prepared.error is not None:
                 return next(self._answers([prepared], {}, top_k, errors, flow))
             max_wait = self._settings.max_wait_ms / 1000
@@ -119,8 +118,7 @@ class Predictor:
         def answers() -> Generator[Prediction, None, None]:
             self.encoders_to_read()
             small = keeper is not None and self._store.keeps_images()
-            hashed = keeper is not None
-            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait, hashed=hashed, small=small)
+            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait, small=small)
             self.totals.add(flow)
             with closing(batches), flow:
                 for batch, vectors in batches:
@@ -146,10 +144,7 @@ class Predictor:
         if sources:
             answered, ranks = self._predict(sources, vectors, top_k, flow, related=related)
             flow.rank(ranks)
-            answered = [
-                with_changes(answer, hash=image.hash) if image.hash else answer
-                for answer, image in zip(answered, readable, strict=True)
-            ]
+            answered = [with_changes(answer, hash=image.hash) for answer, image in zip(answered, readable, strict=True)]
             self._embedder.recent.add(readable, vectors)
         if keeper is not None:
             keeper.offer(readable, vectors, answered)

@@ -348,15 +348,18 @@ class Feedback:
     def keep(self, image: ImageInput | Prediction) -> str | None:
         """As `zsvec.classifier.Classifier.keep`."""
         if isinstance(image, Prediction):
-            known = _hash_of(image)
-            if self._keeper.ask(known):
-                return known
+            digest = _hash_of(image)
+            if self._keeper.ask(digest):
+                return digest
             image = self._unchanged(image)
         self._create()
-        prepared = self._embedder.prepare(image, hashed=True, small=self._store.keeps_images())
+        prepared = self._embedder.prepare(image, small=self._store.keeps_images())
         if prepared.error is not None:
             raise prepared.error
-        row = self._embedder.encode([prepared])[prepared.hash]
+        encoders = self._embedder.encoders.fingerprints
+        stored = self._store.stored_vectors().find(encoders, "image", [prepared.hash])
+        known = {digest: one.vectors for digest, one in stored.items()}
+        row = self._embedder.encode([prepared], known)[prepared.hash]
         if self._store.categories():
             vectors = {name: vector[np.newaxis] for name, vector in row.items()}
             (prediction,) = self._predict([prepared.source], vectors, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -17,7 +17,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.inputs.categories import checked_name, is_several
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageInput, ImageLimits, is_encoded, read_held, source_of, taken
+from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
 from zsvec.inputs.small import small_copy
 from zsvec.streams.flow import Flow
 from zsvec.streams.stream import ahead, prefetch
@@ -55,7 +55,7 @@ class PreparedImage:
         source: Path or name of the image.
         inputs: The preprocessed image, as `EncoderSet.encode_images` takes it.
         error: Reason why the image is unreadable, or ``None``.
-        hash: Content hash; empty for pixels (an array, a PIL image or a region) unless requested.
+        hash: Content hash; empty unless requested.
         size: Width and height of the upright image in pixels.
         small: JPEG of a small copy (`zsvec.inputs.small`); ``None`` unless requested.
     """
@@ -74,19 +74,18 @@ class PreparedImage:
 
 
 class RecentVectors:
-    """The vectors of the last `RECENT_IMAGES` classified images that have a content hash. Thread-safe."""
+    """The vectors of the last `RECENT_IMAGES` classified images, by content hash. Thread-safe."""
 
     def __init__(self) -> None:
         self._vectors: OrderedDict[str, ImageVectors] = OrderedDict()  # the oldest first
         self._lock = threading.Lock()
 
     def add(self, images: Sequence[PreparedImage], vectors: Vectors) -> None:
-        """Adds images that have a hash; `vectors` has a row for each of `images`."""
+        """Adds images, which must have hashes; `vectors` has a row for each of `images`."""
         with self._lock:
             for i, image in enumerate(images):
-                if image.hash:
-                    self._vectors[image.hash] = {name: rows[i].copy() for name, rows in vectors.items()}
-                    self._vectors.move_to_end(image.hash)
+                self._vectors[image.hash] = {name: rows[i].copy() for name, rows in vectors.items()}
+                self._vectors.move_to_end(image.hash)
             while len(self._vectors) > RECENT_IMAGES:
                 self._vectors.popitem(last=False)
 
@@ -145,7 +144,7 @@ class Embedder:
         check(names)
         parts: dict[str, list[NDArray[np.float32]]] = {}
         flow = Flow()
-        with closing(self.batches(images, batch_size, flow)) as batches, flow:
+        with closing(self.batches(images, batch_size, flow, hashed=False)) as batches, flow:
             for batch, vectors in batches:
                 for error in (image.error for image in batch if image.error is not None):
                     raise error
@@ -154,19 +153,15 @@ class Embedder:
         return names, {name: np.concatenate(rows) for name, rows in parts.items()}
 
     def prepare(
-        self, image: ImageInput, flow: Flow | None = None, *, hashed: bool = False, small: bool = False
+        self, image: ImageInput, flow: Flow | None = None, *, hashed: bool = True, small: bool = False
     ) -> PreparedImage:
-        """Decodes and preprocesses one image; adds a small copy if requested.
-
-        Adds the content hash of an encoded image (`is_encoded`) and, if `hashed`, of any image.
-        """
+        """Decodes and preprocesses one image; adds the content hash and a small copy if requested."""
         encoders = self.encoders
         flow = flow or Flow()
         source = source_of(image)
         try:
             with ExitStack() as memory:
                 with flow.stage("decode"):
-                    hashed = hashed or is_encoded(image)
                     loaded = [read_held(image, memory, side=encoders.side, hashed=hashed, **self.limits)]
                     content_hash, size = loaded[0].content_hash, loaded[0].size
                     copy = small_copy(loaded[0].image) if small else None
@@ -179,18 +174,16 @@ class Embedder:
     def encode(
         self,
         images: Sequence[PreparedImage],
-        known: Callable[[Collection[str]], Mapping[str, ImageVectors]] = lambda hashes: {},
+        known: Mapping[str, ImageVectors],
     ) -> dict[str, ImageVectors]:
         """Returns the vectors of readable images by content hash. Images whose vectors are known are not embedded.
 
         Args:
             images: The images, which must have hashes.
-            known: Returns known vectors by content hash. Called with the hashes that are not among the recent images.
+            known: Known vectors by content hash, in addition to those of recent images.
         """
         by_hash = {image.hash: image for image in images}
-        found = self.recent.find(by_hash)
-        if missing := by_hash.keys() - found.keys():
-            found |= known(missing)
+        found = self.recent.find(by_hash) | dict(known)
         if new := [image for digest, image in by_hash.items() if digest not in found]:
             vectors = self.encoders.encode_images([image.inputs for image in new])
             found |= {image.hash: {name: rows[i] for name, rows in vectors.items()} for i, image in enumerate(new)}
@@ -203,7 +196,7 @@ class Embedder:
         flow: Flow,
         *,
         max_wait: float | None = None,
-        hashed: bool = False,
+        hashed: bool = True,
         small: bool = False,
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         """Yields batches of images with the vectors of the readable images. Threads decode ahead of the encoders.
@@ -234,7 +227,7 @@ class Embedder:
     def stream(self, images: Iterable[ImageInput], batch_size: int) -> Iterator[Embedding]:
         """Yields embeddings of images, as `zsvec.classifier.Classifier.embed_stream` does."""
         flow = Flow()
-        with closing(self.batches(images, batch_size, flow)) as batches, flow:
+        with closing(self.batches(images, batch_size, flow, hashed=False)) as batches, flow:
             for batch, vectors in batches:
                 rows = iter(range(len(batch)))
                 for image in batch:

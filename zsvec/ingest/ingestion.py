@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, shown
-from zsvec.ingest.embedding import Embedder, ImageVectors, PreparedImage
+from zsvec.ingest.embedding import Embedder, PreparedImage
 from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
@@ -35,7 +35,7 @@ from zsvec.inputs.categories import (
 )
 from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import ImageLimits, content_hash, source_of, taken
-from zsvec.store import Reference, Renamed, Store, Write
+from zsvec.store import Reference, Renamed, Store, StoredContent, Write
 from zsvec.streams.stream import prefetch
 from zsvec.types import Category, Modality, SmallImage, StoredReference, encoder_and_modality, expert_name
 
@@ -328,14 +328,14 @@ class Builder:
     def _read(self, draft: _Draft, given: ReferenceImage, source: str) -> PreparedImage:
         """Returns an image with the inputs of the encoders; without inputs if the vectors are given or stored."""
         if given.vectors is None and not draft.stored and not draft.is_withdrawn and self._image_encoders:
-            return self._embedder.prepare(given.image, hashed=True, small=self._keep_images)
+            return self._embedder.prepare(given.image, small=self._keep_images)
         recognised = PreparedImage(source, hash=content_hash(given.image, **self.limits))
         is_withdrawn = draft.is_withdrawn is not None and draft.is_withdrawn(recognised.hash)
         if is_withdrawn or all((name, "image", recognised.hash) in draft.stored for name in self._image_encoders):
             return recognised
         if given.vectors is not None and not self._keep_images:
             return recognised
-        read = self._embedder.prepare(given.image, hashed=True, small=self._keep_images)
+        read = self._embedder.prepare(given.image, small=self._keep_images)
         if given.vectors is None:
             return read
         return recognised if read.error else with_changes(read, inputs=None)  # an unreadable image has no small copy
@@ -347,17 +347,10 @@ class Builder:
         """
         new = [image for image in images if image.read.inputs is not None]
         drafts = dict.fromkeys([*(image.draft for image in images), *complete])
-
-        def known(hashes: Collection[str]) -> dict[str, ImageVectors]:
-            found: dict[str, ImageVectors] = {}
-            for digest in hashes:
-                keys = [(name, "image", digest) for name in self._image_encoders]
-                for draft in drafts:
-                    if all(key in draft.references for key in keys):
-                        found[digest] = {key[0]: draft.references[key].vector for key in keys}
-            return found | self._stored.find(self._image_encoders, "image", hashes - found.keys())
-
-        vectors = self._embedder.encode([image.read for image in new], known)
+        known = self._known({image.read.hash for image in new}, drafts)
+        vectors = self._embedder.encode(
+            [image.read for image in new], {digest: one.vectors for digest, one in known.items()}
+        )
         for name in self._image_encoders:
             for image in new:
                 image.draft.add(image.reference(name, vectors[image.read.hash][name]))
@@ -368,6 +361,18 @@ class Builder:
                 if image.given.vectors is not None and not reused:
                     image.draft.add(image.reference(name, image.given.vectors[name]))
 
+    def _known(self, hashes: Collection[str], drafts: Iterable[_Draft]) -> dict[str, StoredContent]:
+        """Returns the images that these drafts or the store have, by content hash."""
+        found: dict[str, StoredContent] = {}
+        for draft in drafts:
+            for digest in hashes:
+                keys = [(name, "image", digest) for name in self._image_encoders]
+                if all(key in draft.references for key in keys):
+                    others = found[digest].categories if digest in found else frozenset()
+                    vectors = {key[0]: draft.references[key].vector for key in keys}
+                    found[digest] = StoredContent(vectors, others | {draft.category.name})
+        return found | self._stored.find(self._image_encoders, "image", set(hashes) - found.keys())
+
     def _embed_texts(self, encoder: str, drafts: Sequence[_Draft]) -> None:
         """Adds the references of texts to their drafts. A text that several categories share is embedded once."""
         keyed = [
@@ -376,7 +381,7 @@ class Builder:
             for text in dict.fromkeys(draft.texts(self.prompt(encoder, draft.category.name)))
         ]
         texts = {key[2]: text for draft, text, key in keyed if key not in draft.stored}
-        vectors = {digest: found[encoder] for digest, found in self._stored.find([encoder], "text", texts).items()}
+        vectors = {digest: one.vectors[encoder] for digest, one in self._stored.find([encoder], "text", texts).items()}
         new = [digest for digest in texts if digest not in vectors]
         embedded = self.encoders[encoder].encode_texts([texts[digest] for digest in new])
         vectors |= dict(zip(new, embedded, strict=True))

@@ -239,16 +239,6 @@ def source_of(image: ImageInput) -> str:
     return type(image).__name__
 
 
-def is_encoded(image: ImageInput) -> bool:
-    """Returns whether an image is a path, bytes or a binary file.
-
-    The hash of encoded bytes takes 1 to 6 % of the time of reading and decoding the image. The hash of pixels may take
-    as long as reading the pixels.
-    """
-    encoded = isinstance(image, str | os.PathLike | bytes | bytearray | memoryview)
-    return encoded or (hasattr(image, "read") and not isinstance(image, Image.Image))
-
-
 def read_file(path: str | os.PathLike[str], **limits: Unpack[ImageLimits]) -> ImageInput:
     """Returns the content of an image file in memory, so that later changes of the file do not matter.
 

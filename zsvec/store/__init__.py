@@ -14,6 +14,7 @@ from zsvec.store.catalog.changefeed import Cursor, Look
 from zsvec.store.catalog.schema import Reference
 from zsvec.store.census import Census
 from zsvec.store.collections.inbox import InboxImage, Why
+from zsvec.store.reuse import StoredContent
 from zsvec.store.store import Store
 from zsvec.store.writing import Move, Renamed, Write
 
@@ -30,6 +31,7 @@ __all__ = [
     "Reference",
     "Renamed",
     "Store",
+    "StoredContent",
     "Why",
     "Write",
     "open_store",

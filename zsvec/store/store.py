@@ -246,7 +246,7 @@ class Store:
 
     def stored_vectors(self) -> StoredVectors:
         """Returns the vectors of the store, to be found by content hash."""
-        return StoredVectors(self._catalog, self._references)
+        return StoredVectors(self._catalog, self._references, self.inbox)
 
     def stored_references(self, name: str) -> list[StoredReference]:
         """Returns each text and image of a category once, with its experts: first texts, then images, oldest first.

@@ -168,7 +168,7 @@ def test_methods_of_a_classifier() -> None:
     assert parameters(zsvec.open) == ["store=", "*", "encoders=", "**settings"]
     assert methods == {
         "add_category": ["name", "texts=", "images=", "*", "vectors=", "sources=", "metadata=", "replace="],
-        "add_categories": ["categories", "*", "replace=", "on_error=", "on_commit=", "on_withdrawn="],
+        "add_categories": ["categories", "*", "replace=", "on_error=", "on_commit=", "on_withdrawn=", "on_shared="],
         "remove_category": ["name"],
         "create": [],
         "categories": [],

@@ -12,6 +12,8 @@ import pytest
 
 from tests.cli.support import IMPORTED, Cli, Loading, category, without_time
 from tests.support import COLOURS, coloured, encode
+from zsvec.curation.references import StoredReferences
+from zsvec.errors import StoreError
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 ALL_RED = "colours/red/0.png, colours/red/1.png, colours/red/2.png"
@@ -279,3 +281,19 @@ def test_an_image_of_another_category_is_named(filled: Cli, colours: Path) -> No
         "images in several categories: 1, such as colours/green/copy.png (green, red)" in filled("import", colours).err
     )
     assert "images in several categories" not in filled("import", colours).err
+
+
+def test_a_committed_import_does_not_fail(filled: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does the number of requests grow with the references of the changed categories."""
+    filled(f"move red blue {hash_of(filled, 'red', '0.png')}")
+    (colours / "green" / "copy.png").write_bytes((colours / "red" / "1.png").read_bytes())
+
+    def unreadable(*_: object) -> None:
+        raise StoreError("references cannot be read")
+
+    for name in ("of", "holders"):
+        monkeypatch.setattr(StoredReferences, name, unreadable)
+    result = filled("import", colours)
+    assert result.code == 0
+    assert "  red: 1 image (colours/red/0.png)" in result.err.splitlines()
+    assert "such as colours/green/copy.png (green, red)" in result.err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from zsvec.settings.settings import load_settings
 from zsvec.store import Store, open_store
 from zsvec.streams import stream
 from zsvec.testing import HashEncoder
-from zsvec.types import Category, Modality
+from zsvec.types import Category, Modality, StoredReference
 
 
 class Encoder(HashEncoder):
@@ -297,6 +297,32 @@ def test_categories_that_are_added_together_share_images(store: Store, full_batc
     for category in workshop.builder.build(given):
         assert category.references == {"clip:image": 5, "dino:image": 5}
     assert workshop.embedded() == {"clip": (0, 5), "dino": (0, 5)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_images_of_other_categories_are_reported(store: Store, full_batches: None, batch_size: int) -> None:
+    workshop = Workshop(store, Encoder("clip", dim=32), Encoder("dino", dim=16), batch_size=batch_size)
+    workshop.add("cat", [], photos(1, 2))
+    reported: list[tuple[str, str, list[str]]] = []
+
+    def report(one: StoredReference, others: Sequence[str]) -> None:
+        assert one.hash in {reference.hash for reference in store.stored(one.category)}  # committed
+        reported.append((one.category, one.hash, list(others)))
+
+    given = [
+        CategoryInput(name="cat", texts=[], images=photos(1, 3, 3)),
+        CategoryInput(name="lynx", texts=[], images=[b"", *photos(2, 4)]),
+        CategoryInput(name="owl", texts=[], images=photos(2, 4, 5)),
+        CategoryInput(name="fox", texts=[], images=[b"", b""]),
+    ]
+    for _ in range(2):  # what is stored is not added again
+        list(workshop.builder.build(given, on_error=lambda *_: None, on_shared=report))
+        hashes = {seed: content_hash(photo(seed)) for seed in (2, 4)}
+        found = {(name, digest): others for name, digest, others in reported}
+        assert len(reported) == len(found)
+        assert found.keys() == {("lynx", hashes[2]), ("owl", hashes[2]), ("owl", hashes[4])}
+        assert (found["lynx", hashes[2]], found["owl", hashes[4]]) == (["cat"], ["lynx"])
+        assert set(found["owl", hashes[2]]) <= {"cat", "lynx"}
 
 
 def test_metadata_is_kept_until_another_is_given(workshop: Workshop) -> None:

@@ -161,6 +161,7 @@ class Classifier:
         on_error: Callable[[str, ImageError], None] | None = None,
         on_commit: Callable[[Category], None] | None = None,
         on_withdrawn: Callable[[StoredReference], None] | None = None,
+        on_shared: Callable[[StoredReference, Sequence[str]], None] | None = None,
     ) -> list[Category]:
         """Adds many categories, which share batches of the encoders, and then calibrates the store if that is cheap.
 
@@ -179,6 +180,8 @@ class Classifier:
             on_withdrawn: Called with each given text or image that was moved or removed from its category since it was
                 added, which is left out. All references of a category that was removed, renamed or merged are left out.
                 By default, such references are added again. Either way, a forgotten image is added again.
+            on_shared: Called with each added image that other categories have, and the names of these categories (of
+                many, only some), once its category is committed. Images that are given with vectors are not looked up.
 
         Returns:
             The categories as committed, in order. Skipped categories are missing.
@@ -187,10 +190,13 @@ class Classifier:
             ZSVecError: As `add_category`.
         """
         committed, replace, refuse = [], checked_flag("replace", replace), checked_callback("on_error", on_error)
-        leave_out = checked_callback("on_withdrawn", on_withdrawn)
+        leave_out, share = checked_callback("on_withdrawn", on_withdrawn), checked_callback("on_shared", on_shared)
         notify = checked_callback("on_commit", on_commit) or (lambda category: None)
         with self._store.one_change("replace" if replace else "add"):
-            for category in self._builder().build(categories, replace=replace, on_error=refuse, on_withdrawn=leave_out):
+            built = self._builder().build(
+                categories, replace=replace, on_error=refuse, on_withdrawn=leave_out, on_shared=share
+            )
+            for category in built:
                 committed.append(category)
                 notify(category)
         return committed

@@ -6,8 +6,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +15,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, KeepImages, Replace, app
-from zsvec.errors import ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError, StoreError
 from zsvec.types import Category, StoredReference
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _FILES = (".csv", ".tsv", ".txt", ".json")
 _SHOWN = 20  # categories named in a note
 _NAMED = 3  # images named for a category in a note
+_LOOKED_UP = 50  # images of a category of which a note says which other categories have them
 
 Source = Annotated[
     Path,
@@ -112,6 +113,7 @@ def import_(
 
     committed: list[Category] = []
     withdrawn: list[StoredReference] = []
+    shared: dict[str, tuple[StoredReference, Sequence[str]]] = {}  # by hash
 
     def keep(category: Category) -> None:
         committed.append(category)
@@ -123,11 +125,15 @@ def import_(
         before = {category.name: category for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
         leave_out = None if again else withdrawn.append
-        began = datetime.now(UTC) - timedelta(milliseconds=1)  # dates of references are in milliseconds
         try:
             with classifier.history.one_change("import"):
                 classifier.add_categories(
-                    inputs, replace=replace_, on_error=report, on_commit=keep, on_withdrawn=leave_out
+                    inputs,
+                    replace=replace_,
+                    on_error=report,
+                    on_commit=keep,
+                    on_withdrawn=leave_out,
+                    on_shared=lambda one, others: shared.setdefault(one.hash, (one, others)),
                 )
         except KeyboardInterrupt:
             output.print_note(
@@ -135,12 +141,15 @@ def import_(
                 "Repeat the command to go on: stored images are not embedded again"
             )
             raise
-        changed = {category.name: before.get(category.name) != category for category in committed}
-        notes = list(_notes_on_others(classifier.references, changed, before, began, withdrawn))
+        names = {category.name for category in committed}
+        notes = list(_notes_on_withdrawn(classifier.references, names | before.keys(), withdrawn))
     seconds = time.monotonic() - start
+    if shared:
+        one, others = next(iter(shared.values()))
+        in_which = ", ".join(sorted([*others, one.category]))
+        output.print_note(f"images in several categories: {len(shared)}, such as {one.source} ({in_which})")
     for note in notes:
         output.print_note(note)
-    names = {category.name for category in committed}
     stored = [category for category in found if category.name in names]
     failed = len({_source_of(image) for category in stored for image in category.images}.intersection(unreadable))
     new = sum(c.images - (before[c.name].images if c.name in before else 0) for c in committed)
@@ -252,29 +261,16 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
         yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
 
 
-def _notes_on_others(
-    references: StoredReferences,
-    committed: Mapping[str, bool],
-    before: Collection[str],
-    began: datetime,
-    withdrawn: Sequence[StoredReference],
+def _notes_on_withdrawn(
+    references: StoredReferences, categories: Collection[str], withdrawn: Sequence[StoredReference]
 ) -> Iterator[str]:
-    """Yields notes on references that were left out, and on added images that another category has, too.
+    """Yields notes on references that were left out of an import.
 
     Args:
         references: The references of the store.
-        committed: By name of each category of the import, whether the import has changed the category.
-        before: Names of the categories before the import.
-        began: Time after which the import added references.
+        categories: Names of the present categories.
         withdrawn: References that were left out.
     """
-    changed_references = (one for name, is_changed in committed.items() if is_changed for one in references.of(name))
-    added = [one for one in changed_references if one.modality == "image" and one.added and one.added >= began]
-    holders = references.holders([one.hash for one in (*added, *withdrawn)]) if added or withdrawn else {}
-    if shared := [one for one in added if len(holders.get(one.hash, ())) > 1]:
-        number = len({one.hash for one in shared})
-        in_which = ", ".join(holders[shared[0].hash])
-        yield f"images in several categories: {number}, such as {shared[0].source} ({in_which})"
     if not withdrawn:
         return
     yield (
@@ -284,11 +280,15 @@ def _notes_on_others(
     by_category: dict[str, list[StoredReference]] = {}
     for one in withdrawn:
         by_category.setdefault(one.category, []).append(one)
-    for name, some in list(by_category.items())[:_SHOWN]:
+    shown = list(by_category.items())[:_SHOWN]
+    holders: Mapping[str, Sequence[str]] = {}
+    with suppress(StoreError):  # the import is committed
+        holders = references.holders([one.hash for _, some in shown for one in some[:_LOOKED_UP]])
+    for name, some in shown:
         sources = ", ".join([one.source for one in some[:_NAMED]] + ["…"] * (len(some) > _NAMED))
         elsewhere = sorted({other for one in some for other in holders.get(one.hash, ())} - {name})
         now_in = f", now in {', '.join(elsewhere)}" if elsewhere else ""
-        gone = "" if name in committed or name in before else " (no longer a category)"
+        gone = "" if name in categories else " (no longer a category)"
         yield f"  {name}{gone}: {_number_of(some)}{now_in} ({sources})"
     if len(by_category) > _SHOWN:
         yield f"  and {output.counted(len(by_category) - _SHOWN, 'more category', 'more categories')}"

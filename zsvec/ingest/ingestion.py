@@ -50,7 +50,8 @@ class _Draft:
     `stored` maps the key of each reference that the category has in the store. With `replace`, the value is the
     reference with its vector, because a reference that is given again is written again. Otherwise, the value is
     ``None``. `recognised` contains the keys of stored references that were given again and are not written.
-    `is_withdrawn` tells whether a content hash is to be left out, and `left_out` contains these references.
+    `is_withdrawn` tells whether a content hash is to be left out, and `left_out` contains these references. `shared`
+    contains the added images that other categories have, with the names of these categories.
     """
 
     category: CategoryInput
@@ -62,6 +63,7 @@ class _Draft:
     left_out: dict[StoredReference, None] = field(default_factory=dict)
     references: dict[ReferenceKey, Reference] = field(default_factory=dict)
     recognised: set[ReferenceKey] = field(default_factory=set)
+    shared: dict[StoredReference, Sequence[str]] = field(default_factory=dict)
     given: set[Modality] = field(default_factory=set)
     unreadable: int = 0
     added: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -217,13 +219,14 @@ class Builder:
         create: bool = True,
         on_error: Callable[[str, ImageError], None] | None = None,
         on_withdrawn: Callable[[StoredReference], None] | None = None,
+        on_shared: Callable[[StoredReference, Sequence[str]], None] | None = None,
     ) -> Iterator[Category]:
         """Embeds, commits and yields categories in order, like `zsvec.classifier.Classifier.add_categories`.
 
         If `create` is false, a category that does not exist raises ConflictError. `on_error` is called for each
-        unreadable image, and `on_withdrawn` for each withdrawn reference, which is left out. A category stays unchanged
-        if unreadable images would leave it without a reference or cause it to lose stored images. A new category of
-        unreadable images, without texts, is not created.
+        unreadable image, `on_withdrawn` for each withdrawn reference, which is left out, and `on_shared` for each added
+        image that other categories have. A category stays unchanged if unreadable images would leave it without a
+        reference or cause it to lose stored images. A new category of unreadable images, without texts, is not created.
         """
         steps = self._steps(categories, replace=replace, create=create, respect=on_withdrawn is not None)
         for batch in prefetch(self._prepare, steps, self.batch_size):
@@ -246,7 +249,10 @@ class Builder:
                     on_error(step.read.source, step.read.error)
             self._embed_images(images, complete)
             if complete:
-                yield from self._commit(complete, on_withdrawn)
+                committed = self._commit(complete, on_withdrawn)
+                if on_shared is not None:
+                    _report_shared(complete, committed, on_shared)
+                yield from committed
             if failure is not None:
                 raise failure
 
@@ -351,6 +357,14 @@ class Builder:
         vectors = self._embedder.encode(
             [image.read for image in new], {digest: one.vectors for digest, one in known.items()}
         )
+        holders = {digest: set(one.categories) for digest, one in known.items()}
+        for image in new:
+            name, digest = image.draft.category.name, image.read.hash
+            having = holders.setdefault(digest, set())
+            if others := having - {name}:
+                one = StoredReference(category=name, hash=digest, modality="image", source=image.source)
+                image.draft.shared[one] = sorted(others)
+            having.add(name)
         for name in self._image_encoders:
             for image in new:
                 image.draft.add(image.reference(name, vectors[image.read.hash][name]))
@@ -423,6 +437,18 @@ class Builder:
             f"category {name!r} has no reference: give it a text or an image that the encoders "
             f"{', '.join(encoder.name for encoder in self.encoders)} can embed"
         )
+
+
+def _report_shared(
+    drafts: Iterable[_Draft],
+    committed: Iterable[Category],
+    on_shared: Callable[[StoredReference, Sequence[str]], None],
+) -> None:
+    names = {category.name for category in committed}
+    for draft in drafts:
+        if draft.category.name in names:
+            for one, others in draft.shared.items():
+                on_shared(one, others)
 
 
 def _text_hash(text: str) -> str:

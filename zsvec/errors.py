@@ -36,8 +36,9 @@ SURROGATES = r"\ud800-\udfff"
 _ESCAPED = re.compile(f"[{CONTROLS}{SURROGATES}]")
 # A user name and a password before an @:
 _USER_INFO = re.compile(
-    r"""(?<=://)[^\s/?#]*@"""  # in a URL, up to the last @ before the path
-    r"""|(?<=://)[^\s/?#:@\[]*:(?!\d*[/?#,])\S*@"""  # in a URL, a password with a /; digits before the / are a port
+    r"""(?<=://)(?:(?!://)\S)*@(?=(?:[\w.-]+|\[[\da-fA-F:.]+\]):\d)"""  # in a URL, before a host and a port
+    r"""|(?<=://)[^\s/?#]*@"""  # in a URL, up to the last @ before the path
+    r"""|(?<=://)[^\s/?#:@\[]*:(?!\d+[/?#,])(?:(?!://)\S)*@"""  # in a URL, a password with a / after more than a port
     r"""|(?<![^\s'",])[^\s'"/:,]+:(?!/)\S+@(?=[\w.-]+:\d)"""  # before a host and a port, without a scheme
 )
 
@@ -53,8 +54,8 @@ def without_password(text: str) -> str:
     password. A password with one of these characters unencoded is also removed, except in these cases:
 
     - The password contains a space.
-    - No user name with a colon precedes the password.
-    - The password has only digits, or an ``@``, before the first ``/``, ``?`` or ``#``.
+    - No port follows the host, and no user name with a colon precedes the password.
+    - No port follows the host, and the password has only digits, or an ``@``, before the first ``/``, ``?`` or ``#``.
     """
     return _USER_INFO.sub("***@", text)
 

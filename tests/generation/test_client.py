@@ -381,7 +381,7 @@ def test_the_tokens_of_unusable_images_are_counted() -> None:
         "unusable", "none of 3 responses could be used: there was no image in the response", each + each + each, 3
     )
     with serving(Fault.no_image(), draw=lambda body: DRAWN) as (_, client):
-        assert client.draw(PROMPT, "k") == Picture(DRAWN, "req_1", each + each)
+        assert client.draw(PROMPT, "k") == Picture(DRAWN, "req_1", each + each, unusable=1)
 
 
 def test_stop_ends_requests_with_unusable_responses() -> None:

@@ -69,10 +69,14 @@ def test_of_an_image_estimated() -> None:
     for settings, dollars in cases:
         cost = image_cost(None, GenerationSettings(prices=prices, **settings))
         assert cost == pytest.approx(dollars), settings
+        twice = image_cost(None, GenerationSettings(prices=prices, **settings), responses=2)
+        assert twice == pytest.approx(2 * dollars), settings
     assert image_cost(None, GenerationSettings(image_model="without-price")) is None
 
 
 def test_a_price_per_image_ignores_tokens() -> None:
     settings = GenerationSettings(image_model="mine", prices={"mine": ModelPrice(input=1, output=1, image=0.04)})
     assert image_cost(Usage(1_000_000, 1_000_000), settings) == pytest.approx(0.04)
+    for usage in (Usage(1_000_000, 1_000_000), None):
+        assert image_cost(usage, settings, responses=3) == pytest.approx(0.12)
     assert image_cost(Usage(1_000_000, 1_000_000), GenerationSettings(image_model="without-price")) is None

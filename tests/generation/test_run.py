@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 from collections import Counter
@@ -15,7 +16,8 @@ from PIL import Image
 
 from tests.generation.fake_openai import CHAT, IMAGES, FakeOpenAI, Fault, Request
 from tests.generation.material import plan_of, settings_of, tree
-from tests.generation.scripted import pictures, scripted
+from tests.generation.scripted import Reply, Scripted, Sent, scripted
+from tests.support import encode, photo
 from zsvec.errors import GenerationError, GenerationUnavailableError
 from zsvec.generation import prompts
 from zsvec.generation import run as module
@@ -417,14 +419,23 @@ def test_declined_images_leave_their_cost_to_the_budget(tmp_path: Path) -> None:
     assert not drawn.out_of_budget
 
 
-def test_unusable_images_without_counted_tokens_cost_the_price_of_each(tmp_path: Path) -> None:
-    price = ModelPrice(input=0.0, output=0.0, image=0.01)
-    with scripted(lambda *_: pictures({})) as server:
-        settings = settings_of(server.url, image_model="painter", prices={"painter": price})
+@pytest.mark.parametrize("counted", [{}, {"usage": {"input_tokens": 50, "output_tokens": 196}}])
+@pytest.mark.parametrize("unusable", [0, 1, 2, 3])
+def test_each_unusable_image_costs_the_price_of_an_image(tmp_path: Path, unusable: int, counted: Any) -> None:
+    image = {"b64_json": base64.b64encode(encode(photo(1))).decode()}
+
+    def respond(server: Scripted, _: Sent) -> Reply:
+        return Reply({"data": [{} if len(server.seen) <= unusable else image], **counted})
+
+    with scripted(respond) as server:
+        prices = {"painter": ModelPrice(input=0.0, output=0.0, image=0.01)}
+        settings = settings_of(server.url, image_model="painter", prices=prices)
         with Client(settings) as client, Manifest(tmp_path) as manifest:
             plan = plan_of(tmp_path, ["desk"], settings, per_category=1)
-            (declined,) = Run(plan, settings, manifest, client).draw([])
-    assert (declined.cost, len(server.seen)) == (pytest.approx(3 * 0.01), 3)
+            (result,) = Run(plan, settings, manifest, client).draw([])
+    assert isinstance(result, ImageRecord) == (unusable < 3)
+    responses = min(unusable + 1, 3)
+    assert (result.cost, len(server.seen)) == (pytest.approx(responses * 0.01), responses)
 
 
 def test_a_budget_of_images_is_never_exceeded(tmp_path: Path) -> None:

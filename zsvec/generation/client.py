@@ -94,12 +94,14 @@ class Picture:
         response: Id of the response.
         usage: Tokens of this response and of earlier unusable responses; ``None`` if the service does not count tokens.
         revised_prompt: Prompt that the service used instead of the requested one, if any.
+        unusable: Number of earlier unusable responses, each of which is billed.
     """
 
     data: bytes
     response: str
     usage: Usage | None
     revised_prompt: str | None = None
+    unusable: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,8 @@ class Client:
                 return Declined("unusable", f"none of {unusable} responses could be used: {exc}", spent, unusable)
             if isinstance(outcome, Declined):
                 return replace(outcome, usage=spent + outcome.usage, unusable=unusable)
+            if isinstance(outcome, Picture):
+                outcome = replace(outcome, unusable=unusable)
             return outcome if outcome.usage is None else replace(outcome, usage=spent + outcome.usage)
 
     def _repeated(self, attempt: Callable[[], T], host: str | None) -> T:

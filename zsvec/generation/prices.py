@@ -52,19 +52,22 @@ def text_cost(usage: Usage, settings: GenerationSettings) -> float | None:
     return None if price is None else _cost_of_tokens(price, usage)
 
 
-def image_cost(usage: Usage | None, settings: GenerationSettings) -> float | None:
-    """Returns the cost of one image in dollars; ``None`` if the price of the image model is unknown.
+def image_cost(usage: Usage | None, settings: GenerationSettings, responses: int = 1) -> float | None:
+    """Returns the cost of a request for an image in dollars; ``None`` if the price of the image model is unknown.
 
     Args:
-        usage: Tokens of the image; if ``None``, the cost is estimated. Not used if the model is billed per image.
+        usage: Tokens of all responses; if ``None``, the cost is estimated. Not used if the model is billed per image.
         settings: Model, size and quality.
+        responses: Number of responses to the request, each of which is billed: unusable ones, and at most one image.
     """
     price = price_of(settings.image_model, settings)
     if price is None:
         return None
     if price.image is not None:
-        return price.image
-    return _cost_of_tokens(price, usage or Usage(_PROMPT_TOKENS, _image_tokens(price, settings)))
+        return responses * price.image
+    if usage is not None:
+        return _cost_of_tokens(price, usage)
+    return responses * _cost_of_tokens(price, Usage(_PROMPT_TOKENS, _image_tokens(price, settings)))
 
 
 def _cost_of_tokens(price: ModelPrice, usage: Usage) -> float:

@@ -148,15 +148,14 @@ class Run:
             quality=settings.image_quality,
             response=picture.response,
             seconds=round(time.monotonic() - start, 3),
-            cost=image_cost(picture.usage, settings),
+            cost=image_cost(picture.usage, settings, picture.unusable + 1),
         )
 
     def _cost_of_nothing(self, declined: Declined) -> float | None:
         """Returns the cost of a declined image in dollars. Unusable responses are billed too."""
-        if declined.usage.output:
-            return image_cost(declined.usage, self._settings)
-        each = image_cost(None, self._settings)
-        return each and each * declined.unusable if declined.unusable else 0.0
+        if not declined.unusable:
+            return 0.0
+        return image_cost(declined.usage if declined.usage.output else None, self._settings, declined.unusable)
 
     def _key(self, *parts: Any) -> str:
         """Returns the idempotency key of a request, the same in each run over the folder."""

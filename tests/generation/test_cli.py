@@ -26,6 +26,7 @@ Run = Callable[..., test_cli.Result]
 
 DEADLINE = 60.0
 FOLDER = Path("zsvec-generated")
+SOURCES = ("generated", "a small reddish mammal")
 APPEARANCES = {"red panda": "a small reddish mammal", "blue whale": "a huge mammal of the sea"}
 SETTINGS = """
 [generation]
@@ -100,6 +101,7 @@ def test_a_dry_run_as_json(cli: Run, service: Service, monkeypatch: pytest.Monke
     assert found == {
         "folder": "bought",
         "categories": ["red panda"],
+        "retired": [],
         "confused": [],
         "questions": {"descriptions": 1, "groups": 1, "features": 1},
         "images": 3,
@@ -217,6 +219,24 @@ def test_flagged_images_are_kept_on_demand(cli: Run, service: Service) -> None:
     result = cli("generate 'red panda' --per-category 2 --keep-flagged")
     assert result.out == "2 images, 2 of them in the store, 1 flagged; 0 declined by the service; $0.02 spent\n"
     assert references(cli, "red panda")["dino:image"] == 2
+
+
+def test_what_was_mended_is_named_and_left_out(cli: Run, service: Service) -> None:
+    assert cli("generate 'red panda' 'blue whale' --per-category 2").code == 0
+    (shown,) = cli("show 'red panda' --json").objects
+    image, text = (next(one["hash"] for one in shown["stored"] if one["source"] == source) for source in SOURCES)
+    assert cli(f"remove 'red panda' {image} {text}").code == 0
+    assert cli("rename 'blue whale' cetacean").code == 0
+    before, mended = service.requests(), cli("list --json").objects
+    result = cli("generate 'red panda' 'blue whale' --per-category 2 --keep-flagged")
+    assert (result.code, service.requests()) == (0, before)
+    assert cli("list --json").objects == mended
+    notes = result.err.splitlines()
+    assert any(note.startswith("left out, because they were removed, renamed or merged: blue whale.") for note in notes)
+    assert any(note.startswith("left out, because they were moved or removed: 1 image and 1 text.") for note in notes)
+    assert "withdrawn: it was moved or removed from 'red panda'" in " ".join(result.out.split())
+    dry = cli("generate 'red panda' 'blue whale' --dry-run --json").objects
+    assert [(plan["categories"], plan["retired"]) for plan in dry] == [(["red panda"], ["blue whale"])]
 
 
 def test_all_categories(cli: Run, service: Service) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import zsvec
 from tests.generation.colour_encoder import ColourEncoder, coloured_encoders
 from tests.generation.fake_openai import IMAGES, Fault
 from tests.generation.studio import Studio, picture, studio_of, tinted
@@ -357,11 +358,77 @@ def test_a_second_run_asks_embeds_and_stores_nothing(studio: Studio, monkeypatch
 def test_a_new_store_gets_the_bought_images(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.generate("red panda", per_category=2)
     expected = studio.clf.category("red panda").references
-    studio.clf.remove_category("red panda")
     monkeypatch.delenv("OPENAI_API_KEY")
-    done = studio.generate("red panda", per_category=2)
+    with zsvec.open(":memory:", encoders=coloured_encoders(), generation={"base_url": studio.server.url}) as clf:
+        done = clf.generation.references(["red panda"], per_category=2, folder=studio.folder)
     assert done.categories[0].references == expected
     assert stored(done) == {("red panda", 0): True, ("red panda", 1): True}
+
+
+# ---- mended categories
+
+
+def mend_all(studio: Studio, *digests: str) -> None:
+    """Moves one image, removes the others."""
+    first, *others = digests
+    studio.clf.references.move(first, source="red panda", target="fox")
+    studio.clf.references.remove("red panda", others)
+
+
+@pytest.mark.parametrize("keep_flagged", [False, True])
+def test_what_was_moved_or_removed_is_not_stored_again(studio: Studio, *, keep_flagged: bool) -> None:
+    first = studio.generate("red panda", per_category=3)
+    moved, removed, _ = (image.record.sha256 for image in first.images)
+    [text] = [one.hash for one in studio.clf.references.of("red panda") if one.source == PANDA]
+    mend_all(studio, moved, removed, text)
+    before = state(studio.clf._store), studio.embedded()["dino"], studio.requests()
+    again = studio.generate("red panda", per_category=3, keep_flagged=keep_flagged)
+    assert (state(studio.clf._store), studio.embedded()["dino"], studio.requests()) == before
+    assert {(one.modality, one.hash) for one in again.withdrawn} == {
+        ("image", moved),
+        ("image", removed),
+        ("text", text),
+    }
+    assert flags(again) == {("red panda", 0): ["withdrawn"], ("red panda", 1): ["withdrawn"], ("red panda", 2): []}
+    assert stored(again) == {("red panda", 0): False, ("red panda", 1): False, ("red panda", 2): True}
+    more = studio.generate("red panda", per_category=4)  # a new image is stored nevertheless
+    assert stored(more) == {**stored(again), ("red panda", 3): True}
+    studio.clf.add_category("red panda", [PANDA], [first.images[1].path])
+    assert len(studio.generate("red panda", per_category=4).withdrawn) == 1
+
+
+@pytest.mark.parametrize("mending", ["remove", "rename", "merge"])
+def test_a_category_that_is_gone_is_neither_drawn_nor_made_again(studio: Studio, mending: str) -> None:
+    studio.generate("red panda", "blue whale", per_category=1)
+    if mending == "remove":
+        studio.clf.remove_category("red panda")
+    elif mending == "rename":
+        studio.clf.references.rename("red panda", "fox")
+    else:
+        studio.clf.references.merge("red panda", "blue whale")
+    before, spent = state(studio.clf._store), studio.requests()
+    plan = studio.clf.generation.plan(["red panda", "blue whale"], per_category=2, folder=studio.folder)
+    assert (plan.categories, plan.retired) == (("blue whale",), ("red panda",))
+    assert plan.places == (("blue whale", 1),)
+    done = studio.clf.generation.run(plan)
+    assert {image.record.category for image in done.images} == {"blue whale"}
+    assert state(studio.clf._store).keys() == before.keys()
+    assert studio.requests()["images"] == spent["images"] + 1
+    studio.clf.add_category("red panda")
+    assert studio.generate("red panda", per_category=2).categories[0].name == "red panda"
+
+
+def test_a_category_that_goes_during_a_run_is_not_made_again(studio: Studio) -> None:
+    studio.clf.add_category("red panda")
+    plan = studio.clf.generation.plan(["red panda"], per_category=2, folder=studio.folder)
+
+    def remove(results: Any) -> Any:
+        yield from results
+        studio.clf.remove_category("red panda")
+
+    done = studio.clf.generation.run(plan, track=remove)
+    assert (done.categories, stored(done)) == ((), {("red panda", 0): False, ("red panda", 1): False})
+    assert studio.clf.categories() == []
 
 
 # ---- arguments

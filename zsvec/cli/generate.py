@@ -46,7 +46,8 @@ def generate(
     """Draw reference images: a language model describes categories, and an image model draws images.
 
     Needs OPENAI_API_KEY and costs money: try --dry-run first. Repeating the command does not pay again for images
-    that have arrived. Set models, service and prices in zsvec.toml under [generation].
+    that have arrived. Images and descriptions that were moved or removed since, and categories that were removed,
+    renamed or merged, are reported and left out. Set models, service and prices in zsvec.toml under [generation].
     """
     from zsvec.generation import Budget
     from zsvec.generation.facet import Generated
@@ -57,6 +58,11 @@ def generate(
         plan = classifier.generation.plan(
             names or None, per_category=per_category, budget=Budget(max_images, max_cost), folder=folder
         )
+        if plan.retired:
+            output.print_note(
+                f"left out, because they were removed, renamed or merged: {', '.join(plan.retired)}. `zsvec add` makes "
+                "them categories again"
+            )
         if dry_run and json:
             output.print_json(plan.to_dict())
         else:
@@ -119,5 +125,8 @@ def _print_generated(done: Generated, *, json: bool) -> None:
             f"{output.counted(len(done.images), 'image')}, {stored} of them in the store, {len(done.flagged)} flagged; "
             f"{len(done.declined)} declined by the service; ${done.spent:.2f} spent"
         )
+    if done.withdrawn:
+        number = output.number_of(done.withdrawn)
+        output.print_note(f"left out, because they were moved or removed: {number}. `zsvec add` adds them again")
     if done.out_of_budget:
         output.print_note("the budget ended it: with a larger one, run the same again to go on")

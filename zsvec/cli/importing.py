@@ -274,7 +274,7 @@ def _notes_on_withdrawn(
     if not withdrawn:
         return
     yield (
-        f"left out, because they or their categories were moved, renamed or removed: {_number_of(withdrawn)}. "
+        f"left out, because they or their categories were moved, renamed or removed: {output.number_of(withdrawn)}. "
         "Give --again to add them"
     )
     by_category: dict[str, list[StoredReference]] = {}
@@ -289,16 +289,9 @@ def _notes_on_withdrawn(
         elsewhere = sorted({other for one in some for other in holders.get(one.hash, ())} - {name})
         now_in = f", now in {', '.join(elsewhere)}" if elsewhere else ""
         gone = "" if name in categories else " (no longer a category)"
-        yield f"  {name}{gone}: {_number_of(some)}{now_in} ({sources})"
+        yield f"  {name}{gone}: {output.number_of(some)}{now_in} ({sources})"
     if len(by_category) > _SHOWN:
         yield f"  and {output.counted(len(by_category) - _SHOWN, 'more category', 'more categories')}"
-
-
-def _number_of(references: Sequence[StoredReference]) -> str:
-    counts = Counter(one.modality for one in references)
-    return " and ".join(
-        output.counted(counts[modality], modality) for modality in ("image", "text") if counts[modality]
-    )
 
 
 def _images_in(categories: Sequence[CategoryInput]) -> int:

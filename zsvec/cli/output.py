@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -18,8 +19,8 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from zsvec.errors import harmless, without_password
+from zsvec.types import StoredReference, how_far
 from zsvec.types import counted as counted
-from zsvec.types import how_far
 
 if TYPE_CHECKING:
     from zsvec import Category, Classifier, Prediction, Stream, StreamStats
@@ -68,6 +69,12 @@ def contents(categories: Iterable[Category]) -> str:
         images += category.images
         texts += len(category.texts)
     return f"{counted(images, 'image')} and {counted(texts, 'text')}"
+
+
+def number_of(references: Collection[StoredReference]) -> str:
+    """Returns the numbers of images and texts among references, in words."""
+    counts = Counter(one.modality for one in references)
+    return " and ".join(counted(counts[modality], modality) for modality in ("image", "text") if counts[modality])
 
 
 def print_json(value: Mapping[str, Any]) -> None:

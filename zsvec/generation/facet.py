@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from zsvec.errors import InvalidInputError, shown
@@ -18,7 +18,7 @@ from zsvec.method.calibrate.confusions import Confusions, confusions
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import GenerationSettings
 from zsvec.store import Store
-from zsvec.types import Category, encoder_and_modality
+from zsvec.types import Category, StoredReference, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.generation.run import Drawn  # imports the package `openai`, which takes a second
@@ -41,6 +41,7 @@ class Generated:
         images: All images of the categories, sorted by category and index.
         declined: Images that the service declined to draw, with the reason.
         categories: Categories that this run committed to the store.
+        withdrawn: Images and descriptions that were left out, because they were moved or removed from their category.
         spent: Sum of the known costs in dollars.
         out_of_budget: Whether the budget ended the run before every image was bought.
     """
@@ -48,6 +49,7 @@ class Generated:
     images: tuple[GeneratedImage, ...]
     declined: tuple[DeclinedRecord, ...]
     categories: tuple[Category, ...]
+    withdrawn: tuple[StoredReference, ...]
     spent: float
     out_of_budget: bool
 
@@ -93,7 +95,8 @@ class Generation:
         """Plans a run. Sends no requests, writes nothing and needs no API key.
 
         The plan begins with categories that the store confuses or that have few images. Prompts of confused categories
-        name common and distinguishing features.
+        name common and distinguishing features. A category that was removed, renamed or merged is left out
+        (`Plan.retired`), until it is added again.
 
         Args:
             categories: Names of stored or new categories; by default, all categories of the store.
@@ -117,9 +120,10 @@ class Generation:
         names = list(dict.fromkeys(map(checked_name, categories)))
         if not names:
             raise InvalidInputError(f"{self._store.location} has no category to draw: name some")
+        retired = self._store.retired(names)
         fitted = self._calibrator.fitted() if stored else None
-        return make_plan(
-            names,
+        plan = make_plan(
+            [name for name in names if name not in retired],
             stored,
             confusions(fitted[1], fitted[0].classwise or fitted[0].aggregations) if fitted else Confusions(),
             self._settings,
@@ -127,16 +131,18 @@ class Generation:
             budget=budget or Budget(),
             folder=checked_path("folder", folder),
         )
+        return replace(plan, retired=tuple(name for name in names if name in retired))
 
     def run(self, plan: Plan, *, keep_flagged: bool = False, track: Track = iter) -> Generated:
         """Describes and compares categories, draws images, and stores the images with the descriptions as texts.
 
-        Flags images that are blank, unreadable or duplicates, or that show something else. To resume a run after a
-        kill, an error or the end of the budget, call `plan` and `run` again with the same folder.
+        Flags images that are blank, unreadable or duplicates, or that show something else. Images and descriptions that
+        were moved or removed from their category since an earlier run are left out. To resume a run after a kill, an
+        error or the end of the budget, call `plan` and `run` again with the same folder.
 
         Args:
             plan: Plan from `plan`.
-            keep_flagged: Whether to store readable flagged images as well.
+            keep_flagged: Whether to store readable flagged images as well, except images that were moved or removed.
             track: Wraps the iteration over drawn and declined images, to show progress.
 
         Raises:
@@ -183,6 +189,7 @@ class Generation:
             if same is not image and image.stored:
                 image.stored = False
                 image.flags.append(f"copy: the same file as {same.path}")
+        withdrawn = list(self._withdrawn([image for image in images if not image.stored]))
         fresh = [image for image in images if not image.stored and not image.flags]
         appearances = drawn.knowledge.appearances()
         gate.look(fresh, appearances)
@@ -193,16 +200,31 @@ class Generation:
             inputs = list(_inputs(wanted, plan.categories, texts))
             # A new category also gets texts with the name, in the prompt of each encoder.
             new = [CategoryInput(name=one.name) for one in inputs if builder.takes_texts and one.name not in existing]
-            committed = {category.name: category for some in (new, inputs) for category in builder.build(some)}
+            committed = {
+                category.name: category
+                for some in (new, inputs)
+                for category in builder.build(some, on_withdrawn=withdrawn.append)
+            }
+        left_out = {(one.category, one.hash) for one in withdrawn}
         for image in wanted:
-            image.stored = True
+            image.stored = (image.record.category, image.record.sha256) not in left_out
         return Generated(
             images=tuple(images),
             declined=drawn.declined,
             categories=tuple(committed.values()),
+            withdrawn=tuple(withdrawn),
             spent=drawn.spent,
             out_of_budget=drawn.out_of_budget,
         )
+
+    def _withdrawn(self, images: Sequence[GeneratedImage]) -> Iterator[StoredReference]:
+        """Flags and yields the images that were moved or removed from their category."""
+        checks = {name: self._store.withdrawn(name) for name in {image.record.category for image in images}}
+        for image in images:
+            name, digest = image.record.category, image.record.sha256
+            if (is_withdrawn := checks[name]) is not None and is_withdrawn(digest):
+                image.flags.append(f"withdrawn: it was moved or removed from {name!r}")
+                yield StoredReference(category=name, hash=digest, modality="image", source=SOURCE)
 
 
 def _inputs(

@@ -77,6 +77,7 @@ class Plan:
     Attributes:
         folder: Folder of images and costs.
         categories: Categories to draw.
+        retired: Requested categories that are not drawn, because they were removed, renamed or merged.
         others: By name, a definition text of each other category of the store, for comparison with `categories`.
         measured: Groups of categories that the store confuses.
         places: Images to buy, as pairs of category and index, the most useful first.
@@ -95,6 +96,7 @@ class Plan:
 
     folder: Path
     categories: tuple[str, ...]
+    retired: tuple[str, ...] = ()
     others: Mapping[str, str] = field(repr=False)
     measured: tuple[tuple[str, ...], ...] = field(repr=False)
     places: tuple[tuple[str, int], ...] = field(repr=False)
@@ -125,6 +127,7 @@ class Plan:
         return {
             "folder": str(self.folder),
             "categories": list(self.categories),
+            "retired": list(self.retired),
             "confused": [list(group) for group in self.measured],
             "questions": dict(self.questions),
             "images": self.affordable,

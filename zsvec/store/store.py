@@ -272,6 +272,11 @@ class Store:
         retired, marks = category.retired, frozenset(category.withdrawn)
         return lambda content_hash: retired or mark(content_hash) in marks
 
+    def retired(self, names: Collection[str]) -> set[str]:
+        """Returns which of these categories were removed, renamed or merged, and not added again since."""
+        state = self._catalog.state(names)
+        return {name for name in names if (category := state.category(name)) and category.retired}
+
     def keeps_images(self) -> bool:
         """Returns whether small copies of images are kept; False before the first write."""
         return keeps_images(self._catalog.store())

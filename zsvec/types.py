@@ -173,14 +173,14 @@ class SmallImage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A change of categories, recent enough to be in the history (setting ``history``).
+    """A change of categories or of the inbox, recent enough to be in the history (setting ``history``).
 
     Attributes:
         id: Id of the change.
         what: Kind of the change in one word, such as ``add`` or ``rename``.
         at: Time of the change (UTC).
         by: Recorded author, if any.
-        categories: Names of the changed categories.
+        categories: Names of the changed categories; empty if only the inbox has changed.
         undone: Whether the change was undone.
         final: Whether the change erased an image (``forget``), and therefore cannot be undone.
     """

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,6 +46,7 @@ from zsvec.method.quality.inbox_ranking import ALIKE, distinct, uncertainty
 from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.collections.inbox import Removal
 from zsvec.types import ExpertOutput, Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -345,7 +346,7 @@ def inboxes(draw: st.DrawFn) -> list[InboxImage]:
             source="",
             added=NOW - timedelta(minutes=age),
             why=why,  # type: ignore[arg-type]
-            dismissed=dismissed,
+            removals=(Removal("dismissed"),) if dismissed else (),
             vectors={"clip": np.eye(6, dtype=np.float32)[direction]},
         )
         for i, (direction, age, dismissed, why) in enumerate(specs)
@@ -356,12 +357,12 @@ def inboxes(draw: st.DrawFn) -> list[InboxImage]:
 def test_the_inbox_is_bounded_and_has_no_near_duplicates(images: list[InboxImage], size: int) -> None:
     gone = surplus(images, size)
     stays = [image for image in images if image.hash not in gone]
-    waiting = [image for image in stays if not image.dismissed]
+    waiting = [image for image in stays if image.state == "waiting"]
     assert len(waiting) <= size
-    assert sum(image.dismissed for image in stays) <= size
+    assert sum(image.state == "dismissed" for image in stays) <= size
     directions = [int(image.vectors["clip"].argmax()) for image in waiting]
     assert len(set(directions)) == len(directions)
-    dismissed = {int(image.vectors["clip"].argmax()) for image in images if image.dismissed}
+    dismissed = {int(image.vectors["clip"].argmax()) for image in images if image.state == "dismissed"}
     assert dismissed.isdisjoint(directions)
     assert surplus(stays, size) == set()  # the next writer deletes nothing
     every = {int(image.vectors["clip"].argmax()) for image in images} - dismissed
@@ -376,7 +377,7 @@ def firsts(images: list[InboxImage], dismissed: set[int]) -> list[InboxImage]:
     found: dict[int, InboxImage] = {}
     for image in sorted(images, key=lambda image: (image.why != "asked", image.added, image.hash)):
         direction = int(image.vectors["clip"].argmax())
-        if not image.dismissed and direction not in dismissed:
+        if image.state == "waiting" and direction not in dismissed:
             found.setdefault(direction, image)
     return list(found.values())
 
@@ -840,3 +841,170 @@ def test_the_words_are_those_of_imagenet() -> None:
     words = common_words()
     assert len(words) == 1000
     assert "tench, Tinca tinca" in words
+
+
+# Undo
+
+
+REMOVALS: dict[str, Callable[[Classifier, str], object]] = {
+    "label": lambda clf, digest: clf.inbox.label(digest, "panda"),
+    "correct": lambda clf, digest: clf.correct(photo(1), "panda"),
+    "dismiss": lambda clf, digest: clf.inbox.dismiss(digest),
+}
+
+
+def states(clf: Classifier) -> Mapping[str, str]:
+    found = {image.hash: image.state for image in clf._store.inbox.read(labelled=True)}
+    assert {digest for digest, state in found.items() if state == "waiting"} == set(clf.inbox.hashes())
+    return found
+
+
+@pytest.mark.parametrize("how", REMOVALS)
+def test_an_undo_puts_the_image_back_and_a_redo_removes_it_again(clf: Classifier, how: str) -> None:
+    first, second = kept(clf, photo(1)), kept(clf, photo(2))
+    [before] = [image for image in clf.inbox if image.hash == first]
+    by_encoders = encoded(clf)
+    REMOVALS[how](clf, first)
+    removal = clf.history.last()
+    assert (removal.what, removal.by, removal.categories) == (how, "Ann", () if how == "dismiss" else ("panda",))
+    for _ in range(2):
+        assert held(clf) == {second}
+        assert ("panda" in {category.name for category in clf.categories()}) == (how != "dismiss")
+        with clf.history.one_change("undo") as undo:
+            assert clf.history.undo().id == removal.id
+        assert {change.id: change.undone for change in clf.history}[removal.id]
+        assert held(clf) == {first, second}
+        [back] = [image for image in clf.inbox if image.hash == first]
+        assert back == before
+        assert clf.image(first) is not None
+        assert "panda" not in {category.name for category in clf.categories()}
+        assert clf.history.undo(change=undo).what == "undo"
+        assert not {change.id: change.undone for change in clf.history}[removal.id]
+    assert held(clf) == {second}
+    assert encoded(clf) == by_encoders
+    if how == "dismiss":
+        assert clf.keep(nearly(1)) is None
+
+
+def test_removals_of_one_image_are_undone_one_after_the_other(clf: Classifier) -> None:
+    digest = kept(clf, photo(1))
+    clf.inbox.dismiss(digest)
+    clf.inbox.label(digest, "panda")
+    clf.inbox.label(digest, "panda")  # changes nothing
+    assert [change.what for change in clf.history] == ["label", "dismiss", "add"]
+    assert states(clf) == {digest: "labelled"}
+    assert clf.history.undo().what == "label"
+    assert states(clf) == {digest: "dismissed"}
+    assert clf.history.undo().what == "dismiss"
+    assert states(clf) == {digest: "waiting"}
+    assert clf.history.undo().what == "add"
+
+
+def test_an_undo_of_one_category_puts_only_its_images_back(clf: Classifier) -> None:
+    first, second = kept(clf, photo(1)), kept(clf, photo(2))
+    with clf.history.one_change("sort"):
+        clf.inbox.label(first, "panda")
+        clf.inbox.label(second, "lynx")
+    clf.history.undo("panda")
+    assert states(clf) == {first: "waiting", second: "labelled"}
+    assert clf.history.undo().categories == ("lynx",)
+    assert states(clf) == {first: "waiting", second: "waiting"}
+    assert {change.what: change.undone for change in clf.history}["sort"]
+
+
+def test_the_removal_of_another_author_takes_its_id(clf: Classifier) -> None:
+    digest = kept(clf, photo(1))
+    with clf.history.acting("Bob"):
+        clf.inbox.dismiss(digest)
+    with pytest.raises(InvalidInputError, match="'Bob'"):
+        clf.history.undo()
+    assert states(clf) == {digest: "dismissed"}
+    clf.history.undo(change=clf.history.last().id)
+    assert states(clf) == {digest: "waiting"}
+
+
+def test_a_forgotten_image_is_not_put_back(clf: Classifier) -> None:
+    first, second = kept(clf, photo(1)), kept(clf, photo(2))
+    clf.inbox.dismiss([first, second])
+    clf.references.forget(first)  # no category has it
+    assert [(change.what, change.final) for change in clf.history][:2] == [("forget", True), ("dismiss", False)]
+    with pytest.raises(InvalidInputError):
+        clf.history.undo()
+    clf.history.undo(change=[*clf.history][1].id)
+    assert states(clf) == {second: "waiting"}
+
+
+def test_without_a_history_nothing_is_kept_for_an_undo() -> None:
+    with zsvec.open(":memory:", encoders=two_encoders(), history=0) as clf:
+        fill(clf)
+        first, second = kept(clf, photo(1)), kept(clf, photo(2))
+        clf.inbox.label(first, "panda")
+        clf.inbox.dismiss(second)
+        assert states(clf) == {second: "dismissed"}
+        assert clf.inbox.small(second) is None
+        assert list(clf.history) == []
+
+
+@pytest.mark.parametrize("by", ["gc", "keep"])
+def test_what_no_undo_needs_any_more_is_deleted(clf: Classifier, by: str) -> None:
+    first, second = kept(clf, photo(1)), kept(clf, photo(2))
+    clf.inbox.label(first, "panda")
+    clf.inbox.dismiss(second)
+    clf._store.gc()
+    assert states(clf) == {first: "labelled", second: "dismissed"}
+    assert clf.inbox.small(second) is not None
+    if by == "gc":
+        clf._store.gc(0)
+    else:
+        clf._store._collector.collect(0)
+        kept(clf, photo(3))
+    assert first not in states(clf)
+    assert states(clf)[second] == "dismissed"
+    assert clf.inbox.small(second) is None
+    with pytest.raises(InvalidInputError):
+        clf.history.undo()
+
+
+def test_labelled_images_take_no_room_of_waiting_ones() -> None:
+    with zsvec.open(":memory:", encoders=two_encoders(), inbox_size=2) as clf:
+        fill(clf)
+        for seed in range(1, 6):
+            clf.inbox.label(kept(clf, photo(seed)), "panda")
+        waiting = {kept(clf, photo(seed)) for seed in (7, 8)}
+        assert held(clf) == waiting
+        assert sorted(states(clf).values()) == ["labelled"] * 2 + ["waiting"] * 2
+
+
+@pytest.mark.parametrize("how", ["label", "dismiss"])
+def test_an_undo_that_is_killed_loses_no_image_and_is_finished(how: str) -> None:
+    finished = 0
+    for survived in itertools.count():
+        backend = MemoryBackend()
+
+        def opened(inner: Any, backend: MemoryBackend = backend) -> Store:
+            return Store(inner or backend, "zsvec", history=86_400.0)
+
+        with classifier_over(opened(None)) as clf:
+            fill(clf)
+            digest = kept(clf, photo(1))
+            REMOVALS[how](clf, digest)
+            dying = Hooked(backend)
+            dying.dies_at = survived
+            died = False
+            try:
+                opened(dying).undo()
+            except Crash:
+                died = True
+            store = opened(None)
+            assert how == "dismiss" or digest in {*clf.inbox.hashes(), *(key[2] for key in store.keys("panda"))}
+            store.finish_undos()
+            [change] = [change for change in store.changes() if change.what == how]
+            waits = digest in clf.inbox.hashes()
+            assert change.undone == waits
+            if how == "label":
+                assert waits != bool(store.keys("panda"))
+            finished += died and waits
+        if not died:
+            break
+    assert waits
+    assert finished > 1

@@ -172,7 +172,7 @@ def routes(found: Iterable[Any]) -> Iterator[tuple[str, str]]:
 
 
 def everything(classifier: Classifier) -> Any:
-    waiting = sorted(image.hash for image in classifier._store.inbox.read() if not image.dismissed)
+    waiting = sorted(image.hash for image in classifier._store.inbox.read() if image.state == "waiting")
     changes = [change.to_dict() for change in classifier.history]
     return state(classifier._store), waiting, changes, classifier._store.calibration()
 

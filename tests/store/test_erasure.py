@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from base64 import b64encode
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -170,10 +169,14 @@ def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, see
 def test_a_forgotten_image_is_in_no_inbox(store: Store) -> None:
     waiting = [waits("gone"), waits("waits")]
     store.inbox.put(waiting)
-    store.inbox.put([replace(waits("dismissed"), dismissed=True, hash=content_hash("dismissed"))])
-    store.forget(GONE)
-    store.forget(content_hash("dismissed"))
-    assert [image.hash for image in store.inbox.read()] == [content_hash("waits")]
+    store.inbox.put([waits("dismissed"), waits("labelled")])
+    store.remove_from_inbox([content_hash("dismissed")])
+    store.remove_from_inbox([content_hash("labelled")], "cat")
+    for content in ("gone", "dismissed", "labelled"):
+        assert store.forget(content_hash(content)).points == 1
+        assert store.changes()[0].final
+        assert mentions(store, content_hash(content)) == []
+    assert [image.hash for image in store.inbox.read(labelled=True)] == [content_hash("waits")]
     assert store.inbox.small(GONE) is None
 
 

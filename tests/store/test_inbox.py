@@ -16,6 +16,7 @@ from zsvec.errors import StoreError
 from zsvec.inputs.small import small_copy
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.base import Points, Where
+from zsvec.store.collections.inbox import Removal
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
@@ -55,7 +56,7 @@ def test_images_are_read_back(deployment: Deployment, open_store: OpenStore) -> 
     assert {one.hash for one in found} == {content_hash("a"), content_hash("b")}
     one = by_hash(store, vectors=True)[content_hash("a")]
     assert (one.source, one.added, one.width, one.height, one.why) == ("a.jpg", NOW, 640, 480, "uncertain")
-    assert not one.dismissed
+    assert one.state == "waiting"
     assert one.vectors.keys() == FINGERPRINTS.keys()
     for name, vector in vectors_of("a").items():
         np.testing.assert_allclose(one.vectors[name], vector, atol=1e-6)
@@ -73,10 +74,10 @@ def test_images_are_read_back(deployment: Deployment, open_store: OpenStore) -> 
 def test_an_image_that_is_kept_again_takes_its_place(open_store: OpenStore) -> None:
     store = open_store()
     store.inbox.put([image("a"), image("b")])
-    store.inbox.put([image("a", dismissed=True, content=None)])
-    assert {one.hash: one.dismissed for one in store.inbox.read()} == {
-        content_hash("a"): True,
-        content_hash("b"): False,
+    store.inbox.put([image("a", removals=(Removal("dismissed"),), content=None)])
+    assert {one.hash: one.state for one in store.inbox.read()} == {
+        content_hash("a"): "dismissed",
+        content_hash("b"): "waiting",
     }
     assert store.inbox.small(content_hash("a")) is None
     store.inbox.delete([content_hash("a"), content_hash("x")])
@@ -190,7 +191,8 @@ def test_damage_that_an_image_survives(open_store: OpenStore) -> None:
         {"width": "x", "height": [1]},
         {"source": 3},
         {"why": {"x": 1}},
-        {"dismissed": True},
+        *({"removals": value} for value in (True, "yes", [1, None], [{"how": "labelled"}], [{"record": 7}])),
+        *({"removals": [{"how": "labelled", "record": record}]} for record in ("x", "{" + "0" * 32 + "}")),
     ]
     for damage in damages:
         store.inbox.put([image("a")])
@@ -199,7 +201,7 @@ def test_damage_that_an_image_survives(open_store: OpenStore) -> None:
         assert isinstance(one.source, str)
         assert isinstance(one.width, int)
         assert one.why == "asked"
-        assert not one.dismissed
+        assert one.state == "waiting"
         if "small" in damage:
             assert store.inbox.small(one.hash) is None
 

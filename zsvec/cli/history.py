@@ -63,7 +63,7 @@ def undo(
 
 def described(change: Change) -> str:
     """Returns a description of a change: kind, categories, time and author."""
-    names = output.shortened(", ".join(map(repr, change.categories)))
+    names = output.shortened(", ".join(map(repr, change.categories))) or "the inbox"
     by = f", by {change.by}" if change.by else ""
     return f"{change.what} of {names} ({_second(change)}{by})"
 
@@ -75,7 +75,7 @@ def _table(changes: Sequence[Change]) -> Table:
             (
                 change.id[:8],
                 change.what,
-                output.shortened(", ".join(change.categories)),
+                output.shortened(", ".join(change.categories)) or "–",
                 _second(change),
                 change.by or "–",
                 "undone" if change.undone else "final" if change.final else "",

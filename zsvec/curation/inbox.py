@@ -188,7 +188,8 @@ class Inbox:
 
         The images leave the inbox, and every process uses the references from its next batch on. If another category
         has an image as a reference, the reference is moved. A missing category is created without definition texts;
-        `StoredReferences.update` adds texts. Labelling is idempotent: after a kill, repeat the call.
+        `StoredReferences.update` adds texts. Labelling is idempotent: after a kill, repeat the call. An undo puts the
+        images back into the inbox.
 
         Args:
             hashes: Content hash of an image, or several.
@@ -208,7 +209,8 @@ class Inbox:
         _check_waiting({one for one in wanted if one not in images and target not in holders.get(one, ())})
         with self._store.one_change("label"):
             category = self._relabel(holders, target, [images[one] for one in sorted(wanted) if one in images])
-            self._store.inbox.delete(wanted)  # last: after a kill, the images are references and still wait
+            # Last: after a kill, the images are references and still wait.
+            self._store.remove_from_inbox(images.keys(), target)
         return category
 
     def _relabel(
@@ -234,21 +236,23 @@ class Inbox:
     def dismiss(self, hashes: str | Collection[str]) -> None:
         """Takes images out of the inbox. Until they expire, neither these images nor near-duplicates are kept again.
 
+        An undo puts the images back.
+
         Raises:
             InvalidInputError: An image does not wait in the inbox.
             StoreError: The store cannot be written.
         """
         wanted = checked_hashes(hashes)
-        images = self._store.inbox.read(sorted(wanted), vectors=True)
+        images = self._store.inbox.read(sorted(wanted))
         _check_waiting(wanted - {image.hash for image in images})
-        self._store.inbox.put([with_changes(image, dismissed=True) for image in images])
+        self._store.remove_from_inbox([image.hash for image in images if image.state == "waiting"])
 
     def clear(self) -> None:
         """Deletes all images of the inbox, dismissed ones included."""
         self._store.inbox.clear()
 
     def _waiting(self) -> list[InboxImage]:
-        return [image for image in self._keeper.present() if not image.dismissed]
+        return [image for image in self._keeper.present() if image.state == "waiting"]
 
     def _described(self, images: Sequence[InboxImage]) -> list[Unlabelled]:
         """Returns the images with their predictions from the present categories."""
@@ -382,9 +386,7 @@ class Feedback:
             if self._store.inbox.read([known], vectors=True):
                 return self._inbox.label(known, target)
             if holders := self._store.holders({known}):
-                category = self._inbox._relabel(holders, target)
-                self._store.inbox.delete({known})
-                return category
+                return self._inbox._relabel(holders, target)
             if isinstance(image, Prediction):
                 image = self._unchanged(image)
             reference = ReferenceImage(image=image, source=source_of(image))

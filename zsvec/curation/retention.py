@@ -49,20 +49,20 @@ class Keeper:
         return None if chosen == "none" else StreamKeeper(self, self._store, chosen, flow)
 
     def present(self) -> list[InboxImage]:
-        """Returns the unexpired images with their vectors, dismissed ones included."""
-        return self._read()[0]
+        """Returns the unexpired images with their vectors, dismissed ones included, without labelled ones."""
+        return [image for image in self._read()[0] if image.state != "labelled"]
 
     def _read(self) -> tuple[list[InboxImage], set[str]]:
-        """Returns the images of `present`, and the hashes of all others: images that are expired or lack vectors.
+        """Returns the images of `present` and labelled ones, and the hashes of images that are expired or lack vectors.
 
         The vectors of an image never change, so they are read once.
         """
         with self._lock:
             oldest = datetime.now(UTC) - self._age
-            every = self._store.inbox.read()
+            every = self._store.inbox.read(labelled=True)
             found = [image for image in every if image.added > oldest]
             if new := [image.hash for image in found if image.hash not in self._vectors]:
-                read = self._store.inbox.read(new, vectors=True)
+                read = self._store.inbox.read(new, vectors=True, labelled=True)
                 self._vectors |= {image.hash: image.vectors for image in read}
             self._vectors = {image.hash: self._vectors[image.hash] for image in found if image.hash in self._vectors}
             there = [
@@ -73,7 +73,7 @@ class Keeper:
     def ask(self, content_hash: str) -> bool:
         """Marks an image of the inbox as kept on request. Returns False if no such image waits."""
         with self._lock:
-            found = [image for image in self.present() if image.hash == content_hash and not image.dismissed]
+            found = [image for image in self.present() if image.hash == content_hash and image.state == "waiting"]
             for image in found:
                 if image.why != "asked":
                     small = self._store.inbox.small(content_hash)
@@ -90,18 +90,20 @@ class Keeper:
             known = {image.hash for image in there}
             fresh = list({image.hash: image for image in images if image.hash not in known}.values())
             asked = [image for image in fresh if image.why == "asked"]
-            firm = [image for image in there if image.dismissed or image.why == "asked"]
+            firm = [image for image in there if image.state == "dismissed" or image.why == "asked"]
             chosen = [*_new(asked, firm), *_new([image for image in fresh if image.why != "asked"], there)]
             if chosen:
                 self._store.inbox.put(chosen)
                 there = self._settled()
-            return {image.hash for image in there if not image.dismissed} & {image.hash for image in images}
+            return {image.hash for image in there if image.state == "waiting"} & {image.hash for image in images}
 
     def _settled(self) -> list[InboxImage]:
         there, unusable = self._read()
         gone = surplus(there, self._size)
         self._store.inbox.delete(gone | unusable)
-        return [image for image in there if image.hash not in gone]
+        left = [image for image in there if image.hash not in gone]
+        self._store.inbox.settle(left)
+        return left
 
 
 def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
@@ -110,15 +112,18 @@ def surplus(images: Sequence[InboxImage], size: int) -> set[str]:
     A near-duplicate of a dismissed image is deleted. Of two waiting near-duplicates, the image kept on request stays;
     otherwise, the older image. If more than `size` images still wait, images with a confident prediction are deleted
     first, then uncertain images, and last images kept on request; of each kind, the oldest first. So images of streams
-    never evict images kept on request. If more than `size` images are dismissed, the oldest of these are deleted.
+    never evict images kept on request. If more than `size` images are dismissed, the oldest of these are deleted; the
+    same holds for labelled images, which are kept for an undo.
     """
-    dismissed = sorted((image for image in images if image.dismissed), key=_age)
+    labelled, dismissed = (
+        sorted((image for image in images if image.state == state), key=_age) for state in ("labelled", "dismissed")
+    )
     waiting = sorted(
-        (image for image in images if not image.dismissed), key=lambda one: (one.why != "asked", _age(one))
+        (image for image in images if image.state == "waiting"), key=lambda one: (one.why != "asked", _age(one))
     )
     kept = _new(waiting, dismissed)
     kept.sort(key=lambda image: (_EVICTED.index(image.why), _age(image)))
-    stay = {image.hash for image in (*kept[-size:], *dismissed[-size:])}
+    stay = {image.hash for image in (*kept[-size:], *dismissed[-size:], *labelled[-size:])}
     return {image.hash for image in images} - stay
 
 

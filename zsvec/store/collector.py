@@ -21,7 +21,7 @@ from typing import Any
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog, State, id_of, readable
-from zsvec.store.catalog.history import Cause, History, change_payload, final_payload, told
+from zsvec.store.catalog.history import Cause, History, change_payload, final_payload, noted_payload, told
 from zsvec.store.catalog.schema import category_from, expected, intent_payload, is_told, manifest_payload
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.names import record_id, write_time
@@ -119,6 +119,24 @@ class Collector:
             if self._history:  # processes without a history leave this to the others
                 self._finalize(None)
             self._settle(self._oldest(), self._readers, self._writers)
+
+    def note(self, identifier: str, inbox: Mapping[str, Any] | None = None, *, after: int = 0) -> bool:
+        """Records a change that commits no category.
+
+        Args:
+            identifier: Id of the record.
+            inbox: Images that the change has taken out of the inbox, or put back (`zsvec.store.catalog.history`).
+            after: Exclusive lower bound of the time of the change, in microseconds since 1970.
+
+        Returns:
+            Whether the change is recorded. Without a history, it is not.
+        """
+        if not (self._history or self.cause.until):
+            return False
+        state, now = self._catalog.state([]), max(self._catalog.next_rev(), after + 1)
+        tells = told(self.cause, (), state, now, self._history)
+        self._catalog.put([Put(identifier, noted_payload(identifier, state.store, now, tells, inbox))])
+        return True
 
     def collect(self, grace: float | None = None) -> tuple[int, list[Change]]:
         """As `zsvec.store.store.Store.gc`, but also returns the changes that became final."""

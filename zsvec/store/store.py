@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store import erasure, health, undo
@@ -19,7 +20,7 @@ from zsvec.store.catalog.history import FORGET, Cause, History
 from zsvec.store.catalog.schema import Reference, keeps_images
 from zsvec.store.catalog.withdrawals import mark
 from zsvec.store.collections import compatibility
-from zsvec.store.collections.inbox import InboxCollection
+from zsvec.store.collections.inbox import InboxCollection, Removal
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.reuse import StoredVectors
@@ -84,10 +85,10 @@ class Store:
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
         self._collector = Collector(self._catalog, self._references, history)
-        self._writer = Writer(self._catalog, self._references, self._collector)
+        self.inbox = InboxCollection(self._catalog, namespace)
+        self._writer = Writer(self._catalog, self._references, self._collector, self.inbox)
         self._by = by
         self._follow: Callable[[], None] = lambda: None
-        self.inbox = InboxCollection(self._catalog, namespace)
         self._lock = threading.RLock()
         self._may_be_undoing = True  # an undo may be unfinished, here or in a killed process
 
@@ -351,18 +352,17 @@ class Store:
     def one_change(self, what: str) -> Iterator[str]:
         """Makes all writes of a block one change, and yields the id of the change.
 
-        An inner block belongs to the change of the outer block. The function set by `after_changes` runs once, at the
-        end of the outer block. It also runs after an error, because earlier commits stay, but not after a
-        KeyboardInterrupt or a StoreUnavailableError.
+        An inner block belongs to the change of the outer block. If categories may have changed, the function set by
+        `after_changes` runs once, at the end of the outer block. It also runs after an error, because earlier commits
+        stay, but not after a KeyboardInterrupt or a StoreUnavailableError.
 
         Args:
             what: Kind of the change, in one word.
         """
         if (outer := _BLOCK.get()) is not None:
-            outer.followed_by[self._follow] = None
             yield outer.cause.id
             return
-        block = _Block(Cause(what=what, by=self.by), {self._follow: None})
+        block = _Block(Cause(what=what, by=self.by))
         token = _BLOCK.set(block)
         try:
             yield block.cause.id
@@ -452,7 +452,28 @@ class Store:
             if self._catalog.store() is None:
                 raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
             found = erasure.forget(self._writer, content_hash)
-            return replace(found, points=found.points + self.inbox.forget(content_hash))
+            found = replace(found, points=found.points + self.inbox.forget(content_hash))
+            if found.points and not found.categories:
+                self._collector.note(str(uuid.uuid4()))
+            return found
+
+    def remove_from_inbox(self, hashes: Collection[str], label: str | None = None) -> None:
+        """Removes images from the inbox, as labelled images or as dismissed ones. An undo puts the images back.
+
+        Args:
+            hashes: Content hashes of the images.
+            label: The category that has the images as references; ``None`` dismisses the images.
+
+        Raises:
+            StoreError: There is no store, or the store cannot be written.
+        """
+        if not hashes:
+            return
+        with self.one_change("dismiss" if label is None else "label"), self._writing():
+            identifier = str(uuid.uuid4())
+            noted = self._collector.note(identifier, {"removal": identifier, "undone": False, "label": label})
+            how: Literal["dismissed", "labelled"] = "dismissed" if label is None else "labelled"
+            self.inbox.remove(hashes, Removal(how, identifier if noted else ""))
 
     def move(self, move: Move) -> Category:
         """Moves references from one category to another, and returns the target.
@@ -494,6 +515,7 @@ class Store:
             # Deletes copies of writers that began before `drop_images`.
             compatibility.drop_images(self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
+            self.inbox.settle(self.inbox.read(labelled=True))
         for change in final:
             on_final(change)
         return deleted
@@ -517,6 +539,8 @@ class Store:
     @contextmanager
     def _changing(self, what: str) -> Iterator[None]:
         with self.one_change(what), self._writing():
+            if block := _BLOCK.get():
+                block.followed_by[self._follow] = None
             yield
 
     @contextmanager

@@ -8,6 +8,8 @@ An undo of several writes, or of one write of several categories, takes several 
 record of the undo is written, and each commit has the change id of the undo. So any process can finish the undo. Every
 process does so before it writes, whether the process that began the undo still runs or was killed. The history of a
 category shows the commits of all processes, and compare-and-set lets only one of two equal commits win.
+
+An undo of a change of the inbox commits no category. It has a record as well, and is idempotent.
 """
 
 from __future__ import annotations
@@ -130,7 +132,9 @@ def _carry_out(writer: Writer, history: History, undo_record: Record) -> None:
     for step in undo_record["takes"]:
         record = history.records.get(step["id"])
         names = [name for name in step["categories"] if record and name in record["before"]]
-        if record and names:
+        if record and not record["before"]:
+            _switch_removals(writer, history, record)
+        elif record and names:
             try:
                 _take_back(writer, history, record, names)
             except InvalidInputError as exc:
@@ -138,6 +142,18 @@ def _carry_out(writer: Writer, history: History, undo_record: Record) -> None:
     writer.catalog.drop([undo_record["id"]])
     if refused:
         raise refused[0]
+
+
+def _switch_removals(writer: Writer, history: History, record: Record) -> None:
+    """Undoes a change of the inbox: puts images back, or removes them again if the change is an undo."""
+    inbox = record.get("inbox")
+    undone_by = {one["change"] for one in history.records.values() if one.get("undoes") == record["id"]}
+    if not inbox or writer.collector.cause.id in undone_by:
+        return
+    writer.collector.cause = replace(writer.collector.cause, undoes=record["id"])
+    undone = not inbox["undone"]
+    writer.inbox.switch(inbox["removal"], undone=undone)
+    writer.collector.note(str(uuid.uuid4()), {**inbox, "undone": undone}, after=record["rev"])
 
 
 def _chosen(history: History, identifier: str | None) -> Change:

@@ -37,6 +37,7 @@ from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
 from zsvec.store.catalog.schema import Reference, category_from
 from zsvec.store.catalog.withdrawals import marked, unmarked
+from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.names import new_write_id
@@ -120,10 +121,13 @@ class ChangedError(Exception):
 class Writer:
     """Writes the categories of one store."""
 
-    def __init__(self, catalog: Catalog, references: ReferenceCollections, collector: Collector) -> None:
+    def __init__(
+        self, catalog: Catalog, references: ReferenceCollections, collector: Collector, inbox: InboxCollection
+    ) -> None:
         self.catalog = catalog
         self.references = references
         self.collector = collector
+        self.inbox = inbox
 
     def write(self, writes: Sequence[Write]) -> list[Category]:
         """As `zsvec.store.store.Store.write`."""

@@ -20,13 +20,12 @@ router = APIRouter()
 
 _NAMED = 3  # categories to list for a change
 _LISTED = 50  # changes to list on the page
-_WITHOUT_ROLLBACK = ("correct", "label")  # a rollback would not put images back into the inbox
 
 
 async def changed(request: Request, kind: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
     """Makes one change, and returns a message. The message has an undo button if anything was changed.
 
-    If `change` fails, its writes are undone (`whole_change`). The writes of a correction or a label are not undone.
+    If `change` fails, its writes are undone (`whole_change`).
 
     Args:
         request: The request.
@@ -37,8 +36,7 @@ async def changed(request: Request, kind: str, change: Callable[[], str], *, goe
     work = await work_of(request)
 
     def run() -> tuple[str, str | None]:
-        one_change = work.classifier.history.one_change
-        with one_change(kind) if kind in _WITHOUT_ROLLBACK else whole_change(work.classifier, kind) as identifier:
+        with whole_change(work.classifier, kind) as identifier:
             message = change()
         there = any(one.id == identifier for one in work.classifier.history)
         return message, identifier if there else None
@@ -83,7 +81,7 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
         return undone, identifier, {category.name for category in work.classifier.categories()}
 
     undone, identifier, there = await work.run(run, by=by)
-    names = ", ".join(f"“{name}”" for name in undone.categories[:_NAMED])
+    names = ", ".join(f"“{name}”" for name in undone.categories[:_NAMED]) or "the inbox"
     redo = "again" in fields
     message = f"Redone: {names}." if redo else f"Undone: {undone.what} {names}."
     goes = _elsewhere(request, undone, there)

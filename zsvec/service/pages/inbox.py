@@ -114,8 +114,7 @@ async def label(request: Request, work: Runs) -> Response:
             return _no_longer_there(hashes)
         inbox.label(there, name)
         left = f" {_no_longer_there(hashes - there)}" if hashes - there else ""
-        done = f"{counted(len(there), 'image')} labelled “{name}”."
-        return f"{done}{left} Undo removes {_them(there)} from the category, but does not put {_them(there)} back here."
+        return f"{counted(len(there), 'image')} labelled “{name}”.{left}"
 
     return await changed(request, "label", labelled)
 

@@ -297,6 +297,15 @@ if (list) {
   };
   other?.addEventListener("input", named);
   document.getElementById("dismiss")?.addEventListener("click", dismiss);
+  // A label or a dismissal was undone or redone.
+  document.body.addEventListener("zsvec:changed", (event) => {
+    if (!event.detail.undone) return;
+    document.getElementById("nothing").hidden = true;
+    document.getElementById("inbox").hidden = false;
+    list.replaceChildren();
+    choose(null);
+    load();
+  });
   // A group has become a category.
   document.getElementById("groups").addEventListener("htmx:beforeRequest", (event) => {
     const { parameters } = event.detail.requestConfig;

@@ -8,6 +8,10 @@ A manifest names the change that committed it. A change names the previous chang
 category form a chain that does not depend on clocks. A change outside this chain has not won in the category. A commit
 without a change record, such as the commit of a writer that keeps no history, ends the chain.
 
+A change without a category, such as a dismissal of images of the inbox, is in no chain. Its record stands alone:
+``before`` is empty, and ``inbox`` has the id of the record whose removals the change makes or undoes
+(`zsvec.store.collections.inbox`). A label has such a record, too, beside the records of its writes.
+
 An undo is a change as well. The chain of changes *in effect* leaves out undone changes: from an undo, the chain goes on
 to the change before the undone change.
 """
@@ -24,7 +28,7 @@ from typing import Any, TypeAlias
 from zsvec.errors import InvalidInputError
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog, State
-from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from, is_told, text_from
+from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from, intent_payload, is_told, text_from
 from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]
@@ -88,6 +92,23 @@ def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, A
     """
     reduced = {key: {n: v for n, v in intent[key].items() if n in won} for key in ("writes", "replaced", "before")}
     return {**intent, **reduced, **PAST, "kind": "change", "version": intent["version"] + 1, "rev": at}
+
+
+def noted_payload(
+    identifier: str, store: str, at: int, tells: Record, inbox: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Returns the record of a change that commits no category.
+
+    Args:
+        identifier: Id of the record.
+        store: Id of the store.
+        at: Time of the change, in microseconds since 1970.
+        tells: Description of the change, from `told`.
+        inbox: ``removal``, the id of the record that made the removals from the inbox; ``undone``, whether the change
+            undoes them; and ``label``, the category of labelled images. ``None`` for another change.
+    """
+    noted = {**intent_payload(identifier, store, at, {}, {}, tells), **PAST, "kind": "change"}
+    return noted if inbox is None else {**noted, "inbox": dict(inbox)}
 
 
 def final_payload(record: Record) -> dict[str, Any]:
@@ -180,11 +201,15 @@ class History:
 
     def changes(self) -> list[Change]:
         """Returns all changes, newest first."""
-        writes: dict[str, list[tuple[Record, str]]] = {}
+        writes: dict[str, list[tuple[Record, str | None]]] = {}
         for name in self._manifests:
             for record in self.chain(name):
                 writes.setdefault(record["change"], []).append((record, name))
+        for record in self._alone():
+            writes.setdefault(record["change"], []).append((record, _label(record)))
+        effective: set[tuple[str, str | None]]
         effective = {(record["id"], name) for name in self._manifests for record in self.in_effect(name)}
+        effective |= {(record["id"], _label(record)) for record in self._alone(in_effect=True)}
         found = []
         for some in writes.values():
             can_be_undone = [one for one in some if one[0]["what"] != FORGET]
@@ -193,8 +218,20 @@ class History:
             found.append(replace(self.changed_by(some), undone=over and not final, final=final))
         return sorted(found, key=lambda change: (change.at, change.id), reverse=True)
 
-    def _is_undone(self, record: Record, name: str, effective: Collection[tuple[str, str]]) -> bool:
-        if record.get("undoes"):  # `in_effect` also skips undos that were not undone
+    def _alone(self, *, in_effect: bool = False) -> list[Record]:
+        """Returns the records without a category, newest first; with `in_effect`, without undone records."""
+        every = (record for record in self.records.values() if record["kind"] == "change" and not record["before"])
+        found, undone = [], set()
+        for record in sorted(every, key=lambda record: (record["rev"], record["id"]), reverse=True):
+            if record["id"] not in undone:
+                undone.add(record.get("undoes"))
+            elif in_effect:
+                continue
+            found.append(record)
+        return found
+
+    def _is_undone(self, record: Record, name: str | None, effective: Collection[tuple[str, str | None]]) -> bool:
+        if name and record["before"] and record.get("undoes"):  # `in_effect` also skips undos that were not undone
             return any(other.get("undoes") == record["id"] for other in self.chain(name))
         return (record["id"], name) not in effective
 
@@ -207,15 +244,18 @@ class History:
         rev: int = record["rev"]
         return rev if record["kind"] == "change" else max(rev, self._revs.get(record["id"], 0))
 
-    def changed_by(self, writes: Sequence[tuple[Record, str]]) -> Change:
-        """Returns the change to which these writes belong. A write is a pair of a record and the name of a category."""
+    def changed_by(self, writes: Sequence[tuple[Record, str | None]]) -> Change:
+        """Returns the change to which these writes belong.
+
+        A write is a pair of a record and the name of a category, or ``None`` for a change without a category.
+        """
         last = max((record for record, _ in writes), key=self.at)
         return Change(
             id=last["change"],
             what=last["what"],
             at=datetime.fromtimestamp(self.at(last) / 1e6, tz=UTC),
             by=last.get("by"),
-            categories=tuple(sorted({name for _, name in writes})),
+            categories=tuple(sorted({name for _, name in writes if name is not None})),
         )
 
     def check_not_final(self, name: str) -> None:
@@ -244,7 +284,9 @@ class History:
                 if (since := next(before, record))["id"] != record["id"]:
                     raise _changed_since(other, since)
             taken.add(record["id"])
-        return [(record, list(record.get("moved", [name]))) for record in ours]
+        change = done[0]["change"]
+        alone = [one for one in self._alone(in_effect=True) if one["change"] == change and _label(one) == name]
+        return [*((one, []) for one in alone), *((record, list(record.get("moved", [name]))) for record in ours)]
 
     def last(self) -> Change | None:
         """Returns the newest change that is final, or that is the last one in effect in all of its categories.
@@ -253,12 +295,13 @@ class History:
         changes of overlapping categories can leave no such change. Then the result is ``None``.
         """
         heads = {name: next(self.done(name), None) for name in self._manifests}
+        alone = {record["change"] for record in self._alone(in_effect=True) if not record.get("undoes")}
         for change in self.changes():
             if change.final:
                 return change
             left = [n for n in change.categories if any(record["change"] == change.id for record in self.done(n))]
-            if left and all((heads[name] or {}).get("change") == change.id for name in left):
-                return replace(change, categories=tuple(left))
+            if (left or change.id in alone) and all((heads[name] or {}).get("change") == change.id for name in left):
+                return replace(change, categories=tuple(left) or change.categories)
         return None
 
     def to_take_back(self, change: Change) -> list[tuple[Record, list[str]]]:
@@ -292,9 +335,14 @@ class History:
             ordered.append((record, names))
             for name in names:
                 left[name] = [other for other in left[name] if other["id"] != record["id"]]
-        if not ordered:
+        alone = [
+            (record, list[str]())
+            for record in self._alone(in_effect=True)
+            if record["change"] == change.id and record.get("inbox")
+        ]
+        if not (alone or ordered):
             raise InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
-        return ordered
+        return [*alone, *ordered]
 
     def _add(self, found: Iterable[Record]) -> None:
         self.records |= {r["id"]: r for r in found if r.get("store") == self._store and is_told(r)}
@@ -329,6 +377,11 @@ def state_before(record: Record, name: str) -> Category | None:
     if not before:
         return None
     return category_from({**before, "kind": "manifest", "category": name, "changed": 0})
+
+
+def _label(record: Record) -> str | None:
+    """Returns the category of images that a change without a category labelled; ``None`` for another record."""
+    return text_from(record.get("inbox") or {}, "label")
 
 
 def _kept(manifest: Record | None) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ A store owns the collections of one namespace: the references of each encoder, t
 - one record of the calibration;
 - one intent per write that is in progress or has left garbage to delete;
 - one change per recent write that can be undone (`zsvec.store.catalog.history`): the intent with the replaced
-  manifests;
+  manifests; and one per recent change without a write, such as a dismissal of images of the inbox;
 - one record per undo in progress.
 
 Every record has a version and the id of its store. The version is 1 for a new record and grows by 1 with each
@@ -377,6 +377,11 @@ _KINDS: Mapping[str, _Checks] = {
         "takes": lambda value: isinstance(value, list) and all(map(_with(_STEP), value)),
     },
 }
+_INBOX: _Checks = {
+    "removal": _is_text,
+    "undone": lambda value: isinstance(value, bool),
+    "label": _or_none(_is_text),
+}
 _CHANGE: _Checks = {
     **_WRITE,
     "what": _is_text,
@@ -384,6 +389,7 @@ _CHANGE: _Checks = {
     "until": is_number,
     "by": _or_none(_is_text),
     "undoes": _or_none(_is_text),
+    "inbox": _or_none(_with(_INBOX)),
     "before": _by_text(_or_none(_with({**_STATE, "change": _or_none(_is_text)}))),
     "moved": _are_texts,
     "forgotten": _are_texts,

@@ -3,15 +3,20 @@
 Each image is one point, identified by content hash. Classification does not read the inbox, and no record of the
 catalog mentions it. Each point has the id of the store. So a later store of the same namespace does not show the images
 of a dropped store.
+
+An image that is labelled or dismissed stays in the collection, with its copy, until the change can no longer be undone
+(`InboxCollection.settle`). The image has the record of the change, but not the other way round. So an undo finds the
+images of a change, and erasing an image leaves no trace in the history.
 """
 
 from __future__ import annotations
 
-from base64 import b64encode
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from base64 import b64decode, b64encode
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from uuid import UUID
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points, Where
@@ -30,13 +35,28 @@ INBOX_INDEXES: Mapping[str, str] = {"hash": "keyword", "store": "keyword"}
 Why: TypeAlias = Literal["asked", "uncertain", "all"]
 """Why an image was kept: on request, because its prediction is uncertain, or because all images are kept."""
 
-_FIELDS = ("hash", "source", "added", "width", "height", "why", "dismissed")
+_FIELDS = ("hash", "source", "added", "width", "height", "why", "removals")
 _AT_ONCE = 256  # images in one request
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Removal of an image from the inbox.
+
+    Attributes:
+        how: Whether the image was labelled or dismissed.
+        record: Id of the record of the change; empty if the removal cannot be undone.
+        undone: Whether the change is undone.
+    """
+
+    how: Literal["labelled", "dismissed"]
+    record: str = ""
+    undone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InboxImage:
-    """An image that waits for a label.
+    """An image that waits for a label, or waited for one.
 
     Attributes:
         hash: Content hash of the image.
@@ -45,8 +65,7 @@ class InboxImage:
         width: Width of the upright image, in pixels; 0 if unknown.
         height: Height of the upright image, in pixels; 0 if unknown.
         why: Why the image was kept.
-        dismissed: Whether the image was dismissed. A dismissed image no longer waits, and its near-duplicates are not
-            kept.
+        removals: Removals from the inbox, oldest first, undone ones included.
         vectors: By encoder, float32 ``(dim,)``, unit norm; empty unless requested.
         content: The small copy, a JPEG file; ``None`` if missing or not requested.
     """
@@ -57,9 +76,19 @@ class InboxImage:
     width: int = 0
     height: int = 0
     why: Why = "asked"
-    dismissed: bool = False
+    removals: tuple[Removal, ...] = ()
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     content: bytes | None = None
+
+    @property
+    def removal(self) -> Removal | None:
+        """The last removal in effect; ``None`` if the image waits."""
+        return next((removal for removal in reversed(self.removals) if not removal.undone), None)
+
+    @property
+    def state(self) -> Literal["waiting", "labelled", "dismissed"]:
+        """Whether the image waits, has become a reference, or was dismissed, so that near-duplicates are not kept."""
+        return self.removal.how if self.removal else "waiting"
 
 
 class InboxCollection:
@@ -108,23 +137,28 @@ class InboxCollection:
         identifier: str = (self._catalog.store() or {}).get("id", "")
         return identifier
 
-    def read(self, hashes: Sequence[str] | None = None, *, vectors: bool = False) -> list[InboxImage]:
+    def read(
+        self, hashes: Sequence[str] | None = None, *, vectors: bool = False, labelled: bool = False
+    ) -> list[InboxImage]:
         """Returns the readable images of this store, dismissed ones included, without small copies.
 
         Args:
             hashes: Content hashes of the images to read; ``None`` for all.
             vectors: Whether to read the vectors. An image that lacks a vector is left out.
+            labelled: Whether to include labelled images.
         """
+        found = self._read(hashes, vectors=vectors, fields=_FIELDS)
+        return [image for image in found if labelled or image.state != "labelled"]
+
+    def _read(self, hashes: Sequence[str] | None, *, vectors: bool, fields: Sequence[str]) -> Iterator[InboxImage]:
         if not (store := self._store_id()):
-            return []
+            return
         dims = self._dims() if vectors else {}
-        return [
-            image
-            for where in _parts(store, hashes)
-            for page in self._backend.scroll(self.name, where, vectors=vectors, fields=_FIELDS)
-            for row, payload in zip(page.rows, page.payloads, strict=True)
-            if (image := _image(payload, row if vectors else {}, dims))
-        ]
+        for where in _parts(store, hashes):
+            for page in self._backend.scroll(self.name, where, vectors=vectors, fields=fields):
+                for row, payload in zip(page.rows, page.payloads, strict=True):
+                    if image := _image(payload, row if vectors else {}, dims):
+                        yield image
 
     def small(self, content_hash: str) -> SmallImage | None:
         """Returns the small copy of an image, if a readable one exists."""
@@ -144,6 +178,52 @@ class InboxCollection:
             )
             self._backend.upsert(self.name, points)
 
+    def remove(self, hashes: Collection[str], removal: Removal) -> None:
+        """Removes images from the inbox.
+
+        If the removal cannot be undone, labelled images and the copies of dismissed ones are deleted.
+        """
+        if removal.how == "labelled" and not removal.record:
+            self.delete(hashes)
+            return
+
+        def removed(image: InboxImage) -> InboxImage:
+            content = image.content if removal.record else None
+            return replace(image, removals=(*image.removals, removal), content=content)
+
+        self._rewrite(hashes, removed)
+
+    def switch(self, record: str, *, undone: bool) -> None:
+        """Undoes or redoes the removals of a change. Idempotent.
+
+        Args:
+            record: Id of the record of the change.
+            undone: Whether the images become as they were before the change.
+        """
+
+        def switched(image: InboxImage) -> InboxImage:
+            removals = (replace(one, undone=undone) if one.record == record else one for one in image.removals)
+            return replace(image, removals=tuple(removals))
+
+        every = self.read(labelled=True)
+        self._rewrite([image.hash for image in every if switched(image) != image], switched)
+
+    def settle(self, images: Iterable[InboxImage]) -> None:
+        """Deletes what an undo no longer needs, of images as read: labelled images, and copies of dismissed ones."""
+        removed = {image.hash: image.removal for image in images if image.removal and image.removal.record}
+        if not removed:
+            return
+        there = self._catalog.retrieve(sorted({removal.record for removal in removed.values()}))
+        final = {digest: removal for digest, removal in removed.items() if removal.record not in there}
+        self.delete([digest for digest, removal in final.items() if removal.how == "labelled"])
+        dismissed = [digest for digest, removal in final.items() if removal.how == "dismissed"]
+        self._rewrite(dismissed, lambda image: replace(image, removals=(Removal("dismissed"),), content=None))
+
+    def _rewrite(self, hashes: Collection[str], rewritten: Callable[[InboxImage], InboxImage]) -> None:
+        """Replaces images with their copies. Does nothing without images."""
+        if found := list(self._read(sorted(hashes), vectors=True, fields=(*_FIELDS, "small"))):
+            self.put([rewritten(image) for image in found])
+
     def delete(self, hashes: Collection[str]) -> None:
         """Deletes images, if they exist."""
         if hashes and (store := self._store_id()) and self._backend.exists(self.name):
@@ -152,7 +232,7 @@ class InboxCollection:
 
     def forget(self, content_hash: str) -> int:
         """Deletes an image, and returns the number of deleted points. An embedded store also rewrites its files."""
-        found = len(self.read([content_hash]))
+        found = len(self.read([content_hash], labelled=True))
         self.delete({content_hash})
         if self._is_own():
             self._backend.rewrite(self.name)
@@ -197,7 +277,7 @@ def _payload(image: InboxImage, store: str) -> dict[str, Any]:
         "width": image.width,
         "height": image.height,
         "why": image.why,
-        "dismissed": "yes" if image.dismissed else "no",
+        "removals": [asdict(removal) for removal in image.removals],
     }
     return payload if image.content is None else {**payload, "small": b64encode(image.content).decode()}
 
@@ -216,9 +296,35 @@ def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> Inb
         width=width,
         height=height,
         why="uncertain" if why == "uncertain" else "all" if why == "all" else "asked",
-        dismissed=payload.get("dismissed") == "yes",
+        removals=tuple(_removals(payload)),
         vectors=vectors,
+        content=_content(payload),
     )
+
+
+def _removals(payload: Mapping[str, Any]) -> Iterator[Removal]:
+    """Yields the valid removals of a payload."""
+    found = payload.get("removals")
+    for given in found if isinstance(found, list) else ():
+        record = text_from(given, "record") if isinstance(given, Mapping) else None
+        if record is not None and _is_id(record):
+            how: Literal["labelled", "dismissed"] = "labelled" if given.get("how") == "labelled" else "dismissed"
+            yield Removal(how, record, given.get("undone") is True)
+
+
+def _is_id(record: str) -> bool:
+    """Returns whether a text can be the id of a record, or is empty. Qdrant refuses to look for any other text."""
+    try:
+        return not record or str(UUID(record)) == record
+    except ValueError:
+        return False
+
+
+def _content(payload: Mapping[str, Any]) -> bytes | None:
+    try:
+        return b64decode(payload["small"], validate=True)
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _vectors(row: Any, dims: Mapping[str, int]) -> dict[str, NDArray[np.float32]] | None:

@@ -3,7 +3,8 @@
 ```
 ZSVecError
 ├── InvalidInputError          an argument is unusable
-│   └── CategoryNotFoundError  no such category in the store
+│   ├── CategoryNotFoundError  no such category in the store
+│   └── OtherAuthorError       the change to undo is by another author
 ├── ImageError                 one image is unreadable
 ├── MissingExtraError          an optional package is not installed
 ├── GenerationError            a service that describes or draws refuses a request
@@ -92,6 +93,16 @@ class CategoryNotFoundError(InvalidInputError):
     """
 
     name = ""
+
+
+class OtherAuthorError(InvalidInputError):
+    """The change to undo is by another author, and its id was not given.
+
+    Attributes:
+        change: The `zsvec.types.Change`.
+    """
+
+    change: object = None
 
 
 class ImageError(ZSVecError):

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, app, confirm, is_terminal
+from zsvec.errors import OtherAuthorError
 from zsvec.types import Change
 
 
@@ -49,12 +50,13 @@ def undo(
     category is restored.
     """
     with context.obj.open(runs_encoders=False) as classifier, classifier.history.one_change("undo") as last:
-        if change is None and is_terminal():
-            found = classifier.history.last(category)
-            if found.by != classifier.settings.added_by:
-                confirm(f"Undo a change of another author: {described(found)}?", yes=False)
-                change = found.id
-        undone = classifier.history.undo(category, change=change)
+        try:
+            undone = classifier.history.undo(category, change=change)
+        except OtherAuthorError as exc:
+            if not (is_terminal() and isinstance(exc.change, Change)):
+                raise
+            confirm(f"Undo a change of another author: {described(exc.change)}?", yes=False)
+            undone = classifier.history.undo(category, change=exc.change.id)
     if json:
         output.print_json(undone.to_dict())
     else:

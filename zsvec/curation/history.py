@@ -56,18 +56,6 @@ class ChangeHistory:
         """
         return self._store.acting(by)
 
-    def last(self, category: str | None = None) -> Change:
-        """Returns the change that `undo` without an id is about, even if another author made it.
-
-        Args:
-            category: Name of a category; by default, the whole store.
-
-        Raises:
-            InvalidInputError: There is no change to undo, or the last change is final.
-            StoreError: The changes cannot be read.
-        """
-        return self._store.last_change(None if category is None else checked_name(category))
-
     def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
         """Undoes a change: the changed categories become as they were before. No image is embedded again.
 
@@ -85,8 +73,9 @@ class ChangeHistory:
             The change that was undone.
 
         Raises:
-            InvalidInputError: There is no such change, it is final or by another author, or a later change of one of
-                the categories must be undone first.
+            InvalidInputError: There is no such change, it is final, or a later change of one of the categories must be
+                undone first.
+            OtherAuthorError: The change is by another author, and its id was not given.
             ConflictError: Other writers changed a category at every attempt.
         """
         if change is not None and not isinstance(change, str):

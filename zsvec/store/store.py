@@ -331,17 +331,14 @@ class Store:
                 be undone only by its id.
 
         Raises:
-            InvalidInputError: No change or several changes match, the change cannot be undone or is by another author,
-                or one of its categories has been changed since.
+            InvalidInputError: No change or several changes match, the change cannot be undone, or one of its categories
+                has been changed since.
+            OtherAuthorError: The change is by another author, and its id was not given.
             ConflictError: Other writers changed a category at every attempt.
         """
         with self._changing("undo"):
             self._may_be_undoing = True
             return undo.undo(self._writer, name, change)
-
-    def last_change(self, name: str | None = None) -> Change:
-        """Returns the change that `undo` without an id is about, even if another author made it; raises as `undo`."""
-        return undo.last(self._catalog, name)
 
     def finish_undos(self) -> None:
         """Finishes the undos of killed processes, as every write does."""

@@ -22,9 +22,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from zsvec.errors import InvalidInputError, ZSVecError, shown
+from zsvec.errors import InvalidInputError, OtherAuthorError, ZSVecError, shown
 from zsvec.store.backends.base import Put, Where
-from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.commit import publish
 from zsvec.store.catalog.history import Cause, History, Record, is_final, state_before
 from zsvec.store.catalog.schema import UNDO, Reference
@@ -55,11 +54,6 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
             raise
     _carry_out(writer, history, undo_record)
     return replace(found, undone=True)
-
-
-def last(catalog: Catalog, name: str | None) -> Change:
-    """As `zsvec.store.store.Store.last_change`."""
-    return _planned(History(catalog), name, None)[0]
 
 
 def _planned(
@@ -230,14 +224,16 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
         raise _changed_meanwhile(late[0])
 
 
-def _by_another(change: Change, name: str | None) -> InvalidInputError:
+def _by_another(change: Change, name: str | None) -> OtherAuthorError:
     whose = f"the last change of {name!r}" if name else "the last change"
     author = f"{change.by!r}" if change.by else "an unknown author"
     part = f" --category {shlex.quote(name)}" if name else ""
-    return InvalidInputError(
+    error = OtherAuthorError(
         f"{whose} ({change.what}, {change.id[:8]}) is by {author}: to undo the change of another author, give its id "
         f"(`zsvec undo {shlex.quote(change.id[:8])}{part}`)"
     )
+    error.change = change
+    return error
 
 
 def _changed_meanwhile(name: str) -> InvalidInputError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,6 +130,22 @@ def test_of_a_picture_in_two_categories_the_right_label_is_kept(size: int) -> No
     assert {(suspect.category, suspect.hash) for suspect in told} == wrong
     assert all(suspect.copied for suspect in told)
     assert all(suspect.instead == suspect.hash.removeprefix("copy of ")[0] for suspect in told)
+
+
+def test_a_burst_of_a_copied_picture_does_not_make_its_label_right() -> None:
+    """A burst of "a" is in "b", and its first image is in "a", too."""
+    rng = np.random.default_rng(11)
+    vectors = {name: dict(found) for name, found in clusters(rng, dict.fromkeys("abcd", 12), signal=3.0).items()}
+    first = np.array(vectors["a"]["a000"])
+    vectors["b"]["burst0"] = first.tolist()
+    for i in range(1, 6):
+        near = first + rng.normal(scale=0.06, size=len(first))
+        vectors["b"][f"burst{i}"] = (near / np.linalg.norm(near)).tolist()
+    stored = {"clip:image": references(vectors, {f"burst{i}": "burst" for i in range(6)})}
+    calibration, _ = calibrated({"clip:image": vectors})
+    sample = next(each_left_out(stored, ("top_mean", "prototype"), 5, 10**9, {}))
+    told = suspects(stored, verdicts(stored, replace(calibration, classwise=None), sample))
+    assert {(s.hash, s.category, s.instead) for s in told} == {(f"burst{i}", "b", "a") for i in range(6)}
 
 
 def test_of_a_picture_in_three_categories_one_label_is_kept() -> None:

@@ -208,7 +208,7 @@ class StoredReferences:
         the images that it leaves out.)
 
         Texts are not judged, nor is the only image of a category. A picture in several categories is judged only if
-        each of these categories has another image.
+        each of these categories has an image of another scene.
 
         Returns:
             The suspects, most doubtful first. Each has the probability, above 0.5, that its category is wrong, and the

@@ -4,8 +4,8 @@ Calibration learns the fraction ε of references with uninformative labels (`zsv
 be the fused probability of an image's category given all other references, and C the number of categories. The label is
 then wrong with probability (ε / C) / ((1 - ε) p + ε / C).
 
-A picture that is in several categories has one right label. So all copies of such a picture are left out together, and
-the other references decide between these categories.
+A picture that is in several categories has one right label. So all copies of such a picture are left out together, with
+their scenes (`zsvec.method.quality.scenes`), and the other references decide between these categories.
 
 Suspects are only reported: a rare image with the right label looks as doubtful as an image with a wrong label.
 """
@@ -25,7 +25,7 @@ from zsvec.method.calibration import Calibration, LogLinear, other_aggregation
 from zsvec.method.predict.gda import learn_backgrounds
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear, pooled_evidence
-from zsvec.method.quality.scenes import image_rows
+from zsvec.method.quality.scenes import image_rows, scenes
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.types import encoder_and_modality
 
@@ -96,7 +96,7 @@ def verdicts(references: Mapping[str, References], calibration: Calibration, sam
     """Returns verdicts on left-out images, and on images that are in several categories.
 
     There is no verdict on texts, on an image whose category has no other scene, or on an image without a vector of
-    every encoder.
+    every encoder. The same holds for each category that has a copy of the image.
 
     Args:
         references: All references of the store, by expert.
@@ -176,12 +176,14 @@ def _of_copied(
     calibration: Calibration,
     copies: Mapping[Key, Collection[Key]],
 ) -> list[Verdict]:
-    """Returns verdicts on pictures in several categories, given the references without any copy of these pictures."""
+    """Returns verdicts on pictures in several categories, given the references outside the scenes of these pictures."""
     if not copies:
         return []
-    dropped = set(copies).union(*copies.values())
-    kept = {expert: _without(found, dropped) for expert, found in references.items()}
     rows = image_rows(references)
+    dropped = set(copies).union(*copies.values())
+    together = scenes(references, rows, dropped)
+    dropped |= {(name, other) for name, digest in dropped for other in together.get((name, digest), ())}
+    kept = {expert: _without(found, dropped) for expert, found in references.items()}
     # Only images with a vector of every encoder, whose categories keep an image under every encoder.
     names = set.intersection(*(set(kept[expert].names) for expert in rows))
     images = [

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 
 from tests.store.material import FINGERPRINTS, add, content_hash, jpeg, pictured, sources, unit_vector
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked
-from zsvec.errors import InvalidInputError
+from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.store import InboxImage, Move, Store
-from zsvec.store.backends.base import Where
+from zsvec.store.backends.base import Put, Where
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
@@ -94,6 +96,25 @@ def test_forgetting_cannot_be_undone(store: Store) -> None:
     for change in (forgotten.id, None):
         with pytest.raises(InvalidInputError, match=forgotten.id[:8]):
             store.undo(change=change)
+
+
+def test_a_forget_that_loses_every_attempt_is_no_success(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write([pictured("cat", ["gone", "tom"])])
+    store.write([pictured("cat", ["new"], replace=True)])
+    put = store._catalog.put
+
+    def lost(puts: Sequence[Put]) -> None:
+        """Others always replace the records of changes first."""
+        put([replace(one, expected={"version": 0}) if "forgotten" in one.payload else one for one in puts])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._catalog, "put", lost)
+        with pytest.raises(ConflictError):
+            store.forget(GONE)
+    store.forget(GONE)
+    assert mentions(store, MARK) == []
+    store.undo(change=next(change.id for change in store.changes() if not change.final))
+    assert sources(store, "cat") == {"clip:image": ["tom"], "dino:image": ["tom"]}
 
 
 def test_a_text_of_the_same_hash_stays(store: Store) -> None:

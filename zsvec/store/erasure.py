@@ -24,8 +24,6 @@ from zsvec.store.transfer import settled
 from zsvec.store.writing import Writer, until_won
 from zsvec.types import Forgotten, expert_name
 
-_ATTEMPTS = 12
-
 
 @dataclass(frozen=True, slots=True)
 class _Place:
@@ -131,17 +129,26 @@ def _unmarked(manifest: Record, found: str) -> dict[str, Any]:
 
 
 def _discount(catalog: Catalog, found: Collection[_Place]) -> None:
-    """Subtracts these points from the numbers of references in change records."""
+    """Subtracts these points from the numbers of references in change records.
+
+    Raises:
+        ConflictError: Others replaced the records at every attempt.
+    """
     counted = [place for place in found if place.encoder != IMAGES]
-    for _ in range(_ATTEMPTS):
+
+    def attempt() -> bool:
         puts = [
             Put(record["id"], discounted, expected(record))
             for record in History(catalog).records.values()
             if (discounted := _discounted(record, counted)) is not None
         ]
-        if not puts:
-            return
-        catalog.put(puts)
+        if puts:
+            catalog.put(puts)
+        return not puts
+
+    until_won(
+        attempt, lambda: f"others change the history of {catalog.location} again and again: forget the image again"
+    )
 
 
 def _discounted(record: Record, places: Iterable[_Place]) -> dict[str, Any] | None:

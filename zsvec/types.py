@@ -73,6 +73,8 @@ class Category:
         withdrawn: The first 16 characters of the content hash of each reference that was moved or removed from the
             category and not added again since, oldest first.
         retired: Whether the category was removed, renamed or merged into another. Then it has no write ids.
+        kept: Marks of the images in findings of an audit that were kept, oldest first: the first letter of the kind of
+            the finding, and the first 16 characters of the content hash.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Category:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     withdrawn: tuple[str, ...] = ()
     retired: bool = False
+    kept: tuple[str, ...] = ()
 
     @property
     def updated(self) -> datetime:

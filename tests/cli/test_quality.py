@@ -245,7 +245,10 @@ def test_audit_fix(doubtful: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch
     shown = doubtful("show green").out
     assert ("green/0.png" in shown) != ("green/copy.png" in shown)
     assert hash_encoders.embedded() == embedded
-    assert doubtful("audit --fix", stdin="").code == 1  # no answer
+    assert label_errors(doubtful) == []
+    assert f"{keep.count('k') + 1} kept findings not shown" in doubtful("audit").out
+    assert doubtful("audit --fix", stdin="").code == 0  # nothing to ask
+    assert doubtful("audit --fix --kept", stdin="").code == 1  # no answer
 
 
 def test_audit_without_a_calibration(cli: Cli) -> None:

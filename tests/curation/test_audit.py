@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -16,8 +18,9 @@ from tests.method.material import Vectors, clusters, references
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.curation.audit import Audit, ThinCategory, audited
+from zsvec.curation.audit import Audit, ThinCategory, audited, without_kept
 from zsvec.encoders import EncoderSet
+from zsvec.errors import InvalidInputError
 from zsvec.inputs.folders import read_categories
 from zsvec.method.quality.label_errors import Verdict
 from zsvec.testing import HashEncoder
@@ -153,10 +156,26 @@ def test_lines_are_json_with_a_summary_first() -> None:
         "outliers": 1,
         "thin": 2,
         "confusions": 1,
+        "kept": 0,
     }
     assert [line["finding"] for line in lines[1:]] == ["label", "duplicates", "outlier", "thin", "thin", "confusion"]
     assert list(lines[1]) == ["finding", "category", "hash", "source", "probability", "instead", "copied"]
     assert lines[2]["images"][0] == {"category": "a", "hash": "a40", "source": "a40"}
+
+
+@pytest.mark.parametrize("kind", ["label", "duplicates", "outlier", "confusion"])
+def test_a_finding_is_left_out_once_all_of_its_images_are_kept(kind: str) -> None:
+    found = audit_of(
+        circle(a=[0, 40, 41], b=[100, 140]), [verdict("a", "a0", 0.9, "b"), verdict("b", "b100", 0.1, "a")]
+    )
+    field = {"label": "labels", "outlier": "outliers", "confusion": "confusions"}.get(kind, kind)
+    (one,) = getattr(found, field)
+    images = {(image.category, image.hash) for image in getattr(one, "images", [getattr(one, "image", one)])}
+    kept = without_kept(found, lambda finding, *key: finding == kind and key in images)
+    changed: dict[str, Any] = {field: [], "kept": 1}
+    assert kept == replace(found, **changed)
+    assert without_kept(found, lambda finding, *key: finding == kind and key in images - {min(images)}) == found
+    assert without_kept(found, lambda finding, *key: finding != kind).kept == 3
 
 
 # ---- of a store
@@ -189,6 +208,23 @@ def test_a_store_is_audited_and_stays_as_it_is(clf: Classifier) -> None:
     assert found.labels == clf.references.suspects()
     assert len(found.labels) == 12
     assert (clf.categories(), clf._store.calibration()) == (before, calibration)
+
+
+def test_a_kept_label_is_not_a_finding_until_the_keep_is_undone(clf: Classifier) -> None:
+    before = clf.references.audit()
+    first, *others = before.labels
+    clf.references.keep(first.category, first.hash, finding="label")
+    found = clf.references.audit()
+    assert (found.labels, found.kept) == (others, 1)
+    assert found.confusions == before.confusions
+    assert clf.references.suspects() == others
+    assert clf.references.audit(kept=True) == before
+    assert clf.calibrate().suspects == others
+    assert clf.history.undo().what == "keep"
+    assert clf.references.audit() == before
+    for name, finding in ((first.category, "thin"), ("nowhere", "label"), (first.instead, "label")):
+        with pytest.raises(InvalidInputError):
+            clf.references.keep(name, first.hash, finding=finding)  # type: ignore[arg-type]
 
 
 def test_vectors_are_read_once(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,20 @@ def test_copies_are_removed_and_restored(browser: TestClient, classifier: Classi
     assert len(images_of(classifier, "green")) == 11
 
 
+@pytest.mark.parametrize("kind", ["label", "duplicates"])
+def test_a_kept_finding_is_not_shown_again(browser: TestClient, kind: str) -> None:
+    before = named(findings(browser), kind)
+    keep = next(values for values in offered(findings(browser), "/references/keep") if values["finding"] == kind)
+    change = done(browser.post("/references/keep", data=keep, headers=PART), "Kept")
+    page = findings(browser)
+    assert named(page, kind) == before[1:]
+    assert "1 kept finding not shown" in page.text
+    (show,) = page.all("button", **{"hx-target": "#findings"})
+    assert named(page_of(browser.get(str(show["hx-get"]), headers=PART)), kind) == before
+    done(undo(browser, change))
+    assert named(findings(browser), kind) == before
+
+
 def test_references_of_several_categories_are_one_change(browser: TestClient, classifier: Classifier) -> None:
     blue = classifier.references.of("blue")[0].hash
     data = {"reference": [key(WRONG, "red"), f"{blue}:blue"], "category": EVIL}

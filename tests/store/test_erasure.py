@@ -45,7 +45,9 @@ def mentions(store: Store, what: str) -> list[str]:
 def filled(store: Store) -> None:
     """Categories that have had the image in all ways: as one of several, alone, moved, replaced and removed."""
     store.write([pictured("cat", ["gone", "tom"], ["meows"]), pictured("dog", ["rex"])])
+    store.keep("cat", [GONE], "label")
     store.write([pictured("alone", ["gone"])])
+    store.keep("alone", [GONE], "outlier")
     store.write([pictured("replaced", ["gone", "other"])])
     store.write([pictured("replaced", ["new"], replace=True)])
     store.write([pictured("removed", ["gone", "one more"])])

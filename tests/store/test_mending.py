@@ -186,11 +186,68 @@ def test_foreign_withdrawals_stop_no_writer(store: Store, found: Any) -> None:
 
 
 def test_a_category_remembers_a_limited_number_of_withdrawals(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("zsvec.store.catalog.withdrawals.MARKS_KEPT", 2)
+    monkeypatch.setattr("zsvec.store.catalog.marks.MARKS_KEPT", 2)
     add(store, "cat", images=["tom", "felix", "sylvester", "garfield"])
     for content in ("tom", "felix", "sylvester"):
         store.remove_references("cat", hashes(content))
     assert store.category("cat").withdrawn == tuple(digest[:16] for digest in hashes("felix", "sylvester"))
+
+
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
+def test_a_kept_finding_is_remembered_and_follows_its_category(open_store: Callable[..., Store]) -> None:
+    store = open_store(history=86_400.0)
+    add(store, "cat", images=["tom", "felix", "stays"])
+    add(store, "lion", images=["leo"])
+    tom, felix, leo = hashes("tom", "felix", "leo")
+    writes, again = store.category("cat").write_ids, len(store.changes())
+    for _ in range(2):  # the second time changes nothing
+        kept = store.keep("cat", [tom, felix], "label")
+        assert (kept.write_ids, kept.version) == (writes, 2)
+        assert len(store.changes()) == again + 1
+    store.keep("lion", [leo], "outlier")
+    with pytest.raises(InvalidInputError):
+        store.keep("lion", [tom], "label")
+    is_kept = store.kept()
+    assert [is_kept("label", "cat", digest) for digest in (tom, felix, leo)] == [True, True, False]
+    assert [is_kept(kind, "lion", leo) for kind in ("outlier", "label")] == [True, False]
+    add(store, "cat", images=["new"])
+    store.remove_references("cat", [felix])
+    add(store, "cat", images=["felix"])  # is judged anew
+    store.move(Move(source="cat", target="pet", new=True))
+    store.move(Move(source="lion", target="pet"))
+    is_kept = store.kept()
+    assert [is_kept("label", "pet", digest) for digest in (tom, felix, leo)] == [True, False, False]
+    assert is_kept("outlier", "pet", leo)
+    assert not is_kept("label", "cat", tom)
+    store.undo()
+    store.undo()
+    assert store.kept()("label", "cat", tom)
+    assert store.kept()("outlier", "lion", leo)
+    store.move(Move(source="cat", target="lion", hashes=[tom]))
+    assert not store.kept()("label", "lion", tom)
+    store.undo()
+    assert store.kept()("label", "cat", tom)
+    store.undo(change=next(change.id for change in store.changes() if change.categories == ("lion",)))
+    assert not store.kept()("outlier", "lion", leo)
+
+
+def test_kept_findings_are_limited_and_may_be_forged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.store.catalog.marks.MARKS_KEPT", 2)
+    add(store, "cat", images=["tom", "felix", "sylvester"])
+    for content in ("tom", "felix", "sylvester"):
+        store.keep("cat", hashes(content), "label")
+    assert [store.kept()("label", "cat", digest) for digest in hashes("tom", "felix", "sylvester")] == [
+        False,
+        True,
+        True,
+    ]
+    for forged in (None, 3, "x", {}, ["a" * 17]):
+        (record,) = (m for m in store._catalog.manifests() if m["category"] == "cat")
+        changed = {**record, "version": record["version"] + 1, "kept": forged}
+        store._catalog.put([Put(record_id("category", "cat"), changed, expected(record))])
+        assert not store.kept()("label", "cat", hashes("felix")[0])
+        store.keep("cat", hashes("tom"), "label")
+        assert store.kept()("label", "cat", hashes("tom")[0])
 
 
 @dataclass

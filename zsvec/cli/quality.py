@@ -68,11 +68,13 @@ def audit(
     context: typer.Context,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write all findings as one page.")] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Review doubtful labels and copies one by one.")] = False,
+    kept: Annotated[bool, typer.Option("--kept", help="Show also the findings that you answered with keep.")] = False,
     json: Json = False,
 ) -> None:
     """Find label errors, duplicates, outliers, thin categories and confused categories, most doubtful first.
 
-    Changes nothing without --fix. Label errors and confusions need a calibration.
+    Changes nothing without --fix. A finding that you keep there is not shown again. Label errors and confusions need a
+    calibration.
     """
     if fix and (json or html):
         raise InvalidInputError("--fix must be alone. Got --json or --html, too")
@@ -82,7 +84,7 @@ def audit(
         with needs_extra("report", "a page"):
             from zsvec.evaluation.report import write_audit
     with context.obj.open(runs_encoders=False) as classifier:
-        found = classifier.references.audit()
+        found = classifier.references.audit(kept=kept)
         if fix:
             _fix(found, classifier.references)
     if json:
@@ -140,6 +142,8 @@ def _print_audit(found: Audit) -> None:
         f"{output.counted(found.images, 'reference image')}, {found.judged} of them judged by the others"
         + "; nothing is doubtful" * (not doubtful)
     )
+    if found.kept:
+        output.out.print(f"{output.counted(found.kept, 'kept finding')} not shown: see `zsvec audit --kept`")
 
 
 def _print_findings(
@@ -172,6 +176,8 @@ def _fix(found: Audit, references: StoredReferences) -> None:
             _try(partial(references.move, label.hash, source=label.category, target=label.instead))
         elif answer == "r":
             _try(partial(references.remove, label.category, label.hash))
+        else:
+            _try(partial(references.keep, label.category, label.hash, finding="label"))
         if answer != "k":
             gone.add((label.category, label.hash))
     left = list(_copies(found.duplicates, gone))
@@ -185,6 +191,9 @@ def _fix(found: Audit, references: StoredReferences) -> None:
             return
         if answer == "r":
             _try(partial(references.remove, first.category, [image.hash for image in copies]))
+        else:
+            every = [image.hash for image in (first, *copies)]
+            _try(partial(references.keep, first.category, every, finding="duplicates"))
     output.print_note("there is nothing more to ask")
 
 

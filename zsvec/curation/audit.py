@@ -13,8 +13,8 @@ Labels and confusions need a calibration, which weights the evidence of each exp
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -120,6 +120,7 @@ class Audit:
         outliers: Outliers, the farthest first.
         thin: Categories with too few different images, fewest pictures first.
         confusions: Confused pairs of categories, the pairs with the most images first.
+        kept: Number of findings that are left out, because they were kept (`StoredReferences.keep`).
     """
 
     images: int
@@ -130,6 +131,7 @@ class Audit:
     outliers: Sequence[Outlier] = ()
     thin: Sequence[ThinCategory] = ()
     confusions: Sequence[Confusion] = ()
+    kept: int = 0
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yields the objects that ``zsvec audit --json`` prints: a summary, then the findings, each with its kind."""
@@ -146,6 +148,7 @@ class Audit:
             "judged": self.judged,
             "calibrated": self.calibrated,
             **{name: len(getattr(self, name)) for name in ("labels", "duplicates", "outliers", "thin", "confusions")},
+            "kept": self.kept,
         }
         for kind, found in kinds.items():
             yield from ({"finding": kind, **asdict(one)} for one in found)
@@ -177,6 +180,23 @@ def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | 
         thin=_thin(category_names(references), compared, spread),
         confusions=_confusions(verdicts or (), {(suspect.category, suspect.hash) for suspect in labels}, stored),
     )
+
+
+def without_kept(found: Audit, is_kept: Callable[[str, str, str], bool]) -> Audit:
+    """Returns an audit without the findings that were kept; `is_kept` as `zsvec.store.Store.kept` returns it."""
+
+    def all_kept(finding: str, images: Iterable[StoredImage | Suspect]) -> bool:
+        return all(is_kept(finding, image.category, image.hash) for image in images)
+
+    labels = [one for one in found.labels if not all_kept("label", [one])]
+    duplicates = [one for one in found.duplicates if not all_kept("duplicates", one.images)]
+    outliers = [one for one in found.outliers if not all_kept("outlier", [one.image])]
+    confusions = [one for one in found.confusions if not all_kept("confusion", one.images)]
+    before = [*found.labels, *found.duplicates, *found.outliers, *found.confusions]
+    kept = len(before) - len([*labels, *duplicates, *outliers, *confusions])
+    if not kept:
+        return found
+    return replace(found, labels=labels, duplicates=duplicates, outliers=outliers, confusions=confusions, kept=kept)
 
 
 def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> list[Duplicates]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
-from zsvec.curation.audit import Audit, audited
-from zsvec.errors import InvalidInputError, StoreError
+from zsvec.curation.audit import Audit, audited, without_kept
+from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.ingest.embedding import RecentVectors
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
@@ -19,6 +19,7 @@ from zsvec.store import Move, Renamed, Store, Write
 from zsvec.types import Category, Forgotten, SmallImage, StoredReference, encoder_and_modality
 
 _HASH = re.compile("[0-9a-f]{64}")
+_Kept = Literal["label", "duplicates", "outlier", "confusion"]
 
 
 class StoredReferences:
@@ -81,6 +82,38 @@ class StoredReferences:
         return self._moved(
             Move(source=checked_name(source), target=checked_name(target), hashes=checked_hashes(hashes))
         )
+
+    def keep(
+        self,
+        name: str,
+        hashes: str | Collection[str],
+        *,
+        finding: Literal["label", "duplicates", "outlier", "confusion"],
+    ) -> Category:
+        """Keeps images as they are, although an audit doubts them. Nothing else changes.
+
+        Later audits leave out each finding of this kind of which all images are kept. If an image is moved or removed,
+        it is no longer kept. A renamed or merged category passes its kept images on. A category remembers the newest
+        10,000.
+
+        Args:
+            name: Name of the category.
+            hashes: Content hash of an image, or several.
+            finding: Kind of the finding: a label error, near-duplicates, an outlier or confused categories.
+
+        Returns:
+            The category as committed.
+
+        Raises:
+            CategoryNotFoundError: There is no such category.
+            InvalidInputError: The category has no such reference, or the kind is unknown.
+            ConflictError: Other writers changed the category at every attempt.
+        """
+        if finding not in get_args(_Kept):
+            raise InvalidInputError(
+                f"finding must be one of {', '.join(get_args(_Kept))}. Got {shown(finding)} instead"
+            )
+        return self._store.keep(checked_name(name), checked_hashes(hashes), finding)
 
     def rename(self, name: str, new: str) -> Category:
         """Renames a category. If a definition text is the old name, the new name replaces it.
@@ -201,7 +234,7 @@ class StoredReferences:
         return self._store.image(checked_hash(content_hash))
 
     def suspects(self) -> list[Suspect]:
-        """Returns probable label errors among the reference images. Nothing is changed.
+        """Returns probable label errors among the reference images, without kept ones (`keep`). Nothing is changed.
 
         The stored calibration decides how much each similarity to the other images counts. All vectors are read into
         the process; other memory is bounded. (The report of `Classifier.calibrate` also names suspects, but only among
@@ -224,9 +257,10 @@ class StoredReferences:
                 f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
                 "`zsvec calibrate` or clf.calibrate()"
             )
-        return suspects(references, verdicts)
+        is_kept = self._store.kept()
+        return [one for one in suspects(references, verdicts) if not is_kept("label", one.category, one.hash)]
 
-    def audit(self) -> Audit:
+    def audit(self, *, kept: bool = False) -> Audit:
         """Audits the reference images. Nothing is changed.
 
         The findings are label errors, as `suspects` returns them; near-duplicates; outliers; categories with too few
@@ -234,8 +268,12 @@ class StoredReferences:
         confusions need a calibration. All vectors are read into the process once. Other memory grows with the number of
         images, and the time with the square of this number.
 
+        Args:
+            kept: Whether to show also the findings that were kept (`keep`).
+
         Raises:
             StoreError: References cannot be read.
         """
         references = self._calibrator.references()
-        return audited(references, self._calibrator.verdicts(references))
+        found = audited(references, self._calibrator.verdicts(references))
+        return found if kept else without_kept(found, self._store.kept())

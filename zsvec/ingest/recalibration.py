@@ -90,7 +90,9 @@ class Calibrator:
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
             before = self._pool(former) if calibration.classwise else former.aggregations
         after = self._pool(calibration)
-        doubtful = suspects(references, verdicts(references, calibration, sample))
+        is_kept = self._store.kept()
+        found = suspects(references, verdicts(references, calibration, sample))
+        doubtful = [one for one in found if not is_kept("label", one.category, one.hash)]
         return CalibrationReport(
             calibration,
             quality(before, sample),

@@ -3,7 +3,7 @@
 Categories are committed without the image, and changes that can be undone no longer count the image. Then all points of
 the image are deleted, including points of replaced writes and of writes in progress. The writers in progress are fenced
 (`zsvec.store.collector`): their commits are lost, and they plan again. Last, the marks of the image are deleted from
-manifests and changes (`zsvec.store.catalog.withdrawals`), so that not even a part of the hash stays.
+manifests and changes (`zsvec.store.catalog.marks`), so that not even a part of the hash stays.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog, id_of
 from zsvec.store.catalog.history import FORGET, History, Record
+from zsvec.store.catalog.marks import without_marks
 from zsvec.store.catalog.schema import category_from, expected, is_reference
-from zsvec.store.catalog.withdrawals import mark, marks_from
 from zsvec.store.names import IMAGES
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Writer, until_won
@@ -70,7 +70,7 @@ def forget(writer: Writer, content_hash: str) -> Forgotten:
         )
 
     until_won(attempt, message)
-    until_won(lambda: not _drop_marks(catalog, mark(content_hash)), message)
+    until_won(lambda: not _drop_marks(catalog, content_hash), message)
     # Even if no point was found: an earlier call may have been killed before this.
     for collection in (*map(references.collection, catalog.collections()), catalog.collection):
         catalog.backend.rewrite(collection)
@@ -103,29 +103,22 @@ def _take_out(writer: Writer, name: str, content_hash: str) -> None:
         return  # changed or removed by another writer: the next attempt looks again
 
 
-def _drop_marks(catalog: Catalog, found: str) -> bool:
-    """Deletes a mark from manifests and change records; returns False if there was none."""
-    concerned = [m["category"] for m in catalog.manifests() if found in marks_from(m) or "transfer" in m]
+def _drop_marks(catalog: Catalog, content_hash: str) -> bool:
+    """Deletes the marks of an image from manifests and change records; returns False if there were none."""
+    concerned = [m["category"] for m in catalog.manifests() if without_marks(m, content_hash) != m or "transfer" in m]
     puts = [
-        Put(id_of(manifest), {**_unmarked(manifest, found), "version": manifest["version"] + 1}, expected(manifest))
+        Put(id_of(manifest), {**left, "version": manifest["version"] + 1}, expected(manifest))
         for manifest in settled(catalog, concerned).manifests.values()
-        if found in marks_from(manifest)
+        if (left := without_marks(manifest, content_hash)) != manifest
     ]
     for record in History(catalog).records.values():
-        before = {name: was and _unmarked(was, found) for name, was in record["before"].items()}
+        before = {name: was and without_marks(was, content_hash) for name, was in record["before"].items()}
         if before != record["before"]:
             changed = {**record, "version": record["version"] + 1, "before": before}
             puts.append(Put(record["id"], changed, expected(record)))
     if puts:
         catalog.put(puts)
     return bool(puts)
-
-
-def _unmarked(manifest: Record, found: str) -> dict[str, Any]:
-    marks = marks_from(manifest)
-    return (
-        {**manifest, "withdrawn": "".join(one for one in marks if one != found)} if found in marks else dict(manifest)
-    )
 
 
 def _discount(catalog: Catalog, found: Collection[_Place]) -> None:

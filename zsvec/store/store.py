@@ -17,8 +17,8 @@ from zsvec.store.backends.base import Backend, Hit, Points
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.history import FORGET, Cause, History
+from zsvec.store.catalog.marks import kept_mark, mark
 from zsvec.store.catalog.schema import Reference, keeps_images
-from zsvec.store.catalog.withdrawals import mark
 from zsvec.store.collections import compatibility
 from zsvec.store.collections.inbox import InboxCollection, Removal
 from zsvec.store.collections.references import ReferenceCollections
@@ -278,6 +278,14 @@ class Store:
         state = self._catalog.state(names)
         return {name for name in names if (category := state.category(name)) and category.retired}
 
+    def kept(self) -> Callable[[str, str, str], bool]:
+        """Returns a function that tells whether a finding about an image was kept, as far as the image is concerned.
+
+        Its arguments are the kind of the finding, and category and content hash of the image.
+        """
+        marks = {category.name: frozenset(category.kept) for category in self.categories()}
+        return lambda finding, name, content_hash: kept_mark(finding, content_hash) in marks.get(name, ())
+
     def keeps_images(self) -> bool:
         """Returns whether small copies of images are kept; False before the first write."""
         return keeps_images(self._catalog.store())
@@ -471,6 +479,22 @@ class Store:
             noted = self._collector.note(identifier, {"removal": identifier, "undone": False, "label": label})
             how: Literal["dismissed", "labelled"] = "dismissed" if label is None else "labelled"
             self.inbox.remove(hashes, Removal(how, identifier if noted else ""))
+
+    def keep(self, name: str, hashes: Collection[str], finding: str) -> Category:
+        """Remembers that images stay as they are, although an audit doubts them (`kept`), and returns the category.
+
+        Args:
+            name: Name of the category.
+            hashes: Content hashes of the images.
+            finding: Kind of the finding. Kinds differ in the first letter.
+
+        Raises:
+            CategoryNotFoundError: There is no such category.
+            InvalidInputError: A hash is not among the references of the category.
+            ConflictError: Other writers changed the category at every attempt.
+        """
+        with self._changing("keep"):
+            return self._writer.keep(name, hashes, finding)
 
     def move(self, move: Move) -> Category:
         """Moves references from one category to another, and returns the target.

@@ -13,7 +13,7 @@ the newer commit, under a new write id.
 A manifest names whole writes. So moved references are written again under a new write id. If references are removed,
 the remaining references of the category are written again as well.
 
-References that are moved or removed are marked as withdrawn in the same commit (`zsvec.store.catalog.withdrawals`).
+References that are moved or removed are marked as withdrawn in the same commit (`zsvec.store.catalog.marks`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from tenacity import (
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
+from zsvec.store.catalog.marks import kept_mark, marked, unmarked, with_kept
 from zsvec.store.catalog.schema import Reference, category_from
-from zsvec.store.catalog.withdrawals import marked, unmarked
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
@@ -186,7 +186,7 @@ class Writer:
             before = settled(self.catalog, [name])
             category = self.catalog.existing(name, before.category(name))
             every = self._read_all(category)
-            _check_known(hashes, every, name)
+            _check_known(hashes, {reference.hash for reference in every}, name)
             kept, references = _without(category, every, hashes)
             won = self.carry_out([(marked(kept, hashes) if withdraw else kept, references)], before)
             left.extend(map(category_from, won.values()))
@@ -194,6 +194,24 @@ class Writer:
 
         self.until_won(attempt, [name])
         return left[0]
+
+    def keep(self, name: str, hashes: Collection[str], finding: str) -> Category:
+        """As `zsvec.store.store.Store.keep`."""
+        done: list[Category] = []
+
+        def attempt() -> bool:
+            before = settled(self.catalog, [name])
+            category = self.catalog.existing(name, before.category(name))
+            _check_known(hashes, {digest for _, _, digest in self.references.keys(category)}, name)
+            now = with_kept(category, sorted(kept_mark(finding, digest) for digest in hashes))
+            won: Mapping[str, Mapping[str, Any]] = before.manifests
+            if now.kept != category.kept:
+                won = self.carry_out([(replace(now, version=category.version + 1, rev=0), ())], before)
+            done.extend(map(category_from, publish(self.catalog, won).values()))
+            return bool(done)
+
+        self.until_won(attempt, [name])
+        return done[0]
 
     def move(self, move: Move) -> Category:
         """As `zsvec.store.store.Store.move`."""
@@ -212,7 +230,7 @@ class Writer:
             if move.new and target and target.write_ids:
                 raise InvalidInputError(f"there is a category {move.target!r} already: merge {move.source!r} into it")
             every = self._read_all(source)
-            _check_known(move.hashes or (), every, move.source)
+            _check_known(move.hashes or (), {reference.hash for reference in every}, move.source)
             leaving[:], texts = _leaving(move, source, every)
             metadata = None
             if move.hashes is None:
@@ -222,6 +240,7 @@ class Writer:
             if target and gains[0] is target:  # has all references; the new version makes concurrent removals lose
                 gains = replace(target, version=target.version + 1, rev=0), ()
             if move.hashes is None:
+                gains = with_kept(gains[0], source.kept), gains[1]
                 retired = replace(emptied(source), retired=True)
                 loses: Plan = marked(retired, {reference.hash for reference in every}), ()
             else:
@@ -315,6 +334,7 @@ class Writer:
             references=dict(counts),
             metadata=metadata,
             withdrawn=unmarked(current, {reference.hash for reference in fresh}) if current else (),
+            kept=current.kept if current else (),
         )
         return category, fresh
 
@@ -415,7 +435,15 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
 def emptied(category: Category) -> Category:
     """Returns the next version of a category, without references. A commit of this version removes the category."""
     return replace(
-        category, version=category.version + 1, rev=0, write_ids=(), texts=(), references={}, metadata={}, retired=False
+        category,
+        version=category.version + 1,
+        rev=0,
+        write_ids=(),
+        texts=(),
+        references={},
+        metadata={},
+        retired=False,
+        kept=(),
     )
 
 
@@ -449,8 +477,8 @@ def _without(category: Category, every: Sequence[Reference], hashes: Collection[
     ), kept
 
 
-def _check_known(hashes: Collection[str], every: Sequence[Reference], name: str) -> None:
-    unknown = sorted(set(hashes) - {reference.hash for reference in every})
+def _check_known(hashes: Collection[str], there: Collection[str], name: str) -> None:
+    unknown = sorted(set(hashes).difference(there))
     if unknown:
         raise InvalidInputError(
             f"category {name!r} has no reference {unknown[0]!r}: `zsvec show` lists those it has, by hash"

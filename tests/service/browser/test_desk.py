@@ -187,7 +187,7 @@ def test_a_mislabelled_picture_is_moved_and_moved_back(at_desk: Opened, desk: Se
     assert digest in pictures(desk, "ant") - pictures(desk, "ketch")
 
 
-def test_kept_findings_are_hidden_in_this_browser(at_desk: Opened) -> None:
+def test_kept_findings_are_hidden(at_desk: Opened) -> None:
     page = at_desk("/audit")
     findings = page.locator("[data-finding]:visible:has([data-keeps])")
     expect(findings.first).to_be_visible()

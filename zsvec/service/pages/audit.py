@@ -28,11 +28,11 @@ async def show(request: Request, work: Runs) -> Response:
 
 
 @router.get("/findings")
-async def findings(request: Request, work: Runs) -> Response:
-    """Shows the findings of each kind, most doubtful first."""
+async def findings(request: Request, work: Runs, kept: bool = False) -> Response:
+    """Shows the findings of each kind, most doubtful first; with `kept`, also those that were kept."""
 
     def read() -> dict[str, Any]:
-        found = work.classifier.references.audit()
+        found = work.classifier.references.audit(kept=kept)
         pairs = [(suspect.category, suspect.instead) for suspect in found.labels[:_SHOWN]]
         pairs += [confusion.categories for confusion in found.confusions[:_SHOWN]]
         names = sorted({name for pair in pairs for name in pair})

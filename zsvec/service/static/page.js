@@ -65,7 +65,7 @@ export function sayProblem(said, detail) {
   tidy();
 }
 
-export function sayHTML(html, at = toasts) {
+function sayHTML(html, at = toasts) {
   clear(at);
   at.insertAdjacentHTML("afterbegin", html); // rendered by the service
   window.htmx.process(at.firstElementChild);

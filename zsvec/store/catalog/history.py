@@ -36,7 +36,7 @@ Record: TypeAlias = Mapping[str, Any]
 FORGET = "forget"
 """Kind of a change that erases an image, and therefore cannot be undone."""
 
-_STATE = ("version", "writes", "references", "texts", "metadata", "withdrawn", "retired", "change")
+_STATE = ("version", "writes", "references", "texts", "metadata", "withdrawn", "retired", "kept", "change")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

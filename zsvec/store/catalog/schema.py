@@ -15,7 +15,8 @@ A store owns the collections of one namespace: the references of each encoder, t
 Every record has a version and the id of its store. The version is 1 for a new record and grows by 1 with each
 replacement. Records are replaced by compare-and-set of the version and the store's id (`zsvec.store.catalog.commit`).
 
-A manifest also remembers which references were withdrawn from its category (`zsvec.store.catalog.withdrawals`).
+A manifest also remembers which references were withdrawn from its category, and which findings of an audit were kept
+(`zsvec.store.catalog.marks`).
 
 The ``rev`` of a manifest orders the commits for readers. A manifest can get a new ``rev`` although its category has not
 changed, so ``changed`` has the ``rev`` of the last change.
@@ -33,7 +34,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zsvec.errors import StoreError
-from zsvec.store.catalog.withdrawals import marks_from
+from zsvec.store.catalog.marks import marks_from
 from zsvec.store.names import record_id
 from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, KeepImages, Modality, SmallImage
 
@@ -204,6 +205,7 @@ def manifest_payload(
         "removed": not category.write_ids,
         **({"withdrawn": "".join(category.withdrawn)} if category.withdrawn else {}),
         **({"retired": True} if category.retired else {}),
+        **({"kept": "".join(category.kept)} if category.kept else {}),
         **({"requires": dict(required)} if required else {}),
         **({"change": change} if change else {}),
     }
@@ -245,8 +247,9 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
         texts=tuple(manifest["texts"]),
         references=manifest["references"],
         metadata=manifest["metadata"],
-        withdrawn=marks_from(manifest),
+        withdrawn=marks_from(manifest, "withdrawn"),
         retired=manifest.get("retired") is True,
+        kept=marks_from(manifest, "kept"),
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from zsvec.types import Category, ExpertOutput, Fingerprint, Neighbor, Prediction, counted, expert_name
+from zsvec.types import Category, ExpertOutput, Fingerprint, Neighbor, Prediction, contents, counted, expert_name
 
 TEXT = ExpertOutput(
     weight=0.75,
@@ -105,6 +105,21 @@ def test_prediction_keys_are_those_of_the_design() -> None:
         ]
         for expert in written["experts"].values():
             assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
+
+
+@pytest.mark.parametrize(
+    ("references", "said"),
+    [
+        ({"clip:text": 3, "clip:image": 9, "dino:image": 9}, "9 images and 3 texts"),
+        ({"clip:image": 1, "dino:image": 0}, "1 image"),
+        ({"clip:text": 1}, "1 text"),
+        ({"clip:image": 0}, ""),
+        ({}, ""),
+    ],
+    ids=str,
+)
+def test_references_are_counted_as_images_and_texts(references: dict[str, int], said: str) -> None:
+    assert contents(references) == said
 
 
 def test_category_to_dict() -> None:

@@ -96,8 +96,7 @@ class Category:
     @property
     def images(self) -> int:
         """Number of reference images. If this number differs between encoders, the largest number."""
-        counts = (n for expert, n in self.references.items() if encoder_and_modality(expert)[1] == "image")
-        return max(counts, default=0)
+        return _largest_number(self.references, "image")
 
     def __repr__(self) -> str:
         return _one_line(self, name=self.name, images=self.images, texts=len(self.texts), version=self.version)
@@ -358,6 +357,20 @@ def how_far(prediction: Prediction) -> str:
 def counted(number: int, one: str, many: str | None = None) -> str:
     """Returns a number with a noun, such as ``1 image`` or ``2 categories``. The default plural adds an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"
+
+
+def contents(references: Mapping[str, int]) -> str:
+    """Returns numbers of references by expert in words, such as ``3 images and 1 text``; empty without references.
+
+    An image counts once, whatever experts use it. If the number differs between encoders, the largest number counts.
+    """
+    modalities: tuple[Modality, ...] = ("image", "text")
+    numbers = {modality: _largest_number(references, modality) for modality in modalities}
+    return " and ".join(counted(number, modality) for modality, number in numbers.items() if number)
+
+
+def _largest_number(references: Mapping[str, int], modality: Modality) -> int:
+    return max((n for expert, n in references.items() if encoder_and_modality(expert)[1] == modality), default=0)
 
 
 def fields_of(value: DataclassInstance) -> dict[str, Any]:

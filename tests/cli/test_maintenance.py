@@ -19,6 +19,8 @@ from zsvec.store import writing
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
+NOTHING = "nothing to delete\n"
+
 
 def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     (found,) = filled("info --json").objects
@@ -196,31 +198,32 @@ def test_a_store_on_a_server(
     assert all(found["ok"] for found in nodes)
     assert (store["what"], store["ok"]) == ("store", True)
     assert "3 categories, 9 images and 3 texts" in store["detail"]
-    assert cli("gc") == Result(0, "", "0 references deleted\n")
+    assert cli("gc") == Result(0, "", NOTHING)
 
 
 def test_gc(filled: Cli, ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise SystemExit(9)
 
-    assert filled("gc") == Result(0, "", "0 references deleted\n")
-    for texts, said in {"--text 'a feline' --text 'a pet'": "2 references", "--text 'a feline'": "1 reference"}.items():
+    assert filled("gc") == Result(0, "", NOTHING)
+    image = "--image colours/red/0.png"
+    for given, said in {"--text 'a pet' --text 'a cat'": "2 texts", image: "1 image and 1 text"}.items():
         with monkeypatch.context() as patched:
             patched.setattr(writing, "commit", killed)
-            assert filled(f"add cat {texts}").code == 9
+            assert filled(f"add cat {given}").code == 9
         assert len(filled("list --json").objects) == 3
-        assert by_name(filled("doctor --json"))["garbage"]["detail"] == f"{said} that no category names"
-        assert filled("gc") == Result(0, "", f"{said} deleted\n")
-        assert filled("gc") == Result(0, "", "0 references deleted\n")
+        assert by_name(filled("doctor --json"))["garbage"]["detail"] == f"leftovers of {said} that no category uses"
+        assert filled("gc") == Result(0, "", f"leftovers of {said} deleted; no category has changed\n")
+        assert filled("gc") == Result(0, "", NOTHING)
 
 
 def test_gc_names_final_changes(filled: Cli) -> None:
     filled("remove red")
-    assert filled("gc").err == "0 references deleted\n"
+    assert filled("gc").err == NOTHING
     *final, deleted = filled("gc --grace 0").err.splitlines()
     names = [line.split(" (")[0] for line in final]
     assert names == ["final: remove of 'red'", "final: import of 'blue', 'green', 'red'"]
-    assert deleted != "0 references deleted"
+    assert deleted.startswith("leftovers of 3 images and 1 text deleted")
     assert filled("history").err == "there are no changes to undo\n"
     assert filled("undo").code == 2
 

@@ -82,7 +82,7 @@ def test_writes_are_refused_while_the_disk_is_full(
     disk.free = 2**30
     write(store)
     assert store.incomplete() == []
-    assert store.gc() == 0
+    assert store.gc().total() == 0
 
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)

@@ -97,7 +97,7 @@ class History:
             process.asleep_until = self.world.steps + self.world.random.randint(0, 200)
             process.wait()
             try:
-                self.collected += store.gc(grace=self.world.random.choice([0, None]))
+                self.collected += store.gc(grace=self.world.random.choice([0, None])).total()
             except StoreUnavailableError:
                 self.refused += 1
 

@@ -205,7 +205,7 @@ def test_a_copy_of_a_writer_at_work_is_left_to_the_collector_when_all_are_droppe
     store.write([pictured("red panda", ["a"])])
     assert kept(deployment) == [("red panda", "a")]
     assert store.image(content_hash("a")) is None
-    assert store.gc() == 0
+    assert store.gc().total() == 0
     assert kept(deployment) == []
 
 

@@ -91,7 +91,7 @@ def assert_complete(folder: Path) -> None:
     assert all(same(stored[name], STATES[-1][name]) for name in stored)
     encoders = Counter(encoder for references in stored.values() for encoder, _, _ in references)
     assert deployment.sizes() == encoders
-    assert store.gc() == 0
+    assert store.gc().total() == 0
     assert live_copies(store) == copies(store)
     deployment.close()
     assert deployment.collections() == {f"zsvec__{name}" for name in ("catalog", "images", *FINGERPRINTS)}
@@ -206,7 +206,7 @@ def kill_until_done(process: subprocess.Popen[str], location: str, namespace: st
         killed.run()
     with changer.opened(location, namespace) as store:
         store.gc(grace=0)
-        assert store.gc(grace=0) == 0
+        assert store.gc(grace=0).total() == 0
         assert changer.found(store) == changer.changes(seed)[-1].after
         assert not [finding for finding in store.check_up() if "garbage" in finding.what]
         assert live_copies(store) == copies(store)

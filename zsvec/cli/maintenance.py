@@ -12,7 +12,7 @@ import typer
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Yes, app, confirm
 from zsvec.cli.history import described
-from zsvec.types import Category, Change
+from zsvec.types import Category, Change, contents
 
 _ENGINES = {"qdrant": "Qdrant", "qdrant-edge": "Qdrant Edge"}
 _ADVICE_ON_CALIBRATION = {
@@ -99,12 +99,12 @@ def gc(
         typer.Option(
             min=0,
             metavar="SECONDS",
-            help="Delete only garbage older than this. A small value makes recent changes final.  [default: safe for "
+            help="Delete only leftovers older than this. A small value makes recent changes final.  [default: safe for "
             "running writers and undo]",
         ),
     ] = None,
 ) -> None:
-    """Delete garbage: references left by killed writers, and replaced references that are too old for an undo.
+    """Delete leftovers of images and texts: those of killed writers, and replaced ones that are too old for an undo.
 
     Lists each change that can no longer be undone.
     """
@@ -113,7 +113,8 @@ def gc(
         deleted = store.gc(grace, on_final=final.append)
     for change in final:
         output.print_note(f"final: {described(change)}")
-    output.print_note(f"{output.counted(deleted, 'reference')} deleted")
+    said = f"leftovers of {contents(deleted)} deleted; no category has changed" if deleted else "nothing to delete"
+    output.print_note(said)
 
 
 @images.command()

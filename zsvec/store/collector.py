@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -138,7 +139,7 @@ class Collector:
         self._catalog.put([Put(identifier, noted_payload(identifier, state.store, now, tells, inbox))])
         return True
 
-    def collect(self, grace: float | None = None) -> tuple[int, list[Change]]:
+    def collect(self, grace: float | None = None) -> tuple[Counter[str], list[Change]]:
         """As `zsvec.store.store.Store.gc`, but also returns the changes that became final."""
         readers, writers = (self._readers, self._writers) if grace is None else (grace, grace)
         could = History(self._catalog).changes()
@@ -184,8 +185,8 @@ class Collector:
 
     def _settle(
         self, intents: Sequence[Mapping[str, Any]], readers: float, writers: float, *, final: bool = False
-    ) -> int:
-        """Deletes the garbage of old intents, and returns the number of deleted references.
+    ) -> Counter[str]:
+        """Deletes the garbage of old intents, and returns the number of deleted references by expert.
 
         Args:
             intents: Intents of writes that are not in progress in this process.
@@ -196,7 +197,7 @@ class Collector:
         now = time.time_ns() // 1000
         old = [intent for intent in intents if (now - intent["rev"]) / 1e6 >= readers]
         if not old:
-            return 0
+            return Counter()
         replaced = _replaced(intents)  # committed once, so no writer will commit these again
         history = History(self._catalog) if any(map(is_told, old)) else None
         left: list[tuple[str | None, set[str]]] = []
@@ -239,18 +240,18 @@ class Collector:
         self._catalog.put([Put(intent["id"], after, expected(intent))])
         return bool(won)
 
-    def _delete(self, left: Sequence[tuple[str | None, set[str]]]) -> int:
-        """Deletes the references of writes, except writes that undo needs, and returns the number of references.
+    def _delete(self, left: Sequence[tuple[str | None, set[str]]]) -> Counter[str]:
+        """Deletes the references of writes, except writes that undo needs. Returns their number by expert.
 
         Args:
             left: Pairs of the id of an intent and write ids that no manifest names. The intent is deleted, too, unless
                 undo needs one of the writes. The id is ``None`` if the intent has become a change, which stays.
         """
         if not left:
-            return 0
+            return Counter()
         needed = History(self._catalog).needed()  # read after the manifests, to miss no replaced write
         dead = sorted(set[str]().union(*(some for _, some in left)) - needed)
-        deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
+        deleted = self._references.delete(self._catalog.collections(), dead) if dead else Counter[str]()
         done = [identifier for identifier, some in left if identifier and needed.isdisjoint(some)]
         if done:
             self._catalog.drop(done)
@@ -288,8 +289,8 @@ class Collector:
             return self._catalog.manifests()
         return found
 
-    def _sweep(self, found: Iterable[tuple[str, str]], at_work: set[str]) -> int:
-        """Deletes references of writes that no manifest, intent or change names, and returns the number.
+    def _sweep(self, found: Iterable[tuple[str, str]], at_work: set[str]) -> Counter[str]:
+        """Deletes references of writes that no manifest, intent or change names. Returns their number by expert.
 
         Args:
             found: Category and write id of every reference, read before the intents.
@@ -308,7 +309,7 @@ class Collector:
         if self._catalog.exclusive:  # every write had an intent, so newer references prove that commits were lost
             orphans |= {name for name, w in unnamed if name in live and write_time(w) > manifests[name]["rev"]}
         dead = [w for name, w in unnamed if name in live.keys() - orphans]
-        deleted = self._references.delete(self._catalog.collections(), dead) if dead else 0
+        deleted = self._references.delete(self._catalog.collections(), dead) if dead else Counter[str]()
         if orphans:
             raise StoreError(
                 f"references of {', '.join(map(repr, sorted(orphans)))} in {self._catalog.location} belong to no "

@@ -10,7 +10,7 @@ from typing import Any
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
 from zsvec.store.collections.references import ReferenceCollections
-from zsvec.types import Finding, counted
+from zsvec.types import Finding, contents, counted
 
 
 def incomplete(catalog: Catalog, references: ReferenceCollections) -> list[str]:
@@ -41,7 +41,7 @@ def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool
     kept = {w for record in History(catalog).records.values() for old in record["replaced"].values() for w in old}
     kept -= {write_id for category in categories for write_id in category.write_ids}
     if garbage := references.garbage(categories, encoders, kept):
-        said = f"{counted(garbage, 'reference')} that no category names"
+        said = f"leftovers of {contents(garbage)} that no category uses"
         yield Finding("garbage", True, said, "run `zsvec gc`, if no writer is at work")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -523,8 +524,10 @@ class Store:
         with self._writing():
             self._writer.keep_calibration(calibration)
 
-    def gc(self, grace: float | None = None, *, on_final: Callable[[Change], None] = lambda change: None) -> int:
-        """Deletes the references that no manifest names, and returns the number of deleted references.
+    def gc(
+        self, grace: float | None = None, *, on_final: Callable[[Change], None] = lambda change: None
+    ) -> Counter[str]:
+        """Deletes the references that no manifest names. Returns the number of deleted references by expert.
 
         Args:
             grace: Minimum age in seconds of the references to delete and of the changes to make final. The default is

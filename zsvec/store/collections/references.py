@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _HIT_FIELDS = ("category", "gen", "source", "hash")
+_MODALITIES: tuple[Modality, ...] = ("text", "image")
 _AT_ONCE = 256  # write ids or hashes in one filter
 
 
@@ -109,13 +110,19 @@ class ReferenceCollections:
             counted[expert] = self._backend.count(self.collection(encoder), where)
         return counted
 
-    def garbage(self, categories: Iterable[Category], encoders: Iterable[str], kept: Iterable[str]) -> int:
-        """Returns the number of references that belong neither to these categories nor to the kept writes."""
-        named = sum(sum(category.references.values()) for category in categories)
-        wheres = _wheres(sorted(kept))
-        names = [self.collection(encoder) for encoder in encoders]
-        others = sum(self._backend.count(name, Where()) for name in names) - named
-        return max(0, others - sum(self._backend.count(name, where) for name in names for where in wheres))
+    def garbage(self, categories: Iterable[Category], encoders: Iterable[str], kept: Iterable[str]) -> Counter[str]:
+        """Returns the number of references of neither these categories nor the kept writes, by expert."""
+        found: Counter[str] = Counter()
+        parts = _parts(sorted(kept))
+        for encoder in encoders:
+            for modality in _MODALITIES:
+                wheres = [Where(match={"modality": modality, "gen": some}) for some in parts]
+                others = sum(self._backend.count(self.collection(encoder), where) for where in wheres)
+                stored = self._backend.count(self.collection(encoder), Where(match={"modality": modality}))
+                found[expert_name(encoder, modality)] = stored - others
+        for category in categories:
+            found.subtract(category.references)
+        return +found
 
     def query(
         self,
@@ -157,16 +164,18 @@ class ReferenceCollections:
             for page in self._backend.scroll(self.collection(name), Where(), fields=("category", "gen")):
                 yield from ((p["category"], p["gen"]) for p in page.payloads if is_reference(p, ("category", "gen")))
 
-    def delete(self, collections: Iterable[str], write_ids: Sequence[str]) -> int:
-        """Deletes the references and small copies of these writes, and returns the number of references."""
-        deleted = 0
+    def delete(self, collections: Iterable[str], write_ids: Sequence[str]) -> Counter[str]:
+        """Deletes the references and small copies of these writes. Returns the number of references by expert."""
+        deleted: Counter[str] = Counter()
         for name in collections:
             collection = self.collection(name)
             if name == IMAGES and not self._backend.exists(collection):
                 continue
             for where in _wheres(write_ids):
                 if name != IMAGES:
-                    deleted += sum(len(page.ids) for page in self._backend.scroll(collection, where, fields=("gen",)))
+                    for page in self._backend.scroll(collection, where, fields=("modality",)):
+                        readable = [p for p in page.payloads if is_reference(p, ("modality",))]
+                        deleted.update(expert_name(name, payload["modality"]) for payload in readable)
                 self._backend.delete(collection, where)
         return deleted
 

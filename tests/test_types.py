@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 
-from zsvec.types import Category, ExpertOutput, Fingerprint, Neighbor, Prediction, contents, counted, expert_name
+from zsvec.types import (
+    MAX_IMAGES,
+    Category,
+    ExpertOutput,
+    Fingerprint,
+    Neighbor,
+    Prediction,
+    ThresholdProgress,
+    contents,
+    counted,
+    expert_name,
+)
 
 TEXT = ExpertOutput(
     weight=0.75,
@@ -82,6 +93,7 @@ def test_prediction_to_dict() -> None:
         },
         "fusion": "log_linear",
         "calibration": "current",
+        "threshold_progress": None,
         "incomplete": [],
         "stale_seconds": 0.0,
         "error": None,
@@ -91,6 +103,8 @@ def test_prediction_to_dict() -> None:
 
 def test_prediction_of_an_unknown_or_unreadable_image_to_dict() -> None:
     assert STRANGE.to_dict() == {**CAT.to_dict(), "label": None, "unknown": True, "novelty": 0.7}
+    early = replace(CAT, threshold_progress=ThresholdProgress(9, 19))
+    assert early.to_dict() == {**CAT.to_dict(), "threshold_progress": {"images": 9, "needed": 19}}
     filled = {"source": "broken.jpg", "error": "broken.jpg is empty", "ranking": [], "experts": {}, "incomplete": []}
     values = {"unknown": False, "calibration": "none", "stale_seconds": 0.0}
     assert BROKEN.to_dict() == dict.fromkeys(CAT.to_dict()) | filled | values
@@ -101,10 +115,35 @@ def test_prediction_keys_are_those_of_the_design() -> None:
         written = prediction.to_dict()
         assert list(written) == [
             *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-            *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
+            *("experts", "fusion", "calibration", "threshold_progress", "incomplete", "stale_seconds", "error", "hash"),
         ]
         for expert in written["experts"].values():
             assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
+
+
+def test_the_progress_towards_a_threshold_says_how_many_images_are_needed() -> None:
+    assert str(ThresholdProgress(9, 19)).startswith("9 of 19 images until ")
+    assert str(ThresholdProgress(0, 1)).startswith("0 of 1 image until ")
+    early = replace(CAT, threshold_progress=ThresholdProgress(9, 19))
+    assert "9 of 19 images" in early._repr_html_()
+    assert (str(early), repr(early)) == (str(CAT), repr(CAT))  # one line of many in a batch
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        *(None, [], "9 of 19", 9, {}, {"images": 9}, {"images": "9", "needed": "19"}, {"images": 9.0, "needed": 19.0}),
+        *({"images": -1, "needed": 19}, {"images": 19, "needed": 19}, {"images": 20, "needed": 19}),
+        *({"images": 0, "needed": MAX_IMAGES + 1}, {"images": None, "needed": 19}, {"images": [9], "needed": 19}),
+    ],
+    ids=str,
+)
+def test_an_invalid_progress_is_ignored(stored: object) -> None:
+    assert ThresholdProgress.from_dict(stored) is None
+
+
+def test_the_progress_is_read_as_it_was_stored() -> None:
+    assert ThresholdProgress.from_dict({"images": 9, "needed": 19}) == ThresholdProgress(9, 19)
 
 
 @pytest.mark.parametrize(

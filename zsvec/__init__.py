@@ -51,6 +51,7 @@ from zsvec.types import (
     Ranking,
     SmallImage,
     StoredReference,
+    ThresholdProgress,
 )
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ __all__ = [
     "Suspect",
     "Temperature",
     "ThinCategory",
+    "ThresholdProgress",
     "Track",
     "Unlabelled",
     "WeightsUnavailableError",

@@ -21,7 +21,9 @@ Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 _SHOWN = 5  # definition texts of a category in a notebook
 
-CALIBRATION_FORMAT = 5
+MAX_IMAGES = 2**53 - 1
+"""Largest number of images in a `ThresholdProgress`: the largest integer that every reader of JSON keeps exact."""
+CALIBRATION_FORMAT = 6
 """Format version of stored calibrations. Calibrations with another version are ignored."""
 
 
@@ -231,6 +233,33 @@ class Neighbor:
     hash: str
 
 
+@dataclass(frozen=True, slots=True)
+class ThresholdProgress:
+    """Progress of a store towards a rejection threshold that keeps the false-unknown rate.
+
+    Attributes:
+        images: Number of reference images that count. The only image of a category does not count.
+        needed: Number of such images from which the threshold can be learned; greater than `images`.
+    """
+
+    images: int
+    needed: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} of {counted(self.needed, 'image')} until unknown images can be rejected as you asked; "
+            "the only image of a category does not count"
+        )
+
+    @classmethod
+    def from_dict(cls, values: object) -> ThresholdProgress | None:
+        """Reads an entry of a stored calibration, which any writer may have made. Returns ``None`` if it is invalid."""
+        match values:
+            case {"images": int(images), "needed": int(needed)} if 0 <= images < needed <= MAX_IMAGES:
+                return cls(int(images), int(needed))  # a bool becomes a number
+        return None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertOutput:
     """Evidence of one expert on one image.
@@ -262,7 +291,7 @@ class Prediction:
             calibration. By default, also false if `nearest` has only texts and the calibration has no threshold for it.
         novelty: Novelty, 0 to 1; ``None`` without a calibration. With a calibrated threshold, the novelty exceeds 0.5
             for a fraction ``false_unknown_rate`` (setting) of the images of known categories. With too few references
-            for a threshold, the novelty is a prior that was learned from other images.
+            for a threshold (`threshold_progress`), the novelty is a prior that was learned from other images.
         distance: 1 minus the cosine similarity to the nearest reference image, from 0 (an image equal to a reference)
             to 2. Of several encoders, the largest distance counts. Without reference images, texts are compared.
         ranking: The most probable categories with their fused probabilities, best first.
@@ -270,6 +299,8 @@ class Prediction:
         fusion: Name of the fusion strategy that was used: the strategy of the settings, or the fallback.
         calibration: State of the store's calibration: ``current``, ``stale`` if categories have changed since, or
             ``none`` if there is no calibration for these settings.
+        threshold_progress: Progress towards a calibrated threshold. ``None`` if the store has a threshold, or without a
+            calibration.
         incomplete: Names of committed categories with references that could not be read. The image is
             compared with the previous references of such a category, or the category is left out.
         stale_seconds: Seconds since the store was last read, if the store is unavailable (setting ``max_staleness``);
@@ -290,6 +321,7 @@ class Prediction:
     experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
     fusion: str | None = None
     calibration: CalibrationState = "none"
+    threshold_progress: ThresholdProgress | None = None
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
     error: str | None = None
@@ -305,8 +337,13 @@ class Prediction:
             }
             for name, expert in self.experts.items()
         }
-        ranking, incomplete = _labelled(self.ranking), list(self.incomplete)
-        return {**fields_of(self), "ranking": ranking, "experts": experts, "incomplete": incomplete}
+        return {
+            **fields_of(self),
+            "ranking": _labelled(self.ranking),
+            "experts": experts,
+            "threshold_progress": self.threshold_progress and asdict(self.threshold_progress),
+            "incomplete": list(self.incomplete),
+        }
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -325,6 +362,8 @@ class Prediction:
         for name, expert in self.experts.items():
             nearest = [f"{one.category}: {one.source} ({one.similarity:.2f})" for one in expert.neighbors[:1]]
             rows.append((name, f"weight {expert.weight:.0%}", *nearest))
+        if self.threshold_progress:
+            rows.append(("threshold", str(self.threshold_progress)))
         if self.incomplete:
             rows.append(("incomplete", ", ".join(self.incomplete)))
         return table(title, rows)

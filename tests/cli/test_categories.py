@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from rich.color import ColorSystem
 
-from tests.cli.support import IMPORTED, Cli, Result, category, without_time, words
+from tests.cli.support import IMPORTED, Cli, Result, add_images, category, without_time, words
 from tests.support import COLOURS
 from zsvec.cli import output
 from zsvec.cli.pictures import pictures_of, write_sheet
 from zsvec.inputs.images import content_hash
 from zsvec.store import open_store
-from zsvec.types import SmallImage, StoredReference
+from zsvec.types import SmallImage, StoredReference, ThresholdProgress
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
@@ -52,10 +52,40 @@ def test_list(stocked: Cli) -> None:
     assert (result.code, result.err) == (0, "")
     assert [without_time(found) for found in result.objects] == IMPORTED
     result = stocked("list")
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, result.err) == (0, f"{ThresholdProgress(9, 19)}\n")
     header, _, *rows = words(result.out)
     assert header == ["category", "images", "texts", "updated", "definition"]
     assert [(*row[:3], row[-1]) for row in rows] == [(colour, "3", "1", colour) for colour in COLOURS]
+
+
+def test_add_list_import_and_info_say_how_far_the_threshold_is(cli: Cli, colours: Path, new: Path) -> None:
+    def said(command: str, *more: str | Path) -> str:
+        result = cli(command, *more)
+        assert result.code == 0
+        notes = result.err.splitlines()
+        assert cli("list").err.splitlines() == notes[-1:]
+        rows = [" ".join(row[1:]) for row in words(cli("info").out) if row[0] == "threshold"]
+        assert rows == [note for note in notes[-1:] if " of " in note]
+        return notes[-1] if notes else ""
+
+    too_few = "unknown images cannot be rejected yet: add images to at least two categories"
+    assert said("add cat --text 'a feline'") == said("add dog") == too_few
+    assert said("add red --image", new / "red.png") == str(ThresholdProgress(0, 19))
+    assert said("import", colours) == str(ThresholdProgress(10, 19))
+    assert cli("calibrate --false-unknown-rate 0.25").code == 0
+    add_images(colours, range(3, 5))
+    result = cli("import", colours)
+    assert not [line for line in result.err.splitlines() if "unknown images" in line]
+    assert cli("list").err == ""
+    assert "threshold" not in cli("info").out
+
+
+def test_list_of_a_store_without_a_calibration_says_what_to_do(
+    cli: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
+    assert cli("import", colours).code == 0
+    assert cli("list").err == "unknown images cannot be rejected yet: run `zsvec calibrate`\n"
 
 
 def test_list_of_nothing(cli: Cli) -> None:

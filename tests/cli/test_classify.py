@@ -15,7 +15,7 @@ import zsvec
 from tests.cli.support import Cli, Loading, Result, add_images, words
 from tests.support import write_photos
 from zsvec.cli import output
-from zsvec.types import Prediction
+from zsvec.types import Prediction, ThresholdProgress
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
@@ -34,7 +34,7 @@ def test_json(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["hash"]
     assert list(found) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("experts", "fusion", "calibration", "incomplete", "stale_seconds", "error", "hash"),
+        *("experts", "fusion", "calibration", "threshold_progress", "incomplete", "stale_seconds", "error", "hash"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert (found["calibration"], found["fusion"]) == ("current", "log_linear_gda")
@@ -76,6 +76,7 @@ def test_explain(stocked: Cli, new: Path) -> None:
     assert first["dino:image"][-1].startswith("colours/red/")
     assert sum(int(row[0].rstrip("%")) for row in first.values()) in (99, 100, 101)
     assert lines[-1][:3] == ["fused", "by", "log_linear_gda"]
+    assert " ".join(lines[-1]).endswith(f"; {ThresholdProgress(9, 19)}")
 
 
 def test_top_k_and_fusion(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from tests.cli.support import IMPORTED, Cli, Loading, category, without_time
 from tests.support import COLOURS, coloured, encode
 from zsvec.curation.references import StoredReferences
 from zsvec.errors import StoreError
+from zsvec.types import ThresholdProgress
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 ALL_RED = "colours/red/0.png, colours/red/1.png, colours/red/2.png"
@@ -22,9 +23,10 @@ ALL_RED = "colours/red/0.png, colours/red/1.png, colours/red/2.png"
 def test_import(cli: Cli, colours: Path) -> None:
     result = cli("import", colours)
     assert (result.code, result.out) == (0, "")
-    left_out, summary = result.err.splitlines()
+    left_out, summary, progress = result.err.splitlines()
     assert left_out.startswith("left out: cannot read 'colours/red/broken.jpg': it is empty (0 bytes)")
     assert summary.startswith("3 categories, 10 images (1 unreadable) in ")
+    assert progress == str(ThresholdProgress(9, 19))
 
 
 def test_importing_again_embeds_nothing(cli: Cli, colours: Path, hash_encoders: Loading) -> None:
@@ -158,13 +160,13 @@ def test_known_images_nested_images_and_other_files_are_counted(cli: Cli, colour
     assert "images of sub-folders belong to the category of the folder above: red 1" in notes
     files = "files left out, because they are no images by their names"
     assert f"{files}: 4 (2 .heic, 1 without a suffix, 1 .txt)" in notes
-    assert notes[-1].startswith("3 categories, 11 images (1 unreadable, 9 stored before, or the same as another) in ")
+    assert notes[-2].startswith("3 categories, 11 images (1 unreadable, 9 stored before, or the same as another) in ")
 
 
 def test_unreadable_images_replace_nothing(cli: Cli, colours: Path) -> None:
     assert cli("import", colours).code == 0
     result = cli("import --replace", colours)
-    summary, left = result.err.splitlines()[-2:]
+    summary, left, _ = result.err.splitlines()[-3:]
     assert summary.startswith("2 categories, 6 images (0 unreadable) in ")
     assert left == "left as they were, because images are unreadable: red"
     versions = {found["category"]: found["version"] for found in cli("list --json").objects}
@@ -181,7 +183,7 @@ def test_a_folder_of_unreadable_images_is_named_and_no_category(cli: Cli, colour
     assert summary.startswith("3 categories, 10 images (1 unreadable) in ")
     assert note == "not made categories, because no image is readable: [a], photos of a phone"
     Path("texts.json").write_text('{"[a]": "a letter"}')
-    assert cli("import", colours, "--definitions", "texts.json").err.splitlines()[-1].endswith(": photos of a phone")
+    assert cli("import", colours, "--definitions", "texts.json").err.splitlines()[-2].endswith(": photos of a phone")
     assert [found["category"] for found in cli("list --json").objects] == ["[a]", *COLOURS]
 
 
@@ -265,7 +267,7 @@ def test_what_is_left_out_is_counted(filled: Cli, colours: Path) -> None:
     (colours / "green" / "new.png").write_bytes(encode(coloured("green", 77)))
     notes = filled("import", colours).err.splitlines()
     assert "left out, because they or their categories were moved, renamed or removed: 6 images." in notes[1]
-    assert notes[-1].startswith("2 categories, 5 images (1 unreadable, 4 stored before, or the same as another) in ")
+    assert notes[-2].startswith("2 categories, 5 images (1 unreadable, 4 stored before, or the same as another) in ")
     assert [found["category"] for found in filled("list --json").objects] == ["blue", "red"]
 
 

@@ -35,6 +35,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         "profile": "base",
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
+        "threshold_progress": {"images": 9, "needed": 19},
         "measured": {
             "all together": "no export yet (`zsvec encoders export`)",
             "clip by torch": "not measured yet",
@@ -46,6 +47,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert facts["store"].startswith(f"{os.environ['ZSVEC_STORE']}, namespace zsvec, Qdrant Edge ")
     assert facts["contents"] == "3 categories, 9 images and 3 texts"
     assert (facts["profile"], facts["calibration"]) == ("base", "current")
+    assert facts["threshold"].startswith("9 of 19 images until ")
     assert not set("{}[]'") & set(out)
     assert not {"unreadable", "clip:image:"} & set(facts)
     assert filled("--namespace other init").code == 0

@@ -16,6 +16,7 @@ from tests.cli.support import Cli, Loading, add_images, words
 from tests.support import COLOURS, coloured, encode
 from zsvec.cli import output
 from zsvec.store import open_store
+from zsvec.types import ThresholdProgress
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
@@ -38,7 +39,7 @@ def test_calibrate_json(filled: Cli, hash_encoders: Loading) -> None:
     with zsvec.open() as clf:
         assert found == json.loads(json.dumps(clf.calibrate().to_dict()))
     assert list(found) == [
-        *("images", "false_unknown_rate", "threshold", "experts", "before", "after"),
+        *("images", "false_unknown_rate", "threshold", "threshold_progress", "experts", "before", "after"),
         *("scale", "labelled_before", "labelled_after", "suspects"),
     ]
     assert (found["images"], found["false_unknown_rate"], found["threshold"], found["suspects"]) == (9, 0.05, {}, [])
@@ -97,9 +98,7 @@ def test_calibrate_tables(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[5] == ["fusion", "top-1", "cross-entropy", "calibration", "error"]
     assert [row[:2] for row in lines[7:9]] == [["before", "100.0%"], ["after", "100.0%"]]
     assert [row[3] for row in lines[7:9]] == ["nats"] * 2
-    assert " ".join(lines[9]) == (
-        "learned from 9 reference images; no threshold yet: 9 of 19 images that share their category with another"
-    )
+    assert " ".join(lines[9]) == f"learned from 9 reference images; no threshold yet: {ThresholdProgress(9, 19)}"
     assert len(lines) == 10
     monkeypatch.setattr(output.out, "width", 30)
     narrow = filled("calibrate").out

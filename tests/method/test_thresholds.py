@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,8 +9,10 @@ from hypothesis import strategies as st
 
 from tests.method.material import calibrated, clusters, pools, texts
 from zsvec.method.calibrate.thresholds import enough, fewest, quantile
+from zsvec.method.calibration import Calibration
 from zsvec.method.predict.novelty import novelty
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
+from zsvec.types import MAX_IMAGES, ThresholdProgress
 
 NAN = np.nan
 
@@ -80,6 +84,32 @@ def test_a_threshold_takes_nineteen_images_where_one_in_twenty_may_be_unknown() 
         for pool in pools(made):
             assert ("clip:image" in pool.thresholds) == everyone
             assert pool.category_thresholds.keys() == own
+
+
+def test_the_progress_counts_the_images_that_a_threshold_is_learned_from() -> None:
+    rng = np.random.default_rng(11)
+    for sizes, others, counted in [
+        ({"a": 3, "b": 3, "c": 3}, "", 9),
+        ({"a": 16, "b": 2}, "", 18),
+        ({"a": 18, "b": 1}, "", 18),
+        (dict.fromkeys("abcdefghijklmnopqrstuv", 1), "", 0),
+        (dict.fromkeys("abcdefghijklmnopqrstuv", 1), "z", 0),  # has a threshold for categories without images
+        ({"a": 3}, "z", 3),
+        ({"a": 17, "b": 2}, "", None),
+        ({"a": 19}, "z", None),
+    ]:
+        experts = {"clip:image": clusters(rng, sizes, 1.0), "clip:text": texts(rng, [*sizes, *others])}
+        made, _ = calibrated(experts)
+        assert made.threshold_progress == (None if counted is None else ThresholdProgress(counted, 19))
+        assert ("clip:image+clip:text" in made.aggregations.thresholds) == (counted is None)
+        assert Calibration.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_the_progress_of_the_smallest_rate_is_a_finite_number() -> None:
+    rng = np.random.default_rng(11)
+    made, _ = calibrated({"clip:image": clusters(rng, {"a": 2, "b": 2}, 1.0)}, false_unknown_rate=5e-324)
+    assert made.threshold_progress == ThresholdProgress(4, MAX_IMAGES)
+    assert Calibration.from_dict(json.loads(json.dumps(made.to_dict()))) == made
 
 
 def test_how_many_images_a_rate_takes() -> None:

@@ -9,10 +9,12 @@ from urllib.parse import quote
 import pytest
 from starlette.testclient import TestClient
 
+import zsvec
 from tests.service.support import PART, Page, done, images_of, page_of, picture, undo, visitor
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import CategoryInput
 from zsvec.service import Limits
+from zsvec.testing import HashEncoder
 
 EVIL = "<script>alert(1)</script>\"'/?#%2F 🐼"
 
@@ -38,6 +40,21 @@ def test_each_category_has_a_card_with_its_pictures(browser: TestClient) -> None
     assert cards(page) == ["blue", "green", "red"]
     assert page.text.count("3 pictures, 1 text") == 3
     assert len(page.all("img", loading="lazy")) == 9
+
+
+def test_the_page_says_how_far_the_threshold_is(browser: TestClient, classifier: Classifier) -> None:
+    said = "9 of 19 pictures until unknown pictures can be rejected as you asked."
+    assert said in page_of(browser.get("/categories")).text
+    assert "unknown pictures" not in page_of(browser.get("/categories", params={"filter": "re"})).text
+    classifier.calibrate(false_unknown_rate=0.25)
+    assert "unknown pictures" not in page_of(browser.get("/categories")).text.lower()
+
+
+def test_the_page_of_a_store_of_texts_says_what_unknown_pictures_need() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier, visitor(classifier) as browser:
+        assert "Unknown pictures" not in page_of(browser.get("/categories")).text
+        classifier.add_category("cat", ["a feline"])
+        assert "Unknown pictures cannot be recognized yet" in page_of(browser.get("/categories")).text
 
 
 def test_categories_are_filtered_by_name(browser: TestClient) -> None:

@@ -726,6 +726,21 @@ def test_info_counts_a_calibration_of_another_format_as_none(open_store: OpenSto
     assert store.info()["calibration"] == "none"
 
 
+def test_info_has_the_progress_towards_a_threshold(open_store: OpenStore) -> None:
+    store, progress = open_store(), {"images": 9, "needed": 19}
+    assert store.info()["threshold_progress"] is None
+    cases: list[tuple[dict[str, Any], object]] = [
+        ({"threshold_progress": progress}, progress),
+        ({"threshold_progress": progress, "format": 0}, None),
+        ({"threshold_progress": {"images": "9", "needed": 19}}, None),
+        ({"threshold_progress": None}, None),
+        ({}, None),
+    ]
+    for rev, (made, told) in enumerate(cases):
+        store.keep_calibration({**made_from(rev), **made})
+        assert store.info()["threshold_progress"] == told
+
+
 def test_info_says_whether_categories_have_changed_since_the_calibration(
     deployment: Deployment, open_store: OpenStore
 ) -> None:

@@ -47,7 +47,9 @@ def add(
         check_exists(path)
     with context.obj.open(keep_images=keep_images) as classifier:
         category = classifier.add_category(name, text or None, images, replace=replace_)
-    output.print_found([category], categories_table, json=json)
+        output.print_found([category], categories_table, json=json)
+        if not json:
+            output.print_standing(classifier.info(), classifier.categories())
 
 
 @app.command()
@@ -76,7 +78,10 @@ def list_(context: typer.Context, json: Json = False) -> None:
     """List the categories with their numbers of images and texts."""
     with context.obj.open_store() as store:
         empty = f"no categories in {store.location}: add one with `zsvec add` or `zsvec import`"
-        output.print_found(store.categories(), categories_table, json=json, otherwise=empty)
+        categories = store.categories()
+        output.print_found(categories, categories_table, json=json, otherwise=empty)
+        if not json:
+            output.print_standing(store.info(), categories)
 
 
 @app.command()

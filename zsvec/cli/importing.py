@@ -143,6 +143,7 @@ def import_(
             raise
         names = {category.name for category in committed}
         notes = list(_notes_on_withdrawn(classifier.references, names | before.keys(), withdrawn))
+        info, categories = classifier.info(), classifier.categories()
     seconds = time.monotonic() - start
     if shared:
         one, others = next(iter(shared.values()))
@@ -165,9 +166,11 @@ def import_(
         "left as they were, because images are unreadable:": [name for name in left if name in before],
         "not made categories, because no image is readable:": [name for name in left if name not in before],
     }
-    for reason, categories in reasons.items():
-        if categories:
-            output.print_note(f"{reason} {', '.join(categories)}")
+    for reason, names_left in reasons.items():
+        if names_left:
+            output.print_note(f"{reason} {', '.join(names_left)}")
+    if not json:
+        output.print_standing(info, categories)
     if number and len(unreadable) == number:
         raise typer.Exit(1)
 

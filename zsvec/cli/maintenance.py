@@ -12,7 +12,7 @@ import typer
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Yes, app, confirm
 from zsvec.cli.history import described
-from zsvec.types import Category, Change, contents
+from zsvec.types import Category, Change, ThresholdProgress, contents
 
 _ENGINES = {"qdrant": "Qdrant", "qdrant-edge": "Qdrant Edge"}
 _ADVICE_ON_CALIBRATION = {
@@ -47,6 +47,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         name: ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in placement.items() if value is not None)
         for name, placement in found.get("collections", {}).items()
     }
+    progress = ThresholdProgress.from_dict(found["threshold_progress"])
     return {
         "store": ", ".join([found["store"], f"namespace {found['namespace']}", *engines]),
         "contents": f"{output.counted(len(categories), 'category', 'categories')}, {output.contents(categories)}",
@@ -54,6 +55,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         **({"profile": found["profile"]} if found["profile"] else {}),
         "encoders": {name: _HASH.sub(r"\1…", encoder) for name, encoder in found["encoders"].items()},
         "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),
+        **({"threshold": str(progress)} if progress else {}),
         **({"speed": found["measured"]} if "measured" in found else {}),
         **({"collections": placements} if placements else {}),
     }

@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from zsvec.errors import harmless, without_password
-from zsvec.types import StoredReference, how_far
+from zsvec.types import StoredReference, ThresholdProgress, how_far
 from zsvec.types import counted as counted
 
 if TYPE_CHECKING:
@@ -75,6 +75,21 @@ def number_of(references: Collection[StoredReference]) -> str:
     """Returns the numbers of images and texts among references, in words."""
     counts = Counter(one.modality for one in references)
     return " and ".join(counted(counts[modality], modality) for modality in ("image", "text") if counts[modality])
+
+
+def print_standing(info: Mapping[str, Any], categories: Collection[Category]) -> None:
+    """Prints a note on a store that cannot reject unknown images yet, or not at the wanted false-unknown rate.
+
+    Args:
+        info: The object that ``zsvec info --json`` prints.
+        categories: All categories of the store.
+    """
+    if progress := ThresholdProgress.from_dict(info["threshold_progress"]):
+        print_note(str(progress))
+    elif categories and info["calibration"] == "none":
+        few = sum(category.images > 0 for category in categories) < 2
+        advice = "add images to at least two categories" if few else "run `zsvec calibrate`"
+        print_note(f"unknown images cannot be rejected yet: {advice}")
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -214,10 +229,12 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> No
 
 def evidence_table(prediction: Prediction) -> Table:
     """Returns a table with a row per expert: weight, entropy, ranking and nearest references."""
-    stale = prediction.calibration == "stale"
+    stale, progress = prediction.calibration == "stale", prediction.threshold_progress
     caption = (
         f"fused by {prediction.fusion} (`zsvec docs decides`)"
         + "; the calibration is stale: run `zsvec calibrate`" * stale
+        + (f"; {progress}" if progress else "")
+        + "; without a calibration, no image is unknown" * (prediction.calibration == "none")
     )
     return new_table(
         *("expert", "weight", "entropy", "says", "nearest references"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zsvec.method.predict.background import Background
-from zsvec.types import CALIBRATION_FORMAT
+from zsvec.types import CALIBRATION_FORMAT, ThresholdProgress
 
 LOG_COUNT = "log_count"
 """Logarithm of a category's number of references, the same for every image; used like an aggregation."""
@@ -94,6 +94,8 @@ class Calibration:
             discriminant of each image expert. ``None`` if there were no backgrounds.
         backgrounds: Background of each image expert; empty if a category has too few references.
         scale: Factor of all evidence, fitted on labelled images; 1 without labelled images.
+        threshold_progress: Progress towards a threshold for categories with reference images. ``None`` if there is such
+            a threshold.
     """
 
     revision: int
@@ -107,6 +109,7 @@ class Calibration:
     classwise: LogLinear | None = None
     backgrounds: Mapping[str, Background] = field(default_factory=dict)
     scale: float = 1.0
+    threshold_progress: ThresholdProgress | None = None
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Returns whether the calibration covers these experts and fits this aggregation and, if used, ``top_m``."""
@@ -137,7 +140,10 @@ class Calibration:
         experts = {name: ExpertCalibration(**expert) for name, expert in fields["experts"].items()}
         pools = {name: LogLinear(**fields[name]) for name in _POOLS if fields.get(name)}
         backgrounds = {name: Background.from_dict(kept) for name, kept in fields["backgrounds"].items()}
-        return cls(**{**fields, "experts": experts, **pools, "backgrounds": backgrounds})
+        progress = ThresholdProgress.from_dict(fields.get("threshold_progress"))
+        return cls(
+            **{**fields, "experts": experts, **pools, "backgrounds": backgrounds, "threshold_progress": progress}
+        )
 
     def _sound(self) -> bool:
         """Returns whether the numbers are valid. Invalid numbers may also raise the errors that `from_dict` catches."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
+from zsvec.store.catalog.schema import threshold_progress
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.types import Finding, contents, counted
 
@@ -53,6 +54,7 @@ def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> 
         counts.update(category.references)
     encoders = catalog.encoders()
     names = [catalog.collection, *map(references.collection, encoders)] if catalog.store() else []
+    progress = threshold_progress(catalog.calibration())
     placements = {name: asdict(placement) for name in names if (placement := catalog.backend.placement(name))}
     return {
         "store": catalog.backend.location,
@@ -64,5 +66,6 @@ def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> 
         "profile": catalog.profile(),
         "encoders": {name: str(fingerprint) for name, fingerprint in encoders.items()},
         "calibration": catalog.calibration_state(),
+        "threshold_progress": progress and asdict(progress),
         **({"collections": placements} if placements else {}),
     }

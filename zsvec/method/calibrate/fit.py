@@ -20,10 +20,10 @@ from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.coefficients import calibrate_expert, learn_coefficients
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample, leave_one_out
 from zsvec.method.calibrate.thresholds import (
-    images_for_threshold,
     learn_category_thresholds,
     learn_neutral,
     learn_thresholds,
+    threshold_progress,
 )
 from zsvec.method.calibration import (
     CENTRED,
@@ -88,12 +88,11 @@ class CalibrationReport:
 
     def __str__(self) -> str:
         made = self.calibration
-        if made.aggregations.thresholds:
+        if made.threshold_progress is None:
             known = f"{1 - made.false_unknown_rate:.1%} of these images"
             unknown = f"an image is unknown if it is farther from every category than {known}"
         else:
-            images, needed = images_for_threshold(made)
-            unknown = f"no threshold yet: {images} of {needed} images that share their category with another"
+            unknown = f"no threshold yet: {made.threshold_progress}"
         return f"learned from {counted(made.images, 'reference image')}; {unknown}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -103,6 +102,7 @@ class CalibrationReport:
             "images": made.images,
             "false_unknown_rate": made.false_unknown_rate,
             "threshold": made.aggregations.thresholds,
+            "threshold_progress": made.threshold_progress and asdict(made.threshold_progress),
             "experts": {name: asdict(expert) for name, expert in made.experts.items()},
             "before": self.before and asdict(self.before),
             "after": self.after and asdict(self.after),
@@ -164,9 +164,11 @@ def fit_calibration(
     classwise_pool = kept.classwise if kept else None
     if backgrounds:
         of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
-        classwise_pool = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
+        classwise_pool, _ = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
         if not classwise_pool.learned:  # every category is a single scene, so no image can be left out
             classwise_pool, backgrounds = None, {}
+    plain, _ = _pool(sample, fitted, {expert: [aggregation] for expert in sample.aggregations}, false_unknown_rate)
+    of_two, n_images = _pool(sample, fitted, two, false_unknown_rate)
     return Calibration(
         revision=revision,
         aggregation=aggregation,
@@ -174,10 +176,11 @@ def fit_calibration(
         false_unknown_rate=false_unknown_rate,
         images=len(sample.labels),
         experts={expert: fitted[expert, aggregation] for expert in sample.aggregations},
-        plain=_pool(sample, fitted, {expert: [aggregation] for expert in sample.aggregations}, false_unknown_rate),
-        aggregations=_pool(sample, fitted, two, false_unknown_rate),
+        plain=plain,
+        aggregations=of_two,
         classwise=classwise_pool,
         backgrounds=kept.backgrounds if kept else {name: learned.kept() for name, learned in backgrounds.items()},
+        threshold_progress=threshold_progress(n_images, false_unknown_rate),
     ), sample
 
 
@@ -199,13 +202,15 @@ def _pool(
     aggregations: Mapping[str, Sequence[str]],
     false_unknown_rate: float,
     least: float | None = None,
-) -> LogLinear:
+) -> tuple[LogLinear, int]:
+    """Learns a pool. Returns the pool, and the number of images of `learn_thresholds`."""
     pool = replace(learn_coefficients(sample, fitted, aggregations), least=least)
     evidence = expert_evidence(pool.coefficients, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
-    thresholds, quantiles = learn_thresholds(evidence, sample, neutral, false_unknown_rate)
+    thresholds, quantiles, n_images = learn_thresholds(evidence, sample, neutral, false_unknown_rate)
     own = learn_category_thresholds(evidence, sample, neutral, false_unknown_rate)
-    return replace(pool, neutral=neutral, thresholds=thresholds, category_thresholds=own, quantiles=quantiles)
+    found = replace(pool, neutral=neutral, thresholds=thresholds, category_thresholds=own, quantiles=quantiles)
+    return found, n_images
 
 
 def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[str]]:

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
-from zsvec.method.calibration import Calibration
 from zsvec.method.predict.logits import logsumexp
 from zsvec.method.predict.opinion_pool import log_linear, neutral_evidence, pattern
-from zsvec.method.similarities import image_experts
 from zsvec.streams.drift import PARTS
+from zsvec.types import MAX_IMAGES, ThresholdProgress, encoder_and_modality
 
 
 def enough(images: float, fraction: float) -> bool:
@@ -32,13 +31,11 @@ def fewest(fraction: float) -> float:
     return least - 1 if enough(least - 1, fraction) else least  # rounding may have made the quotient too large
 
 
-def images_for_threshold(calibration: Calibration) -> tuple[int, int]:
-    """Returns how many images a threshold could be learned from, and how many the false-unknown rate takes.
-
-    The images are those that share their category with another image.
-    """
-    images = max((expert.images for expert in image_experts(calibration.experts).values()), default=0)
-    return images, int(fewest(calibration.false_unknown_rate))
+def threshold_progress(images: int, false_unknown_rate: float) -> ThresholdProgress | None:
+    """Returns the progress towards a threshold; ``None`` if the images are `enough`."""
+    if enough(images, false_unknown_rate):
+        return None
+    return ThresholdProgress(images, int(min(fewest(false_unknown_rate), MAX_IMAGES)))
 
 
 def quantile(evidence: Doubles, fraction: float) -> float:
@@ -87,7 +84,7 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
 
 def learn_thresholds(
     evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
-) -> tuple[dict[str, float], dict[str, list[float]]]:
+) -> tuple[dict[str, float], dict[str, list[float]], int]:
     """Learns thresholds and quantiles by the set of experts that cover the category of an image.
 
     Args:
@@ -98,18 +95,23 @@ def learn_thresholds(
 
     Returns:
         The thresholds, and the 5, 10, … 95 % quantiles of the largest evidence, ascending. Both are in nats, by the
-        `opinion_pool.pattern` of the experts. Patterns without enough images are missing.
+        `opinion_pool.pattern` of the experts. Patterns without enough images are missing. Then the number of images for
+        the threshold of categories with reference images.
     """
-    thresholds, quantiles = {}, {}
+    thresholds, quantiles, images = {}, {}, 0
+    experts = list(sample.aggregations)
+    of_images = np.array([encoder_and_modality(expert)[1] == "image" for expert in experts])
     everywhere = np.ones(len(sample.labels), dtype=bool)
     for covering in np.unique(sample.coverage, axis=1).T:
         best = _largest_evidence(evidence, sample, neutral, covering, everywhere)
-        name = pattern(list(sample.aggregations), covering)
+        name = pattern(experts, covering)
+        if covering[of_images].any():
+            images = max(images, len(best))
         if enough(len(best), false_unknown_rate):
             thresholds[name] = quantile(best, false_unknown_rate)
         if enough(len(best), 1 / PARTS):
             quantiles[name] = [quantile(best, k / PARTS) for k in range(1, PARTS)]
-    return thresholds, quantiles
+    return thresholds, quantiles, images
 
 
 def learn_category_thresholds(

@@ -20,7 +20,7 @@ from zsvec.method.predict.novelty import Novelty, image_novelty, largest_probabi
 from zsvec.method.predict.opinion_pool import Similarity
 from zsvec.method.predict.reference_aggregation import aggregate_experts
 from zsvec.method.similarities import SearchResult
-from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking
+from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking, ThresholdProgress
 
 _Choice = tuple[Calibration | None, str, LogLinear, LogLinear]  # calibration, strategy, pools for fusion and novelty
 _CACHED = 2**16  # probabilities of an expert that fit a core's cache besides other arrays
@@ -38,6 +38,7 @@ class Scores(Novelty):
         fusion: The strategy that ran, a name in `fusion.STRATEGIES`.
         calibration: ``none`` if no calibration was used, ``stale`` if categories have changed since, otherwise
             ``current``.
+        threshold_progress: Progress of the calibration towards a threshold, if any.
     """
 
     probabilities: Doubles
@@ -45,6 +46,7 @@ class Scores(Novelty):
     fused: Doubles
     fusion: str
     calibration: CalibrationState
+    threshold_progress: ThresholdProgress | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +170,7 @@ class Scoring:
             rank=novelty.rank,
             fusion=strategy,
             calibration="none" if calibration is None else "stale" if found.stale else "current",
+            threshold_progress=calibration.threshold_progress if calibration else None,
         )
 
     def calibration(self, found: SearchResult) -> Calibration | None:
@@ -226,6 +229,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 experts=experts,
                 fusion=scores.fusion,
                 calibration=scores.calibration,
+                threshold_progress=scores.threshold_progress,
                 incomplete=found.incomplete,
                 stale_seconds=found.stale_seconds,
             )

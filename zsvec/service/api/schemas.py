@@ -196,7 +196,13 @@ class Label(Answer):
 
 Neighbor: Any = _answer(types.Neighbor)
 ExpertOutput: Any = _answer(types.ExpertOutput, ranking=list[Label], neighbors=list[Neighbor])
-Prediction: Any = _answer(types.Prediction, ranking=list[Label], experts=dict[str, ExpertOutput])
+ThresholdProgress: Any = _answer(types.ThresholdProgress)
+Prediction: Any = _answer(
+    types.Prediction,
+    ranking=list[Label],
+    experts=dict[str, ExpertOutput],
+    threshold_progress=ThresholdProgress | None,
+)
 StoredReference: Any = _answer(types.StoredReference)
 Change: Any = _answer(types.Change)
 Unlabelled: Any = _answer(inbox.Unlabelled, prediction=Prediction | None)

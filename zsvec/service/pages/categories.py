@@ -45,13 +45,15 @@ async def show(
     """Shows the categories with `filter` in the name, as a whole page or as cards alone."""
     wanted = filter.strip().casefold()
 
-    def read() -> tuple[list[str], list[str], list[_Card]]:
+    def read() -> tuple[list[str], list[str], list[_Card], dict[str, Any]]:
         categories = work.classifier.categories()
+        info = {} if wanted else work.classifier.info()
         found = [category for category in categories if wanted in category.name.casefold()]
         names = [category.name for category in categories]
-        return names, [category.name for category in found], list(_cards(work.classifier, found[:shown]))
+        cards = list(_cards(work.classifier, found[:shown]))
+        return names, [category.name for category in found], cards, info
 
-    names, found, cards = await work.run(read)
+    names, found, cards, info = await work.run(read)
     more = urlencode({"filter": filter, "shown": shown + 2 * _CARDS}) if len(found) > shown else None
     return render(
         request,
@@ -60,6 +62,8 @@ async def show(
         names=names,
         found=len(found),
         cards=cards,
+        progress=info.get("threshold_progress"),
+        calibrated=info.get("calibration") != "none",
         filter=filter,
         more=more,
         limits=work.limits,

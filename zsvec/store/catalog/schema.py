@@ -36,7 +36,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from zsvec.errors import StoreError
 from zsvec.store.catalog.marks import marks_from
 from zsvec.store.names import record_id
-from zsvec.types import CALIBRATION_FORMAT, Category, Fingerprint, KeepImages, Modality, SmallImage
+from zsvec.types import (
+    CALIBRATION_FORMAT,
+    Category,
+    Fingerprint,
+    KeepImages,
+    Modality,
+    SmallImage,
+    ThresholdProgress,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -322,6 +330,13 @@ def calibrated_revision(calibration: Mapping[str, Any] | None) -> int | None:
         return None
     revision = calibration.get("revision")
     return revision if isinstance(revision, int) and is_number(revision) else None
+
+
+def threshold_progress(calibration: Mapping[str, Any] | None) -> ThresholdProgress | None:
+    """Returns the progress towards a threshold that a calibration has stored, if any."""
+    if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
+        return None
+    return ThresholdProgress.from_dict(calibration.get("threshold_progress"))
 
 
 # Validation

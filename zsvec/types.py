@@ -216,6 +216,37 @@ class Forgotten:
     points: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copied:
+    """Result of copying a store to another.
+
+    Attributes:
+        categories: The copied categories, as committed in the target.
+        unchanged: Names of categories that the target already had with the same content.
+        different: Names of categories that the target has with other content, and that stay as they are.
+        damaged: By name of each category that cannot be copied, the reason.
+        changed: Names of categories that other writers changed in the source during the copy.
+        inbox: Number of copied images of the inbox.
+        calibration: Whether the target has the calibration of the source; ``None`` if the source has none. A target
+            with other categories, or with a current calibration of its own, keeps its calibration.
+        size: Number of bytes of the copied vectors and small images, without the inbox.
+    """
+
+    categories: tuple[Category, ...]
+    unchanged: tuple[str, ...] = ()
+    different: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+    inbox: int = 0
+    calibration: bool | None = None
+    size: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the target now has each category of the source with the same content."""
+        return not (self.different or self.damaged or self.changed)
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbor:
     """One of the references that are most similar to the classified image.

@@ -29,6 +29,7 @@ from zsvec.store.writing import Move, Write, Writer
 from zsvec.types import (
     Category,
     Change,
+    Copied,
     Finding,
     Fingerprint,
     Forgotten,
@@ -41,6 +42,8 @@ from zsvec.types import (
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from zsvec.store.copying import Track
 
 
 @dataclass(slots=True)
@@ -512,6 +515,47 @@ class Store:
         """
         with self._changing("merge" if move.hashes is None else "move"):
             return self._writer.move(move)
+
+    def copy_from(
+        self,
+        source: Store,
+        *,
+        replaces: bool = False,
+        on_commit: Callable[[Category], None] = lambda category: None,
+        track: Track = iter,
+    ) -> Copied:
+        """Copies all categories of another store to this store, with calibration and inbox but without the history.
+
+        An interrupted copy goes on when it is repeated. The source is only read.
+
+        Args:
+            source: The other store.
+            replaces: Whether to replace categories and the calibration of this store that have other content.
+            on_commit: Called with each category once it is committed.
+            track: Called with the categories of the source; must yield all of them. Shows progress.
+
+        Raises:
+            EncoderMismatchError: This store has vectors of other encoders.
+            StoreError: There is no source.
+            StoreUnavailableError: A store cannot be reached, or refuses access.
+        """
+        from zsvec.store import copying  # imports numpy, which listing categories does not need
+
+        if not (encoders := source.encoders()):
+            raise StoreError(f"there is no store in {source.location}: check the path, or the URL, and the namespace")
+        copying.check_encoders(source._catalog, self._catalog)
+        with self._changing("copy"):
+            images: KeepImages = "small" if source.keeps_images() else "none"
+            self.bind(encoders, images=None if self.encoders() else images, profile=source.profile())
+            copied = copying.copy(
+                source._catalog,
+                source._references,
+                self._writer,
+                replaces=replaces,
+                on_commit=on_commit,
+                track=track,
+            )
+            return replace(copied, inbox=self.inbox.copy_from(source.inbox))
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
         """Stores a calibration, unless the stored one was made from a later state of the store.

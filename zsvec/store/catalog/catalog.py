@@ -26,6 +26,7 @@ from zsvec.store.catalog.schema import (
     category_from,
     damaged_manifest,
     expected,
+    fingerprints_from,
     is_believed,
     is_record,
     keeps_images,
@@ -136,7 +137,7 @@ class Catalog:
         """
         store = self.store()
         try:
-            return {name: Fingerprint(**fields) for name, fields in store["encoders"].items()} if store else {}
+            return fingerprints_from(store) if store else {}
         except (KeyError, TypeError, AttributeError) as exc:
             raise StoreError(
                 f"the encoders of {self.location} cannot be read ({exc!r}): its catalog is damaged; restore the store "

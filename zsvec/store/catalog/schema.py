@@ -55,6 +55,11 @@ REFERENCE_INDEXES: Mapping[str, str] = dict.fromkeys(("category", "modality", "g
 IMAGE_INDEXES: Mapping[str, str] = {"gen": "keyword", "hash": "keyword"}
 CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 
+LONGEST_SOURCE = 2**20
+"""Maximum number of characters in all texts of a point that is copied from another store."""
+
+_CONTENT_HASH = re.compile("[0-9a-f]{64}")
+_LARGEST_DIM = 65_536  # Qdrant's
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
 _REQUIRED = 32  # a manifest keeps this many requirements, the newest
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its token after later writes
@@ -134,6 +139,11 @@ def time_from(payload: Mapping[str, Any]) -> datetime | None:
     return added if added.tzinfo and 1970 <= added.year < 9999 else None  # other years overflow in some time zone
 
 
+def is_content_hash(text: str) -> bool:
+    """Returns whether a text has the form of a content hash."""
+    return _CONTENT_HASH.fullmatch(text) is not None
+
+
 def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE) -> bool:
     """Returns whether these fields of a payload are strings."""
     return all(isinstance(payload.get(name), str) for name in fields)
@@ -163,6 +173,20 @@ def store_payload(
     encoders = {name: asdict(fingerprint) for name, fingerprint in fingerprints.items()}
     identity = {"kind": "store", "schema": SCHEMA, "version": 1, "id": uuid.uuid4().hex}
     return {**identity, "encoders": encoders, "images": images, **({"profile": profile} if profile else {})}
+
+
+def fingerprints_from(store: Mapping[str, Any]) -> dict[str, Fingerprint]:
+    """Returns the fingerprints of the encoders of a store, by name, according to its record.
+
+    Raises:
+        KeyError, TypeError, AttributeError: The record is damaged.
+    """
+    found = {name: Fingerprint(**fields) for name, fields in store["encoders"].items()}
+    for name, one in found.items():
+        texts = (one.model, one.revision or "", one.preprocessing)
+        if not (all(map(_is_text, texts)) and is_number(one.dim) and 0 < one.dim <= _LARGEST_DIM):
+            raise TypeError(f"the fingerprint of {name!r} is invalid")
+    return found
 
 
 def profile_from(store: Mapping[str, Any] | None) -> str | None:

@@ -47,8 +47,37 @@ class ImageCollection:
             for payload in self._payloads(category, references, stored.get(category.name, ()))
         )
         while some := list(islice(rows, _AT_ONCE)):
-            points = Points([place for place, _ in some], [[1.0]] * len(some), [payload for _, payload in some])
-            self._backend.upsert(self.name, points)
+            self._upsert(some)
+
+    def _upsert(self, rows: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        points = Points([place for place, _ in rows], [[1.0]] * len(rows), [payload for _, payload in rows])
+        self._backend.upsert(self.name, points)
+
+    def copy_from(
+        self, other: ImageCollection, write_ids: Sequence[str], hashes: Sequence[str], category: Category
+    ) -> int:
+        """Writes the readable copies of another store under the last write id of a category.
+
+        Args:
+            other: The collection of the other store.
+            write_ids: Ids of the writes of the other store.
+            hashes: Content hashes of the images.
+            category: The category.
+
+        Returns:
+            The number of bytes of the copies.
+        """
+        size, write_id = 0, category.write_ids[-1]
+        for first in range(0, len(hashes), _AT_ONCE):
+            where = Where(match={"gen": list(write_ids), "hash": list(hashes[first : first + _AT_ONCE])})
+            found: dict[str, SmallImage] = {}
+            for small in small_images(other._backend.scroll(other.name, where)):
+                found.setdefault(point_id(IMAGES, category.name, "image", write_id, small.hash), small)
+            belongs = {"category": category.name, "gen": write_id}
+            if found:
+                self._upsert([(place, {**_payload(small), **belongs}) for place, small in found.items()])
+            size += sum(len(small.content) for small in found.values())
+        return size
 
     def _payloads(
         self, category: Category, references: Iterable[Reference], write_ids: Sequence[str]
@@ -67,7 +96,7 @@ class ImageCollection:
 
     def find(self, content_hash: str) -> SmallImage | None:
         """Returns the copy of an image, if a readable one exists."""
-        return first_small_image(self._backend.scroll(self.name, Where(match={"hash": content_hash})))
+        return next(small_images(self._backend.scroll(self.name, Where(match={"hash": content_hash}))), None)
 
 
 def _payload(small: SmallImage) -> dict[str, Any]:
@@ -81,13 +110,12 @@ def _payload(small: SmallImage) -> dict[str, Any]:
     return payload if small.added is None else {**payload, "added": small.added.isoformat(timespec="milliseconds")}
 
 
-def first_small_image(pages: Iterable[Points]) -> SmallImage | None:
-    """Returns the first readable copy of an image. Untrusted writers may have stored invalid copies."""
+def small_images(pages: Iterable[Points]) -> Iterator[SmallImage]:
+    """Yields the readable copies of images. Untrusted writers may have stored invalid copies."""
     for page in pages:
         for payload in page.payloads:
             with suppress(ImageError):
-                return _small_image(payload)
-    return None
+                yield _small_image(payload)
 
 
 def _small_image(payload: Mapping[str, Any]) -> SmallImage:

@@ -21,8 +21,8 @@ from uuid import UUID
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points, Where
 from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.schema import text_from, time_from
-from zsvec.store.collections.images import first_small_image
+from zsvec.store.catalog.schema import LONGEST_SOURCE, is_content_hash, text_from, time_from
+from zsvec.store.collections.images import small_images
 from zsvec.store.names import INBOX, collection_name, point_id
 from zsvec.types import SmallImage
 
@@ -164,7 +164,7 @@ class InboxCollection:
         """Returns the small copy of an image, if a readable one exists."""
         if not (store := self._store_id()):
             return None
-        return first_small_image(self._backend.scroll(self.name, _parts(store, [content_hash])[0]))
+        return next(small_images(self._backend.scroll(self.name, _parts(store, [content_hash])[0])), None)
 
     def put(self, images: Sequence[InboxImage]) -> None:
         """Writes images, and replaces images with the same hash; raises as `create`."""
@@ -223,6 +223,22 @@ class InboxCollection:
         """Replaces images with their copies. Does nothing without images."""
         if found := list(self._read(sorted(hashes), vectors=True, fields=(*_FIELDS, "small"))):
             self.put([rewritten(image) for image in found])
+
+    def copy_from(self, other: InboxCollection) -> int:
+        """Adds the readable images of another inbox that are missing here, and returns their number.
+
+        The encoders of both stores must have the same fingerprints. Raises as `create`.
+        """
+        there = {image.hash for image in self.read()}
+        missing = [image.hash for image in other.read() if image.hash not in there and is_content_hash(image.hash)]
+        copied = 0
+        for first in range(0, len(missing), _AT_ONCE):
+            found = other.read(missing[first : first + _AT_ONCE], vectors=True)
+            images = [image for image in found if len(image.source) <= LONGEST_SOURCE]
+            small = {image.hash: other.small(image.hash) for image in images}
+            self.put([replace(i, content=copy.content if (copy := small[i.hash]) else None) for i in images])
+            copied += len(images)
+        return copied
 
     def delete(self, hashes: Collection[str]) -> None:
         """Deletes images, if they exist."""

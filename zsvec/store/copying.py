@@ -1,0 +1,371 @@
+"""Copies the categories of one store to another, by ordinary commits of the target. No encoder runs.
+
+Categories are copied in small batches, and references in pages, so that memory is bounded. Each category is committed
+as a whole, under a new write id. A copy that was interrupted is repeated: a category with the same content in both
+stores is left as it is.
+
+Records of the source are validated as input from users is, since any writer may have forged them. A category with an
+unusable record is named, and the other categories are copied.
+
+The marks of withdrawn references come along, so that a repeated import leaves out the same references in the copy.
+Uncommitted references, replaced references and the history stay behind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+from zsvec.errors import (
+    EncoderMismatchError,
+    InvalidInputError,
+    StoreError,
+    StoreLockedError,
+    StoreUnavailableError,
+)
+from zsvec.inputs.categories import checked_metadata, checked_name, checked_texts
+from zsvec.store.backends.base import Points
+from zsvec.store.catalog.catalog import Catalog, State, readable
+from zsvec.store.catalog.changefeed import Cursor, Look, look
+from zsvec.store.catalog.commit import commit, publish
+from zsvec.store.catalog.schema import (
+    LONGEST_SOURCE,
+    Reference,
+    calibrated_revision,
+    category_from,
+    is_content_hash,
+    reference_from,
+)
+from zsvec.store.catalog.withdrawals import MARKS_KEPT
+from zsvec.store.collections.references import ReferenceCollections
+from zsvec.store.names import new_write_id
+from zsvec.store.transfer import settled
+from zsvec.store.writing import Writer
+from zsvec.types import Category, Copied, expert_name
+
+Track: TypeAlias = Callable[[Sequence[Category]], Iterable[Category]]
+
+_AT_ONCE = 1000  # references of the categories in one batch; a larger category is a batch of its own
+
+
+def check_encoders(source: Catalog, target: Catalog) -> None:
+    """Raises EncoderMismatchError if the target has vectors of other encoders than the source."""
+    ours, theirs = source.encoders(), target.encoders()
+    if not theirs or ours == theirs:
+        return
+    different = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
+    if different:
+        name = min(different)
+        why = f"{name!r} is {ours[name]} in the first and {theirs[name]} in the second"
+    else:
+        why = f"the first has vectors of {', '.join(sorted(ours))}, the second of {', '.join(sorted(theirs))}"
+    raise EncoderMismatchError(
+        f"{source.location} cannot be copied to {target.location}, which has vectors of other encoders: {why}. Choose "
+        "another target, or another namespace of the target"
+    )
+
+
+def copy(
+    source: Catalog,
+    references: ReferenceCollections,
+    writer: Writer,
+    *,
+    replaces: bool,
+    on_commit: Callable[[Category], None],
+    track: Track,
+) -> Copied:
+    """As `zsvec.store.store.Store.copy_from`, but without the inbox."""
+    copying = _Copying(source, references, writer, replaces, on_commit, list(source.encoders()))
+    seen = look(source, Cursor(), {})
+    copying.damaged.update(dict.fromkeys(seen.unreadable, "its manifest cannot be read: look with `zsvec doctor`"))
+    live = [category for category in seen.categories if category.write_ids]
+    removed = [category for category in seen.categories if not category.write_ids]
+    for batch in _batches(track(live)):
+        copying.copy(batch)
+    for batch in _batches(category for category in removed if category.withdrawn or category.retired):
+        copying.copy(batch)
+    later = look(source, seen.cursor, {category.name: category.version for category in seen.categories})
+    changed = tuple(category.name for category in later.categories)
+    for name in changed:  # references that another writer removed meanwhile are no damage
+        copying.damaged.pop(name, None)
+    return Copied(
+        categories=tuple(copying.committed),
+        unchanged=tuple(copying.unchanged),
+        different=tuple(copying.different),
+        damaged=dict(sorted(copying.damaged.items())),
+        changed=changed,
+        calibration=False if changed else copying.calibration(seen),
+        size=copying.size,
+    )
+
+
+@dataclass(slots=True)
+class _Copying:
+    """One copy in progress, and its result so far."""
+
+    source: Catalog
+    references: ReferenceCollections
+    writer: Writer
+    replaces: bool
+    on_commit: Callable[[Category], None]
+    encoders: Sequence[str]
+    committed: list[Category] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+    damaged: dict[str, str] = field(default_factory=dict)
+    size: int = 0
+
+    def copy(self, categories: Sequence[Category]) -> None:
+        """Copies categories, and the marks of removed categories. Records why a category cannot be copied."""
+        pending = {category.name: category for category in categories if self._is_usable(category)}
+        if not pending:
+            return
+        try:
+            self.writer.until_won(lambda: self._attempt(pending), pending)
+        except (StoreUnavailableError, StoreLockedError):
+            raise
+        except StoreError as exc:
+            if len(pending) == 1:
+                self.damaged[next(iter(pending))] = str(exc)
+                return
+            for category in pending.values():
+                self.copy([category])
+
+    def _is_usable(self, category: Category) -> bool:
+        try:
+            is_stored_form = checked_name(category.name) == category.name
+            checked_texts(category.texts, "texts", "a definition text")
+            checked_metadata(category.metadata)
+        except InvalidInputError as exc:
+            self.damaged[category.name] = str(exc)
+            return False
+        if not is_stored_form:
+            self.damaged[category.name] = "its name is not in Unicode normal form NFC, or has surrounding whitespace"
+        return is_stored_form
+
+    def _attempt(self, pending: dict[str, Category]) -> bool:
+        """Commits the pending categories, and returns whether none is left.
+
+        A category is left if another writer has changed it in the target meanwhile.
+        """
+        catalog = self.writer.catalog
+        before = settled(catalog, pending)
+        plans, new = self._plans(pending, before)
+        complete = {name: plan for name, plan in plans.items() if plan == before.category(name)}
+        manifests, damaged = self._carry_out(
+            {name: plan for name, plan in plans.items() if name not in complete}, new, before
+        )
+        if complete and not catalog.exclusive:  # others may have changed the categories since
+            manifests |= catalog.state(complete).manifests
+        now = {name: category_from(found) for name, found in publish(catalog, manifests, complete).items()}
+        if catalog.exclusive:
+            now |= complete
+        self.damaged |= damaged
+        for name, plan in plans.items():
+            category = now.get(name)
+            if category and set(plan.write_ids) <= set(category.write_ids):
+                if name in new:
+                    self.committed.append(category)
+                    self.on_commit(category)
+                elif pending[name].write_ids:
+                    self.unchanged.append(name)
+                del pending[name]
+        for name in damaged:
+            del pending[name]
+        return not pending
+
+    def _plans(self, pending: dict[str, Category], before: State) -> tuple[dict[str, Category], dict[str, Category]]:
+        """Returns the next version of each pending category in the target, and the categories to write, by name.
+
+        Removes categories from `pending` that the target has with other content, and that must stay as they are.
+        """
+        plans, new = {}, {}
+        for name, category in list(pending.items()):
+            there = before.category(name)
+            live = there if there and there.write_ids else None
+            if category.write_ids and not (live and self._is_same(category, live)):
+                if live and not self.replaces:
+                    self.different.append(name)
+                    del pending[name]
+                else:
+                    plans[name], new[name] = _planned(category, there), category
+            elif live and not category.write_ids:  # only the target has the category
+                del pending[name]
+            else:
+                plans[name] = _with_marks(there, category)
+        return plans, new
+
+    def _is_same(self, category: Category, there: Category) -> bool:
+        """Returns whether a category has the same texts, metadata and references in both stores."""
+        if (category.texts, category.metadata) != (there.texts, there.metadata):
+            return False
+        return self._described(self.references, category) == self._described(self.writer.references, there)
+
+    def _described(self, references: ReferenceCollections, category: Category) -> set[Any]:
+        return {
+            (*one.key, one.source, one.prompt, one.group, one.added, one.by)
+            for encoder in self.encoders
+            for page in references.pages(encoder, category.write_ids, vectors=False)
+            for payload, vector in zip(page.payloads, page.vectors, strict=True)
+            for one in [reference_from(encoder, payload, vector)]
+        }
+
+    def _carry_out(
+        self, plans: Mapping[str, Category], new: Mapping[str, Category], before: State
+    ) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+        """Commits plans, those in `new` with their references.
+
+        Returns:
+            The manifests of the commits that won, and why categories cannot be copied, each by name of the category.
+        """
+        if not plans:
+            return {}, {}
+        writes = {name: plans[name].write_ids[-1] for name in new}
+        replaced = {name: was.write_ids for name in new if (was := before.category(name))}
+        collector, catalog = self.writer.collector, self.writer.catalog
+        with collector.intent(before, plans, writes, replaced) as intent:
+            written = self._write(plans, new, images=before.images)
+            complete, damaged = [], {}
+            for name, plan in plans.items():
+                if name not in new:
+                    complete.append(plan)
+                    continue
+                found, expected = written[name], {e: n for e, n in new[name].references.items() if n}
+                if found.counts == expected:
+                    complete.append(replace(plan, references=expected))
+                else:
+                    damaged[name] = (
+                        f"{sum(found.counts.values())} of its {sum(expected.values())} references can be used: look "
+                        "with `zsvec doctor`"
+                    )
+            if complete:
+                intent.won.update(commit(catalog, complete, before, intent.change))
+        self.size += sum(written[name].size for name in intent.won.keys() & written.keys())
+        return intent.won, damaged
+
+    def _write(
+        self, plans: Mapping[str, Category], new: Mapping[str, Category], *, images: bool
+    ) -> dict[str, _Written]:
+        """Writes the usable references of categories, and small copies of images if `images` is set."""
+        written = {name: _Written() for name in new}
+        owners = {write_id: name for name, category in new.items() for write_id in category.write_ids}
+        for encoder in self.encoders:
+            for page in self.references.pages(encoder, list(owners)):
+                found: dict[str, list[Reference]] = {}
+                for reference, write_id in _usable(encoder, page):
+                    name = owners[write_id]
+                    if written[name].add(reference):
+                        found.setdefault(name, []).append(reference)
+                self.writer.references.put([(plans[name], some) for name, some in found.items()])
+        for name, category in new.items() if images else ():
+            hashes = sorted({digest for _, modality, digest in written[name].keys if modality == "image"})
+            written[name].size += self.writer.references.images.copy_from(
+                self.references.images, category.write_ids, hashes, plans[name]
+            )
+        return written
+
+    def calibration(self, seen: Look) -> bool | None:
+        """Copies the calibration if both stores now have the same categories, as `zsvec.types.Copied.calibration`.
+
+        The calibration gets the revision of the target. A calibration that was stale in the source is stale in the
+        target.
+        """
+        given, revision = seen.calibration or {}, calibrated_revision(seen.calibration)
+        if revision is None:
+            return None
+        catalog = self.writer.catalog
+        there, unreadable = readable(catalog.manifests())
+        names = {category.name for category in seen.categories if category.write_ids}
+        if self.different or self.damaged or unreadable or names != {c.name for c in there if c.write_ids}:
+            return False
+        newest = max((category.rev for category in there), default=0)
+        is_stale = any(category.rev > revision for category in seen.categories)
+        taken = {**given, "revision": newest - is_stale}
+        present = catalog.calibration() or {}
+        is_current = (calibrated_revision(present) or 0) >= newest
+        if present == taken:
+            return True
+        if is_current and (is_stale or not self.replaces) and {**present, "revision": 0} != {**taken, "revision": 0}:
+            return False
+        self.writer.keep_calibration(taken)
+        return True
+
+
+@dataclass(slots=True)
+class _Written:
+    """The references of one category that were written.
+
+    Attributes:
+        keys: Keys of the references.
+        counts: Number of references by expert.
+        size: Bytes of vectors and small copies of images.
+    """
+
+    keys: set[tuple[str, str, str]] = field(default_factory=set)
+    counts: Counter[str] = field(default_factory=Counter)
+    size: int = 0
+
+    def add(self, reference: Reference) -> bool:
+        """Counts a reference; returns False if it is counted already."""
+        if reference.key in self.keys:
+            return False
+        self.keys.add(reference.key)
+        self.counts[expert_name(reference.encoder, reference.modality)] += 1
+        self.size += reference.vector.nbytes
+        return True
+
+
+def _usable(encoder: str, page: Points) -> Iterator[tuple[Reference, str]]:
+    """Yields each usable reference of a page with its write id."""
+    import numpy as np  # slow to import, and not needed to list categories
+
+    vectors = page.vectors
+    norms = np.linalg.norm(vectors, axis=1)
+    for payload, vector, norm in zip(page.payloads, vectors, norms, strict=True):
+        length = sum(len(value) for value in payload.values() if isinstance(value, str))
+        is_known = payload["modality"] in ("text", "image") and is_content_hash(payload["hash"])
+        if is_known and length <= LONGEST_SOURCE and 0.5 < norm < 2:
+            yield reference_from(encoder, payload, vector), payload["gen"]
+
+
+def _planned(category: Category, there: Category | None) -> Category:
+    """Returns the next version of a category of the target, with the content of the source but no references yet."""
+    return replace(
+        category,
+        version=there.version + 1 if there else 1,
+        rev=0,
+        write_ids=(new_write_id(),),
+        references={},
+        withdrawn=_marks(category.withdrawn),
+        retired=False,
+    )
+
+
+def _with_marks(there: Category | None, category: Category) -> Category:
+    """Returns a category of the target with the marks of the source added; `there` itself if it has them."""
+    held = there or replace(_planned(category, None), version=0, write_ids=(), texts=(), metadata={}, withdrawn=())
+    marks = _marks((*held.withdrawn, *_marks(category.withdrawn)))
+    retired = held.retired or category.retired
+    if (marks, retired) == (held.withdrawn, held.retired):
+        return held
+    return replace(held, version=held.version + 1, rev=0, withdrawn=marks, retired=retired)
+
+
+def _marks(marks: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(marks))[-MARKS_KEPT:]
+
+
+def _batches(categories: Iterable[Category]) -> Iterator[list[Category]]:
+    batch: list[Category] = []
+    references = 0
+    for category in categories:
+        number = sum(category.references.values())
+        if batch and references + number > _AT_ONCE:
+            yield batch
+            batch, references = [], 0
+        batch.append(category)
+        references += number
+    if batch:
+        yield batch

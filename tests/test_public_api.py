@@ -29,7 +29,7 @@ FUNCTIONS = {"checked_name", "content_hash", "load_image", "read_categories"}
 
 def test_the_names_of_the_package() -> None:
     assert zsvec.__all__ == sorted(zsvec.__all__)
-    assert "open" not in zsvec.__all__  # a star import keeps the builtin
+    assert {"copy", "open"}.isdisjoint(zsvec.__all__)  # a star import keeps the module and the builtin
     named = {origin.rpartition(".")[2] for origin in named_in_signatures()}
     assert {
         "Audit",
@@ -43,7 +43,7 @@ def test_the_names_of_the_package() -> None:
         "StreamStats",
     } <= named
     errors_of_zsvec = {error.__name__ for error in ERRORS}
-    others = {"Classifier", "BatchEncoder", "SettingsArguments", "__version__"}
+    others = {"Classifier", "BatchEncoder", "Copied", "SettingsArguments", "__version__"}
     assert set(zsvec.__all__) == named | errors_of_zsvec | FUNCTIONS | others
 
 
@@ -124,7 +124,7 @@ print(*(set(globals()) - before - {"before"}))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     names, starred = (set(line.split()) for line in done.stdout.splitlines())
     modules = {"annotations", "errors", "notebook", "types"}  # of `from __future__`, and imported at once
-    assert names - modules - {"TYPE_CHECKING", "open"} <= set(zsvec.__all__)
+    assert names - modules - {"TYPE_CHECKING", "copy", "open"} <= set(zsvec.__all__)
     assert starred == set(zsvec.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Trunk'"):
         _ = zsvec.Trunk
@@ -166,6 +166,8 @@ def test_methods_of_a_classifier() -> None:
         if callable(member) and not name.startswith("_")
     }
     assert parameters(zsvec.open) == ["store=", "*", "encoders=", "**settings"]
+    options = ["target_namespace=", "target_api_key=", "replace=", "on_commit=", "track="]
+    assert parameters(zsvec.copy) == ["source", "target", "*", *options, "**settings"]
     assert methods == {
         "add_category": ["name", "texts=", "images=", "*", "vectors=", "sources=", "metadata=", "replace="],
         "add_categories": ["categories", "*", "replace=", "on_error=", "on_commit=", "on_withdrawn=", "on_shared="],

@@ -120,8 +120,9 @@ def assert_same(source: Store, target: Store) -> None:
             np.testing.assert_allclose(there[key], vector, atol=1e-6)
 
 
-def versions(store: Store) -> dict[str, int]:
-    return {category.name: category.version for category in store.look(Cursor(), {}).categories}
+def revisions(store: Store) -> dict[str, int]:
+    """The last change of each category. A commit that is published again may get another version."""
+    return {category.name: category.rev for category in store.look(Cursor(), {}).categories}
 
 
 @pytest.fixture
@@ -143,7 +144,7 @@ def test_a_copy_has_all_but_the_history(deployment: Deployment, source: Store) -
     assert list(copied.categories) == committed == target.categories()
     assert (copied.unchanged, copied.different, copied.damaged, copied.changed) == ((), (), {}, ())
     assert copied.inbox == 2
-    numbers = sum(vector.size for name in versions(source) for vector in vectors(source.stored(name)).values())
+    numbers = sum(vector.size for name in revisions(source) for vector in vectors(source.stored(name)).values())
     assert copied.size == 4 * numbers + sum(len(jpeg(name)) for name in ("tom", "felix", "late", "rex"))
     assert target.gc(grace=0) == 0
     assert target.changes() == []
@@ -160,14 +161,14 @@ def test_a_copy_back_has_all(deployment: Deployment, source: Store) -> None:
 def test_a_second_copy_changes_nothing(deployment: Deployment, source: Store) -> None:
     target = Store(deployment.backend(), deployment.namespace)
     first = target.copy_from(source)
-    before, calibration = versions(target), target.calibration()
+    before, calibration = revisions(target), target.calibration()
     for replaces in (False, True):
         copied = target.copy_from(source, replaces=replaces)
         assert copied.complete
         assert copied.categories == ()
         assert copied.unchanged == tuple(category.name for category in first.categories)
         assert (copied.inbox, copied.size, copied.calibration) == (0, 0, True)
-        assert (versions(target), target.calibration()) == (before, calibration)
+        assert (revisions(target), target.calibration()) == (before, calibration)
 
 
 def test_the_source_is_only_read() -> None:
@@ -240,18 +241,18 @@ def test_a_category_that_differs_stays_unless_replaced(source: Store) -> None:
     target = new_target()
     add(opened_as(target), "dog", ["another"])
     add(target, "own", ["mine"])
-    before = versions(target)
+    before = revisions(target)
     copied = target.copy_from(source)
     assert copied.different == ("dog",)
     assert not copied.complete
     assert [category.name for category in copied.categories] == ["cat", "text only", "without copies"]
-    assert versions(target).items() >= before.items()
+    assert revisions(target).items() >= before.items()
     copied = target.copy_from(source, replaces=True)
     assert copied.complete
     assert [category.name for category in copied.categories] == ["dog"]
     theirs, ours = content(target)["categories"], content(source)["categories"]
     assert theirs == {**ours, "own": theirs["own"]}
-    assert target.category("own").version == before["own"]
+    assert target.category("own").rev == before["own"]
     assert copied.calibration is False
     assert target.incomplete() == []
 
@@ -541,9 +542,9 @@ def test_too_many_marks_are_cut(source: Store) -> None:
     target = new_target()
     assert target.copy_from(source).complete
     assert len(target.category("cat").withdrawn) == MARKS_KEPT
-    before = versions(target)
+    before = revisions(target)
     assert target.copy_from(source).complete
-    assert versions(target) == before
+    assert revisions(target) == before
 
 
 @pytest.mark.parametrize(
@@ -606,10 +607,10 @@ def test_a_copy_of_any_store_is_equal_and_a_second_one_changes_nothing(seed: int
         if target.encoders() and draw.random() < 0.5:
             changed(target, draw)
         assert copy_of(source, target).complete
-        before = versions(target)
+        before = revisions(target)
         calibration = target.calibration()
         copied = copy_of(source, target)
-        assert (copied.complete, copied.categories, versions(target)) == (True, (), before)
+        assert (copied.complete, copied.categories, revisions(target)) == (True, (), before)
         assert target.calibration() == calibration
         assert target.incomplete() == []
         ours, theirs = content(source)["categories"], content(target)["categories"]

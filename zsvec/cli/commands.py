@@ -13,6 +13,7 @@ from zsvec.cli import (
     quality,
     generate,
     maintenance,
+    copying,
     encoders,
     docs,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from datetime import datetime
 from operator import itemgetter
@@ -152,7 +152,10 @@ def print_loading(classifier: Classifier) -> None:
 
 @contextmanager
 def progress(activity: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
-    """Shows a progress bar if stderr is a terminal. Yields a function that passes items on and advances the bar."""
+    """Shows a progress bar if stderr is a terminal. Yields a function that passes items on and advances the bar.
+
+    Without a total, the number of items counts if it is known.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -160,6 +163,8 @@ def progress(activity: str, total: int | None) -> Iterator[Callable[[Iterable[T]
         task = bar.add_task(activity, total=total)
 
         def counted(items: Iterable[T]) -> Iterator[T]:
+            if total is None and isinstance(items, Sized):
+                bar.update(task, total=len(items))
             for item in items:
                 yield item
                 bar.advance(task)

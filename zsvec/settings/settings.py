@@ -65,6 +65,7 @@ OTHER_VARIABLES = {
     "ZSVEC_SERVE_KEYS": "zsvec.service.auth.keys",
     "ZSVEC_SERVE_MEMORY": "docker/docker-compose.yml",
     "ZSVEC_SERVE_PORT": "docker/docker-compose.yml",
+    "ZSVEC_TARGET_API_KEY": "zsvec.curation.copying",
     "ZSVEC_TEST_QDRANT_URL": "tests that need a server",
 }
 

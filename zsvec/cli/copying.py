@@ -1,0 +1,93 @@
+"""The command that copies a store."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from zsvec.cli import output
+from zsvec.cli.app import Json, app
+from zsvec.types import Category, Copied
+
+
+@app.command()
+def copy(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="Folder or URL of the store. It is only read.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="TARGET", help="Folder or URL of the copy: a new store, or one with the same encoders."),
+    ],
+    target_namespace: Annotated[
+        str | None,
+        typer.Option("--target-namespace", metavar="NS", help="Namespace of TARGET.  [default: that of SOURCE]"),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace categories of TARGET that differ from those of SOURCE.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Copy a store, for a backup or a move: folder or server to folder or server. No encoder runs.
+
+    Copies each category as a whole, the calibration and the inbox. The history stays behind. Repeat the command freely:
+    it continues after an interruption, adds new categories, and leaves equal ones as they are. A category that differs
+    in TARGET is named and stays as it is, unless you give --replace. Categories that only TARGET has always stay.
+
+    ZSVEC_API_KEY is sent to SOURCE, and to TARGET only if SOURCE is a folder or has the same URL.
+    ZSVEC_TARGET_API_KEY is sent to TARGET instead. `--namespace` is that of SOURCE.
+
+    Exit code 1 if a category is damaged or differs: it is named, and all others are copied.
+    """
+    import zsvec
+
+    settings = context.obj.settings()
+    committed: list[Category] = []
+
+    def keep(category: Category) -> None:
+        committed.append(category)
+        if json:
+            output.print_json(category.to_dict())
+
+    try:
+        with output.progress("copying", None) as counted:
+            copied = zsvec.copy(
+                source,
+                target,
+                target_namespace=target_namespace,
+                replace=replace,
+                on_commit=keep,
+                track=counted,
+                namespace=settings.namespace,
+            )
+    except KeyboardInterrupt:
+        output.print_note(f"interrupted: {_number(committed)} copied. Repeat the command to go on")
+        raise
+    _print_notes(copied)
+    if not copied.complete:
+        raise typer.Exit(1)
+
+
+def _number(categories: list[Category] | tuple[Category, ...]) -> str:
+    return output.counted(len(categories), "category", "categories")
+
+
+def _print_notes(copied: Copied) -> None:
+    with output.left_out() as report:
+        for name, reason in copied.damaged.items():
+            report(ValueError(f"{name!r}: {reason}"))
+    names = {
+        "changed by others during the copy; repeat the command:": copied.changed,
+        "left as they are, because they differ in TARGET; --replace replaces them:": copied.different,
+    }
+    for reason, some in names.items():
+        if some:
+            output.print_note(f"{reason} {', '.join(some)}")
+    if copied.calibration is False:
+        output.print_note("TARGET keeps its calibration: it has other contents; see `zsvec info`")
+    inbox = f", {output.counted(copied.inbox, 'image')} of the inbox" if copied.inbox else ""
+    there = f" ({len(copied.unchanged)} there before)" if copied.unchanged else ""
+    output.print_note(
+        f"copied {_number(copied.categories)}, {output.contents(copied.categories)}{inbox}, "
+        f"{copied.size / 1e6:.1f} MB{there}"
+    )

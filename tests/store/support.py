@@ -27,6 +27,7 @@ from tests.store.material import FINGERPRINTS
 from zsvec.store import Store
 from zsvec.store.backends.base import Backend, Where
 from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.backends.edge.checksums import Checksums
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.backends.server.backend import ServerBackend, connect
 from zsvec.store.backends.server.connection import Connection
@@ -190,15 +191,19 @@ class EdgeDeployment(Deployment):
         return [(str(path), path.stat().st_size, path.stat().st_mtime_ns, _digest(path)) for path in files]
 
     def content(self, collection: str) -> Any:
-        shard = qe.EdgeShard.load(str(self.folder / collection))
+        shard = self._load(collection)
         points, _ = shard.scroll(qe.ScrollRequest(limit=100, with_vector=True, with_payload=True))
         shard.close()
         config = (self.folder / collection / "edge_config.json").read_text()
         return config, [(point.id, point.vector, point.payload) for point in points]
 
+    def _load(self, collection: str) -> qe.EdgeShard:
+        Checksums(self.folder, self.folder / collection).check()  # restores the sizes of files
+        return qe.EdgeShard.load(str(self.folder / collection))
+
     def indexes(self, collection: str) -> dict[str, str]:
         """Kind of each payload index of a collection that is not open."""
-        shard = qe.EdgeShard.load(str(self.folder / collection))
+        shard = self._load(collection)
         schema = shard.info().payload_schema
         shard.close()
         return {field: str(info.data_type).rpartition(".")[2].lower() for field, info in schema.items()}

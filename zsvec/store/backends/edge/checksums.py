@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from zsvec.inputs.files import inside, open_regular, sync, write_whole
+from zsvec.store.backends.edge import holes
 
 CHECKSUMS = "checksums.json"
 """Name of the file in the folder of a collection."""
@@ -50,7 +51,7 @@ class Checksums:
         """Whether `check` found that the collection was closed or flushed, and not loaded since."""
 
     def check(self) -> None:
-        """Compares the files with the recorded checksums.
+        """Restores the sizes of the files, and compares the files with the recorded checksums.
 
         Raises:
             DamagedError: A file is missing, was added, has changed, has hard links, or is not a regular file; or the
@@ -59,6 +60,7 @@ class Checksums:
             OSError: The files cannot be read.
         """
         files = self._files()
+        holes.restore(self._collection, files)
         if missing := [pattern for pattern in _REQUIRED if not any(self._collection.glob(pattern))]:
             raise DamagedError(f"there is no {' and no '.join(missing)} in {self._collection}")
         recorded = self._read()
@@ -86,7 +88,7 @@ class Checksums:
             sync(self._collection)
 
     def write(self) -> None:
-        """Writes the checksums of files that the engine has closed.
+        """Writes the checksums of files that the engine has closed, and then cuts off holes.
 
         If writing fails, as on a full disk, an empty file marks the collection as closed. Without any file, the next
         process would assume that this process was killed, and require free space for the log.
@@ -94,13 +96,17 @@ class Checksums:
         try:
             for partial in self._collection.glob(".zsvec-*.new"):  # left by a process that was killed here
                 partial.unlink()
-            files = {name: _checksum(path) for name, path in self._files().items()}
+            paths = self._files()
+            files = {name: _checksum(path) for name, path in paths.items()}
             self._sync_changes(files)
             write_whole(self._file, json.dumps(files).encode())
             sync(self._collection)
         except (OSError, DamagedError):
             with suppress(OSError):
                 write_whole(self._file, b"")
+        else:
+            with suppress(OSError):  # the files stay as they are
+                holes.cut(self._collection, paths)
 
     def _sync_changes(self, files: Mapping[str, list[int]]) -> None:
         """Makes changed files durable, so that after a loss of power the checksums are never newer than the files."""
@@ -130,7 +136,7 @@ class Checksums:
         return {
             path.relative_to(self._collection).as_posix(): path
             for path in _regular_files(self._store, self._collection)
-            if path != self._file
+            if path not in (self._file, self._collection / holes.SIZES)
         }
 
 

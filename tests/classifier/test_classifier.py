@@ -404,6 +404,22 @@ def test_an_endless_stream_is_read_a_little_ahead(clf: Classifier) -> None:
     assert 10 <= read <= 12 + 8 + 4 + 8
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_batches_are_embedded_ahead_of_the_search_unless_on_the_cpu(device: Any, folder: Path) -> None:
+    embedding: set[int] = set()
+
+    class Encoder(HashEncoder):
+        def embed(self, batch: Sequence[Any], modality: Modality) -> Any:
+            embedding.add(threading.get_ident())
+            return super().embed(batch, modality)
+
+    with fill(open_classifier(folder, Encoder("clip"))) as clf:
+        clf.encoders.device = device
+        embedding.clear()
+        assert [p.label for p in clf.classify_stream([coloured("red", 100)] * 3, batch_size=2)] == ["red"] * 3
+    assert (embedding == {threading.get_ident()}) == (device == "cpu")
+
+
 # ---- evidence
 
 

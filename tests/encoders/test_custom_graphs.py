@@ -400,22 +400,26 @@ def test_cuda_is_preferred_where_onnxruntime_has_it(clip: Path, monkeypatch: pyt
     import onnxruntime
 
     asked: list[list[str]] = []
-    session = onnxruntime.InferenceSession
+    initialised = True
 
-    def opened(content: bytes, options: Any, providers: list[str]) -> Any:
-        asked.append(providers)
-        return session(content, options, providers=["CPUExecutionProvider"])
+    class Session(onnxruntime.InferenceSession):  # type: ignore[misc]
+        def __init__(self, content: bytes, options: Any, providers: list[str]) -> None:
+            super().__init__(content, options, providers=["CPUExecutionProvider"])
+            asked.append(providers)
+
+        def get_providers(self) -> list[str]:
+            return asked[-1] if initialised else ["CPUExecutionProvider"]
 
     fake = types.SimpleNamespace(
         SessionOptions=onnxruntime.SessionOptions,
-        InferenceSession=opened,
+        InferenceSession=Session,
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
         __version__="1",
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", fake)
     found = {"it": spec(clip / "onnx" / "vision_model.onnx")}
-    for device in ("auto", "cpu"):
-        load_encoders(found, device=device)  # type: ignore[arg-type]
+    loaded = [load_encoders(found, device=device) for device in ("auto", "cpu")]  # type: ignore[arg-type]
+    assert [(encoders.device, encoders.on_torch) for encoders in loaded] == [("cuda", False), ("cpu", False)]
     assert asked == [["CUDAExecutionProvider", "CPUExecutionProvider"], ["CPUExecutionProvider"]]
     assert describe_device("auto", specs=found).startswith("cuda, and cpu (")
     assert describe_device("cpu", specs=found).startswith("cpu (")
@@ -423,5 +427,7 @@ def test_cuda_is_preferred_where_onnxruntime_has_it(clip: Path, monkeypatch: pyt
         load_encoders(found, device="cuda")
     version = hardware.installed_version
     monkeypatch.setattr(hardware, "installed_version", lambda n: "1" if n == "onnxruntime-gpu" else version(n))
-    load_encoders(found, device="cuda")
+    assert load_encoders(found, device="cuda").device == "cuda"
     assert asked[-1][0] == "CUDAExecutionProvider"
+    initialised = False  # onnxruntime then goes on with the CPU
+    assert load_encoders(found, device="cuda").device == "cpu"

@@ -198,7 +198,7 @@ class Predictor:
 
     def _index(self) -> IndexSpec:
         encoders = self._embedder.loaded  # numpy searches until encoders are loaded
-        on = encoders.device if encoders else "cpu"
+        on = encoders.device if encoders and encoders.on_torch else "cpu"  # an index on a GPU needs torch
         device = on if self._settings.index_device == "auto" else self._settings.index_device
         return in_memory(device, self._settings.index_dtype, torch_encodes=bool(encoders and encoders.on_torch))
 

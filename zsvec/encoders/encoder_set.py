@@ -27,12 +27,12 @@ class EncoderSet:
     Args:
         encoders: Encoders with distinct names.
         batch_size: Maximum number of images that a backbone gets at once.
-        device: Device on which torch runs encoders; ``cpu`` if torch runs none.
+        device: Device on which torch or onnxruntime runs image models.
         on_torch: Whether torch runs at least one of the encoders.
 
     Attributes:
         shared: Forms batches from the images of threads that have one image each.
-        device: Device on which torch runs encoders; ``cpu`` if torch runs none.
+        device: Device on which torch or onnxruntime runs image models.
         on_torch: Whether torch runs at least one of the encoders.
 
     Raises:

@@ -156,7 +156,11 @@ def _load_all(
     # ConSE is loaded first: its image model must be in float32, and other encoders share that model.
     order = sorted(specs, key=lambda name: specs[name].family != "conse")
     loaded = {name: _load(name, specs[name], context) for name in order}
-    where = cast("Device", torch_device.device.type) if torch_device else "cpu"
+    if torch_device is None:
+        on_cuda = any(getattr(encoder.backbone, "device", "cpu") == "cuda" for encoder in loaded.values())
+        where: Device = "cuda" if on_cuda else "cpu"
+    else:
+        where = cast("Device", torch_device.device.type)
     return EncoderSet([loaded[name] for name in specs], batch_size=batch_size, device=where, on_torch=on_torch)
 
 

@@ -248,7 +248,7 @@ class Settings(_Masked, BaseSettings):
         index: Place where images are compared with references: `memory` is this process or a GPU, `qdrant` is the
             database, and `auto` chooses by the number of references.
         index_budget: Maximum number of references that `auto` holds in memory.
-        index_device: Device of references in memory; `auto` takes the device of the encoders.
+        index_device: Device of references in memory; `auto` takes the device of encoders on torch.
         index_dtype: Number format of references on a GPU. `float16` halves the memory, and the 64 nearest references of
             each image are compared again in float32.
         index_cache: Whether to cache 20,000 or more references on disk, for the next process.

@@ -66,6 +66,7 @@ class CustomImages:
 
     Attributes:
         side: Length in pixels to which the shorter side of an image is scaled; ``None`` if the image is squashed.
+        device: `Graph.device` of the graph.
         size: Side of the square input, in pixels.
         preprocessing: Description of preprocessing and output for a fingerprint.
         dim: Dimension of the vectors.
@@ -77,6 +78,7 @@ class CustomImages:
 
     def __init__(self, graph: Graph, spec: EncoderSpec) -> None:
         self._graph = graph
+        self.device = graph.device
         self._name = _input_of(graph, "pixel_values", "tensor(float)", 4, or_only=True)
         self._output = spec.output or _known_output(graph, _IMAGE_OUTPUTS, "images")
         if self._output not in graph.outputs:

@@ -245,10 +245,18 @@ class ExportedSource:
 
 
 class OnnxBackbone:
-    """An exported image model. The constructor raises as `ExportedFolder.graph` does."""
+    """An exported image model. The constructor raises as `ExportedFolder.graph` does.
+
+    Attributes:
+        side: Length in pixels to which the shorter side of an image is scaled.
+        device: `Graph.device` of the image model.
+        width: Dimension of the pooled features.
+        classes: Dimension of the logits; of the pooled features, if the model has no classifier.
+    """
 
     def __init__(self, folder: ExportedFolder, model: ExportedImages, device: Device) -> None:
         self._graph = folder.graph(model.graph, device)
+        self.device = self._graph.device
         self._preprocessing = model.preprocessing
         self.side = model.preprocessing.scaled
         size = model.preprocessing.size

@@ -21,6 +21,8 @@ _TEXTS_A_PASS = 64
 # Not a folder, so that a graph cannot read weights from other files, whose digests are not checked.
 _NOWHERE = os.devnull
 
+_CUDA = "CUDAExecutionProvider"
+
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -34,6 +36,7 @@ class Graph:
         device: ``cuda`` and ``auto`` use CUDA where onnxruntime supports it, and the CPU for operators without CUDA.
 
     Attributes:
+        device: Device that onnxruntime has chosen: ``cpu`` also if CUDA could not be initialised.
         inputs: Type and shape of each input, by name.
         outputs: Shape of each output, by name.
 
@@ -54,6 +57,7 @@ class Graph:
         except Exception as exc:  # onnxruntime raises errors of many types
             raise damaged(f"{file.name} cannot be loaded ({exc})") from exc
         self.file = file
+        self.device: Device = "cuda" if _CUDA in self._session.get_providers() else "cpu"
         self.inputs = {one.name: (one.type, list(one.shape)) for one in self._session.get_inputs()}
         self.outputs = {one.name: list(one.shape) for one in self._session.get_outputs()}
 
@@ -115,5 +119,5 @@ def imported(package: str) -> Any:
 
 def _providers(device: Device) -> list[str]:
     available = imported("onnxruntime").get_available_providers()
-    wanted = ["CUDAExecutionProvider"] if device in {"auto", "cuda"} else []
+    wanted = [_CUDA] if device in {"auto", "cuda"} else []
     return [name for name in wanted if name in available] + ["CPUExecutionProvider"]

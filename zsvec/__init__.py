@@ -231,7 +231,7 @@ def __dir__() -> list[str]:
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     store: str | _os.PathLike[str] | None = None,
     *,
-    encoders: _Iterable[Encoder] | None = None,
+    encoders: _Iterable[Encoder] | str | None = None,
     **settings: _Unpack[SettingsArguments],
 ) -> Classifier:
     """Open a store of categories, and return a classifier that compares images with the references in the store.
@@ -239,7 +239,8 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     Args:
         store: Folder of an embedded store, ``http://`` or ``https://`` URL of a Qdrant server, or ``:memory:`` for a
             temporary store in memory. The first write creates the store. Defaults to the setting ``store``.
-        encoders: Encoder objects to use instead of the encoders of a profile.
+        encoders: Encoder objects to use instead of the encoders of a profile; or the setting ``encoders``, which names
+            such objects as ``module:object``.
         **settings: Fields of `zsvec.settings.settings.Settings`, such as ``profile``, ``namespace``, ``api_key``,
             ``device`` or ``fusion``. Omitted fields come from environment variables such as ``ZSVEC_PROFILE``, from
             ``zsvec.toml``, from ``config.toml`` in your configuration folder, or from the defaults. An omitted
@@ -249,7 +250,8 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         A classifier, which is also a context manager.
 
     Raises:
-        InvalidInputError: A setting is invalid.
+        InvalidInputError: A setting is invalid, or both a profile and encoders are given.
+        EncoderError: The import of the encoders that a setting names fails.
         EncoderMismatchError: The store was made with other encoders.
         StoreLockedError: The embedded store is already open, in this or another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.
@@ -258,7 +260,11 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
     from zsvec.settings.settings import load_settings
 
     location = _os.fspath(store) if isinstance(store, _os.PathLike) else store
-    return open_classifier(load_settings(store=location, **settings), encoders=encoders)
+    named = encoders if isinstance(encoders, str) else None
+    if encoders is not None and named is None and settings.get("profile") is not None:
+        raise InvalidInputError("profile and encoders exclude each other, got both. Leave one of the two out")
+    chosen = load_settings(store=location, encoders=named, **settings)
+    return open_classifier(chosen, encoders=None if isinstance(encoders, str) else encoders)
 
 
 def copy(

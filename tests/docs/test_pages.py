@@ -87,6 +87,9 @@ def captured() -> Iterator[Callable[[], list[str]]]:
 
 
 def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> list[str]:
+    """Runs a block. One that begins with the name of a file is also written to the file."""
+    if named := re.match(r"# (\w+\.py)\n", block.code):
+        Path(named[1]).write_text(block.code, encoding="utf-8")
     code = compile("\n" * (block.line - 1) + block.code, str(page), "exec")
     with captured() as out:
         exec(code, namespace)

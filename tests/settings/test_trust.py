@@ -47,6 +47,7 @@ VALUES: dict[str, Any] = {
     "inbox_days": 1.0,
     "profile": "./theirs",
     "profiles": {"mine": {"encoders": {"clip": {"family": "clip", "model": "./theirs"}}}},
+    "encoders": "theirs:encoders",
     "device": "cpu",
     "dtype": "float32",
     "runtime": "torch",

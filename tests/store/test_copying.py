@@ -16,7 +16,7 @@ from zsvec.errors import EncoderMismatchError, StoreError
 from zsvec.store import Cursor, InboxImage, Move, Store
 from zsvec.store.backends.base import Points, Where
 from zsvec.store.backends.memory import MemoryBackend
-from zsvec.store.catalog.withdrawals import MARKS_KEPT
+from zsvec.store.catalog.marks import MARKS_KEPT
 from zsvec.store.names import point_id, record_id
 from zsvec.types import CALIBRATION_FORMAT, Category, Copied, Fingerprint
 

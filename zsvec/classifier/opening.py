@@ -22,26 +22,33 @@ CANNOT_ENCODE = (EncoderError, EncoderMismatchError, InvalidInputError, MissingE
 def open_classifier(
     settings: Settings, *, encoders: Iterable[Encoder] | None = None, runs_encoders: bool = True
 ) -> Classifier:
-    """Opens a classifier with the given encoders, or with the encoders of a profile.
+    """Opens a classifier with the given encoders, or with the encoders that the settings name.
 
     Args:
-        settings: Settings. Without a profile, the store decides (`Settings.with_profile_of`).
-        encoders: Encoder objects to use instead of the encoders of a profile.
+        settings: Settings. Without a profile or encoders, the store decides (`Settings.with_profile_of`).
+        encoders: Encoder objects to use instead of the encoders that the settings name.
         runs_encoders: Whether encoders that do not belong to the store are refused at once. If false, they are refused
-            when an encoder is used.
+            when an encoder is used, and encoders in Python are imported then.
 
     Raises:
-        InvalidInputError: No profile has this name.
+        InvalidInputError: No profile has this name, or the settings name encoders in Python that do not exist.
+        EncoderError: The import of encoders in Python fails.
         EncoderMismatchError: The store was made with other encoders.
         WeightsUnavailableError: The profile is a folder whose exported encoders are missing or damaged.
         StoreLockedError: The embedded store is already open, in this or another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
+    if encoders is None and settings.encoders is not None and runs_encoders:
+        encoders = settings.import_encoders()
     own = None if encoders is None else EncoderSet(encoders, batch_size=settings.batch_size)
-    if runs_encoders:
+    if runs_encoders and own is None:
         settings.encoder_specs()  # refuses an unknown profile before the store is opened
     store = settings.open_store()
     try:
+        if own is None and settings.encoders is not None:
+            if store.encoders():
+                return _without_encoders(store, settings, partial(_import_own, settings, store))
+            own = _import_own(settings, store)
         if own is not None:
             experts = [(encoder.name, modality) for encoder in own for modality in encoder.modalities]
             opened = _classifier(store, settings, lambda: own, experts, {})
@@ -52,23 +59,26 @@ def open_classifier(
             specs = chosen.encoder_specs()
             store.check(specs)
         except CANNOT_ENCODE as exc:
-            if runs_encoders or not (names := store.encoders()):
+            if runs_encoders or not store.encoders():
                 raise
-            store.check(names)  # other writers may have changed them
-            named = store.profile()
-            made_with = settings.known_profiles().get(named or "")
-            opened = _classifier(
-                store, settings, partial(_refuse, exc), _experts(store), made_with.encoders if made_with else {}
-            )
-            if named and made_with is None:  # a calibration would need the temperatures of that profile
-                store.after_changes(lambda: None)
-            return opened
+            return _without_encoders(store, settings, partial(_refuse, exc))
         experts = [(name, modality) for name, spec in specs.items() for modality in spec.modalities]
         profile = chosen.profile if chosen.profile in chosen.known_profiles() else None
         return _classifier(store, chosen, partial(_load, specs, chosen), experts, specs, profile)
     except ZSVecError:
         store.close()  # an embedded store stays locked while open
         raise
+
+
+def _without_encoders(store: Store, settings: Settings, load: Callable[[], EncoderSet]) -> Classifier:
+    """Opens a classifier from the facts in the store alone. `load` imports the encoders on first use, or raises."""
+    store.check(store.encoders())  # other writers may have changed the names
+    named = store.profile()
+    made_with = settings.known_profiles().get(named or "")
+    opened = _classifier(store, settings, load, _experts(store), made_with.encoders if made_with else {})
+    if named and made_with is None:  # a calibration would need the temperatures of that profile
+        store.after_changes(lambda: None)
+    return opened
 
 
 def _classifier(
@@ -98,6 +108,12 @@ def _load(specs: Mapping[str, EncoderSpec], settings: Settings) -> EncoderSet:
         compiled=settings.compile,
         batch_size=settings.batch_size,
     )
+
+
+def _import_own(settings: Settings, store: Store) -> EncoderSet:
+    own = EncoderSet(settings.import_encoders(), batch_size=settings.batch_size)
+    store.check_fingerprints(own.fingerprints)
+    return own
 
 
 def _refuse(error: ZSVecError) -> NoReturn:

@@ -136,19 +136,23 @@ class Target:
     store: str | None
     namespace: str | None
     profile: str | None
+    encoders: str | None
 
     @contextmanager
     def open(self, *, runs_encoders: bool = True, **settings: Any) -> Iterator[Classifier]:
         """Opens the classifier with these options.
 
         Args:
-            runs_encoders: Whether the command always runs encoders. If not, any profile opens the store.
+            runs_encoders: Whether the command always runs encoders. If not, any profile opens the store, and encoders
+                in Python are imported on first use.
             **settings: Further settings of the command.
         """
         from zsvec.classifier import open_classifier
 
-        opened = open_classifier(self.settings(**settings), runs_encoders=runs_encoders)
-        with opened as classifier, _nearest_name(classifier.categories):
+        chosen = self.settings(**settings)
+        if runs_encoders and chosen.encoders is not None and output.err.is_terminal:
+            output.print_note(f"loading the encoders {chosen.encoders} …")
+        with open_classifier(chosen, runs_encoders=runs_encoders) as classifier, _nearest_name(classifier.categories):
             yield classifier
 
     def settings(self, **more: Any) -> Settings:
@@ -159,7 +163,8 @@ class Target:
         """
         from zsvec.settings.settings import load_settings
 
-        settings = load_settings(store=self.store, namespace=self.namespace, profile=self.profile, **more)
+        chosen = {"store": self.store, "namespace": self.namespace, "profile": self.profile, "encoders": self.encoders}
+        settings = load_settings(**chosen, **more)
         if settings.store == ":memory:":
             raise InvalidInputError(
                 "the store ':memory:' would be gone when this command ends: give a folder or the URL of a server"
@@ -282,9 +287,21 @@ def target(
             "profile.  [default: as the store; base for a new store]",
         ),
     ] = None,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:OBJECT",
+            help="Encoders in Python instead of a profile, from a module on the Python path or in this folder; see "
+            "`zsvec docs encoders`.",
+        ),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Pass the global options to the command."""
-    context.obj = Target(store, namespace, profile)
+    if encoders is not None:
+        from zsvec.settings.import_string import located
+
+        encoders = located(encoders)
+    context.obj = Target(store, namespace, profile, encoders)

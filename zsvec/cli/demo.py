@@ -103,11 +103,16 @@ def _step(title: str) -> Iterator[None]:
 def demo(context: typer.Context) -> None:
     """Show zsvec in a minute: classify photographs, add a category live, and see the prediction change.
 
-    Uses a temporary folder, and the encoders of the profile `offline` unless you give --profile.
+    Uses a temporary folder, and the encoders of the profile `offline` unless you give --profile or --encoders.
     """
-    profile = context.obj.profile or "offline"
-    with TemporaryDirectory(prefix="zsvec-demo-") as folder, zsvec.open(folder, profile=profile) as classifier:
-        with _step(f"Load the encoders of the profile {profile}"):
+    own, profile = context.obj.encoders, context.obj.profile
+    if own is None and profile is None:
+        profile = "offline"
+    with (
+        TemporaryDirectory(prefix="zsvec-demo-") as folder,
+        zsvec.open(folder, profile=profile, encoders=own) as classifier,
+    ):
+        with _step(f"Load the encoders {own or f'of the profile {profile}'}"):
             encoders = list(classifier.encoders.fingerprints)
         with _step("Ten categories: five from a sentence, five from their name and the quarters of a photograph"):
             classifier.add_categories(

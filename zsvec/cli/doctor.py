@@ -17,7 +17,7 @@ from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import HOW_TO_MAKE_A_STORE
 from zsvec.cli.output import escape
-from zsvec.encoders import describe_device, missing_weights
+from zsvec.encoders import EncoderSet, describe_device, missing_weights
 from zsvec.errors import StoreError, ZSVecError, without_password
 from zsvec.inputs.answers import LateError, in_time
 from zsvec.settings.settings import Settings
@@ -45,7 +45,8 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         settings = target.settings()
         with suppress(StoreError):  # the last check reports the error
             settings = settings.of_store()
-        specs = settings.encoder_specs()
+        own = None if settings.encoders is None else EncoderSet(settings.import_encoders())
+        specs = settings.encoder_specs() if own is None else {}
     except ZSVecError as exc:
         yield _packages(_FOR_TORCH)
         yield Finding(
@@ -53,13 +54,18 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         )
         return
     exported = all(spec.family == "onnx" for spec in specs.values())
-    yield _packages(_WITHOUT_TORCH if exported else _FOR_TORCH)
+    yield _packages(() if own else _WITHOUT_TORCH if exported else _FOR_TORCH)
+    encoders = f"encoders {settings.encoders}" if own else f"profile {settings.profile}"
     store = without_password(settings.store)
-    yield Finding("settings", True, f"profile {settings.profile}, store {store}, namespace {settings.namespace}")
-    yield _device(settings, specs)
-    yield from _weights(settings, specs)
+    yield Finding("settings", True, f"{encoders}, store {store}, namespace {settings.namespace}")
+    if own:
+        dims = (f"{name} ({fingerprint.dim} dimensions)" for name, fingerprint in own.fingerprints.items())
+        yield Finding("encoders", True, ", ".join(dims))
+    else:
+        yield _device(settings, specs)
+        yield from _weights(settings, specs)
     yield _generation(settings)
-    yield from _store(settings, repair=repair)
+    yield from _store(settings, own, repair=repair)
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
@@ -134,12 +140,15 @@ def _generation(settings: Settings) -> Finding:
     return Finding("generation", True, f"{models}; OPENAI_API_KEY is {there}")
 
 
-def _store(settings: Settings, *, repair: bool) -> Iterator[Finding]:
+def _store(settings: Settings, own: EncoderSet | None, *, repair: bool) -> Iterator[Finding]:
     from zsvec import Calibration
 
     try:
         with settings.open_store() as store:
-            store.check(settings.with_profile_of(store).encoder_specs())
+            if own is None:
+                store.check(settings.with_profile_of(store).encoder_specs())
+            else:
+                store.check_fingerprints(own.fingerprints)
             yield from store.check_up(repair=repair)
             if not store.encoders():
                 named = "store" in settings.model_fields_set and "://" not in settings.store

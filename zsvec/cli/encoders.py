@@ -53,6 +53,11 @@ def export(
     with needs_extra("onnx", "an export"):
         from zsvec.encoders.torch.export import export_encoders, export_to_cache
     settings = context.obj.settings().of_store()
+    if settings.encoders is not None:
+        raise InvalidInputError(
+            f"encoders must be those of a profile to be exported, got {settings.encoders_name}. Export the model with "
+            "its own library, and name the graph in a profile (see `zsvec docs encoders`)"
+        )
     specs = settings.encoder_specs()
     if folder is not None:
         cosines = export_encoders(specs, folder, photographs=_photographs(int8, settings) if int8 else None)

@@ -96,7 +96,7 @@ def evaluate(
     if csv is not None:
         _write(csv, "".join(map(row, _rows(result))))
     if html is not None:
-        profile = classifier.settings.profile
+        profile = classifier.settings.encoders_name
         page = publishing.page_of(
             result, name=_named(source), profile=profile, references=references, version=__version__
         )

@@ -133,10 +133,10 @@ def drop(context: typer.Context, yes: Yes = False) -> None:
 
 @app.command()
 def trust(revoke: Annotated[bool, typer.Option("--revoke", help="Withdraw the trust.")] = False) -> None:
-    """Trust the zsvec.toml in this folder with every setting: stores, keys, services, weights, memory, deletions.
+    """Trust the zsvec.toml in this folder with every setting: code, stores, keys, services, weights, memory, deletions.
 
     Read the file first. An untrusted file may contain only harmless settings (see `zsvec docs settings`). A changed or
-    moved file needs your trust again.
+    moved file needs your trust again. Changes of code and weights that the file names need no new trust.
     """
     from zsvec.settings import trust as marks
     from zsvec.settings.settings import Settings

@@ -145,8 +145,11 @@ def left_out() -> Iterator[Callable[[Exception], None]]:
 
 
 def print_loading(classifier: Classifier) -> None:
-    """Prints on a terminal that encoders are loading. Prints nothing for an empty store, which loads no encoders."""
-    if err.is_terminal and classifier.categories():
+    """Prints on a terminal that encoders of a profile are loading.
+
+    Prints nothing for an empty store, which loads no encoders, and for encoders in Python, which are loaded earlier.
+    """
+    if err.is_terminal and classifier.settings.encoders is None and classifier.categories():
         print_note(f"loading the encoders of profile {classifier.settings.profile} …")
 
 

@@ -163,7 +163,7 @@ def run(
     results = {
         "format": FORMAT,
         "set": name,
-        "profile": classifier.settings.profile,
+        "profile": classifier.settings.encoders_name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": int(sample.known.sum()),
         "unknown_images": int((~sample.known).sum()),

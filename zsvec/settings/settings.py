@@ -27,6 +27,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
@@ -42,12 +43,14 @@ from zsvec.encoders.spec import LARGEST_BATCH, Device, Dtype, EncoderSpec, Runti
 from zsvec.errors import EncoderMismatchError, InvalidInputError, ZSVecError, shown, without_password
 from zsvec.inputs.memory import DEFAULT as DEFAULT_IMAGE_MEMORY
 from zsvec.method import DEFAULT_STRATEGY
+from zsvec.settings.import_string import checked_import_string, import_encoders, located
 from zsvec.settings.profiles import PROFILES, Profile, encoders_of
 from zsvec.settings.trust import is_private, read_settings, require_trust
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
 from zsvec.types import Keep, KeepImages
 
 if TYPE_CHECKING:
+    from zsvec.encoders.base import Encoder
     from zsvec.inputs.images import ImageLimits
     from zsvec.method.predict.scoring import Scoring
 
@@ -77,7 +80,20 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {spelled[near[0]]!r}?" if near else ""
 
 
-class _Environment(EnvSettingsSource):
+class _Source(PydanticBaseSettingsSource):
+    """A source whose `profile` or `encoders` does not count if a source of higher precedence has either of the two."""
+
+    def __call__(self) -> dict[str, Any]:
+        """Returns the settings of this source."""
+        found: dict[str, Any] = super().__call__()  # type: ignore[safe-super]
+        chosen = _ALTERNATIVES & self.current_state.keys()
+        return {name: value for name, value in found.items() if not (chosen and name in _ALTERNATIVES)}
+
+
+_ALTERNATIVES = {"profile", "encoders"}  # each names all encoders
+
+
+class _Environment(_Source, EnvSettingsSource):
     """Settings from environment variables, in any letter case."""
 
     def __init__(self, settings_cls: type[BaseSettings]) -> None:
@@ -109,7 +125,7 @@ class _Environment(EnvSettingsSource):
             ) from exc
 
 
-class _File(TomlConfigSettingsSource):
+class _File(_Source, TomlConfigSettingsSource):
     """Settings from a TOML file.
 
     Args:
@@ -131,6 +147,8 @@ class _File(TomlConfigSettingsSource):
                 if name not in self._names:
                     raise InvalidInputError(f"{file.absolute()}: {_no_setting(name, self._names)}")
             require_trust(file, content, values, self._marks)
+            if isinstance(encoders := values.get("encoders"), str):
+                values["encoders"] = located(encoders)
         return values
 
 
@@ -237,6 +255,10 @@ class Settings(_Masked, BaseSettings):
         profile: Name of a profile, or path of a folder of exported encoders, such as ``./encoders``. If not set, the
             profile that the store was made with; for a new store, `base`.
         profiles: Additional profiles, by name.
+        encoders: Encoders in Python instead of a profile, as ``MODULE:OBJECT``: an encoder, an iterable of encoders, or
+            a callable without arguments that returns either. The module is on the Python path; for `--encoders` on the
+            command line and a trusted `zsvec.toml`, also in the working directory. To name another folder, put the
+            folder in front: ``./models/mymodule:encoders``.
         device: Device of the encoders.
         dtype: Number format of the encoders; `auto` takes the faster format.
         runtime: Runtime of the encoders. On a CPU, `auto` takes encoders from `zsvec encoders export` if the exported
@@ -307,6 +329,7 @@ class Settings(_Masked, BaseSettings):
     inbox_days: float = Field(default=30.0, gt=0, le=36_500)
     profile: str = "base"
     profiles: Mapping[str, Profile] = Field(default_factory=dict)
+    encoders: Annotated[str, AfterValidator(checked_import_string)] | None = None
     device: Device = "auto"
     dtype: Dtype = "auto"
     runtime: RuntimeName = "auto"
@@ -347,6 +370,15 @@ class Settings(_Masked, BaseSettings):
         users, local = cls.toml_files
         trusted = _File(settings_cls, local, cls.marks())
         return init_settings, _Environment(settings_cls), trusted, _File(settings_cls, users)
+
+    @model_validator(mode="after")
+    def _check_alternatives(self) -> Settings:
+        if self.model_fields_set >= _ALTERNATIVES:
+            raise InvalidInputError(
+                f"profile and encoders exclude each other, got {shown(self.profile)} and {shown(self.encoders_name)}. "
+                "Leave one of the two out"
+            )
+        return self
 
     @classmethod
     def marks(cls) -> Path:
@@ -392,8 +424,23 @@ class Settings(_Masked, BaseSettings):
         """Returns the encoders of the chosen profile, by name. See `zsvec.settings.profiles.encoders_of` for errors."""
         return encoders_of(self.profile, self.known_profiles(), self._made_in)
 
+    def import_encoders(self) -> list[Encoder]:
+        """Imports the encoders that `encoders` names. See `zsvec.settings.import_string.import_encoders` for errors."""
+        if self.encoders is None:
+            raise InvalidInputError("the setting encoders is missing. Set it to MODULE:OBJECT")
+        return import_encoders(self.encoders, self._made_in)
+
+    @property
+    def encoders_name(self) -> str:
+        """The name of the encoders for messages and reports: the profile, or the import string."""
+        return self.encoders or self.profile
+
+    @property
+    def _has_encoders(self) -> bool:
+        return self.encoders is not None or "profile" in self.model_fields_set
+
     def with_profile_of(self, store: Store) -> Settings:
-        """Returns these settings with the profile that the store was made with, unless a profile is set.
+        """Returns these settings with the profile that the store was made with, unless a profile or encoders are set.
 
         The name in the store is untrusted, so it only chooses among `known_profiles`.
 
@@ -401,7 +448,7 @@ class Settings(_Masked, BaseSettings):
             EncoderMismatchError: No known profile has the name in the store.
             StoreError: The store cannot be read.
         """
-        name = None if "profile" in self.model_fields_set else store.profile()
+        name = None if self._has_encoders else store.profile()
         if name is None:
             return self
         if name not in self.known_profiles():
@@ -412,11 +459,11 @@ class Settings(_Masked, BaseSettings):
         return self.model_copy(update={"profile": name})
 
     def of_store(self) -> Settings:
-        """Returns `with_profile_of` the store of these settings, which is opened only if no profile is set.
+        """Returns `with_profile_of` the store of these settings, opened only if neither a profile nor encoders are set.
 
         Raises the errors of `open_store` and `with_profile_of`.
         """
-        if "profile" in self.model_fields_set:
+        if self._has_encoders:
             return self
         with self.open_store() as store:
             return self.with_profile_of(store)
@@ -453,7 +500,7 @@ class Settings(_Masked, BaseSettings):
 
 
 class SettingsArguments(TypedDict, total=False):
-    """The fields of `Settings`, except `store`, as keyword arguments of `zsvec.open`.
+    """The fields of `Settings`, except `store` and `encoders`, as keyword arguments of `zsvec.open`.
 
     ``None`` counts as missing. Type checkers and editors read this class; `Settings` checks the values.
     """
@@ -542,6 +589,8 @@ def info(store: Store, settings: Settings) -> dict[str, Any]:
     from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()
+    if settings.encoders is not None:
+        return found
     try:
         rates: object = measured(settings.with_profile_of(store).encoder_specs())
     except ZSVecError as exc:  # information on the store does not need the encoders of the profile

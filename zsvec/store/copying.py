@@ -38,7 +38,7 @@ from zsvec.store.catalog.schema import (
     is_content_hash,
     reference_from,
 )
-from zsvec.store.catalog.withdrawals import MARKS_KEPT
+from zsvec.store.catalog.marks import MARKS_KEPT
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled

@@ -75,8 +75,7 @@ def check_names(catalog: Catalog, names: Iterable[str]) -> None:
     if stored and set(stored) != used:
         raise EncoderMismatchError(
             f"{catalog.location} has vectors of the encoders {', '.join(sorted(stored))}, and "
-            f"{', '.join(sorted(used))} are in use: choose the profile it was made with{_named(catalog)}, another "
-            "namespace, or another store"
+            f"{', '.join(sorted(used))} are in use: {_way_out(catalog)}, another namespace, or another store"
         )
 
 
@@ -87,14 +86,15 @@ def check_fingerprints(catalog: Catalog, fingerprints: Mapping[str, Fingerprint]
         if stored != fingerprints[name]:
             raise EncoderMismatchError(
                 f"the vectors of {name!r} in {catalog.location} were made by another encoder "
-                f"({_differences(stored, fingerprints[name])}): open the store with the encoder it was made with"
-                f"{_named(catalog)}, or import again into another namespace"
+                f"({_differences(stored, fingerprints[name])}): {_way_out(catalog)}, or import again into another "
+                "namespace"
             )
 
 
-def _named(catalog: Catalog) -> str:
-    profile = catalog.profile()
-    return f" (profile {profile!r})" if profile else ""
+def _way_out(catalog: Catalog) -> str:
+    if profile := catalog.profile():
+        return f"choose the profile it was made with (profile {profile!r})"
+    return "give the encoders it was made with (--encoders MODULE:OBJECT, or --profile FOLDER for exported ones)"
 
 
 def _differences(stored: Fingerprint, used: Fingerprint) -> str:

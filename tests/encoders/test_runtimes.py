@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from tests.encoders import tiny_checkpoints as tiny
 from tests.encoders.support import Specs
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import describe_device, hardware, load_encoders, runtimes
-from zsvec.encoders.runtimes import Record, file_state, place, read_record, record_of, tidy
+from zsvec.encoders.runtimes import (
+    Record,
+    failure_of,
+    file_state,
+    lacks_export,
+    place,
+    read_record,
+    record_of,
+    tidy,
+)
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.torch import export
 from zsvec.encoders.torch.export import export_to_cache
-from zsvec.errors import InvalidInputError, MissingExtraError
+from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
 
 for package in ("onnxruntime", "onnxscript"):
     pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
@@ -233,7 +247,8 @@ def test_unused_exports_are_deleted(specs: Specs) -> None:
     aged(killed, 3700)
     assert not uses_torch(specs)  # which marks the export as used
     tidy()
-    assert sorted(folder.parent.iterdir()) == sorted([folder, record_of(folder), at_work, letter, photos])
+    lock = folder.parent / ".lock"
+    assert sorted(folder.parent.iterdir()) == sorted([folder, record_of(folder), at_work, letter, photos, lock])
     assert not uses_torch(specs)
     aged(record_of(folder), month)
     export_to_cache({"other": specs["vit"]})  # which tidies
@@ -244,3 +259,94 @@ def test_an_unpinned_revision_is_not_exported_to_the_cache(tmp_path: Path, monke
     monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path)
     with pytest.raises(InvalidInputError, match="pin the revision"):
         export_to_cache({"clip": EncoderSpec(family="clip", model="nobody/nothing-of-this-name")})
+
+
+def lacking(specs: Specs, **options: Any) -> bool:
+    return lacks_export(specs, **{"device": "cpu", "dtype": "auto", "runtime": "auto"} | options)
+
+
+def test_an_export_is_lacking_until_it_is_made_and_again_when_it_is_stale(specs: Specs) -> None:
+    assert not lacking(specs)
+    changed = {"vit": specs["vit"].model_copy(update={"image_size": 96})}
+    assert lacking(changed)
+    assert lacking(changed, runtime="onnx")
+    assert not lacking(changed, runtime="torch")
+    flipped(next(place(specs).glob("*.onnx")))
+    assert not lacking(specs)  # a damaged export is named by a warning
+    flipped(Path(str(specs["vit"].weights)))
+    assert lacking(specs)
+
+
+def test_a_failure_is_remembered_until_an_export_succeeds(specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {"other": specs["vit"]}
+
+    def fails(*_: object) -> None:
+        raise ValueError("no such operator\nand a long explanation")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.onnx.export", lambda *_, **__: fails())
+        with pytest.raises(EncoderError, match=r"ValueError: no such operator\); use"):
+            export_to_cache(other)
+    assert not lacking(other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "installed_version", lambda _: "99")
+        assert lacking(other)
+    assert not lacking(specs)
+    monkeypatch.setattr(export, "_rates", lambda *_: FAST)
+    steps: list[str] = []
+    assert export_to_cache(other, on_step=steps.append).rates == FAST
+    assert len(steps) == 4
+    assert not failure_of(place(other)).exists()
+
+
+def test_a_full_disk_is_not_remembered(specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("torch.onnx.export", full)
+    with pytest.raises(OSError, match="No space left"):
+        export_to_cache({"other": specs["vit"]})
+    assert lacking({"other": specs["vit"]})
+
+
+def test_an_export_of_another_process_is_awaited_and_used(specs: Specs, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = record_of(place(specs))
+    content = record.read_bytes()
+    record.unlink()
+    with ThreadPoolExecutor() as pool:
+        with FileLock(record.parent / ".lock"):
+            waiting = pool.submit(export_to_cache, specs)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.5)
+            record.write_bytes(content)  # as the other process does
+        assert waiting.result(timeout=60).rates == FAST
+    monkeypatch.setattr(export, "_LOCK_TIMEOUT_S", 0)
+    with FileLock(record.parent / ".lock"), pytest.raises(InvalidInputError, match="another process"):
+        export_to_cache(specs)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links take rights elsewhere")
+def test_links_in_the_cache_are_not_written_through(
+    specs: Specs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, victim, elsewhere = place(specs), tmp_path / "victim", tmp_path / "elsewhere"
+    victim.write_text("precious")
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    shutil.rmtree(folder)
+    folder.symlink_to(elsewhere)
+    for file in (record_of(folder), failure_of(folder)):
+        file.unlink(missing_ok=True)
+        file.symlink_to(victim)
+    monkeypatch.setattr(export, "_rates", lambda *_: FAST)
+    assert export_to_cache(specs).rates == FAST
+    assert victim.read_text() == "precious"
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"]
+    assert not folder.is_symlink()
+    assert not uses_torch(specs)
+    lock = folder.parent / ".lock"
+    lock.unlink(missing_ok=True)
+    lock.symlink_to(victim)
+    with suppress(OSError):  # refused
+        export_to_cache(specs)
+    assert victim.read_text() == "precious"

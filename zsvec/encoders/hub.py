@@ -61,7 +61,7 @@ class HubSource:
                 folder = self._fetch()
             # The errors of a failed request depend on the installed version of huggingface_hub.
             except Exception as exc:  # noqa: BLE001
-                cached = self._cached()
+                cached = self.path()
                 if cached is None:
                     has_password = without_password(str(exc)) != str(exc)  # from HF_ENDPOINT
                     raise self._unavailable(exc) from (None if has_password else exc)
@@ -74,8 +74,7 @@ class HubSource:
         Raises:
             WeightsUnavailableError: ``HF_ENDPOINT`` is not a valid URL.
         """
-        _check_endpoint()
-        return None if self._cached() else f"{self} from the Hugging Face hub"
+        return None if self.path() else f"{self} from the Hugging Face hub"
 
     def _fetch(self) -> Path:
         from huggingface_hub import HfApi, hf_hub_download
@@ -88,7 +87,13 @@ class HubSource:
         paths = [hf_hub_download(self.repository, name, revision=info.sha) for name in names]
         return Path(paths[0]).parents[len(PurePosixPath(names[0]).parts) - 1]
 
-    def _cached(self) -> Path | None:
+    def path(self) -> Path | None:
+        """Returns the folder of the weights in the hub's cache, or ``None`` if they are not in the cache.
+
+        Raises:
+            WeightsUnavailableError: ``HF_ENDPOINT`` is not a valid URL.
+        """
+        _check_endpoint()
         from huggingface_hub import try_to_load_from_cache
 
         for name in _ROOT_FILES:

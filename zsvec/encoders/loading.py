@@ -11,6 +11,7 @@ from typing import Any, cast
 from zsvec.encoders.base import Encoder
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
+from zsvec.encoders.weights import files_at
 from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.types import Modality
 
@@ -137,8 +138,22 @@ def missing_weights(specs: Mapping[str, EncoderSpec]) -> dict[str, str]:
     return {name: ", ".join(filter(None, missing)) for name, missing in found.items() if any(missing)}
 
 
+def weights_size(specs: Mapping[str, EncoderSpec]) -> int | None:
+    """Returns the size of all weights in bytes, or ``None`` if some are not on disk. Sends no request.
+
+    Raises as `missing_weights` does, and WeightsUnavailableError if a local path has no weights.
+    """
+    paths = [source.path() for spec in specs.values() for source in weight_sources(spec)]
+    if None in paths:
+        return None
+    return sum(file.stat().st_size for file in {file for path in paths for file in files_at(path)})
+
+
 def weight_sources(spec: EncoderSpec) -> list[Any]:
-    """Returns the sources of an encoder's weights. Each has a method `missing`. Raises as `missing_weights` does."""
+    """Returns the sources of an encoder's weights. Each has a method `missing`. Raises as `missing_weights` does.
+
+    Sources of models on torch also have the methods `load` and `path`.
+    """
     return list(_module(spec).sources(spec))
 
 

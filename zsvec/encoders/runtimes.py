@@ -3,7 +3,7 @@
 An export is a folder in the user's cache, named by a digest of specs, installed versions and processor. A record file
 next to the folder stores the state of the weight files and the rates of torch and onnxruntime. torch is used if no
 export exists, if the weight files have changed since the export, or if other users may write to the folder. A new
-export deletes exports that were not used for 30 days.
+export deletes exports that were not used for 30 days. If an export has failed, a file in its place contains the reason.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from zsvec.encoders.weights import located
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.inputs.files import is_ours, read_regular
 
+EXPORT_PACKAGES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
+"""Packages that an export needs in addition to torch."""
+
 _MIN_RELATIVE_RATE = 0.95  # minimum ratio of rates to choose onnxruntime, which starts sooner than torch
 _MAX_EXPORT_S = 3600  # an unfinished export that is older was killed
 _MAX_UNUSED_S = 30 * 86_400
-# Names of exports, records and rates, finished and unfinished.
-_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.rates)?|\.[0-9a-f]{32}-.*|\.zsvec-[0-9a-f]{32}\.new")
+# Names of exports, records, failures and rates, finished and unfinished.
+_NAME = re.compile(r"[0-9a-f]{32}(\.json|\.failed|\.rates)?|\.[0-9a-f]{32}-.*|\.zsvec-[0-9a-f]{32}\.new")
 _GPUS = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 _logger = logging.getLogger(__name__)
 
@@ -89,6 +92,11 @@ def record_of(folder: Path) -> Path:
     return folder.with_suffix(".json")
 
 
+def failure_of(folder: Path) -> Path:
+    """Returns the path of the file with the reason why an export is impossible."""
+    return folder.with_suffix(".failed")
+
+
 def read_record(folder: Path) -> Record | None:
     """Returns the record of an export in the cache and marks the export as used.
 
@@ -136,7 +144,7 @@ def chosen_specs(
         InvalidInputError: `runtime` or the encoders require onnxruntime, but another setting excludes onnxruntime or
             no export exists.
     """
-    excluded = device in {"cuda", "mps"} or dtype == "bfloat16"  # exports run on the CPU, in float32
+    excluded = _excludes_exports(device, dtype)
     if all(spec.family == "onnx" for spec in specs.values()):
         on_cuda = device == "cuda" and dtype != "bfloat16" and hardware.installed_version("onnxruntime-gpu") is not None
         if runtime == "torch" or compiled or (excluded and not on_cuda):
@@ -146,8 +154,7 @@ def chosen_specs(
                 "choose 'auto', or the profile from which the encoders were exported"
             )
         return specs
-    left_to_torch = compiled or excluded or (device == "auto" and _may_have_gpu())
-    if runtime == "torch" or (runtime == "auto" and left_to_torch):
+    if _is_torch(device, dtype, runtime, compiled):
         return specs
     if compiled or excluded:
         raise InvalidInputError(
@@ -169,6 +176,27 @@ def chosen_specs(
     return specs
 
 
+def lacks_export(
+    specs: Mapping[str, EncoderSpec], *, device: Device, dtype: Dtype, runtime: RuntimeName, compiled: bool = False
+) -> bool:
+    """Returns whether an export to the cache is missing, and would be compared with torch under these settings.
+
+    Returns ``False`` if a package is not installed, an export has failed before with the installed versions, or other
+    users may write to the cache. The arguments are those of `zsvec.encoders.load_encoders`.
+
+    Raises:
+        InvalidInputError: A path in a spec begins with ``~USER`` and no such user exists.
+    """
+    if compiled or _excludes_exports(device, dtype) or _is_torch(device, dtype, runtime, compiled):
+        return False
+    if any(spec.family == "onnx" for spec in specs.values()) or not all(map(find_spec, ("torch", *EXPORT_PACKAGES))):
+        return False
+    folder = place(specs)
+    if folder.parent.exists() and not is_ours(folder.parent):
+        return False
+    return read_record(folder) is None and not failure_of(folder).exists()
+
+
 def tidy() -> None:
     """Deletes exports not used for 30 days, rates measured more than 30 days ago, and remains of killed exports."""
     folder, now = hardware.cache_folder(), time.time()
@@ -185,6 +213,16 @@ def tidy() -> None:
                     shutil.rmtree(entry, ignore_errors=True)
                 else:
                     entry.unlink()
+
+
+def _excludes_exports(device: Device, dtype: Dtype) -> bool:
+    return device in {"cuda", "mps"} or dtype == "bfloat16"  # exports run on the CPU, in float32
+
+
+def _is_torch(device: Device, dtype: Dtype, runtime: RuntimeName, compiled: bool) -> bool:
+    """Returns whether torch computes, whatever was exported."""
+    left_to_torch = compiled or _excludes_exports(device, dtype) or (device == "auto" and _may_have_gpu())
+    return runtime == "torch" or (runtime == "auto" and left_to_torch)
 
 
 def _may_have_gpu() -> bool:

@@ -55,9 +55,7 @@ class Weights:
 
     def files(self) -> list[Path]:
         """Returns the weight file, or all files of the checkpoint that sentence-transformers loads."""
-        if self.path.is_file():
-            return [self.path]
-        return [self.path / name for name in checkpoint_files(relative_files(self.path))]
+        return files_at(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +72,18 @@ class LocalSource:
             WeightsUnavailableError: The package is unknown, or the path is missing, has no weights or is unreadable.
             InvalidInputError: The path begins with ``~USER`` and no such user exists.
         """
-        path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
-        if not path.exists():
-            raise WeightsUnavailableError(f"no weights at {path}; give the path of a weight file or checkpoint folder")
+        path = self.path()
         try:
             return Weights(path=path, model=f"sha256:{_sha256(path)}")
         except OSError as exc:
             raise WeightsUnavailableError(f"the weights at {path} must be readable, got: {exc}") from exc
+
+    def path(self) -> Path:
+        """Returns the path of the file or folder. Raises as `load` does, but reads no weights."""
+        path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
+        if not path.exists():
+            raise WeightsUnavailableError(f"no weights at {path}; give the path of a weight file or checkpoint folder")
+        return path
 
     def missing(self) -> str | None:
         """Returns the reason why the weights cannot be loaded, or ``None``."""
@@ -89,6 +92,11 @@ class LocalSource:
         except (MissingExtraError, WeightsUnavailableError) as exc:
             return str(exc)
         return None
+
+
+def files_at(path: Path) -> list[Path]:
+    """Returns a weight file, or all files of a checkpoint that sentence-transformers loads."""
+    return [path] if path.is_file() else [path / name for name in checkpoint_files(relative_files(path))]
 
 
 def is_package(reference: str) -> bool:

@@ -12,7 +12,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -41,25 +42,38 @@ from zsvec.encoders.onnx.exported import (
     other_files,
 )
 from zsvec.encoders.preprocessing import preprocess
-from zsvec.encoders.runtimes import Record, file_state, place, record_of, tidy
+from zsvec.encoders.runtimes import (
+    EXPORT_PACKAGES,
+    Record,
+    failure_of,
+    file_state,
+    place,
+    read_record,
+    record_of,
+    tidy,
+)
 from zsvec.encoders.spec import EncoderSpec, Preprocessing
 from zsvec.encoders.torch.clip import ClipBackbone
 from zsvec.encoders.torch.sentence import SentenceModel
 from zsvec.encoders.torch.vision import TimmBackbone
 from zsvec.encoders.weights import at_home, sha256_of_file
-from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
+from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.inputs.files import is_ours, replacing, write_whole
 from zsvec.types import Fingerprint
 
 LEAST_COSINE = 0.9999
-_MODULES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")  # needed in addition to torch
+_LOCK_TIMEOUT_S = 600
 _TURNS, _IMAGES_A_TURN = 4, 8
 _COMPARED_SIZES = [(320, 240), (240, 320), (224, 224), (500, 375), (64, 48), (1000, 100), (333, 250), (397, 251)]
 _COMPARED_TEXTS = ["a photo of a cat", "x", "  Two   DOGS, sleeping in the sun!\n", "小熊猫 é ß", "a long text " * 100]
 
 
 def export_encoders(
-    specs: Mapping[str, EncoderSpec], folder: Path, *, photographs: Sequence[Image.Image] | None = None
+    specs: Mapping[str, EncoderSpec],
+    folder: Path,
+    *,
+    photographs: Sequence[Image.Image] | None = None,
+    on_step: Callable[[str], None] = lambda step: None,
 ) -> dict[str, float]:
     """Exports encoders to a folder. If the export fails, the folder stays unchanged.
 
@@ -68,6 +82,7 @@ def export_encoders(
         folder: A new or empty folder, or a folder that contains only exported encoders, which are replaced.
         photographs: Photographs that calibrate image models in int8. An int8 model replaces a slower float32 model, and
             changes the fingerprint of the encoder. Without photographs, all models are in float32.
+        on_step: Called with a description of each step before it begins.
 
     Returns:
         Mean cosine similarity of int8 and torch vectors, by name of each encoder in int8.
@@ -91,20 +106,54 @@ def export_encoders(
             )
     folder = at_home(folder).resolve()  # replaces the target of a link, not the link
     _check_replaceable(folder)
-    with _exported_beside(folder, specs, photographs or ()) as (work, cosines):
+    with _exported_beside(folder, specs, photographs or (), on_step) as (work, cosines):
         _check_replaceable(folder)  # checked again, because the export takes a minute
         _put_in_place(work, folder)
     return cosines
 
 
-def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
+def export_to_cache(specs: Mapping[str, EncoderSpec], *, on_step: Callable[[str], None] = lambda step: None) -> Record:
     """Exports encoders to the cache of this user, and measures their rates on torch and onnxruntime.
 
-    Also raises the errors of `export_encoders`.
+    If another process is exporting, waits for its export and uses it. If the encoders cannot be exported, remembers the
+    reason (`zsvec.encoders.runtimes.lacks_export`).
+
+    Args:
+        specs: The encoders, by name.
+        on_step: Called with a description of each step before it begins.
 
     Raises:
-        InvalidInputError: Other users may write to the cache, or weights from the hub may change because no revision is
-            pinned.
+        InvalidInputError: `check_exportable` or `export_encoders` raises this error, or another process is exporting
+            for more than 10 minutes.
+        MissingExtraError: A package for exports is not installed.
+        EncoderError: As `export_encoders`, or a model cannot be turned into a graph.
+        WeightsUnavailableError: Weights are neither on disk nor available from the hub.
+        OSError: The cache cannot be written.
+    """
+    check_exportable(specs)
+    folder = place(specs)
+    was_missing = read_record(folder) is None
+    try:
+        lock = FileLock(folder.parent / ".lock", timeout=_LOCK_TIMEOUT_S, mode=0o600).acquire()
+    except Timeout as exc:
+        raise InvalidInputError(
+            f"another process has been exporting to {folder.parent} for {_LOCK_TIMEOUT_S} s: wait for it, or end it"
+        ) from exc
+    with lock:
+        record = read_record(folder) if was_missing else None
+        if record is None:
+            record = _export_and_measure(specs, folder, on_step)
+    return record
+
+
+def check_exportable(specs: Mapping[str, EncoderSpec]) -> None:
+    """Creates the cache, and raises an error if encoders certainly cannot be exported to it. Loads no weights.
+
+    Raises:
+        InvalidInputError: Other users may write to the cache, an encoder is exported already, or weights from the hub
+            may change because no revision is pinned.
+        MissingExtraError: A package for exports is not installed.
+        OSError: The cache cannot be created.
     """
     _check_not_exported(specs)
     folder = place(specs)
@@ -114,19 +163,33 @@ def export_to_cache(specs: Mapping[str, EncoderSpec]) -> Record:
             f"others may write to {folder.parent}, so exports there are not used: restrict the folder (chmod go-w), or "
             "export to a folder"
         )
-    sources = [source for spec in specs.values() for source in weight_sources(spec)]
-    for source in sources:
+    for source in _sources(specs):
         if getattr(source, "revision", "") is None:
             raise InvalidInputError(
                 f"{source} cannot be exported to the cache: pin the revision, or export to a folder"
             )
     _check_packages()
+
+
+def _sources(specs: Mapping[str, EncoderSpec]) -> list[Any]:
+    return [source for spec in specs.values() for source in weight_sources(spec)]
+
+
+def _export_and_measure(specs: Mapping[str, EncoderSpec], folder: Path, on_step: Callable[[str], None]) -> Record:
     record_of(folder).unlink(missing_ok=True)
-    with _exported_beside(folder, specs) as (work, _):
-        _put_in_place(work, folder)
+    try:
+        with _exported_beside(folder, specs, (), on_step) as (work, _):
+            _put_in_place(work, folder)
+    except (EncoderError, InvalidInputError) as exc:
+        if not isinstance(exc, WeightsUnavailableError):
+            with suppress(OSError):
+                hardware.write_cached(failure_of(folder), f"{exc}\n".encode())
+        raise
+    failure_of(folder).unlink(missing_ok=True)
     folder.chmod(0o700)
-    files = sorted({str(file.absolute()) for source in sources for file in source.load().files()})
+    files = sorted({str(file.absolute()) for source in _sources(specs) for file in source.load().files()})
     weights = {file: file_state(file) for file in files}
+    on_step("measuring")
     record = Record(weights=weights, rates=_rates(specs, ExportedFolder(folder).specs()))
     hardware.write_cached(record_of(folder), record.model_dump_json().encode())
     tidy()
@@ -142,7 +205,7 @@ def _check_not_exported(specs: Mapping[str, EncoderSpec]) -> None:
 
 
 def _check_packages() -> None:
-    missing = [name for name in _MODULES if find_spec(name) is None]
+    missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'exporting encoders needs {", ".join(missing)}: pip install "zsvec[onnx]"')
 
@@ -159,18 +222,24 @@ def _check_replaceable(folder: Path) -> None:
 
 @contextmanager
 def _exported_beside(
-    folder: Path, specs: Mapping[str, EncoderSpec], photographs: Sequence[Image.Image] = ()
+    folder: Path,
+    specs: Mapping[str, EncoderSpec],
+    photographs: Sequence[Image.Image],
+    on_step: Callable[[str], None],
 ) -> Iterator[tuple[Path, dict[str, float]]]:
     """Exports encoders to a temporary folder next to `folder`.
 
     Yields the temporary folder and the mean cosine similarities of encoders in int8. After the block, deletes the
     temporary folder, unless the block has renamed it.
     """
+    on_step("loading the models")
     encoders = load_encoders(specs, device="cpu", dtype="float32", runtime="torch")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        on_step("writing the graphs")
         _Exporter(work, photographs).write(encoders, specs)
+        on_step("comparing with torch")
         exported = load_encoders(ExportedFolder(work).specs(), device="cpu")
         cosines = _compare(encoders, exported, photographs)
         yield work, cosines
@@ -411,16 +480,24 @@ def _write_graph(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], fil
     dynamic = tuple({axis: axes[axis] for axis in range(1 if tensor.ndim > 2 else 2)} for tensor in inputs.values())
     variadic = isinstance(model, _Texts)
     with silent_export():
-        torch.onnx.export(
-            model.eval(),
-            tuple(inputs.values()),
-            str(file),
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-            input_names=list(inputs),
-            dynamic_shapes=(dynamic,) if variadic else dynamic,
-        )
+        try:
+            torch.onnx.export(
+                model.eval(),
+                tuple(inputs.values()),
+                str(file),
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                input_names=list(inputs),
+                dynamic_shapes=(dynamic,) if variadic else dynamic,
+            )
+        except OSError:  # such as a full disk
+            raise
+        except Exception as exc:  # the exporter raises errors of many types
+            raise EncoderError(
+                f"torch cannot export {file.stem} ({type(exc).__name__}: {str(exc).partition(chr(10))[0]}); use the "
+                "encoders with torch (runtime='torch')"
+            ) from exc
 
 
 @contextmanager

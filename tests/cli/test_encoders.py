@@ -83,7 +83,7 @@ def test_the_runtime_of_the_next_start_is_named(settings: Settings, monkeypatch:
 
     assert said(1.0) == "torch as before: onnxruntime is slower here"
     assert (is_onnx(), is_onnx(runtime="onnx")) == (False, True)
-    assert said(20.0) == "onnxruntime from the next start on"
+    assert said(20.0) == "onnxruntime from now on"
     assert (is_onnx(), is_onnx(runtime="torch"), is_onnx(dtype="bfloat16")) == (True, False, False)
     monkeypatch.setattr(runtimes, "_GPUS", ("/",))
     assert (is_onnx(), is_onnx(device="cpu")) == (False, True)
@@ -113,7 +113,7 @@ def test_photographs_for_int8_are_reduced_and_unreadable_ones_left_out(monkeypat
     Path("photos/damaged.png").write_bytes(b"\x89PNG")
     sizes: list[tuple[int, int]] = []
 
-    def exported(*_: object, photographs: list[Image.Image]) -> dict[str, float]:
+    def exported(*_: object, photographs: list[Image.Image], **__: object) -> dict[str, float]:
         sizes.extend(image.size for image in photographs)
         return {"vit": 0.99}
 

@@ -51,6 +51,7 @@ VALUES: dict[str, Any] = {
     "device": "cpu",
     "dtype": "float32",
     "runtime": "torch",
+    "export_encoders": "yes",
     "compile": True,
     "batch_size": 4096,
     "index": "memory",

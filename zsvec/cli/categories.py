@@ -13,6 +13,7 @@ from rich.table import Table
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, KeepImages, Name, Replace, Sheet, Yes, app, check_exists, confirm, images_at
+from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import InvalidInputError
 from zsvec.types import Category, SmallImage, StoredReference
 
@@ -40,12 +41,14 @@ def add(
     replace_: Replace = False,
     keep_images: KeepImages = None,
     json: Json = False,
+    yes: ExportYes = False,
 ) -> None:
     """Add a category, or add references to a category. Every process uses the references from the next image on."""
     images = [path for given in image or [] for path in images_at(given)]
     for path in images:
         check_exists(path)
     with context.obj.open(keep_images=keep_images) as classifier:
+        prepare_encoders(classifier, yes=yes, adds=True)
         category = classifier.add_category(name, text or None, images, replace=replace_)
         output.print_found([category], categories_table, json=json)
         if not json:

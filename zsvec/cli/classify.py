@@ -12,6 +12,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import Explain, Fusion, Json, Keep, Stats, TopK, app, check_exists, images_at
+from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import ImageError, without_password
 from zsvec.types import Prediction
 
@@ -39,6 +40,7 @@ def classify(
     csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV: source, label, nearest, probability, unknown, novelty, …")
     ] = False,
+    yes: ExportYes = False,
 ) -> None:
     """Classify images, and print each result as soon as it is known.
 
@@ -56,6 +58,7 @@ def classify(
                 show(answer)
             failed = images = len(missing)
         else:
+            prepare_encoders(classifier, yes=yes)
             output.print_loading(classifier)
             with (
                 classifier.classify_stream(_images(sources, every), top_k=top_k) as stream,
@@ -87,20 +90,18 @@ def watch(
     keep: Keep = None,
     stats: Stats = False,
     json: Json = False,
+    yes: ExportYes = False,
 ) -> None:
     """Classify each image in a folder once, and wait for new images until interrupted. The next run continues."""
     from zsvec.inputs.watch import Watch
 
-    with (
-        context.obj.open(keep=keep) as classifier,
-        Watch(folder, state=state, settle=settle) as watched,
-        classifier.classify_stream(watched, top_k=top_k) as stream,
-        output.live(stream, stats),
-    ):
-        output.print_loading(classifier)
-        for prediction in stream:
-            output.print_prediction(prediction, explain=explain, json=json)
-            watched.done(prediction.source)
+    with context.obj.open(keep=keep) as classifier, Watch(folder, state=state, settle=settle) as watched:
+        prepare_encoders(classifier, yes=yes)
+        with classifier.classify_stream(watched, top_k=top_k) as stream, output.live(stream, stats):
+            output.print_loading(classifier)
+            for prediction in stream:
+                output.print_prediction(prediction, explain=explain, json=json)
+                watched.done(prediction.source)
 
 
 def _images(sources: list[str], every: int) -> Iterator[ImageInput]:

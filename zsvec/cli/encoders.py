@@ -9,6 +9,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import App, app, images_in, needs_extra
+from zsvec.cli.exporting import export_for_user
 from zsvec.errors import ImageError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -46,12 +47,10 @@ def export(
 
     Vectors stay the same and stores stay valid, unless you give --int8.
     """
-    from zsvec.encoders.runtimes import chosen_specs
-
     if int8 is not None and folder is None:
         raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
     with needs_extra("onnx", "an export"):
-        from zsvec.encoders.torch.export import export_encoders, export_to_cache
+        from zsvec.encoders.torch.export import export_encoders
     settings = context.obj.settings().of_store()
     if settings.encoders is not None:
         raise InvalidInputError(
@@ -60,21 +59,15 @@ def export(
         )
     specs = settings.encoder_specs()
     if folder is not None:
-        cosines = export_encoders(specs, folder, photographs=_photographs(int8, settings) if int8 else None)
+        photographs = _photographs(int8, settings) if int8 else None
+        with output.steps(f"exporting the encoders of profile {settings.profile}") as on_step:
+            cosines = export_encoders(specs, folder, photographs=photographs, on_step=on_step)
         if int8 is not None:
             said = ", ".join(f"{name} (mean cosine {cosine:.4f})" for name, cosine in cosines.items())
             output.print_note(f"in int8: {said or 'nothing, which would be slower here, or too different'}")
         output.print_note(f"exported to {folder}: use them by --profile {folder.absolute()}")
         return
-    record = export_to_cache(specs)
-    device, dtype, runtime = settings.device, settings.dtype, settings.runtime
-    if chosen_specs(specs, device=device, dtype=dtype, runtime=runtime) is not specs:
-        used = "onnxruntime from the next start on"
-    elif record.is_fast:
-        used = f"torch as before, by runtime={runtime!r}, device={device!r} and dtype={dtype!r} (zsvec docs encoders)"
-    else:
-        used = "torch as before: onnxruntime is slower here"
-    output.print_note(f"{record}: {used}")
+    output.print_note(export_for_user(specs, settings))
 
 
 def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:

@@ -6,7 +6,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +15,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, KeepImages, Replace, app
+from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import ImageError, InvalidInputError, StoreError
 from zsvec.types import Category, StoredReference
 
@@ -89,6 +90,7 @@ def import_(
     ] = False,
     keep_images: KeepImages = None,
     json: Json = False,
+    yes: ExportYes = False,
 ) -> None:
     """Add a category for each sub-folder of DIR, with the name of the folder, or for each label in FILE.
 
@@ -121,7 +123,10 @@ def import_(
             output.print_json(category.to_dict())
 
     start = time.monotonic()
-    with context.obj.open(keep_images=keep_images) as classifier, output.progress("importing", number) as counted:
+    with ExitStack() as opened:
+        classifier = opened.enter_context(context.obj.open(keep_images=keep_images))
+        prepare_encoders(classifier, yes=yes, adds=True)
+        counted = opened.enter_context(output.progress("importing", number))
         before = {category.name: category for category in classifier.categories()}
         inputs = (replace(category, images=counted(category.images)) for category in found)
         leave_out = None if again else withdrawn.append

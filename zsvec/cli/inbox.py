@@ -12,6 +12,7 @@ from rich.table import Table
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Name, Sheet, app, check_exists
 from zsvec.cli.categories import categories_table, chosen_hashes
+from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def correct(
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image file.")],
     name: Name,
     json: Json = False,
+    yes: ExportYes = False,
 ) -> None:
     """Make an image a reference of the right category, which is created if new.
 
@@ -39,6 +41,7 @@ def correct(
     """
     check_exists(photo)
     with context.obj.open() as classifier:
+        prepare_encoders(classifier, yes=yes, adds=True)
         output.print_found([classifier.correct(photo, name)], categories_table, json=json)
 
 

@@ -154,6 +154,20 @@ def print_loading(classifier: Classifier) -> None:
 
 
 @contextmanager
+def steps(activity: str) -> Iterator[Callable[[str], None]]:
+    """Shows an activity on stderr: on a terminal a line with the current step, elsewhere one note.
+
+    Yields a function that takes the description of the next step.
+    """
+    if not err.is_terminal:
+        print_note(f"{activity} …")
+        yield lambda step: None
+        return
+    with err.status(escape(f"{activity} …")) as status:
+        yield lambda step: status.update(escape(f"{activity}: {step} …"))
+
+
+@contextmanager
 def progress(activity: str, total: int | None) -> Iterator[Callable[[Iterable[T]], Iterator[T]]]:
     """Shows a progress bar if stderr is a terminal. Yields a function that passes items on and advances the bar.
 

@@ -9,6 +9,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import Keep, app, needs_extra
+from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.cli.process import HarmlessFormatter
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     keep: Keep = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
+    yes: ExportYes = False,
 ) -> None:
     """Serve an HTTP API and web pages, until interrupted.
 
@@ -36,6 +38,7 @@ def serve(
         from zsvec.service.server import serve as run
     log_to_stderr(JsonLines() if log_json else HarmlessFormatter("%(asctime)s %(levelname)s %(message)s"))
     with listening(host, port) as listener, context.obj.open(keep=keep) as classifier:
+        prepare_encoders(classifier, yes=yes, adds=True)
         name, number = listener.getsockname()[:2]
         keys, secret = _keys(name)
         shown = "localhost" if ip_address(name).is_unspecified else f"[{name}]" if ":" in name else name

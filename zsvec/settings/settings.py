@@ -263,6 +263,8 @@ class Settings(_Masked, BaseSettings):
         dtype: Number format of the encoders; `auto` takes the faster format.
         runtime: Runtime of the encoders. On a CPU, `auto` takes encoders from `zsvec encoders export` if the exported
             encoders are as fast as torch.
+        export_encoders: Whether commands export the encoders of the profile to your cache before they first load them
+            with torch, so that later commands start in about a second: `yes`, `no`, or `ask` at a terminal.
         compile: Whether to compile image models with torch.compile. The first start takes about a minute longer.
         batch_size: Maximum number of images in a batch of an encoder.
         max_wait_ms: Maximum time in milliseconds that a batch waits for images that other threads or clients are
@@ -333,6 +335,7 @@ class Settings(_Masked, BaseSettings):
     device: Device = "auto"
     dtype: Dtype = "auto"
     runtime: RuntimeName = "auto"
+    export_encoders: Literal["ask", "yes", "no"] = "ask"
     compile: bool = False
     batch_size: PositiveInt = Field(default=32, le=LARGEST_BATCH)
     max_wait_ms: float = Field(default=20.0, ge=0, le=1000)
@@ -525,6 +528,7 @@ class SettingsArguments(TypedDict, total=False):
     device: Device | None
     dtype: Dtype | None
     runtime: RuntimeName | None
+    export_encoders: Literal["ask", "yes", "no"] | None
     compile: bool | None
     batch_size: int | None
     max_wait_ms: float | None

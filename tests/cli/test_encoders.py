@@ -10,14 +10,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import zsvec
 from tests.encoders import tiny_checkpoints as tiny
 from zsvec.cli.commands import app
 from zsvec.encoders import hardware, runtimes
 from zsvec.encoders.onnx.exported import ExportedFolder
 from zsvec.encoders.runtimes import chosen_specs
 from zsvec.encoders.torch import export
-from zsvec.errors import InvalidInputError, MissingExtraError
+from zsvec.errors import InvalidInputError, MissingExtraError, StoreLockedError
 from zsvec.settings.settings import Settings
+from zsvec.testing import HashEncoder
 
 CONFIG = """
 [profiles.tiny.encoders.vit]
@@ -126,3 +128,13 @@ def test_photographs_for_int8_are_reduced_and_unreadable_ones_left_out(monkeypat
     assert "damaged.png" in "".join(result.stderr.split())
     monkeypatch.setenv("ZSVEC_MAX_PIXELS", "1000")
     assert invoke("encoders", "export", "to", "--int8", "photos").stderr.count("left out: ") == 9
+
+
+def test_the_profile_of_a_store_that_is_open_elsewhere_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "_rates", lambda *_: {"torch float32": 10.0, "onnx": 20.0})
+    with zsvec.open("./zsvec-store", encoders=[HashEncoder()]) as clf:
+        clf.add_category("red", ["a red"])
+        result = CliRunner().invoke(app, ["encoders", "export"])
+        assert isinstance(result.exception, StoreLockedError)
+        assert "--profile NAME" in str(result.exception)
+        assert invoke("encoders", "export").exit_code == 0

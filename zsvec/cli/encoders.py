@@ -10,12 +10,13 @@ import typer
 from zsvec.cli import output
 from zsvec.cli.app import App, app, images_in, needs_extra
 from zsvec.cli.exporting import export_for_user
-from zsvec.errors import ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError, StoreLockedError, StoreUnavailableError
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from zsvec import Settings
+    from zsvec.cli.app import Target
 
 _SIDE = 640  # longest side of a calibration image, in pixels; 128 images take 160 MB
 
@@ -51,7 +52,7 @@ def export(
         raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
     with needs_extra("onnx", "an export"):
         from zsvec.encoders.torch.export import export_encoders
-    settings = context.obj.settings().of_store()
+    settings = _settings(context.obj)
     if settings.encoders is not None:
         raise InvalidInputError(
             f"encoders must be those of a profile to be exported, got {settings.encoders_name}. Export the model with "
@@ -68,6 +69,22 @@ def export(
         output.print_note(f"exported to {folder}: use them by --profile {folder.absolute()}")
         return
     output.print_note(export_for_user(specs, settings))
+
+
+def _settings(target: Target) -> Settings:
+    """Returns the settings, with the profile of the store if none is given.
+
+    Raises:
+        StoreError: The store cannot be opened, for example because a service has it open.
+    """
+    settings = target.settings()
+    try:
+        return settings.of_store()
+    except (StoreLockedError, StoreUnavailableError) as exc:
+        raise type(exc)(
+            f"the profile of the store is unknown: {exc}. Name the profile, so that the store is not opened: "
+            "zsvec --profile NAME encoders export"
+        ) from exc
 
 
 def _photographs(folder: Path, settings: Settings) -> list[Image.Image]:

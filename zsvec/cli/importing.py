@@ -150,11 +150,7 @@ def import_(
         notes = list(_notes_on_withdrawn(classifier.references, names | before.keys(), withdrawn))
         info, categories = classifier.info(), classifier.categories()
     seconds = time.monotonic() - start
-    if shared:
-        one, others = next(iter(shared.values()))
-        in_which = ", ".join(sorted([*others, one.category]))
-        output.print_note(f"images in several categories: {len(shared)}, such as {one.source} ({in_which})")
-    for note in notes:
+    for note in [*_notes_on_shared(list(shared.values())), *notes]:
         output.print_note(note)
     stored = [category for category in found if category.name in names]
     failed = len({_source_of(image) for category in stored for image in category.images}.intersection(unreadable))
@@ -267,6 +263,14 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
     if others := sum((other_files(path, folder) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
+
+
+def _notes_on_shared(shared: Sequence[tuple[StoredReference, Sequence[str]]]) -> Iterator[str]:
+    """Yields a note if images were added that other categories have, too."""
+    if shared:
+        one, others = shared[0]
+        in_which = ", ".join(sorted([*others, one.category]))
+        yield f"images in several categories: {len(shared)}, such as {one.source} ({in_which})"
 
 
 def _notes_on_withdrawn(

@@ -30,6 +30,7 @@ from zsvec.store.backends.base import Points
 from zsvec.store.catalog.catalog import Catalog, State, readable
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.commit import commit, publish
+from zsvec.store.catalog.marks import MARKS_KEPT
 from zsvec.store.catalog.schema import (
     LONGEST_SOURCE,
     Reference,
@@ -38,7 +39,6 @@ from zsvec.store.catalog.schema import (
     is_content_hash,
     reference_from,
 )
-from zsvec.store.catalog.marks import MARKS_KEPT
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled

@@ -180,7 +180,7 @@ def test_commands_that_run_no_encoder_import_none(
     monkeypatch.setenv("ZSVEC_ENCODERS", "./mymodule:encoders")
     for command in (
         *("list", "show red", "history", "info", "calibrate", "audit", "gc", "inbox"),
-        *('set red --metadata "{}"', "rename red crimson", "merge crimson blue", "remove green --yes", "undo"),
+        *('set red --metadata "{}"', "merge red blue", "remove green --yes", "undo"),
     ):
         result = own(command)
         assert result.code == 0, (command, result.err)

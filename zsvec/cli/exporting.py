@@ -35,11 +35,13 @@ def prepare_encoders(classifier: Classifier, *, yes: bool, adds: bool = False) -
     A failure is reported on stderr; torch then computes.
 
     Args:
-        classifier: A classifier of a profile.
+        classifier: The classifier of the command. Nothing is exported for encoders in Python.
         yes: Whether the user agrees in advance, as by the setting `export_encoders`.
         adds: Whether the command adds references. If not, it runs no encoder on an empty store.
     """
     settings = classifier.settings
+    if settings.encoders is not None:  # encoders in Python cannot be exported
+        return
     wanted = "yes" if yes else settings.export_encoders
     if wanted == "no" or (wanted == "ask" and (not _is_interactive() or declined_file().exists())):
         return

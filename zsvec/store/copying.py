@@ -339,18 +339,21 @@ def _planned(category: Category, there: Category | None) -> Category:
         write_ids=(new_write_id(),),
         references={},
         withdrawn=_marks(category.withdrawn),
+        kept=_marks(category.kept),
         retired=False,
     )
 
 
 def _with_marks(there: Category | None, category: Category) -> Category:
     """Returns a category of the target with the marks of the source added; `there` itself if it has them."""
-    held = there or replace(_planned(category, None), version=0, write_ids=(), texts=(), metadata={}, withdrawn=())
-    marks = _marks((*held.withdrawn, *_marks(category.withdrawn)))
-    retired = held.retired or category.retired
-    if (marks, retired) == (held.withdrawn, held.retired):
-        return held
-    return replace(held, version=held.version + 1, rev=0, withdrawn=marks, retired=retired)
+    held = there or Category(name=category.name, version=0, rev=0, write_ids=(), texts=(), references={})
+    marked = replace(
+        held,
+        withdrawn=_marks((*held.withdrawn, *_marks(category.withdrawn))),
+        kept=_marks((*held.kept, *_marks(category.kept))),
+        retired=held.retired or category.retired,
+    )
+    return held if marked == held else replace(marked, version=held.version + 1, rev=0)
 
 
 def _marks(marks: Iterable[str]) -> tuple[str, ...]:

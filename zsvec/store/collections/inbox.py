@@ -229,14 +229,20 @@ class InboxCollection:
 
         The encoders of both stores must have the same fingerprints. Raises as `create`.
         """
-        there = {image.hash for image in self.read()}
+        there = {image.hash for image in self.read(labelled=True)}
         missing = [image.hash for image in other.read() if image.hash not in there and is_content_hash(image.hash)]
         copied = 0
         for first in range(0, len(missing), _AT_ONCE):
-            found = other.read(missing[first : first + _AT_ONCE], vectors=True)
-            images = [image for image in found if len(image.source) <= LONGEST_SOURCE]
-            small = {image.hash: other.small(image.hash) for image in images}
-            self.put([replace(i, content=copy.content if (copy := small[i.hash]) else None) for i in images])
+            images = []
+            for image in other.read(missing[first : first + _AT_ONCE], vectors=True):
+                if len(image.source) > LONGEST_SOURCE:
+                    continue
+                if image.removal:  # final, since the history stays behind
+                    images.append(replace(image, removals=(Removal("dismissed"),)))
+                else:
+                    small = other.small(image.hash)
+                    images.append(replace(image, removals=(), content=small.content if small else None))
+            self.put(images)
             copied += len(images)
         return copied
 

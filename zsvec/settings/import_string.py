@@ -34,9 +34,7 @@ def checked_import_string(text: str) -> str:
     Raises:
         ValueError: The text is not ``MODULE:OBJECT``, with or without a folder in front.
     """
-    parts = _IMPORT_STRING.fullmatch(text)
-    if parts is None or parts["module"].endswith(".py"):
-        raise ValueError("must be MODULE:OBJECT, such as mymodule:encoders")
+    _parts(text)
     return text
 
 
@@ -84,11 +82,16 @@ def import_encoders(text: str, within: Path) -> list[Any]:
     return encoders
 
 
+def _parts(text: str) -> re.Match[str]:
+    parts = _IMPORT_STRING.fullmatch(text)
+    if parts is None or parts["module"].endswith(".py"):
+        raise ValueError("must be MODULE:OBJECT, such as mymodule:encoders")
+    return parts
+
+
 def _imported(text: str, within: Path) -> Any:
     """Returns the object of an import string."""
-    parts = _IMPORT_STRING.fullmatch(text)
-    assert parts is not None  # noqa: S101 - settings are validated
-    folder, name, attribute = parts.group("folder", "module", "object")
+    folder, name, attribute = _parts(text).group("folder", "module", "object")
     try:
         with _importing:
             if folder is not None:

@@ -10,6 +10,7 @@ import pytest
 
 import zsvec
 from tests.cli.support import Cli
+from tests.store.support import ServerDeployment
 from tests.stories.conftest import SUBJECTS
 from zsvec.inputs.images import content_hash
 
@@ -62,21 +63,29 @@ def test_inbox(shop: Cli) -> None:
     assert sum(answer["label"] == "starfish" for answer in answers) >= 6
     assert shop("undo").code == 0
     assert "starfish" not in images(shop)
+    assert len(shop("inbox --json").objects) == len(waiting)
     photo = sorted(Path("strange").iterdir())[0]
     assert shop("correct", photo, "clutter").code == 0
     assert images(shop)["clutter"] == 1
 
 
-def test_backup(shop: Cli) -> None:
-    store, backup = Path(os.environ["ZSVEC_STORE"]), Path("backup")
-    before, answers = shop("list --json").objects, shop("classify --json new").objects
-    shutil.copytree(store, backup)
+def test_backup_and_a_copy_on_a_server(shop: Cli, request: pytest.FixtureRequest) -> None:
+    store, before = os.environ["ZSVEC_STORE"], images(shop)
+    answers = [(one["label"], one["unknown"]) for one in shop("classify --json new").objects]
+    assert shop("copy", store, "backup").code == 0
     assert shop("remove sunflower --yes").code == 0
+    assert shop("copy backup", store).code == 0
+    assert images(shop) == before
     shutil.rmtree(store)
     assert shop("list").code == 1
-    backup.rename(store)
-    assert shop("list --json").objects == before
-    assert shop("classify --json new").objects == answers
+    targets = [("backup", "zsvec")]
+    if shutil.which("qdrant"):
+        server: ServerDeployment = request.getfixturevalue("server")
+        assert shop("copy backup", server.url, "--target-namespace", server.namespace).code == 0
+        targets.append((server.url, server.namespace))
+    for place, namespace in targets:
+        found = shop(f"--store {place} --namespace {namespace} classify --json new").objects
+        assert [(one["label"], one["unknown"]) for one in found] == answers
 
 
 def test_generation_without_a_key(real: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

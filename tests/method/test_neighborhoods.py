@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.method.material import Vectors, references, stores
 from zsvec.method.quality import neighborhoods as module
-from zsvec.method.quality.neighborhoods import Neighborhoods, neighborhoods, spreads
+from zsvec.method.quality.neighborhoods import Neighborhoods, neighborhoods
+from zsvec.method.quality.scenes import spreads
 
 
 def compared(vectors: Vectors, spread: Mapping[str, float] | None = None) -> Neighborhoods:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from tests.method.material import Vectors, clusters, references, stores
 from zsvec.method.calibrate.leave_one_out import leave_one_out
 from zsvec.method.quality import scenes as module
-from zsvec.method.quality.scenes import TWIN, image_rows, scenes
+from zsvec.method.quality.scenes import TWIN, image_rows, most_discriminating, scenes
 
 Keys = Sequence[tuple[str, str]]
 
@@ -99,6 +100,18 @@ def test_the_encoder_that_tells_categories_apart_best_decides() -> None:
     assert alone
     for order in ({"sharp:image": sharp, "a:image": blurred}, {"a:image": blurred, "sharp:image": sharp}):
         assert found(order) == alone
+
+
+def test_the_largest_spread_decides_among_encoders_of_equal_accuracy() -> None:
+    def pair(sign: int, degrees: float, first: str) -> dict[str, list[float]]:
+        angles = np.radians([-degrees / 2, degrees / 2])
+        return {f"{first}{i}": [sign * np.cos(angle), np.sin(angle)] for i, angle in enumerate(angles)}
+
+    wide, narrow = ({"a": pair(1, degrees, "a"), "b": pair(-1, degrees, "b")} for degrees in (60, 10))
+    mixed: Vectors = {"a": {"a0": [1, 0], "a1": [0, 1]}, "b": {"b0": [0.96, 0.28], "b1": [0.28, 0.96]}}
+    for names in permutations(["x:image", "y:image", "z:image"]):
+        stored = {name: references(one) for name, one in zip(names, (wide, narrow, mixed), strict=True)}
+        assert most_discriminating(stored, image_rows(stored), stored["x:image"].keys) == names[0]
 
 
 def test_only_scenes_of_wanted_categories_are_found() -> None:

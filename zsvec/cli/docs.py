@@ -62,7 +62,7 @@ def page(topic: str) -> str:
     if topic not in TOPICS:
         from zsvec.settings.settings import did_you_mean
 
-        near = did_you_mean(topic, TOPICS) or ":"
+        near = did_you_mean(topic, TOPICS) or "."
         raise InvalidInputError(f"no page is called {topic!r}{near} Topics: {', '.join(TOPICS)}")
     return files("zsvec").joinpath("docs", f"{topic}.md").read_text(encoding="utf-8")
 

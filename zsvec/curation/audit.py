@@ -22,8 +22,8 @@ import numpy as np
 from zsvec.method.arrays import Key
 from zsvec.method.predict.background import FEWEST
 from zsvec.method.quality.label_errors import Suspect, Verdict, suspects
-from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_below, neighborhoods, spreads
-from zsvec.method.quality.scenes import image_rows, most_discriminating
+from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_below, neighborhoods
+from zsvec.method.quality.scenes import image_rows, most_discriminating, spreads
 from zsvec.method.similarities import References, category_names, image_experts
 
 _OUTLIER_FENCE = 2.0  # interquartile ranges below the lower quartile of closeness

@@ -17,7 +17,6 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from zsvec.method.arrays import Floats, Key, largest, slices
-from zsvec.method.quality.scenes import median_cosine
 from zsvec.method.similarities import References
 
 Positions = NDArray[np.intp]
@@ -46,19 +45,6 @@ class Neighborhoods:
     nearest: Floats
     pictures: Positions
     likeness: Floats
-
-
-def spreads(references: References) -> dict[str, float]:
-    """Returns, for each category with at least two images, the median distance (1 - cosine) of two images, 0 to 2.
-
-    Args:
-        references: References of an image expert.
-    """
-    return {
-        name: 1 - median_cosine(references.vectors[start:end])
-        for name, start, end in zip(references.names, references.starts, references.starts[1:], strict=False)
-        if end - start > 1
-    }
 
 
 def neighborhoods(references: References, spread: Mapping[str, float]) -> Neighborhoods:

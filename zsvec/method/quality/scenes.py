@@ -30,6 +30,7 @@ TWIN = 0.99
 """Least cosine of two copies of one picture, under every encoder."""
 _FAR = 3.0  # cosines this many standard deviations above the median show one scene
 _BEYOND = 0.317  # fraction of a normal distribution beyond one standard deviation
+_ERRORS = 2.0  # accuracies that differ by at most so many standard errors count as equal
 _SAMPLE = 512  # maximum number of a category's images whose cosines are used to estimate the median
 _BLOCK = 2**24  # similarities, or numbers of vectors, in memory at once
 
@@ -67,13 +68,24 @@ def most_discriminating(
 ) -> str:
     """Returns the image expert that tells categories apart best.
 
+    In a small store, chance decides between experts. Of all experts whose accuracy is within two standard errors of the
+    best, the expert with the largest spread within categories is chosen, because that one also tells the images of a
+    category apart.
+
     Args:
         references: By expert; at least one image expert.
         rows: As in `scenes`.
         images: Reference images on which the accuracy of each expert is measured.
     """
     experts = image_experts(references)
-    return max(sorted(experts), key=lambda expert: _accuracy(experts[expert], rows[expert], images))
+    accuracy = {expert: _accuracy(found, rows[expert], images) for expert, found in sorted(experts.items())}
+    n, top = len(images), max(accuracy.values())
+    smoothed = (top * n + 1) / (n + 2)  # or the standard error of a perfect accuracy would be 0
+    least = top - _ERRORS * (smoothed * (1 - smoothed) / max(n, 1)) ** 0.5
+    near = [expert for expert, value in accuracy.items() if value >= least]
+    if len(near) == 1:
+        return near[0]
+    return max(near, key=lambda expert: float(np.median(list(spreads(experts[expert]).values()) or 0)))
 
 
 def agreed(pairs: Mapping[str, Pairs], images: Mapping[str, Collection[Key]]) -> Pairs:
@@ -176,6 +188,19 @@ def median_cosine(vectors: Floats) -> float:
         vectors: float32 ``(n_images, dim)``, unit rows, at least two.
     """
     return float(np.median(_cosines(vectors)))
+
+
+def spreads(references: References) -> dict[str, float]:
+    """Returns, for each category with at least two images, the median distance (1 - cosine) of two images, 0 to 2.
+
+    Args:
+        references: References of an image expert.
+    """
+    return {
+        name: 1 - median_cosine(references.vectors[start:end])
+        for name, start, end in zip(references.names, references.starts, references.starts[1:], strict=False)
+        if end - start > 1
+    }
 
 
 def _accuracy(references: References, row_of: Mapping[Key, int], images: Collection[Key]) -> float:

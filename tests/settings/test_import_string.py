@@ -224,6 +224,16 @@ def test_a_module_of_the_same_name_in_another_folder_is_no_mistake(mymodule: Pat
         names("other/mymodule:one")
 
 
+@pytest.mark.parametrize("folder", [".", "other/.."])
+def test_the_folder_of_a_module_may_be_on_the_python_path(
+    folder: str, mymodule: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("other").mkdir()
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path)  # as for a script in the folder
+        assert names(f"{folder}/{mymodule.stem}:one") == names(f"./{mymodule.stem}:one") == ["mine"]
+
+
 def test_the_python_path_comes_before_the_folder_of_a_trusted_file(
     mymodule: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

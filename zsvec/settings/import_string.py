@@ -130,7 +130,7 @@ def _import_from(folder: Path, top: str) -> None:
         raise InvalidInputError(f"there is no module {top!r} in {folder}. Give the folder of {top}.py, or of a package")
     place = spec.origin or str(folder / top)
     other = _origin(top)
-    if other == place and top in sys.modules:
+    if other is not None and Path(other).resolve() == Path(place).resolve():  # imported, or on the Python path as well
         return
     if other is not None:
         raise InvalidInputError(

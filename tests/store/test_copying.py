@@ -154,6 +154,17 @@ def test_a_copy_has_all_but_the_history(deployment: Deployment, source: Store) -
     assert target.changes() == []
 
 
+def test_a_target_without_small_copies_gets_none(deployment: Deployment, source: Store) -> None:
+    target = Store(deployment.backend(), deployment.namespace)
+    target.bind(FINGERPRINTS, images="none")
+    assert target.copy_from(source).inbox == 2
+    waiting = content_hash("waits")
+    assert source.inbox.small(waiting) is not None
+    assert target.inbox.small(waiting) is None
+    assert [image.state for image in target.inbox.read([waiting])] == ["waiting"]
+    assert all(target.image(one.hash) is None for one in source.stored("cat"))
+
+
 def test_a_copy_back_has_all(deployment: Deployment, source: Store) -> None:
     middle = Store(deployment.backend(), deployment.namespace)
     middle.copy_from(source)

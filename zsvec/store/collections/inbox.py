@@ -21,7 +21,7 @@ from uuid import UUID
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points, Where
 from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.schema import LONGEST_SOURCE, is_content_hash, text_from, time_from
+from zsvec.store.catalog.schema import LONGEST_SOURCE, is_content_hash, keeps_images, text_from, time_from
 from zsvec.store.collections.images import small_images
 from zsvec.store.names import INBOX, collection_name, point_id
 from zsvec.types import SmallImage
@@ -227,8 +227,10 @@ class InboxCollection:
     def copy_from(self, other: InboxCollection) -> int:
         """Adds the readable images of another inbox that are missing here, and returns their number.
 
-        The encoders of both stores must have the same fingerprints. Raises as `create`.
+        The encoders of both stores must have the same fingerprints. Small copies are left out unless this store keeps
+        small copies of images. Raises as `create`.
         """
+        small_copies = keeps_images(self._catalog.store())
         there = {image.hash for image in self.read(labelled=True)}
         missing = [image.hash for image in other.read() if image.hash not in there and is_content_hash(image.hash)]
         copied = 0
@@ -240,7 +242,7 @@ class InboxCollection:
                 if image.removal:  # final, since the history stays behind
                     images.append(replace(image, removals=(Removal("dismissed"),)))
                 else:
-                    small = other.small(image.hash)
+                    small = other.small(image.hash) if small_copies else None
                     images.append(replace(image, removals=(), content=small.content if small else None))
             self.put(images)
             copied += len(images)

@@ -231,6 +231,17 @@ def test_a_kept_finding_is_remembered_and_follows_its_category(open_store: Calla
     assert not store.kept()("outlier", "lion", leo)
 
 
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, indirect=True)
+def test_a_replaced_image_is_no_longer_kept(open_store: Callable[..., Store]) -> None:
+    store = open_store()
+    add(store, "cat", images=["tom", "felix"])
+    store.keep("cat", hashes("tom", "felix"), "label")
+    add(store, "cat", images=["felix", "new"], replace=True)
+    add(store, "cat", images=["tom"])  # is judged anew
+    is_kept = store.kept()
+    assert [is_kept("label", "cat", digest) for digest in hashes("tom", "felix")] == [False, True]
+
+
 def test_kept_findings_are_limited_and_may_be_forged(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zsvec.store.catalog.marks.MARKS_KEPT", 2)
     add(store, "cat", images=["tom", "felix", "sylvester"])

@@ -35,7 +35,7 @@ from tenacity import (
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
-from zsvec.store.catalog.marks import kept_mark, marked, unmarked, with_kept
+from zsvec.store.catalog.marks import kept_mark, kept_of, marked, unmarked, with_kept
 from zsvec.store.catalog.schema import Reference, category_from
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
@@ -325,6 +325,10 @@ class Writer:
             write_ids = ()
         counts = Counter(kept.references if kept and write_ids else {})
         counts.update(counted_by_expert(fresh))
+        written = {reference.hash for reference in fresh}
+        findings = current.kept if current else ()
+        if current and write.replace:
+            findings = kept_of(current, written)
         category = Category(
             name=write.name,
             version=current.version + 1 if current else 1,
@@ -333,8 +337,8 @@ class Writer:
             texts=texts,
             references=dict(counts),
             metadata=metadata,
-            withdrawn=unmarked(current, {reference.hash for reference in fresh}) if current else (),
-            kept=current.kept if current else (),
+            withdrawn=unmarked(current, written) if current else (),
+            kept=findings,
         )
         return category, fresh
 

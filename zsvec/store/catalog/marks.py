@@ -4,8 +4,8 @@
   does not revert corrections. The commit that moves or removes the reference adds the mark, and the commit that adds
   the reference again deletes the mark.
 - *Kept findings*: findings of an audit about images that stay as they are. Later audits leave them out. A finding is
-  kept if each of its images has the mark of its kind. The commit that moves or removes an image deletes these marks. A
-  category that is renamed or merged passes them on.
+  kept if each of its images has the mark of its kind. The commit that moves, removes or replaces an image deletes these
+  marks. A category that is renamed or merged passes them on.
 
 An undo restores the marks of the former state. Forgetting an image deletes the marks of the image
 (`zsvec.store.erasure`).
@@ -76,6 +76,12 @@ def unmarked(category: Category, hashes: Collection[str]) -> tuple[str, ...]:
     """Returns the withdrawals of a category, except the marks of these references."""
     added = set(map(mark, hashes))
     return tuple(one for one in category.withdrawn if one not in added)
+
+
+def kept_of(category: Category, hashes: Collection[str]) -> tuple[str, ...]:
+    """Returns the kept findings of a category about these references."""
+    there = set(map(mark, hashes))
+    return tuple(one for one in category.kept if one[1:] in there)
 
 
 def with_kept(category: Category, marks: Iterable[str]) -> Category:

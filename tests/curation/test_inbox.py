@@ -760,6 +760,10 @@ def test_a_prediction_stands_for_no_other_image(clf: Classifier) -> None:
     for use in (clf.keep, lambda one: clf.correct(one, "red")):
         with pytest.raises(ImageError, match="has changed since"):
             use(answered)  # type: ignore[operator]
+    with Image.open(path) as opened:  # has the hash of its pixels, and the name of the file
+        pixels = clf.classify(opened)
+    with pytest.raises(ImageError, match=r"was given as pixels\. Give the image itself"):
+        clf.correct(pixels, "red")
     path.unlink()
     with pytest.raises(ImageError):
         clf.keep(answered)

@@ -401,7 +401,8 @@ class Feedback:
             raise ImageError(f"{exc}; or give the image itself instead of its prediction") from exc
         if content_hash(content, **self._embedder.limits) != prediction.hash:
             raise ImageError(
-                f"{prediction.source}: the file has changed since its classification: classify the image again"
+                f"{prediction.source}: the file has changed since its classification, or the image was given as "
+                "pixels. Give the image itself, or classify the file"
             )
         return content
 

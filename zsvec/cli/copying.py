@@ -37,7 +37,8 @@ def copy(
     ZSVEC_API_KEY is sent to SOURCE, and to TARGET only if SOURCE is a folder or has the same URL.
     ZSVEC_TARGET_API_KEY is sent to TARGET instead. `--namespace` is that of SOURCE.
 
-    Exit code 1 if a category is damaged or differs: it is named, and all others are copied.
+    Exit code 1 if a category is damaged, differs, or changes in SOURCE during the copy: it is named, and all others are
+    copied.
     """
     import zsvec
 

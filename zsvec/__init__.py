@@ -295,6 +295,7 @@ def copy(
         on_commit: Called with each category once it is committed in the target.
         track: Called with the categories of the source; must yield all of them. Shows progress.
         **settings: Settings of both stores, as for `open`. ``namespace`` and ``api_key`` are those of the source.
+            ``keep_images`` is the choice of a new target, by default that of the source.
 
     Returns:
         The copied categories, and those that could not be copied. `Copied.complete` tells whether nothing is missing.

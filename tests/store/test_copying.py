@@ -234,6 +234,9 @@ def test_the_target_keeps_images_as_the_source_does() -> None:
     bare.bind(FINGERPRINTS, images="none")
     bare.copy_from(filled(opened()))
     assert not bare.keeps_images()
+    chosen = new_target()
+    chosen.copy_from(filled(opened()), images="none")
+    assert not chosen.keeps_images()
 
 
 def test_a_large_category_is_written_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

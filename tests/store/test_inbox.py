@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -170,6 +171,34 @@ def test_images_of_a_dropped_store_with_other_encoders(deployment: Deployment, o
 
 
 # Foreign points
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, indirect=True)
+def test_removed_images_are_deleted_once_an_undo_no_longer_needs_them(open_store: OpenStore) -> None:
+    store = open_store(history=0.2)
+    store.write([write_of("cat", ["felix"])])
+    store.inbox.put([image("labelled"), image("dismissed"), image("waiting")])
+    store.remove_from_inbox([content_hash("labelled")], "cat")
+    store.remove_from_inbox([content_hash("dismissed")])
+    assert len(store.inbox.read(labelled=True)) == 3
+    time.sleep(0.3)
+    store._collector._due = 0.0
+    store.write([write_of("dog", ["rex"])])
+    left = {one.hash: one.state for one in store.inbox.read(labelled=True)}
+    assert left == {content_hash("dismissed"): "dismissed", content_hash("waiting"): "waiting"}
+    copies = [store.inbox.small(content_hash(name)) for name in ("dismissed", "waiting")]
+    assert [copy is not None for copy in copies] == [False, True]
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, indirect=True)
+def test_dropping_images_deletes_the_copies_of_images_that_wait(open_store: OpenStore) -> None:
+    store = open_store(history=60)
+    store.write([write_of("cat", ["felix"])])
+    store.inbox.put([image("labelled"), image("waiting")])
+    store.remove_from_inbox([content_hash("labelled")], "cat")
+    store.drop_images()
+    assert len(store.inbox.read(labelled=True)) == 2
+    assert [store.inbox.small(content_hash(name)) for name in ("labelled", "waiting")] == [None, None]
 
 
 def test_a_damaged_image_is_none(open_store: OpenStore) -> None:

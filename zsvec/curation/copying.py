@@ -41,7 +41,7 @@ def copy_store(
             )
         if ours.api_key and not theirs.api_key:
             _check_access(second)
-        return second.copy_from(first, replaces=replace, on_commit=on_commit, track=track)
+        return second.copy_from(first, replaces=replace, images=theirs.keep_images, on_commit=on_commit, track=track)
 
 
 def _check_access(target: Store) -> None:

@@ -90,7 +90,7 @@ class StoredReferences:
         *,
         finding: Literal["label", "duplicates", "outlier", "confusion"],
     ) -> Category:
-        """Keeps images as they are, although an audit doubts them. Nothing else changes.
+        """Keeps images as they are, although an audit doubts them. The references stay the same.
 
         Later audits leave out each finding of this kind of which all images are kept. If an image is moved or removed,
         it is no longer kept. A renamed or merged category passes its kept images on. A category remembers the newest

@@ -24,6 +24,7 @@ from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog, State, id_of, readable
 from zsvec.store.catalog.history import Cause, History, change_payload, final_payload, noted_payload, told
 from zsvec.store.catalog.schema import category_from, expected, intent_payload, is_told, manifest_payload
+from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.names import record_id, write_time
 from zsvec.store.transfer import settled
@@ -59,11 +60,14 @@ class Collector:
         cause: Cause of the present write.
     """
 
-    def __init__(self, catalog: Catalog, references: ReferenceCollections, history: float = 0.0) -> None:
+    def __init__(
+        self, catalog: Catalog, references: ReferenceCollections, inbox: InboxCollection, history: float = 0.0
+    ) -> None:
         self.cause = Cause(what="change")
         self._history = history
         self._catalog = catalog
         self._references = references
+        self._inbox = inbox
         # If no other process can write, every intent belongs to this process or to a killed one.
         self._readers, self._writers = (0.0, 0.0) if catalog.exclusive else (READERS, WRITERS)
         self._open: set[str] = set()  # ids of the intents of writes in progress in this process
@@ -162,6 +166,8 @@ class Collector:
                 self._catalog.put(puts)
             if done := [record["id"] for record in some if not record["replaced"]]:
                 self._catalog.drop(done)
+        if any(record.get("inbox") for record in due):
+            self._inbox.settle(self._inbox.read(labelled=True))
 
     def _all(self, *kinds: str) -> list[Mapping[str, Any]]:
         store = self._catalog.state([]).store

@@ -88,8 +88,8 @@ class Store:
         self.namespace = namespace
         self._catalog = Catalog(backend, namespace)
         self._references = ReferenceCollections(backend, namespace)
-        self._collector = Collector(self._catalog, self._references, history)
         self.inbox = InboxCollection(self._catalog, namespace)
+        self._collector = Collector(self._catalog, self._references, self.inbox, history)
         self._writer = Writer(self._catalog, self._references, self._collector, self.inbox)
         self._by = by
         self._follow: Callable[[], None] = lambda: None
@@ -521,6 +521,7 @@ class Store:
         source: Store,
         *,
         replaces: bool = False,
+        images: KeepImages | None = None,
         on_commit: Callable[[Category], None] = lambda category: None,
         track: Track = iter,
     ) -> Copied:
@@ -531,6 +532,8 @@ class Store:
         Args:
             source: The other store.
             replaces: Whether to replace categories and the calibration of this store that have other content.
+            images: Copies of images that a new store keeps. ``None``: as the source does. A store that already has
+                references keeps its choice.
             on_commit: Called with each category once it is committed.
             track: Called with the categories of the source; must yield all of them. Shows progress.
 
@@ -545,8 +548,8 @@ class Store:
             raise StoreError(f"there is no store in {source.location}: check the path, or the URL, and the namespace")
         copying.check_encoders(source._catalog, self._catalog)
         with self._changing("copy"):
-            images: KeepImages = "small" if source.keeps_images() else "none"
-            self.bind(encoders, images=None if self.encoders() else images, profile=source.profile())
+            chosen: KeepImages = images or ("small" if source.keeps_images() else "none")
+            self.bind(encoders, images=None if self.encoders() else chosen, profile=source.profile())
             copied = copying.copy(
                 source._catalog,
                 source._references,
@@ -595,6 +598,7 @@ class Store:
         """
         with self._writing():
             compatibility.keep_no_images(self._catalog, self._references)
+            self.inbox.drop_copies()
 
     def flush(self) -> None:
         """Makes all commits survive a loss of power. Even without this, no commit is lost if the process is killed."""

@@ -219,6 +219,12 @@ class InboxCollection:
         dismissed = [digest for digest, removal in final.items() if removal.how == "dismissed"]
         self._rewrite(dismissed, lambda image: replace(image, removals=(Removal("dismissed"),), content=None))
 
+    def drop_copies(self) -> None:
+        """Deletes all small copies. An embedded store also rewrites its files."""
+        if hashes := [image.hash for image in self.read(labelled=True)]:
+            self._rewrite(hashes, lambda image: replace(image, content=None))
+            self._backend.rewrite(self.name)
+
     def _rewrite(self, hashes: Collection[str], rewritten: Callable[[InboxImage], InboxImage]) -> None:
         """Replaces images with their copies. Does nothing without images."""
         if found := list(self._read(sorted(hashes), vectors=True, fields=(*_FIELDS, "small"))):

@@ -33,8 +33,6 @@ URLS = (
     f"http://user:{PLANTED}@127.0.0.1:1",
     f"https://{PLANTED}@127.0.0.1:1",
     f"http://user:{PLANTED}/x@127.0.0.1:1",
-    f"http://user:#/{PLANTED}@127.0.0.1:1",
-    f"http://user:1/@{PLANTED}@127.0.0.1:1",
     f"http://127.0.0.1:1,http://user:{PLANTED}@127.0.0.1:2",
     f"user:{PLANTED}@127.0.0.1:6333",
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +33,13 @@ class Cluster:
         self.written = 0
         self._write = write
         self.grpc_points: Any = None
-        self.node = SimpleNamespace(client=self, speaks_grpc=False, ask=lambda request, left: request(self, None))
+        self.seconds: list[float] = []  # time-outs of the writes
+        self.node = SimpleNamespace(client=self, speaks_grpc=False, ask=self.ask)
+
+    def ask(self, request: Any, *, left: float, seconds: float = math.inf) -> Any:
+        if seconds < math.inf:
+            self.seconds.append(seconds)
+        return request(self, None)
 
     def another(self) -> Any:
         return self.node
@@ -109,6 +116,7 @@ def test_without_answers_a_notice_tries_again_slowly() -> None:
     begun = time.monotonic()
     wait_until(lambda: cluster.written > 2)
     assert cluster.written <= 2 + (time.monotonic() - begun) / 0.4
+    assert cluster.seconds[1] == 2 * cluster.seconds[0]
     cluster.copies = AWAY
     assert one.wait(60)
 

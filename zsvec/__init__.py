@@ -287,15 +287,15 @@ def copy(
     Args:
         source: Folder or URL of the store to copy. The store is only read.
         target: Folder or URL of the copy: a new store, or a store with vectors of the same encoders.
-        target_namespace: Namespace of the target, by default that of the source.
+        target_namespace: Namespace of the target, by default the namespace of the source.
         target_api_key: Key of a target on a server, by default ``ZSVEC_TARGET_API_KEY``. Without either, the setting
             ``api_key`` is sent to the target only if the source is a folder, or has the same URL.
         replace: Whether to replace categories and the calibration of the target that have other content. By default,
             they stay as they are, and `Copied.different` names the categories.
         on_commit: Called with each category once it is committed in the target.
         track: Called with the categories of the source; must yield all of them. Shows progress.
-        **settings: Settings of both stores, as for `open`. ``namespace`` and ``api_key`` are those of the source.
-            ``keep_images`` is the choice of a new target, by default that of the source.
+        **settings: Settings of both stores, as for `open`. ``namespace`` and ``api_key`` apply to the source.
+            ``keep_images`` applies to a new target; by default, the target does as the source.
 
     Returns:
         The copied categories, and those that could not be copied. `Copied.complete` tells whether nothing is missing.

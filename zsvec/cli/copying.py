@@ -21,10 +21,10 @@ def copy(
     ],
     target_namespace: Annotated[
         str | None,
-        typer.Option("--target-namespace", metavar="NS", help="Namespace of TARGET.  [default: that of SOURCE]"),
+        typer.Option("--target-namespace", metavar="NS", help="Namespace of TARGET.  [default: as SOURCE]"),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace categories of TARGET that differ from those of SOURCE.")
+        bool, typer.Option("--replace", help="Replace categories of TARGET that differ in SOURCE.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -35,7 +35,7 @@ def copy(
     in TARGET is named and stays as it is, unless you give --replace. Categories that only TARGET has always stay.
 
     ZSVEC_API_KEY is sent to SOURCE, and to TARGET only if SOURCE is a folder or has the same URL.
-    ZSVEC_TARGET_API_KEY is sent to TARGET instead. `--namespace` is that of SOURCE.
+    ZSVEC_TARGET_API_KEY is sent to TARGET instead. `--namespace` applies to SOURCE.
 
     Exit code 1 if a category is damaged, differs, or changes in SOURCE during the copy: it is named, and all others are
     copied.

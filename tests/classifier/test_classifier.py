@@ -1501,9 +1501,12 @@ def test_a_profile_with_other_fingerprints_is_refused(folder: Path, monkeypatch:
         assert right.classify(coloured("red", 1)).nearest == "red"
 
 
-def test_encoders_in_python_and_folders_of_encoders_are_not_remembered(clf: Classifier, folder: Path) -> None:
+def test_encoders_in_python_and_folders_of_encoders_are_not_remembered(
+    clf: Classifier, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clf.close()
-    with open_classifier(folder, profile="offline") as again:
+    monkeypatch.setenv("ZSVEC_PROFILE", "offline")
+    with open_classifier(folder) as again:
         assert again.info()["profile"] is None
     with pytest.raises(EncoderMismatchError, match="encoders clip, dino, and conse, efficientnet are in use"):
         zsvec.open(str(folder / "store"), profile="offline")

@@ -219,13 +219,20 @@ def test_lists(refuses: Refuses) -> None:
         ("labelled", lambda clf, value: clf.calibrate(labelled=value)),
         ("categories", lambda clf, value: clf.add_categories(value)),
         ("categories", lambda clf, value: clf.generation.plan(value)),
-        ("encoders", lambda clf, value: zsvec.open(":memory:", encoders=value)),
         ("labels", lambda clf, value: evaluate(clf, [], value)),
         ("categories", lambda clf, value: labelled_images_of(value)),
     ):
         refuses(call, {repr(value): value for value in values}, f"^{name} must be ")
-    encoders = {"text": ["clip"], "none": [None]}
-    refuses(lambda clf, value: zsvec.open(":memory:", encoders=value), encoders, "encoders must be a list of encoders")
+
+
+def test_encoders(refuses: Refuses) -> None:
+    def opened(_: Classifier, value: Any) -> None:
+        zsvec.open(":memory:", encoders=value)
+
+    for wrong in (np.array(3), b"ab", str, 3):
+        refuses(opened, {repr(wrong): wrong}, "^encoders must be ")
+    refuses(opened, {"text": ["clip"], "none": [None]}, "encoders must be a list of encoders")
+    refuses(opened, {"text": "ab"}, "encoders: must be MODULE:OBJECT")
 
 
 def test_callbacks_are_checked_before_anything_is_written(refuses: Refuses, clf: Classifier) -> None:

@@ -279,7 +279,7 @@ class ThresholdProgress:
     def __str__(self) -> str:
         return (
             f"{self.images} of {counted(self.needed, 'image')} until unknown images can be rejected as you asked; "
-            "the only image of a category does not count"
+            "until then, a prior decides"
         )
 
     @classmethod

@@ -258,10 +258,11 @@ def test_forget(filled: Cli, colours: Path) -> None:
     photo = sorted((colours / "red").glob("*.png"))[0]
     digest = content_hash(photo)
     assert "is the beginning of a hash: give all 64 characters" in filled(f"forget {digest[:12]}").err
-    result = filled("forget", photo)
+    assert filled("forget", photo, stdin="y\n").code == 2  # nobody is asked without a terminal
+    result = filled("forget --yes", photo)
     assert (result.code, result.out) == (0, "")
     assert result.err.startswith(f"{digest[:12]} is erased from 'red'. This cannot be undone.")
-    again = filled(f"forget {digest.upper()}")
+    again = filled(f"forget --yes {digest.upper()}")
     assert (again.code, again.err.partition(" ")[2][:21]) == (1, "is not in this store:")
     assert digest not in filled("show red --json").out
     assert filled("forget nowhere.png").code == 1

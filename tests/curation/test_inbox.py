@@ -273,7 +273,7 @@ def test_a_dismissed_image_waits_no_more_nor_one_like_it(clf: Classifier) -> Non
     first, second = kept(clf, photo(1)), kept(clf, photo(2))
     clf.inbox.dismiss(first)
     assert held(clf) == {second}
-    assert clf.image(first) is None
+    assert clf.image(first) is not None  # while an undo may put the image back
     assert clf.keep(nearly(1)) is None
     assert clf.keep(photo(1)) is None
     with pytest.raises(InvalidInputError, match="no image 'x' waits"):

@@ -444,7 +444,7 @@ OTHER_CLIP = [HashEncoder("clip", dim=99), two_encoders()[1]]
 AWAY = "http://127.0.0.1:9"
 NOBODY = "~nobody-of-this-name/store"
 OPENINGS = [
-    opening("unknown profile", "no profile is named 'bass'; choose one of base, offline, plus", profile="bass"),
+    opening("profile beside encoders", "profile and encoders exclude each other", profile="base"),
     opening("namespace", "(got 'a/b')", namespace="a/b"),
     opening("empty namespace", "(got '')", namespace=""),
     opening("dtype", "(got 'int8')", dtype="int8"),

@@ -209,11 +209,19 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
         raise MissingExtraError(f'{exc.name} is needed for {purpose}: pip install "zsvec[{extra}]"') from exc
 
 
-def confirm(question: str, *, yes: bool) -> None:
-    """Asks on stderr, and aborts unless the answer is yes. Does not ask if `yes` is true or stdin is not a terminal."""
-    if not yes and is_terminal():
+def confirm(question: str, *, yes: bool, final: bool = False) -> None:
+    """Asks on stderr, and aborts unless the answer is yes. Does not ask if `yes` is true, or stdin is not a terminal.
+
+    Raises:
+        InvalidInputError: The action is `final`, so that no undo takes it back, and nobody can be asked.
+    """
+    if yes:
+        return
+    if is_terminal():
         with answering():
             typer.confirm(harmless(question), abort=True, err=True)
+    elif final:
+        raise InvalidInputError("this cannot be undone, and stdin must be a terminal to be asked. Give --yes to go on")
 
 
 @contextmanager

@@ -150,7 +150,9 @@ def merge(context: typer.Context, source: From, target: To, json: Json = False) 
 @app.command()
 def forget(
     context: typer.Context,
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file, or its hash; see `zsvec show`.")],
+    image: Annotated[
+        str, typer.Argument(metavar="IMAGE", help="Image file, or its whole hash; see `zsvec show --json`.")
+    ],
     yes: Yes = False,
 ) -> None:
     """Erase an image from every category, the inbox, the copies and the history, for good.
@@ -168,7 +170,7 @@ def forget(
             f"{image!r} is the beginning of a hash: give all {_WHOLE_HASH} characters; see `zsvec show --json`"
         )
     digest = given if is_whole else content_hash(image)
-    confirm(f"Forget {digest[:12]} for good?", yes=yes)
+    confirm(f"Forget {digest[:12]} for good?", yes=yes, final=True)
     with context.obj.open(runs_encoders=False) as classifier:
         found = classifier.references.forget(digest)
     if not found.points:

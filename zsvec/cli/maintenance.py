@@ -126,7 +126,7 @@ def drop(context: typer.Context, yes: Yes = False) -> None:
     To store copies of new images again, use `--keep-images small` or the setting.
     """
     with context.obj.open_store() as store:
-        confirm("Delete all small copies of images?", yes=yes)
+        confirm("Delete all small copies of images?", yes=yes, final=True)
         store.drop_images()
     output.print_note("all small copies of images are deleted, and none are kept any more")
 

@@ -41,7 +41,7 @@ TEXT: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
     "maxLength": LONGEST_TEXT,
-    "pattern": r"\S",
+    "pattern": r"[^\s\x1c-\x1f]",  # str.strip removes these separators, too
     "examples": ["a small reddish arboreal mammal"],
 }
 """JSON Schema of a definition text."""

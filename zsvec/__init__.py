@@ -12,9 +12,7 @@ with zsvec.open("./animals", profile="offline") as clf:
 from __future__ import annotations
 
 import os as _os
-from collections.abc import Callable as _Callable
 from collections.abc import Iterable as _Iterable
-from collections.abc import Sequence as _Sequence
 from importlib import import_module as _import_module
 from typing import TYPE_CHECKING
 from typing import Any as _Any
@@ -60,6 +58,7 @@ from zsvec.types import (
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
     from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
+    from zsvec.curation.copying import copy as copy
     from zsvec.curation.history import ChangeHistory
     from zsvec.curation.inbox import Group, Inbox, Unlabelled
     from zsvec.curation.references import StoredReferences
@@ -191,6 +190,7 @@ __all__ = [
 _LATE = {
     "zsvec.classifier": "Classifier",
     "zsvec.curation.audit": "Audit Confusion Duplicates Outlier StoredImage ThinCategory",
+    "zsvec.curation.copying": "copy",
     "zsvec.curation.history": "ChangeHistory",
     "zsvec.curation.inbox": "Group Inbox Unlabelled",
     "zsvec.curation.references": "StoredReferences",
@@ -265,57 +265,3 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         raise InvalidInputError("profile and encoders exclude each other, got both. Leave one of the two out")
     chosen = load_settings(store=location, encoders=named, **settings)
     return open_classifier(chosen, encoders=None if isinstance(encoders, str) else encoders)
-
-
-def copy(
-    source: str | _os.PathLike[str],
-    target: str | _os.PathLike[str],
-    *,
-    target_namespace: str | None = None,
-    target_api_key: str | None = None,
-    replace: bool = False,
-    on_commit: _Callable[[Category], None] = lambda category: None,
-    track: _Callable[[_Sequence[Category]], _Iterable[Category]] = iter,
-    **settings: _Unpack[SettingsArguments],
-) -> Copied:
-    """Copy the categories of a store to another store, for a backup or a move. No encoder runs.
-
-    Each category is committed in the target as a whole, with vectors, small images, texts, metadata, and the marks of
-    moved and removed references. The calibration and the inbox are copied, too. The history stays behind. Copying again
-    continues after an interruption, and adds new categories. Categories that only the target has stay.
-
-    Args:
-        source: Folder or URL of the store to copy. The store is only read.
-        target: Folder or URL of the copy: a new store, or a store with vectors of the same encoders.
-        target_namespace: Namespace of the target, by default the namespace of the source.
-        target_api_key: Key of a target on a server, by default ``ZSVEC_TARGET_API_KEY``. Without either, the setting
-            ``api_key`` is sent to the target only if the source is a folder, or has the same URL.
-        replace: Whether to replace categories and the calibration of the target that have other content. By default,
-            they stay as they are, and `Copied.different` names the categories.
-        on_commit: Called with each category once it is committed in the target.
-        track: Called with the categories of the source; must yield all of them. Shows progress.
-        **settings: Settings of both stores, as for `open`. ``namespace`` and ``api_key`` apply to the source.
-            ``keep_images`` applies to a new target; by default, the target does as the source.
-
-    Returns:
-        The copied categories, and those that could not be copied. `Copied.complete` tells whether nothing is missing.
-
-    Raises:
-        InvalidInputError: A setting is invalid, or source and target are the same store.
-        EncoderMismatchError: The target has vectors of other encoders.
-        StoreError: There is no source.
-        StoreLockedError: The folder of one of the stores is already open, in this or another process.
-        StoreUnavailableError: A server cannot be reached or refuses the key, or the disk is full.
-    """
-    from zsvec.curation.copying import copy_store
-
-    return copy_store(
-        _os.fspath(source),
-        _os.fspath(target),
-        target_namespace=target_namespace,
-        target_api_key=target_api_key,
-        replace=replace,
-        on_commit=on_commit,
-        track=track,
-        **settings,
-    )

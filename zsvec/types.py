@@ -20,6 +20,7 @@ Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 
 _SHOWN = 5  # definition texts of a category in a notebook
+_IN_WORDS: tuple[Modality, ...] = ("image", "text")
 
 MAX_IMAGES = 2**53 - 1
 """Largest number of images in a `ThresholdProgress`: the largest integer that every reader of JSON keeps exact."""
@@ -227,8 +228,8 @@ class Copied:
         damaged: By name of each category that cannot be copied, the reason.
         changed: Names of categories that other writers changed in the source during the copy.
         inbox: Number of copied images of the inbox.
-        calibration: Whether the target has the calibration of the source; ``None`` if the source has none. A target
-            with other categories, or with a current calibration of its own, keeps its calibration.
+        calibration: Whether the target has the calibration of the source; ``None`` if the source has none. If the
+            target has other categories, or a current calibration, it keeps its calibration.
         size: Number of bytes of the copied vectors and small images, without the inbox.
     """
 
@@ -432,11 +433,14 @@ def counted(number: int, one: str, many: str | None = None) -> str:
 def contents(references: Mapping[str, int]) -> str:
     """Returns numbers of references by expert in words, such as ``3 images and 1 text``; empty without references.
 
-    An image counts once, whatever experts use it. If the number differs between encoders, the largest number counts.
+    An image of several experts counts once. If the number differs between encoders, the largest number counts.
     """
-    modalities: tuple[Modality, ...] = ("image", "text")
-    numbers = {modality: _largest_number(references, modality) for modality in modalities}
-    return " and ".join(counted(number, modality) for modality, number in numbers.items() if number)
+    return in_words({modality: _largest_number(references, modality) for modality in _IN_WORDS})
+
+
+def in_words(numbers: Mapping[Modality, int]) -> str:
+    """Returns the numbers of images and texts in words, such as ``3 images and 1 text``, without zeros."""
+    return " and ".join(counted(numbers[modality], modality) for modality in _IN_WORDS if numbers.get(modality))
 
 
 def _largest_number(references: Mapping[str, int], modality: Modality) -> int:

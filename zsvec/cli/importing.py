@@ -148,7 +148,7 @@ def import_(
             raise
         names = {category.name for category in committed}
         notes = list(_notes_on_withdrawn(classifier.references, names | before.keys(), withdrawn))
-        info, categories = classifier.info(), classifier.categories()
+        standing = None if json else (classifier.info(), classifier.categories())
     seconds = time.monotonic() - start
     for note in [*_notes_on_shared(list(shared.values())), *notes]:
         output.print_note(note)
@@ -170,8 +170,8 @@ def import_(
     for reason, names_left in reasons.items():
         if names_left:
             output.print_note(f"{reason} {', '.join(names_left)}")
-    if not json:
-        output.print_standing(info, categories)
+    if standing:
+        output.print_standing(*standing)
     if number and len(unreadable) == number:
         raise typer.Exit(1)
 

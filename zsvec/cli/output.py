@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from zsvec.errors import harmless, without_password
-from zsvec.types import StoredReference, ThresholdProgress, how_far
+from zsvec.types import StoredReference, ThresholdProgress, how_far, in_words
 from zsvec.types import counted as counted
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def contents(categories: Iterable[Category]) -> str:
 
 def number_of(references: Collection[StoredReference]) -> str:
     """Returns the numbers of images and texts among references, in words."""
-    counts = Counter(one.modality for one in references)
-    return " and ".join(counted(counts[modality], modality) for modality in ("image", "text") if counts[modality])
+    return in_words(Counter(one.modality for one in references))
 
 
 def print_standing(info: Mapping[str, Any], categories: Collection[Category]) -> None:

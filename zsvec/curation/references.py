@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -13,12 +12,12 @@ from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, as_words, checked_category, checked_name
-from zsvec.method.quality.label_errors import Suspect, suspects
+from zsvec.method.quality.label_errors import Suspect
 from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Renamed, Store, Write
+from zsvec.store.catalog.schema import is_content_hash
 from zsvec.types import Category, Forgotten, SmallImage, StoredReference, encoder_and_modality
 
-_HASH = re.compile("[0-9a-f]{64}")
 _Kept = Literal["label", "duplicates", "outlier", "confusion"]
 
 
@@ -88,7 +87,7 @@ class StoredReferences:
         name: str,
         hashes: str | Collection[str],
         *,
-        finding: Literal["label", "duplicates", "outlier", "confusion"],
+        finding: _Kept,
     ) -> Category:
         """Keeps images as they are, although an audit doubts them. The references stay the same.
 
@@ -199,7 +198,7 @@ class StoredReferences:
             ConflictError: Other writers added the image again at every attempt.
         """
         digest = checked_hash(content_hash).lower()
-        if not _HASH.fullmatch(digest):
+        if not is_content_hash(digest):
             raise InvalidInputError(
                 f"hash must be a whole hash of 64 characters. Got {digest!r} instead: `zsvec show --json` has it"
             )
@@ -257,8 +256,7 @@ class StoredReferences:
                 f"{self._store.location} has no calibration that says how often a label is wrong: calibrate it with "
                 "`zsvec calibrate` or clf.calibrate()"
             )
-        is_kept = self._store.kept()
-        return [one for one in suspects(references, verdicts) if not is_kept("label", one.category, one.hash)]
+        return self._calibrator.suspects(references, verdicts)
 
     def audit(self, *, kept: bool = False) -> Audit:
         """Audits the reference images. Nothing is changed.

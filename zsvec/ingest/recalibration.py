@@ -26,7 +26,7 @@ from zsvec.method.predict.background import FEWEST
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import pooled_evidence
-from zsvec.method.quality.label_errors import Verdict, judge, suspects, verdicts
+from zsvec.method.quality.label_errors import Suspect, Verdict, judge, suspects, verdicts
 from zsvec.method.similarities import References, category_names, image_experts
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
@@ -90,14 +90,11 @@ class Calibrator:
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
             before = self._pool(former) if calibration.classwise else former.aggregations
         after = self._pool(calibration)
-        is_kept = self._store.kept()
-        found = suspects(references, verdicts(references, calibration, sample))
-        doubtful = [one for one in found if not is_kept("label", one.category, one.hash)]
         return CalibrationReport(
             calibration,
             quality(before, sample),
             quality(after, sample),
-            doubtful,
+            self.suspects(references, verdicts(references, calibration, sample)),
             *by_label,
             notes=self._notes(calibration, former, references),
         )
@@ -156,6 +153,11 @@ class Calibrator:
         if present is None or not present.fits(references, self._aggregation, self._top_m):
             return None
         return judge(references, present)
+
+    def suspects(self, references: Mapping[str, References], verdicts: Sequence[Verdict]) -> list[Suspect]:
+        """Returns the probable label errors by these verdicts, without the ones that a user has kept."""
+        is_kept = self._store.kept()
+        return [one for one in suspects(references, verdicts) if not is_kept("label", one.category, one.hash)]
 
     def references(self) -> dict[str, References]:
         """Returns the references by expert in use, read from the store."""

@@ -30,7 +30,7 @@ from zsvec.store.backends.base import Points
 from zsvec.store.catalog.catalog import Catalog, State, readable
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.commit import commit, publish
-from zsvec.store.catalog.marks import MARKS_KEPT
+from zsvec.store.catalog.marks import newest
 from zsvec.store.catalog.schema import (
     LONGEST_SOURCE,
     Reference,
@@ -47,7 +47,7 @@ from zsvec.types import Category, Copied, expert_name
 
 Track: TypeAlias = Callable[[Sequence[Category]], Iterable[Category]]
 
-_AT_ONCE = 1000  # references of the categories in one batch; a larger category is a batch of its own
+_AT_ONCE = 1000  # references of the categories in one batch; a category with more references is copied alone
 
 
 def check_encoders(source: Catalog, target: Catalog) -> None:
@@ -338,8 +338,8 @@ def _planned(category: Category, there: Category | None) -> Category:
         rev=0,
         write_ids=(new_write_id(),),
         references={},
-        withdrawn=_marks(category.withdrawn),
-        kept=_marks(category.kept),
+        withdrawn=newest(category.withdrawn),
+        kept=newest(category.kept),
         retired=False,
     )
 
@@ -349,15 +349,11 @@ def _with_marks(there: Category | None, category: Category) -> Category:
     held = there or Category(name=category.name, version=0, rev=0, write_ids=(), texts=(), references={})
     marked = replace(
         held,
-        withdrawn=_marks((*held.withdrawn, *_marks(category.withdrawn))),
-        kept=_marks((*held.kept, *_marks(category.kept))),
+        withdrawn=newest((*held.withdrawn, *newest(category.withdrawn))),
+        kept=newest((*held.kept, *newest(category.kept))),
         retired=held.retired or category.retired,
     )
     return held if marked == held else replace(marked, version=held.version + 1, rev=0)
-
-
-def _marks(marks: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(marks))[-MARKS_KEPT:]
 
 
 def _batches(categories: Iterable[Category]) -> Iterator[list[Category]]:

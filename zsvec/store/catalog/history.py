@@ -9,8 +9,8 @@ category form a chain that does not depend on clocks. A change outside this chai
 without a change record, such as the commit of a writer that keeps no history, ends the chain.
 
 A change without a category, such as a dismissal of images of the inbox, is in no chain. Its record stands alone:
-``before`` is empty, and ``inbox`` has the id of the record whose removals the change makes or undoes
-(`zsvec.store.collections.inbox`). A label has such a record, too, beside the records of its writes.
+``before`` is empty, and ``inbox`` has the id of the record of the removals (`zsvec.store.collections.inbox`) that the
+change makes or undoes. A label has such a record, too, beside the records of its writes.
 
 An undo is a change as well. The chain of changes *in effect* leaves out undone changes: from an undo, the chain goes on
 to the change before the undone change.

@@ -66,10 +66,9 @@ def without_marks(manifest: Mapping[str, Any], content_hash: str) -> dict[str, A
 
 def marked(category: Category, hashes: Collection[str]) -> Category:
     """Returns a category with marks for these withdrawn references added, and without their kept findings."""
-    marks = dict.fromkeys((*category.withdrawn, *map(mark, sorted(hashes))))
     gone = set(map(mark, hashes))
     kept = tuple(one for one in category.kept if one[1:] not in gone)
-    return replace(category, withdrawn=tuple(marks)[-MARKS_KEPT:], kept=kept)
+    return replace(category, withdrawn=newest((*category.withdrawn, *map(mark, sorted(hashes)))), kept=kept)
 
 
 def unmarked(category: Category, hashes: Collection[str]) -> tuple[str, ...]:
@@ -86,4 +85,9 @@ def kept_of(category: Category, hashes: Collection[str]) -> tuple[str, ...]:
 
 def with_kept(category: Category, marks: Iterable[str]) -> Category:
     """Returns a category with marks of kept findings added."""
-    return replace(category, kept=tuple(dict.fromkeys((*category.kept, *marks)))[-MARKS_KEPT:])
+    return replace(category, kept=newest((*category.kept, *marks)))
+
+
+def newest(marks: Iterable[str]) -> tuple[str, ...]:
+    """Returns the last `MARKS_KEPT` different marks, in order."""
+    return tuple(dict.fromkeys(marks))[-MARKS_KEPT:]

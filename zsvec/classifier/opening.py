@@ -71,7 +71,7 @@ def open_classifier(
 
 
 def _without_encoders(store: Store, settings: Settings, load: Callable[[], EncoderSet]) -> Classifier:
-    """Opens a classifier from the facts in the store alone. `load` imports the encoders on first use, or raises."""
+    """Opens a classifier by the names that the store remembers. `load` imports the encoders on first use, or raises."""
     store.check(store.encoders())  # other writers may have changed the names
     named = store.profile()
     made_with = settings.known_profiles().get(named or "")

@@ -213,7 +213,7 @@ def confirm(question: str, *, yes: bool, final: bool = False) -> None:
     """Asks on stderr, and aborts unless the answer is yes. Does not ask if `yes` is true, or stdin is not a terminal.
 
     Raises:
-        InvalidInputError: The action is `final`, so that no undo takes it back, and nobody can be asked.
+        InvalidInputError: The action is `final`, which means that it cannot be undone, and stdin is not a terminal.
     """
     if yes:
         return

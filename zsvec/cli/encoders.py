@@ -55,8 +55,8 @@ def export(
     settings = _settings(context.obj)
     if settings.encoders is not None:
         raise InvalidInputError(
-            f"encoders must be those of a profile to be exported, got {settings.encoders_name}. Export the model with "
-            "its own library, and name the graph in a profile (see `zsvec docs encoders`)"
+            f"the encoders to export must belong to a profile, got {settings.encoders_name}. Export the model with its "
+            "own library, and name the graph in a profile (see `zsvec docs encoders`)"
         )
     specs = settings.encoder_specs()
     if folder is not None:

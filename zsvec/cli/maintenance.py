@@ -40,7 +40,7 @@ def info(context: typer.Context, json: Json = False) -> None:
 
 
 def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[str, Any]:
-    """Returns the facts that `zsvec info` prints, from those of `zsvec info --json`."""
+    """Returns the facts that `zsvec info` prints, from the object that `zsvec info --json` prints."""
     unreadable = ", ".join(map(repr, found["unreadable"]))
     engines = [f"{name} {found[key]}" for key, name in _ENGINES.items() if key in found]
     placements = {
@@ -106,7 +106,7 @@ def gc(
         ),
     ] = None,
 ) -> None:
-    """Delete leftovers of images and texts: those of killed writers, and replaced ones that are too old for an undo.
+    """Delete leftovers of images and texts: left by killed writers, or replaced too long ago for an undo.
 
     Lists each change that can no longer be undone.
     """

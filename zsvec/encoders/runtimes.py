@@ -182,7 +182,7 @@ def lacks_export(
     """Returns whether an export to the cache is missing, and would be compared with torch under these settings.
 
     Returns ``False`` if a package is not installed, an export has failed before with the installed versions, or other
-    users may write to the cache. The arguments are those of `zsvec.encoders.load_encoders`.
+    users may write to the cache. Takes the arguments of `zsvec.encoders.load_encoders`.
 
     Raises:
         InvalidInputError: A path in a spec begins with ``~USER`` and no such user exists.
@@ -220,7 +220,7 @@ def _excludes_exports(device: Device, dtype: Dtype) -> bool:
 
 
 def _is_torch(device: Device, dtype: Dtype, runtime: RuntimeName, compiled: bool) -> bool:
-    """Returns whether torch computes, whatever was exported."""
+    """Returns whether torch computes, even if an export exists."""
     left_to_torch = compiled or _excludes_exports(device, dtype) or (device == "auto" and _may_have_gpu())
     return runtime == "torch" or (runtime == "auto" and left_to_torch)
 

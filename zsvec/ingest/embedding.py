@@ -180,7 +180,7 @@ class Embedder:
 
         Args:
             images: The images, which must have hashes.
-            known: Known vectors by content hash, in addition to those of recent images.
+            known: Known vectors by content hash. Vectors of recent images are known without them.
         """
         by_hash = {image.hash: image for image in images}
         found = self.recent.find(by_hash) | dict(known)

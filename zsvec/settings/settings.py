@@ -81,7 +81,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 class _Source(PydanticBaseSettingsSource):
-    """A source whose `profile` or `encoders` does not count if a source of higher precedence has either of the two."""
+    """A source of settings. Its `profile` and `encoders` are ignored if a source of higher precedence sets either."""
 
     def __call__(self) -> dict[str, Any]:
         """Returns the settings of this source."""

@@ -68,9 +68,9 @@ def most_discriminating(
 ) -> str:
     """Returns the image expert that tells categories apart best.
 
-    In a small store, chance decides between experts. Of all experts whose accuracy is within two standard errors of the
-    best, the expert with the largest spread within categories is chosen, because that one also tells the images of a
-    category apart.
+    In a small store, several experts may be equally accurate by chance: within two standard errors of the best. Among
+    them, the expert with the largest spread within categories is chosen, because a large spread also tells the images
+    of a category apart.
 
     Args:
         references: By expert; at least one image expert.

@@ -2,7 +2,7 @@
 """Counts wrong search results of one store while servers are killed, lost and paused.
 
     python -m scripts.outages                       all cases, one after the other, from the root of the repository
-    python -m scripts.outages --seconds 20 killed   one of the cases: quiet, killed, nodes, leader, paused
+    python -m scripts.outages --seconds 20 killed   one of the cases: quiet, killed, compacted, nodes, leader, paused
 
 Three writers replace 20 categories while four readers search batches, each in a separate process. All references of a
 category carry the mark of a commit. A category in a batch is:
@@ -10,6 +10,9 @@ category carry the mark of a commit. A category in a batch is:
 - *stale* if a newer version was acknowledged before the batch began;
 - *torn* if its references come from several commits, or some are absent;
 - *missing* if it was committed, but is neither found nor reported as incomplete.
+
+In the case `compacted`, the server removes replaced points from its files after almost every write, and is killed again
+after each second of service. So the server replays its log over files that lack these points.
 
 Needs a `qdrant` command on the PATH.
 """
@@ -42,7 +45,14 @@ WRITERS, READERS, CATEGORIES = 3, 4, 20
 NAMESPACE = "outages"
 PAUSE = 45.0  # maximum seconds for which a node is paused
 
-Outage = Callable[[Sequence[Node], float], None]
+COMPACTING = {
+    "QDRANT__STORAGE__OPTIMIZERS__DELETED_THRESHOLD": "0.01",
+    "QDRANT__STORAGE__OPTIMIZERS__VACUUM_MIN_VECTOR_NUMBER": "100",
+    "QDRANT__STORAGE__OPTIMIZERS__FLUSH_INTERVAL_SEC": "2",
+}
+
+Outage = Callable[[Sequence[Node], float], int]
+"""Takes the nodes and seconds. Returns the number of kills."""
 
 _SPAWN = multiprocessing.get_context("spawn")
 
@@ -118,7 +128,7 @@ def marks_of(searching: Searcher) -> tuple[dict[str, frozenset[int]], int]:
     return {name: frozenset(found) for name, found in marks.items()}, torn
 
 
-def judge(commits: list[Commits], batches: list[Batches], store: Store) -> dict[str, Any]:
+def judge(commits: list[Commits], batches: list[Batches], store: Store, kills: int) -> dict[str, Any]:
     """Returns a row of the table: values by column. Prints the most frequent errors on stderr."""
     acknowledged = sorted((one for done in commits for one in done.acknowledged), key=lambda one: one[3])
     versions = {(name, mark): version for name, mark, version, _ in acknowledged}
@@ -147,6 +157,7 @@ def judge(commits: list[Commits], batches: list[Batches], store: Store) -> dict[
     for reason, times in failures.most_common(5):
         Console(stderr=True).print(f"{times} × {reason}")
     return {
+        "kills": kills,
         "commits": len(acknowledged),
         "batches": sum(len(done.seen) for done in batches),
         "longest commit": f"{max(done.longest for done in commits):.1f} s",
@@ -175,57 +186,81 @@ def run(nodes: Sequence[Node], replicas: int | None, seconds: float, outage: Out
         for worker in workers:
             worker.start()
         begin.wait()
-        outage(nodes, seconds)
+        kills = outage(nodes, seconds)
         done = [results.get(timeout=seconds + 180) for _ in workers]
         for worker in workers:
             worker.join()
         commits = [one for one in done if isinstance(one, Commits)]
-        return judge(commits, [one for one in done if isinstance(one, Batches)], store)
+        return judge(commits, [one for one in done if isinstance(one, Batches)], store, kills)
 
 
 # Outages
 
 
-def quiet(nodes: Sequence[Node], seconds: float) -> None:
+def quiet(nodes: Sequence[Node], seconds: float) -> int:
     """Causes no outage."""
+    return 0
 
 
-def killed(nodes: Sequence[Node], seconds: float, times: int = 5) -> None:
+def killed(nodes: Sequence[Node], seconds: float, times: int = 5) -> int:
     """Kills and restarts the server several times."""
     for _ in range(times):
         time.sleep(seconds / (times + 1))
         nodes[0].restart()
+    return times
 
 
-def in_turn(nodes: Sequence[Node], seconds: float) -> None:
+def compacted(nodes: Sequence[Node], seconds: float) -> int:
+    """Kills and restarts the server as often as possible."""
+    until = time.monotonic() + seconds
+    times = 0
+    while time.monotonic() < until:
+        time.sleep(1.0)
+        nodes[0].restart()
+        times += 1
+    return times
+
+
+def in_turn(nodes: Sequence[Node], seconds: float) -> int:
     """Kills each node for a while, one after the other."""
     for node in nodes:
         time.sleep(seconds / (3 * len(nodes)))
         node.kill()
         time.sleep(seconds / (3 * len(nodes)))
         node.restart()
+    return len(nodes)
 
 
-def leader_lost(nodes: Sequence[Node], seconds: float) -> None:
+def leader_lost(nodes: Sequence[Node], seconds: float) -> int:
     """Kills the node with the highest peer id, which orders the writes, and does not restart it."""
     time.sleep(seconds / 4)
     max(nodes, key=lambda node: int(node.get("/cluster")["peer_id"])).kill()
+    return 1
 
 
-def paused(nodes: Sequence[Node], seconds: float) -> None:
+def paused(nodes: Sequence[Node], seconds: float) -> int:
     """Pauses one node, and then resumes it."""
     time.sleep(seconds / 12)
     nodes[1].pause()
     time.sleep(min(PAUSE, seconds * 3 / 4))
     nodes[1].resume()
+    return 0
 
 
-ALONE: Mapping[str, Outage] = {"quiet": quiet, "killed": killed}
+ALONE: Mapping[str, tuple[Outage, Mapping[str, str]]] = {
+    "quiet": (quiet, {}),
+    "killed": (killed, {}),
+    "compacted": (compacted, COMPACTING),
+}
+"""Each case with the settings of its server."""
+
 CLUSTERS: Mapping[str, Outage] = {"nodes": in_turn, "leader": leader_lost, "paused": paused}
 
 
 def main(
-    cases: Annotated[list[str] | None, typer.Argument(help="Of quiet, killed, nodes, leader, paused.")] = None,
+    cases: Annotated[
+        list[str] | None, typer.Argument(help="Of quiet, killed, compacted, nodes, leader, paused.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Of each case.")] = 60.0,
     replicas: Annotated[list[int], typer.Option(help="Copies of the collections in a cluster.")] = [2, 3],  # noqa: B006
 ) -> None:
@@ -233,8 +268,9 @@ def main(
     chosen = cases or [*ALONE, *CLUSTERS]
     rows: dict[str, dict[str, Any]] = {}
     for case in [case for case in ALONE if case in chosen]:
-        with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as node:
-            rows[case] = run([node], None, seconds, ALONE[case])
+        outage, settings = ALONE[case]
+        with tempfile.TemporaryDirectory() as folder, running_server(Path(folder), **settings) as node:
+            rows[case] = run([node], None, seconds, outage)
     for case in [case for case in CLUSTERS if case in chosen]:
         for copies in replicas:
             with tempfile.TemporaryDirectory() as folder, running_cluster(Path(folder)) as nodes:

@@ -32,7 +32,7 @@ from zsvec.store.backends.server.limits import ANSWER_BYTES, SMALL_ANSWER_BYTES,
 
 PATIENCE_S = 60.0
 ENDLESS: Mapping[str, endless.Reply] = dict([*endless.FLOODS.items(), *endless.HEAD_FLOODS.items()])
-VERSION = {"title": "qdrant", "version": "1.18.3", "commit": "abc"}
+VERSION = {"title": "qdrant", "version": "1.19.2", "commit": "abc"}
 
 
 def opened(url: str, **options: Any) -> Store:
@@ -175,7 +175,7 @@ def test_a_message_without_end_is_refused(attack: str) -> None:
 
 def attacked(attack: str) -> subprocess.CompletedProcess[str]:
     """Runs a victim of a store that answers well once, and then attacks."""
-    said = protocol.HealthCheckReply(title="qdrant", version="1.18.3", commit="abc").SerializeToString()
+    said = protocol.HealthCheckReply(title="qdrant", version="1.19.2", commit="abc").SerializeToString()
     with beside_rest(root_only) as (rest, beside):
         answers = chain([http2.message(said)], repeat(ATTACKS[attack]))
         thread = threading.Thread(target=http2.serve, args=(beside, answers))
@@ -208,7 +208,7 @@ class Points(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         if details.method.endswith("/HealthCheck"):
-            reply = protocol.HealthCheckReply(title="qdrant", version="1.18.3", commit="abc")
+            reply = protocol.HealthCheckReply(title="qdrant", version="1.19.2", commit="abc")
             return grpc.unary_unary_rpc_method_handler(lambda *_: reply.SerializeToString())
         if details.method.endswith("/Scroll"):
             return grpc.unary_unary_rpc_method_handler(self._scroll)

@@ -24,7 +24,7 @@ from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.limits import answer_bytes
 
 ENOUGH = 60.0  # seconds, also where the machine is busy
-VERSION = "1.18.3"
+VERSION = "1.19.2"
 
 
 class Client(QdrantClient):

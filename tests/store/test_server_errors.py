@@ -98,7 +98,7 @@ class FakeQdrant:
 
     def usual(self, path: str) -> Answer:
         if path == "/":
-            return root("1.18.3")
+            return root("1.19.2")
         if path.endswith("/exists"):
             return ok({"exists": False})
         return error(404, f"Not found: {path}")
@@ -223,7 +223,7 @@ class Eavesdropper(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
         self.metadata += [f"{name}: {value}" for name, value in details.invocation_metadata]
-        reply = protocol.HealthCheckReply(version="1.18.3", commit="another")
+        reply = protocol.HealthCheckReply(version="1.19.2", commit="another")
         return grpc.unary_unary_rpc_method_handler(lambda *_: reply.SerializeToString())
 
 
@@ -321,19 +321,19 @@ def test_nodes_that_are_all_away() -> None:
 
 def test_node_of_an_old_version(qdrant: FakeQdrant, another: FakeQdrant) -> None:
     """An old node would ignore conditions of writes."""
-    another.answer = lambda *_: root("1.16.3")
+    another.answer = lambda *_: root("1.18.3")
     store = opened(qdrant.url, another.url)
     qdrant.answer = lambda *_: error(503, "going away")
     message = refusal(another.url, store.categories, StoreUnavailableError, within=AT_ONCE)
-    assert f"{another.url} is Qdrant 1.16.3" in message
+    assert f"{another.url} is Qdrant 1.18.3" in message
 
 
 def test_a_node_of_an_old_version_is_found_by_a_check_up(qdrant: FakeQdrant, another: FakeQdrant) -> None:
-    another.answer = lambda *_: root("1.16.3")
+    another.answer = lambda *_: root("1.18.3")
     with opened(qdrant.url, another.url) as store:
         good, bad = store.check_up()
     assert (good.ok, bad.ok) == (True, False)
-    assert "is Qdrant 1.16.3" in bad.detail
+    assert "is Qdrant 1.18.3" in bad.detail
     assert "upgrade it" in bad.advice
 
 
@@ -413,15 +413,16 @@ def test_server_that_is_read_only(qdrant: FakeQdrant, status: int) -> None:
     assert "this server is read-only" in message
 
 
-@pytest.mark.parametrize("version", ["1.16.3", "0.18.7"])
+@pytest.mark.parametrize("version", ["1.18.3", "0.19.2"])
 def test_server_of_an_old_version(qdrant: FakeQdrant, version: str) -> None:
     qdrant.answer = lambda *_: root(version)
     message = refusal(qdrant.url, lambda: opened(qdrant.url), StoreUnavailableError, within=AT_ONCE)
-    assert f"is Qdrant {version}, and zsvec needs 1.17 or later" in message
+    assert version in message
+    assert "1.19" in message
 
 
 def test_server_of_a_new_version(qdrant: FakeQdrant) -> None:
-    for version in ("1.17.0", "1.20.1", "2.0.0", "1.21.0-dev"):
+    for version in ("1.19.0", "1.20.1", "2.0.0", "1.21.0-dev"):
         qdrant.answer = lambda _, path, version=version: root(version) if path == "/" else None  # type: ignore[misc]
         opened(qdrant.url).close()
 

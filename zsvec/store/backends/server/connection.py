@@ -47,7 +47,7 @@ from zsvec.store.backends.server.failures import (
 )
 from zsvec.store.backends.server.limits import ANSWER_BYTES, answer_bytes
 
-OLDEST = (1, 17)  # first version with insert-only and update-only upserts
+OLDEST = (1, 19)  # first version whose log keeps the outcome of a conditional write
 
 _PATIENCE = 2  # initial time-out in seconds before the next of several nodes is tried
 _SILENCE = (0.5, 2.0)  # minimum and maximum time-out of the gRPC port in seconds
@@ -307,7 +307,9 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
 
 
 def check_version(url: str, version: str) -> None:
-    """Checks that a server supports conditional writes.
+    """Checks that a server keeps the outcome of conditional writes, also after a crash.
+
+    Before 1.19, a server that replays its log decides conditional writes again, by then on later data.
 
     Raises:
         StoreUnavailableError: The server is too old, or is not a Qdrant.
@@ -317,7 +319,8 @@ def check_version(url: str, version: str) -> None:
         raise StoreUnavailableError(f"the server at {url} says that its version is {shown(version)}: is it a Qdrant?")
     if tuple(map(int, number.groups())) < OLDEST:
         raise StoreUnavailableError(
-            f"the server at {url} is Qdrant {version}, and zsvec needs {OLDEST[0]}.{OLDEST[1]} or later: upgrade it"
+            f"the server at {url} is Qdrant {version}, which can bring back a rejected commit after a crash; zsvec "
+            f"needs {OLDEST[0]}.{OLDEST[1]} or later: upgrade the server"
         )
 
 

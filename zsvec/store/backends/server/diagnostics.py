@@ -172,7 +172,7 @@ def _peers(connection: Connection) -> Iterator[Finding]:
 
 
 def check_peers(connection: Connection) -> None:
-    """Checks that all peers of a cluster support conditional writes. An older peer would ignore the conditions.
+    """Checks the versions of all peers of a cluster with `check_version`.
 
     Raises:
         StoreUnavailableError: A peer is too old.

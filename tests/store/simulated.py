@@ -18,7 +18,7 @@ import pytest
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
+from zsvec.store.backends.base import Dims, Hit, InProcess, Memory, Points, Put, Where
 from zsvec.store.backends.memory import MemoryBackend
 
 HOURS = 3600.0
@@ -241,7 +241,15 @@ class SimulatedBackend(InProcess):
         self._turn()
         return self.world.server.exists(collection)
 
-    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(
+        self,
+        collection: str,
+        dim: Dims,
+        indexes: Mapping[str, str],
+        *,
+        ordered: bool = False,
+        memory: Memory = "cached",
+    ) -> None:
         self._turn()
         self.world.server.create(collection, dim, indexes)
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 import uuid
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -337,7 +338,8 @@ class _SharedLocalClient:
         method = getattr(self.local, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self._lock:
+            with self._lock, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Local mode performs exact")
                 try:
                     return method(*args, **kwargs)
                 except ValueError as exc:  # as a server says this

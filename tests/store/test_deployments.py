@@ -47,6 +47,21 @@ def live(store: Store, before: Mapping[str, Any]) -> None:
     assert store.incomplete() == []
 
 
+def test_collections_show_writes_at_once_and_leave_small_images_on_disk(server: ServerDeployment) -> None:
+    store = server.open()
+    fill(store, STATE)
+    held = {}
+    for name in ("clip", "catalog", "images"):
+        config = server.client.get_collection(store.collection(name)).config
+        assert (config.hnsw_config.m, config.hnsw_config.payload_m) == (0, 0)
+        assert config.optimizer_config.prevent_unoptimized is False
+        assert isinstance(config.params.vectors, models.VectorParams)
+        assert config.params.payload
+        held[name] = (config.params.vectors.memory, config.params.payload.memory)
+    cold, cached = models.Memory.COLD, models.Memory.CACHED
+    assert held == {"clip": (cached, cached), "catalog": (cached, cached), "images": (cold, cold)}
+
+
 # Strict mode
 
 UNFRIENDLY: Mapping[str, Mapping[str, Any]] = {

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from zsvec.errors import StoreError
 from zsvec.types import Finding
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Dims: TypeAlias = int | Mapping[str, int]
 """Dimension of the vectors of a collection, or a dimension per vector name if each point has several vectors."""
+
+Memory: TypeAlias = Literal["cold", "cached"]
+"""Placement of a collection in the memory of a server, named as in Qdrant."""
 
 FIRST_CONTACT = 5.0
 """Default deadline for reaching a server when a store is opened, in seconds."""
@@ -221,7 +224,15 @@ class Backend(Protocol):
     def exists(self, collection: str) -> bool:
         """Returns whether a collection exists."""
 
-    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(
+        self,
+        collection: str,
+        dim: Dims,
+        indexes: Mapping[str, str],
+        *,
+        ordered: bool = False,
+        memory: Memory = "cached",
+    ) -> None:
         """Creates a collection for exact cosine search with payload indexes, unless the collection exists.
 
         Args:
@@ -229,6 +240,8 @@ class Backend(Protocol):
             dim: Dimension of the vectors.
             indexes: Kind of each payload index (``keyword`` or ``integer``), by payload field.
             ordered: Whether all writes must have one order. The collection then has a single shard.
+            memory: How a server holds the collection. ``cached``: loaded into the page cache when the server starts.
+                ``cold``: read from the disk when needed.
         """
 
     def remove(self, collection: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
+from zsvec.store.backends.base import Dims, Hit, InProcess, Memory, Points, Put, Where
 
 # Vector and payload of each point, by id. Instead of a vector, a point with several vectors has a mapping of names to
 # vectors, and a record of the catalog has None.
@@ -35,7 +35,15 @@ class MemoryBackend(InProcess):
         self.check()
         return collection in self._collections
 
-    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(
+        self,
+        collection: str,
+        dim: Dims,
+        indexes: Mapping[str, str],
+        *,
+        ordered: bool = False,
+        memory: Memory = "cached",
+    ) -> None:
         self.check()
         self._collections.setdefault(collection, {})
 

@@ -31,7 +31,7 @@ class ImageCollection:
 
     def create(self) -> None:
         """Creates the collection, unless it exists."""
-        self._backend.create(self.name, 1, IMAGE_INDEXES)
+        self._backend.create(self.name, 1, IMAGE_INDEXES, memory="cold")
 
     def put(self, planned: Iterable[tuple[Category, Sequence[Reference]]], stored: Mapping[str, Sequence[str]]) -> None:
         """Writes copies of images, each under the last write id of the category.

@@ -115,7 +115,7 @@ class InboxCollection:
             self._backend.remove(self.name)
         elif others := stores - {store}:
             self._backend.delete(self.name, Where(match={"store": sorted(others)}))
-        self._backend.create(self.name, self._dims(), INBOX_INDEXES)
+        self._backend.create(self.name, self._dims(), INBOX_INDEXES, memory="cold")
         self._made = store
 
     def _dims(self) -> dict[str, int]:

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.inputs.files import inside, read_regular
-from zsvec.store.backends.base import Dims, Hit, InProcess, Points, Put, Where
+from zsvec.store.backends.base import Dims, Hit, InProcess, Memory, Points, Put, Where
 from zsvec.store.backends.edge import folder as folders
 from zsvec.store.backends.edge.checksums import Checksums, DamagedError
 from zsvec.store.backends.edge.folder import POINT, ROOM, OpenedFolder, check_room, room_for
@@ -74,7 +74,15 @@ class EdgeBackend(InProcess):
             self._check_there(collection)
             return folders.exists(self._folder, collection)
 
-    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(
+        self,
+        collection: str,
+        dim: Dims,
+        indexes: Mapping[str, str],
+        *,
+        ordered: bool = False,
+        memory: Memory = "cached",
+    ) -> None:
         with self._calls(collection):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._hold(collection)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import LargeAnswerError, StoreError
-from zsvec.store.backends.base import FIRST_CONTACT, Dims, Hit, Placement, Points, Put, Where
+from zsvec.store.backends.base import FIRST_CONTACT, Dims, Hit, Memory, Placement, Points, Put, Where
 from zsvec.store.backends.server import connection as connections
 from zsvec.store.backends.server import conversion
 from zsvec.store.backends.server.connection import Connection
@@ -89,20 +89,32 @@ class ServerBackend:
     def exists(self, collection: str) -> bool:
         return self._connection.call(lambda client, _: client.collection_exists(collection))
 
-    def create(self, collection: str, dim: Dims, indexes: Mapping[str, str], *, ordered: bool = False) -> None:
+    def create(
+        self,
+        collection: str,
+        dim: Dims,
+        indexes: Mapping[str, str],
+        *,
+        ordered: bool = False,
+        memory: Memory = "cached",
+    ) -> None:
         if not self._checked:
             check_peers(self._connection)
             self._checked = True
         self._copies.meet(collection)
         if not self.exists(collection):
-            params = _params(dim) if isinstance(dim, int) else {name: _params(n) for name, n in dim.items()}
+            held = models.Memory(memory)
+            params = _params(dim, held) if isinstance(dim, int) else {name: _params(n, held) for name, n in dim.items()}
             fan_out = models.CollectionParamsDiff(read_fan_out_delay_ms=_FAN_OUT)
             try:
                 self._connection.call(
                     lambda client, patience: client.create_collection(
                         collection,
                         vectors_config=params,
-                        hnsw_config=models.HnswConfigDiff(m=0),
+                        hnsw_config=models.HnswConfigDiff(m=0, payload_m=0),
+                        # Points wait for no optimization: readers see a write as soon as it is acknowledged.
+                        optimizers_config=models.OptimizersConfigDiff(prevent_unoptimized=False),
+                        payload=models.PayloadStorageParams(memory=held),
                         shard_number=1 if ordered else self._placement.shards,
                         replication_factor=self._placement.replicas,
                         write_consistency_factor=self._placement.write_consistency,
@@ -403,8 +415,8 @@ def _retrieve(
     return {str(record.id): record.payload or {} for record in records}
 
 
-def _params(dim: int) -> models.VectorParams:
-    return models.VectorParams(size=dim, distance=models.Distance.COSINE)
+def _params(dim: int, memory: models.Memory) -> models.VectorParams:
+    return models.VectorParams(size=dim, distance=models.Distance.COSINE, memory=memory)
 
 
 def _merged(some: Sequence[Hit], others: Sequence[Hit]) -> list[Hit]:

@@ -153,7 +153,13 @@ def nearest(
     """
     if not _by_grpc(client):
         requests = [
-            models.QueryRequest(query=vector.tolist(), filter=one, limit=limit, with_payload=list(fields))
+            models.QueryRequest(
+                query=vector.tolist(),
+                filter=one,
+                params=models.SearchParams(exact=True),
+                limit=limit,
+                with_payload=list(fields),
+            )
             for vector, one in zip(vectors, chosen, strict=True)
         ]
         responses = client.query_batch_points(collection, requests, timeout=timeout)
@@ -164,6 +170,7 @@ def nearest(
             collection_name=collection,
             query=protocol.Query(nearest=protocol.VectorInput(dense=protocol.DenseVector(data=vector))),
             filter=RestToGrpc.convert_filter(one),
+            params=protocol.SearchParams(exact=True),
             limit=limit,
             with_payload=payload,
         )

@@ -27,7 +27,10 @@ class Pages:
     def encoders(self) -> Mapping[str, None]:
         return {"clip": None}
 
-    def references(self, encoder: str, write_ids: Sequence[str]) -> Iterator[Points]:
+    def count(self, encoder: str) -> int:
+        return len(self._stored)
+
+    def references(self, encoder: str, write_ids: Sequence[str], *, all_writes: bool) -> Iterator[Points]:
         for first in range(0, len(self._stored), self._a_page):
             some = self._stored[first : first + self._a_page]
             yield Points(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+import uuid
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +33,8 @@ from tests.store.material import add, references
 from tests.store.support import Hooked
 from zsvec.method.predict.reference_aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
+from zsvec.search import layout
+from zsvec.search.base import Change
 from zsvec.search.searcher import Searcher
 from zsvec.store import Reference, Store, Write
 from zsvec.store.backends.base import Where
@@ -95,7 +98,14 @@ def test_references_are_all_that_is_committed(store: Store, writer: Store, way: 
     assert found.categories == tuple(sorted(state))
 
 
+@pytest.fixture(params=[0, 1000], ids=["all", "few"])
+def few(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 0, all references are read even if most are not wanted."""
+    monkeypatch.setattr(layout, "_FEW", request.param)
+
+
 @memory_and_qdrant
+@pytest.mark.usefixtures("few")
 def test_references_of_a_category_that_changes_meanwhile_are_whole(
     backend: Hooked, store: Store, writer: Store, way: str
 ) -> None:
@@ -138,6 +148,7 @@ def test_references_of_a_category_that_changes_meanwhile_are_whole(
 
 
 @memory_and_qdrant
+@pytest.mark.usefixtures("few")
 def test_references_are_given_without_a_category_that_lacks_some(
     backend: Hooked, store: Store, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,6 +160,35 @@ def test_references_are_given_without_a_category_that_lacks_some(
         "images only",
         "nothing",
     }
+
+
+@memory_and_qdrant
+@pytest.mark.usefixtures("few")
+def test_references_are_given_without_a_category_that_has_too_many(
+    backend: Hooked, store: Store, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    fill(store, STATE)
+    (page,) = store.references("dino", store.category("images only").write_ids)
+    rows = [row for row, payload in enumerate(page.payloads) if payload["modality"] == "image"][:1]
+    backend.upsert(store.collection("dino"), replace(page.chosen(rows), ids=[str(uuid.uuid4())]))
+    found, _ = searcher(store, way).references()
+    assert {name for references in found.values() for name in references.names} == STATE.keys() - {
+        "images only",
+        "nothing",
+    }
+
+
+@pytest.mark.parametrize("number", [3, 2**40])
+def test_a_manifest_that_counts_too_many_references_takes_no_memory(
+    store: Store, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "_FEW", 2)
+    add(store, "lynx", ["1"])
+    category = store.category("lynx")
+    forged = replace(category, references={"clip:image": number})
+    found = dict(layout.read(store, [Change(None, forged)]))
+    assert len(found["clip:image"].hashes) == len(found["dino:image"].hashes) == 1
 
 
 # Groups

@@ -876,3 +876,43 @@ def test_points_have_vectors_by_name(deployment: Deployment, open_store: OpenSto
     assert [(page.ids, page.payloads) for page in chosen] == [(ids[2:], [{"hash": "2"}])]
     backend.delete(name, Where(match={"hash": ["0", "1"]}))
     assert backend.count(name, Where()) == 1
+
+
+# Many points
+
+
+def test_a_scroll_of_many_points_gives_each_once(deployment: Deployment, open_store: OpenStore) -> None:
+    backend = open_store()._backend
+    name = "zsvec__many"
+    backend.create(name, 4, {"kind": "keyword"}, memory="cold")
+    ids = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(i))) for i in range(2500)]
+    rows = np.stack([unit_vector(4, place) for place in ids])
+    backend.upsert(name, Points(ids, rows, [{"kind": "ab"[i % 2]} for i in range(2500)]))
+    for where, expected in ((Where(), ids), (Where(match={"kind": ["a"]}), ids[::2])):
+        for with_vectors in (True, False):
+            pages = list(backend.scroll(name, where, vectors=with_vectors))
+            found = [place for page in pages for place in page.ids]
+            assert sorted(found) == sorted(expected)
+            if with_vectors:
+                sent = dict(zip(ids, rows, strict=True))
+                np.testing.assert_allclose(
+                    np.concatenate([page.vectors for page in pages if page.ids]),
+                    [sent[place] for place in found],
+                    atol=1e-6,
+                )
+                again = [place for page in backend.scroll(name, where, vectors=True) for place in page.ids]
+                assert again == found
+    pages_to_leave = backend.scroll(name, Where(), vectors=True)
+    next(pages_to_leave)
+    pages_to_leave.close()  # type: ignore[attr-defined]
+
+
+def test_all_writes_can_be_read_for_some_of_them(open_store: OpenStore) -> None:
+    store = open_store()
+    store.write([write_of(name, [name, "2"]) for name in ("lynx", "red panda", "wolf")])
+    ids = [write_id for name in ("lynx", "wolf") for write_id in store.category(name).write_ids]
+    assert store.count("clip") == 6
+    for all_writes in (False, True):
+        pages = list(store.references("clip", ids, all_writes=all_writes))
+        assert sorted(payload["category"] for page in pages for payload in page.payloads) == ["lynx"] * 2 + ["wolf"] * 2
+        assert sum(len(page.vectors) for page in pages if page.ids) == 4

@@ -60,19 +60,17 @@ def test_no_values_match_nothing() -> None:
 # Points
 
 
-def point(number: int, *values: float, former: bool = False) -> Any:
-    vector = (
-        protocol.VectorOutput(data=values) if former else protocol.VectorOutput(dense=protocol.DenseVector(data=values))
-    )
+def point(number: int, *values: float) -> Any:
+    vector = protocol.VectorOutput(dense=protocol.DenseVector(data=values))
     vectors = protocol.VectorsOutput(vector=vector) if values else None
     return protocol.RetrievedPoint(id=protocol.PointId(num=number), vectors=vectors)
 
 
-@pytest.mark.parametrize("former", [False, True])
-def test_vectors_are_exact_to_the_last_bit(former: bool) -> None:
-    sent = np.random.default_rng(0).standard_normal((3, 512)).astype(np.float32)
+@pytest.mark.parametrize("dim", [1, 31, 32, 512, 4095, 4096])  # the length of a message takes one byte to three
+def test_vectors_are_exact_to_the_last_bit(dim: int) -> None:
+    sent = np.random.default_rng(0).standard_normal((3, dim)).astype(np.float32)
     sent[0, 0] = -0.0
-    points = [point(i, *row.tolist(), former=former) for i, row in enumerate(sent)]
+    points = [point(i, *row.tolist()) for i, row in enumerate(sent)]
     found = _vectors([protocol.RetrievedPoint.FromString(p.SerializeToString()) for p in points], "c")
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.view(np.uint32), sent.view(np.uint32))

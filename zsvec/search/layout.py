@@ -7,18 +7,23 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate, chain, pairwise
+from typing import cast
 
 import numpy as np
 
 from zsvec.method.arrays import Floats
 from zsvec.method.similarities import References
 from zsvec.search.base import Change
-from zsvec.store import Store
+from zsvec.store import Points, Store
 from zsvec.store.catalog.schema import text_from
-from zsvec.types import Modality, expert_name
+from zsvec.types import Modality, encoder_and_modality, expert_name
 
-_Arrived = tuple[list[Floats], list[tuple[str, str, str, str | None]]]
-"""Pages of vectors, and the category, hash, source and group of each reference."""
+_Texts = tuple[str, str, str, str | None]
+"""Category, hash, source and group of a reference."""
+_FEW = 1000
+"""Number of references that are read without looking how many are stored."""
+_MOST = 0.75
+"""Share of the stored references from which on all are read, since a filter of many write ids takes longer."""
 _NONE = References((), np.empty((0, 0), np.float32), np.zeros(1, np.intp), np.empty(0, np.float32), (), ())
 
 
@@ -30,36 +35,82 @@ def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, Refer
         changes: Changes of the categories.
     """
     write_ids = [write_id for change in changes for write_id in change.new_write_ids]
+    gained: dict[str, dict[str, int]] = {}
+    for change in changes:
+        for expert, more in change.gained.items():
+            gained.setdefault(expert, {})[change.after.name] = more
     for encoder in store.encoders() if write_ids else ():
+        number = sum(sum(gained[expert].values()) for expert in gained if encoder_and_modality(expert)[0] == encoder)
+        stored = store.count(encoder) if number > _FEW else number
         arrived: dict[str, _Arrived] = {}
-        for page in store.references(encoder, write_ids):
+        for page in store.references(encoder, write_ids, all_writes=_FEW < number > _MOST * stored):
             of_each: dict[Modality, list[int]] = {}
             for row, payload in enumerate(page.payloads):
                 of_each.setdefault(payload["modality"], []).append(row)
             for modality, rows in of_each.items():
-                pages, texts = arrived.setdefault(expert_name(encoder, modality), ([], []))
+                expert = expert_name(encoder, modality)
                 some = page.chosen(rows)
-                pages.append(some.vectors)
-                texts += [(p["category"], p["hash"], p["source"], text_from(p, "group")) for p in some.payloads]
+                if expert not in arrived:
+                    counts = gained.get(expert, {})
+                    believed = number <= stored and all(n >= 0 for n in counts.values())  # a manifest may be forged
+                    arrived[expert] = _Arrived(counts if believed else {}, some.vectors.shape[1])
+                arrived[expert].add(some)
         for expert, found in sorted(arrived.items()):
-            yield expert, _by_category(*found)
+            yield expert, found.references()
 
 
-def _by_category(pages: list[Floats], texts: Sequence[tuple[str, str, str, str | None]]) -> References:
-    """Returns references in order of category and arrival. Empties the list of pages."""
-    order = sorted(range(len(texts)), key=lambda i: texts[i][0])
-    row = np.argsort(order)  # row in `vectors` of each reference, in order of arrival
-    vectors = np.empty((len(order), pages[0].shape[1]), dtype=np.float32)
-    first = 0
-    while pages:  # each page is freed after it is copied
-        page = pages.pop(0)
-        vectors[row[first : first + len(page)]] = page
-        first += len(page)
-    labels, hashes, sources, groups = zip(*(texts[i] for i in order), strict=True)
-    counts = Counter(labels)
-    starts = [0, *accumulate(counts.values())]
+class _Arrived:
+    """References of one expert, each copied to its final row on arrival. A second copy would take time and memory.
+
+    Args:
+        counts: Number of references to expect, by category.
+        dim: Dimension of the vectors.
+    """
+
+    def __init__(self, counts: Mapping[str, int], dim: int) -> None:
+        self._names = sorted(counts)
+        self._starts = [0, *accumulate(counts[name] for name in self._names)]
+        self._next = dict(zip(self._names, self._starts, strict=False))  # free row of each category
+        self._end = dict(zip(self._names, self._starts[1:], strict=True))
+        self._vectors = np.empty((self._starts[-1], dim), dtype=np.float32)
+        self._texts: list[_Texts | None] = [None] * self._starts[-1]
+        self._surplus: list[tuple[Floats, _Texts]] = []  # references that nothing in `counts` announced
+
+    def add(self, page: Points) -> None:
+        """Adds a page of references."""
+        vectors, rows, kept = page.vectors, [], []
+        for i, payload in enumerate(page.payloads):
+            name = payload["category"]
+            texts = (name, payload["hash"], payload["source"], text_from(payload, "group"))
+            row = self._next.get(name)
+            if row is None or row == self._end[name]:
+                self._surplus.append((vectors[i], texts))
+                continue
+            self._next[name] = row + 1
+            self._texts[row] = texts
+            rows.append(row)
+            kept.append(i)
+        self._vectors[rows] = vectors if len(kept) == len(vectors) else vectors[kept]
+
+    def references(self) -> References:
+        """Returns all references, ordered by category and arrival."""
+        if self._surplus or self._next != self._end:
+            return self._differing()
+        return _references(tuple(self._names), self._starts, self._vectors, cast("list[_Texts]", self._texts))
+
+    def _differing(self) -> References:
+        """Returns references that are more or fewer than expected, for instance of a replaced category."""
+        found = [(self._vectors[row], texts) for row, texts in enumerate(self._texts) if texts] + self._surplus
+        found.sort(key=lambda one: one[1][0])
+        counts = Counter(texts[0] for _, texts in found)
+        starts = [0, *accumulate(counts.values())]
+        return _references(tuple(counts), starts, np.stack([vector for vector, _ in found]), [one for _, one in found])
+
+
+def _references(names: tuple[str, ...], starts: Sequence[int], vectors: Floats, texts: Sequence[_Texts]) -> References:
+    _, hashes, sources, groups = zip(*texts, strict=True)
     return References(
-        names=tuple(counts),
+        names=names,
         vectors=vectors,
         starts=np.array(starts, dtype=np.intp),
         norms=np.array([_norm_of_mean(vectors[slice(*bounds)]) for bounds in pairwise(starts)], dtype=np.float32),

@@ -216,9 +216,23 @@ class Store:
         """
         return self._catalog.category(name)
 
-    def references(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """Yields the references of these writes in the collection of an encoder, in pages."""
-        return self._references.pages(encoder, write_ids, vectors=vectors)
+    def references(
+        self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True, all_writes: bool = False
+    ) -> Iterator[Points]:
+        """Yields the references of these writes in the collection of an encoder, in pages.
+
+        Args:
+            encoder: Name of the encoder.
+            write_ids: Ids of the writes.
+            vectors: Whether to read the vectors.
+            all_writes: Whether to read the references of all writes and to leave out the other ones here. This is
+                faster if most references are wanted.
+        """
+        return self._references.pages(encoder, write_ids, vectors=vectors, all_writes=all_writes)
+
+    def count(self, encoder: str) -> int:
+        """Returns the number of stored references of an encoder, including uncommitted ones."""
+        return self._references.count(encoder)
 
     def query(
         self,

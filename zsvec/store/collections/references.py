@@ -48,11 +48,16 @@ class ReferenceCollections:
 
     # Reading
 
-    def pages(self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True) -> Iterator[Points]:
-        """Yields the references of these writes in one encoder's collection, in pages, without unreadable payloads."""
-        for where in _wheres(write_ids):
+    def pages(
+        self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True, all_writes: bool = False
+    ) -> Iterator[Points]:
+        """Yields references without unreadable payloads; arguments are as in `zsvec.store.store.Store.references`."""
+        wanted = frozenset(write_ids)
+        for where in [Where()] if all_writes else _wheres(write_ids):
             for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors):
-                yield page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload)])
+                yield page.chosen(
+                    [i for i, payload in enumerate(page.payloads) if is_reference(payload) and payload["gen"] in wanted]
+                )
 
     def read(self, category: Category, *, vectors: bool = True) -> Iterator[Reference]:
         """Yields every reference of a category. If `vectors` is False, the vectors are empty."""
@@ -97,6 +102,10 @@ class ReferenceCollections:
             where = Where(match={"hash": some, "modality": modality})
             for page in self._backend.scroll(self.collection(encoder), where, vectors=vectors, fields=fields):
                 yield page.chosen([i for i, payload in enumerate(page.payloads) if is_reference(payload, fields)])
+
+    def count(self, encoder: str) -> int:
+        """Returns the number of stored references of an encoder, including uncommitted ones."""
+        return self._backend.count(self.collection(encoder), Where())
 
     def counts(self, category: Category) -> dict[str, int]:
         """Returns, by expert, the number of stored references of a category. After a loss, the manifest counts more."""

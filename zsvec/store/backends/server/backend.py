@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,8 +24,11 @@ from zsvec.store.backends.server.conversion import Consistency, filter_of, parts
 from zsvec.store.backends.server.diagnostics import check_peers, check_up
 from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
 from zsvec.store.backends.server.replication import Copies, Records, Replicas, differing, heal
+from zsvec.streams.flow import Flow
+from zsvec.streams.stream import ahead
 from zsvec.types import Finding
 
+_SLICES = 4  # slices of a collection whose vectors are read in parallel
 _FAN_OUT = 500  # milliseconds after which a node also reads from another replica
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
@@ -195,7 +199,8 @@ class ServerBackend:
     ) -> Iterator[Points]:
         waiting = [where]
         while waiting:
-            some = parts(waiting.pop(), self._limits.get(collection) or self._read_limits(collection))
+            limits = self._limits.get(collection) or self._read_limits(collection)
+            some = parts(waiting.pop(), limits, sliced=vectors)
             if len(some) > 1:
                 waiting += reversed(some)
                 continue
@@ -205,23 +210,52 @@ class ServerBackend:
                     begun = True
                     yield page
             except StoreError:  # the limits may have changed
-                if begun or len(parts(some[0], self._limits[collection])) == 1:
+                if begun or len(parts(some[0], self._limits[collection], sliced=vectors)) == 1:
                     raise
                 waiting.append(some[0])
 
     def _scroll(self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None) -> Iterator[Points]:
-        offset: Any = None
+        """Yields pages. Pages after the first are read ahead in other threads, those with vectors in several slices."""
+        for page, following in self._pages(collection, where, vectors, fields):
+            yield page
+            if following is not None:
+                break
+        else:
+            return
+        patience = self._connection.deadline
+        slices = [models.Slice(total=_SLICES, index=index) for index in range(_SLICES)] if vectors else [None]
+
+        def read(some: models.Slice | None) -> Generator[Points, None, None]:
+            with self._connection.within(patience):  # in another thread
+                for page, _ in self._pages(collection, where, vectors, fields, following, some):
+                    yield page
+
+        with ExitStack() as stack:
+            reads = [stack.enter_context(closing(ahead(read(some), Flow(), "scroll"))) for some in slices]
+            for pages in zip_longest(*reads):  # in turn, so that the order does not depend on the threads
+                yield from (page for page in pages if page is not None)
+
+    def _pages(
+        self,
+        collection: str,
+        where: Where,
+        vectors: bool,
+        fields: Sequence[str] | None,
+        offset: Any = None,
+        some: models.Slice | None = None,
+    ) -> Iterator[tuple[Points, Any]]:
+        """Yields pages, each with the offset of the next page as the server gave it."""
         last: str | None = None
         while True:
-            read = partial(self._page, collection, where, offset, vectors, fields)
-            page, offset, copied = self._within_limits(collection, read)
+            read = partial(self._page, collection, where, offset, vectors, fields, some)
+            page, following, copied = self._within_limits(collection, read)
             fresh = page.chosen([row for row, place in enumerate(page.ids) if place != last]) if last else page
-            yield fresh
-            if offset is None and not (copied and fresh.ids):
+            yield fresh, following
+            if following is None and not (copied and fresh.ids):
                 return
             # A quorum read omits records that are being written, and may then report a short page as the last one.
             last = fresh.ids[-1] if fresh.ids else last
-            offset = last if offset is None else offset
+            offset = last if following is None else following
 
     def _page(
         self,
@@ -230,14 +264,16 @@ class ServerBackend:
         offset: Any,
         vectors: bool,
         fields: Sequence[str] | None,
+        some: models.Slice | None,
         limits: Limits,
     ) -> tuple[Points, Any, bool]:
+        chosen = filter_of(where, limits)
         page, following = self._copies.read(
             collection,
             partial(
                 conversion.scroll,
                 collection=collection,
-                chosen=filter_of(where, limits),
+                chosen=models.Filter(must=[chosen, models.SliceCondition(slice=some)]) if some else chosen,
                 limit=limits.page,
                 offset=offset,
                 vectors=vectors,

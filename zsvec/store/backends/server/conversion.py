@@ -1,7 +1,8 @@
 """Conversion of filters and points between the store and Qdrant.
 
-Over gRPC, points are read without the client's classes. Creating an object for each point and each value would take
-several times as long as the transfer.
+Over gRPC, points are read without the client's classes. With these (client 1.20, 100,000 references of 512 dimensions,
+two cores for client and server), reading all references takes 3.4 times as long, and 64 queries for 256 references each
+1.5 times.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
     return models.Filter(should=[chosen, models.Filter(must=_conditions(where.or_match, limits))])
 
 
-def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
+def parts(where: Where, limits: Limits, without: int = 0, *, sliced: bool = False) -> list[Where]:
     """Splits a filter into filters within the limits. Each matching point matches exactly one of the filters.
 
     Only the longest list of values is split. A filter that has `or_match`, or has no list, stays whole.
@@ -50,13 +51,14 @@ def parts(where: Where, limits: Limits, without: int = 0) -> list[Where]:
         where: The filter to split.
         limits: Limits of the collection. Each part has at least one condition on the split list, whatever the limits.
         without: Number of ids that `filter_of` will exclude.
+        sliced: Whether a slice of the points will be read, which is another condition.
     """
     lists = {name: value for name, value in where.match.items() if not isinstance(value, str | int)}
     if not lists or where.or_match is not None:
         return [where]
     name, longest = max(lists.items(), key=lambda item: len(item[1]))
     lengths = [len(lists.get(other, "1")) for other in where.match if other != name]
-    others = sum(-(-length // limits.values) for length in (*lengths, without)) + where.ranged
+    others = sum(-(-length // limits.values) for length in (*lengths, without)) + where.ranged + sliced
     most = math.inf if limits.conditions is None else limits.values * max(1, limits.conditions - others)
     some = cut(longest, most, lambda value: _CHARACTER * len(value) + _AROUND)
     return [replace(where, match={**where.match, name: values}) for values in some] or [where]
@@ -197,14 +199,18 @@ def _id(identifier: protocol.PointId) -> str:
 
 
 def _payload(point: Any) -> Mapping[str, Any]:
-    texts = {name: value.string_value for name, value in point.payload.items()}
-    return texts if all(texts.values()) else GrpcToRest.convert_payload(point.payload)  # some values are not texts
+    payload, texts = point.payload, {}
+    for name in payload:  # faster than `items`
+        if not (text := payload[name].string_value):  # another type, or empty
+            return GrpcToRest.convert_payload(payload)
+        texts[name] = text
+    return texts
 
 
 def _rows(points: Sequence[Any], collection: str) -> Any:
     if any(point.vectors.HasField("vectors") for point in points):
         return [
-            {name: np.array(_dense(one).data, dtype=np.float32) for name, one in point.vectors.vectors.vectors.items()}
+            {name: np.array(one.dense.data, dtype=np.float32) for name, one in point.vectors.vectors.vectors.items()}
             for point in points
         ]
     return _vectors(points, collection)
@@ -213,16 +219,17 @@ def _rows(points: Sequence[Any], collection: str) -> Any:
 def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
     if not points:
         return np.empty((0, 0), dtype=np.float32)
-    dense = [_dense(point.vectors.vector) for point in points]
-    dim = len(dense[0].data)
-    for point, vector in zip(points, dense, strict=True):
-        if len(vector.data) != dim or not dim:
+    dim = len(points[0].vectors.vector.dense.data)
+    messages = [point.vectors.vector.dense.SerializeToString() for point in points]
+    for point, message in zip(points, messages, strict=True):
+        if len(message) != len(messages[0]) or not dim:
+            found = len(point.vectors.vector.dense.data)
             raise StoreError(
-                f"the point {_id(point.id)} of {collection!r} has a vector of {len(vector.data)} numbers, and another "
-                f"one {dim or 'some'}: it is not of zsvec; delete it"
+                f"the point {_id(point.id)} of {collection!r} has a vector of {found} numbers, and another one "
+                f"{dim or 'some'}: it is not of zsvec; delete it"
             )
-    return np.array([vector.data for vector in dense], dtype=np.float32)
-
-
-def _dense(vector: Any) -> Any:
-    return vector.dense if vector.HasField("dense") else vector  # the format before Qdrant 1.17
+    # A message is a tag, a length and the bytes of the array. Reading the numbers from the objects takes longer.
+    size = dim * np.dtype("<f4").itemsize
+    begin = 1 + math.ceil(size.bit_length() / 7)
+    rows = bytearray().join([message[begin : begin + size] for message in messages])
+    return np.frombuffer(rows, dtype="<f4").reshape(len(points), dim)

@@ -6,6 +6,7 @@ import os
 import resource
 import statistics
 import tempfile
+import uuid
 from functools import partial
 from typing import Annotated, Any, cast
 
@@ -31,12 +32,13 @@ def scale(
     batch: int = 64,
     rounds: int = 7,
     device: Device = "auto",
+    server: Annotated[str, typer.Option(help="URL of a Qdrant server; keeps the stores. Default: folders.")] = "",
 ) -> None:
     """Measure imports, calibrations, first batches, added categories, and searches with aggregation and fusion."""
     searches: list[dict[str, Cell]] = []
     starts: list[dict[str, Cell]] = []
     for size in [10**power for power in range(3, 10) if 10**power <= largest]:
-        took, started = _store(size, dim, batch, rounds, device)
+        took, started = _store(size, dim, batch, rounds, device, server)
         starts.append({"references": size, **started})
         searches += [
             {"references": size, "way": way, "µs an image": 1e6 * statistics.median(one) / batch}
@@ -49,7 +51,7 @@ def scale(
 
 
 def _store(
-    size: int, dim: int, batch: int, rounds: int, device: str
+    size: int, dim: int, batch: int, rounds: int, device: str, server: str
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """Returns seconds of batches by index, and seconds of other operations, for a store of `size` references."""
     random = np.random.default_rng(0)
@@ -61,7 +63,13 @@ def _store(
     started: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["XDG_CACHE_HOME"] = scratch  # folder of the reference cache
-        opened = partial(zsvec.open, f"{scratch}/store", encoders=[encoder], index_device=cast("zsvec.Device", device))
+        opened = partial(
+            zsvec.open,
+            server or f"{scratch}/store",
+            namespace=f"bench-{uuid.uuid4().hex[:12]}",
+            encoders=[encoder],
+            index_device=cast("zsvec.Device", device),
+        )
         with opened(index="memory", index_cache=False) as classifier:
             started["import, s"] = seconds(partial(classifier.add_categories, categories))
             started["calibrate, s"] = seconds(classifier.calibrate)
@@ -76,7 +84,9 @@ def _store(
             )
         if size <= _QDRANT:
             with opened(index="qdrant") as classifier:
-                took |= interleaved({"embedded engine": partial(classifier.classify_vectors, queries)}, rounds)
+                took |= interleaved(
+                    {"server" if server else "embedded engine": partial(classifier.classify_vectors, queries)}, rounds
+                )
     return took, started
 
 

@@ -29,7 +29,9 @@ from zsvec.streams.stream import ahead
 from zsvec.types import Finding
 
 _SLICES = 4  # slices of a collection whose vectors are read in parallel
-_FAN_OUT = 500  # milliseconds after which a node also reads from another replica
+# Milliseconds after which a node also reads from another replica. The header `x-qdrant-route-affinity` is no
+# substitute: it keeps the reads of a process on one replica, also while that replica stands still.
+_FAN_OUT = 500
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 

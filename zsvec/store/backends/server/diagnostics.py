@@ -16,7 +16,7 @@ from zsvec.inputs.answers import in_time
 from zsvec.store.backends.server.connection import Connection, check_version
 from zsvec.store.backends.server.conversion import Consistency
 from zsvec.store.backends.server.endpoint import Node
-from zsvec.store.backends.server.failures import FAILURES, is_missing, is_refusal
+from zsvec.store.backends.server.failures import FAILURES, is_refusal
 from zsvec.store.backends.server.limits import Limits
 from zsvec.store.backends.server.replication import Records, Replicas, differing, heal
 from zsvec.types import Finding, counted
@@ -198,7 +198,7 @@ def _peer_versions(connection: Connection) -> Mapping[str, str]:
         try:
             return in_time(partial(_versions, client), _TELEMETRY_TIMEOUT_S)  # only REST offers this
         except FAILURES as exc:
-            if is_refusal(exc) or is_missing(exc):  # the key lacks the right, or the server lacks the endpoint
+            if is_refusal(exc):
                 return {}
             raise
 

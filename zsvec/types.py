@@ -24,6 +24,7 @@ _IN_WORDS: tuple[Modality, ...] = ("image", "text")
 
 MAX_IMAGES = 2**53 - 1
 """Largest number of images in a `ThresholdProgress`: the largest integer that every reader of JSON keeps exact."""
+MAX_OVERSAMPLING, MAX_EF = 64, 65_536
 CALIBRATION_FORMAT = 6
 """Format version of stored calibrations. Calibrations with another version are ignored."""
 
@@ -290,6 +291,112 @@ class ThresholdProgress:
             case {"images": int(images), "needed": int(needed)} if 0 <= images < needed <= MAX_IMAGES:
                 return cls(int(images), int(needed))  # a bool becomes a number
         return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchParams:
+    """How a Qdrant server finds the references that are nearest to an image.
+
+    The default compares the image with every reference in float32. With `oversampling`, the server chooses candidates
+    by int8 copies of the vectors, and compares only the candidates in float32.
+
+    Attributes:
+        oversampling: Number of candidates for each reference that a query returns, 1 to 64. ``None`` compares every
+            reference in float32.
+        ef: Number of candidates that the search of an HNSW graph keeps, 1 to 65,536. ``None`` scans all int8 vectors.
+    """
+
+    oversampling: float | None = None
+    ef: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether every reference is compared in float32."""
+        return self.oversampling is None
+
+    def __str__(self) -> str:
+        if self.oversampling is None:
+            return "exact"
+        return f"{f'HNSW graph, ef {self.ef}' if self.ef else 'int8 scan'}, oversampling {self.oversampling:g}"
+
+    @classmethod
+    def from_dict(cls, values: object) -> SearchParams:
+        """Reads an entry of the catalog, which any writer may have made. Returns exact search if it is invalid."""
+        match values:
+            case {"oversampling": float() | int() as oversampling, "ef": None | int() as ef}:
+                params = cls(oversampling=float(oversampling), ef=None if ef is None else int(ef))
+                return params if params.is_valid() else cls()
+        return cls()
+
+    def is_valid(self) -> bool:
+        """Returns whether the numbers are within their ranges, and `ef` is not given without `oversampling`."""
+        if self.oversampling is None:
+            return self.ef is None
+        return 1 <= self.oversampling <= MAX_OVERSAMPLING and (self.ef is None or 1 <= self.ef <= MAX_EF)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchQuality:
+    """Quality and speed of a search with some parameters, measured on stored references.
+
+    Attributes:
+        params: The parameters.
+        recall: Fraction, 0 to 1, of the nearest references by exact search that this search finds.
+        same_label: Fraction of images, 0 to 1, with the same most probable category as by exact search.
+        ms: Median time of a search in milliseconds an image, over all experts, in batches of 64 images.
+    """
+
+    params: SearchParams
+    recall: float
+    same_label: float
+    ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchMeasurement:
+    """Result of `zsvec optimize --measure`.
+
+    Attributes:
+        measured: Time of the measurement (UTC).
+        images: Number of stored reference images that were searched, each without itself.
+        k: Number of nearest references that recall counts, for each expert.
+        rows: One row for each tried setting, exact search first.
+    """
+
+    measured: datetime
+    images: int
+    k: int
+    rows: tuple[SearchQuality, ...]
+
+    def of(self, params: SearchParams) -> SearchQuality | None:
+        """Returns the row of a setting, if it was tried."""
+        return next((row for row in self.rows if row.params == params), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the object that the store keeps, and that ``zsvec optimize --measure --json`` prints."""
+        return {**asdict(self), "measured": self.measured.isoformat(), "rows": [asdict(row) for row in self.rows]}
+
+    @classmethod
+    def from_dict(cls, values: object) -> SearchMeasurement | None:
+        """Reads an entry of the catalog, which any writer may have made. Returns ``None`` if it is invalid."""
+        match values:
+            case {"measured": str(measured), "images": int(images), "k": int(k), "rows": list(rows)}:
+                try:
+                    found = tuple(SearchQuality(**{**row, "params": SearchParams(**row["params"])}) for row in rows)
+                    sound = all(row.params.is_valid() and _is_quality(row) for row in found)
+                    return cls(measured=_utc(measured), images=images, k=k, rows=found) if sound else None
+                except (TypeError, ValueError, KeyError):
+                    return None
+        return None
+
+
+def _is_quality(row: SearchQuality) -> bool:
+    numbers = (row.recall, row.same_label, row.ms)
+    return all(isinstance(n, int | float) and 0 <= n < MAX_IMAGES for n in numbers) and max(numbers[:2]) <= 1
+
+
+def _utc(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,8 +18,9 @@ import pytest
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreUnavailableError
-from zsvec.store.backends.base import Dims, Hit, InProcess, Memory, Points, Put, Where
+from zsvec.store.backends.base import EXACT, Dims, Hit, InProcess, Memory, Points, Put, Where
 from zsvec.store.backends.memory import MemoryBackend
+from zsvec.types import SearchParams
 
 HOURS = 3600.0
 
@@ -326,10 +327,16 @@ class SimulatedBackend(InProcess):
         return self.world.server.newest(collection, where)
 
     def query(
-        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+        self,
+        collection: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+        params: SearchParams = EXACT,
     ) -> list[list[Hit]]:
         self._turn()
-        return self.world.server.query(collection, vectors, where, limit, fields)
+        return self.world.server.query(collection, vectors, where, limit, fields, params)
 
     def count(self, collection: str, where: Where) -> int:
         self._turn()

@@ -11,7 +11,7 @@ import time
 import uuid
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -333,6 +333,11 @@ class _SharedLocalClient:
         return models.CollectionClusterInfo(
             peer_id=1, shard_count=1, local_shards=[shard], remote_shards=[], shard_transfers=[]
         )
+
+    def query_batch_points(self, collection: str, requests: Sequence[models.QueryRequest], **options: Any) -> Any:
+        """As a server without an index. The local mode compares every point, and warns of parameters."""
+        plain = [request.model_copy(update={"params": None}) for request in requests]
+        return self.__getattr__("query_batch_points")(collection, plain, **options)
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.local, name)

@@ -105,7 +105,10 @@ class Compared(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether every image was compared with every reference, and the norm of each category mean is known."""
+        """Whether every image was compared with every reference, and the norm of each category mean is known.
+
+        False for every approximate search.
+        """
         ...
 
     def __len__(self) -> int:

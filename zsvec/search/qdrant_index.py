@@ -2,6 +2,9 @@
 
 A category must be complete for all experts, but the database may change between two queries. So all experts are
 queried first. Then the catalog is read again, and categories that have lost references meanwhile are queried again.
+
+If the store is optimised for approximate search (`SearchParams`), a query may miss some of the nearest references. The
+bound is then an estimate.
 """
 
 from __future__ import annotations
@@ -20,8 +23,8 @@ from zsvec.method.predict.reference_aggregation import Similarities
 from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot
 from zsvec.search.layout import parts_of, read, renewed
-from zsvec.store import Hit, Store
-from zsvec.types import Category, Neighbor
+from zsvec.store import EXACT, Hit, Store
+from zsvec.types import Category, Neighbor, SearchParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,8 @@ class Hits:
 
     Attributes:
         rows: The nearest references of each image, nearest first.
-        bound: float32 ``(n_images,)``, upper bound of the similarity to references outside the image's row.
+        bound: float32 ``(n_images,)``, upper bound of the similarity to references outside the image's row. After an
+            approximate search, some missed references may be more similar.
         everything: Whether the row of every image has all references.
     """
 
@@ -39,10 +43,17 @@ class Hits:
     everything: bool
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[Hit]], limit: int) -> Hits:
-        """Returns the hits of a query for at most `limit` references per image."""
-        bound = [row[-1].similarity if len(row) == limit else -1.0 for row in rows]
-        return cls(rows, np.array(bound, dtype=np.float32), all(len(row) < limit for row in rows))
+    def of(cls, rows: Sequence[Sequence[Hit]], limit: int, *, exact: bool = True) -> Hits:
+        """Returns the hits of a query for at most `limit` references per image.
+
+        Args:
+            rows: The nearest references of each image, nearest first.
+            limit: The limit of the query.
+            exact: Whether every reference was compared. Otherwise, a shorter row may lack references, too.
+        """
+        complete = [exact and len(row) < limit for row in rows]
+        last = [row[-1].similarity if row else -1.0 for row in rows]
+        return cls(rows, np.where(complete, -1, last).astype(np.float32), all(complete))
 
     def with_others(self, names: set[str], hits: Hits) -> Hits:
         """Returns hits in which `hits` replaces the hits of the categories `names`, as if found by a single query."""
@@ -179,6 +190,11 @@ class QdrantIndex:
             return None
         return ClassMeans(tuple(self.counts), np.stack(known), self._counts(), of_roots)
 
+    @cached_property
+    def size(self) -> int:
+        """Number of references of the expert."""
+        return sum(self.counts.values())
+
     def _counts(self) -> NDArray[np.intp]:
         return np.array(list(self.counts.values()), dtype=np.intp)
 
@@ -191,6 +207,7 @@ class QdrantSnapshot:
         store: The store to search.
         limit: Number of references that one query fetches for one image and expert.
         norms_wanted: Whether to read the means of all categories.
+        params: How the server searches an expert with more than `limit` references.
         catalog: The categories, by name.
         means: Means by expert and category, for the categories whose references were read.
         names: Names of the categories, ascending.
@@ -200,6 +217,7 @@ class QdrantSnapshot:
     store: Store
     limit: int
     norms_wanted: bool
+    params: SearchParams = EXACT
     catalog: Mapping[str, Category] = field(default_factory=dict)
     means: Mapping[tuple[str, str], Mean] = field(default_factory=dict)
     names: tuple[str, ...] = ()
@@ -250,7 +268,7 @@ class QdrantSnapshot:
             state = state._with({**kept, **again}, {**state.means, **means})
             indexes = [now.indexes[expert] for expert in _experts(again)]
             nothing = {expert: Hits.of([[] for _ in found.rows], self.limit) for expert, found in hits.items()}
-            others = {**nothing, **self._ask(indexes, queries, _write_ids(again))}
+            others = {**nothing, **self._ask(indexes, queries, _write_ids(again), exact=True)}
             hits = {expert: hits.get(expert, found).with_others(lost, found) for expert, found in others.items()}
         raise Incomplete(lost)
 
@@ -274,13 +292,27 @@ class QdrantSnapshot:
         return any(len(row) == self.limit and not all(map(index.committed, row)) for row in hits.rows)
 
     def _ask(
-        self, indexes: Iterable[QdrantIndex], queries: Mapping[str, Floats], write_ids: Sequence[str] | None = None
+        self,
+        indexes: Iterable[QdrantIndex],
+        queries: Mapping[str, Floats],
+        write_ids: Sequence[str] | None = None,
+        *,
+        exact: bool = False,
     ) -> dict[str, Hits]:
-        """Returns the nearest references of each expert with a query. With `write_ids`, searches only these writes."""
+        """Returns the nearest references of each expert with a query.
+
+        Args:
+            indexes: Indexes of the experts.
+            queries: As in `search`.
+            write_ids: Ids of the writes to search; ``None`` searches all writes.
+            exact: Whether to compare every reference, whatever `params` say. So are experts with few references.
+        """
         found = {}
-        for expert in (index.expert for index in indexes if index.expert.encoder in queries):
-            rows = self.store.query(expert.encoder, expert.modality, queries[expert.encoder], self.limit, write_ids)
-            found[expert.name] = Hits.of(rows, self.limit)
+        for index in (index for index in indexes if index.expert.encoder in queries):
+            expert, vectors = index.expert, queries[index.expert.encoder]
+            params = EXACT if exact or index.size <= self.limit else self.params
+            rows = self.store.query(expert.encoder, expert.modality, vectors, self.limit, write_ids, params)
+            found[expert.name] = Hits.of(rows, self.limit, exact=params.exact)
         return found
 
 

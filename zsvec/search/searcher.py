@@ -240,6 +240,10 @@ class Searcher:
         self._versions.update((name, category.version) for name, category in later.items())
         self._changed = max([self._changed, *(category.rev for category in later.values())])
         self._cursor = look.cursor
+        if look.search is not None and look.search != self._qdrant.params:
+            self._qdrant = replace(self._qdrant, params=look.search)
+            if isinstance(self._snapshot, QdrantSnapshot):
+                self._snapshot = replace(self._snapshot, params=look.search)
         if look.calibration is not None:
             self._calibration = Calibration.from_dict(look.calibration)  # None for another format
         self._unkept += sum(change.gained.total() for change in changes)

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from zsvec.errors import InvalidInputError, ZSVecError, shown
-from zsvec.store.backends.base import FIRST_CONTACT, Hit, Placement, Points
+from zsvec.store.backends.base import EXACT, FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.catalog.changefeed import Cursor, Look
 from zsvec.store.catalog.schema import Reference
 from zsvec.store.census import Census
@@ -19,6 +19,7 @@ from zsvec.store.store import Store
 from zsvec.store.writing import Move, Renamed, Write
 
 __all__ = [
+    "EXACT",
     "FIRST_CONTACT",
     "Census",
     "Cursor",

@@ -9,7 +9,7 @@ from typing import Any
 
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
-from zsvec.store.catalog.schema import threshold_progress
+from zsvec.store.catalog.schema import measurement_from, search_params_from, threshold_progress
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.types import Finding, contents, counted
 
@@ -67,5 +67,20 @@ def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> 
         "encoders": {name: str(fingerprint) for name, fingerprint in encoders.items()},
         "calibration": catalog.calibration_state(),
         "threshold_progress": progress and asdict(progress),
+        **_search(catalog),
         **({"collections": placements} if placements else {}),
     }
+
+
+def _search(catalog: Catalog) -> dict[str, Any]:
+    """Returns how a server searches, and the recall at the last measurement; empty for exact search."""
+    store = catalog.store()
+    params, measurement = search_params_from(store), measurement_from(store)
+    if params.exact:
+        return {}
+    row = measurement.of(params) if measurement else None
+    found: dict[str, Any] = {"approximate": True, **asdict(params)}
+    if measurement and row:
+        found |= {"recall": row.recall, "same_label": row.same_label, "k": measurement.k}
+        found |= {"measured": measurement.measured.isoformat()}
+    return {"search": found}

@@ -8,18 +8,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
 from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store import erasure, health, undo
-from zsvec.store.backends.base import Backend, Hit, Points
+from zsvec.store.backends.base import EXACT, Backend, Hit, Points
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.history import FORGET, Cause, History
 from zsvec.store.catalog.marks import kept_mark, mark
-from zsvec.store.catalog.schema import Reference, keeps_images
+from zsvec.store.catalog.schema import Reference, keeps_images, measurement_from, search_params_from
 from zsvec.store.collections import compatibility
 from zsvec.store.collections.inbox import InboxCollection, Removal
 from zsvec.store.collections.references import ReferenceCollections
@@ -35,6 +35,8 @@ from zsvec.types import (
     Forgotten,
     KeepImages,
     Modality,
+    SearchMeasurement,
+    SearchParams,
     SmallImage,
     StoredReference,
 )
@@ -241,6 +243,7 @@ class Store:
         vectors: NDArray[np.float32],
         limit: int,
         write_ids: Sequence[str] | None = None,
+        params: SearchParams = EXACT,
     ) -> list[list[Hit]]:
         """Returns the references nearest to each vector, nearest first. Uncommitted references are included.
 
@@ -250,8 +253,45 @@ class Store:
             vectors: float32 ``(n, dim)``, unit rows.
             limit: Maximum number of references per vector.
             write_ids: Ids of the writes to search; ``None`` searches all writes.
+            params: How a server searches. If not exact, some references may be missing.
         """
-        return self._references.query(encoder, modality, vectors, limit, write_ids)
+        return self._references.query(encoder, modality, vectors, limit, write_ids, params)
+
+    def optimize(self, params: SearchParams) -> Iterator[tuple[str, float]]:
+        """Builds the index of all references for searches with `params`, and then makes every process search so.
+
+        Readers and writers go on meanwhile. A repeated call continues an interrupted one. Exact parameters remove the
+        index.
+
+        Yields:
+            The name of the encoder whose collection is being indexed, and the finished share of the work, 0 to 1.
+
+        Raises:
+            InvalidInputError: The store is not on a server.
+            StoreError: There is no store, or the server cannot build the index.
+        """
+        self._backend.check()
+        encoders = self._catalog.encoders()
+        if not encoders:
+            raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
+        if params.exact:  # before the index goes
+            self._catalog.set_in_store(search=asdict(params))
+        for encoder in encoders:
+            for share in self._backend.optimize(self.collection(encoder), params):
+                yield encoder, share
+        self._catalog.set_in_store(search=asdict(params))
+
+    def search_params(self) -> SearchParams:
+        """Returns how a server searches the references of this store."""
+        return search_params_from(self._catalog.store())
+
+    def search_measurement(self) -> SearchMeasurement | None:
+        """Returns the last stored measurement of the search, if any."""
+        return measurement_from(self._catalog.store())
+
+    def keep_search_measurement(self, measurement: SearchMeasurement) -> None:
+        """Stores a measurement of the search, in place of an earlier one."""
+        self._catalog.set_in_store(measurement=measurement.to_dict())
 
     def keys(self, name: str) -> set[tuple[str, str, str]]:
         """Returns encoder, modality and content hash of every reference of a category; empty without the category."""

@@ -35,7 +35,8 @@ class Similarities:
         counts: int ``(n_categories,)``, at least 1. Number of references of each category, including references omitted
             from `values`.
         norms: float32 ``(n_categories,)``, norm of the mean of each category's references, 0 to 1; NaN if unknown.
-        bound: float32 ``(n_images,)``, upper bound of the similarity to an omitted reference.
+        bound: float32 ``(n_images,)``, upper bound of the similarity to an omitted reference. An estimate if the search
+            was approximate.
     """
 
     values: Floats

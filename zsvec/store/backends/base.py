@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
-from zsvec.errors import StoreError
-from zsvec.types import Finding
+from zsvec.errors import InvalidInputError, StoreError
+from zsvec.types import Finding, SearchParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,6 +21,8 @@ Dims: TypeAlias = int | Mapping[str, int]
 
 Memory: TypeAlias = Literal["cold", "cached"]
 """Placement of a collection in the memory of a server, named as in Qdrant."""
+
+EXACT = SearchParams()
 
 FIRST_CONTACT = 5.0
 """Default deadline for reaching a server when a store is opened, in seconds."""
@@ -189,6 +191,13 @@ class InProcess(Handle):
         """Returns ``None``, since there is no cluster."""
         self.check()
 
+    def optimize(self, collection: str, params: SearchParams) -> Iterator[float]:
+        """Raises InvalidInputError, since every search compares all vectors."""
+        raise InvalidInputError(
+            f"the store must be on a Qdrant server to be optimised, got {self._location}. A store in this process "
+            "compares every reference; `zsvec copy` moves it to a server"
+        )
+
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
         """Returns no findings, since there is no deployment to check."""
         return iter(())
@@ -284,9 +293,32 @@ class Backend(Protocol):
         """Returns the largest ``rev`` of the matching points, or 0 if no point matches."""
 
     def query(
-        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+        self,
+        collection: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+        params: SearchParams = EXACT,
     ) -> list[list[Hit]]:
-        """Returns the `limit` nearest matching points of each vector by exact search, nearest first."""
+        """Returns the `limit` nearest matching points of each vector, nearest first, with exact similarities.
+
+        A server searches as `params` say and may then miss some of these points. Any other backend compares all points.
+        """
+
+    def optimize(self, collection: str, params: SearchParams) -> Iterator[float]:
+        """Builds the index for searches with `params`, or removes it for exact search, while readers go on.
+
+        A repeated call waits for an index that is being built, and returns at once if the index is complete. The
+        original vectors stay.
+
+        Yields:
+            The finished share of the work, 0 to 1, about once a second.
+
+        Raises:
+            InvalidInputError: The collection is not on a server.
+            StoreError: The server has given up building the index.
+        """
 
     def delete(self, collection: str, where: Where) -> None:
         """Deletes all matching points."""

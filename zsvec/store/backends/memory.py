@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import StoreError
-from zsvec.store.backends.base import Dims, Hit, InProcess, Memory, Points, Put, Where
+from zsvec.store.backends.base import EXACT, Dims, Hit, InProcess, Memory, Points, Put, Where
+from zsvec.types import SearchParams
 
 # Vector and payload of each point, by id. Instead of a vector, a point with several vectors has a mapping of names to
 # vectors, and a record of the catalog has None.
@@ -95,7 +96,13 @@ class MemoryBackend(InProcess):
             return max((_rev(payload) for _, payload in _matching(stored, where).values()), default=0)
 
     def query(
-        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+        self,
+        collection: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+        params: SearchParams = EXACT,
     ) -> list[list[Hit]]:
         with self._open(collection) as stored:
             found = _matching(stored, where)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from zsvec.errors import CategoryNotFoundError, StoreError
+from zsvec.errors import CategoryNotFoundError, ConflictError, StoreError
 from zsvec.store.backends.base import Backend, Put, Where
 from zsvec.store.catalog.schema import (
     CATALOG_INDEXES,
@@ -43,6 +43,8 @@ PAUSES = (0.01, 0.05, 0.2)
 """Seconds to wait before each new read, if a read omits an existing record because replicas differ."""
 COMMITS = Where(match={"kind": ["manifest", "calibration"]})
 STORE = {"kind": "store"}
+
+_ATTEMPTS = 100  # to change the record of the store
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +105,21 @@ class Catalog:
         self.backend.create(self.collection, 1, CATALOG_INDEXES, ordered=True)
         self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints, images, profile))])
 
-    def keep_images(self, images: KeepImages) -> None:
-        """Records whether the store keeps small copies of images."""
-        while (store := self.store()) is not None and store.get("images") != images:
-            new = {**store, "version": store["version"] + 1, "images": images}
+    def set_in_store(self, **fields: Any) -> None:
+        """Sets fields in the record of the store, if there is a store.
+
+        Fractions must have at most 15 digits. A server may round longer ones, and the record would never be as wanted.
+
+        Raises:
+            ConflictError: Other writers changed the record at every attempt.
+        """
+        for _ in range(_ATTEMPTS):
+            store = self.store()
+            if store is None or all(store.get(name) == fields[name] for name in fields):
+                return
+            new = {**store, "version": store["version"] + 1, **fields}
             self.put([Put(record_id("store"), new, expected(store))])
+        raise ConflictError(f"other writers changed the record of {self.location} at every attempt: try again")
 
     def store(self) -> Mapping[str, Any] | None:
         """Returns the record of the store, or ``None`` if there is no store.

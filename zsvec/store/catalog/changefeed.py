@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from zsvec.store.catalog.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
-from zsvec.store.catalog.schema import LOOK_FIELDS, calibration_from, is_damaged, requirements
-from zsvec.types import Category
+from zsvec.store.catalog.schema import LOOK_FIELDS, calibration_from, is_damaged, requirements, search_params_from
+from zsvec.types import Category, SearchParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Look:
         calibration: The calibration if changed, an empty mapping if removed, ``None`` if unchanged.
         reset: Whether the store of the previous look was dropped, so that the reader must discard all categories.
         unreadable: Names of categories with a manifest that this version of zsvec cannot read.
+        search: How a server searches the references; ``None`` if the record of the store was not read.
     """
 
     cursor: Cursor
@@ -57,6 +58,7 @@ class Look:
     calibration: Mapping[str, Any] | None = None
     reset: bool = False
     unreadable: Sequence[str] = ()
+    search: SearchParams | None = None
 
 
 def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
@@ -105,7 +107,8 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
     unreadable = sorted({*damaged, *unreadable})
-    return Look(after, categories, calibration_from(calibrations[0]) if calibrations else None, False, unreadable)
+    fitted = calibration_from(calibrations[0]) if calibrations else None
+    return Look(after, categories, fitted, False, unreadable, search_params_from(stores[0]))
 
 
 def _with_required(

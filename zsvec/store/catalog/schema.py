@@ -4,7 +4,8 @@ A store owns the collections of one namespace: the references of each encoder, t
 (`zsvec.store.collections.images`), the inbox, and the catalog. The points of the catalog are records:
 
 - one record of the store: the version of this schema, an id, the fingerprint of each encoder, the name of the profile
-  that the encoders came from, if any, and whether small copies of images are kept (``images``: ``small`` or ``none``);
+  that the encoders came from, if any, whether small copies of images are kept (``images``: ``small`` or ``none``), how
+  a server searches (``search``, if not exact), and the last ``measurement`` of that search, if any;
 - one manifest per category, which names the committed writes;
 - one record of the calibration;
 - one intent per write that is in progress or has left garbage to delete;
@@ -42,6 +43,8 @@ from zsvec.types import (
     Fingerprint,
     KeepImages,
     Modality,
+    SearchMeasurement,
+    SearchParams,
     SmallImage,
     ThresholdProgress,
 )
@@ -162,8 +165,8 @@ PAST: Mapping[str, str] = {"past": "yes"}
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
 """Exclusive upper bound of versions and ``rev``: Qdrant compares numbers as float64, which is exact below 2⁵³."""
-LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id")
-"""Fields that tell whether a record has changed."""
+LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "search")
+"""Fields that tell whether a record has changed, and how a server searches."""
 
 
 def store_payload(
@@ -201,6 +204,16 @@ def profile_from(store: Mapping[str, Any] | None) -> str | None:
 def keeps_images(store: Mapping[str, Any] | None) -> bool:
     """Returns whether a store keeps small copies of images, according to its record."""
     return store is not None and store.get("images") == "small"
+
+
+def search_params_from(store: Mapping[str, Any] | None) -> SearchParams:
+    """Returns how a server searches the references of a store, according to its record; exact search by default."""
+    return SearchParams.from_dict((store or {}).get("search"))
+
+
+def measurement_from(store: Mapping[str, Any] | None) -> SearchMeasurement | None:
+    """Returns the last measurement of the search of a store, according to its record."""
+    return SearchMeasurement.from_dict((store or {}).get("measurement"))
 
 
 def expected(record: Mapping[str, Any]) -> dict[str, str | int]:

@@ -38,12 +38,12 @@ def bind(
     if images == "small" or keeps_images(catalog.store()):
         references.images.create()
     if images == "small":  # last: a reader of this record expects the collection
-        catalog.keep_images("small")
+        catalog.set_in_store(images="small")
 
 
 def keep_no_images(catalog: Catalog, references: ReferenceCollections) -> None:
     """As `zsvec.store.store.Store.drop_images`."""
-    catalog.keep_images("none")
+    catalog.set_in_store(images="none")
     drop_images(catalog, references)
 
 

@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from zsvec.errors import StoreError
-from zsvec.store.backends.base import Backend, Hit, Points, Where
+from zsvec.store.backends.base import EXACT, Backend, Hit, Points, Where
 from zsvec.store.catalog.schema import REFERENCE_INDEXES, Reference, is_reference, reference_from, reference_payload
 from zsvec.store.collections.images import ImageCollection
 from zsvec.store.names import IMAGES, collection_name, point_id
-from zsvec.types import Category, Modality, StoredReference, encoder_and_modality, expert_name
+from zsvec.types import Category, Modality, SearchParams, StoredReference, encoder_and_modality, expert_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -140,10 +140,11 @@ class ReferenceCollections:
         vectors: NDArray[np.float32],
         limit: int,
         write_ids: Sequence[str] | None = None,
+        params: SearchParams = EXACT,
     ) -> list[list[Hit]]:
         """As `zsvec.store.store.Store.query`."""
         where = Where(match={"modality": modality} if write_ids is None else {"modality": modality, "gen": write_ids})
-        found = self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS)
+        found = self._backend.query(self.collection(encoder), vectors, where, limit, _HIT_FIELDS, params)
         if unreadable := [hit.id for hits in found for hit in hits if not is_reference(hit.payload, _HIT_FIELDS)]:
             raise StoreError(
                 f"the reference {unreadable[0]} in {self.collection(encoder)!r} of {self._backend.location} cannot be "

@@ -26,10 +26,11 @@ from filelock import FileLock, Timeout
 
 from zsvec.errors import StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.inputs.files import inside, read_regular
-from zsvec.store.backends.base import Dims, Hit, InProcess, Memory, Points, Put, Where
+from zsvec.store.backends.base import EXACT, Dims, Hit, InProcess, Memory, Points, Put, Where
 from zsvec.store.backends.edge import folder as folders
 from zsvec.store.backends.edge.checksums import Checksums, DamagedError
 from zsvec.store.backends.edge.folder import POINT, ROOM, OpenedFolder, check_room, room_for
+from zsvec.types import SearchParams
 
 if TYPE_CHECKING:
     import numpy as np
@@ -198,7 +199,13 @@ class EdgeBackend(InProcess):
             return int((page[0].payload or {})["rev"]) if page else 0
 
     def query(
-        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+        self,
+        collection: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+        params: SearchParams = EXACT,
     ) -> list[list[Hit]]:
         requests = [
             qe.QueryRequest(

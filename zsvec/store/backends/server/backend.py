@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import LargeAnswerError, StoreError
-from zsvec.store.backends.base import FIRST_CONTACT, Dims, Hit, Memory, Placement, Points, Put, Where
+from zsvec.store.backends.base import EXACT, FIRST_CONTACT, Dims, Hit, Memory, Placement, Points, Put, Where
 from zsvec.store.backends.server import connection as connections
 from zsvec.store.backends.server import conversion
 from zsvec.store.backends.server.connection import Connection
@@ -26,12 +27,15 @@ from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
 from zsvec.store.backends.server.replication import Copies, Records, Replicas, differing, heal
 from zsvec.streams.flow import Flow
 from zsvec.streams.stream import ahead
-from zsvec.types import Finding
+from zsvec.types import Finding, SearchParams
 
 _SLICES = 4  # slices of a collection whose vectors are read in parallel
 # Milliseconds after which a node also reads from another replica. The header `x-qdrant-route-affinity` is no
 # substitute: it keeps the reads of a process on one replica, also while that replica stands still.
 _FAN_OUT = 500
+
+_LINKS = 16  # links of each point in an HNSW graph
+_LOOK_EVERY_S = 0.5  # between two looks at an index that is being built
 
 _SCHEMAS = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 
@@ -304,10 +308,16 @@ class ServerBackend:
         return int((page[0].payload or {})["rev"]) if page else 0
 
     def query(
-        self, collection: str, vectors: NDArray[np.float32], where: Where, limit: int, fields: Sequence[str]
+        self,
+        collection: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+        params: SearchParams = EXACT,
     ) -> list[list[Hit]]:
         def search(limits: Limits) -> list[list[Hit]]:
-            if not limits.exact:
+            if not limits.exact and params.exact:
                 raise StoreError(
                     f"the strict mode of {collection!r} at {self.location} forbids exact search (search_allow_exact), "
                     "and the collection has no other index: allow it, or compare in this process with index=memory"
@@ -317,7 +327,7 @@ class ServerBackend:
             for some in cut(vectors, limits.queries, lambda vector: size_of_point(len(vector)) + chosen):
                 rows: list[list[Hit]] = [[] for _ in some]
                 for part in parts(where, limits, without=(limit - 1) // limits.page * limits.page):
-                    nearest = self._nearest(collection, some, part, limit, fields, limits)
+                    nearest = self._nearest(collection, some, part, limit, fields, params, limits)
                     rows = [_merged(row, hits)[:limit] for row, hits in zip(rows, nearest, strict=True)]
                 found += rows
             return found
@@ -331,6 +341,7 @@ class ServerBackend:
         where: Where,
         limit: int,
         fields: Sequence[str],
+        params: SearchParams,
         limits: Limits,
     ) -> list[list[Hit]]:
         rows: list[list[Hit]] = [[] for _ in vectors]
@@ -343,12 +354,38 @@ class ServerBackend:
                 chosen=[filter_of(where, limits, without=[hit.id for hit in hits]) for hits in rows],
                 limit=size,
                 fields=fields,
+                params=params,
             )
             pages = self._connection.call(request)
             rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
             if len(pages[0]) < size:  # all vectors are compared with the same points
                 break
         return rows
+
+    def optimize(self, collection: str, params: SearchParams) -> Iterator[float]:
+        info = self._connection.call(lambda client, _: client.get_collection(collection))
+        if not _is_indexed(info.config, params):
+            self._connection.call(partial(_build_index, collection, params))
+        elif info.status == models.CollectionStatus.GREY:  # waits for an update, such as after a restart
+            self._connection.call(
+                lambda client, _: client.update_collection(collection, optimizers_config=models.OptimizersConfigDiff())
+            )
+        elif info.status == models.CollectionStatus.GREEN:
+            return
+        greens = 0
+        while greens < 2:  # the optimizer starts a moment after the update
+            time.sleep(_LOOK_EVERY_S)
+            info = self._connection.call(lambda client, _: client.get_collection(collection))
+            if isinstance(info.optimizer_status, models.OptimizersStatusOneOf1):
+                raise StoreError(
+                    f"the index of {collection!r} at {self.location} cannot be built: {info.optimizer_status.error}. "
+                    "Make room for it, or run `zsvec optimize --exact`"
+                )
+            greens = greens + 1 if info.status == models.CollectionStatus.GREEN else 0
+            at_work = self._connection.call(lambda client, _: client.get_optimizations(collection))
+            running = sum(segment.points_count for one in at_work.running for segment in one.segments)
+            waiting = at_work.summary.queued_points + running
+            yield 1.0 if greens else max(0.0, 1 - waiting / max(1, info.points_count or 0))
 
     def delete(self, collection: str, where: Where) -> None:
         def delete(limits: Limits) -> None:
@@ -455,6 +492,26 @@ def _retrieve(
 
 def _params(dim: int, memory: models.Memory) -> models.VectorParams:
     return models.VectorParams(size=dim, distance=models.Distance.COSINE, memory=memory)
+
+
+def _is_indexed(config: models.CollectionConfig, params: SearchParams) -> bool:
+    """Returns whether the configuration of a collection has the index for searches with these parameters."""
+    quantized = config.quantization_config
+    if params.exact:
+        return not quantized and config.hnsw_config.m == 0
+    return isinstance(quantized, models.ScalarQuantization) and config.hnsw_config.m == (_LINKS if params.ef else 0)
+
+
+def _build_index(collection: str, params: SearchParams, client: QdrantClient, timeout: int | None) -> None:
+    links = _LINKS if params.ef else 0
+    int8 = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, memory=models.Memory.PINNED)
+    client.update_collection(
+        collection,
+        # Links within the points of each modality: a search that is filtered by a rare one needs them.
+        hnsw_config=models.HnswConfigDiff(m=links, payload_m=links),
+        quantization_config=models.Disabled.DISABLED if params.exact else models.ScalarQuantization(scalar=int8),
+        timeout=timeout,
+    )
 
 
 def _merged(some: Sequence[Hit], others: Sequence[Hit]) -> list[Hit]:

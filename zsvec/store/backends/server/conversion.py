@@ -21,6 +21,7 @@ from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Hit, Points, Where
 from zsvec.store.backends.server.limits import Limits, cut
+from zsvec.types import SearchParams
 
 Consistency = models.ReadConsistencyType | int
 
@@ -141,6 +142,7 @@ def nearest(
     *,
     limit: int,
     fields: Sequence[str],
+    params: SearchParams,
 ) -> list[list[Hit]]:
     """Returns the nearest points of each vector, nearest first.
 
@@ -152,16 +154,12 @@ def nearest(
         chosen: Filter for each vector.
         limit: Maximum number of points per vector.
         fields: Payload fields to read.
+        params: How to search.
     """
+    asked = _params(params)
     if not _by_grpc(client):
         requests = [
-            models.QueryRequest(
-                query=vector.tolist(),
-                filter=one,
-                params=models.SearchParams(exact=True),
-                limit=limit,
-                with_payload=list(fields),
-            )
+            models.QueryRequest(query=vector.tolist(), filter=one, limit=limit, with_payload=list(fields), params=asked)
             for vector, one in zip(vectors, chosen, strict=True)
         ]
         responses = client.query_batch_points(collection, requests, timeout=timeout)
@@ -172,9 +170,9 @@ def nearest(
             collection_name=collection,
             query=protocol.Query(nearest=protocol.VectorInput(dense=protocol.DenseVector(data=vector))),
             filter=RestToGrpc.convert_filter(one),
-            params=protocol.SearchParams(exact=True),
             limit=limit,
             with_payload=payload,
+            params=RestToGrpc.convert_search_params(asked),
         )
         for vector, one in zip(vectors, chosen, strict=True)
     ]
@@ -183,6 +181,13 @@ def nearest(
         timeout=_seconds(client, timeout),
     )
     return [[Hit(_id(point.id), point.score, _payload(point)) for point in found.result] for found in response.result]
+
+
+def _params(params: SearchParams) -> models.SearchParams:
+    if params.exact:
+        return models.SearchParams(exact=True)
+    rescored = models.QuantizationSearchParams(rescore=True, oversampling=params.oversampling)
+    return models.SearchParams(hnsw_ef=params.ef, quantization=rescored)
 
 
 def _by_grpc(client: QdrantClient) -> bool:

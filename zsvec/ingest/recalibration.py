@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from numbers import Real
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.ingest.embedding import Vectors
+from zsvec.ingest.sampling import left_out_on_server, sample, searched_evidence
+from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.coefficients import fit_scale, scaled
 from zsvec.method.calibrate.fit import (
     FALSE_UNKNOWN_RATE,
     CalibrationReport,
     Quality,
     fit_calibration,
+    fit_sample,
     holds,
     quality,
     quality_of,
@@ -23,7 +28,7 @@ from zsvec.method.calibrate.fit import (
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.predict.background import FEWEST
-from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES, without_every_reference
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import pooled_evidence
 from zsvec.method.quality.label_errors import Suspect, Verdict, judge, suspects, verdicts
@@ -52,7 +57,10 @@ class Calibrator:
         self._temperatures = temperatures
         self._aggregation = settings.aggregation
         self._top_m = settings.top_m
+        self._strategy = settings.fusion
         self._fusion = STRATEGIES[settings.fusion]
+        self._neighbors = settings.neighbors
+        self._budget = math.inf if settings.index == "memory" else settings.index_budget
         self._automatic = settings.calibration == "auto"
         self._wanted_rate = settings.false_unknown_rate
 
@@ -74,13 +82,12 @@ class Calibrator:
         if not (isinstance(rate, Real) and 0 < rate < 1):
             raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {shown(rate)} instead")
         former = self._present()
+        if self._too_large(self._census.update()[1]):
+            return self._calibrate_sample(rate, former, labelled)
         references, revision = self._references()
         made = self._fit(references, revision, rate)
         if made is None:
-            self._keep(None)
-            raise StoreError(
-                f"{self._store.location} cannot be calibrated: that takes two categories and a reference image"
-            )
+            raise self._impossible()
         calibration, sample = made
         by_label: tuple[Quality, ...] = ()
         if labelled is not None:
@@ -97,6 +104,69 @@ class Calibrator:
             self.suspects(references, verdicts(references, calibration, sample)),
             *by_label,
             notes=self._notes(calibration, former, references),
+        )
+
+    def _calibrate_sample(
+        self, rate: float, former: Calibration | None, labelled: tuple[Sequence[str], Vectors] | None
+    ) -> CalibrationReport:
+        """Calibrates a store that is searched in Qdrant, from a sample of its images.
+
+        The sample is scored by the search that classifies, so that similarities are distributed as those of new images.
+        """
+        _, counted, revision = self._census.update()
+        categories = [category for category in self._store.categories() if category.rev <= revision]
+        chosen = sample(self._store, categories, self._temperatures, largest_sample(len(categories)))
+        how = (self._aggregation, self._top_m)
+        left_out = left_out_on_server(self._searcher, chosen, self._temperatures, *how, self._neighbors)
+        if left_out is None:
+            raise self._impossible()
+        calibration = fit_sample(
+            left_out,
+            self._temperatures,
+            revision=revision,
+            aggregation=self._aggregation,
+            top_m=self._top_m,
+            false_unknown_rate=rate,
+        )
+        labelled_before = labelled_after = None
+        if labelled is not None:
+            names, vectors = labelled
+            self.check_labels(names)
+            pool = calibration.aggregations
+            found, evidence = searched_evidence(self._searcher, vectors, self._temperatures, pool, self._top_m)
+            truth = np.searchsorted(found, names)
+            calibration, labelled_before, labelled_after = _scaled(calibration, evidence, truth)
+        self._keep(calibration)
+        experts = left_out.aggregations
+        before = uncalibrated({expert: self._temperatures[expert] for expert in experts}, self._aggregation)
+        if former is not None and former.fits(experts, *how):
+            before = former.plain
+        runs = without_every_reference(self._strategy)
+        note = (
+            f"learned from a sample, because the store has {sum(counted.values()):,} references and index_budget is "
+            f"{self._budget:,}"
+        )
+        if runs != self._strategy:
+            note += f"; {runs} runs, because {self._strategy} compares every reference"
+        after = quality(calibration.plain, left_out)
+        return CalibrationReport(
+            calibration,
+            quality(before, left_out),
+            after,
+            labelled_before=labelled_before,
+            labelled_after=labelled_after,
+            notes=[note, *self._notes(calibration, former, {})],
+        )
+
+    def _too_large(self, references: Mapping[str, int]) -> bool:
+        """Returns whether Qdrant searches a store with these numbers of references, without reading all of them."""
+        return self._aggregation != "prototype" and sum(references.values()) > self._budget
+
+    def _impossible(self) -> StoreError:
+        """Clears the stored calibration if the store can no longer be calibrated, and returns the error."""
+        self._keep(None)
+        return StoreError(
+            f"{self._store.location} cannot be calibrated: that takes two categories and a reference image"
         )
 
     def _notes(self, made: Calibration, former: Calibration | None, references: Mapping[str, References]) -> list[str]:
@@ -124,7 +194,11 @@ class Calibrator:
 
     def check_labels(self, names: Sequence[str], references: Mapping[str, References] | None = None) -> None:
         """Raises InvalidInputError for a label that is not a category of `references` or, by default, of the store."""
-        known = category_names(self.references() if references is None else references)
+        if references is None:
+            used = self._temperatures.keys()
+            known = [category.name for category in self._store.categories() if used & category.references.keys()]
+        else:
+            known = category_names(references)
         if unknown := sorted(set(names) - set(known)):
             raise InvalidInputError(
                 f"labelled images are of categories that {self._store.location} does not have: "
@@ -138,10 +212,7 @@ class Calibrator:
         self.check_labels(names, references)
         pool = self._pool(calibration)
         categories, evidence = pooled_evidence(references, vectors, pool, calibration)
-        truth = np.searchsorted(categories, names)
-        factor = fit_scale(evidence, truth)
-        before, after = (quality_of(softmax(times * evidence), truth) for times in (1.0, factor))
-        return scaled(calibration, factor), before, after
+        return _scaled(calibration, evidence, np.searchsorted(categories, names))
 
     def _pool(self, calibration: Calibration) -> LogLinear:
         """Returns the opinion pool that applies if a query is compared with all references."""
@@ -225,6 +296,8 @@ class Calibrator:
 
     def _cheap(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> bool:
         """Returns whether calibration takes few multiplications. Backgrounds have a separate limit (`_RARE`)."""
+        if self._too_large(references):
+            return False
         dims = {name: fingerprint.dim for name, fingerprint in self._store.encoders().items()}
         dim = {expert: dims[encoder_and_modality(expert)[0]] for expert in references}
         images = min(max(references.values(), default=0), largest_sample(categories))
@@ -233,6 +306,15 @@ class Calibrator:
         if not (former and holds(former, references)):
             of_means = sum(_background_cost(n, dim[e], images) for e, n in image_experts(references).items())
         return products + images * categories * 2 * len(references) * _FITTING <= _CHEAP and of_means <= _RARE
+
+
+def _scaled(
+    calibration: Calibration, evidence: Doubles, truth: NDArray[np.intp]
+) -> tuple[Calibration, Quality, Quality]:
+    """Returns a calibration scaled to labelled images, and the quality on the images before and after scaling."""
+    factor = fit_scale(evidence, truth)
+    before, after = (quality_of(softmax(times * evidence), truth) for times in (1.0, factor))
+    return scaled(calibration, factor), before, after
 
 
 def _determinants(made: Calibration) -> tuple[object, ...]:

@@ -184,6 +184,46 @@ def fit_calibration(
     ), sample
 
 
+def fit_sample(
+    sample: LeftOut,
+    temperatures: Mapping[str, float],
+    *,
+    revision: int,
+    aggregation: str,
+    top_m: int,
+    false_unknown_rate: float,
+) -> Calibration:
+    """Calibrates a store that is too large to compare every reference, from a sample of its images.
+
+    The calibration has one aggregation of each expert, as the search of such a store has.
+
+    Args:
+        sample: Result of `leave_one_out.left_out_of_search`, with this aggregation.
+        temperatures: As in `fit_calibration`.
+        revision: As in `fit_calibration`.
+        aggregation: As in `fit_calibration`.
+        top_m: As in `fit_calibration`.
+        false_unknown_rate: As in `fit_calibration`.
+    """
+    fitted = {
+        (expert, aggregation): calibrate_expert(found[aggregation], sample.labels, temperatures[expert])
+        for expert, found in sample.aggregations.items()
+    }
+    of_one = {expert: [aggregation] for expert in sample.aggregations}
+    pool, n_images = _pool(sample, fitted, of_one, false_unknown_rate)
+    return Calibration(
+        revision=revision,
+        aggregation=aggregation,
+        top_m=top_m,
+        false_unknown_rate=false_unknown_rate,
+        images=len(sample.labels),
+        experts={expert: fitted[expert, aggregation] for expert in sample.aggregations},
+        plain=pool,
+        aggregations=pool,
+        threshold_progress=threshold_progress(n_images, false_unknown_rate),
+    )
+
+
 def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
     """Returns whether the experts and the numbers of references still fit the backgrounds of a calibration.
 

@@ -5,9 +5,10 @@ Calibration learns from these labelled examples. They need only the stored vecto
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from zsvec.method.predict.background import Background
 from zsvec.method.predict.gda import Removal, left_out
 from zsvec.method.predict.reference_aggregation import Similarities, aggregate
 from zsvec.method.quality.scenes import TWIN, Pairs, Scenes, agreed, image_rows, scenes
-from zsvec.method.similarities import References, category_names
+from zsvec.method.similarities import ExpertSimilarities, References, SearchResult, category_names
 from zsvec.types import encoder_and_modality, expert_name
 
 LARGEST_SAMPLE = 2048
@@ -63,6 +64,11 @@ class LeftOut:
         whole: NDArray[np.bool_] = (np.isnan(evidence) == ~self.coverage[:, None]).all(axis=(0, 2))
         return whole
 
+    def covers(self, expert: str) -> NDArray[np.bool_]:
+        """Returns whether an expert has references of each category, bool ``(n_categories,)``."""
+        covered: NDArray[np.bool_] = self.coverage[list(self.aggregations).index(expert)]
+        return covered
+
     def uneven(self, expert: str) -> bool:
         """Returns whether the categories of an image expert differ in number of references; False for a text expert."""
         logs = self.aggregations[expert].get(LOG_COUNT)
@@ -101,7 +107,7 @@ def leave_one_out(
     Returns:
         The similarities, or ``None`` if there is no reference image or no second category.
     """
-    images = _evenly(set().union(*image_rows(references).values()), most)
+    images = evenly(set().union(*image_rows(references).values()), most)
     return next(each_left_out(references, aggregations, top_m, most, backgrounds, images), None)
 
 
@@ -184,6 +190,110 @@ def _left_out(
     return LeftOut(categories, labels, coverage, scored, tuple(digest for _, digest in images), copies)
 
 
+def left_out_of_search(
+    found: SearchResult, images: Sequence[Key], groups: Scenes, aggregation: str, top_m: int
+) -> LeftOut:
+    """Scores reference images by a search that returned only the references nearest to each.
+
+    As `leave_one_out`, with two differences. A reference that the search did not return counts with the bound, as it
+    does when a new image is classified. And of the scene of an image, only copies (`TWIN`) and the image's group are
+    left out.
+
+    Args:
+        found: The result of a search for the images. `ExpertSimilarities.nearest` has every reference that the search
+            returned, and the similarities are those of `reference_aggregation`.
+        images: Category and content hash of each image.
+        groups: For each image in a group, the content hashes of the group.
+        aggregation: A name in `reference_aggregation.AGGREGATIONS`, but not ``prototype``.
+        top_m: Number of references that ``top_mean`` averages.
+
+    Returns:
+        The scores of all images, images with copies in other categories included.
+    """
+    compared = [expert for expert in found.experts if expert.modality == "image"]
+    copies: dict[Key, set[Key]] = {}
+    left_out_hashes: list[set[str]] = []
+    for i, (name, digest) in enumerate(images):
+        twins = [{(n.category, n.hash) for n in one.nearest[i] if n.similarity >= TWIN} for one in compared]
+        same = set.intersection(*twins) - {(name, digest)} if twins else set()
+        if elsewhere := {key for key in same if key[0] != name}:
+            copies[name, digest] = elsewhere
+        own = {other for category, other in same if category == name}
+        left_out_hashes.append({digest, *own, *groups.get((name, digest), ())})
+    labels = np.searchsorted(found.categories, [name for name, _ in images])
+    coverage = np.zeros((len(found.experts), len(found.categories)), dtype=bool)
+    scored: dict[str, dict[str, Floats]] = {}
+    for covered, expert in zip(coverage, found.experts, strict=True):
+        covered[expert.coverage] = True
+        names = (aggregation, LOG_COUNT) if expert.modality == "image" else (aggregation,)
+        scored[expert.name] = {name: np.full((len(images), covered.size), np.nan, np.float32) for name in names}
+        for name, values in scored[expert.name].items():
+            values[:, expert.coverage] = aggregate(expert.similarities, name, top_m)
+        if expert.modality == "image":
+            for i, without in enumerate(left_out_hashes):
+                rest = _without(expert, i, images[i][0], int(np.searchsorted(expert.coverage, labels[i])), without)
+                for name, values in scored[expert.name].items():
+                    values[i, labels[i]] = aggregate(rest, name, top_m)[0, 0] if rest else np.nan
+    return LeftOut(found.categories, labels, coverage, scored, tuple(digest for _, digest in images), copies)
+
+
+def _without(
+    expert: ExpertSimilarities, image: int, name: str, category: int, hashes: Collection[str]
+) -> Similarities | None:
+    """Returns an image's similarities to its own category without some references; ``None`` if no other is left.
+
+    Args:
+        expert: Similarities of all images.
+        image: Row of the image.
+        name: Name of its category.
+        category: Position of the category in the expert's coverage.
+        hashes: Content hashes of the references to leave out.
+    """
+    found = cast("Similarities", expert.similarities)
+    others = [n.similarity for n in expert.nearest[image] if n.category == name and n.hash not in hashes]
+    count = max(int(found.counts[category]) - len(hashes), len(others))
+    if not count:
+        return None
+    return Similarities(
+        values=np.array([others], dtype=np.float32),
+        starts=np.array([0, len(others)], dtype=np.intp),
+        counts=np.array([count], dtype=np.intp),
+        norms=np.array([np.nan], dtype=np.float32),
+        bound=found.bound[image : image + 1],
+    )
+
+
+def joined(blocks: Sequence[LeftOut]) -> LeftOut:
+    """Returns the images of all blocks in one result.
+
+    Categories and experts that some block lacks are left out, since the store may have changed between the blocks. So
+    are images with copies in other categories, unless all images have such copies.
+
+    Args:
+        blocks: Results of `left_out_of_search`, at least one.
+    """
+    categories = sorted(set.intersection(*(set(block.categories) for block in blocks)))
+    experts = [name for name in blocks[0].aggregations if all(name in block.aggregations for block in blocks)]
+    copies = {key: others for block in blocks for key, others in block.copies.items()}
+    keys = [(block.categories[c], h) for block in blocks for c, h in zip(block.labels, block.hashes, strict=True)]
+    present = np.isin([name for name, _ in keys], categories)
+    unique = present & [key not in copies for key in keys]
+    kept = np.flatnonzero(unique if unique.any() else present)
+    columns = [np.searchsorted(block.categories, categories) for block in blocks]
+    pairs = list(zip(blocks, columns, strict=True))
+    coverage = [np.all([block.covers(name)[places] for block, places in pairs], axis=0) for name in experts]
+    scored = {
+        name: {
+            how: np.where(covered, np.concatenate([b.aggregations[name][how][:, at] for b, at in pairs])[kept], np.nan)
+            for how in blocks[0].aggregations[name]
+        }
+        for name, covered in zip(experts, coverage, strict=True)
+    }
+    images = [keys[i] for i in kept]
+    labels = np.searchsorted(categories, [name for name, _ in images])
+    return LeftOut(tuple(categories), labels, np.stack(coverage), scored, tuple(h for _, h in images), copies)
+
+
 def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.intp]) -> Pairs:
     """Returns pairs of images of different categories that show the same picture under one encoder."""
     names, hashes = references.names, references.hashes
@@ -214,7 +324,7 @@ def _removals(
     return found
 
 
-def _evenly(images: set[Key], most: int) -> list[Key]:
+def evenly(images: set[Key], most: int) -> list[Key]:
     """Returns at most ``most`` images, sorted. As far as possible, every category contributes the same number.
 
     Images of a category are taken in the order of their hashes, one of each category per round. If the last round has

@@ -106,6 +106,16 @@ def choose_strategy(
     return name, classwise if classwise and strategy.classwise else pool, pool
 
 
+def without_every_reference(name: str) -> str:
+    """Returns the strategy that runs in the place of a strategy if some references were not compared.
+
+    Args:
+        name: A name in `STRATEGIES`.
+    """
+    strategy = STRATEGIES[name]
+    return without_every_reference(strategy.fallback) if strategy.needs_exact and strategy.fallback else name
+
+
 def max_confidence(probabilities: Doubles) -> Doubles:
     """Returns the largest probability (paper, option 1), float64 ``(...,)``, 0 to 1."""
     largest: Doubles = probabilities.max(axis=-1)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.encoders.tiny_checkpoints import VIT, save_vit
+from tests.store.support import ServerDeployment
 from tests.support import coloured_set, fast_folder, isolated, run_script  # noqa: F401
 from zsvec.settings.settings import Settings
 
@@ -68,3 +69,10 @@ def test_benchmarks(
         pytest.importorskip(extra, reason=f"{extra} is not installed")
     found = bench(*arguments)
     assert all(text in found for text in printed)
+
+
+def test_benchmark_of_large_stores(bench: Callable[..., str], server: ServerDeployment) -> None:
+    sizes = ("--references", 400, "--dim", 16, "--images", 20, "--neighbors", 10, "--ef", 16)
+    found = bench("large", server.url, "colours/photos", "--profile", "tiny", *sizes)
+    assert all(text in found for text in ("exact", "int8 scan", "HNSW graph, ef 16", "import"))
+    assert not [name for name in server.collections() if name.startswith("bench-")]

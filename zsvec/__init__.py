@@ -50,6 +50,9 @@ from zsvec.types import (
     Neighbor,
     Prediction,
     Ranking,
+    SearchMeasurement,
+    SearchParams,
+    SearchQuality,
     SmallImage,
     StoredReference,
     ThresholdProgress,
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     from zsvec.curation.history import ChangeHistory
     from zsvec.curation.inbox import Group, Inbox, Unlabelled
     from zsvec.curation.references import StoredReferences
+    from zsvec.curation.search_index import SearchIndex
     from zsvec.encoders.base import Backbone, BatchEncoder, Encoder
     from zsvec.encoders.encoder_set import EncoderSet
     from zsvec.encoders.spec import Device, Dtype, EncoderSpec, GraphPreprocessing, Prompt, RuntimeName, Temperature
@@ -159,6 +163,10 @@ __all__ = [
     "ReferenceImage",
     "Region",
     "RuntimeName",
+    "SearchIndex",
+    "SearchMeasurement",
+    "SearchParams",
+    "SearchQuality",
     "Settings",
     "SettingsArguments",
     "SmallImage",
@@ -194,6 +202,7 @@ _LATE = {
     "zsvec.curation.history": "ChangeHistory",
     "zsvec.curation.inbox": "Group Inbox Unlabelled",
     "zsvec.curation.references": "StoredReferences",
+    "zsvec.curation.search_index": "SearchIndex",
     "zsvec.encoders.base": "Backbone BatchEncoder Encoder",
     "zsvec.encoders.encoder_set": "EncoderSet",
     "zsvec.encoders.spec": "Device Dtype EncoderSpec GraphPreprocessing Prompt RuntimeName Temperature",

@@ -175,6 +175,49 @@ def test_doctor_of_a_missing_store(cli: Cli, ward: Callable[..., None], monkeypa
 
 
 @pytest.mark.usefixtures("ward")
+def test_a_folder_cannot_be_optimised(filled: Cli) -> None:
+    result = filled("optimize")
+    assert (result.code, result.out) == (2, "")
+    assert "zsvec copy" in result.said
+    for wrong in ("optimize --measure --exact", "optimize --figure search.png", "optimize --exact --ef 64"):
+        assert filled(wrong).code == 2
+    assert filled("optimize --oversampling 0").code == 2
+    assert not Path("search.png").exists()
+
+
+def test_the_search_of_a_folder_can_be_measured(filled: Cli) -> None:
+    (found,) = filled("optimize --measure --json --figure search.png").objects
+    assert (found["images"], found["k"]) == (9, 256)
+    assert {(row["recall"], row["same_label"]) for row in found["rows"]} == {(1.0, 1.0)}
+    assert Path("search.png").read_bytes().startswith(b"\x89PNG")
+    rows = words(filled("optimize --measure").out)
+    assert [row[0] for row in rows if row and row[0] in ("exact", "int8")] == ["exact", "int8", "int8", "int8"]
+
+
+def test_a_store_on_a_server_is_optimised(
+    cli: Cli, server: ServerDeployment, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZSVEC_STORE", server.url)
+    monkeypatch.setenv("ZSVEC_NAMESPACE", server.namespace)
+    monkeypatch.setenv("ZSVEC_INDEX_BUDGET", "5")
+    assert cli("optimize").code == 1  # no store yet
+    assert cli("import", colours).code == 0
+    facts = {row[0]: " ".join(row[1:]) for row in words(cli("info").out)}
+    assert facts["search"] == "exact, in Qdrant; log_linear runs"
+    assert cli("optimize --json").objects == [{"exact": False, "oversampling": 2.0, "ef": None}]
+    assert "as before" in cli("optimize").said
+    facts = {row[0]: " ".join(row[1:]) for row in words(cli("info").out)}
+    assert facts["search"].startswith("int8 scan, oversampling 2, in Qdrant; recall unknown")
+    assert cli("optimize --measure").code == 0
+    facts = {row[0]: " ".join(row[1:]) for row in words(cli("info").out)}
+    assert "; recall@256 100.00%, same label 100.00%, measured 20" in facts["search"]
+    assert facts["search"].endswith("; log_linear runs")
+    assert cli("calibrate --json").objects[0]["images"] == 9
+    assert cli("optimize --exact").code == 0
+    assert cli("optimize --exact").said.endswith("as before: exact")
+    assert "approximate" not in cli("info --json").objects[0]["search"]
+
+
 def test_a_store_on_a_server(
     cli: Cli, server: ServerDeployment, colours: Path, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

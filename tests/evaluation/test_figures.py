@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import matplotlib as mpl
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zsvec import SearchMeasurement, SearchParams, SearchQuality
 from zsvec.evaluation import figures
 
 LONG = "a name of sixty characters, with $dollars$, _ and & <b>, 猫, x"[:60]
@@ -36,6 +38,23 @@ def drawn(draw: Callable[..., bytes], *data: Any) -> np.ndarray:
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
     return a.shape == b.shape and bool((a == b).all())
+
+
+def measured(params: Sequence[tuple[float | None, int | None]]) -> SearchMeasurement:
+    rows = []
+    for i, (times, ef) in enumerate(params):
+        how = SearchParams(oversampling=times, ef=ef)
+        rows.append(SearchQuality(params=how, recall=1 - i / 50, same_label=1 - i / 99, ms=9 - i / 9))
+    return SearchMeasurement(measured=datetime(2026, 11, 29, tzinfo=UTC), images=512, k=256, rows=tuple(rows))
+
+
+def test_search_quality() -> None:
+    scan = measured([(None, None), (1, None), (2, None), (4, None)])
+    graph = measured([(None, None), *((times, ef) for ef in (64, 128, 65_536) for times in (1, 2, 64))])
+    pixels = drawn(figures.search_quality, scan)
+    assert not same(pixels, drawn(figures.search_quality, graph))
+    drawn(figures.search_quality, measured([(None, None)]))
+    drawn(figures.search_quality, measured([(None, None), (3, 17)]))
 
 
 def counts(n: int, right: int = 8) -> np.ndarray:

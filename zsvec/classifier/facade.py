@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from zsvec.curation.history import ChangeHistory
     from zsvec.curation.inbox import Feedback, Inbox
     from zsvec.curation.references import StoredReferences
+    from zsvec.curation.search_index import SearchIndex
     from zsvec.generation.facet import Generation
     from zsvec.method.predict.scoring import Scoring
     from zsvec.method.similarities import References
@@ -233,6 +234,13 @@ class Classifier:
         from zsvec.curation.history import ChangeHistory
 
         return ChangeHistory(self._store)
+
+    @cached_property
+    def index(self) -> SearchIndex:
+        """The index of the references on a Qdrant server, for stores with more references than `index_budget`."""
+        from zsvec.curation.search_index import SearchIndex
+
+        return SearchIndex(self._store, self.settings, self._scoring.temperatures)
 
     @cached_property
     def inbox(self) -> Inbox:

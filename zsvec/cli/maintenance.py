@@ -1,18 +1,23 @@
-"""The commands that maintain the store and the installation: info, doctor, init, gc, images drop, trust."""
+"""The commands that maintain the store and the installation: info, doctor, init, gc, optimize, images drop, trust."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Annotated, Any
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import App, Json, Yes, app, confirm
+from zsvec.cli.app import App, Json, Yes, app, confirm, needs_extra
 from zsvec.cli.history import described
-from zsvec.types import Category, Change, ThresholdProgress, contents
+from zsvec.errors import InvalidInputError
+from zsvec.types import Category, Change, SearchParams, ThresholdProgress, contents
+
+if TYPE_CHECKING:
+    from zsvec import SearchIndex
 
 _ENGINES = {"qdrant": "Qdrant", "qdrant-edge": "Qdrant Edge"}
 _ADVICE_ON_CALIBRATION = {
@@ -56,9 +61,24 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         "encoders": {name: _HASH.sub(r"\1…", encoder) for name, encoder in found["encoders"].items()},
         "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),
         **({"threshold": str(progress)} if progress else {}),
+        **({"search": _search_in_words(found["search"])} if "search" in found else {}),
         **({"speed": found["measured"]} if "measured" in found else {}),
         **({"collections": placements} if placements else {}),
     }
+
+
+def _search_in_words(search: Mapping[str, Any]) -> str:
+    """Returns how Qdrant searches, for `zsvec info`."""
+    params = SearchParams.from_dict(search)
+    facts = [f"{params}, in Qdrant"]
+    if "recall" in search:
+        quality = f"recall@{search['k']} {search['recall']:.2%}, same label {search['same_label']:.2%}"
+        facts.append(f"{quality}, measured {search['measured'][:10]}")
+    elif not params.exact:
+        facts.append("recall unknown: run `zsvec optimize --measure`")
+    if "fusion" in search:
+        facts.append(f"{search['fusion']} runs")
+    return "; ".join(facts)
 
 
 @app.command()
@@ -117,6 +137,97 @@ def gc(
         output.print_note(f"final: {described(change)}")
     said = f"leftovers of {contents(deleted)} deleted; no category has changed" if deleted else "nothing to delete"
     output.print_note(said)
+
+
+@app.command()
+def optimize(
+    context: typer.Context,
+    oversampling: Annotated[
+        float | None,
+        typer.Option(metavar="X", help="Candidates for each reference that a query returns.  [default: as now, or 2]"),
+    ] = None,
+    ef: Annotated[
+        int | None,
+        typer.Option(
+            "--ef",
+            metavar="N",
+            help="Search an HNSW graph, and keep N candidates.  [default: as now; 512 from 1,000,000 references on]",
+        ),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Remove the index: compare every reference again.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure recall and speed of several parameters on stored references.")
+    ] = False,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", metavar="FILE.png", help="Draw what --measure has found.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Build an index of the references on a Qdrant server, for stores beyond index_budget.
+
+    The server adds int8 copies of the vectors, and from a million references on an HNSW graph. Classification and
+    writes go on meanwhile, and every process uses the index in its next batch. Repeat the command freely: it continues
+    after an interruption, and shows the present state. --exact undoes it.
+
+    --measure searches stored references, each without itself, and changes no parameter. `zsvec info` shows the recall.
+    """
+    if measure and (exact or oversampling is not None or ef is not None):
+        raise InvalidInputError("--measure must be alone. Got --exact, --oversampling or --ef, too")
+    if figure and not measure:
+        raise InvalidInputError("--figure draws a measurement. Give --measure, too")
+    with context.obj.open(runs_encoders=False) as classifier:
+        if measure:
+            _measure(classifier.index, figure, json=json)
+            return
+        before = classifier.index.params
+        with output.steps("removing the index" if exact else "building the index") as step:
+            params = classifier.index.optimize(
+                exact=exact,
+                oversampling=oversampling,
+                ef=ef,
+                on_progress=lambda encoder, share: step(f"{encoder}, {share:.0%}"),
+            )
+        in_process = "fusion" not in classifier.info().get("search", {})
+    if json:
+        output.print_json({"exact": params.exact, **asdict(params)})
+    elif params == before:
+        output.print_note(f"complete, and searched as before: {params}")
+    else:
+        output.print_note(f"every process searches so from its next batch on: {params}")
+    if in_process and not params.exact:
+        output.print_note(
+            "with these settings, references are compared in process, not by the server: see index_budget"
+        )
+
+
+def _measure(index: SearchIndex, figure: Path | None, *, json: bool) -> None:
+    if figure:
+        with needs_extra("report", "a figure"):
+            from zsvec.evaluation.figures import search_quality
+    with output.steps("measuring the search") as step:
+        measurement = index.measure(on_progress=lambda done, images: step(f"{done} of {images} images"))
+    if figure:
+        figure.write_bytes(search_quality(measurement))
+    if json:
+        output.print_json(measurement.to_dict())
+        return
+    present, exact = index.params, measurement.rows[0].ms
+    output.out.print(
+        output.new_table(
+            *("search", f"recall@{measurement.k}", "same label", "ms an image", "of exact"),
+            rows=(
+                (
+                    f"{row.params}{' (in use)' if row.params == present else ''}",
+                    f"{row.recall:.2%}",
+                    f"{row.same_label:.2%}",
+                    f"{row.ms:.2f}",
+                    f"{row.ms / exact:.0%}",
+                )
+                for row in measurement.rows
+            ),
+        )
+    )
+    output.print_note(f"measured on {output.counted(measurement.images, 'reference image')}, each without itself")
 
 
 @images.command()

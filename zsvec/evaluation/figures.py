@@ -20,6 +20,7 @@ from sklearn.manifold import TSNE
 from zsvec.evaluation.metrics import calibration_floor
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.fit import expected_calibration_error
+from zsvec.types import SearchMeasurement, SearchQuality
 
 P = ParamSpec("P")
 
@@ -181,6 +182,41 @@ def embed_2d(vectors: NDArray[np.float32], seed: int = 0) -> Doubles:
     start = "pca" if n > 3 and np.linalg.matrix_rank(vectors - vectors.mean(axis=0)) > 1 else "random"
     tsne = TSNE(metric="cosine", perplexity=min(30, (n - 1) / 3), init=start, random_state=seed)
     return np.asarray(tsne.fit_transform(vectors), dtype=np.float64)
+
+
+@_png
+def search_quality(figure: Figure, measurement: SearchMeasurement) -> None:
+    """Draws recall, agreement of labels, and time against oversampling, with a line for each `ef` of an HNSW graph.
+
+    Args:
+        figure: Empty figure, which the decorator passes.
+        measurement: The measurement; its first row is exact search.
+    """
+    figure.set_size_inches(9, 3.6)
+    exact, *rows = measurement.rows
+    panels: dict[str, Callable[[SearchQuality], float]] = {
+        f"recall@{measurement.k}, %": lambda row: 100 * row.recall,
+        "same label as exact search, %": lambda row: 100 * row.same_label,
+        "ms an image": lambda row: row.ms,
+    }
+    lines: dict[str, list[SearchQuality]] = {}
+    for row in rows:
+        lines.setdefault(f"ef {row.params.ef:,}" if row.params.ef else "int8 scan", []).append(row)
+    ticks = sorted({row.params.oversampling for row in rows if row.params.oversampling})
+    every = figure.subplots(1, 3)
+    for axes, (title, value) in zip(every, panels.items(), strict=True):
+        axes.axhline(value(exact), color=_GREY, linestyle="--", label="exact")
+        for name, some in lines.items():
+            axes.plot([row.params.oversampling or 0 for row in some], list(map(value, some)), marker="o", label=name)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set(xlabel="oversampling", title=title)
+        axes.ticklabel_format(axis="y", useOffset=False)
+        axes.grid(alpha=0.3)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    figure.tight_layout()
 
 
 @_png

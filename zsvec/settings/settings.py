@@ -593,6 +593,11 @@ def info(store: Store, settings: Settings) -> dict[str, Any]:
     from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()
+    in_qdrant = settings.index == "auto" and sum(found["references"].values()) > settings.index_budget
+    if in_qdrant or settings.index == "qdrant":
+        from zsvec.method.predict.fusion import without_every_reference
+
+        found["search"] = {**found.get("search", {}), "fusion": without_every_reference(settings.fusion)}
     if settings.encoders is not None:
         return found
     try:

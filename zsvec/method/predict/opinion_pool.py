@@ -43,25 +43,30 @@ def expert_evidence(
     Returns:
         float64 ``(n_experts, n_images, n_categories)``, nats; NaN for categories that the expert does not cover.
     """
-    evidence = []
-    for expert, similarity in similarities.items():
-        by_name = coefficients[expert]
-        said = np.zeros(next(iter(similarity.values())).shape)
-        for name, c in by_name.items():
+    n_images, n_categories = next(iter(next(iter(similarities.values())).values())).shape
+    evidence = np.empty((len(similarities), n_images, n_categories))
+    for said, (expert, similarity) in zip(evidence, similarities.items(), strict=True):
+        (first, c), *others = coefficients[expert].items()
+        np.multiply(c, similarity[first], out=said, dtype=np.float64)
+        for name, c in others:
             said += np.multiply(c, similarity[name], dtype=np.float64)
-        if least is not None and GDA in by_name:
+        if least is not None and GDA in coefficients[expert]:
             scale = least / LEAST  # the curve towards the bound is scaled with the evidence
-            said = scale * _bounded(said / scale)
-        evidence.append(said)
-    return np.stack(evidence)
+            said /= scale
+            _bound(said)
+            said *= scale
+    return evidence
 
 
-def _bounded(evidence: Doubles) -> Doubles:
-    """Returns ln(exp(evidence) + exp(LEAST)). Faster than `numpy.logaddexp`, which is not vectorised."""
-    above = evidence - LEAST
-    soft = np.log(1 + np.exp(np.minimum(above, 30.0)))  # beyond 30, the other term is lost in rounding
-    bounded: Doubles = np.maximum(above, soft) + LEAST
-    return bounded
+def _bound(evidence: Doubles) -> None:
+    """Replaces evidence by ln(exp(evidence) + exp(LEAST)). Faster than `numpy.logaddexp`, which is not vectorised."""
+    evidence -= LEAST
+    soft = np.minimum(evidence, 30.0)  # beyond 30, the other term is lost in rounding
+    np.exp(soft, out=soft)
+    soft += 1
+    np.log(soft, out=soft)
+    np.maximum(evidence, soft, out=evidence)
+    evidence += LEAST
 
 
 def log_linear(
@@ -83,22 +88,22 @@ def log_linear(
         for a category that no expert covers.
     """
     coverage = ~np.isnan(evidence[:, 0])
-    weights = np.ones(evidence.shape[:2]) if weights is None else weights
 
     def absent(chosen: NDArray[np.bool_]) -> Doubles:
-        said: Doubles = neutral_evidence(evidence, experts, neutral, chosen) * weights[chosen].mean(axis=0)
-        return said[:, None]
+        said = neutral_evidence(evidence, experts, neutral, chosen)
+        return (said if weights is None else said * weights[chosen].mean(axis=0))[:, None]
 
     whole = bool(coverage.all())
     filled = evidence if whole else np.where(coverage[:, None], evidence, 0.0)
-    total: Doubles = np.einsum("en,enc->nc", weights, filled)
+    total: Doubles = filled.sum(axis=0) if weights is None else np.einsum("en,enc->nc", weights, filled)
     if not whole:
         total[:, ~coverage.any(axis=0)] = -np.inf
         sets, of_category = covering_sets(coverage)
         for number, covering in enumerate(sets):
             if covering.any() and not covering.all():
                 total[:, of_category == number] += absent(~covering)
-    return total - absent(np.ones(len(experts), dtype=bool))
+    total -= absent(np.ones(len(experts), dtype=bool))
+    return total
 
 
 def neutral_evidence(

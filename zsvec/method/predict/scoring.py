@@ -246,7 +246,8 @@ def rankings(probabilities: Doubles, categories: NDArray[np.intp], names: Sequen
         names: Names of all columns.
         k: Maximum length of a ranking, at least 1.
     """
-    columns = categories[largest(probabilities.take(categories, axis=1), k)]
+    every = len(categories) == probabilities.shape[1]
+    columns = categories[largest(probabilities if every else probabilities.take(categories, axis=1), k)]
     best = np.take_along_axis(probabilities, columns, axis=1)
     return [
         tuple(zip(map(names.__getitem__, image), p, strict=True))

@@ -54,7 +54,7 @@ STREAM = ("--images", 6, "--references", 40, "--categories", 4, "--batch-size", 
     ("arguments", "printed", "extra"),
     [
         (("stream", "--profile", "tiny", *STREAM), ("plain loop", "fuse"), None),
-        (("scale", "--largest", 1000, "--rounds", 1, "--dim", 16), ("in process", "embedded engine"), None),
+        (("scale", "--largest", 1000, "--rounds", 1, "--dim", 16), ("in process", "times the bare product"), None),
         (("calibrate", "--references", 40, "--categories", 4, "--dim", 16), ("GiB",), None),
         (("runtimes", *SETS[1:]), ("onnxruntime, int8",), "onnxscript"),
         (("service", *SETS, "--clients", 2), ("latencies",), "uvicorn"),

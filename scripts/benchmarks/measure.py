@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from threadpoolctl import threadpool_info
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Cell = str | float
@@ -73,10 +74,10 @@ def unit_vectors(random: np.random.Generator, count: int, dim: int) -> NDArray[n
 
 
 def report(title: str, tables: Mapping[str, Sequence[Mapping[str, Cell]]]) -> None:
-    """Prints the machine, the versions, and a table per caption. All rows of a table must have the same columns."""
+    """Prints the machine, the libraries, and a table per caption. All rows of a table must have the same columns."""
     console = Console(highlight=False, width=160)
     console.print(title)
-    console.print(f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {_versions()}")
+    console.print(f"{_processor()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {_versions()}; {_blas()}")
     for caption, rows in tables.items():
         table = Table(*rows[0], title=caption, title_justify="left", box=SIMPLE_HEAD)
         for row in rows:
@@ -94,6 +95,16 @@ def _processor() -> str:
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if "model name" in line), platform.processor())
+
+
+def _blas() -> str:
+    """Returns the name, version, architecture and number of threads of each BLAS of this process."""
+    found = [
+        f"{blas['internal_api']} {blas['version']} {blas.get('architecture', '')}, {blas['num_threads']} threads"
+        for blas in threadpool_info()
+        if blas["user_api"] == "blas"
+    ]
+    return "; ".join(found)
 
 
 def _versions() -> str:

@@ -7,6 +7,7 @@ import resource
 import statistics
 import tempfile
 import uuid
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any, cast
 
@@ -15,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 
 import zsvec
-from benchmarks.measure import Cell, Device, interleaved, report, seconds, unit_vectors
+from benchmarks.measure import Cell, Device, interleaved, ratio, report, seconds, unit_vectors
 from zsvec.testing import HashEncoder
 
 _PER_CATEGORY = 10
@@ -34,14 +35,22 @@ def scale(
     device: Device = "auto",
     server: Annotated[str, typer.Option(help="URL of a Qdrant server; keeps the stores. Default: folders.")] = "",
 ) -> None:
-    """Measure imports, calibrations, first batches, added categories, and searches with aggregation and fusion."""
+    """Measure imports, calibrations, first batches, added categories, and searches with aggregation and fusion.
+
+    A search in process is compared with the bare product: numpy multiplies the images with all references in float32.
+    """
     searches: list[dict[str, Cell]] = []
     starts: list[dict[str, Cell]] = []
     for size in [10**power for power in range(3, 10) if 10**power <= largest]:
         took, started = _store(size, dim, batch, rounds, device, server)
         starts.append({"references": size, **started})
         searches += [
-            {"references": size, "way": way, "µs an image": 1e6 * statistics.median(one) / batch}
+            {
+                "references": size,
+                "way": way,
+                "µs an image": 1e6 * statistics.median(one) / batch,
+                "times the bare product": ratio(one, took["bare product"]) if way == "in process" else "",
+            }
             for way, one in took.items()
         ]
     report(
@@ -77,7 +86,11 @@ def _store(
             with opened(index="memory") as classifier:
                 started[start] = seconds(partial(classifier.classify_vectors, queries))
         with opened(index="memory") as classifier:
-            took = interleaved({"in process": partial(classifier.classify_vectors, queries)}, rounds)
+            compared: dict[str, Callable[[], object]] = {
+                "bare product": lambda: queries["bench"] @ vectors.T,
+                "in process": partial(classifier.classify_vectors, queries),
+            }
+            took = interleaved(compared, rounds)
             new = [[_category(size + i, unit_vectors(random, _PER_CATEGORY, dim))] for i in range(5)]
             started["add a category, s"] = statistics.median(
                 seconds(partial(classifier.add_categories, c)) for c in new

@@ -385,7 +385,7 @@ class SearchMeasurement:
                     found = tuple(SearchQuality(**{**row, "params": SearchParams(**row["params"])}) for row in rows)
                     sound = all(row.params.is_valid() and _is_quality(row) for row in found)
                     return cls(measured=_utc(measured), images=images, k=k, rows=found) if sound else None
-                except (TypeError, ValueError, KeyError):
+                except (TypeError, ValueError, KeyError, OverflowError):
                     return None
         return None
 

@@ -173,6 +173,22 @@ def test_other_parameters_have_no_recall_in_info(on_a_server: list[Any]) -> None
         assert "recall" not in clf.info()["search"]
 
 
+def test_another_index_has_no_measurement_yet(on_a_server: list[Any]) -> None:
+    with opened() as clf:
+        fill(clf)
+        assert [row.params for row in clf.index.measure(5).rows] == [EXACT]  # a server without an index answers exactly
+        clf.index.optimize()
+        assert clf.index.measurement is None
+        found = clf.index.measure(5)
+        clf.index.optimize(oversampling=4)
+        assert clf.index.measurement == found
+        clf.index.optimize(ef=64)
+        assert clf.index.measurement is None
+        clf.index.measure(5)
+        clf.index.optimize(exact=True)
+        assert clf.index.measurement is None
+
+
 @pytest.mark.parametrize("images", [0, -1, 2.5, True, "5"])
 def test_a_wrong_number_of_images(images: Any) -> None:
     with opened() as clf:
@@ -197,6 +213,7 @@ def test_what_cannot_be_measured() -> None:
     "change",
     [
         {"measured": "yesterday"},
+        {"measured": "0001-01-01T00:00:00+23:00"},
         {"measured": 5},
         {"rows": {}},
         {"rows": [{"params": {"oversampling": 2.0, "ef": None}, "recall": 2, "same_label": 1, "ms": 1}]},

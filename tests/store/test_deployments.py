@@ -141,7 +141,7 @@ def guarded() -> Iterator[Node]:
 
 def token(namespace: str, access: str) -> str:
     """A token with rights on exactly the collections of a namespace."""
-    names = [f"{namespace}__{name}" for name in ("catalog", "images", *FINGERPRINTS)]
+    names = [f"{namespace}__{name}" for name in ("catalog", "images", "inbox", *FINGERPRINTS)]
     return jwt.encode({"access": [{"collection": name, "access": access} for name in names]}, KEY, algorithm="HS256")
 
 

@@ -193,7 +193,7 @@ def optimize(
     elif params == before:
         output.print_note(f"complete, and searched as before: {params}")
     else:
-        output.print_note(f"every process searches so from its next batch on: {params}")
+        output.print_note(f"every process uses these parameters from its next batch on: {params}")
     if in_process and not params.exact:
         output.print_note(
             "with these settings, references are compared in process, not by the server: see index_budget"

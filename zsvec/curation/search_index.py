@@ -220,10 +220,15 @@ class SearchIndex:
 
 
 def _grid(now: SearchParams, k: int) -> list[SearchParams]:
-    """Returns the settings to try: exact search, those around the index that is there, and the present ones."""
+    """Returns the settings to try: exact search, and with an index, those around the present ones.
+
+    Without an index, a server answers every setting by an exact search.
+    """
+    if now.exact:
+        return [EXACT]
     efs = [None] if now.ef is None else sorted({now.ef, *(min(times * k, MAX_EF) for times in _EFS)})
     some = {SearchParams(oversampling=times, ef=ef) for times in _OVERSAMPLINGS for ef in efs}
-    ordered = sorted({*some, now} - {EXACT}, key=lambda params: (params.ef or 0, params.oversampling))
+    ordered = sorted({*some, now}, key=lambda params: (params.ef or 0, params.oversampling))
     return [EXACT, *ordered]
 
 

@@ -274,12 +274,16 @@ class Store:
         encoders = self._catalog.encoders()
         if not encoders:
             raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
+        before = self.search_params()
+        fields: dict[str, Any] = {"search": asdict(params)}
+        if (before.exact, before.ef is None) != (params.exact, params.ef is None):
+            fields["measurement"] = None  # of another index
         if params.exact:  # before the index goes
-            self._catalog.set_in_store(search=asdict(params))
+            self._catalog.set_in_store(**fields)
         for encoder in encoders:
             for share in self._backend.optimize(self.collection(encoder), params):
                 yield encoder, share
-        self._catalog.set_in_store(search=asdict(params))
+        self._catalog.set_in_store(**fields)
 
     def search_params(self) -> SearchParams:
         """Returns how a server searches the references of this store."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
-from zsvec.errors import LargeAnswerError, StoreError
+from zsvec.errors import LargeAnswerError, StoreError, StoreUnavailableError
 from zsvec.store.backends.base import EXACT, FIRST_CONTACT, Dims, Hit, Memory, Placement, Points, Put, Where
 from zsvec.store.backends.server import connection as connections
 from zsvec.store.backends.server import conversion
@@ -231,15 +231,20 @@ class ServerBackend:
         patience = self._connection.deadline
         slices = [models.Slice(total=_SLICES, index=index) for index in range(_SLICES)] if vectors else [None]
 
+        whole = []  # slices that were read to the end
+
         def read(some: models.Slice | None) -> Generator[Points, None, None]:
             with self._connection.within(patience):  # in another thread
                 for page, _ in self._pages(collection, where, vectors, fields, following, some):
                     yield page
+            whole.append(some)
 
         with ExitStack() as stack:
             reads = [stack.enter_context(closing(ahead(read(some), Flow(), "scroll"))) for some in slices]
             for pages in zip_longest(*reads):  # in turn, so that the order does not depend on the threads
                 yield from (page for page in pages if page is not None)
+        if len(whole) < len(slices):
+            raise StoreUnavailableError(f"{collection!r} was not read to the end, because this process ends")
 
     def _pages(
         self,
@@ -320,7 +325,8 @@ class ServerBackend:
             if not limits.exact and params.exact:
                 raise StoreError(
                     f"the strict mode of {collection!r} at {self.location} forbids exact search (search_allow_exact), "
-                    "and the collection has no other index: allow it, or compare in this process with index=memory"
+                    "which experts with few references or without an index need: allow it, or compare in this process "
+                    "with index=memory"
                 )
             found: list[list[Hit]] = []
             chosen = len(filter_of(where, limits).model_dump_json().encode()) + limit * ID
@@ -366,10 +372,6 @@ class ServerBackend:
         info = self._connection.call(lambda client, _: client.get_collection(collection))
         if not _is_indexed(info.config, params):
             self._connection.call(partial(_build_index, collection, params))
-        elif info.status == models.CollectionStatus.GREY:  # waits for an update, such as after a restart
-            self._connection.call(
-                lambda client, _: client.update_collection(collection, optimizers_config=models.OptimizersConfigDiff())
-            )
         elif info.status == models.CollectionStatus.GREEN:
             return
         greens = 0
@@ -381,6 +383,8 @@ class ServerBackend:
                     f"the index of {collection!r} at {self.location} cannot be built: {info.optimizer_status.error}. "
                     "Make room for it, or run `zsvec optimize --exact`"
                 )
+            if info.status == models.CollectionStatus.GREY:  # waits for an update, such as after a restart
+                self._connection.call(partial(_wake, collection))
             greens = greens + 1 if info.status == models.CollectionStatus.GREEN else 0
             at_work = self._connection.call(lambda client, _: client.get_optimizations(collection))
             running = sum(segment.points_count for one in at_work.running for segment in one.segments)
@@ -492,6 +496,10 @@ def _retrieve(
 
 def _params(dim: int, memory: models.Memory) -> models.VectorParams:
     return models.VectorParams(size=dim, distance=models.Distance.COSINE, memory=memory)
+
+
+def _wake(collection: str, client: QdrantClient, timeout: int | None) -> None:
+    client.update_collection(collection, optimizers_config=models.OptimizersConfigDiff(), timeout=timeout)
 
 
 def _is_indexed(config: models.CollectionConfig, params: SearchParams) -> bool:

@@ -185,13 +185,11 @@ def test_a_folder_cannot_be_optimised(filled: Cli) -> None:
     assert not Path("search.png").exists()
 
 
-def test_the_search_of_a_folder_can_be_measured(filled: Cli) -> None:
-    (found,) = filled("optimize --measure --json --figure search.png").objects
-    assert (found["images"], found["k"]) == (9, 256)
-    assert {(row["recall"], row["same_label"]) for row in found["rows"]} == {(1.0, 1.0)}
-    assert Path("search.png").read_bytes().startswith(b"\x89PNG")
-    rows = words(filled("optimize --measure").out)
-    assert [row[0] for row in rows if row and row[0] in ("exact", "int8")] == ["exact", "int8", "int8", "int8"]
+def test_without_an_index_nothing_is_measured(filled: Cli) -> None:
+    result = filled("optimize --measure --figure search.png")
+    assert (result.code, result.out) == (1, "")
+    assert "zsvec optimize" in result.said
+    assert not Path("search.png").exists()
 
 
 def test_a_store_on_a_server_is_optimised(
@@ -208,7 +206,12 @@ def test_a_store_on_a_server_is_optimised(
     assert "as before" in cli("optimize").said
     facts = {row[0]: " ".join(row[1:]) for row in words(cli("info").out)}
     assert facts["search"].startswith("int8 scan, oversampling 2, in Qdrant; recall unknown")
-    assert cli("optimize --measure").code == 0
+    (found,) = cli("optimize --measure --json --figure search.png").objects
+    assert (found["images"], found["k"]) == (9, 256)
+    assert {(row["recall"], row["same_label"]) for row in found["rows"]} == {(1.0, 1.0)}
+    assert Path("search.png").read_bytes().startswith(b"\x89PNG")
+    rows = words(cli("optimize --measure").out)
+    assert [row[0] for row in rows if row and row[0] in ("exact", "int8")] == ["exact", "int8", "int8", "int8"]
     facts = {row[0]: " ".join(row[1:]) for row in words(cli("info").out)}
     assert "; recall@256 100.00%, same label 100.00%, measured 20" in facts["search"]
     assert facts["search"].endswith("; log_linear runs")

@@ -176,7 +176,8 @@ def test_other_parameters_have_no_recall_in_info(on_a_server: list[Any]) -> None
 def test_another_index_has_no_measurement_yet(on_a_server: list[Any]) -> None:
     with opened() as clf:
         fill(clf)
-        assert [row.params for row in clf.index.measure(5).rows] == [EXACT]  # a server without an index answers exactly
+        with pytest.raises(StoreError):
+            clf.index.measure(5)
         clf.index.optimize()
         assert clf.index.measurement is None
         found = clf.index.measure(5)
@@ -187,6 +188,8 @@ def test_another_index_has_no_measurement_yet(on_a_server: list[Any]) -> None:
         clf.index.measure(5)
         clf.index.optimize(exact=True)
         assert clf.index.measurement is None
+        with pytest.raises(StoreError):
+            clf.index.measure(5)
 
 
 @pytest.mark.parametrize("images", [0, -1, 2.5, True, "5"])
@@ -197,12 +200,13 @@ def test_a_wrong_number_of_images(images: Any) -> None:
             clf.index.measure(images)
 
 
-def test_what_cannot_be_measured() -> None:
+def test_what_cannot_be_measured(on_a_server: list[Any]) -> None:
     with opened() as clf:
         with pytest.raises(StoreError):
             clf.index.measure()
         clf.add_category("texts", texts=["a text"])
         fill(clf, 1)
+        clf.index.optimize()
         assert clf.index.measure(5).rows[0].recall == 1
         clf.remove_category("texts")
         with pytest.raises(StoreError):

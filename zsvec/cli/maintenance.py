@@ -70,7 +70,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
 def _search_in_words(search: Mapping[str, Any]) -> str:
     """Returns how Qdrant searches, for `zsvec info`."""
     params = SearchParams.from_dict(search)
-    facts = [f"{params}, in Qdrant"]
+    facts = [f"{params}, in Qdrant" if "fusion" in search else f"in process; {params}, if index_budget is exceeded"]
     if "recall" in search:
         quality = f"recall@{search['k']} {search['recall']:.2%}, same label {search['same_label']:.2%}"
         facts.append(f"{quality}, measured {search['measured'][:10]}")

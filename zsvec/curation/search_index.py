@@ -132,12 +132,15 @@ class SearchIndex:
 
         Raises:
             InvalidInputError: `images` is not a positive integer.
-            StoreError: No image has a vector of every image expert and a second category to be compared with.
+            StoreError: There is no index, or no image has a vector of every image expert and a second category to be
+                compared with.
             StoreUnavailableError: The store changed too much during the measurement.
         """
         if not isinstance(images, int) or isinstance(images, bool) or images < 1:
             raise InvalidInputError(f"images must be a positive integer. Got {shown(images)} instead")
         now, categories = self.params, self._store.categories()
+        if now.exact:  # a server without an index answers every setting by an exact search
+            raise StoreError(f"there is no index of {self._store.location} to measure: build one with `zsvec optimize`")
         chosen = sample(self._store, categories, self._temperatures, images)
         if not chosen.images or len(categories) < 2:
             raise StoreError(
@@ -220,12 +223,7 @@ class SearchIndex:
 
 
 def _grid(now: SearchParams, k: int) -> list[SearchParams]:
-    """Returns the settings to try: exact search, and with an index, those around the present ones.
-
-    Without an index, a server answers every setting by an exact search.
-    """
-    if now.exact:
-        return [EXACT]
+    """Returns the settings to try: exact search, those around the index that is there, and the present ones."""
     efs = [None] if now.ef is None else sorted({now.ef, *(min(times * k, MAX_EF) for times in _EFS)})
     some = {SearchParams(oversampling=times, ef=ef) for times in _OVERSAMPLINGS for ef in efs}
     ordered = sorted({*some, now}, key=lambda params: (params.ef or 0, params.oversampling))

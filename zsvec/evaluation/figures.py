@@ -196,7 +196,7 @@ def search_quality(figure: Figure, measurement: SearchMeasurement) -> None:
     exact, *rows = measurement.rows
     panels: dict[str, Callable[[SearchQuality], float]] = {
         f"recall@{measurement.k}, %": lambda row: 100 * row.recall,
-        "same label as exact search, %": lambda row: 100 * row.same_label,
+        "same label, %": lambda row: 100 * row.same_label,
         "ms an image": lambda row: row.ms,
     }
     lines: dict[str, list[SearchQuality]] = {}

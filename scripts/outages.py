@@ -44,6 +44,7 @@ from zsvec.store import Placement, Store, open_store
 WRITERS, READERS, CATEGORIES = 3, 4, 20
 NAMESPACE = "outages"
 PAUSE = 45.0  # maximum seconds for which a node is paused
+FIRST_CONTACT = 60.0  # seconds; all workers must begin, also on a busy machine
 
 COMPACTING = {
     "QDRANT__STORAGE__OPTIMIZERS__DELETED_THRESHOLD": "0.01",
@@ -79,7 +80,7 @@ class Batches:
 def write(urls: str, number: int, seconds: float, begin: Barrier, results: Any) -> None:
     """Replaces categories one after the other, and puts the `Commits` into `results`."""
     done, rng = Commits(), np.random.default_rng(number)
-    with open_store(urls, namespace=NAMESPACE) as store:
+    with open_store(urls, namespace=NAMESPACE, first_contact=FIRST_CONTACT) as store:
         mark = number
         begin.wait()
         until = time.monotonic() + seconds
@@ -100,7 +101,7 @@ def write(urls: str, number: int, seconds: float, begin: Barrier, results: Any) 
 def read(urls: str, seconds: float, begin: Barrier, results: Any) -> None:
     """Searches in batches, reads all references after each batch, and puts the `Batches` into `results`."""
     done, asked = Batches(), queries(1)
-    with open_store(urls, namespace=NAMESPACE) as store:
+    with open_store(urls, namespace=NAMESPACE, first_contact=FIRST_CONTACT) as store:
         searching = Searcher(store, kind="memory", budget=0, neighbors=1, norms=False)
         begin.wait()
         until = time.monotonic() + seconds

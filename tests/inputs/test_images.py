@@ -314,7 +314,7 @@ class TestBadInput:
         assert errors[0].startswith("cannot read ")
         assert value in errors[0]
         assert len(errors[0]) < 5300
-        assert len({re.sub(r"(object.*) at 0x\w+", r"\1", error) for error in errors}) == 1
+        assert len({re.sub(r"0?x[0-9a-f]{6,}", "", error) for error in errors}) == 1  # addresses may differ
         assert source_of(taken(make())) == source_of(make())
 
     def test_content_hash_refuses_the_unreadable_alike(self) -> None:

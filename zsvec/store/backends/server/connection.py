@@ -309,7 +309,7 @@ def _version_beside(address: str, options: Mapping[str, Any], url: str, patience
 def check_version(url: str, version: str) -> None:
     """Checks that a server keeps the outcome of conditional writes, also after a crash.
 
-    Before 1.19, a server that replays its log decides conditional writes again, by then on later data.
+    Before 1.19, a server that replays its log decides conditional writes again. The data may have changed since.
 
     Raises:
         StoreUnavailableError: The server is too old, or is not a Qdrant.

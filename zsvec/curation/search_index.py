@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -109,10 +110,9 @@ class SearchIndex:
             if not fits or isinstance(value, bool):
                 raise InvalidInputError(f"{name} must be a number from 1 to {most:,}. Got {shown(value)} instead")
         now = self.params
-        sizes: dict[str, int] = {}
+        sizes: Counter[str] = Counter()
         for category in self._store.categories():
-            for expert, count in category.references.items():
-                sizes[expert] = sizes.get(expert, 0) + count
+            sizes.update(category.references)
         by_size = EF if max(sizes.values(), default=0) >= GRAPH_FROM else None
         return SearchParams(
             oversampling=round(float(oversampling or now.oversampling or OVERSAMPLING), 3), ef=ef or now.ef or by_size

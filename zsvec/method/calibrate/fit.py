@@ -167,16 +167,12 @@ def fit_calibration(
         classwise_pool, _ = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
         if not classwise_pool.learned:  # every category is a single scene, so no image can be left out
             classwise_pool, backgrounds = None, {}
-    plain, _ = _pool(sample, fitted, {expert: [aggregation] for expert in sample.aggregations}, false_unknown_rate)
+    plain = _of_one_aggregation(
+        sample, fitted, revision=revision, aggregation=aggregation, top_m=top_m, false_unknown_rate=false_unknown_rate
+    )
     of_two, n_images = _pool(sample, fitted, two, false_unknown_rate)
-    return Calibration(
-        revision=revision,
-        aggregation=aggregation,
-        top_m=top_m,
-        false_unknown_rate=false_unknown_rate,
-        images=len(sample.labels),
-        experts={expert: fitted[expert, aggregation] for expert in sample.aggregations},
-        plain=plain,
+    return replace(
+        plain,
         aggregations=of_two,
         classwise=classwise_pool,
         backgrounds=kept.backgrounds if kept else {name: learned.kept() for name, learned in backgrounds.items()},
@@ -209,6 +205,21 @@ def fit_sample(
         (expert, aggregation): calibrate_expert(found[aggregation], sample.labels, temperatures[expert])
         for expert, found in sample.aggregations.items()
     }
+    return _of_one_aggregation(
+        sample, fitted, revision=revision, aggregation=aggregation, top_m=top_m, false_unknown_rate=false_unknown_rate
+    )
+
+
+def _of_one_aggregation(
+    sample: LeftOut,
+    fitted: Mapping[tuple[str, str], ExpertCalibration],
+    *,
+    revision: int,
+    aggregation: str,
+    top_m: int,
+    false_unknown_rate: float,
+) -> Calibration:
+    """Returns a calibration with one aggregation of each expert. `fitted` has each expert with this aggregation."""
     of_one = {expert: [aggregation] for expert in sample.aggregations}
     pool, n_images = _pool(sample, fitted, of_one, false_unknown_rate)
     return Calibration(

@@ -37,6 +37,8 @@ from zsvec.errors import (
     ZSVecError,
 )
 from zsvec.types import (
+    Attached,
+    Attachment,
     CalibrationState,
     Category,
     Change,
@@ -97,6 +99,8 @@ if TYPE_CHECKING:
 __version__ = "0.2.0.dev0"
 __all__ = [
     "AsyncStream",
+    "Attached",
+    "Attachment",
     "Audit",
     "Backbone",
     "Background",

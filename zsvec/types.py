@@ -67,12 +67,14 @@ class Category:
 
     Attributes:
         name: The label.
-        version: 1 at the first commit, and a higher number at each later commit.
+        version: 1 at the first commit, and a higher number at each later commit. 0 if only attached collections have
+            the category.
         rev: Revision of the last change: microseconds since 1970 by the writer's clock, or more, to exceed every
             revision that the writer had seen.
         write_ids: Ids of the committed writes. References of other writes are ignored.
         texts: Definition texts.
         references: Number of references by expert, such as ``{"clip:text": 2, "clip:image": 5}``.
+        attached: Of these, the number of points of attached collections, by expert (`Classifier.attach`).
         metadata: JSON object that the user stored with the category.
         withdrawn: The first 16 characters of the content hash of each reference that was moved or removed from the
             category and not added again since, oldest first.
@@ -87,10 +89,18 @@ class Category:
     write_ids: tuple[str, ...]
     texts: tuple[str, ...]
     references: Mapping[str, int]
+    attached: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     withdrawn: tuple[str, ...] = ()
     retired: bool = False
     kept: tuple[str, ...] = ()
+
+    @property
+    def own(self) -> Mapping[str, int]:
+        """Number of references by expert, without those of attached collections."""
+        if not self.attached:
+            return self.references
+        return {expert: own for expert, n in self.references.items() if (own := n - self.attached.get(expert, 0))}
 
     @property
     def updated(self) -> datetime:
@@ -118,10 +128,64 @@ class Category:
         return {
             "category": self.name,
             "version": self.version,
-            "updated": self.updated.isoformat(timespec="seconds"),
+            "updated": self.updated.isoformat(timespec="seconds") if self.version else None,
             "texts": list(self.texts),
             "references": dict(self.references),
+            **({"attached": dict(self.attached)} if self.attached else {}),
         }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attachment:
+    """A collection of others whose points are references of a store: what `Classifier.attach` was given.
+
+    Attributes:
+        collection: Name of the collection, in the deployment of the store.
+        expert: Expert of the vectors, such as ``clip:image``.
+        label: Payload field with the category of a point. Dots lead into nested objects: ``metadata.brand``.
+        vector: Name of the vector; empty for the only vector of a point.
+        where: Value that each of these payload fields must have.
+        source: Payload field with the path of the image, or with the text.
+        refresh: Seconds after which labels are read again.
+        compared: Number of points whose source was embedded again, and gave the stored vector.
+        id: Random id, new with each call of `Classifier.attach`.
+    """
+
+    collection: str
+    expert: str
+    label: str
+    vector: str = ""
+    where: Mapping[str, str | int | bool] = field(default_factory=dict)
+    source: str | None = None
+    refresh: float = 60.0
+    compared: int = 0
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """An attached collection, as it was last read.
+
+    Attributes:
+        attachment: What was attached.
+        points: Number of points that are references.
+        categories: Number of categories that these points belong to.
+        left_out: Number of points that are no references, by reason.
+        age: Seconds since the labels were read; ``None`` if they never were.
+        problem: Why the last read failed; ``None`` if it has succeeded.
+    """
+
+    attachment: Attachment
+    points: int = 0
+    categories: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    age: float | None = None
+    problem: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec attached --json`` prints."""
+        own = {name: value for name, value in asdict(self.attachment).items() if name != "id"}
+        return {**own, **{name: value for name, value in fields_of(self).items() if name != "attachment"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +321,8 @@ class Neighbor:
         category: Category of the reference.
         similarity: Cosine similarity of the image and the reference, -1 to 1.
         source: The text itself, or the path or name of the image.
-        hash: Content hash of the text or image, for `Classifier.image`.
+        hash: Content hash of the text or image, for `Classifier.image`. For a point of an attached collection, the name
+            of the collection and the id of the point, such as ``products#17``.
     """
 
     category: str
@@ -440,8 +505,8 @@ class Prediction:
             ``none`` if there is no calibration for these settings.
         threshold_progress: Progress towards a calibrated threshold. ``None`` if the store has a threshold, or without a
             calibration.
-        incomplete: Names of committed categories with references that could not be read. The image is
-            compared with the previous references of such a category, or the category is left out.
+        incomplete: Names of committed categories with references that could not be read, and of attached collections.
+            The image is compared with the previous references of such a category, or the category is left out.
         stale_seconds: Seconds since the store was last read, if the store is unavailable (setting ``max_staleness``);
             otherwise 0.
         error: Reason why there is no prediction, or ``None``.

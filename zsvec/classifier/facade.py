@@ -13,9 +13,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
 from zsvec.classifier.predictor import Predictor
+from zsvec.curation import attachments
 from zsvec.curation.retention import Keeper
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError
+from zsvec.errors import ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder, Embedding
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
@@ -30,7 +31,15 @@ from zsvec.settings.settings import info as facts
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, StreamStats
 from zsvec.streams.stream import AsyncStream, Stream, iterate_async_source, iterate_in_thread
-from zsvec.types import Category, Keep, Prediction, StoredReference, encoder_and_modality
+from zsvec.types import (
+    Attached,
+    Attachment,
+    Category,
+    Keep,
+    Prediction,
+    StoredReference,
+    encoder_and_modality,
+)
 
 if TYPE_CHECKING:
     from zsvec.curation.history import ChangeHistory
@@ -207,12 +216,103 @@ class Classifier:
         self._store.remove(checked_name(name))
 
     def categories(self) -> list[Category]:
-        """Returns the committed categories, sorted by name."""
-        return self._store.categories()
+        """Returns the committed categories with the points of attached collections, sorted by name."""
+        return self._store.all_categories()
 
     def category(self, name: str) -> Category:
         """Returns the committed category of this name; raises CategoryNotFoundError for an unknown name."""
-        return self._store.category(checked_name(name))
+        return self._store.whole_category(checked_name(name))
+
+    def attach(
+        self,
+        collection: str,
+        *,
+        label: str,
+        expert: str,
+        vector: str = "",
+        where: Mapping[str, str | int | bool] | None = None,
+        source: str | None = None,
+        refresh: float = 60.0,
+    ) -> Attached:
+        """Makes the points of another collection of the same Qdrant deployment references, from the next batch on.
+
+        A payload field names the category of each point. The points compete with the categories of the store, and add
+        to those of the same name. Nothing is ever written to the collection. Every process reads labels again every
+        `refresh` seconds. A collection that is attached again is read anew, with all vectors.
+
+        Args:
+            collection: Name of the collection.
+            label: Payload field with the category: a text, an integer or a boolean. Dots lead into nested objects, such
+                as ``metadata.brand``. Other points are left out.
+            expert: Expert that the vectors belong to, such as ``clip:image``.
+            vector: Name of the vector, if the points have named vectors.
+            where: Value that each of these payload fields must have.
+            source: Payload field with the path of the image or, for a text expert, with the text. Up to 16 sources are
+                embedded again, which tells vectors of another encoder. Whoever may write to the collection chooses
+                these paths.
+            refresh: Seconds after which labels are read again, at least 1.
+
+        Returns:
+            The collection as read now. `Attachment.compared` tells how many sources were embedded again.
+
+        Raises:
+            InvalidInputError: The store is not on a server, or there is no such collection, vector or expert.
+            EncoderMismatchError: The vectors come from another encoder: dimension, distance or sources differ.
+            StoreUnavailableError: The server cannot be reached, or the key may not read the collection.
+        """
+        wanted = self._attachment(collection, label, expert, vector, where, source, refresh)
+        return attachments.attach(self._store, self._embedder, wanted, self.create)
+
+    def copy_collection(
+        self,
+        collection: str,
+        *,
+        label: str,
+        expert: str,
+        vector: str = "",
+        where: Mapping[str, str | int | bool] | None = None,
+        source: str | None = None,
+    ) -> list[Category]:
+        """Copies the points of another collection to the categories of this store, and returns these categories.
+
+        Arguments and errors are those of `attach`. Categories are committed one by one. A repeated call goes on after
+        an interruption, and adds new points. The source of a reference is the field `source`, or collection and id.
+        """
+        wanted = self._attachment(collection, label, expert, vector, where, source, 60.0)
+        return list(attachments.copy(self._store, self._embedder, wanted, self.create, self.add_categories))
+
+    def _attachment(
+        self,
+        collection: str,
+        label: str,
+        expert: str,
+        vector: str,
+        where: Mapping[str, str | int | bool] | None,
+        source: str | None,
+        refresh: float,
+    ) -> Attachment:
+        wanted = attachments.new_attachment(
+            collection, label=label, expert=expert, vector=vector, where=where, source=source, refresh=refresh
+        )
+        if expert not in self._scoring.temperatures:
+            raise InvalidInputError(f"expert must be one of {', '.join(self._scoring.temperatures)}, got {expert!r}")
+        return wanted
+
+    def detach(self, collection: str, *, expert: str | None = None) -> None:
+        """Ends an attachment, for every process from its next batch on. The collection stays as it is.
+
+        Args:
+            collection: Name of the collection.
+            expert: Expert of the attachment; by default, all attachments of the collection end.
+
+        Raises:
+            InvalidInputError: The collection is not attached.
+        """
+        self._store.detach(collection, expert)
+
+    def attached(self) -> list[Attached]:
+        """Returns the attached collections. Reads their labels now, which other processes do when it is time."""
+        return self._store.attached()
 
     @cached_property
     def generation(self) -> Generation:

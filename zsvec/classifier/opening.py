@@ -122,7 +122,7 @@ def _refuse(error: ZSVecError) -> NoReturn:
 
 def _experts(store: Store) -> list[tuple[str, Modality]]:
     """Returns the experts that have references; both experts of an encoder without references."""
-    found = {expert for category in store.categories() for expert in category.references}
+    found = {expert for category in store.all_categories() for expert in category.references}
     experts: list[tuple[str, Modality]] = []
     for name in store.encoders():
         both = [(name, modality) for modality in TEMPERATURES]

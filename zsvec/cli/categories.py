@@ -81,7 +81,7 @@ def list_(context: typer.Context, json: Json = False) -> None:
     """List the categories with their numbers of images and texts."""
     with context.obj.open_store() as store:
         empty = f"no categories in {store.location}: add one with `zsvec add` or `zsvec import`"
-        categories = store.categories()
+        categories = store.all_categories()
         output.print_found(categories, categories_table, json=json, otherwise=empty)
         if not json:
             output.print_standing(store.info(), categories)
@@ -104,7 +104,7 @@ def show(
     if sheet:
         check_sheet(sheet)
     with context.obj.open_store() as store:
-        category = store.category(checked_name(name))
+        category = store.whole_category(checked_name(name))
         references = store.stored_references(category.name)
         if sheet:
             texts = [reference.source for reference in references if reference.modality == "text"]
@@ -251,15 +251,20 @@ def categories_table(categories: Sequence[Category]) -> Table:
         rows=(
             (
                 category.name,
-                str(category.images),
+                f"{category.images:,}" + _attached(category),
                 str(len(category.texts)),
-                output.minute(category.updated),
+                output.minute(category.updated if category.version else None),
                 output.shortened("; ".join(category.texts)),
             )
             for category in categories
         ),
         wrapped=("definition",),
     )
+
+
+def _attached(category: Category) -> str:
+    points = max((n for expert, n in category.attached.items() if expert.endswith(":image")), default=0)
+    return f" ({points:,} attached)" if points else ""
 
 
 def _references_table(references: Sequence[StoredReference], pictures: Mapping[str, SmallImage | None]) -> Table:

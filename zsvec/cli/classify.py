@@ -51,6 +51,7 @@ def classify(
     if csv and (json or explain):
         raise typer.BadParameter("--csv has no evidence, and is no JSON: leave --explain and --json out, or --csv")
     show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
+    incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
         if len(missing) == len(sources) and classifier.categories():  # an empty store raises its own error below
@@ -66,7 +67,10 @@ def classify(
             ):
                 for prediction in stream:
                     show(prediction)
+                    incomplete.update(prediction.incomplete)
                 failed, images = stream.stats.failed, stream.stats.images
+    if incomplete:
+        output.print_note(f"{', '.join(sorted(incomplete))} could not be read: see `zsvec attached` and `zsvec doctor`")
     if failed:
         output.print_note(f"{failed} of {output.counted(images, 'image')} could not be read")
     elif not images:

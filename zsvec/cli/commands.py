@@ -14,6 +14,7 @@ from zsvec.cli import (
     generate,
     maintenance,
     copying,
+    attaching,
     encoders,
     docs,
 )

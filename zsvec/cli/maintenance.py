@@ -37,7 +37,7 @@ def info(context: typer.Context, json: Json = False) -> None:
 
     with context.obj.open_store() as store:
         found = facts(store, context.obj.settings())
-        categories = store.categories()
+        categories = store.all_categories()
     if json:
         output.print_json(found)
     else:

@@ -259,7 +259,7 @@ class Inbox:
         if not images:
             return []
         predictions: Sequence[Prediction | None] = [None] * len(images)
-        if self._store.categories():
+        if self._store.all_categories():
             predictions = self._predict([image.source for image in images], matrices(images), 5)
         return [
             Unlabelled(
@@ -364,7 +364,7 @@ class Feedback:
         stored = self._store.stored_vectors().find(encoders, "image", [prepared.hash])
         known = {digest: one.vectors for digest, one in stored.items()}
         row = self._embedder.encode([prepared], known)[prepared.hash]
-        if self._store.categories():
+        if self._store.all_categories():
             vectors = {name: vector[np.newaxis] for name, vector in row.items()}
             (prediction,) = self._predict([prepared.source], vectors, 1)
             if is_a_reference(prediction):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from numbers import Real
 
 import numpy as np
@@ -84,11 +85,12 @@ class Calibrator:
         former = self._present()
         if self._too_large(self._census.update()[1]):
             return self._calibrate_sample(rate, former, labelled)
+        attached = self._store.attached_parts().digest
         references, revision = self._references()
         made = self._fit(references, revision, rate)
         if made is None:
             raise self._impossible()
-        calibration, sample = made
+        calibration, sample = replace(made[0], attached=attached), made[1]
         by_label: tuple[Quality, ...] = ()
         if labelled is not None:
             calibration, *by_label = self._scaled(references, calibration, *labelled)
@@ -114,7 +116,8 @@ class Calibrator:
         The sample is scored by the search that classifies, so that similarities are distributed as those of new images.
         """
         _, counted, revision = self._census.update()
-        categories = [category for category in self._store.categories() if category.rev <= revision]
+        categories = [category for category in self._store.all_categories() if category.rev <= revision]
+        attached = self._store.attached_parts().digest
         chosen = sample(self._store, categories, self._temperatures, largest_sample(len(categories)))
         how = (self._aggregation, self._top_m)
         left_out = left_out_on_server(self._searcher, chosen, self._temperatures, *how, self._neighbors)
@@ -128,6 +131,7 @@ class Calibrator:
             top_m=self._top_m,
             false_unknown_rate=rate,
         )
+        calibration = replace(calibration, attached=attached)
         labelled_before = labelled_after = None
         if labelled is not None:
             names, vectors = labelled
@@ -196,7 +200,7 @@ class Calibrator:
         """Raises InvalidInputError for a label that is not a category of `references` or, by default, of the store."""
         if references is None:
             used = self._temperatures.keys()
-            known = [category.name for category in self._store.categories() if used & category.references.keys()]
+            known = [category.name for category in self._store.all_categories() if used & category.references.keys()]
         else:
             known = category_names(references)
         if unknown := sorted(set(names) - set(known)):
@@ -248,14 +252,22 @@ class Calibrator:
             categories, counted, revision = self._census.update()
             references = {expert: n for expert, n in counted.items() if expert in self._temperatures}
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
-            current = present is not None and present.revision >= revision
+            attached = self._store.attached_parts().digest
+            current = present is not None and present.revision >= revision and present.attached == attached
             if not for_others and not current and self._cheap(categories, references, present):
                 scale = present.scale if present else 1.0  # learned from images that are not stored
                 former = present and scaled(present, 1 / scale)
                 made = self._fit(*self._references(), self.false_unknown_rate, former)
                 now = self._present()
-                if made is None or now is None or now.revision < made[0].revision:  # no newer calibration meanwhile
-                    self._keep(made and scaled(made[0], scale))
+                newer = (
+                    now is not None
+                    and made is not None
+                    and (
+                        now.revision > made[0].revision or (now.revision, now.attached) == (made[0].revision, attached)
+                    )
+                )
+                if not newer:  # another process may have calibrated meanwhile
+                    self._keep(made and replace(scaled(made[0], scale), attached=attached))
 
     def fitted(self) -> tuple[Calibration, LeftOut] | None:
         """Returns a calibration and its training data without storing them; ``None`` if calibration is impossible."""
@@ -321,6 +333,7 @@ def _determinants(made: Calibration) -> tuple[object, ...]:
     """Returns the values by which calibrations are compared. Fitted numbers are left out: the store rounds them."""
     return (
         made.revision,
+        made.attached,
         made.false_unknown_rate,
         made.aggregation,
         made.top_m,

@@ -1,11 +1,12 @@
 """Samples the references of a store that is too large to read, and scores the sample by the search of the store.
 
 The points of a category come in the order of their ids. An id is a hash of the content, so the first points are a
-random sample of the category, and the same sample each time.
+random sample of the category, and the same sample each time. The ids of attached collections may have another order.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -13,7 +14,7 @@ from hashlib import sha256
 import numpy as np
 
 from zsvec.ingest.embedding import Vectors
-from zsvec.method.arrays import Doubles, Key, slices
+from zsvec.method.arrays import Doubles, Floats, Key, slices
 from zsvec.method.calibrate.leave_one_out import LeftOut, evenly, joined, left_out_of_search
 from zsvec.method.calibration import LogLinear
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
@@ -22,6 +23,7 @@ from zsvec.method.quality.scenes import Scenes
 from zsvec.method.similarities import SearchResult, image_experts
 from zsvec.search.searcher import Searcher
 from zsvec.store import Store
+from zsvec.store.attached.parts import is_attached_write, own_writes
 from zsvec.types import Category, encoder_and_modality
 
 BLOCK = 64
@@ -65,13 +67,19 @@ def sample(store: Store, categories: Sequence[Category], experts: Collection[str
     eligible = sorted(eligible, key=lambda category: sha256(category.name.encode()).digest())[:most]
     encoders = [encoder_and_modality(expert)[0] for expert in used]
     candidates: dict[Key, str | None] = {}
+    found: dict[str, Mapping[str, Floats]] = {}  # vectors by hash and encoder
     for category in eligible:
         candidates |= _first(store, encoders[0], category, -(-most // len(eligible)))
+    if len(encoders) == 1:  # a point has the vector of one encoder
+        for (name, digest), vector in _attached_points(store, encoders[0], eligible, -(-most // len(eligible))):
+            candidates[name, digest] = None
+            found[digest] = {encoders[0]: vector}
     images = evenly(set(candidates), most)
-    found = store.stored_vectors().find(encoders, "image", {digest for _, digest in images})
+    stored = store.stored_vectors().find(encoders, "image", {digest for _, digest in images})
+    found |= {digest: content.vectors for digest, content in stored.items()}
     images = [key for key in images if key[1] in found]
     vectors = {
-        encoder: np.array([found[digest].vectors[encoder] for _, digest in images], dtype=np.float32)
+        encoder: np.array([found[digest][encoder] for _, digest in images], dtype=np.float32)
         for encoder in encoders
         if images
     }
@@ -86,13 +94,26 @@ def sample(store: Store, categories: Sequence[Category], experts: Collection[str
 def _first(store: Store, encoder: str, category: Category, n: int | None = None) -> dict[Key, str | None]:
     """Returns the groups of the first `n` images of a category, or of all images, by category and content hash."""
     found: dict[Key, str | None] = {}
-    for page in store.references(encoder, category.write_ids, vectors=False):
+    for page in store.references(encoder, own_writes(category), vectors=False):
         for payload in page.payloads:
             if payload["modality"] == "image" and (n is None or len(found) < n):
                 found[category.name, payload["hash"]] = payload.get("group")
         if n is not None and len(found) >= n:
             break
     return found
+
+
+def _attached_points(
+    store: Store, encoder: str, categories: Sequence[Category], n: int
+) -> Iterator[tuple[Key, Floats]]:
+    """Yields the first `n` images of each category in attached collections, with their vectors."""
+    write_ids = {write_id for category in categories for write_id in category.write_ids if is_attached_write(write_id)}
+    taken: Counter[str] = Counter()
+    for page in store.attached_pages(encoder, write_ids) if write_ids else ():
+        for payload, vector in zip(page.payloads, page.vectors, strict=True):
+            if payload["modality"] == "image" and taken[payload["category"]] < n:
+                taken[payload["category"]] += 1
+                yield (payload["category"], payload["hash"]), vector
 
 
 def _groups(images: Sequence[Key], groups: Mapping[Key, str | None]) -> Scenes:

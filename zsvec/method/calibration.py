@@ -96,6 +96,7 @@ class Calibration:
         scale: Factor of all evidence, fitted on labelled images; 1 without labelled images.
         threshold_progress: Progress towards a threshold for categories with reference images. ``None`` if there is such
             a threshold.
+        attached: Digest of the points of attached collections; empty without any.
     """
 
     revision: int
@@ -110,6 +111,7 @@ class Calibration:
     backgrounds: Mapping[str, Background] = field(default_factory=dict)
     scale: float = 1.0
     threshold_progress: ThresholdProgress | None = None
+    attached: str = ""
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Returns whether the calibration covers these experts and fits this aggregation and, if used, ``top_m``."""
@@ -120,7 +122,10 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Returns the record that the store keeps as JSON."""
         backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
-        return {"format": CALIBRATION_FORMAT, **asdict(replace(self, backgrounds={})), "backgrounds": backgrounds}
+        fields = {**asdict(replace(self, backgrounds={})), "backgrounds": backgrounds}
+        if not self.attached:
+            del fields["attached"]
+        return {"format": CALIBRATION_FORMAT, **fields}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any] | None) -> Calibration | None:
@@ -155,6 +160,7 @@ class Calibration:
         several, of_means = other_aggregation(self.aggregation), dict.fromkeys(self.backgrounds, (CENTRED, GDA))
         return (
             isinstance(self.revision, int)
+            and isinstance(self.attached, str)
             and _finite([*others, *positive])
             and min(positive) > 0
             and self.backgrounds.keys() <= self.experts.keys()

@@ -175,8 +175,8 @@ class SearchResult:
         queries: By encoder, the vectors of the images: float32 ``(n_images, dim)``.
         calibration: The stored calibration, if any.
         stale: Whether categories have changed since the calibration was made.
-        incomplete: Committed categories with references that cannot be read now. The search uses the former references
-            of such a category, or leaves the category out.
+        incomplete: Committed categories with references that cannot be read now, and attached collections. The search
+            uses the former references of such a category, or leaves the category out.
         stale_seconds: Seconds since the store was last read if the store is unreachable, else 0.
     """
 

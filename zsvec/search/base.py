@@ -129,6 +129,12 @@ class Change:
         before = self.before.references if self.before and self.grew else {}
         return Counter(self.after.references) - Counter(before)
 
+    @property
+    def gained_own(self) -> Counter[str]:
+        """Number of references in the new writes, by expert, without those of attached collections."""
+        before = self.before.own if self.before and self.grew else {}
+        return Counter(self.after.own) - Counter(before)
+
 
 class Incomplete(Exception):  # noqa: N818 - a signal within the search, not an error
     """Signals that committed references are missing, most likely because their category was just replaced.

@@ -136,7 +136,7 @@ class InProcess:
     def updated(self, catalog: Mapping[str, Category], changes: Sequence[Change]) -> tuple[InProcess, set[str]]:
         """See `Snapshot`. Reads only the references of new writes, and lays out only the experts that change."""
         before = {expert.name: index for expert, index in self.indexes}
-        after, torn = renewed(self.store, self.references(), changes)
+        after, torn = renewed(self.store, self.references(), changes, keep=True)
         changed = {change.after.name for change in changes}
 
         def indexed(name: str, references: References) -> Index:

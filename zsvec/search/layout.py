@@ -13,8 +13,9 @@ import numpy as np
 
 from zsvec.method.arrays import Floats
 from zsvec.method.similarities import References
-from zsvec.search.base import Change
+from zsvec.search.base import Change, Incomplete
 from zsvec.store import Points, Store
+from zsvec.store.attached.parts import PartsChanged, is_attached_write
 from zsvec.store.catalog.schema import text_from
 from zsvec.types import Modality, encoder_and_modality, expert_name
 
@@ -27,23 +28,32 @@ _MOST = 0.75
 _NONE = References((), np.empty((0, 0), np.float32), np.zeros(1, np.intp), np.empty(0, np.float32), (), ())
 
 
-def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, References]]:
+def read(store: Store, changes: Collection[Change], *, keep: bool = False) -> Iterator[tuple[str, References]]:
     """Yields expert name and new references, for each expert of which categories have gained references.
 
     Args:
         store: The store to read from.
         changes: Changes of the categories.
+        keep: Whether the store keeps the points of attached collections for the next change.
+
+    Raises:
+        Incomplete: Points of attached collections have changed.
     """
-    write_ids = [write_id for change in changes for write_id in change.new_write_ids]
+    new = [write_id for change in changes for write_id in change.new_write_ids]
+    write_ids = [write_id for write_id in new if not is_attached_write(write_id)]
+    attached = [write_id for write_id in new if is_attached_write(write_id)]
     gained: dict[str, dict[str, int]] = {}
+    own: Counter[str] = Counter()
     for change in changes:
+        own.update(change.gained_own)
         for expert, more in change.gained.items():
             gained.setdefault(expert, {})[change.after.name] = more
-    for encoder in store.encoders() if write_ids else ():
-        number = sum(sum(gained[expert].values()) for expert in gained if encoder_and_modality(expert)[0] == encoder)
+    for encoder in store.encoders() if new else ():
+        number = sum(n for expert, n in own.items() if encoder_and_modality(expert)[0] == encoder)
         stored = store.count(encoder) if number > _FEW else number
         arrived: dict[str, _Arrived] = {}
-        for page in store.references(encoder, write_ids, all_writes=_FEW < number > _MOST * stored):
+        own_pages = store.references(encoder, write_ids, all_writes=_FEW < number > _MOST * stored)
+        for page in chain(own_pages, _attached_pages(store, encoder, attached, keep=keep)):
             of_each: dict[Modality, list[int]] = {}
             for row, payload in enumerate(page.payloads):
                 of_each.setdefault(payload["modality"], []).append(row)
@@ -57,6 +67,15 @@ def read(store: Store, changes: Collection[Change]) -> Iterator[tuple[str, Refer
                 arrived[expert].add(some)
         for expert, found in sorted(arrived.items()):
             yield expert, found.references()
+
+
+def _attached_pages(store: Store, encoder: str, write_ids: Sequence[str], *, keep: bool) -> Iterator[Points]:
+    if not write_ids:
+        return
+    try:
+        yield from store.attached_pages(encoder, write_ids, keep=keep)
+    except PartsChanged as exc:
+        raise Incomplete([]) from exc
 
 
 class _Arrived:
@@ -126,7 +145,7 @@ def _norm_of_mean(vectors: Floats) -> float:
 
 
 def renewed(
-    store: Store, before: Mapping[str, References], changes: Sequence[Change]
+    store: Store, before: Mapping[str, References], changes: Sequence[Change], *, keep: bool = False
 ) -> tuple[dict[str, References], set[str]]:
     """Returns the references after some changes. Reads only the references of new writes.
 
@@ -134,6 +153,7 @@ def renewed(
         store: The store to read from.
         before: The references before the changes, by expert.
         changes: Changes of the categories.
+        keep: As for `read`.
 
     Returns:
         The references of each expert that has references (the same object as before if no change concerns the expert),
@@ -143,7 +163,7 @@ def renewed(
     grown = {change.after.name for change in changes if change.grew}
     kept = {expert: parts_of(references, names) for expert, references in before.items()}
     parts = {expert: {name: found[name] for name in found.keys() & grown} for expert, found in kept.items()}
-    new = dict(read(store, changes))
+    new = dict(read(store, changes, keep=keep))
     for expert, references in new.items():
         categories = parts.setdefault(expert, {})
         for name, part in parts_of(references, references.names).items():

@@ -24,6 +24,7 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot
 from zsvec.search.layout import parts_of, read, renewed
 from zsvec.store import EXACT, Hit, Store
+from zsvec.store.attached.parts import PartsChanged, is_attached, own_writes
 from zsvec.types import Category, Neighbor, SearchParams
 
 
@@ -36,11 +37,13 @@ class Hits:
         bound: float32 ``(n_images,)``, upper bound of the similarity to references outside the image's row. After an
             approximate search, some missed references may be more similar.
         everything: Whether the row of every image has all references.
+        attached: Whether the row of every image has all points of attached collections.
     """
 
     rows: Sequence[Sequence[Hit]]
     bound: Floats
     everything: bool
+    attached: bool = True
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[Hit]], limit: int, *, exact: bool = True) -> Hits:
@@ -55,14 +58,28 @@ class Hits:
         last = [row[-1].similarity if row else -1.0 for row in rows]
         return cls(rows, np.where(complete, -1, last).astype(np.float32), all(complete))
 
-    def with_others(self, names: set[str], hits: Hits) -> Hits:
-        """Returns hits in which `hits` replaces the hits of the categories `names`, as if found by a single query."""
+    def merged(self, hits: Hits) -> Hits:
+        """Returns these hits and those of another collection, as if found by a single query."""
         bound = np.maximum(self.bound, hits.bound)
         rows = []
         for row, others, least in zip(self.rows, hits.rows, bound, strict=True):
-            both = [*(hit for hit in row if hit.payload["category"] not in names), *others]
-            rows.append(sorted((hit for hit in both if hit.similarity >= least), key=lambda hit: -hit.similarity))
-        return Hits(rows, bound, self.everything and hits.everything)
+            both = [hit for hit in (*row, *others) if hit.similarity >= least]
+            rows.append(sorted(both, key=lambda hit: -hit.similarity))
+        return Hits(rows, bound, self.everything and hits.everything, self.attached and hits.attached)
+
+    def with_attached(self, rows: Sequence[Sequence[Hit]], limit: int) -> Hits:
+        """Returns these hits and those of an attached collection, whose query had a limit."""
+        hits = Hits.of(rows, limit)
+        return self.merged(replace(hits, attached=hits.everything))
+
+    def among(self, categories: Collection[str]) -> Hits:
+        """Returns the hits that are references of given categories, with the same bound."""
+        return replace(self, rows=[[hit for hit in row if hit.payload["category"] in categories] for row in self.rows])
+
+    def with_others(self, names: set[str], hits: Hits) -> Hits:
+        """Returns hits in which `hits` replaces the hits of the categories `names`, as if found by a single query."""
+        kept = [[hit for hit in row if hit.payload["category"] not in names] for row in self.rows]
+        return replace(self, rows=kept).merged(hits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +145,16 @@ class QdrantIndex:
         return cls(expert, catalog, counts, means, np.array(norms, dtype=np.float32))
 
     def committed(self, hit: Hit) -> bool:
-        """Returns whether a reference is in the catalog. Other references were replaced, or are uncommitted."""
+        """Returns whether a reference is in the catalog. Other references were replaced, or are uncommitted.
+
+        A point of an attached collection counts if its category has such points.
+        """
         category = self.catalog.get(hit.payload["category"])
-        return category is not None and hit.payload["gen"] in category.write_ids
+        if category is None:
+            return False
+        if is_attached(hit.payload["hash"]):  # may have changed since the catalog was read
+            return self.expert.name in category.attached
+        return hit.payload["gen"] in category.write_ids
 
     def search(self, hits: Hits, nearest: int) -> ExpertSimilarities:
         """Compares images with all references. The result has columns for the committed references among the hits.
@@ -146,9 +170,13 @@ class QdrantIndex:
         columns = sorted({(hit.payload["category"], hit.id) for row in live for hit in row})
         column = {identifier: i for i, (_, identifier) in enumerate(columns)}
         present = Counter(category for category, _ in columns)
-        torn = {name for name, n in present.items() if n > self.counts.get(name, 0)}
+        own, counts = present, self._counts()
+        if self.attached:  # points of others may change at any time, so only our own references are counted
+            own = Counter(category for category, identifier in columns if not is_attached(identifier))
+            counts = self._present_counts(present - own, stated=not hits.attached)
+        torn = {name for name, n in own.items() if n > self.own_counts.get(name, 0)}
         if live and hits.everything:
-            torn |= {name for name, n in self.counts.items() if present[name] < n}
+            torn |= {name for name, n in self.own_counts.items() if own[name] < n}
         if torn:
             raise Incomplete(torn)
         values = np.repeat(hits.bound[:, None], len(columns), axis=1)
@@ -160,7 +188,7 @@ class QdrantIndex:
             similarities=Similarities(
                 values=values,
                 starts=np.cumsum([0, *(present[name] for name in self.counts)], dtype=np.intp),
-                counts=self._counts(),
+                counts=counts,
                 norms=self.norms,
                 bound=hits.bound,
             ),
@@ -189,6 +217,31 @@ class QdrantIndex:
         if len(known) < len(found):
             return None
         return ClassMeans(tuple(self.counts), np.stack(known), self._counts(), of_roots)
+
+    @cached_property
+    def own_counts(self) -> Mapping[str, int]:
+        """Number of references of each category that are in the collection of the store."""
+        if not self.attached:
+            return self.counts
+        return {name: self.catalog[name].own.get(self.expert.name, 0) for name in self.counts}
+
+    def _present_counts(self, attached: Mapping[str, int], *, stated: bool) -> NDArray[np.intp]:
+        """Returns the number of references of each category, with the points of attached collections among the hits.
+
+        Args:
+            attached: Number of these points, by category.
+            stated: Whether there may be as many points as the catalog says.
+        """
+        counts = []
+        for name, own in self.own_counts.items():
+            points = attached.get(name, 0)
+            counts.append(max(1, own + points, self.counts[name] if stated else 0))
+        return np.array(counts, dtype=np.intp)
+
+    @cached_property
+    def attached(self) -> bool:
+        """Whether a category has references in an attached collection."""
+        return any(self.expert.name in category.attached for category in self.catalog.values())
 
     @cached_property
     def size(self) -> int:
@@ -252,7 +305,7 @@ class QdrantSnapshot:
         """See `Snapshot`. Uses the newest state of categories that have lost references meanwhile."""
         state, hits = self, self._ask(self.indexes.values(), queries)
         if any(self._crowded(self.indexes[name], found) for name, found in hits.items()):
-            hits = self._ask(self.indexes.values(), queries, _write_ids(self.catalog))
+            hits = self._ask(self.indexes.values(), queries, self.catalog)
         for _ in range(ATTEMPTS):
             now = newest()
             if not isinstance(now, QdrantSnapshot):
@@ -268,7 +321,7 @@ class QdrantSnapshot:
             state = state._with({**kept, **again}, {**state.means, **means})
             indexes = [now.indexes[expert] for expert in _experts(again)]
             nothing = {expert: Hits.of([[] for _ in found.rows], self.limit) for expert, found in hits.items()}
-            others = {**nothing, **self._ask(indexes, queries, _write_ids(again), exact=True)}
+            others = {**nothing, **self._ask(indexes, queries, again, exact=True)}
             hits = {expert: hits.get(expert, found).with_others(lost, found) for expert, found in others.items()}
         raise Incomplete(lost)
 
@@ -289,13 +342,16 @@ class QdrantSnapshot:
 
     def _crowded(self, index: QdrantIndex, hits: Hits) -> bool:
         """Returns whether uncommitted references may displace committed references from the hits."""
-        return any(len(row) == self.limit and not all(map(index.committed, row)) for row in hits.rows)
+        return any(
+            least > -1 and not all(is_attached(hit.id) or index.committed(hit) for hit in row)
+            for row, least in zip(hits.rows, hits.bound, strict=True)
+        )
 
     def _ask(
         self,
         indexes: Iterable[QdrantIndex],
         queries: Mapping[str, Floats],
-        write_ids: Sequence[str] | None = None,
+        categories: Mapping[str, Category] | None = None,
         *,
         exact: bool = False,
     ) -> dict[str, Hits]:
@@ -304,15 +360,26 @@ class QdrantSnapshot:
         Args:
             indexes: Indexes of the experts.
             queries: As in `search`.
-            write_ids: Ids of the writes to search; ``None`` searches all writes.
+            categories: Categories to search; ``None`` searches all writes.
             exact: Whether to compare every reference, whatever `params` say. So are experts with few references.
         """
         found = {}
         for index in (index for index in indexes if index.expert.encoder in queries):
             expert, vectors = index.expert, queries[index.expert.encoder]
             params = EXACT if exact or index.size <= self.limit else self.params
+            write_ids = None if categories is None else _write_ids(categories)
             rows = self.store.query(expert.encoder, expert.modality, vectors, self.limit, write_ids, params)
-            found[expert.name] = Hits.of(rows, self.limit, exact=params.exact)
+            hits = Hits.of(rows, self.limit, exact=params.exact)
+            if index.attached:
+                try:
+                    attached = self.store.query_attached(expert.encoder, expert.modality, vectors, self.limit)
+                except PartsChanged as exc:
+                    raise Incomplete([]) from exc
+                for others in attached:
+                    hits = hits.with_attached(others, self.limit)
+                if categories is not None:
+                    hits = hits.among(categories)
+            found[expert.name] = hits
         return found
 
 
@@ -325,7 +392,7 @@ def _experts(catalog: Mapping[str, Category]) -> list[str]:
 
 
 def _write_ids(catalog: Mapping[str, Category]) -> list[str]:
-    return [write_id for category in catalog.values() for write_id in category.write_ids]
+    return [write_id for category in catalog.values() for write_id in own_writes(category)]
 
 
 def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[str]:
@@ -333,5 +400,5 @@ def _lost(before: Mapping[str, Category], after: Mapping[str, Category]) -> set[
     return {
         name
         for name, old in before.items()
-        if (new := after.get(name)) is not old and (new is None or not set(old.write_ids) <= set(new.write_ids))
+        if (new := after.get(name)) is not old and (new is None or not set(own_writes(old)) <= set(own_writes(new)))
     }

@@ -29,6 +29,7 @@ from zsvec.search.cache import WORTH, Kept, ReferenceCache
 from zsvec.search.in_process import InProcess
 from zsvec.search.qdrant_index import QdrantSnapshot
 from zsvec.store import Cursor, Store
+from zsvec.store.attached.parts import Parts, with_parts
 from zsvec.types import Category, Fingerprint, encoder_and_modality
 
 Answer = TypeVar("Answer")
@@ -83,6 +84,7 @@ class Searcher:
         self._calibration: Calibration | None = None
         self._cursor = Cursor()
         self._versions: dict[str, int] = {}  # of every category ever seen
+        self._attached = Parts()  # points of attached collections in the snapshot
         self._changed = 0  # the largest rev of the catalog's categories
         self._unchecked = False  # whether categories have changed since the fingerprints were checked
         self._compared = time.monotonic()  # when the whole catalog was last read
@@ -144,10 +146,11 @@ class Searcher:
         """
 
         def answer() -> SearchResult:
-            snapshot, calibration, changed = self._refresh(spec, fingerprints)
+            snapshot, calibration, changed, attached = self._refresh(spec, fingerprints)
             names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec, fingerprints)[0])
-            stale = calibration is not None and calibration.revision < changed
-            incomplete = tuple(sorted({*self._given_up, *self._unreadable}))
+            stale = calibration is not None and (calibration.revision < changed or calibration.attached != attached)
+            unreadable = self._store.attached_parts().unreadable
+            incomplete = tuple(sorted({*self._given_up, *self._unreadable, *unreadable}))
             return SearchResult(names, experts, queries, calibration, stale, incomplete, self._staleness())
 
         return self._until_whole(answer)
@@ -156,7 +159,7 @@ class Searcher:
         """Returns all references, by expert, and the largest ``rev`` of their categories."""
 
         def answer() -> tuple[Mapping[str, References], int]:
-            snapshot, _, changed = self._refresh(None)
+            snapshot, _, changed, _ = self._refresh(None)
             return snapshot.references(), changed
 
         return self._until_whole(answer)
@@ -179,8 +182,8 @@ class Searcher:
 
     def _refresh(
         self, spec: IndexSpec | None, fingerprints: Mapping[str, Fingerprint] | None = None
-    ) -> tuple[Snapshot, Calibration | None, int]:
-        """Returns the newest snapshot of the store, the calibration, and the largest ``rev`` of the categories.
+    ) -> tuple[Snapshot, Calibration | None, int, str]:
+        """Returns the newest snapshot, the calibration, the largest ``rev``, and the digest of attached points.
 
         Args:
             spec: Specification of the index in memory; ``None`` keeps the last one.
@@ -201,7 +204,7 @@ class Searcher:
                     if not self._may_go_on(begun):
                         raise
                     self._ask_again = time.monotonic() + 2 * _STORE_TIMEOUT_S
-            return self._snapshot, self._calibration, self._changed
+            return self._snapshot, self._calibration, self._changed, self._attached.digest
 
     def _may_go_on(self, now: float) -> bool:
         """Returns whether references in memory may answer without the store."""
@@ -223,6 +226,10 @@ class Searcher:
             self._compared, self._given_up = time.monotonic(), set()
         self._spec = spec or self._spec
         later = {category.name: category for category in look.categories}
+        versions = {name: category.version for name, category in later.items()}
+        self._changed = max([self._changed, *(category.rev for category in look.categories)])
+        attached = self._store.attached_parts()
+        later = self._with_attached(later, attached)
         if self._cache and self._cursor.store is None and look.cursor.store:
             later = self._recall(self._cache, look.cursor.store, later)
         changes = self._changes({**self._lacking, **later}.values())
@@ -237,8 +244,8 @@ class Searcher:
         if self.kind == "memory":
             self._given_up &= torn
         self._unreadable = (self._unreadable - later.keys()) | set(look.unreadable)
-        self._versions.update((name, category.version) for name, category in later.items())
-        self._changed = max([self._changed, *(category.rev for category in later.values())])
+        self._versions.update(versions)
+        self._attached = attached
         self._cursor = look.cursor
         if look.search is not None and look.search != self._qdrant.params:
             self._qdrant = replace(self._qdrant, params=look.search)
@@ -249,6 +256,19 @@ class Searcher:
         self._unkept += sum(change.gained.total() for change in changes)
         if torn - self._given_up:
             raise Incomplete(torn - self._given_up)
+
+    def _with_attached(self, later: Mapping[str, Category], attached: Parts) -> dict[str, Category]:
+        """Returns changed categories with the points of attached collections.
+
+        Categories of which only these points have changed are added.
+        """
+        before, now = self._attached.by_category, attached.by_category
+        names = {*before, *now} if attached is not self._attached else set()
+        changed = {name for name in names if before.get(name) != now.get(name)}
+        present = {**self._snapshot.catalog, **self._lacking} if changed else {}
+        return {
+            name: with_parts(later.get(name, present.get(name)), name, now.get(name, ())) for name in {*later, *changed}
+        }
 
     def _recall(self, cache: ReferenceCache, store: str, later: Mapping[str, Category]) -> dict[str, Category]:
         """Starts from cached references. Returns `later`, and an entry without write ids for each removed category."""
@@ -276,7 +296,8 @@ class Searcher:
     def _keep(self) -> None:
         """Writes the cache in a background thread if many references were read since the last time."""
         store, many = self._cursor.store, self._unkept >= max(WORTH, _RENEWED * self._size)
-        if self._cache and store and many and not self._lacking and isinstance(self._snapshot, InProcess):
+        whole = not self._lacking and not self._attached.unreadable
+        if self._cache and store and many and whole and isinstance(self._snapshot, InProcess):
             if self._keeping is not None:
                 self._keeping.join()
             kept = self._snapshot.references(), self._snapshot.catalog, self._dropped
@@ -316,7 +337,8 @@ class Searcher:
         changes = []
         for category in later:
             before = self._snapshot.catalog.get(category.name)
-            if before.version != category.version if before else category.write_ids:
+            now = (category.version, category.write_ids)
+            if (before.version, before.write_ids) != now if before else category.write_ids:
                 changes.append(Change(before, category))
         return changes
 

@@ -30,7 +30,10 @@ class Census:
         self._revision = 0
 
     def update(self) -> tuple[int, dict[str, int], int]:
-        """Returns the number of categories, the number of references by expert, and the largest ``rev`` of a commit."""
+        """Returns the number of categories, the number of references by expert, and the largest ``rev`` of a commit.
+
+        The points of attached collections count.
+        """
         with self._lock:
             look = self._store.look(self._cursor, self._versions)
             if look.reset:
@@ -43,4 +46,9 @@ class Census:
                     self._total.update(category.references)
             self._cursor = look.cursor
             self._revision = max([self._revision, *(category.rev for category in look.categories)])
-            return len(self._live), dict(+self._total), self._revision
+            attached = self._store.attached_parts().by_category
+            points = Counter[str]()
+            for parts in attached.values():
+                for part in parts:
+                    points[part.expert] += part.points
+            return len(self._live.keys() | attached.keys()), dict(self._total + points), self._revision

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from zsvec.store.attached.collections import AttachedCollections
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
 from zsvec.store.catalog.schema import measurement_from, search_params_from, threshold_progress
 from zsvec.store.collections.references import ReferenceCollections
-from zsvec.types import Finding, contents, counted
+from zsvec.types import Category, Finding, contents, counted
 
 
 def incomplete(catalog: Catalog, references: ReferenceCollections) -> list[str]:
@@ -46,9 +47,15 @@ def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool
         yield Finding("garbage", True, said, "run `zsvec gc`, if no writer is at work")
 
 
-def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> dict[str, Any]:
-    """See `zsvec.store.store.Store.info`."""
-    categories, unreadable = catalog.categories()
+def info(
+    namespace: str,
+    catalog: Catalog,
+    references: ReferenceCollections,
+    categories: Sequence[Category],
+    attached: AttachedCollections,
+) -> dict[str, Any]:
+    """See `zsvec.store.store.Store.info`. `categories` include the points of attached collections."""
+    _, unreadable = catalog.categories()
     counts: Counter[str] = Counter()
     for category in categories:
         counts.update(category.references)
@@ -65,11 +72,20 @@ def info(namespace: str, catalog: Catalog, references: ReferenceCollections) -> 
         "references": dict(counts),
         "profile": catalog.profile(),
         "encoders": {name: str(fingerprint) for name, fingerprint in encoders.items()},
-        "calibration": catalog.calibration_state(),
+        "calibration": _calibration_state(catalog, attached.current().digest),
         "threshold_progress": progress and asdict(progress),
         **_search(catalog),
         **({"collections": placements} if placements else {}),
+        **({"attached": [one.to_dict() for one in states]} if (states := attached.states()) else {}),
     }
+
+
+def _calibration_state(catalog: Catalog, attached: str) -> str:
+    """Returns `Catalog.calibration_state`, or ``stale`` if the points of attached collections are others now."""
+    state = catalog.calibration_state()
+    if state == "current" and (catalog.calibration() or {}).get("attached", "") != attached:
+        return "stale"
+    return state
 
 
 def _search(catalog: Catalog) -> dict[str, Any]:

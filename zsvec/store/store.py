@@ -12,14 +12,23 @@ from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
-from zsvec.errors import StoreError, StoreUnavailableError
+from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError, shown
 from zsvec.store import erasure, health, undo
+from zsvec.store.attached.collections import AttachedCollections
+from zsvec.store.attached.parts import Parts, PartsChanged, with_parts
 from zsvec.store.backends.base import EXACT, Backend, Hit, Points
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.history import FORGET, Cause, History
 from zsvec.store.catalog.marks import kept_mark, mark
-from zsvec.store.catalog.schema import Reference, keeps_images, measurement_from, search_params_from
+from zsvec.store.catalog.schema import (
+    Reference,
+    attachments_from,
+    dims_from,
+    keeps_images,
+    measurement_from,
+    search_params_from,
+)
 from zsvec.store.collections import compatibility
 from zsvec.store.collections.inbox import InboxCollection, Removal
 from zsvec.store.collections.references import ReferenceCollections
@@ -27,6 +36,8 @@ from zsvec.store.collector import Collector
 from zsvec.store.reuse import StoredVectors
 from zsvec.store.writing import Move, Write, Writer
 from zsvec.types import (
+    Attached,
+    Attachment,
     Category,
     Change,
     Copied,
@@ -39,6 +50,7 @@ from zsvec.types import (
     SearchParams,
     SmallImage,
     StoredReference,
+    encoder_and_modality,
 )
 
 if TYPE_CHECKING:
@@ -60,6 +72,10 @@ class _Block:
             follow()
 
 
+def _same(one: Attachment, other: Attachment) -> bool:
+    return (one.collection, one.expert) == (other.collection, other.expert)
+
+
 # Per thread or asyncio task, and shared by all stores.
 _BLOCK: ContextVar[_Block | None] = ContextVar("block", default=None)
 _BY: ContextVar[str | None] = ContextVar("by", default=None)
@@ -70,7 +86,8 @@ class Store:
 
     Args:
         backend: Backend that holds the collections.
-        namespace: Prefix of the collections. Nothing else in the deployment is read or written.
+        namespace: Prefix of the collections. Nothing else in the deployment is written, and only what is attached is
+            read.
         history: Undo window: seconds for which a change can be undone. 0 keeps no history.
         by: Author recorded with each change.
 
@@ -92,6 +109,7 @@ class Store:
         self._references = ReferenceCollections(backend, namespace)
         self.inbox = InboxCollection(self._catalog, namespace)
         self._collector = Collector(self._catalog, self._references, self.inbox, history)
+        self._attached = AttachedCollections(backend, namespace)
         self._writer = Writer(self._catalog, self._references, self._collector, self.inbox)
         self._by = by
         self._follow: Callable[[], None] = lambda: None
@@ -196,6 +214,30 @@ class Store:
         """Returns the committed categories, sorted by name. Unreadable manifests are left out (see `info`)."""
         return self._catalog.categories()[0]
 
+    def all_categories(self) -> list[Category]:
+        """Returns the committed categories, with the references of attached collections, sorted by name."""
+        self._follow_attachments()
+        own = {category.name: category for category in self.categories()}
+        parts = self._attached.current().by_category
+        return [with_parts(own.get(name), name, parts.get(name, ())) for name in sorted({*own, *parts})]
+
+    def whole_category(self, name: str) -> Category:
+        """Returns a category with the references of attached collections.
+
+        Raises:
+            CategoryNotFoundError: There is no such category.
+        """
+        self._follow_attachments()
+        own, parts = self._catalog.find(name), self._attached.current().by_category.get(name, ())
+        return with_parts(own, name, parts) if parts else self._catalog.existing(name, own)
+
+    def attached_parts(self) -> Parts:
+        """Returns the points of attached collections: the same object as before, if nothing has changed.
+
+        Reads a collection that was attached since the last call.
+        """
+        return self._attached.current()
+
     def look(self, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
         """Returns what has changed since the last look, including every commit acknowledged before this look began.
 
@@ -208,7 +250,10 @@ class Store:
         Raises:
             StoreError: The store has another schema.
         """
-        return look(self._catalog, cursor, known, whole=whole)
+        found = look(self._catalog, cursor, known, whole=whole)
+        if found.attachments is not None:
+            self._attached.follow(found.attachments, found.dims, found.record)
+        return found
 
     def category(self, name: str) -> Category:
         """Returns the committed category of this name.
@@ -256,6 +301,115 @@ class Store:
             params: How a server searches. If not exact, some references may be missing.
         """
         return self._references.query(encoder, modality, vectors, limit, write_ids, params)
+
+    def attached_pages(self, encoder: str, write_ids: Collection[str], *, keep: bool = False) -> Iterator[Points]:
+        """Yields points of attached collections as references, in pages; see `AttachedCollections.pages`.
+
+        Raises:
+            PartsChanged: The points have changed since `attached_parts`, or can no longer be read.
+        """
+        return self._attached.pages(encoder, write_ids, keep=keep)
+
+    def query_attached(
+        self, encoder: str, modality: Modality, vectors: NDArray[np.float32], limit: int
+    ) -> list[list[list[Hit]]]:
+        """Returns the points nearest to each vector, for each attached collection of an expert; as `query`.
+
+        Raises:
+            PartsChanged: A collection can no longer be read.
+        """
+        return self._attached.query(encoder, modality, vectors, limit)
+
+    # Attached collections
+
+    def attach(self, attachment: Attachment) -> Attached:
+        """Makes the points of a collection of others references, for every process from its next batch on.
+
+        An attachment of the same collection and expert is replaced.
+
+        Raises:
+            InvalidInputError: There is no such collection, vector or expert, or a value is out of its range.
+            EncoderMismatchError: Dimension or distance of the vectors are those of another encoder.
+            StoreUnavailableError: The collection cannot be read.
+        """
+        encoders = self.encoders()
+        self._attached.check(attachment, encoders)
+        self._follow_attachments()
+        self._attached.try_out(attachment, encoders[encoder_and_modality(attachment.expert)[0]].dim)
+        self._set_attachments(
+            lambda present: [*(one for one in present if not _same(one, attachment)), attachment], "attach"
+        )
+        self._attached.current()
+        states = {one.attachment.id: one for one in self._attached.states()}
+        return states.get(attachment.id) or Attached(attachment=attachment)  # another process may have detached it
+
+    def detach(self, collection: str, expert: str | None = None) -> None:
+        """Ends an attachment. The collection stays as it is.
+
+        Args:
+            collection: Name of the collection.
+            expert: Expert of the attachment; by default, all attachments of the collection end.
+
+        Raises:
+            InvalidInputError: The collection is not attached.
+        """
+        present = self._follow_attachments()
+        kept = [one for one in present if one.collection != collection or expert not in {None, one.expert}]
+        if kept == present:
+            known = ", ".join(sorted({f"{one.collection} ({one.expert})" for one in present})) or "none"
+            raise InvalidInputError(
+                f"{shown(collection)} must be an attached collection of {self.location}. Attached now: {known}"
+            )
+        gone = {one.id for one in present} - {one.id for one in kept}
+        self._set_attachments(lambda now: [one for one in now if one.id not in gone], "detach")
+
+    def attached(self) -> list[Attached]:
+        """Returns the attached collections. Their ids and labels are read now."""
+        self._follow_attachments()
+        self._attached.refresh()
+        return self._attached.states()
+
+    def first_points(self, attachment: Attachment, encoders: Mapping[str, Fingerprint], most: int) -> Points:
+        """Checks a collection, and returns the first points that have a source, if its field is known.
+
+        Raises:
+            InvalidInputError, EncoderMismatchError: As `attach`.
+        """
+        self._attached.check(attachment, encoders)
+        return self._attached.first(attachment, most)
+
+    def points_of(self, attachment: Attachment) -> Iterator[Points]:
+        """Yields the points of a collection as they would be references, in pages, also if it is not attached.
+
+        Raises:
+            StoreUnavailableError: The collection cannot be read, or has changed meanwhile.
+        """
+        others = AttachedCollections(self._backend, self.namespace)
+        others.follow([attachment], {name: one.dim for name, one in self.encoders().items()}, ("", 1))
+        parts = others.current()
+        write_ids = [part.write_id for some in parts.by_category.values() for part in some]
+        try:
+            yield from others.pages(encoder_and_modality(attachment.expert)[0], write_ids, keep=False)
+        except PartsChanged:
+            parts = others.current()
+        if parts.unreadable:
+            (state,) = others.states()
+            raise StoreUnavailableError(f"{attachment.collection!r} cannot be read: {state.problem}")
+
+    def _set_attachments(self, change: Callable[[Sequence[Attachment]], Sequence[Attachment]], what: str) -> None:
+        with self._changing(what):
+            self._catalog.change_store(
+                lambda store: {"attachments": [asdict(one) for one in change(attachments_from(store))]}
+            )
+            self._follow_attachments()
+
+    def _follow_attachments(self) -> list[Attachment]:
+        store = self._catalog.store() or {}
+        attachments = attachments_from(store)
+        self._attached.follow(attachments, dims_from(store), (store.get("id", ""), store.get("version", 0)))
+        return attachments
+
+    # Search
 
     def optimize(self, params: SearchParams) -> Iterator[tuple[str, float]]:
         """Builds the index of all references for searches with `params`, and then makes every process search so.
@@ -314,9 +468,16 @@ class Store:
     def stored_references(self, name: str) -> list[StoredReference]:
         """Returns each text and image of a category once, with its experts: first texts, then images, oldest first.
 
+        Points of attached collections are not among them.
+
         Raises:
             CategoryNotFoundError: There is no such category.
         """
+        own = self._catalog.find(name)
+        if own is None or not own.write_ids:
+            self._follow_attachments()
+            if name in self._attached.current().by_category:
+                return []
         return self._references.described(self.category(name))
 
     def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:
@@ -358,7 +519,8 @@ class Store:
 
     def info(self) -> dict[str, Any]:
         """Returns location, size, encoders, state of the calibration and engine versions, as a JSON object."""
-        return health.info(self.namespace, self._catalog, self._references)
+        categories = self.all_categories()
+        return health.info(self.namespace, self._catalog, self._references, categories, self._attached)
 
     def stats(self) -> dict[str, int]:
         """Returns counts of rare events since this store was opened.

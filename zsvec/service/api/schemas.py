@@ -214,9 +214,12 @@ class Category(Answer):
 
     category: str
     version: int
-    updated: str
+    updated: Annotated[str | None, Field(description="Null: only attached collections have the category.")]
     texts: list[str]
     references: Annotated[dict[str, int], Field(description="Number of references by expert.")]
+    attached: Annotated[
+        dict[str, int], Field(default_factory=dict, description="Of these, the points of attached collections.")
+    ]
 
 
 class WholeCategory(Category):

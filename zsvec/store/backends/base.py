@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
@@ -40,6 +40,8 @@ class Where:
         until: Largest ``rev``.
         or_match: Alternative to all other conditions, in the format of `match`.
         without: Value that each field must not have.
+        has_vector: Name of a vector that a point must have, empty for an unnamed one. ``None`` for any.
+        present: Payload field that a point must have; empty for any.
     """
 
     match: Mapping[str, str | int | Sequence[str]] = field(default_factory=dict)
@@ -47,6 +49,8 @@ class Where:
     until: int | None = None
     or_match: Mapping[str, str | int | Sequence[str]] | None = None
     without: Mapping[str, str] = field(default_factory=dict)
+    has_vector: str | None = None
+    present: str = ""
 
     @property
     def ranged(self) -> bool:
@@ -120,6 +124,10 @@ class Points:
         rows = cast("Any", self.rows)[list(kept)] if matrix else [self.rows[i] for i in kept]
         return Points([self.ids[i] for i in kept], rows, [self.payloads[i] for i in kept])
 
+    def chosen_first(self, most: int) -> Points:
+        """Returns at most this many points, from the first on."""
+        return self.chosen(range(min(most, len(self.ids))))
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
@@ -191,6 +199,14 @@ class InProcess(Handle):
         """Returns ``None``, since there is no cluster."""
         self.check()
 
+    @property
+    def others(self) -> Others:
+        """Raises InvalidInputError, since a folder has no collections of others."""
+        raise InvalidInputError(
+            f"the store must be on a Qdrant server to attach other collections of it, got {self._location}. "
+            "`zsvec copy` moves a store to a server"
+        )
+
     def optimize(self, collection: str, params: SearchParams) -> Iterator[float]:
         """Raises InvalidInputError, since every search compares all vectors."""
         raise InvalidInputError(
@@ -205,6 +221,55 @@ class InProcess(Handle):
     def heal(self, collection: str, ids: Sequence[str]) -> int:
         """Returns 0, since there are no replicas."""
         return 0
+
+
+@dataclass(frozen=True, slots=True)
+class VectorSpace:
+    """What the configuration of a collection says of a vector.
+
+    Attributes:
+        dim: Dimension.
+        kind: The distance, as Qdrant names it. Other words before it say that the vectors are no plain float vectors.
+    """
+
+    dim: int
+    kind: str
+
+
+class Others(Protocol):
+    """Collections in the same deployment that zsvec did not make. They are only read, never written."""
+
+    def vectors(self, collection: str) -> Mapping[str, VectorSpace] | None:
+        """Returns the dense vectors of a collection by name, or ``None`` if there is no such collection.
+
+        The name of an unnamed vector is empty.
+        """
+
+    def pages(
+        self, collection: str, where: Where, fields: Sequence[str], vector: str | None = None
+    ) -> Generator[Points, None, None]:
+        """Yields all matching points in pages, or nothing if the collection does not exist.
+
+        Args:
+            collection: Name of the collection.
+            where: Filter that the points match.
+            fields: Payload fields to read.
+            vector: Name of the vector to read, empty for an unnamed vector. ``None`` reads no vectors.
+        """
+
+    def query(
+        self,
+        collection: str,
+        vector: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+    ) -> list[list[Hit]]:
+        """Returns the `limit` matching points nearest to each of the vectors, nearest first, by exact search.
+
+        `vector` is the name of the vector to compare.
+        """
 
 
 class Backend(Protocol):
@@ -223,6 +288,10 @@ class Backend(Protocol):
     @property
     def place(self) -> str:
         """Identity of the folder or deployment. Empty if the collections end with the process."""
+
+    @property
+    def others(self) -> Others:
+        """The collections of others; raises InvalidInputError if the store is in a folder."""
 
     def check(self) -> None:
         """Raises StoreError if the backend is closed, or if this process was forked after the backend was opened."""

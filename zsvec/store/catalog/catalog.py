@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -113,8 +113,13 @@ class Catalog:
         Raises:
             ConflictError: Other writers changed the record at every attempt.
         """
+        self.change_store(lambda _: fields)
+
+    def change_store(self, fields_of: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        """Sets fields in the record of the store, as `set_in_store`, that depend on the present record."""
         for _ in range(_ATTEMPTS):
             store = self.store()
+            fields = {} if store is None else fields_of(store)
             if store is None or all(store.get(name) == fields[name] for name in fields):
                 return
             new = {**store, "version": store["version"] + 1, **fields}

@@ -13,12 +13,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from zsvec.store.catalog.catalog import COMMITS, PAUSES, SLACK, STORE, Catalog, belongs, id_of, readable, store_id
-from zsvec.store.catalog.schema import LOOK_FIELDS, calibration_from, is_damaged, requirements, search_params_from
-from zsvec.types import Category, SearchParams
+from zsvec.store.catalog.schema import (
+    LOOK_FIELDS,
+    attachments_from,
+    calibration_from,
+    dims_from,
+    is_damaged,
+    requirements,
+    search_params_from,
+)
+from zsvec.types import Attachment, Category, SearchParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,9 @@ class Look:
         reset: Whether the store of the previous look was dropped, so that the reader must discard all categories.
         unreadable: Names of categories with a manifest that this version of zsvec cannot read.
         search: How a server searches the references; ``None`` if the record of the store was not read.
+        attachments: What is attached to the store; ``None`` if the record of the store was not read.
+        dims: Dimension of the vectors of each encoder; empty if the record of the store was not read.
+        record: Id of the store, and version of its record.
     """
 
     cursor: Cursor
@@ -59,6 +70,9 @@ class Look:
     reset: bool = False
     unreadable: Sequence[str] = ()
     search: SearchParams | None = None
+    attachments: Sequence[Attachment] | None = None
+    dims: Mapping[str, int] = field(default_factory=dict)
+    record: tuple[str, int] = ("", 0)
 
 
 def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
@@ -108,7 +122,16 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
     unreadable = sorted({*damaged, *unreadable})
     fitted = calibration_from(calibrations[0]) if calibrations else None
-    return Look(after, categories, fitted, False, unreadable, search_params_from(stores[0]))
+    return Look(
+        after,
+        categories,
+        fitted,
+        unreadable=unreadable,
+        search=search_params_from(stores[0]),
+        attachments=attachments_from(stores[0]),
+        dims=dims_from(stores[0]),
+        record=(store, stores[0]["version"]),
+    )
 
 
 def _with_required(

@@ -5,7 +5,8 @@ A store owns the collections of one namespace: the references of each encoder, t
 
 - one record of the store: the version of this schema, an id, the fingerprint of each encoder, the name of the profile
   that the encoders came from, if any, whether small copies of images are kept (``images``: ``small`` or ``none``), how
-  a server searches (``search``, if not exact), and the last ``measurement`` of that search, if any;
+  a server searches (``search``, if not exact), the last ``measurement`` of that search, if any, and the
+  ``attachments``: collections of others whose points are references;
 - one manifest per category, which names the committed writes;
 - one record of the calibration;
 - one intent per write that is in progress or has left garbage to delete;
@@ -34,11 +35,12 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zsvec.errors import StoreError
+from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.store.catalog.marks import marks_from
 from zsvec.store.names import record_id
 from zsvec.types import (
     CALIBRATION_FORMAT,
+    Attachment,
     Category,
     Fingerprint,
     KeepImages,
@@ -61,11 +63,15 @@ CATALOG_INDEXES: Mapping[str, str] = {"kind": "keyword", "rev": "integer"}
 LONGEST_SOURCE = 2**20
 """Maximum number of characters in all texts of a point that is copied from another store."""
 
+LEAST_REFRESH = 1.0
+"""Shortest time between two reads of the labels of an attached collection, in seconds."""
+
 _CONTENT_HASH = re.compile("[0-9a-f]{64}")
 _LARGEST_DIM = 65_536  # Qdrant's
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
 _REQUIRED = 32  # a manifest keeps this many requirements, the newest
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its token after later writes
+_COLLECTION = re.compile(r'[^<>:"/\\|?*\x00-\x1f]{1,255}')  # as Qdrant allows
 _PROFILE = re.compile(r"\w[\w .-]{0,99}")  # no path, and no control characters
 
 
@@ -165,8 +171,8 @@ PAST: Mapping[str, str] = {"past": "yes"}
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
 """Exclusive upper bound of versions and ``rev``: Qdrant compares numbers as float64, which is exact below 2⁵³."""
-LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "search")
-"""Fields that tell whether a record has changed, and how a server searches."""
+LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "search", "attachments", "encoders")
+"""Fields that tell whether a record has changed, how a server searches, and which collections are attached."""
 
 
 def store_payload(
@@ -209,6 +215,56 @@ def keeps_images(store: Mapping[str, Any] | None) -> bool:
 def search_params_from(store: Mapping[str, Any] | None) -> SearchParams:
     """Returns how a server searches the references of a store, according to its record; exact search by default."""
     return SearchParams.from_dict((store or {}).get("search"))
+
+
+def check_attachment(attachment: Attachment) -> None:
+    """Raises InvalidInputError if a value of an attachment is out of its range."""
+    if not _COLLECTION.fullmatch(attachment.collection):
+        raise InvalidInputError(f"collection must be the name of a collection, got {shown(attachment.collection)}")
+    if not attachment.label:
+        raise InvalidInputError("label must be the name of a payload field, got an empty text")
+    for name, value in attachment.where.items():
+        if not isinstance(value, str | int):
+            raise InvalidInputError(f"where must have texts, integers or booleans, got {shown(value)} for {name!r}")
+    if not LEAST_REFRESH <= attachment.refresh < float("inf"):
+        raise InvalidInputError(f"refresh must be at least {LEAST_REFRESH:g} second, got {shown(attachment.refresh)}")
+
+
+def attachments_from(store: Mapping[str, Any] | None) -> list[Attachment]:
+    """Returns what is attached to a store, according to its record, which any writer may have made.
+
+    Invalid entries are left out.
+    """
+    found: dict[tuple[str, str], Attachment] = {}
+    entries = (store or {}).get("attachments")
+    for entry in entries if isinstance(entries, list) else []:
+        match entry:
+            case {
+                "collection": str(),
+                "expert": str(),
+                "label": str(),
+                "vector": str(),
+                "where": {**where},
+                "source": None | str(),
+                "refresh": float() | int(),
+                "compared": int(),
+                "id": str(),
+            } if len(entry) == 9 and all(isinstance(name, str) for name in where):
+                try:
+                    check_attachment(attachment := Attachment(**entry))
+                except InvalidInputError:
+                    continue
+                if all(attachment.id != other.id for other in found.values()):
+                    found.setdefault((attachment.collection, attachment.expert), attachment)
+    return list(found.values())
+
+
+def dims_from(store: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the dimension of the vectors of each encoder of a store, according to its record; empty if damaged."""
+    try:
+        return {name: fingerprint.dim for name, fingerprint in fingerprints_from(store).items()}
+    except (AttributeError, KeyError, TypeError):  # the next read of the encoders reports the damage
+        return {}
 
 
 def measurement_from(store: Mapping[str, Any] | None) -> SearchMeasurement | None:

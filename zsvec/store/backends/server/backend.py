@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
-from functools import partial
+from functools import cached_property, partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,14 +17,26 @@ from numpy.typing import NDArray
 from qdrant_client import QdrantClient, models
 
 from zsvec.errors import LargeAnswerError, StoreError, StoreUnavailableError
-from zsvec.store.backends.base import EXACT, FIRST_CONTACT, Dims, Hit, Memory, Placement, Points, Put, Where
+from zsvec.store.backends.base import (
+    EXACT,
+    FIRST_CONTACT,
+    Dims,
+    Hit,
+    Memory,
+    Others,
+    Placement,
+    Points,
+    Put,
+    VectorSpace,
+    Where,
+)
 from zsvec.store.backends.server import connection as connections
 from zsvec.store.backends.server import conversion
 from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.conversion import Consistency, filter_of, parts
 from zsvec.store.backends.server.diagnostics import check_peers, check_up
 from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
-from zsvec.store.backends.server.replication import Copies, Records, Replicas, differing, heal
+from zsvec.store.backends.server.replication import AnyReplica, Copies, Reads, Records, Replicas, differing, heal
 from zsvec.streams.flow import Flow
 from zsvec.streams.stream import ahead
 from zsvec.types import Finding, SearchParams
@@ -76,19 +88,28 @@ class ServerBackend:
     Args:
         connection: Connection to the deployment.
         placement: Placement of new collections.
+        copies: Makes the requests that depend on replicas.
+        reads: Makes reads instead of `copies`.
     """
 
     exclusive = False
     writes = 0
 
-    def __init__(self, connection: Connection, placement: Placement | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        placement: Placement | None = None,
+        copies: Copies | None = None,
+        reads: Reads | None = None,
+    ) -> None:
         self._connection = connection
         self._placement = placement or Placement()
         self.location = self.place = connection.location
         self._checked = False  # whether the versions of all peers were checked
         self._limits: dict[str, Limits] = {}
         self._halvings: Counter[str] = Counter()  # number of times that limits were halved, by collection
-        self._copies = Copies(connection)
+        self._copies = copies or Copies(connection)
+        self._reads: Reads = reads or self._copies
 
     def check(self) -> None:
         self._connection.check()
@@ -195,18 +216,18 @@ class ServerBackend:
         def read(limits: Limits) -> Mapping[str, Mapping[str, Any]]:
             found: dict[str, Mapping[str, Any]] = {}
             for some in cut(ids, limits.records, lambda _: ID):
-                found |= self._copies.read(collection, partial(_retrieve, collection, some), missing={})
+                found |= self._reads.read(collection, partial(_retrieve, collection, some), missing={})
             return found
 
         return self._within_limits(collection, read)
 
     def scroll(
-        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+        self, collection: str, where: Where, *, vectors: bool | str = False, fields: Sequence[str] | None = None
     ) -> Iterator[Points]:
         waiting = [where]
         while waiting:
             limits = self._limits.get(collection) or self._read_limits(collection)
-            some = parts(waiting.pop(), limits, sliced=vectors)
+            some = parts(waiting.pop(), limits, sliced=vectors is not False)
             if len(some) > 1:
                 waiting += reversed(some)
                 continue
@@ -216,11 +237,13 @@ class ServerBackend:
                     begun = True
                     yield page
             except StoreError:  # the limits may have changed
-                if begun or len(parts(some[0], self._limits[collection], sliced=vectors)) == 1:
+                if begun or len(parts(some[0], self._limits[collection], sliced=vectors is not False)) == 1:
                     raise
                 waiting.append(some[0])
 
-    def _scroll(self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None) -> Iterator[Points]:
+    def _scroll(
+        self, collection: str, where: Where, vectors: bool | str, fields: Sequence[str] | None
+    ) -> Iterator[Points]:
         """Yields pages. Pages after the first are read ahead in other threads, those with vectors in several slices."""
         for page, following in self._pages(collection, where, vectors, fields):
             yield page
@@ -229,7 +252,8 @@ class ServerBackend:
         else:
             return
         patience = self._connection.deadline
-        slices = [models.Slice(total=_SLICES, index=index) for index in range(_SLICES)] if vectors else [None]
+        parallel = [models.Slice(total=_SLICES, index=index) for index in range(_SLICES)]
+        slices = [None] if vectors is False else parallel
 
         whole = []  # slices that were read to the end
 
@@ -250,7 +274,7 @@ class ServerBackend:
         self,
         collection: str,
         where: Where,
-        vectors: bool,
+        vectors: bool | str,
         fields: Sequence[str] | None,
         offset: Any = None,
         some: models.Slice | None = None,
@@ -273,13 +297,13 @@ class ServerBackend:
         collection: str,
         where: Where,
         offset: Any,
-        vectors: bool,
+        vectors: bool | str,
         fields: Sequence[str] | None,
         some: models.Slice | None,
         limits: Limits,
     ) -> tuple[Points, Any, bool]:
         chosen = filter_of(where, limits)
-        page, following = self._copies.read(
+        page, following = self._reads.read(
             collection,
             partial(
                 conversion.scroll,
@@ -292,7 +316,7 @@ class ServerBackend:
             ),
             missing=(Points([], [], []), None),
         )
-        return page, following, self._copies.known(collection).copied
+        return page, following, self._reads.known(collection).copied
 
     def newest(self, collection: str, where: Where) -> int:
         # Reads one active replica, since a quorum would omit a record in flight that other readers may have seen.
@@ -320,6 +344,7 @@ class ServerBackend:
         limit: int,
         fields: Sequence[str],
         params: SearchParams = EXACT,
+        vector_name: str | None = None,
     ) -> list[list[Hit]]:
         def search(limits: Limits) -> list[list[Hit]]:
             if not limits.exact and params.exact:
@@ -333,7 +358,7 @@ class ServerBackend:
             for some in cut(vectors, limits.queries, lambda vector: size_of_point(len(vector)) + chosen):
                 rows: list[list[Hit]] = [[] for _ in some]
                 for part in parts(where, limits, without=(limit - 1) // limits.page * limits.page):
-                    nearest = self._nearest(collection, some, part, limit, fields, params, limits)
+                    nearest = self._nearest(collection, some, part, limit, fields, params, limits, vector_name)
                     rows = [_merged(row, hits)[:limit] for row, hits in zip(rows, nearest, strict=True)]
                 found += rows
             return found
@@ -349,6 +374,7 @@ class ServerBackend:
         fields: Sequence[str],
         params: SearchParams,
         limits: Limits,
+        vector_name: str | None,
     ) -> list[list[Hit]]:
         rows: list[list[Hit]] = [[] for _ in vectors]
         while size := min(limits.page, limit - len(rows[0])):
@@ -361,6 +387,7 @@ class ServerBackend:
                 limit=size,
                 fields=fields,
                 params=params,
+                vector_name=vector_name,
             )
             pages = self._connection.call(request)
             rows = [[*row, *page] for row, page in zip(rows, pages, strict=True)]
@@ -425,6 +452,13 @@ class ServerBackend:
         params = info.config.params
         return Placement(params.replication_factor, params.shard_number, params.write_consistency_factor)
 
+    @cached_property
+    def others(self) -> Others:
+        return _Others(
+            self._connection,
+            ServerBackend(self._connection, copies=self._copies, reads=AnyReplica(self._connection)),
+        )
+
     def check_up(self, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
         return check_up(self._connection, catalog, references, repair=repair)
 
@@ -473,6 +507,45 @@ class ServerBackend:
         allowed = Limits.of(self._connection.call(ask, missing=models.StrictModeConfigOutput()))
         self._limits[collection] = allowed.halved(self._halvings[collection])
         return self._limits[collection]
+
+
+class _Others:
+    """Reads collections of others. Implements `zsvec.store.backends.base.Others`."""
+
+    def __init__(self, connection: Connection, backend: ServerBackend) -> None:
+        self._connection = connection
+        self._backend = backend
+
+    def vectors(self, collection: str) -> Mapping[str, VectorSpace] | None:
+        if not self._backend.exists(collection):
+            return None
+        info = self._connection.call(lambda client, _: client.get_collection(collection))
+        named = info.config.params.vectors or {}
+        spaces = named if isinstance(named, dict) else {"": named}
+        return {name: _space(params) for name, params in spaces.items()}
+
+    def pages(
+        self, collection: str, where: Where, fields: Sequence[str], vector: str | None = None
+    ) -> Generator[Points, None, None]:
+        vectors = False if vector is None else vector
+        yield from self._backend.scroll(collection, where, vectors=vectors, fields=fields)
+
+    def query(
+        self,
+        collection: str,
+        vector: str,
+        vectors: NDArray[np.float32],
+        where: Where,
+        limit: int,
+        fields: Sequence[str],
+    ) -> list[list[Hit]]:
+        return self._backend.query(collection, vectors, where, limit, fields, vector_name=vector or None)
+
+
+def _space(params: models.VectorParams) -> VectorSpace:
+    floats = params.datatype in {None, models.Datatype.FLOAT32, models.Datatype.FLOAT16}
+    kinds = ["multivectors"] * bool(params.multivector_config) + ([] if floats else [str(params.datatype)])
+    return VectorSpace(params.size, ", ".join([*kinds, params.distance.value]))
 
 
 def _write_points(

@@ -35,7 +35,11 @@ def filter_of(where: Where, limits: Limits, without: Sequence[str] = ()) -> mode
     must = _conditions(where.match, limits)
     if where.ranged:
         must.append(models.FieldCondition(key="rev", range=models.Range(gte=where.since, lte=where.until)))
+    if where.has_vector is not None:
+        must.append(models.HasVectorCondition(has_vector=where.has_vector))
     must_not: list[Any] = _conditions(where.without, limits)
+    if where.present:
+        must_not.append(models.IsEmptyCondition(is_empty=models.PayloadField(key=where.present)))
     must_not += [models.HasIdCondition(has_id=list(ids)) for ids in cut(without, limits.values)]
     chosen = models.Filter(must=must, must_not=must_not)
     if where.or_match is None:
@@ -59,7 +63,8 @@ def parts(where: Where, limits: Limits, without: int = 0, *, sliced: bool = Fals
         return [where]
     name, longest = max(lists.items(), key=lambda item: len(item[1]))
     lengths = [len(lists.get(other, "1")) for other in where.match if other != name]
-    others = sum(-(-length // limits.values) for length in (*lengths, without)) + where.ranged + sliced
+    single = where.ranged + sliced + (where.has_vector is not None) + bool(where.present)
+    others = sum(-(-length // limits.values) for length in (*lengths, without)) + single
     most = math.inf if limits.conditions is None else limits.values * max(1, limits.conditions - others)
     some = cut(longest, most, lambda value: _CHARACTER * len(value) + _AROUND)
     return [replace(where, match={**where.match, name: values}) for values in some] or [where]
@@ -89,10 +94,13 @@ def scroll(
     *,
     limit: int,
     offset: Any,
-    vectors: bool,
+    vectors: bool | str,
     fields: Sequence[str] | None,
 ) -> tuple[Points, Any]:
-    """Returns a page of points, and the offset of the next page, or ``None`` after the last page."""
+    """Returns a page of points, and the offset of the next page, or ``None`` after the last page.
+
+    If `vectors` is the name of a vector, the rows are the vectors of this name. The name of an unnamed vector is empty.
+    """
     payload = True if fields is None else list(fields)
     if not _by_grpc(client):
         records, following = client.scroll(
@@ -101,16 +109,17 @@ def scroll(
             limit=limit,
             offset=offset,
             with_payload=payload,
-            with_vectors=vectors,
+            with_vectors=[vectors] if isinstance(vectors, str) else vectors,
             consistency=consistency,
             timeout=timeout,
         )
+        rows: list[Any] = [record.vector for record in records]
         points = Points(
             ids=[str(record.id) for record in records],
-            rows=[record.vector for record in records],
+            rows=[row[vectors] for row in rows] if isinstance(vectors, str) and vectors else rows,
             payloads=[record.payload or {} for record in records],
         )
-        return replace(points, rows=points.vectors) if vectors and not points.named else points, following
+        return points if vectors is False or points.named else replace(points, rows=points.vectors), following
     response = client.grpc_points.Scroll(
         protocol.ScrollPoints(
             collection_name=collection,
@@ -118,7 +127,7 @@ def scroll(
             limit=limit,
             offset=None if offset is None else RestToGrpc.convert_extended_point_id(offset),
             with_payload=RestToGrpc.convert_with_payload_interface(payload),
-            with_vectors=protocol.WithVectorsSelector(enable=vectors),
+            with_vectors=_chosen_vectors(vectors),
             read_consistency=RestToGrpc.convert_read_consistency(consistency),
             timeout=timeout,
         ),
@@ -126,7 +135,7 @@ def scroll(
     )
     points = Points(
         ids=[_id(point.id) for point in response.result],
-        rows=_rows(response.result, collection) if vectors else [None] * len(response.result),
+        rows=[None] * len(response.result) if vectors is False else _rows(response.result, collection, vectors),
         payloads=[_payload(point) for point in response.result],
     )
     more = response.HasField("next_page_offset")
@@ -143,6 +152,7 @@ def nearest(
     limit: int,
     fields: Sequence[str],
     params: SearchParams,
+    vector_name: str | None = None,
 ) -> list[list[Hit]]:
     """Returns the nearest points of each vector, nearest first.
 
@@ -155,11 +165,19 @@ def nearest(
         limit: Maximum number of points per vector.
         fields: Payload fields to read.
         params: How to search.
+        vector_name: Name of the vector to compare, if each point has several.
     """
     asked = _params(params)
     if not _by_grpc(client):
         requests = [
-            models.QueryRequest(query=vector.tolist(), filter=one, limit=limit, with_payload=list(fields), params=asked)
+            models.QueryRequest(
+                query=vector.tolist(),
+                using=vector_name,
+                filter=one,
+                limit=limit,
+                with_payload=list(fields),
+                params=asked,
+            )
             for vector, one in zip(vectors, chosen, strict=True)
         ]
         responses = client.query_batch_points(collection, requests, timeout=timeout)
@@ -169,6 +187,7 @@ def nearest(
         protocol.QueryPoints(
             collection_name=collection,
             query=protocol.Query(nearest=protocol.VectorInput(dense=protocol.DenseVector(data=vector))),
+            using=vector_name,
             filter=RestToGrpc.convert_filter(one),
             limit=limit,
             with_payload=payload,
@@ -212,7 +231,15 @@ def _payload(point: Any) -> Mapping[str, Any]:
     return texts
 
 
-def _rows(points: Sequence[Any], collection: str) -> Any:
+def _chosen_vectors(vectors: bool | str) -> protocol.WithVectorsSelector:
+    if isinstance(vectors, str):
+        return protocol.WithVectorsSelector(include=protocol.VectorsSelector(names=[vectors]))
+    return protocol.WithVectorsSelector(enable=vectors)
+
+
+def _rows(points: Sequence[Any], collection: str, vectors: bool | str) -> Any:
+    if isinstance(vectors, str) and vectors:
+        return _vectors(points, collection, vectors)
     if any(point.vectors.HasField("vectors") for point in points):
         return [
             {name: np.array(one.dense.data, dtype=np.float32) for name, one in point.vectors.vectors.vectors.items()}
@@ -221,14 +248,16 @@ def _rows(points: Sequence[Any], collection: str) -> Any:
     return _vectors(points, collection)
 
 
-def _vectors(points: Sequence[Any], collection: str) -> NDArray[np.float32]:
+def _vectors(points: Sequence[Any], collection: str, name: str | None = None) -> NDArray[np.float32]:
     if not points:
         return np.empty((0, 0), dtype=np.float32)
-    dim = len(points[0].vectors.vector.dense.data)
-    messages = [point.vectors.vector.dense.SerializeToString() for point in points]
-    for point, message in zip(points, messages, strict=True):
+    vectors = [point.vectors for point in points]
+    dense = [(one.vector if name is None else one.vectors.vectors[name]).dense for one in vectors]
+    dim = len(dense[0].data)
+    messages = [vector.SerializeToString() for vector in dense]
+    for point, vector, message in zip(points, dense, messages, strict=True):
         if len(message) != len(messages[0]) or not dim:
-            found = len(point.vectors.vector.dense.data)
+            found = len(vector.data)
             raise StoreError(
                 f"the point {_id(point.id)} of {collection!r} has a vector of {found} numbers, and another one "
                 f"{dim or 'some'}: it is not of zsvec; delete it"

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from qdrant_client import QdrantClient, models
 from qdrant_client import grpc as protocol
@@ -116,6 +116,43 @@ class Replicas:
 
 UNKNOWN = Replicas(())
 """Unknown replicas, as before the first answer of a node, or if the key lacks the right to ask."""
+
+
+class Reads(Protocol):
+    """Makes the reads of collections."""
+
+    def read(
+        self,
+        collection: str,
+        request: Callable[[QdrantClient, int | None, Consistency], _T],
+        *,
+        missing: Any,
+    ) -> _T:
+        """Returns the answer to a read. See `Connection.call`."""
+
+    def known(self, collection: str) -> Replicas:
+        """Returns the last known replicas of a collection."""
+
+
+class AnyReplica:
+    """Makes reads that any replica may answer, for collections of others: an empty write must never reach them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def read(
+        self,
+        collection: str,
+        request: Callable[[QdrantClient, int | None, Consistency], _T],
+        *,
+        missing: Any,
+    ) -> _T:
+        """See `Reads`."""
+        return self._connection.call(lambda client, patience: request(client, patience, 1), missing=missing)
+
+    def known(self, collection: str) -> Replicas:
+        """Returns `UNKNOWN`."""
+        return UNKNOWN
 
 
 class Copies:

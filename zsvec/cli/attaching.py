@@ -1,0 +1,145 @@
+"""The commands that attach other collections of the deployment, whose points become references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from zsvec.cli import output
+from zsvec.cli.app import Json, app
+from zsvec.cli.categories import categories_table
+from zsvec.errors import InvalidInputError
+from zsvec.types import Attached
+
+Collection = Annotated[str, typer.Argument(metavar="COLLECTION", help="Name of the collection.")]
+
+
+@app.command()
+def attach(
+    context: typer.Context,
+    collection: Collection,
+    label: Annotated[
+        str, typer.Option("--label", metavar="FIELD", help="Payload field with the category, such as metadata.brand.")
+    ],
+    expert: Annotated[
+        str, typer.Option("--expert", metavar="EXPERT", help="Expert of the vectors, such as clip:image.")
+    ],
+    vector: Annotated[
+        str, typer.Option("--vector", metavar="NAME", help="Name of the vector, if points have named vectors.")
+    ] = "",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--where",
+            metavar="FIELD=VALUE",
+            help='Take only points with this payload: sold=true, size=3, or a text, such as code="3". Repeatable.',
+        ),
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            metavar="FIELD",
+            help="Payload field with the path of the image, or with the text. Some are embedded again, as a check.",
+        ),
+    ] = None,
+    refresh: Annotated[
+        float, typer.Option("--refresh", metavar="SECONDS", help="Seconds after which labels are read again.")
+    ] = 60.0,
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy the points to this store instead. Repeat to go on or to update.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Use the points of another collection of the same Qdrant server as references, without copying them.
+
+    The collection is only read. Its points compete with the categories of the store, and add to those of the same name.
+    Every process reads labels again every --refresh seconds. Attach a collection again to read all its vectors anew.
+    """
+    chosen = dict(map(_condition, where or ()))
+    with context.obj.open(runs_encoders=False) as classifier:
+        if copy:
+            copied = classifier.copy_collection(
+                collection, label=label, expert=expert, vector=vector, where=chosen, source=source
+            )
+            output.print_found(copied, categories_table, json=json, otherwise="there is no point with a label to copy")
+            return
+        attached = classifier.attach(
+            collection, label=label, expert=expert, vector=vector, where=chosen, source=source, refresh=refresh
+        )
+        output.print_found([attached], _table, json=json)
+        if json:
+            return
+        if not attached.attachment.compared:
+            output.print_note(
+                "nothing shows that the vectors come from the encoder of this store: give --source, if a field has the "
+                "path of the image, or the text"
+            )
+        output.print_standing(classifier.info(), classifier.categories())
+
+
+@app.command()
+def attached(context: typer.Context, json: Json = False) -> None:
+    """List the attached collections, as they are now."""
+    with context.obj.open_store() as store:
+        output.print_found(
+            store.attached(), _table, json=json, otherwise="no collection is attached: see `zsvec attach --help`"
+        )
+
+
+@app.command()
+def detach(
+    context: typer.Context,
+    collection: Collection,
+    expert: Annotated[
+        str | None,
+        typer.Option("--expert", metavar="EXPERT", help="Detach it from this expert alone.  [default: from all]"),
+    ] = None,
+) -> None:
+    """Stop using the points of an attached collection. The collection stays as it is."""
+    with context.obj.open(runs_encoders=False) as classifier:
+        classifier.detach(collection, expert=expert)
+    output.print_note(f"{collection} is no longer attached")
+
+
+def _condition(text: str) -> tuple[str, str | int | bool]:
+    """Returns field and value of a condition such as ``price=3``, ``sold=true`` or ``code="3"``."""
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise InvalidInputError(f"--where must be FIELD=VALUE, got {text!r}")
+    if value in {"true", "false"}:
+        return name, value == "true"
+    if len(value) > 1 and value[0] == value[-1] == '"':
+        return name, value[1:-1]
+    try:
+        return name, int(value)
+    except ValueError:
+        return name, value
+
+
+def _table(found: Sequence[Attached]) -> Table:
+    return output.new_table(
+        *("collection", "expert", "label", "points", "categories", "read", "remarks"),
+        rows=(
+            (
+                one.attachment.collection,
+                one.attachment.expert,
+                one.attachment.label,
+                f"{one.points:,}",
+                f"{one.categories:,}",
+                "never" if one.age is None else f"{one.age:.0f} s ago",
+                "; ".join(_remarks(one)) or "–",
+            )
+            for one in found
+        ),
+        wrapped=("remarks",),
+    )
+
+
+def _remarks(one: Attached) -> list[str]:
+    conditions = [f"where {name} = {value!r}" for name, value in one.attachment.where.items()]
+    left_out = [f"{output.counted(n, 'point')} left out: {reason}" for reason, n in one.left_out.items()]
+    return [*([one.problem] if one.problem else []), *conditions, *left_out]

@@ -1,0 +1,1 @@
+"""Attached collections: points of other collections in the deployment as references of a store."""

@@ -5,6 +5,7 @@
     python scripts/bench.py scale                       searches and changes of stores of several sizes
     python scripts/bench.py calibrate                   seconds and memory of a calibration
     python scripts/bench.py large URL PHOTOS            exact and approximate searches of a Qdrant server
+    python scripts/bench.py attached URL PHOTOS         a collection of others, attached and copied
     python scripts/bench.py runtimes PHOTOS             encoders on torch and on onnxruntime
     python scripts/bench.py service REFERENCES PHOTOS   parallel requests of one image to the service
     python scripts/bench.py keeping REFERENCES PHOTOS   storing small copies, and keeping images in the inbox
@@ -15,6 +16,7 @@ REFERENCES has a sub-folder of images for each category.
 from __future__ import annotations
 
 import typer
+from benchmarks.attached import attached
 from benchmarks.keeping import keeping
 from benchmarks.large import large
 from benchmarks.runtimes import runtimes
@@ -23,7 +25,7 @@ from benchmarks.service import service
 from benchmarks.stream import stream
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, calibrate, large, runtimes, service, keeping):
+for command in (stream, scale, calibrate, large, attached, runtimes, service, keeping):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -15,7 +15,9 @@ from tests.cli.support import IMPORTED, Cli, Result, without_time, words
 from tests.store.support import ServerDeployment
 from zsvec import __version__
 from zsvec.cli import doctor
+from zsvec.curation import search_index
 from zsvec.store import writing
+from zsvec.store.backends.base import InProcess
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
@@ -179,6 +181,7 @@ def test_a_folder_cannot_be_optimised(filled: Cli) -> None:
     result = filled("optimize")
     assert (result.code, result.out) == (2, "")
     assert "zsvec copy" in result.said
+    assert len(result.err.splitlines()) == 1  # the error alone: nothing has begun
     for wrong in ("optimize --measure --exact", "optimize --figure search.png", "optimize --exact --ef 64"):
         assert filled(wrong).code == 2
     assert filled("optimize --oversampling 0").code == 2
@@ -189,7 +192,33 @@ def test_without_an_index_nothing_is_measured(filled: Cli) -> None:
     result = filled("optimize --measure --figure search.png")
     assert (result.code, result.out) == (1, "")
     assert "zsvec optimize" in result.said
+    assert len(result.err.splitlines()) == 1
     assert not Path("search.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "graph_from", "notes"),
+    [
+        ("", 9, 0),
+        ("--ef 512", 9, 0),
+        ("--ef 511", 9, 1),  # a query takes 2 * 256 candidates
+        ("--ef 512", 10, 1),
+        ("--ef 511", 10, 2),
+        ("--oversampling 1.001 --ef 257", 9, 0),
+        ("--oversampling 1.001 --ef 256", 9, 1),
+    ],
+)
+def test_a_graph_that_does_not_pay_is_noted(
+    filled: Cli, options: str, graph_from: int, notes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(InProcess, "optimize", lambda *_: iter([0.0, 1.0]))
+    monkeypatch.setattr(search_index, "GRAPH_FROM", graph_from)
+    monkeypatch.setenv("ZSVEC_INDEX", "qdrant")
+    result = filled(f"optimize {options}")
+    assert (result.code, result.out) == (0, "")
+    begun, _, *more = result.err.splitlines()
+    assert begun == "building the index …"
+    assert len(more) == notes
 
 
 def test_a_store_on_a_server_is_optimised(

@@ -130,7 +130,7 @@ def test_a_measurement_has_recall_labels_and_time(on_a_server: list[Any]) -> Non
         clf.index.optimize()
         done: list[tuple[int, int]] = []
         found = clf.index.measure(70, on_progress=lambda *images: done.append(images))
-        assert done == [(64, 70), (70, 70)]
+        assert done == [(0, 70), (64, 70), (70, 70)]
         assert (found.images, found.k) == (70, 10)
         assert [row.params.oversampling for row in found.rows] == [None, 1.0, 2.0, 4.0]
         exact, lossy, *others = found.rows

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,16 +188,43 @@ def optimize(
                 ef=ef,
                 on_progress=lambda encoder, share: step(f"{encoder}, {share:.0%}"),
             )
-        in_process = "fusion" not in classifier.info().get("search", {})
+        found, neighbors = classifier.info(), classifier.settings.neighbors
     if json:
         output.print_json({"exact": params.exact, **asdict(params)})
     elif params == before:
         output.print_note(f"complete, and searched as before: {params}")
     else:
         output.print_note(f"every process uses these parameters from its next batch on: {params}")
-    if in_process and not params.exact:
+    if "fusion" not in found.get("search", {}) and not params.exact:
         output.print_note(
             "with these settings, references are compared in process, not by the server: see index_budget"
+        )
+    for note in _notes_on_graph(params, neighbors, max(found["references"].values(), default=0)):
+        output.print_note(note)
+
+
+def _notes_on_graph(params: SearchParams, neighbors: int, references: int) -> Iterator[str]:
+    """Yields notes on an HNSW graph that does not pay, and on candidates that have no effect.
+
+    Args:
+        params: How the server searches.
+        neighbors: The setting: number of references that a query returns.
+        references: Number of references of the largest expert.
+    """
+    from zsvec.curation.search_index import GRAPH_FROM
+
+    if params.ef is None or params.oversampling is None:
+        return
+    if references < GRAPH_FROM:
+        yield (
+            f"an HNSW graph misses references, and pays only from about {GRAPH_FROM:,} references of one expert on. "
+            f"This store has {references:,}: `zsvec optimize --exact` and then `zsvec optimize` scan all of them"
+        )
+    least = math.ceil(params.oversampling * neighbors)
+    if params.ef < least:  # Qdrant keeps as many candidates as a query takes, or more
+        yield (
+            f"ef must be at least {least} to have an effect (oversampling {params.oversampling:g} times {neighbors} "
+            f"neighbors), got {params.ef}. Give a larger one: the server keeps {least} candidates"
         )
 
 

@@ -156,14 +156,26 @@ def print_loading(classifier: Classifier) -> None:
 def steps(activity: str) -> Iterator[Callable[[str], None]]:
     """Shows an activity on stderr: on a terminal a line with the current step, elsewhere one note.
 
+    Shows nothing before the first step, so that an activity that cannot begin has only an error.
+
     Yields a function that takes the description of the next step.
     """
-    if not err.is_terminal:
-        print_note(f"{activity} …")
-        yield lambda step: None
-        return
-    with err.status(escape(f"{activity} …")) as status:
-        yield lambda step: status.update(escape(f"{activity}: {step} …"))
+    status = err.status("")
+    begun = False
+
+    def show(step: str) -> None:
+        nonlocal begun
+        if err.is_terminal:
+            status.update(escape(f"{activity}: {step} …"))
+            status.start()
+        elif not begun:
+            print_note(f"{activity} …")
+        begun = True
+
+    try:
+        yield show
+    finally:
+        status.stop()
 
 
 @contextmanager

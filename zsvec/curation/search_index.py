@@ -86,6 +86,7 @@ class SearchIndex:
             exact: Whether to remove the index, so that the server compares every reference in float32 again.
             oversampling: Candidates for each returned reference, 1 to 64; by default as now, or 2.
             ef: Candidates that the search of the graph keeps, 1 to 65,536; by default as now, or 512 for a new graph.
+                Qdrant keeps at least ``oversampling`` times `Settings.neighbors`.
             on_progress: Called about once a second with an encoder, and the finished share of its index, 0 to 1.
 
         Returns:
@@ -128,7 +129,7 @@ class SearchIndex:
 
         Args:
             images: Number of reference images, evenly from the categories; at least 1.
-            on_progress: Called after each batch with the number of searched images, and of all images.
+            on_progress: Called at the start and after each batch with the number of searched images, and of all images.
 
         Raises:
             InvalidInputError: `images` is not a positive integer.
@@ -171,6 +172,7 @@ class SearchIndex:
         same: dict[SearchParams, list[bool]] = {params: [] for params in snapshots}
         ms: dict[SearchParams, list[float]] = {params: [] for params in snapshots}
         calibration, done = Calibration.from_dict(self._store.calibration()), 0
+        on_progress(done, len(chosen.images))
         for number, (images, vectors) in enumerate(chosen.blocks()):
             exact: tuple[SearchResult, NDArray[np.intp]] | None = None
             for params, snapshot in snapshots.items():

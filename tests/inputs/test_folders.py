@@ -10,7 +10,7 @@ import pytest
 
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.encoded import SUFFIXES
-from zsvec.inputs.folders import find_images, read_categories
+from zsvec.inputs.folders import category_folders, find_images, read_categories
 
 
 def test_recursive_sorted_by_suffix(tmp_path: Path) -> None:
@@ -85,6 +85,18 @@ def test_links_within_a_larger_folder_are_followed(photos: Path) -> None:
     assert [path.name for path in find_images(photos / "cat", root=photos)] == ["a.jpg", "c.jpg"]
     assert [path.name for path in find_images(photos / "cat", on_outside=told.append)] == ["a.jpg"]
     assert len(told) == 1
+
+
+def test_an_error_names_links_that_are_the_only_sub_folders(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "refs"
+    folder.mkdir()
+    for name in ("fox", "owl"):
+        (folder / name).symlink_to("../elsewhere", target_is_directory=True)
+    skipped: list[InvalidInputError] = []
+    with pytest.raises(InvalidInputError, match="fox, owl"):
+        category_folders(folder, on_outside=skipped.append)
+    assert len(skipped) == 2
 
 
 def test_a_category_that_is_a_link_out_of_the_folder_is_left_out_and_told(photos: Path) -> None:

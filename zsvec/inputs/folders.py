@@ -20,6 +20,7 @@ from zsvec.inputs.files import inside, read_named
 
 OnOutside: TypeAlias = Callable[[InvalidInputError], object]
 
+_NAMED = 5  # links that an error names
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
@@ -179,6 +180,7 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
         problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
         raise InvalidInputError(f"{folder} {problem}: give a folder with a sub-folder of images per category")
     folders: dict[str, Path] = {}
+    links: list[str] = []
     try:
         paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     except OSError as exc:
@@ -188,10 +190,16 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
         if path.name == "__MACOSX" or path.name.startswith(tuple(stores)):
             continue
         if not stays_inside(folder, path, on_outside):
+            links.append(path.name)
             continue
         same = folders.setdefault(checked_name(path.name), path)
         if same is not path:
             raise InvalidInputError(f"{str(same)!r} and {str(path)!r} name the same category: put them together")
+    if links and not folders:
+        raise InvalidInputError(
+            f"the sub-folders of {folder} are links that lead out of it, and such links are not followed: "
+            f"{', '.join(links[:_NAMED])}{', …' * (len(links) > _NAMED)}. Put the folders themselves there"
+        )
     if not folders:
         raise InvalidInputError(
             f"{folder} has no sub-folders: put the images of each category in a sub-folder of that name"

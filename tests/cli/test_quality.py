@@ -151,16 +151,15 @@ def test_calibrate_makes_a_stale_store_current(filled: Cli, monkeypatch: pytest.
     assert states() == ["current", "current"]
 
 
-@pytest.mark.parametrize("content", [[], ["add cat", "add dog"], ["add red --image new/red.png"]])
+@pytest.mark.parametrize("content", [["init"], ["add cat", "add dog"], ["add red --image new/red.png"]])
 def test_a_store_that_cannot_be_calibrated(cli: Cli, new: Path, content: list[str]) -> None:
     for command in content:
         assert cli(command).code == 0
-    missing = "" if content else "the missing folder "
     for options in ("", "--json"):
         result = cli(f"calibrate {options}")
         assert (result.code, result.out) == (1, "")
         assert result.err == (
-            f"zsvec: {missing}{os.environ['ZSVEC_STORE']} (namespace zsvec) cannot be calibrated: "
+            f"zsvec: {os.environ['ZSVEC_STORE']} (namespace zsvec) cannot be calibrated: "
             "that takes two categories and a reference image\n"
         )
     assert Path(os.environ["ZSVEC_STORE"]).exists() == bool(content)

@@ -44,6 +44,19 @@ def test_a_custom_profile(cli: Cli) -> None:
     assert [o["references"] for o in cli("add cat --json").objects] == [{"vit:text": 1}]
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("list", "show red", "info", "history", "gc", "images drop --yes", "inbox", "inbox groups", "audit", "undo"),
+        *("calibrate", "optimize", "classify new", "evaluate colours", "set red --text t", "set red --metadata {}"),
+        *("move red blue 123456", "rename red rouge", "merge red blue", "remove red", "inbox label 123456 red"),
+    ],
+)
+def test_a_namespace_without_a_store_fails_every_command_alike(stocked: Cli, new: Path, command: str) -> None:
+    result = stocked(f"--namespace other {command}")
+    assert (result.code, result.out) == (1, "")
+
+
 @pytest.mark.parametrize("name", ["小熊猫", "🐼👩‍👩‍👧‍👦", "[red]x[/red]", ":cat:", "a/b", "--x", "%s {x}", "[/]\\[b]"])
 def test_any_name(filled: Cli, new: Path, name: str) -> None:
     write_photos(new, [7])

@@ -10,7 +10,14 @@ import zsvec.encoders
 from zsvec.classifier.facade import Classifier
 from zsvec.encoders import Encoder, EncoderSet
 from zsvec.encoders.spec import TEMPERATURES, EncoderSpec
-from zsvec.errors import EncoderError, EncoderMismatchError, InvalidInputError, MissingExtraError, ZSVecError
+from zsvec.errors import (
+    EncoderError,
+    EncoderMismatchError,
+    InvalidInputError,
+    MissingExtraError,
+    StoreError,
+    ZSVecError,
+)
 from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.types import Modality, expert_name
@@ -27,13 +34,14 @@ def open_classifier(
     Args:
         settings: Settings. Without a profile or encoders, the store decides (`Settings.with_profile_of`).
         encoders: Encoder objects to use instead of the encoders that the settings name.
-        runs_encoders: Whether encoders that do not belong to the store are refused at once. If false, they are refused
-            when an encoder is used, and encoders in Python are imported then.
+        runs_encoders: Whether encoders that do not belong to the store are refused at once. If false, there must be a
+            store. Such encoders are then refused when an encoder is used, and encoders in Python are imported then.
 
     Raises:
         InvalidInputError: No profile has this name, or the settings name encoders in Python that do not exist.
         EncoderError: The import of encoders in Python fails.
         EncoderMismatchError: The store was made with other encoders.
+        StoreError: There is no store, and `runs_encoders` is false.
         WeightsUnavailableError: The profile is a folder whose exported encoders are missing or damaged.
         StoreLockedError: The embedded store is already open, in this or another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.
@@ -45,10 +53,10 @@ def open_classifier(
         settings.encoder_specs()  # refuses an unknown profile before the store is opened
     store = settings.open_store()
     try:
+        if not runs_encoders and not store.encoders():
+            raise StoreError(f"there is no store in {store.location}: check the path, or the URL, and the namespace")
         if own is None and settings.encoders is not None:
-            if store.encoders():
-                return _without_encoders(store, settings, partial(_import_own, settings, store))
-            own = _import_own(settings, store)
+            return _without_encoders(store, settings, partial(_import_own, settings, store))
         if own is not None:
             experts = [(encoder.name, modality) for encoder in own for modality in encoder.modalities]
             opened = _classifier(store, settings, lambda: own, experts, {})
@@ -59,7 +67,7 @@ def open_classifier(
             specs = chosen.encoder_specs()
             store.check(specs)
         except CANNOT_ENCODE as exc:
-            if runs_encoders or not store.encoders():
+            if runs_encoders:
                 raise
             return _without_encoders(store, settings, partial(_refuse, exc))
         experts = [(name, modality) for name, spec in specs.items() for modality in spec.modalities]

@@ -9,7 +9,11 @@ from zsvec.errors import InvalidInputError, ZSVecError, harmless, without_passwo
 
 
 def main() -> None:
-    """Runs the command line. Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid value, 130 interrupted."""
+    """Runs the command line.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid value, 130 interrupted. A missing store, or a store of
+    other encoders, is a failure.
+    """
     prepare_process()
     try:
         from zsvec.cli.commands import app

@@ -143,8 +143,8 @@ class Target:
         """Opens the classifier with these options.
 
         Args:
-            runs_encoders: Whether the command always runs encoders. If not, any profile opens the store, and encoders
-                in Python are imported on first use.
+            runs_encoders: Whether the command always runs encoders. If not, there must be a store, any profile opens
+                the store, and encoders in Python are imported on first use.
             **settings: Further settings of the command.
         """
         from zsvec.classifier import open_classifier

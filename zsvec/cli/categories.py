@@ -199,7 +199,7 @@ def set_(
     if text is None and metadata is None:
         raise InvalidInputError("there is nothing to set: give --text or --metadata")
     kept = None if metadata is None else _object(metadata)
-    with context.obj.open(runs_encoders=text is not None) as classifier:
+    with context.obj.open(runs_encoders=False) as classifier:
         category = classifier.references.update(name, texts=text, metadata=kept)
     output.print_found([category], categories_table, json=json)
 

@@ -24,7 +24,10 @@ _IN_WORDS: tuple[Modality, ...] = ("image", "text")
 
 MAX_IMAGES = 2**53 - 1
 """Largest number of images in a `ThresholdProgress`: the largest integer that every reader of JSON keeps exact."""
-MAX_OVERSAMPLING, MAX_EF = 64, 65_536
+MAX_OVERSAMPLING = 64
+"""Largest `SearchParams.oversampling`: candidates for each reference that a query returns."""
+MAX_EF = 65_536
+"""Largest `SearchParams.ef`: candidates that the search of an HNSW graph keeps."""
 CALIBRATION_FORMAT = 6
 """Format version of stored calibrations. Calibrations with another version are ignored."""
 

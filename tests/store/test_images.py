@@ -14,7 +14,7 @@ from PIL import Image
 from tests.store.material import ADDED, FINGERPRINTS, add, content_hash, jpeg, pictured, references, small
 from tests.store.support import Deployment, EdgeDeployment
 from zsvec.store import Move, Store, Write
-from zsvec.store.backends.base import Points, Where
+from zsvec.store.backends.base import InProcess, Placement, Points, Where
 from zsvec.types import SmallImage
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -40,6 +40,16 @@ def rival(store: Store, images: Sequence[str], **changes: Any) -> None:
 def assert_found(store: Store, *images: str) -> None:
     for image in images:
         assert store.image(content_hash(image)) == small(image)
+
+
+@pytest.mark.parametrize("deployment", DEPLOYMENTS, indirect=True)
+def test_info_places_the_collection_of_copies(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(InProcess, "placement", lambda self, collection: Placement(replicas=1))
+    store = deployment.open()
+    usual = {store.collection(name) for name in ("catalog", *FINGERPRINTS)}
+    assert store.info()["collections"].keys() == {*usual, store.collection("images")}
+    store.drop_images()
+    assert store.info()["collections"].keys() == usual
 
 
 @pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)

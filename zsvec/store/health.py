@@ -10,7 +10,7 @@ from typing import Any
 from zsvec.store.attached.collections import AttachedCollections
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
-from zsvec.store.catalog.schema import measurement_from, search_params_from, threshold_progress
+from zsvec.store.catalog.schema import keeps_images, measurement_from, search_params_from, threshold_progress
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.types import Category, Finding, contents, counted
 
@@ -61,6 +61,8 @@ def info(
         counts.update(category.references)
     encoders = catalog.encoders()
     names = [catalog.collection, *map(references.collection, encoders)] if catalog.store() else []
+    if keeps_images(catalog.store()):
+        names.append(references.images.name)
     progress = threshold_progress(catalog.calibration())
     placements = {name: asdict(placement) for name in names if (placement := catalog.backend.placement(name))}
     return {

@@ -249,6 +249,21 @@ def test_audit_fix(doubtful: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch
     assert doubtful("audit --fix --kept", stdin="").code == 1  # no answer
 
 
+def test_audit_names_fix_at_a_terminal_if_there_is_something_to_ask(
+    doubtful: Cli, colours: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    coloured("green", 0).save(colours / "green" / "copy.png", compress_level=0)
+    assert doubtful("import", colours).code == 0
+    assert doubtful("audit").err == ""  # no terminal could ask
+    monkeypatch.setattr("zsvec.cli.quality.is_terminal", lambda: True)
+    questions = len(label_errors(doubtful)) + 1  # and one group of copies
+    assert doubtful("audit").err == f"to decide {questions} findings one by one, run `zsvec audit --fix`\n"
+    assert doubtful("audit --json").err == ""
+    doubtful("audit --fix", stdin="k\n" * questions)
+    assert doubtful("audit").err == ""
+    assert "`zsvec audit --fix --kept`" in doubtful("audit --kept").err
+
+
 def test_audit_without_a_calibration(cli: Cli) -> None:
     assert cli("add red --text red").code == 0
     result = cli("audit")

@@ -91,7 +91,7 @@ def audit(
         for line in found.lines():
             output.print_json(line)
     elif not fix:
-        _print_audit(found)
+        _print_audit(found, "zsvec audit --fix --kept" if kept else "zsvec audit --fix")
     if not found.calibrated and not json:
         output.print_note(_UNCALIBRATED)
     if html:
@@ -130,7 +130,8 @@ def _print_calibration(report: CalibrationReport) -> None:
     )
 
 
-def _print_audit(found: Audit) -> None:
+def _print_audit(found: Audit, fix: str) -> None:
+    """Prints tables of findings, and at a terminal a note on the command `fix` that asks about some of them."""
     all_in = "--json and --html name"
     _print_findings(found.labels, "reference image", "probably under a wrong category", _suspects_table, all_in)
     _print_findings(found.duplicates, "picture", "more than once", _duplicates_table, all_in)
@@ -144,6 +145,9 @@ def _print_audit(found: Audit) -> None:
     )
     if found.kept:
         output.out.print(f"{output.counted(found.kept, 'kept finding')} not shown: see `zsvec audit --kept`")
+    questions = len(found.labels) + len(list(_copies(found.duplicates, ())))
+    if questions and is_terminal():
+        output.print_note(f"to decide {output.counted(questions, 'finding')} one by one, run `{fix}`")
 
 
 def _print_findings(

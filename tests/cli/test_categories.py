@@ -268,6 +268,16 @@ def test_forget(filled: Cli, colours: Path) -> None:
     assert filled("forget nowhere.png").code == 1
 
 
+def test_a_move_to_a_new_category_is_noted(filled: Cli) -> None:
+    *_, image = (one["hash"] for one in filled("show red --json").objects[0]["stored"])
+    for name, near in {"Gren": "; did you mean 'green'?", "reds": ".", "x": "."}.items():  # not 'red' for 'reds'
+        result = filled(f"move red {name} {image}")
+        assert result.err == f"'{name}' is a new category{near} `zsvec undo` takes it back\n"
+        assert filled("undo").code == 0
+    assert filled(f"move red green {image}").err == ""
+    assert [found["category"] for found in filled("list --json").objects] == ["blue", "green", "red"]
+
+
 def test_move_rename_merge_and_set(filled: Cli) -> None:
     def images(name: str) -> list[str]:
         with open_store(os.environ["ZSVEC_STORE"], namespace="zsvec") as store:

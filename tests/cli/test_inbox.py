@@ -75,6 +75,7 @@ def test_label_a_group(grouped: Cli) -> None:
     result = grouped("inbox label --group 2 --json dark")
     number = len(second["images"])
     assert result.err.splitlines() == [
+        "'dark' is a new category. `zsvec undo` takes it back",
         f"{number} images of group 2 labelled dark",
         "the other groups have new numbers: see `zsvec inbox groups`",
     ]
@@ -124,6 +125,12 @@ def test_correct(filled: Cli) -> None:
     assert filled(f"correct {path} red").code == 0
     assert path.name in filled("show red").out
     assert path.name not in filled("show green").out
+    assert filled(f"correct {path} gren").err == (
+        "'gren' is a new category; did you mean 'green'? `zsvec undo` takes it back\n"
+    )
+    assert filled("undo").code == 0
+    assert filled(f"correct {path} green").err == ""
+    assert "gren" not in {found["category"] for found in filled("list --json").objects}
     missing = filled("correct missing.jpg red")
     assert missing.code == 1
     assert "missing.jpg" in missing.err

@@ -124,8 +124,10 @@ def move(context: typer.Context, source: From, target: To, hashes: Hashes, json:
     """Move references to another category, which is created if new."""
     with context.obj.open(runs_encoders=False) as classifier:
         chosen = _hashes_of(classifier, source, hashes)
+        others = [one.name for one in classifier.categories() if one.name != source]
         category = classifier.references.move(chosen, source=source, target=target)
     output.print_found([category], categories_table, json=json)
+    print_if_new(category, others)
 
 
 @app.command()
@@ -242,6 +244,20 @@ def chosen_hashes(known: Collection[str], given: Sequence[str], owner: str, comm
             raise InvalidInputError(f"{start!r} is the beginning of no hash of {owner}: see `{command}`")
         chosen.update(found or [start])
     return frozenset(chosen)
+
+
+def print_if_new(category: Category, others: Collection[str]) -> None:
+    """Prints a note if a change made a category, since its name may be mistyped.
+
+    Args:
+        category: The category after the change.
+        others: Names of categories before the change.
+    """
+    from zsvec.settings.settings import did_you_mean
+
+    if category.name not in others:
+        near = did_you_mean(category.name, others)
+        output.print_note(f"{category.name!r} is a new category{near or '.'} `zsvec undo` takes it back")
 
 
 def categories_table(categories: Sequence[Category]) -> Table:

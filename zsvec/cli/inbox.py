@@ -11,7 +11,7 @@ from rich.table import Table
 
 from zsvec.cli import output
 from zsvec.cli.app import App, Json, Name, Sheet, app, check_exists
-from zsvec.cli.categories import categories_table, chosen_hashes
+from zsvec.cli.categories import categories_table, chosen_hashes, print_if_new
 from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import InvalidInputError
 
@@ -42,7 +42,10 @@ def correct(
     check_exists(photo)
     with context.obj.open() as classifier:
         prepare_encoders(classifier, yes=yes, adds=True)
-        output.print_found([classifier.correct(photo, name)], categories_table, json=json)
+        others = [one.name for one in classifier.categories()]
+        category = classifier.correct(photo, name)
+    output.print_found([category], categories_table, json=json)
+    print_if_new(category, others)
 
 
 @inbox.callback(invoke_without_command=True)
@@ -87,8 +90,10 @@ def label(
     with context.obj.open(runs_encoders=False) as classifier:
         groups = classifier.inbox.groups(names=False) if group else []
         chosen = _images_of(groups, group) if group else _hashes_of(classifier.inbox, hashes or [])
+        others = [one.name for one in classifier.categories()]
         category = classifier.inbox.label(chosen, name)
     output.print_found([category], categories_table, json=json)
+    print_if_new(category, others)
     if group:
         output.print_note(f"{output.counted(len(chosen), 'image')} of group {group} labelled {category.name}")
     if len(groups) > 1:

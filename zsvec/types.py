@@ -295,6 +295,7 @@ class Copied:
         different: Names of categories that the target has with other content, and that stay as they are.
         damaged: By name of each category that cannot be copied, the reason.
         changed: Names of categories that other writers changed in the source during the copy.
+        only_target: Names of categories that the target has and the source has not. They stay.
         inbox: Number of copied images of the inbox.
         calibration: Whether the target has the calibration of the source; ``None`` if the source has none. If the
             target has other categories, or a current calibration, it keeps its calibration.
@@ -306,6 +307,7 @@ class Copied:
     different: tuple[str, ...] = ()
     damaged: Mapping[str, str] = field(default_factory=dict)
     changed: tuple[str, ...] = ()
+    only_target: tuple[str, ...] = ()
     inbox: int = 0
     calibration: bool | None = None
     size: int = 0

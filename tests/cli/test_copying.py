@@ -49,6 +49,21 @@ def test_a_category_that_differs_is_named(filled: Cli, tmp_path: Path) -> None:
     assert filled("copy", store, target).code == 0
 
 
+def test_categories_that_only_the_target_has_are_named_by_replace(filled: Cli, tmp_path: Path) -> None:
+    store, target = os.environ["ZSVEC_STORE"], tmp_path / "copy"
+    filled("copy", store, target)
+    assert "only in TARGET" not in filled("copy --replace", store, target).said
+    filled("remove red")
+    filled(f"--store {target} add violet --text v")
+    result = filled("copy --replace", store, target)
+    assert (result.code, result.out) == (0, "")
+    assert "only in TARGET, and left there: red, violet " in result.said
+    assert len(filled(f"--store {target} list --json").objects) == 4
+    for name in range(20):
+        filled(f"--store {target} add n{name:02} --text t")
+    assert " n19 and 2 more" in filled("copy --replace", store, target).said
+
+
 def test_a_damaged_category_is_named_and_the_others_are_copied(filled: Cli, tmp_path: Path) -> None:
     store, target = os.environ["ZSVEC_STORE"], tmp_path / "copy"
     deployment = EdgeDeployment(Path(store))

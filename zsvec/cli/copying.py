@@ -10,6 +10,8 @@ from zsvec.cli import output
 from zsvec.cli.app import Json, app
 from zsvec.types import Category, Copied
 
+_SHOWN = 20  # categories named in a note
+
 
 @app.command()
 def copy(
@@ -32,7 +34,8 @@ def copy(
 
     Copies each category as a whole, the calibration and the inbox. The history stays behind. Repeat the command freely:
     it continues after an interruption, adds new categories, and leaves equal ones as they are. A category that differs
-    in TARGET is named and stays as it is, unless you give --replace. Categories that only TARGET has always stay.
+    in TARGET is named and stays as it is, unless you give --replace. Categories that only TARGET has always stay;
+    --replace names them.
 
     ZSVEC_API_KEY is sent to SOURCE, and to TARGET only if SOURCE is a folder or has the same URL.
     ZSVEC_TARGET_API_KEY is sent to TARGET instead. `--namespace` applies to SOURCE.
@@ -64,7 +67,7 @@ def copy(
     except KeyboardInterrupt:
         output.print_note(f"interrupted: {_number(committed)} copied. Repeat the command to go on")
         raise
-    _print_notes(copied)
+    _print_notes(copied, replace=replace)
     if not copied.complete:
         raise typer.Exit(1)
 
@@ -73,7 +76,7 @@ def _number(categories: list[Category] | tuple[Category, ...]) -> str:
     return output.counted(len(categories), "category", "categories")
 
 
-def _print_notes(copied: Copied) -> None:
+def _print_notes(copied: Copied, *, replace: bool) -> None:
     with output.left_out() as report:
         for name, reason in copied.damaged.items():
             report(ValueError(f"{name!r}: {reason}"))
@@ -84,6 +87,10 @@ def _print_notes(copied: Copied) -> None:
     for reason, some in names.items():
         if some:
             output.print_note(f"{reason} {', '.join(some)}")
+    if replace and copied.only_target:
+        more = len(copied.only_target) - _SHOWN
+        named = ", ".join(copied.only_target[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+        output.print_note(f"only in TARGET, and left there: {named}")
     if copied.calibration is False:
         output.print_note("TARGET keeps its calibration: it has other contents; see `zsvec info`")
     inbox = f", {output.counted(copied.inbox, 'image')} of the inbox" if copied.inbox else ""

@@ -90,12 +90,14 @@ def copy(
     changed = tuple(category.name for category in later.categories)
     for name in changed:  # references that another writer removed meanwhile are no damage
         copying.damaged.pop(name, None)
+    ours = {*seen.unreadable, *(category.name for category in live)}
     return Copied(
         categories=tuple(copying.committed),
         unchanged=tuple(copying.unchanged),
         different=tuple(copying.different),
         damaged=dict(sorted(copying.damaged.items())),
         changed=changed,
+        only_target=tuple(one.name for one in writer.catalog.categories()[0] if one.name not in ours),
         calibration=False if changed else copying.calibration(seen),
         size=copying.size,
     )

@@ -36,6 +36,17 @@ def test_empty(stocked: Cli) -> None:
     assert "keep: " in result.err
 
 
+def test_classify_tells_how_many_images_it_kept(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_photos(Path("new"), [1, 2])
+    write_photos(Path("newer"), [2, 3])
+    assert filled("classify new").err == ""
+    for folder, new, every in (("new", "2 new images", 2), ("newer", "1 new image", 3), ("newer", "0 new images", 3)):
+        result = filled(f"classify --keep all {folder}")
+        assert result.err == f"kept for a label: {new}, {every} in all; see `zsvec inbox`\n"
+    monkeypatch.setenv("ZSVEC_KEEP", "all")
+    assert "0 new images, 3 in all" in filled("classify --csv new").err
+
+
 def test_list_and_contact_sheet(waiting: Cli) -> None:
     result = waiting("inbox")
     assert result.err == "3 images wait for a label\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +14,11 @@ import typer
 from zsvec.cli import output
 from zsvec.cli.app import Explain, Fusion, Json, Keep, Stats, TopK, app, check_exists, images_at
 from zsvec.cli.exporting import ExportYes, prepare_encoders
-from zsvec.errors import ImageError, without_password
+from zsvec.errors import ImageError, StoreError, without_password
 from zsvec.types import Prediction
 
 if TYPE_CHECKING:
-    from zsvec import ImageInput
+    from zsvec import Classifier, ImageInput
 
 
 @app.command()
@@ -62,6 +63,7 @@ def classify(
             prepare_encoders(classifier, yes=yes)
             output.print_loading(classifier)
             with (
+                _noted_as_kept(classifier),
                 classifier.classify_stream(_images(sources, every), top_k=top_k) as stream,
                 output.live(stream, stats),
             ):
@@ -106,6 +108,20 @@ def watch(
             for prediction in stream:
                 output.print_prediction(prediction, explain=explain, json=json)
                 watched.done(prediction.source)
+
+
+@contextmanager
+def _noted_as_kept(classifier: Classifier) -> Iterator[None]:
+    """Prints how many new images wait in the inbox after the block, if the classifier keeps images."""
+    if classifier.settings.keep == "none":
+        yield
+        return
+    before = set(classifier.inbox.hashes())
+    yield
+    with suppress(StoreError):  # the images are classified
+        waiting = set(classifier.inbox.hashes())
+        new = output.counted(len(waiting - before), "new image")
+        output.print_note(f"kept for a label: {new}, {len(waiting)} in all; see `zsvec inbox`")
 
 
 def _images(sources: list[str], every: int) -> Iterator[ImageInput]:

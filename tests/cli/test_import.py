@@ -167,7 +167,7 @@ def test_unreadable_images_replace_nothing(cli: Cli, colours: Path) -> None:
     assert cli("import", colours).code == 0
     result = cli("import --replace", colours)
     summary, left, _ = result.err.splitlines()[-3:]
-    assert summary.startswith("2 categories, 6 images (0 unreadable) in ")
+    assert summary.startswith("2 categories, 7 images (1 unreadable) in ")
     assert left == "left as they were, because images are unreadable: red"
     versions = {found["category"]: found["version"] for found in cli("list --json").objects}
     assert versions == {"blue": 2, "green": 2, "red": 1}
@@ -180,7 +180,7 @@ def test_a_folder_of_unreadable_images_is_named_and_no_category(cli: Cli, colour
     result = cli("import --json", colours)
     assert (result.code, [found["category"] for found in result.objects]) == (0, [*COLOURS])
     summary, note = result.err.splitlines()[-2:]
-    assert summary.startswith("3 categories, 10 images (1 unreadable) in ")
+    assert summary.startswith("3 categories, 12 images (3 unreadable) in ")
     assert note == "not made categories, because no image is readable: [a], photos of a phone"
     Path("texts.json").write_text('{"[a]": "a letter"}')
     assert cli("import", colours, "--definitions", "texts.json").err.splitlines()[-2].endswith(": photos of a phone")

@@ -153,15 +153,16 @@ def import_(
     for note in [*_notes_on_shared(list(shared.values())), *notes]:
         output.print_note(note)
     stored = [category for category in found if category.name in names]
-    failed = len({_source_of(image) for category in stored for image in category.images}.intersection(unreadable))
+    bad = set(unreadable)
+    failed = sum(_source_of(image) in bad for category in stored for image in category.images)
     new = sum(c.images - (before[c.name].images if c.name in before else 0) for c in committed)
     omitted = {one.category for one in withdrawn}
     kept_out = sum(one.category in names and one.modality == "image" for one in withdrawn)
     known = _images_in(stored) - failed - new - kept_out
     there = f", {known} stored before, or the same as another" if known > 0 and not replace_ else ""
-    number_stored = output.counted(_images_in(stored) - kept_out, "image")
-    said = f"{output.counted(len(stored), 'category', 'categories')}, {number_stored}"
-    output.print_note(f"{said} ({failed} unreadable{there}) in {seconds:.1f} s")
+    number_read = _images_in(stored) - failed - kept_out + len(unreadable)
+    said = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(number_read, 'image')}"
+    output.print_note(f"{said} ({len(unreadable)} unreadable{there}) in {seconds:.1f} s")
     left = [c.name for c in found if c.name not in names and (c.name in before or c.name not in omitted)]
     reasons = {
         "left as they were, because images are unreadable:": [name for name in left if name in before],

@@ -322,6 +322,7 @@ def test_no_key(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("OPENAI_API_KEY")
     for options in ("", "--json"):
         assert fails(cli(f"generate cat {options}"), "set OPENAI_API_KEY in the environment")
+    assert not FOLDER.exists()
     assert service.requests() == {}
 
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,7 +23,17 @@ from zsvec.errors import GenerationError
 from zsvec.generation import prompts
 from zsvec.generation.client import Client, Declined
 from zsvec.generation.features import Asked, Knowledge, NameGroup, analyse
-from zsvec.generation.manifest import AnswerRecord, DeclinedRecord, ImageRecord, Manifest, images, settled, spent
+from zsvec.generation.manifest import (
+    AnswerRecord,
+    DeclinedRecord,
+    ImageRecord,
+    Manifest,
+    Record,
+    images,
+    read_manifest,
+    settled,
+    spent,
+)
 from zsvec.generation.plan import ROUNDING, Plan
 from zsvec.generation.prices import image_cost, text_cost
 from zsvec.inputs.categories import as_words
@@ -214,21 +224,22 @@ def carry_out(
         InvalidInputError: The folder is in use, or cannot be used.
         GenerationError: There are images to buy, but the API key or the address of the service is missing or invalid.
     """
-    with Manifest(plan.folder) as manifest:
+    plan = _without_finished(plan, read_manifest(plan.folder), settings)
+    with ExitStack() as opened:
+        client = opened.enter_context(Client(settings)) if plan.places else None  # fails before the folder is made
+        manifest = opened.enter_context(Manifest(plan.folder))
         knowledge, error = Knowledge.of(manifest.records), None
         out_of_budget = plan.excluded > 0
-        finished = images(manifest.records, plan.folder).keys() | settled(manifest.records, settings.image_model)
-        plan = replace(plan, places=tuple(place for place in plan.places if place not in finished))
-        if plan.places:
-            with Client(settings) as client:
-                run = Run(plan, settings, manifest, client)
-                try:
-                    with closing(run.draw(run.analyse())) as results:  # closes `results` even if `track` fails
-                        for _ in track(results):
-                            pass
-                except GenerationError as exc:
-                    error = exc
-                knowledge, out_of_budget = run.knowledge, run.out_of_budget or out_of_budget
+        plan = _without_finished(plan, manifest.records, settings)  # another run may have ended meanwhile
+        if client and plan.places:
+            run = Run(plan, settings, manifest, client)
+            try:
+                with closing(run.draw(run.analyse())) as results:  # closes `results` even if `track` fails
+                    for _ in track(results):
+                        pass
+            except GenerationError as exc:
+                error = exc
+            knowledge, out_of_budget = run.knowledge, run.out_of_budget or out_of_budget
         records = manifest.records
         bought = images(records, plan.folder).values()
         declined = (record for record in records if isinstance(record, DeclinedRecord))
@@ -240,3 +251,9 @@ def carry_out(
             out_of_budget=out_of_budget,
             error=error,
         )
+
+
+def _without_finished(plan: Plan, records: Sequence[Record], settings: GenerationSettings) -> Plan:
+    """Returns the plan without the images that the folder has, and those that the service has declined."""
+    finished = images(records, plan.folder).keys() | settled(records, settings.image_model)
+    return replace(plan, places=tuple(place for place in plan.places if place not in finished))

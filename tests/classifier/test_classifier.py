@@ -44,6 +44,7 @@ from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import (
     CategoryNotFoundError,
     ConflictError,
+    EncoderError,
     EncoderMismatchError,
     ImageError,
     InvalidInputError,
@@ -820,6 +821,26 @@ def test_encoders_of_other_names_are_refused_at_once(clf: Classifier, folder: Pa
             open_classifier(folder, *others)
     with open_classifier(folder) as again:
         assert state(again._store) == before
+
+
+@pytest.mark.parametrize("keep_images", ["small", "none", None])
+def test_an_encoder_that_cannot_embed_makes_no_store(folder: Path, keep_images: Any) -> None:
+    class Wrong(HashEncoder):
+        def embed(self, batch: Sequence[Any], modality: Modality) -> Any:
+            return super().embed(batch, modality)[:, :-1]
+
+    photo = coloured("red", 1)
+    with zsvec.open(folder / "store", encoders=[Wrong("clip", dim=32)], keep_images=keep_images) as clf:
+        with pytest.raises(EncoderError):
+            clf.add_category("cat", ["a cat"])
+        with pytest.raises(EncoderError):
+            clf.add_category("cat", images=[photo])
+    assert not (folder / "store").exists()
+    with zsvec.open(folder / "store", encoders=[HashEncoder("clip", dim=48)], keep_images=keep_images) as clf:
+        clf.add_category("cat", ["a cat"], [photo])
+        assert clf.category("cat").references == {"clip:text": 1, "clip:image": 1}
+        (image,) = (one.hash for one in clf.references.of("cat") if one.modality == "image")
+        assert (clf.image(image) is None) == (keep_images == "none")
 
 
 def test_a_refused_store_can_be_opened_again_while_the_error_is_held(clf: Classifier, folder: Path) -> None:

@@ -654,13 +654,16 @@ class Classifier:
         self._store.close()
 
     def _builder(self) -> Builder:
-        self.create()
+        is_new = not self._store.encoders()
+        if not is_new:
+            self.create()
         return Builder(
             self._store,
             self._embedder,
             prompts=self._prompts,
             batch_size=self.settings.batch_size,
-            keep_images=self.settings.keep_images != "none" and self._store.keeps_images(),
+            keep_images=self.settings.keep_images != "none" and (is_new or self._store.keeps_images()),
+            create=self.create if is_new else lambda: None,
         )
 
 

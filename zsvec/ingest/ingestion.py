@@ -162,7 +162,7 @@ class _Image:
 
 
 class Builder:
-    """Embeds categories and writes them to a store that is bound to the encoders.
+    """Embeds categories and writes them to a store.
 
     Args:
         store: The store.
@@ -171,6 +171,8 @@ class Builder:
             of the category.
         batch_size: Number of images per encoder batch.
         keep_images: Whether to store small copies of new images, in a store that accepts small copies.
+        create: Called before the first commit. Binds a new store to the encoders, so that encoders that fail make no
+            store. By default, the store is bound already.
     """
 
     def __init__(
@@ -181,6 +183,7 @@ class Builder:
         prompts: Mapping[str, str],
         batch_size: int,
         keep_images: bool = False,
+        create: Callable[[], None] = lambda: None,
     ) -> None:
         self.encoders: EncoderSet = embedder.encoders
         self.limits: ImageLimits = embedder.limits
@@ -190,6 +193,7 @@ class Builder:
         self._embedder = embedder
         self._prompts = prompts
         self._keep_images = keep_images
+        self._create = create
         self._by = store.by  # as set in this thread; another thread iterates the categories
         self._image_encoders = [encoder.name for encoder in self.encoders if "image" in encoder.modalities]
         self._text_encoders = [encoder.name for encoder in self.encoders if "text" in encoder.modalities]
@@ -427,6 +431,10 @@ class Builder:
             if draft.empty:
                 raise self._without_reference(draft)
             writes.append(draft.write())
+        if not writes:
+            return []
+        self._create()
+        self._create = lambda: None
         return self._store.write(writes)
 
     def _without_reference(self, draft: _Draft) -> InvalidInputError | ConflictError:

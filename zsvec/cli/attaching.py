@@ -60,7 +60,7 @@ def attach(
     Every process reads labels again every --refresh seconds. Attach a collection again to read all its vectors anew.
     """
     chosen = dict(map(_condition, where or ()))
-    with context.obj.open(runs_encoders=False) as classifier:
+    with context.obj.open() as classifier:
         if copy:
             copied = classifier.copy_collection(
                 collection, label=label, expert=expert, vector=vector, where=chosen, source=source

@@ -32,6 +32,15 @@ CALIBRATION_FORMAT = 6
 """Format version of stored calibrations. Calibrations with another version are ignored."""
 
 
+POINT_MARK = "#"
+"""Character between collection and id in the hash of a point of an attached collection. No content hash has it."""
+
+
+def is_attached(content_hash: str) -> bool:
+    """Returns whether the hash of a reference names a point of an attached collection."""
+    return POINT_MARK in content_hash
+
+
 def expert_name(encoder: str, modality: Modality) -> str:
     """Returns the name of the expert for an encoder and a modality, such as ``clip:text``."""
     return f"{encoder}:{modality}"

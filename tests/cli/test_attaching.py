@@ -113,3 +113,21 @@ def test_a_folder_has_no_other_collections(filled: Cli) -> None:
     assert filled(ATTACH).code == 2
     assert filled("attached").code == 0
     assert filled("detach shop").code == 2
+
+
+def test_the_audit_shows_whole_names_of_points_and_does_not_fix_them(
+    deployment: LocalDeployment, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment.client.set_payload("shop", {"product": {"colour": "purple"}}, points=[1], wait=True)
+    deployment.client.update_vectors("shop", [models.PointVectors(id=7, vector=_vector(deployment, 5))], wait=True)
+    cli(ATTACH)
+    assert "shop#7" in cli("audit").out
+    monkeypatch.setattr("zsvec.cli.quality.is_terminal", lambda: True)
+    result = cli("audit --fix")
+    assert (result.code, result.err.splitlines()[-1]) == (0, "there is nothing more to ask")
+
+
+def _vector(deployment: LocalDeployment, point: int) -> list[float]:
+    (found,) = deployment.client.retrieve("shop", [point], with_vectors=True)
+    vector: list[float] = found.vector
+    return vector

@@ -13,6 +13,7 @@ from rich.table import Table
 from zsvec.cli import output
 from zsvec.cli.app import Json, answering, app, is_terminal, needs_extra
 from zsvec.errors import ConflictError, InvalidInputError
+from zsvec.types import is_attached
 
 if TYPE_CHECKING:
     from zsvec import (
@@ -167,8 +168,14 @@ def _fix(found: Audit, references: StoredReferences) -> None:
     Counts the questions. An answer to a label error may make a later question needless.
     """
     gone: set[tuple[str, str]] = set()
-    for number, label in enumerate(found.labels, 1):
-        total = len(found.labels) + len(list(_copies(found.duplicates, gone)))
+    labels = [label for label in found.labels if not is_attached(label.hash)]
+    if len(labels) < len(found.labels):
+        output.print_note(
+            f"{output.counted(len(found.labels) - len(labels), 'label')} of attached collections not asked about: "
+            "change the payload there; see `zsvec audit`"
+        )
+    for number, label in enumerate(labels, 1):
+        total = len(labels) + len(list(_copies(found.duplicates, gone)))
         answer = _ask(
             f"{number} of {total}: {label.source}",
             [f"  is under {label.category!r}, and probably {label.instead!r} ({label.probability:.0%})"],
@@ -185,9 +192,9 @@ def _fix(found: Audit, references: StoredReferences) -> None:
         if answer != "k":
             gone.add((label.category, label.hash))
     left = list(_copies(found.duplicates, gone))
-    for number, (first, *copies) in enumerate(left, len(found.labels) + 1):
+    for number, (first, *copies) in enumerate(left, len(labels) + 1):
         answer = _ask(
-            f"{number} of {len(found.labels) + len(left)}: {first.source}",
+            f"{number} of {len(labels) + len(left)}: {first.source}",
             [f"  of {first.category!r} looks like", *(f"  {image.source}" for image in copies)],
             {"r": f"remove {'these' if len(copies) > 1 else 'this'}", "k": "keep all"},
         )
@@ -202,9 +209,14 @@ def _fix(found: Audit, references: StoredReferences) -> None:
 
 
 def _copies(duplicates: Sequence[Duplicates], gone: Collection[tuple[str, str]]) -> Iterator[list[StoredImage]]:
-    """Yields the near-duplicates within each category, without the images in `gone`, given by category and hash."""
+    """Yields the near-duplicates within each category, without points of attached collections.
+
+    The images in `gone`, given by category and hash, are left out, too.
+    """
     for one in duplicates:
-        there = [image for image in one.images if (image.category, image.hash) not in gone]
+        there = [
+            image for image in one.images if (image.category, image.hash) not in gone and not is_attached(image.hash)
+        ]
         for name in dict.fromkeys(image.category for image in there):
             if len(copies := [image for image in there if image.category == name]) > 1:
                 yield copies
@@ -237,7 +249,7 @@ def _suspects_table(suspects: Sequence[Suspect]) -> Table:
         *("hash", "reference", "category", "wrong", "instead"),
         rows=(
             (
-                one.hash[:12],
+                _short(one.hash),
                 one.source + (f" (the same picture is in {one.instead!r}, too)" if one.copied else ""),
                 one.category,
                 f"{one.probability:.1%}",
@@ -303,4 +315,8 @@ def _image_rows(images: Sequence[StoredImage]) -> Iterator[tuple[bool, tuple[str
 
 
 def _image_cells(image: StoredImage) -> tuple[str, str, str]:
-    return image.hash[:12], output.shortened(image.source), image.category
+    return _short(image.hash), output.shortened(image.source), image.category
+
+
+def _short(content_hash: str) -> str:
+    return content_hash if is_attached(content_hash) else content_hash[:12]

@@ -24,8 +24,8 @@ from zsvec.method.similarities import ExpertSimilarities, References
 from zsvec.search.base import ATTEMPTS, QDRANT, Change, Expert, Incomplete, IndexSpec, Snapshot
 from zsvec.search.layout import parts_of, read, renewed
 from zsvec.store import EXACT, Hit, Store
-from zsvec.store.attached.parts import PartsChanged, is_attached, own_writes
-from zsvec.types import Category, Neighbor, SearchParams
+from zsvec.store.attached.parts import PartsChanged, own_writes
+from zsvec.types import Category, Neighbor, SearchParams, is_attached
 
 
 @dataclass(frozen=True, slots=True)

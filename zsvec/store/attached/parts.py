@@ -8,19 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from zsvec.types import Category
 
-MARK = "#"
-"""Character between the collection and the id of a point. No content hash has it."""
 PREFIX = "attached:"
 """Beginning of the write ids of points of attached collections."""
 
 
 class PartsChanged(Exception):  # noqa: N818 - a signal to read `AttachedCollections.current` again, not an error
     """Signals that points of attached collections have changed, or can no longer be read."""
-
-
-def is_attached(point: str) -> bool:
-    """Returns whether a hash or the id of a hit is that of a point of an attached collection."""
-    return MARK in point
 
 
 def is_attached_write(write_id: str) -> bool:

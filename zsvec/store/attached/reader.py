@@ -10,9 +10,9 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, ZSVecError, shown
-from zsvec.store.attached.parts import MARK, PREFIX, Part
+from zsvec.store.attached.parts import PREFIX, Part
 from zsvec.store.backends.base import Backend, Hit, Points, Where
-from zsvec.types import Attachment, encoder_and_modality
+from zsvec.types import POINT_MARK, Attachment, encoder_and_modality
 
 if TYPE_CHECKING:
     import numpy as np
@@ -285,7 +285,7 @@ def _payload(attachment: Attachment, view: View, identifier: str, payload: Mappi
     """Returns the payload that a point would have as a reference. The category is empty for an unknown label."""
     label = _value_at(payload, attachment.label)
     name = view.names.get(str(label), "") if isinstance(label, str | int) else ""
-    point = f"{attachment.collection}{MARK}{identifier}"
+    point = f"{attachment.collection}{POINT_MARK}{identifier}"
     source = None if attachment.source is None else _value_at(payload, attachment.source)
     return {
         "category": name,

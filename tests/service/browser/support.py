@@ -22,7 +22,7 @@ from tests.service.support import SECRETS
 from zsvec.service.auth.guard import COOKIE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Locator, Page
 
 DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[4] / "shared" / "data") / "caltech24"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -146,6 +146,17 @@ def violations(page: Page) -> list[tuple[str, str]]:
     serious = [one for one in found if one["impact"] in ("serious", "critical")]
     too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth") > 0
     return [(one["id"], node["html"]) for one in serious for node in one["nodes"]] + [("too wide", "")] * too_wide
+
+
+def drop_on(target: Locator, *paths: Path) -> None:
+    """Drops files and folders of this machine, as a file manager does."""
+    box = target.bounding_box()
+    assert box
+    data = {"items": [], "files": list(map(str, paths)), "dragOperationsMask": 1}
+    session = target.page.context.new_cdp_session(target.page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2, "data": data}
+        session.send("Input.dispatchDragEvent", event)
 
 
 class Opened:

@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 from contextlib import ExitStack
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from tests.service.browser.support import (
     Opened,
     Service,
     Services,
+    drop_on,
     needs_a_browser,
     needs_photos,
     photo_of,
     violations,
 )
+from tests.support import coloured, encode
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, JSHandle, Locator, Page, expect
@@ -134,6 +137,98 @@ def test_photos_are_dropped_anywhere_and_pasted(opened: Opened) -> None:
     dialog.get_by_label("Name", exact=True).fill("brain")
     dialog.get_by_role("button", name="Add", exact=True).click()
     expect(card(page, "brain")).to_contain_text("1 picture, 1 text")
+
+
+def small_pictures(folder: Path, number: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = encode(coloured("red", 0))
+    for i in range(number):
+        (folder / f"{i}.png").write_bytes(content)
+    return folder
+
+
+def test_dropped_folders_are_read_with_their_subfolders(opened: Opened, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    for category, below in (("ant", folder), ("pagoda", folder / "more" / "deep")):
+        below.mkdir(parents=True)
+        shutil.copy(photo_of(category), below / f"{category}.jpg")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / ".hidden").write_text("of the system")
+
+    page = opened()
+    drop_on(page.locator(".dropzone"), folder, photo_of("ketch"))
+    expect(page.locator(".answer-card .ranking")).to_have_count(3)
+    names = page.locator(".answer-card figcaption").all_inner_texts()
+    assert sorted(names) == sorted([photo_of("ketch").name, "ant.jpg", "pagoda.jpg"])
+
+    page.goto("/categories")
+    drop_on(card(page, "ketch"), folder)
+    expect(card(page, "ketch")).to_contain_text("6 pictures")
+    page.goto("/categories/pagoda")
+    drop_on(page.locator("#pictures-title"), folder, photo_of("pagoda", 1))
+    expect(page.locator("#pictures-title")).to_have_text("7 pictures")
+
+    page.goto("/categories")
+    many = small_pictures(tmp_path / "many" / "below", 101)  # a browser lists a hundred at once
+    drop_on(page.locator("h1"), many.parent, photo_of("ketch"))
+    expect(page.locator("#add-pictures li")).to_have_count(102)
+
+
+def test_a_folder_without_pictures_adds_nothing(opened: Opened, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    for path in ("/", "/categories", "/categories/ant"):
+        page = opened(path)
+        drop_on(page.locator("#main"), tmp_path)
+        expect(page.locator("#toasts")).to_contain_text("There is no picture in the folder")
+        expect(page.locator(".answer-card, dialog[open]")).to_have_count(0)
+        expect(page.locator("#busy")).to_be_hidden()
+
+
+def test_the_number_of_pictures_of_folders_is_limited(opened: Opened, tmp_path: Path) -> None:
+    page = opened("/categories")
+    drop_on(page.locator("h1"), small_pictures(tmp_path / "a", 990), small_pictures(tmp_path / "b", 20))
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("Only 1,000 pictures")
+    expect(page.locator("#add-pictures li")).to_have_count(1000)
+
+
+def boxes(found: Locator) -> list[dict[str, float]]:
+    """Boxes of all elements, in pixels of the page."""
+    return found.evaluate_all("found => found.map(one => one.getBoundingClientRect().toJSON())")
+
+
+def overlap(one: dict[str, float], other: dict[str, float]) -> bool:
+    wide = min(one["right"], other["right"]) - max(one["left"], other["left"])
+    high = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
+    return wide > 0.5 and high > 0.5
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_previews_do_not_overlap(opened: Opened, tmp_path: Path, width: int) -> None:
+    page = opened("/categories", width=width)
+    page.get_by_role("button", name="Add a category").click()
+    page.set_input_files("#add-files", [*small_pictures(tmp_path, 20).glob("*.png")])
+    expect(page.locator("#add-pictures li")).to_have_count(20)
+    found = boxes(page.locator("#add-pictures li"))
+    assert not [pair for pair in combinations(found, 2) if overlap(*pair)]
+    assert all(abs(one["width"] - one["height"]) < 1 for one in found)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_recent_changes_fit_their_cards(opened: Opened, width: int) -> None:
+    names = [f"a long name of a category {number}" for number in range(3)]
+    page = opened("/categories/ant", width=width)
+    for name in names:
+        page.get_by_role("button", name="Rename").click()
+        page.get_by_label("New name").fill(name)
+        page.get_by_role("dialog").get_by_role("button", name="Rename").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    page.goto("/changes")
+    for found in page.locator(".changes li").all():
+        (row,), (text,) = boxes(found), boxes(found.locator("strong"))
+        assert text["left"] - row["left"] >= 8
+        for button in boxes(found.locator("button")):
+            assert row["right"] - button["right"] >= 8
+            assert button["height"] < 48  # one line
 
 
 def test_a_full_queue_is_retried(opened: Opened) -> None:

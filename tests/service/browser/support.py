@@ -159,6 +159,13 @@ def drop_on(target: Locator, *paths: Path) -> None:
         session.send("Input.dispatchDragEvent", event)
 
 
+# Messages stay until a slow machine has found them.
+_LASTING = """
+    const set = window.setTimeout;
+    window.setTimeout = (call, delay, ...more) => set(call, delay === 8000 ? 600000 : delay, ...more);
+"""
+
+
 class Opened:
     """Opens pages, and collects errors of their consoles."""
 
@@ -167,14 +174,18 @@ class Opened:
         self._service = service
         self.said: list[str] = []
 
-    def __call__(self, path: str = "/", *, width: int = 1280, stranger: bool = False, **options: Any) -> Page:
-        """Opens a page; with `stranger`, without a key."""
+    def __call__(
+        self, path: str = "/", *, width: int = 1280, stranger: bool = False, lasting: bool = True, **options: Any
+    ) -> Page:
+        """Opens a page; with `stranger`, without a key; unless `lasting`, with messages that leave."""
         context = self._browser.new_context(
             base_url=self._service.address, viewport={"width": width, "height": 860}, reduced_motion="reduce", **options
         )
         context.set_default_timeout(PATIENCE)
         if self._service.key and not stranger:
             context.add_cookies([{"name": COOKIE, "value": self._service.key, "url": self._service.address}])
+        if lasting:
+            context.add_init_script(_LASTING)
         page = context.new_page()
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.said.append(str(error)))

@@ -368,12 +368,66 @@ def test_two_browsers_see_each_others_changes(opened: Opened) -> None:
     expect(second.locator("#pictures-title")).to_have_text("6 pictures")
     expect(second.locator("#texts-title")).to_have_text("2 texts")
     first.get_by_role("button", name="Undo").click()  # of a category that the other browser has changed
-    expect(first.locator("#toasts")).to_contain_text("has been changed since")
+    expect(first.locator("#toasts")).to_contain_text("changed since")
     second.get_by_role("button", name="Undo").click()
     expect(second.locator("#texts-title")).to_have_text("1 text")
-    first.get_by_role("button", name="Undo").click()
-    expect(first.locator("#pictures-title")).to_have_text("4 pictures")
+    first.goto("/changes")
+    first.locator(".changes li").filter(has_text="Add").filter(has=first.get_by_role("button")).last.get_by_role(
+        "button"
+    ).click()
+    expect(first.locator("#toasts")).to_contain_text("Undone: add “ant”")
     opened.forget_refusals()
+
+
+def add_text(page: Page, text: str) -> None:
+    page.get_by_label("Another text").fill(text)
+    page.get_by_role("button", name="Add text").click()
+    expect(page.locator(".texts")).to_contain_text(text)
+
+
+def test_one_message_is_shown_and_leaves(opened: Opened) -> None:
+    page = opened("/categories/ant", lasting=False)
+    page.clock.install()
+    page.reload()
+    toasts = page.locator(".toast")
+    for text in ("an insect", "a small insect"):
+        add_text(page, text)
+        expect(toasts).to_have_count(1)
+    page.clock.run_for(7000)
+    expect(toasts).to_have_count(1)
+    toasts.hover()
+    page.clock.run_for(20_000)
+    expect(toasts).to_have_count(1)
+    page.mouse.move(5, 5)
+    page.get_by_role("button", name="Undo").focus()
+    page.clock.run_for(20_000)
+    expect(toasts).to_have_count(1)
+    page.get_by_label("Another text").focus()
+    page.clock.run_for(7000)
+    expect(toasts).to_have_count(1)
+    page.clock.run_for(2000)
+    expect(toasts).to_have_count(0)
+    page.goto("/changes")
+    page.get_by_role("button", name="Undo: add ant").first.click()
+    expect(toasts).to_contain_text("Undone: add “ant”")
+    assert "a small insect" not in page.request.get("/categories/ant").text()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_messages_cover_no_field_and_no_button(opened: Opened, width: int) -> None:
+    page = opened("/categories/ant", width=width)
+    add_text(page, "an insect")
+    fields = page.locator("input:visible:not(.select), button:visible:not(.reference):not(.toast button)")
+    page.set_viewport_size({"width": width, "height": 420})
+    height = page.evaluate("document.documentElement.scrollHeight")
+    for top in range(0, height - 420, 40):
+        page.evaluate(
+            "top => new Promise(done => { onscrollend = done; scrollTo(0, top); setTimeout(done, 300) })", top
+        )
+        (message,) = boxes(page.locator(".toast"))
+        assert not [box for box in boxes(fields) if overlap(message, box)], top
+        assert message["top"] >= 0
+        assert message["bottom"] <= 420
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

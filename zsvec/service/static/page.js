@@ -3,7 +3,9 @@
 const toasts = document.getElementById("toasts");
 const busyBox = document.getElementById("busy");
 const busyText = document.getElementById("busy-text");
-const MOST_TOASTS = 3;
+const notices = toasts.parentElement;
+const MESSAGE_MS = 8000;
+const STEP = 8; // pixels
 const AWAY = ["The service cannot be reached.", "Check that it runs and that you are online, then try again."];
 
 // Removes a key from the address first. Signs in only after confirmation, because the sender of a link could see all
@@ -29,21 +31,60 @@ export function busy(action, text) {
   else going.delete(action);
   const newest = [...going.values()].at(-1);
   busyBox.hidden = newest === undefined;
-  (document.querySelector("dialog[open]") ?? toasts.parentElement).append(busyBox); // a dialog dims the rest of the page
+  (document.querySelector("dialog[open]") ?? notices).append(busyBox); // a dialog dims the rest of the page
   if (newest !== undefined && busyText.textContent !== newest) busyText.textContent = newest;
+  avoidFields();
 }
 
-// Returns the place for problems: the open dialog, or else below the page.
-function place() {
-  return document.querySelector("dialog[open]") ?? toasts;
+// A message leaves after a while, unless the pointer or the focus is in it.
+let leaving = null;
+function linger() {
+  clearTimeout(leaving);
+  if (!toasts.matches(":hover, :focus-within")) leaving = setTimeout(() => toasts.replaceChildren(), MESSAGE_MS);
+}
+for (const type of ["pointerenter", "pointerleave", "focusin", "focusout"]) toasts.addEventListener(type, linger);
+
+// Moves the messages to the lowest place where they cover no field and the fewest buttons.
+function avoidFields() {
+  const shown = [...notices.children].filter((one) => one.offsetHeight);
+  if (!shown.length) return;
+  const edge = parseFloat(getComputedStyle(notices).paddingBottom);
+  const width = Math.max(...shown.map((one) => one.offsetWidth));
+  const height = notices.offsetHeight - 2 * edge;
+  const all = "input:not([type=checkbox]), textarea, select, button:not(.reference), .button";
+  const others = [...document.querySelectorAll(all)].filter((one) => one.offsetHeight && !notices.contains(one));
+  const boxes = others.map((one) => [one.getBoundingClientRect(), one.matches("button, .button") ? 1 : 1000]);
+  const free = notices.offsetWidth - width;
+  let best = [Infinity];
+  for (let up = 0; up + height + edge <= innerHeight; up += STEP) {
+    const bottom = innerHeight - edge - up;
+    for (const [side, left] of [["center", free / 2], ["start", edge], ["end", free - edge]]) {
+      const covers = (box) => box.top < bottom && box.bottom > bottom - height && box.left < left + width && box.right > left;
+      const cost = boxes.reduce((sum, [box, weight]) => (covers(box) ? sum + weight : sum), 0);
+      if (cost < best[0]) best = [cost, up, side];
+    }
+  }
+  notices.style.bottom = `${best[1] ?? 0}px`;
+  notices.style.justifyItems = best[2] ?? "center";
+}
+addEventListener("resize", avoidFields);
+document.addEventListener("scrollend", avoidFields);
+new ResizeObserver(avoidFields).observe(document.body);
+new MutationObserver(() => {
+  linger();
+  avoidFields();
+}).observe(toasts, { childList: true });
+
+function clear(dialog) {
+  for (const old of dialog.querySelectorAll(".toast.failed")) old.remove();
 }
 
-function clear(at) {
-  for (const old of at.querySelectorAll(".toast.failed")) old.remove();
-}
-
-function tidy() {
-  for (const old of [...toasts.children].slice(MOST_TOASTS)) old.remove();
+// Shows a problem in the open dialog, or else below the page in place of the message before.
+function showProblem(toast) {
+  const dialog = document.querySelector("dialog[open]");
+  if (!dialog) return toasts.replaceChildren(toast);
+  clear(dialog);
+  dialog.prepend(toast);
 }
 
 export function sayProblem(said, detail) {
@@ -60,16 +101,14 @@ export function sayProblem(said, detail) {
   close.dataset.closes = "";
   close.textContent = "Close";
   toast.append(text, close);
-  clear(place());
-  place().prepend(toast);
-  tidy();
+  showProblem(toast);
 }
 
-function sayHTML(html, at = toasts) {
-  clear(at);
-  at.insertAdjacentHTML("afterbegin", html); // rendered by the service
-  window.htmx.process(at.firstElementChild);
-  tidy();
+// Returns the first element of a part of a page.
+function rendered(html) {
+  const template = document.createElement("template");
+  template.innerHTML = html; // rendered by the service
+  return template.content.firstElementChild;
 }
 
 // Returns heading and detail of a problem in JSON, which middleware sends, or null for HTML, which pages send.
@@ -87,7 +126,12 @@ function failed(request) {
   if (request.status === 401) location.assign("/login");
   const problem = problemIn(request.status, request.getResponseHeader("Content-Type") ?? "", request.responseText);
   if (problem) sayProblem(...problem);
-  else sayHTML(request.responseText, place());
+  else showProblem(rendered(request.responseText));
+}
+
+function showDone(html) {
+  toasts.replaceChildren(rendered(html));
+  window.htmx.process(toasts);
 }
 
 function happen(header) {
@@ -109,7 +153,8 @@ export function send(path, form, { sending = () => {}, quiet = false } = {}) {
     request.onload = request.onerror = request.onabort = () => {
       const ok = request.status >= 200 && request.status < 300;
       if (ok) happen(request.getResponseHeader("HX-Trigger"));
-      if (!quiet) (ok ? sayHTML : failed)(ok ? request.responseText : request);
+      if (!quiet && ok) showDone(request.responseText);
+      else if (!quiet) failed(request);
       resolve(quiet ? request : ok);
     };
     request.send(form);
@@ -124,7 +169,6 @@ document.body.addEventListener("htmx:beforeRequest", (event) => {
 document.body.addEventListener("htmx:afterRequest", (event) => busy(event.detail.xhr, null));
 document.body.addEventListener("htmx:responseError", (event) => failed(event.detail.xhr));
 document.body.addEventListener("htmx:sendError", () => sayProblem(...AWAY));
-document.body.addEventListener("htmx:afterSwap", tidy);
 
 // Loads the content again after each change, or the whole page if the address has changed.
 let went = false;

@@ -180,7 +180,7 @@ def test_each_request_is_one_line_with_the_id_of_its_answer(
             ("GET", "/v1/info", bearer(READ), "/v1/info", 200, "camera"),
             ("DELETE", path_to("red"), bearer(WRITE), "/v1/categories/{name}", 204, "ann"),
             ("DELETE", path_to("red"), bearer(WRITE), "/v1/categories/{name}", 404, "ann"),
-            ("DELETE", path_to("blue"), bearer(READ), "none", 403, None),
+            ("DELETE", path_to("blue"), bearer(READ), "none", 403, "camera"),
             ("GET", "/v1/info", {}, "none", 401, None),
             ("GET", "/health/live", bearer(READ), "/health/live", 200, None),
             ("GET", "/none", bearer(READ), "none", 404, "camera"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 from urllib.parse import quote
 
@@ -11,10 +12,16 @@ from starlette.testclient import TestClient
 
 import zsvec
 from tests.service.support import PART, Page, done, images_of, page_of, picture, undo, visitor
+from zsvec import errors
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import CategoryInput
 from zsvec.service import Limits
 from zsvec.testing import HashEncoder
+
+
+def is_error(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, errors.ZSVecError)
+
 
 EVIL = "<script>alert(1)</script>\"'/?#%2F 🐼"
 
@@ -189,8 +196,74 @@ def test_a_category_is_removed(browser: TestClient, classifier: Classifier) -> N
 
 
 def test_an_invalid_change_cannot_be_undone(browser: TestClient) -> None:
-    for given in ({}, {"change": ["a", "b"]}, {"change": "nothing"}, {"change": ""}):
+    for given in ({}, {"change": ["a", "b"]}):
         page_of(browser.post("/undo", data=given, headers=PART), 422)
+    for unknown in ("nothing", ""):
+        page_of(undo_of(browser, unknown), 409)
+
+
+def undo_of(browser: TestClient, change: str) -> Any:
+    return browser.post("/undo", data={"change": change}, headers=PART)
+
+
+def test_the_reason_why_a_change_cannot_be_undone(browser: TestClient, classifier: Classifier) -> None:
+    classifier.references.rename("red", "crimson")
+    first = next(iter(classifier.history)).id
+    said = {"old": page_of(undo_of(browser, "old"), 409).text}
+    classifier.add_category("crimson", ["a dark red"])
+    said["later"] = page_of(undo_of(browser, first), 409).text
+    classifier.history.undo("crimson")
+    done(undo(browser, first))
+    said["undone"] = page_of(undo_of(browser, first), 409).text
+    classifier.references.forget(images_of(classifier, "red")[0])
+    said["final"] = page_of(undo_of(browser, next(iter(classifier.history)).id), 409).text
+    assert len(set(said.values())) == 4
+
+
+OF_PROGRAMS = re.compile(r"zsvec |ZSVEC_|`|[0-9a-f]{8}|/tmp|:memory:|b'|got ", re.IGNORECASE)
+
+
+def test_no_message_for_people_has_words_of_programs(browser: TestClient, classifier: Classifier) -> None:
+    one, broken = images_of(classifier, "red")[0], ("images", ("a.png", b"hello"))
+    classifier.add_category("red", ["a later change"])
+    first = list(classifier.history)[-1].id
+    forms: list[tuple[str, dict[str, Any], list[Any] | None]] = [
+        ("/categories", {"name": "a\nb"}, None),
+        ("/categories", {"name": "x" * 501}, None),
+        ("/categories", {"name": "heic"}, [broken]),
+        ("/categories/red/references", {}, [broken]),
+        ("/categories/nothing/references", {"texts": "a"}, None),
+        ("/categories/red/merge", {"category": "red"}, None),
+        ("/categories/red/merge", {"category": "nothing"}, None),
+        ("/references/move", {"reference": f"{one}:nothing", "category": "red"}, None),
+        ("/references/move", {"reference": f"{'0' * 64}:red", "category": "blue"}, None),
+        ("/references/remove", {"reference": f"{one}"}, None),
+        ("/references/keep", {"reference": f"{one}:red", "finding": "nothing"}, None),
+        ("/correct", {"category": "red"}, [broken]),
+        ("/correct", {"category": "red"}, None),
+        ("/inbox/label", {"hash": one, "category": ""}, None),
+        ("/undo", {"change": first}, None),
+        ("/undo", {"change": "0123456789"}, None),
+        ("/undo", {}, None),
+    ]
+    for path, data, files in forms:
+        answer = browser.post(path, data=data, files=files, headers=PART)
+        assert answer.status_code in (404, 409, 422), path
+        assert not OF_PROGRAMS.search(Page(answer.text).text), (path, answer.text)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if is_error(kind)])
+def test_no_message_of_an_error_is_shown(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, kind: type[errors.ZSVecError]
+) -> None:
+    def fail() -> None:
+        raise kind("run `zsvec list` in /srv/store")
+
+    monkeypatch.setattr(classifier, "categories", fail)
+    for headers in ({}, PART):
+        text = Page(browser.get("/categories", headers=headers).text).text
+        assert "zsvec list" not in text
+        assert "/srv" not in text
 
 
 def test_any_current_address_is_accepted(browser: TestClient, classifier: Classifier) -> None:
@@ -219,8 +292,7 @@ def test_no_page_creates_a_category_that_no_page_can_show(
     one = images_of(classifier, "red")[0]
     data = {"hash": one, "reference": chosen("red", one), field: ".."}
     sent = [picture("red")] if path == "/correct" else None
-    page = page_of(browser.post(path, data=data, files=sent, headers=PART), 422)
-    assert "folder" in page.text
+    page_of(browser.post(path, data=data, files=sent, headers=PART), 422)
     assert names(classifier) == ["blue", "green", "red"]
 
 

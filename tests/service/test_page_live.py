@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from tests.qdrant import DEADLINE
-from tests.service.support import KEYS, READ, bearer, files, page_of, visitor
+from tests.service.support import KEYS, PART, READ, bearer, files, page_of, visitor
 from tests.support import coloured, encode, photo
 from zsvec.classifier import Classifier
 from zsvec.errors import StoreUnavailableError
@@ -308,6 +308,16 @@ def test_only_a_key_to_write_watches(classifier: Classifier) -> None:
         for path in ("/live", "/live/events", "/live/images/x"):
             assert client.get(path).status_code == 401
             assert client.get(path, headers=bearer(READ)).status_code == 403
+
+
+def test_a_refused_key_to_read_gets_a_page(classifier: Classifier) -> None:
+    with visitor(classifier, "read") as client:
+        page = page_of(client.get("/live"), 403)
+        assert len(page.all("h1")) == 1
+        links = [found["href"] for found in page.all("a")]
+        assert "/categories" in links
+        assert "/live" not in links
+        assert page_of(client.get("/live", headers=PART), 403).all("div", role="alert")
 
 
 def test_the_page_has_a_place_for_each_figure(classifier: Classifier) -> None:

@@ -105,9 +105,9 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     for left in (ClientDisconnect, ClientLeft):
         app.add_exception_handler(left, _answer_left_client)
     # The last middleware is the outermost.
-    app.add_middleware(Guard, keys=app.state.keys)
+    app.add_middleware(Guard, keys=app.state.keys, answer=_answer)
     app.add_middleware(_RawPaths)
-    app.add_middleware(Backpressure, limits=chosen, connections=app.state.connections)
+    app.add_middleware(Backpressure, limits=chosen, connections=app.state.connections, answer=_answer)
     app.add_middleware(_AccessLog, metrics=app.state.metrics)
     return app
 
@@ -119,7 +119,12 @@ async def _answer_error(request: Request, error: Any) -> Response:
     problem = _problem_of(request, error)
     if isinstance(error, ZSVecError) and problem.status >= 500:
         _log.warning("%s: %s", type(error).__name__, error)
-    return pages.answered(request, problem) or answer(problem)
+    return _answer(request.scope, problem)
+
+
+def _answer(scope: Scope, problem: Problem) -> Response:
+    """Returns a page or a part of a page for a browser, and JSON for a program."""
+    return pages.answered(Request(scope), problem) or answer(problem)
 
 
 async def _answer_left_client(request: Request, error: Exception) -> Response:
@@ -164,7 +169,7 @@ class _RawPaths:
         except UnicodeDecodeError:
             # The guard has not checked the length of the body yet, so no other request of the connection is safe.
             problem = Problem(422, "the query must be UTF-8, percent-encoded", {"Connection": "close"})
-            await answer(problem)(scope, receive, send)
+            await _answer(scope, problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
@@ -204,13 +209,13 @@ class _AccessLog:
             if code:
                 raise
             detail = "the service shut down during the request. Check whether the change was made, then try again"
-            await answer(Problem(503, detail))(scope, receive, sending)
+            await _answer(scope, Problem(503, detail))(scope, receive, sending)
         except Exception:
             _access_log.exception("request %s failed", identity)
             if code:
                 raise
             detail = f"zsvec failed: see the log of the service, at request {identity}"
-            await answer(Problem(500, detail))(scope, receive, sending)
+            await _answer(scope, Problem(500, detail))(scope, receive, sending)
         finally:
             self._record(scope, identity, code, time.perf_counter() - begun)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeAlias
 
 from starlette.responses import Response
+from starlette.types import Scope
 
 from zsvec.errors import (
     CategoryNotFoundError,
@@ -40,10 +41,21 @@ _RETRY_AFTER_S = {429: "1", 503: "5"}
 
 
 class Problem(Exception):  # noqa: N818 - the word of RFC 9457
-    """A refused or failed request. `error` is the name of a class in `zsvec.errors`."""
+    """A refused or failed request.
+
+    Attributes:
+        detail: Message for programs and their authors.
+        error: Name of a class in `zsvec.errors`, if an error of zsvec is the cause.
+        said: Sentence for the users of pages. ``None`` for the sentence of `error`, or else of the status.
+    """
 
     def __init__(
-        self, status: int, detail: str, headers: Mapping[str, str] | None = None, error: str | None = None
+        self,
+        status: int,
+        detail: str,
+        headers: Mapping[str, str] | None = None,
+        error: str | None = None,
+        said: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -51,6 +63,11 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         retry = {"Retry-After": _RETRY_AFTER_S[status]} if status in _RETRY_AFTER_S else {}
         self.headers = {**retry, **(headers or {})}
         self.error = error
+        self.said = said
+
+
+Answer: TypeAlias = Callable[[Scope, Problem], Response]
+"""Returns the response for a refused request of a browser or a program."""
 
 
 class JSON(Response):
@@ -67,7 +84,15 @@ class JSON(Response):
 def problem_of(error: ZSVecError) -> Problem:
     """Returns the problem for an error of zsvec."""
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-    return Problem(status, str(error), error=type(error).__name__)
+    said = None
+    if isinstance(error, CategoryNotFoundError) and error.name:
+        said = f"There is no category “{error.name}”. It may have been renamed or removed."
+    return Problem(status, str(error), error=type(error).__name__, said=said)
+
+
+def refusal(status: int, sentence: str) -> Problem:
+    """Returns the problem of a page, with a sentence for its users."""
+    return Problem(status, sentence, said=sentence)
 
 
 def answer(problem: Problem) -> Response:

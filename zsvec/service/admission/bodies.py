@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from zsvec.service.admission.connections import Connections
 from zsvec.service.admission.queue import Limits
 from zsvec.service.auth.guard import is_open
-from zsvec.service.problems import Problem, answer
+from zsvec.service.problems import Answer, Problem
 
 _log = logging.getLogger(__name__)
 
@@ -43,8 +43,9 @@ class Backpressure:
         sending: Bytes of the responses, or pieces of responses, that are being sent.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, connections: Connections) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, connections: Connections, answer: Answer) -> None:
         self._app = app
+        self._answer = answer
         self._connections = connections
         self._pending: dict[_Exchange, int] = {}  # bytes of responses, the oldest first
         self.limits = limits
@@ -62,7 +63,7 @@ class Backpressure:
                 exchange.check_size(_stated_length(Headers(scope=scope)))
                 await self._app(scope, exchange.receive, exchange.send)
             except Problem as problem:
-                await answer(problem)(scope, exchange.receive, exchange.send)
+                await self._answer(scope, problem)(scope, exchange.receive, exchange.send)
             finally:
                 self.receiving -= exchange.received
 

@@ -19,12 +19,12 @@ from ipaddress import ip_address
 
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection, cookie_parser
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from zsvec.service.auth.keys import SAFE_METHODS, VARIABLE, Key, Keys
-from zsvec.service.problems import Problem, answer
+from zsvec.service.auth.keys import SAFE_METHODS, VARIABLE, Keys
+from zsvec.service.problems import Answer, Problem
 
 COOKIE = "zsvec_key"
 """Name of the cookie with the key."""
@@ -53,8 +53,9 @@ class Guard:
     The key is ``None`` if the service has no keys, or if the path needs no key.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, answer: Answer) -> None:
         self._app = app
+        self._answer = answer
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,17 +67,16 @@ class Guard:
             await WebSocketClose()(scope, receive, send)
             return
         try:
-            key = self._checked(scope)
+            self._check(scope)
         except Problem as problem:
-            response: Response = answer(problem)
+            response = self._answer(scope, problem)
             if problem.status == 401 and _is_a_page(scope):
                 response = RedirectResponse(LOGIN, 303)
             await response(scope, receive, send)
             return
-        scope.setdefault("state", {})["key"] = key
         await self._app(scope, receive, send)
 
-    def _checked(self, scope: Scope) -> Key | None:
+    def _check(self, scope: Scope) -> None:
         headers, method, path = Headers(scope=scope), scope["method"], scope["path"]
         if "transfer-encoding" in headers and ("content-length" in headers or scope["http_version"] == "1.0"):
             detail = "the length of a body must be clear, got Transfer-Encoding beside Content-Length or in HTTP/1.0"
@@ -90,8 +90,9 @@ class Guard:
         if not self._keys and not path.startswith(_HEALTH) and (mark := _mark_of_a_proxy(scope, headers)):
             raise Problem(403, f"a request by a proxy needs a key, got {mark}. Set {VARIABLE}")
         _check_origin(headers, method, host)
+        scope.setdefault("state", {})["key"] = None
         if not self._keys or is_open(path):
-            return None
+            return
         given = _given(headers)
         if given is None:
             raise Problem(401, "a key is needed: send Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
@@ -99,9 +100,10 @@ class Guard:
         if key is None:
             wrong = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             raise Problem(401, "invalid key: send a key of this service", wrong)
+        scope["state"]["key"] = key
         if not key.allows(method, path):
-            raise Problem(403, f"the key {key.name!r} may only read: send one that may write")
-        return key
+            said = "Your key may only read. Sign out, then sign in with a key that may write."
+            raise Problem(403, f"the key {key.name!r} may only read: send one that may write", said=said)
 
 
 def _mark_of_a_proxy(scope: Scope, headers: Headers) -> str | None:

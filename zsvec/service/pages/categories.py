@@ -11,12 +11,12 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zsvec import CategoryInput, Classifier, ReferenceImage, checked_name
+from zsvec import CategoryInput, Classifier, ReferenceImage
 from zsvec.errors import CategoryNotFoundError, ImageError
 from zsvec.service.api.common import Name, Runs
-from zsvec.service.pages.changes import changed
+from zsvec.service.pages.changes import changed, name_in
 from zsvec.service.pages.rendering import category_path, is_part, render
-from zsvec.service.problems import Problem
+from zsvec.service.problems import refusal
 from zsvec.service.uploads import Upload, sent_form
 from zsvec.types import Category, StoredReference, counted
 
@@ -25,6 +25,7 @@ router = APIRouter()
 _CARDS = 60  # shown at first; "Show more" adds twice as many
 _PICTURES = 6  # of a card
 _MAX_CARDS = 100_000
+_NAMED = 5  # unreadable pictures
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def _cards(classifier: Classifier, categories: Iterable[Category]) -> Iterable[_
 async def create(request: Request, work: Runs) -> Response:
     """Creates a category from a name, texts and images."""
     images, fields = await sent_form(request, work.limits.images)
-    name = _name(fields, "name")
+    name = name_in(fields, "name")
 
     def created() -> str:
         if name in {category.name for category in work.classifier.categories()}:
-            raise Problem(409, f"There is a category “{name}” already: add to that category, or take another name")
+            raise refusal(409, f"There is a category “{name}” already: add to that category, or take another name")
         return _added(work.classifier, name, _lines(fields), images)
 
     return await changed(request, "add", created)
@@ -119,10 +120,10 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
     images, fields = await sent_form(request, work.limits.images)
     texts = _lines(fields)
     if not images and not texts:
-        raise Problem(422, "There is no text and no picture to add")
+        raise refusal(422, "There is no text and no picture to add")
 
     def added() -> str:
-        category = work.classifier.category(checked_name(name))  # may have been removed meanwhile
+        category = work.classifier.category(name)  # may have been removed meanwhile
         return _added(work.classifier, category.name, texts, images)
 
     return await changed(request, "add", added)
@@ -132,11 +133,11 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
 async def rename(request: Request, name: Name, work: Runs) -> Response:
     """Renames a category."""
     _, fields = await sent_form(request, 0)
-    new = _name(fields, "new")
+    new = name_in(fields, "new")
 
     def renamed() -> str:
         if new in {category.name for category in work.classifier.categories()}:
-            raise Problem(409, f"There is a category “{new}” already: merge the two, or take another name")
+            raise refusal(409, f"There is a category “{new}” already: merge the two, or take another name")
         work.classifier.references.rename(name, new)
         return f"“{name}” is now “{new}”."
 
@@ -147,9 +148,11 @@ async def rename(request: Request, name: Name, work: Runs) -> Response:
 async def merge(request: Request, name: Name, work: Runs) -> Response:
     """Merges a category into another."""
     _, fields = await sent_form(request, 0)
-    target = _name(fields, "category")
+    target = name_in(fields, "category")
 
     def merged() -> str:
+        if name == target:
+            raise refusal(422, "A category cannot be merged into itself. Choose another category")
         work.classifier.references.merge(name, target)
         return f"“{name}” is now part of “{target}”."
 
@@ -171,11 +174,11 @@ async def remove(request: Request, name: Name, work: Runs) -> Response:
 async def move_references(request: Request, work: Runs) -> Response:
     """Moves references to another category, which is created if missing."""
     chosen, fields = await _chosen(request)
-    target = _name(fields, "category")
+    target = name_in(fields, "category")
 
     def moved() -> str:
         if target in chosen:
-            raise Problem(409, f"A reference is in “{target}” already: choose another category")
+            raise refusal(409, f"A reference is in “{target}” already: choose another category")
         _check(work.classifier, chosen)
         for source, hashes in chosen.items():
             work.classifier.references.move(hashes, source=source, target=target)
@@ -212,10 +215,6 @@ async def keep_references(request: Request, work: Runs) -> Response:
     return await changed(request, "keep", kept)
 
 
-def _name(fields: Mapping[str, Sequence[str]], field: str) -> str:
-    return checked_name(fields.get(field, [""])[0])
-
-
 def _lines(fields: Mapping[str, Sequence[str]]) -> list[str]:
     return [line.strip() for text in fields.get("texts", ()) for line in text.splitlines() if line.strip()]
 
@@ -225,14 +224,15 @@ def _added(classifier: Classifier, name: str, texts: Sequence[str], images: Sequ
     unread: list[str] = []
 
     def leave_out(source: str, error: ImageError) -> None:
-        unread.append(str(error))
+        unread.append(source)
 
     references = [ReferenceImage(image=image, source=image.name) for image in images]
     given = CategoryInput(name=name, texts=texts or None, images=references)
     added = classifier.add_categories([given], on_error=leave_out)
-    left_out = f" {counted(len(unread), 'picture')} could not be read: {'; '.join(unread)}." if unread else ""
+    named = ", ".join(unread[:_NAMED]) + (f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else "")
+    left_out = f" {counted(len(unread), 'picture')} could not be read: {named}." if unread else ""
     if images and len(unread) == len(images) and not texts:
-        raise Problem(422, left_out.strip())  # undoes the change
+        raise refusal(422, left_out.strip())  # undoes the change
     (category,) = added
     pictures = counted(category.images, "picture")
     if before is None:
@@ -249,7 +249,7 @@ async def _chosen(request: Request) -> tuple[dict[str, list[str]], dict[str, lis
         content_hash, _, name = reference.partition(":")
         chosen[name].append(content_hash)
     if not chosen:
-        raise Problem(422, "No reference is chosen")
+        raise refusal(422, "No reference is chosen")
     return chosen, fields
 
 
@@ -261,9 +261,9 @@ def _check(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> Non
     for name, hashes in chosen.items():
         there = {reference.hash for reference in classifier.references.of(name)}
         if not there.issuperset(hashes):
-            raise Problem(409, f"A reference is no longer in “{name}”: reload the page")
+            raise refusal(409, f"A reference is no longer in “{name}”: reload the page")
         if there.issubset(hashes):
-            raise Problem(409, f"“{name}” would have no reference: remove the category, or merge two categories")
+            raise refusal(409, f"“{name}” would have no reference: remove the category, or merge two categories")
 
 
 def _described(chosen: Mapping[str, Collection[str]]) -> str:

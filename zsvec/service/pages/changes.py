@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from zsvec import Classifier, checked_name
+from zsvec.errors import InvalidInputError
+from zsvec.inputs.categories import LONGEST_NAME
 from zsvec.service.api.common import By, Runs, author_of, whole_change, work_of
 from zsvec.service.pages.rendering import category_path, is_part, render
-from zsvec.service.problems import Problem
+from zsvec.service.problems import Problem, refusal
 from zsvec.service.uploads import sent_form
 from zsvec.types import Change
 
@@ -45,6 +48,15 @@ async def changed(request: Request, kind: str, change: Callable[[], str], *, goe
     return _toast(request, message, identifier, goes=goes)
 
 
+def name_in(fields: Mapping[str, Sequence[str]], field: str) -> str:
+    """Returns the name of a category in a form; raises a Problem if no category can have the name."""
+    try:
+        return checked_name(fields.get(field, [""])[0])
+    except InvalidInputError as exc:
+        sentence = f"A name has 1 to {LONGEST_NAME} characters in one line, and is not “.” or “..”. Choose another."
+        raise refusal(422, sentence) from exc
+
+
 def _toast(
     request: Request,
     message: str,
@@ -73,11 +85,14 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
     _, fields = await sent_form(request, 0)
     given = fields.get("change", [])
     if len(given) != 1:
-        raise Problem(422, f"change must be the id of one change, got {len(given)}: reload the page")
+        raise Problem(422, f"change must be the id of one change, got {len(given)}")
 
     def run() -> tuple[Change, str, set[str]]:
-        with work.classifier.history.one_change("undo") as identifier:
-            undone = work.classifier.history.undo(change=given[0])
+        try:
+            with work.classifier.history.one_change("undo") as identifier:
+                undone = work.classifier.history.undo(change=given[0])
+        except InvalidInputError as exc:
+            raise refusal(409, _why_not(work.classifier, given[0])) from exc
         return undone, identifier, {category.name for category in work.classifier.categories()}
 
     undone, identifier, there = await work.run(run, by=by)
@@ -86,6 +101,17 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
     message = f"Redone: {names}." if redo else f"Undone: {undone.what} {names}."
     goes = _elsewhere(request, undone, there)
     return _toast(request, message, identifier, button="Undo" if redo else "Redo", undone=undone.id, goes=goes)
+
+
+def _why_not(classifier: Classifier, identifier: str) -> str:
+    found = next((change for change in classifier.history if change.id == identifier), None)
+    if found is None:
+        return "This change is too old to be undone."
+    if found.undone:
+        return "This change has been undone already."
+    if found.final:
+        return "This change erased an image for good."
+    return "A category has been changed since. Undo the later change first: Recent changes lists all."
 
 
 def _elsewhere(request: Request, undone: Change, there: set[str]) -> str | None:

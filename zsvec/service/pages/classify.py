@@ -5,12 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec import checked_name
 from zsvec.errors import StoreUnavailableError
 from zsvec.service.api.common import Runs
-from zsvec.service.pages.changes import changed
+from zsvec.service.pages.changes import changed, name_in
 from zsvec.service.pages.rendering import certainty, render
-from zsvec.service.problems import Problem
+from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
 from zsvec.types import ExpertOutput, Prediction, encoder_and_modality
 
@@ -35,7 +34,7 @@ async def classify(request: Request, work: Runs) -> Response:
     images = await sent_images(request, 1)
     (prediction,) = await work.classify(images, _CHOICES, request.receive)
     if prediction.error is not None:
-        return render(request, "unread.html", error=prediction.error)
+        return render(request, "unread.html")
     certain = certainty(prediction.probability or 0.0)
     return render(request, "answer.html", prediction=prediction, certainty=certain, experts=_experts(prediction))
 
@@ -53,12 +52,12 @@ def _experts(prediction: Prediction) -> list[tuple[str, str, ExpertOutput]]:
 async def correct(request: Request, work: Runs) -> Response:
     """Adds an image to the right category as a reference."""
     images, fields = await sent_form(request, 1)
-    name = fields.get("category", [""])[0]
-    if len(images) != 1 or not name.strip():
-        raise Problem(422, "send one image and the name of a category")
+    name = name_in(fields, "category")
+    if len(images) != 1:
+        raise refusal(422, "There is no picture. Choose it again.")
 
     def corrected() -> str:
-        category = work.classifier.correct(images[0], checked_name(name))
+        category = work.classifier.correct(images[0], name)
         return f"Learned that this is “{category.name}”."
 
     return await changed(request, "correct", corrected)

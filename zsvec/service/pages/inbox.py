@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from zsvec import Group, Unlabelled, checked_name
+from zsvec import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
-from zsvec.service.pages.changes import changed
+from zsvec.service.pages.changes import changed, name_in
 from zsvec.service.pages.rendering import certainty, may_change, percent, render
-from zsvec.service.problems import Problem
+from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
 from zsvec.types import Prediction, counted
 
@@ -104,8 +104,8 @@ async def names(request: Request, work: Runs) -> Response:
 @router.post("/label")
 async def label(request: Request, work: Runs) -> Response:
     """Adds images to a category as references. Creates the category if missing."""
-    hashes, category = await _chosen(request)
-    name = checked_name(category)
+    hashes, fields = await _chosen(request)
+    name = name_in(fields, "category")
     inbox = work.classifier.inbox
 
     def labelled() -> str:
@@ -135,12 +135,12 @@ async def dismiss(request: Request, work: Runs) -> Response:
     return await changed(request, "dismiss", dismissed)
 
 
-async def _chosen(request: Request) -> tuple[set[str], str]:
+async def _chosen(request: Request) -> tuple[set[str], Mapping[str, Sequence[str]]]:
     _, fields = await sent_form(request, 0)
     hashes = set(fields.get("hash", ()))
     if not hashes:
-        raise Problem(422, "No image is chosen")
-    return hashes, fields.get("category", [""])[0]
+        raise refusal(422, "No image is chosen")
+    return hashes, fields
 
 
 def _no_longer_there(hashes: Collection[str]) -> str:

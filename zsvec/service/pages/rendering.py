@@ -13,7 +13,6 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
-from zsvec.errors import without_password
 from zsvec.service.auth.keys import FOR_WRITERS, Key
 from zsvec.service.problems import Problem
 from zsvec.types import counted
@@ -28,18 +27,34 @@ _TABS = (
     ("/live", "Live"),
 )
 _FOR_PROGRAMS = ("/v1/", "/health/", "/metrics", "/static/")
-_HEADINGS = {
-    400: "The request could not be read.",
-    403: "This is not allowed.",
-    404: "Not found.",
-    405: "This is not possible here.",
-    408: "The upload stopped. Try again.",
-    409: "This is not possible.",
-    413: "This is too much at once.",
-    415: "The request could not be read.",
-    422: "This cannot be used.",
-    429: "Too many requests. Try again in a moment.",
-    503: "The service is not available at the moment.",
+_RELOAD = "Reload the page, then try again."
+_SEE_LOG = "The log of the service has the reason."
+# Heading and sentence by status.
+_SAID = {
+    400: ("The request could not be read.", _RELOAD),
+    401: ("You are not signed in.", "Sign in with a key of this service."),
+    403: ("This is not allowed.", "Open the page at the address that the service printed."),
+    404: ("Not found.", "It may have been removed. Reload the page."),
+    405: ("This is not possible here.", _RELOAD),
+    408: ("The upload stopped.", "Try again."),
+    409: ("This is not possible.", _RELOAD),
+    413: ("This is too much at once.", "Send fewer or smaller pictures."),
+    415: ("The request could not be read.", _RELOAD),
+    422: ("This cannot be used.", _RELOAD),
+    429: ("The service is busy.", "Try again in a moment."),
+    500: ("The service has failed.", _SEE_LOG),
+    503: ("The service is not available at the moment.", "Try again in a moment."),
+}
+# By class of the error, because its message is for programs: it names commands, settings, paths and ids.
+_SENTENCES = {
+    "ConflictError": "A category would lose its last picture or text, or another change came first. " + _RELOAD,
+    "EncoderMismatchError": "The categories need other encoders. Start the service with those encoders.",
+    "ImageError": "This is not a picture, or it is damaged or too large. Save it as JPEG or PNG.",
+    "MissingExtraError": "A part of zsvec is not installed. " + _SEE_LOG,
+    "StoreError": "The store does not allow this. " + _RELOAD,
+    "StoreLockedError": "Another program uses the store. End that program, then try again.",
+    "StoreUnavailableError": "The store does not answer. Try again in a moment.",
+    "WeightsUnavailableError": "The encoders cannot be loaded. " + _SEE_LOG,
 }
 _CERTAINTY = ((0.95, "Almost certainly"), (0.8, "Very probably"), (0.6, "Probably"), (0.0, "Perhaps"))
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
@@ -145,8 +160,8 @@ def answered(request: Request, problem: Problem) -> Response | None:
         return None
     if not is_part(request) and "text/html" not in request.headers.get("accept", ""):
         return None
-    heading = _HEADINGS.get(problem.status) or f"{HTTPStatus(problem.status).phrase}."
+    heading, usual = _SAID.get(problem.status, (f"{HTTPStatus(problem.status).phrase}.", _RELOAD))
     no_page = problem.status == 404 and "route" not in request.scope
-    detail = "No page has this address." if no_page else without_password(problem.detail)
+    detail = "No page has this address." if no_page else problem.said or _SENTENCES.get(problem.error or "", usual)
     template = "problem_toast.html" if is_part(request) else "problem.html"
     return render(request, template, problem.status, problem.headers, heading=heading, detail=detail)

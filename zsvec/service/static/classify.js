@@ -82,21 +82,9 @@ function show(card, body, html) {
 }
 
 function failed(body, answer) {
-  const said = problemIn(answer.status, answer.getResponseHeader("Content-Type") ?? "", answer.responseText);
   const box = document.createElement("div");
   box.className = "verdict";
-  if (said) {
-    const title = document.createElement("h2");
-    title.className = "error";
-    title.textContent = said[0];
-    const detail = document.createElement("p");
-    detail.className = "small";
-    detail.textContent = said[1];
-    box.append(title, detail);
-  } else {
-    box.innerHTML = answer.responseText; // rendered by the service
-    box.querySelector("[data-closes]")?.remove();
-  }
+  box.append(problemIn(answer).querySelector("p"));
   const again = document.createElement("button");
   again.type = "button";
   again.dataset.asksAgain = "";

@@ -6,7 +6,6 @@ const busyText = document.getElementById("busy-text");
 const notices = toasts.parentElement;
 const MESSAGE_MS = 8000;
 const STEP = 8; // pixels
-const AWAY = ["The service cannot be reached.", "Check that it runs and that you are online, then try again."];
 
 // Removes a key from the address first. Signs in only after confirmation, because the sender of a link could see all
 // actions with the key.
@@ -87,7 +86,7 @@ function showProblem(toast) {
   dialog.prepend(toast);
 }
 
-export function sayProblem(said, detail) {
+function problem(said, detail) {
   const toast = document.createElement("div");
   toast.className = "toast failed";
   toast.setAttribute("role", "alert");
@@ -101,8 +100,10 @@ export function sayProblem(said, detail) {
   close.dataset.closes = "";
   close.textContent = "Close";
   toast.append(text, close);
-  showProblem(toast);
+  return toast;
 }
+
+export const sayProblem = (said, detail) => showProblem(problem(said, detail));
 
 // Returns the first element of a part of a page.
 function rendered(html) {
@@ -111,22 +112,16 @@ function rendered(html) {
   return template.content.firstElementChild;
 }
 
-// Returns heading and detail of a problem in JSON, which middleware sends, or null for HTML, which pages send.
-export function problemIn(status, type, body) {
-  if (status === 0) return AWAY;
-  if (!type.includes("json")) return null;
-  try {
-    return ["This could not be done.", JSON.parse(body).detail];
-  } catch {
-    return ["This could not be done.", `The service answered with ${status}.`];
-  }
+// Returns the message about a failed request. A proxy before the service sends pages of its own.
+export function problemIn(request) {
+  if (request.status === 0) return problem("The service cannot be reached.", "Check that it runs and that you are online, then try again.");
+  const toast = rendered(request.responseText);
+  return toast?.matches(".toast") ? toast : problem("The service cannot be reached.", `A server between answers with ${request.status}.`);
 }
 
 function failed(request) {
   if (request.status === 401) location.assign("/login");
-  const problem = problemIn(request.status, request.getResponseHeader("Content-Type") ?? "", request.responseText);
-  if (problem) sayProblem(...problem);
-  else showProblem(rendered(request.responseText));
+  showProblem(problemIn(request));
 }
 
 function showDone(html) {
@@ -168,7 +163,7 @@ document.body.addEventListener("htmx:beforeRequest", (event) => {
 });
 document.body.addEventListener("htmx:afterRequest", (event) => busy(event.detail.xhr, null));
 document.body.addEventListener("htmx:responseError", (event) => failed(event.detail.xhr));
-document.body.addEventListener("htmx:sendError", () => sayProblem(...AWAY));
+document.body.addEventListener("htmx:sendError", (event) => failed(event.detail.xhr));
 
 // Loads the content again after each change, or the whole page if the address has changed.
 let went = false;

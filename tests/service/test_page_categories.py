@@ -314,13 +314,36 @@ def test_each_change_can_be_undone_later(classifier: Classifier) -> None:
         page = page_of(client.get("/changes"))
         assert "<script>alert(1)" not in client.get("/changes").text
         assert all(word in page.text for word in ("Rename", "Add", "evil", "by", "ann"))
-        renamed, added, *_ = [str(found["value"]) for found in page.all("input", name="change")]
+        renamed, *_ = offered(client)
         done(undo(client, renamed))
         assert EVIL in names(classifier)
+        _, added, *_ = offered(client)
         done(undo(client, added))
         assert EVIL not in names(classifier)
         page = page_of(client.get("/changes", headers=PART))
         assert (page.text.count("undone"), page.all("h1")) == (2, [])
+
+
+def offered(client: TestClient) -> list[str]:
+    return [str(found["value"]) for found in page_of(client.get("/changes")).all("input", name="change")]
+
+
+def test_undo_is_offered_only_where_it_works(browser: TestClient, classifier: Classifier) -> None:
+    add, old = "/categories/red/references", {change.id for change in classifier.history if "red" in change.categories}
+    first, second = (done(browser.post(add, data={"texts": text}, headers=PART)) for text in ("a", "b"))
+    blue = done(browser.post("/categories/blue/references", data={"texts": "a"}, headers=PART))
+    assert offered(browser)[:2] == [blue, second]
+    assert not {first, *old} & {*offered(browser)}
+    undone = done(undo(browser, second))
+    assert offered(browser)[:3] == [undone, blue, first]
+    taken = done(undo(browser, first))
+    assert {undone, first, second}.isdisjoint(offered(browser))
+    assert offered(browser)[:2] == [taken, blue]
+    done(undo(browser, blue))
+    assert old <= {*offered(browser)}
+    assert classifier.history.undoable(classifier.history) == {*offered(browser)}
+    for change in old:
+        done(undo(browser, change))
 
 
 def test_an_undone_change_is_redone_and_undone_again(browser: TestClient, classifier: Classifier) -> None:

@@ -12,7 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import zsvec
-from tests.service.support import PART, Page, done, images_of, page_of, undo, visitor
+from tests.service.support import PART, Page, done, images_of, page_of, picture, undo, visitor
 from tests.support import coloured, coloured_store, encode, photo
 from zsvec import Unlabelled
 from zsvec.classifier import Classifier
@@ -151,6 +151,29 @@ def test_several_images_make_a_new_category_of_any_name(browser: TestClient, cla
     assert page_of(browser.get("/inbox")).all("option", value=EVIL)
     done(undo(browser, change))
     assert EVIL not in {category.name for category in classifier.categories()}
+
+
+def test_new_categories_have_the_same_texts_from_each_page(browser: TestClient, classifier: Classifier) -> None:
+    first, second, *_ = hashes(shown(browser))
+    one = images_of(classifier, "red")[0]
+    waiting = {content_hash(photo(seed)): encode(photo(seed)) for seed in range(6)}
+    for number, (path, data, sent) in enumerate(
+        (
+            ("/categories", {}, None),
+            ("/inbox/label", {"hash": first}, None),
+            ("/correct", {}, [picture("white")]),
+            ("/correct", {}, [("images", ("waiting.png", waiting[second]))]),
+            ("/correct", {}, [("images", ("a.png", encode(coloured("blue", 0))))]),
+            ("/references/move", {"reference": f"{one}:red"}, None),
+        )
+    ):
+        name = f"big_cat {number}"
+        fields = {**data, "name" if path == "/categories" else "category": name}
+        change = done(browser.post(path, data=fields, files=sent, headers=PART))
+        assert classifier.category(name).texts == (f"big cat {number}",), path
+        done(undo(browser, change))
+        assert name not in {category.name for category in classifier.categories()}
+    assert len(classifier.inbox) == 6
 
 
 def test_images_that_no_longer_wait_change_nothing(browser: TestClient, classifier: Classifier) -> None:

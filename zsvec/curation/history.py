@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
 from zsvec.errors import InvalidInputError, shown
@@ -33,6 +33,13 @@ class ChangeHistory:
         """Returns the changes of one category, newest first; raises as `__iter__`."""
         name = checked_name(category)
         return [change for change in self if name in change.categories]
+
+    def undoable(self, changes: Iterable[Change]) -> set[str]:
+        """Returns the ids of those changes that `undo` accepts now; raises as `__iter__`.
+
+        A later change of a category must be undone first.
+        """
+        return self._store.undoable(changes)
 
     def one_change(self, what: str) -> AbstractContextManager[str]:
         """Makes all writes of a block, and of inner blocks, one change. The block gets the id of the change.

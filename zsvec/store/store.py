@@ -553,6 +553,11 @@ class Store:
         """Returns the changes within the undo window, newest first, undone ones included."""
         return History(self._catalog).changes()
 
+    def undoable(self, changes: Iterable[Change]) -> set[str]:
+        """Returns the ids of those changes that can be undone now."""
+        history = History(self._catalog)
+        return {change.id for change in changes if history.can_be_undone(change)}
+
     def undo(self, name: str | None = None, change: str | None = None) -> Change:
         """Undoes a change, and returns it.
 

@@ -109,6 +109,48 @@ def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
     assert second in [item.get_attribute("data-hash") for item in page.locator("[data-reference]").all()]
 
 
+def test_an_undo_puts_images_and_groups_back(chromium: Browser, services: Services, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        served = services.start(tmp_path / "undone", stack)
+        photos = [file(photo_of("brain", n)) for n in range(8)]
+        assert httpx.post(f"{served.address}v1/inbox", files=photos, timeout=60).status_code == 200
+        opened = Opened(chromium, served)
+        page = opened("/live")
+        page.route("**/inbox/names", propose)
+        page.goto("/inbox")
+        tiles, form = page.locator(".tile"), page.locator("form.group")
+        expect(form).to_have_count(1)
+        expect(tiles).to_have_count(8)
+        form.get_by_label("Name of the category").fill("brain")
+        form.get_by_role("button", name="Make this a category").click()
+        expect(form).to_have_count(0)
+        page.get_by_role("button", name="Undo").click()
+        expect(form).to_have_count(1)
+        expect(tiles).to_have_count(8)
+        held: list[Route] = []
+
+        def hold(route: Route) -> None:
+            held.append(route)
+
+        for done, undone in (("dismissed", "dismiss"), ("labelled", "label")):
+            tiles.first.click()
+            first = current(page)
+            page.route("**/inbox/next*", hold, times=1)  # is under way during the undo
+            if done == "dismissed":
+                page.get_by_role("button", name="Dismiss").click()
+            else:
+                page.get_by_label("Another category").fill("brain")
+                page.keyboard.press("Enter")
+            expect(page.locator("#toasts")).to_contain_text(done)
+            page.get_by_role("button", name="Undo").click()
+            expect(page.locator("#toasts")).to_contain_text(f"Undone: {undone}")
+            held.pop().continue_()
+            expect(tiles).to_have_count(8)
+            assert first in [tile.get_attribute("data-hash") for tile in tiles.all()]
+        page.context.close()
+        assert opened.said == []
+
+
 def test_images_are_labelled_by_touch(at_desk: Opened) -> None:
     page = at_desk("/inbox", width=390, has_touch=True)
     tiles = page.locator(".tile")

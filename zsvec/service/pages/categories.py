@@ -14,7 +14,7 @@ from starlette.responses import Response
 from zsvec import CategoryInput, Classifier, ReferenceImage
 from zsvec.errors import CategoryNotFoundError, ImageError
 from zsvec.service.api.common import Name, Runs
-from zsvec.service.pages.changes import changed, name_in
+from zsvec.service.pages.changes import changed, create_missing, name_in
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import Upload, sent_form
@@ -180,6 +180,7 @@ async def move_references(request: Request, work: Runs) -> Response:
         if target in chosen:
             raise refusal(409, f"A reference is in “{target}” already: choose another category")
         _check(work.classifier, chosen)
+        create_missing(work.classifier, target)
         for source, hashes in chosen.items():
             work.classifier.references.move(hashes, source=source, target=target)
         return f"{_described(chosen)} moved to “{target}”."

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from zsvec import Classifier, checked_name
 from zsvec.errors import InvalidInputError
-from zsvec.inputs.categories import LONGEST_NAME
 from zsvec.service.api.common import By, Runs, author_of, whole_change, work_of
+from zsvec.service.api.schemas import NAME
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import Problem, refusal
 from zsvec.service.uploads import sent_form
@@ -41,8 +41,7 @@ async def changed(request: Request, kind: str, change: Callable[[], str], *, goe
     def run() -> tuple[str, str | None]:
         with whole_change(work.classifier, kind) as identifier:
             message = change()
-        there = any(one.id == identifier for one in work.classifier.history)
-        return message, identifier if there else None
+        return message, _offered(work.classifier, identifier)
 
     message, identifier = await work.run(run, by=await author_of(request))
     return _toast(request, message, identifier, goes=goes)
@@ -53,8 +52,20 @@ def name_in(fields: Mapping[str, Sequence[str]], field: str) -> str:
     try:
         return checked_name(fields.get(field, [""])[0])
     except InvalidInputError as exc:
-        sentence = f"A name has 1 to {LONGEST_NAME} characters in one line, and is not “.” or “..”. Choose another."
+        sentence = f"A name has 1 to {NAME['maxLength']} characters in one line, but not “.” or “..”. Choose another."
         raise refusal(422, sentence) from exc
+
+
+def _offered(classifier: Classifier, identifier: str) -> str | None:
+    """Returns the id of a change if the change can be undone now, otherwise ``None``."""
+    undoable = classifier.history.undoable(change for change in classifier.history if change.id == identifier)
+    return identifier if undoable else None
+
+
+def create_missing(classifier: Classifier, name: str) -> None:
+    """Creates a missing category with its name as text, so that new categories have the same texts on all pages."""
+    if name not in {category.name for category in classifier.categories()}:
+        classifier.add_category(name)
 
 
 def _toast(
@@ -74,9 +85,15 @@ def _toast(
 @router.get("/changes")
 async def show(request: Request, work: Runs) -> Response:
     """Shows the newest changes first, as a whole page or as a list alone."""
-    found = await work.run(lambda: list(islice(work.classifier.history, _LISTED)))
+
+    def read() -> tuple[list[Change], set[str]]:
+        history = work.classifier.history
+        found = list(islice(history, _LISTED))
+        return found, history.undoable(found)
+
+    found, undoable = await work.run(read)
     template = "changes_list.html" if is_part(request) else "changes.html"
-    return render(request, template, changes=found, named=_NAMED)
+    return render(request, template, changes=found, undoable=undoable, named=_NAMED)
 
 
 @router.post("/undo")
@@ -87,13 +104,17 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
     if len(given) != 1:
         raise Problem(422, f"change must be the id of one change, got {len(given)}")
 
-    def run() -> tuple[Change, str, set[str]]:
+    def run() -> tuple[Change, str | None, set[str]]:
         try:
             with work.classifier.history.one_change("undo") as identifier:
                 undone = work.classifier.history.undo(change=given[0])
         except InvalidInputError as exc:
             raise refusal(409, _why_not(work.classifier, given[0])) from exc
-        return undone, identifier, {category.name for category in work.classifier.categories()}
+        return (
+            undone,
+            _offered(work.classifier, identifier),
+            {category.name for category in work.classifier.categories()},
+        )
 
     undone, identifier, there = await work.run(run, by=by)
     names = ", ".join(f"“{name}”" for name in undone.categories[:_NAMED]) or "the inbox"

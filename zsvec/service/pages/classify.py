@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from zsvec import load_image
 from zsvec.errors import StoreUnavailableError
 from zsvec.service.api.common import Runs
-from zsvec.service.pages.changes import changed, name_in
+from zsvec.service.pages.changes import changed, create_missing, name_in
 from zsvec.service.pages.rendering import certainty, render
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
@@ -57,6 +58,8 @@ async def correct(request: Request, work: Runs) -> Response:
         raise refusal(422, "There is no picture. Choose it again.")
 
     def corrected() -> str:
+        load_image(images[0], **work.classifier.settings.image_limits())  # before anything is written
+        create_missing(work.classifier, name)
         category = work.classifier.correct(images[0], name)
         return f"Learned that this is “{category.name}”."
 

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from zsvec import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
-from zsvec.service.pages.changes import changed, name_in
+from zsvec.service.pages.changes import changed, create_missing, name_in
 from zsvec.service.pages.rendering import certainty, may_change, percent, render
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
@@ -112,6 +112,7 @@ async def label(request: Request, work: Runs) -> Response:
         there = hashes.intersection(inbox.hashes())
         if not there:
             return _no_longer_there(hashes)
+        create_missing(work.classifier, name)
         inbox.label(there, name)
         left = f" {_no_longer_there(hashes - there)}" if hashes - there else ""
         return f"{counted(len(there), 'image')} labelled “{name}”.{left}"

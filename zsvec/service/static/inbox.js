@@ -298,13 +298,15 @@ if (list) {
   other?.addEventListener("input", named);
   document.getElementById("dismiss")?.addEventListener("click", dismiss);
   // A label or a dismissal was undone or redone.
-  document.body.addEventListener("zsvec:changed", (event) => {
+  document.body.addEventListener("zsvec:changed", async (event) => {
     if (!event.detail.undone) return;
+    await loading; // images from before the undo
     document.getElementById("nothing").hidden = true;
     document.getElementById("inbox").hidden = false;
     list.replaceChildren();
     choose(null);
     load();
+    window.htmx.ajax("GET", "/inbox/groups", { target: "#groups", swap: "innerHTML" });
   });
   // A group has become a category.
   document.getElementById("groups").addEventListener("htmx:beforeRequest", (event) => {

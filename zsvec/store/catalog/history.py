@@ -311,16 +311,7 @@ class History:
             InvalidInputError: A category has been changed since, the change is undone already, or the change cannot be
                 undone.
         """
-        if change.final:
-            raise is_final(change.id)
-        is_undo = any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
-        left: dict[str, list[Record]] = {}
-        for name in change.categories:
-            found = list(self.chain(name) if is_undo else self.done(name))
-            ours = list(takewhile(lambda record: record["change"] == change.id, found))
-            if not ours and any(record["change"] == change.id for record in found):
-                raise _changed_since(name, found[0])
-            left[name] = ours
+        left = self._left(change)
         ordered: list[tuple[Record, list[str]]] = []
         while heads := {records[0]["id"]: records[0] for records in left.values() if records}:
             for record in sorted(heads.values(), key=self.at, reverse=True):
@@ -343,6 +334,28 @@ class History:
         if not (alone or ordered):
             raise InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
         return [*alone, *ordered]
+
+    def can_be_undone(self, change: Change) -> bool:
+        """Returns whether a change is in effect, and no category has been changed since."""
+        try:
+            self._left(change)
+        except InvalidInputError:
+            return False
+        return not change.undone
+
+    def _left(self, change: Change) -> dict[str, list[Record]]:
+        """Returns the writes of a change that are in effect, by category, newest first; raises as `to_take_back`."""
+        if change.final:
+            raise is_final(change.id)
+        is_undo = any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
+        left: dict[str, list[Record]] = {}
+        for name in change.categories:
+            found = list(self.chain(name) if is_undo else self.done(name))
+            ours = list(takewhile(lambda record: record["change"] == change.id, found))
+            if not ours and any(record["change"] == change.id for record in found):
+                raise _changed_since(name, found[0])
+            left[name] = ours
+        return left
 
     def _add(self, found: Iterable[Record]) -> None:
         self.records |= {r["id"]: r for r in found if r.get("store") == self._store and is_told(r)}

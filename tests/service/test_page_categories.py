@@ -137,6 +137,49 @@ def test_unreadable_pictures_are_named(browser: TestClient) -> None:
     done(answer, "1 picture added to “red”.", "2 pictures could not be read")
 
 
+def so_far(answer: Any) -> str:
+    (toast,) = [found for found in page_of(answer).all("div") if "data-so-far" in found]
+    return str(toast["data-so-far"])
+
+
+@pytest.mark.parametrize("name", ["red", "white"])
+def test_several_requests_are_one_change(browser: TestClient, classifier: Classifier, name: str) -> None:
+    before = names(classifier), len(images_of(classifier, "red")), len(list(classifier.history))
+    path = f"/categories/{name}/references"
+    broken = "images", ("a.png", b"nothing")
+    first = "/categories" if name == "white" else path
+    answer = browser.post(first, data={"name": name}, files=[picture(name, 71), broken], headers=PART)
+    change = done(answer)
+    for seed in (72, 73):
+        fields = {"change": change, "so_far": so_far(answer)}
+        answer = browser.post(path, data=fields, files=[picture(name, seed)], headers=PART)
+        assert (
+            done(answer, "3 pictures" if seed == 73 else "2 pictures", "1 picture could not be read: a.png.") == change
+        )
+    answer = browser.post(path, data={"change": change, "so_far": so_far(answer)}, files=[broken], headers=PART)
+    done(answer, "3 pictures", "2 pictures could not be read")
+    assert next(iter(classifier.history)).id == change
+    assert len(list(classifier.history)) == before[2] + 1
+    done(undo(browser, change))
+    assert before[:2] == (names(classifier), len(images_of(classifier, "red")))
+
+
+def test_a_change_is_continued_by_its_author_alone(classifier: Classifier) -> None:
+    path = "/categories/red/references"
+    with visitor(classifier, "write") as client:
+        change = done(client.post(path, files=[picture("red", 71)], headers=PART))
+        moved = done(client.post("/categories/blue/rename", data={"new": "navy"}, headers=PART))
+        with classifier.history.acting("bob"):
+            classifier.add_category("green", ["a colour"])
+        other = next(iter(classifier.history)).id
+        for refused in ("", "nothing", moved, other):
+            page_of(client.post(path, data={"change": refused}, files=[picture("red", 72)], headers=PART), 422)
+        done(client.post(path, data={"change": change, "so_far": "{"}, files=[picture("red", 73)], headers=PART))
+        done(undo(client, change))
+        page_of(client.post(path, data={"change": change}, files=[picture("red", 72)], headers=PART), 422)
+    assert len(images_of(classifier, "red")) == 3
+
+
 def test_too_many_pictures_are_refused(browser: TestClient) -> None:
     many = [picture("red", seed) for seed in range(Limits().images + 1)]
     page_of(browser.post("/categories/red/references", files=many, headers=PART), 413)

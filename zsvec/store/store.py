@@ -583,7 +583,7 @@ class Store:
             pass
 
     @contextmanager
-    def one_change(self, what: str) -> Iterator[str]:
+    def one_change(self, what: str, continues: str | None = None) -> Iterator[str]:
         """Makes all writes of a block one change, and yields the id of the change.
 
         An inner block belongs to the change of the outer block. If categories may have changed, the function set by
@@ -592,11 +592,18 @@ class Store:
 
         Args:
             what: Kind of the change, in one word.
+            continues: Id of an earlier change that the writes belong to; by default, they are a new change.
+
+        Raises:
+            InvalidInputError: The change to continue is not in effect, or is of another kind or by another author.
         """
         if (outer := _BLOCK.get()) is not None:
             yield outer.cause.id
             return
         block = _Block(Cause(what=what, by=self.by))
+        if continues is not None:
+            self._check_continues(continues, block.cause)
+            block.cause = replace(block.cause, id=continues)
         token = _BLOCK.set(block)
         try:
             yield block.cause.id
@@ -609,6 +616,14 @@ class Store:
             block.end()
         finally:
             _BLOCK.reset(token)
+
+    def _check_continues(self, identifier: str, cause: Cause) -> None:
+        found = next((change for change in self.changes() if change.id == identifier), None)
+        if found is None or found.undone or found.final or (found.what, found.by) != (cause.what, cause.by):
+            raise InvalidInputError(
+                f"the change to continue must be in effect, of the kind {cause.what!r} and by the same author, "
+                f"got {shown(identifier)}: `zsvec history` lists the changes"
+            )
 
     def after_changes(self, follow: Callable[[], None]) -> None:
         """Sets the function that `one_change` calls at the end of each change of categories."""

@@ -141,9 +141,8 @@ def test_photos_are_dropped_anywhere_and_pasted(opened: Opened) -> None:
 
 def small_pictures(folder: Path, number: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    content = encode(coloured("red", 0))
     for i in range(number):
-        (folder / f"{i}.png").write_bytes(content)
+        (folder / f"{i}.png").write_bytes(encode(coloured("red", i)))
     return folder
 
 
@@ -189,6 +188,56 @@ def test_the_number_of_pictures_of_folders_is_limited(opened: Opened, tmp_path: 
     drop_on(page.locator("h1"), small_pictures(tmp_path / "a", 990), small_pictures(tmp_path / "b", 20))
     expect(page.get_by_role("dialog").get_by_role("alert")).to_contain_text("Only 1,000 pictures")
     expect(page.locator("#add-pictures li")).to_have_count(1000)
+
+
+def test_more_pictures_than_one_request_takes_are_one_change(opened: Opened, tmp_path: Path) -> None:
+    page = opened("/categories")
+    drop_on(card(page, "ant"), small_pictures(tmp_path / "red", 70))
+    expect(page.locator("#busy-bar")).to_be_visible()
+    expect(page.locator(".toast")).to_contain_text("70 pictures added to “ant”")
+    expect(card(page, "ant")).to_contain_text("74 pictures")
+    page.get_by_role("button", name="Undo").click()
+    expect(card(page, "ant")).to_contain_text("4 pictures")
+    drop_on(page.locator("h1"), tmp_path / "red")
+    page.get_by_label("Name", exact=True).fill("reds")
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.locator(".toast")).to_contain_text("“reds” is a new category with 70 pictures")
+    page.get_by_role("button", name="Undo").click()
+    expect(card(page, "ant")).to_be_visible()
+    expect(card(page, "reds")).to_have_count(0)
+
+
+def test_an_upload_is_cancelled(opened: Opened, tmp_path: Path) -> None:
+    page = opened("/categories/ant")
+    network = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 2000}
+    network.send("Network.emulateNetworkConditions", slow)
+    page.set_input_files("#more-files", str(photo_of("ant")))
+    expect(page.locator("#busy")).to_contain_text("Sending 1 picture")
+    page.locator("#busy").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".toast")).to_contain_text("Nothing was added")
+    expect(page.locator("#busy")).to_be_hidden()
+    network.send("Network.emulateNetworkConditions", {**slow, "uploadThroughput": -1})
+    page.reload()
+    expect(page.locator("#pictures-title")).to_have_text("4 pictures")
+
+
+@pytest.mark.parametrize("by", ["Escape", "Cancel"])
+def test_a_cancelled_category_is_not_added(opened: Opened, tmp_path: Path, by: str) -> None:
+    page = opened("/categories")
+    page.get_by_role("button", name="Add a category").click()
+    page.get_by_label("Name", exact=True).fill("reds")
+    page.set_input_files("#add-files", [*small_pictures(tmp_path, 64).glob("*.png")])
+    page.get_by_role("button", name="Add", exact=True).click()
+    expect(page.locator("#busy")).to_contain_text("Looking at 64 pictures")
+    if by == "Escape":
+        page.keyboard.press("Escape")
+    else:
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+    expect(page.locator(".toast")).to_contain_text("Nothing was added")
+    page.goto("/categories")
+    expect(card(page, "ant")).to_be_visible()
+    expect(card(page, "reds")).to_have_count(0)
 
 
 def boxes(found: Locator) -> list[dict[str, float]]:

@@ -70,18 +70,21 @@ def of_state() -> Iterator[None]:
 
 
 @contextmanager
-def whole_change(classifier: Classifier, kind: str) -> Iterator[str]:
+def whole_change(classifier: Classifier, kind: str, continues: str | None = None) -> Iterator[str]:
     """Records all writes of the block as one change, and undoes them if the block fails. Yields the id of the change.
 
+    With `continues`, the writes belong to this earlier change, which is undone as a whole if the block fails.
     The writes are not undone if the history is disabled (setting ``history``), if another client has changed one of the
     categories since, or if the store is unavailable.
     """
+    identifier = None
     try:
-        with classifier.history.one_change(kind) as identifier:
+        with classifier.history.one_change(kind, continues=continues) as identifier:
             yield identifier
     except Exception:
-        with suppress(ZSVecError):  # nothing may have been written
-            classifier.history.undo(change=identifier)
+        if identifier is not None:
+            with suppress(ZSVecError):  # nothing may have been written
+                classifier.history.undo(change=identifier)
         raise
 
 

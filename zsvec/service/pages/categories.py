@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ValidationError
 from starlette.responses import Response
 
 from zsvec import CategoryInput, Classifier, ReferenceImage
@@ -34,6 +36,14 @@ class _Card:
     texts: Sequence[str]
     images: int
     pictures: Sequence[StoredReference]
+
+
+class _SoFar(BaseModel):
+    """Results of the earlier requests that belong to the same change. The browser keeps them in between."""
+
+    new: bool = False
+    pictures: int = 0
+    unread: list[str] = []
 
 
 @router.get("/categories")
@@ -86,13 +96,14 @@ async def create(request: Request, work: Runs) -> Response:
     """Creates a category from a name, texts and images."""
     images, fields = await sent_form(request, work.limits.images)
     name = name_in(fields, "name")
+    so_far = _SoFar(new=True)
 
     def created() -> str:
         if name in {category.name for category in work.classifier.categories()}:
             raise refusal(409, f"There is a category “{name}” already: add to that category, or take another name")
-        return _added(work.classifier, name, _lines(fields), images)
+        return _added(work.classifier, name, _lines(fields), images, so_far)
 
-    return await changed(request, "add", created)
+    return await changed(request, "add", created, so_far=so_far)
 
 
 @router.get("/categories/{name}")
@@ -121,12 +132,17 @@ async def add(request: Request, name: Name, work: Runs) -> Response:
     texts = _lines(fields)
     if not images and not texts:
         raise refusal(422, "There is no text and no picture to add")
+    continues = fields.get("change", [None])[0]
+    so_far = _SoFar()
+    if continues is not None:
+        with suppress(ValidationError):
+            so_far = _SoFar.model_validate_json(fields.get("so_far", [""])[0])
 
     def added() -> str:
         category = work.classifier.category(name)  # may have been removed meanwhile
-        return _added(work.classifier, category.name, texts, images)
+        return _added(work.classifier, category.name, texts, images, so_far)
 
-    return await changed(request, "add", added)
+    return await changed(request, "add", added, continues=continues, so_far=so_far)
 
 
 @router.post("/categories/{name}/rename")
@@ -220,25 +236,30 @@ def _lines(fields: Mapping[str, Sequence[str]]) -> list[str]:
     return [line.strip() for text in fields.get("texts", ()) for line in text.splitlines() if line.strip()]
 
 
-def _added(classifier: Classifier, name: str, texts: Sequence[str], images: Sequence[Upload]) -> str:
+def _added(classifier: Classifier, name: str, texts: Sequence[str], images: Sequence[Upload], so_far: _SoFar) -> str:
+    """Adds references, counts them in `so_far`, and returns a message about all requests of the change."""
     before = {category.name: category for category in classifier.categories()}.get(name)
-    unread: list[str] = []
+    read = len(images)
 
     def leave_out(source: str, error: ImageError) -> None:
-        unread.append(source)
+        nonlocal read
+        read -= 1
+        so_far.unread.append(source)
 
     references = [ReferenceImage(image=image, source=image.name) for image in images]
     given = CategoryInput(name=name, texts=texts or None, images=references)
     added = classifier.add_categories([given], on_error=leave_out)
+    unread = so_far.unread
     named = ", ".join(unread[:_NAMED]) + (f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else "")
     left_out = f" {counted(len(unread), 'picture')} could not be read: {named}." if unread else ""
-    if images and len(unread) == len(images) and not texts:
+    if images and not (read or texts or so_far.pictures):
         raise refusal(422, left_out.strip())  # undoes the change
-    (category,) = added
-    pictures = counted(category.images, "picture")
-    if before is None:
-        return f"“{name}” is a new category{f' with {pictures}' if category.images else ''}.{left_out}"
-    new = ((category.images - before.images, "picture"), (len(category.texts) - len(before.texts), "text"))
+    category = added[0] if added else classifier.category(name)
+    so_far.pictures += category.images - (before.images if before else 0)
+    if so_far.new:
+        pictures = f" with {counted(so_far.pictures, 'picture')}" if so_far.pictures else ""
+        return f"“{name}” is a new category{pictures}.{left_out}"
+    new = ((so_far.pictures, "picture"), (len(category.texts) - (len(before.texts) if before else 0), "text"))
     parts = [counted(number, kind) for number, kind in new if number > 0]
     return f"{' and '.join(parts)} added to “{name}”.{left_out}" if parts else f"“{name}” has these already."
 

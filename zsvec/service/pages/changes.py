@@ -8,6 +8,7 @@ from itertools import islice
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from zsvec import Classifier, checked_name
@@ -25,7 +26,15 @@ _NAMED = 3  # categories to list for a change
 _LISTED = 50  # changes to list on the page
 
 
-async def changed(request: Request, kind: str, change: Callable[[], str], *, goes: str | None = None) -> Response:
+async def changed(
+    request: Request,
+    kind: str,
+    change: Callable[[], str],
+    *,
+    goes: str | None = None,
+    continues: str | None = None,
+    so_far: BaseModel | None = None,
+) -> Response:
     """Makes one change, and returns a message. The message has an undo button if anything was changed.
 
     If `change` fails, its writes are undone (`whole_change`).
@@ -35,16 +44,18 @@ async def changed(request: Request, kind: str, change: Callable[[], str], *, goe
         kind: Kind of the change in the history.
         change: Function that makes the change and returns the message. Runs in a thread.
         goes: Path of another page to show afterwards.
+        continues: Id of an earlier change that this change belongs to.
+        so_far: Results for the next request of the same change, filled in by `change`.
     """
     work = await work_of(request)
 
     def run() -> tuple[str, str | None]:
-        with whole_change(work.classifier, kind) as identifier:
+        with whole_change(work.classifier, kind, continues) as identifier:
             message = change()
         return message, _offered(work.classifier, identifier)
 
     message, identifier = await work.run(run, by=await author_of(request))
-    return _toast(request, message, identifier, goes=goes)
+    return _toast(request, message, identifier, goes=goes, so_far=so_far)
 
 
 def name_in(fields: Mapping[str, Sequence[str]], field: str) -> str:
@@ -76,10 +87,12 @@ def _toast(
     button: str = "Undo",
     undone: str | None = None,
     goes: str | None = None,
+    so_far: BaseModel | None = None,
 ) -> Response:
     went = {} if goes is None else {"zsvec:went": {"path": goes}}
     headers = {"HX-Trigger": json.dumps({**went, "zsvec:changed": {"undone": undone}})}
-    return render(request, "toast.html", headers=headers, message=message, change=identifier, button=button)
+    values = {"message": message, "change": identifier, "button": button, "so_far": so_far}
+    return render(request, "toast.html", headers=headers, **values)
 
 
 @router.get("/changes")

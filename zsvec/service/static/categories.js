@@ -2,7 +2,7 @@
 
 import { dragPictures } from "./drag.js";
 import { takeFiles } from "./files.js";
-import { busy, open, send } from "./page.js";
+import { busy, finish, open, rendered, sayProblem, send } from "./page.js";
 
 const get = (id) => document.getElementById(id); // looked up at each use, because changes replace the content of the page
 const images = (number) => (number === 1 ? "1 picture" : `${number} pictures`);
@@ -87,25 +87,53 @@ function* parts(files, { mostImages, mostBytes }) {
   if (part.length) yield part;
 }
 
-async function sendFiles(path, files, done, total, fields = []) {
-  const form = new FormData();
-  for (const [name, value] of fields) form.append(name, value);
-  for (const file of files) form.append("images", file, file.name);
-  const which = total > files.length ? `${done + 1} to ${done + files.length} of ${images(total)}` : images(total);
-  busy(form, total ? `Adding ${which} …` : "Adding …");
-  const sending = (share) => busy(form, share < 1 ? `Sending ${which}: ${Math.floor(100 * share)} %` : `Looking at ${which} …`);
-  const ok = await send(path, form, { sending: total ? sending : undefined });
-  busy(form, null);
-  return ok;
+// Adds files to a category, or makes a category of them, as one change. Returns whether all were added.
+let adding = null; // what cancels
+async function add(path, files, limits, fields = []) {
+  const all = [...parts(files, limits)];
+  const bytes = Math.max(files.reduce((sum, file) => sum + file.size, 0), 1);
+  const name = fields.find(([field]) => field === "name")?.[1].trim();
+  const signal = (adding = new AbortController()).signal;
+  const cancel = () => adding.abort();
+  signal.addEventListener("abort", () => busy(signal, "Cancelling …"));
+  let change = null;
+  let soFar = null;
+  let request = null;
+  let before = 0;
+  for (const part of all.length ? all : [[]]) {
+    const form = new FormData();
+    for (const [field, value] of change ? [["change", change], ["so_far", soFar]] : fields) form.append(field, value);
+    for (const file of part) form.append("images", file, file.name);
+    const size = part.reduce((sum, file) => sum + file.size, 0);
+    const sending = (share) => {
+      const done = (before + share * size) / bytes;
+      const text = share < 1 ? `Sending ${images(files.length)}: ${Math.floor(100 * done)} %` : `Looking at ${images(part.length)} …`;
+      if (!signal.aborted) busy(signal, files.length ? text : "Adding …", files.length ? done : null, cancel);
+    };
+    sending(0);
+    request = await send(change && name ? `/categories/${encodeURIComponent(name)}/references` : path, form, { sending, quiet: true, signal });
+    if (request.status !== 200) break;
+    before += size;
+    const toast = rendered(request.responseText);
+    change ??= toast.querySelector("[name=change]")?.value ?? null;
+    soFar = toast.dataset.soFar;
+    if (signal.aborted) break;
+  }
+  const done = request.status === 200 && !signal.aborted;
+  if (!done && change) {
+    const form = new FormData();
+    form.append("change", change);
+    const undone = await send("/undo", form, { quiet: true });
+    if (signal.aborted && undone.status !== 200) request = undone;
+  }
+  busy(signal, null);
+  adding = null;
+  if (signal.aborted && (request.status === 200 || request.status === 0)) sayProblem("Cancelled.", "Nothing was added.");
+  else finish(request);
+  return done;
 }
 
-async function addTo(path, files, limits) {
-  let done = 0;
-  for (const part of parts(files, limits)) {
-    if (!(await sendFiles(`${path}/references`, part, done, files.length))) return;
-    done += part.length;
-  }
-}
+const addTo = (path, files, limits) => add(`${path}/references`, files, limits);
 
 let chosen = []; // pictures for the new category
 function showChosen() {
@@ -131,30 +159,28 @@ function showChosen() {
 
 async function addCategory(form) {
   const fields = [...new FormData(form)].filter(([name]) => name === "name" || name === "texts");
-  const name = fields.find(([field]) => field === "name")[1].trim();
   const button = form.querySelector(".primary");
   button.disabled = true;
-  const [first = [], ...rest] = parts(chosen, form.dataset);
-  const ok = await sendFiles("/categories", first, 0, chosen.length, fields);
+  const added = await add("/categories", chosen, form.dataset, fields);
   button.disabled = false;
-  if (!ok) return;
+  if (!added) return;
   get("add-dialog").close();
   form.reset();
   chosen = [];
   showChosen();
-  const left = rest.flat();
-  if (left.length) await addTo(`/categories/${encodeURIComponent(name)}`, left, form.dataset);
 }
+get("add-dialog")?.addEventListener("close", () => adding?.abort());
 
 takeFiles((files, at) => {
-  const [content, adding] = [get("content"), get("add-dialog")];
+  const [content, dialog] = [get("content"), get("add-dialog")];
   const card = at?.closest?.("[data-takes-files]");
   if (!get("reference-dialog")) return; // the key may only read
-  if (card && !adding.open) return addTo(card.dataset.takesFiles, files, get("add-form").dataset);
+  if (adding) return sayProblem("Pictures are being added.", "Wait until they are added, or cancel.");
+  if (card && !dialog.open) return addTo(card.dataset.takesFiles, files, get("add-form").dataset);
   if (content.dataset.page) return addTo(content.dataset.page, files, content.dataset);
   chosen = [...chosen, ...files];
   showChosen();
-  if (!adding.open) open(adding);
+  if (!dialog.open) open(dialog);
 });
 dragPictures({
   begin: () => document.querySelector(".targets")?.removeAttribute("hidden"),

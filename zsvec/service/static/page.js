@@ -3,6 +3,8 @@
 const toasts = document.getElementById("toasts");
 const busyBox = document.getElementById("busy");
 const busyText = document.getElementById("busy-text");
+const busyBar = document.getElementById("busy-bar");
+const busyCancel = document.getElementById("busy-cancel");
 const notices = toasts.parentElement;
 const MESSAGE_MS = 8000;
 const STEP = 8; // pixels
@@ -23,15 +25,19 @@ function takeKey() {
 addEventListener("hashchange", takeKey);
 takeKey();
 
-// Shows the newest of the running actions.
+// Shows the newest of the running actions, with the share that is done and a button to cancel, if given.
 const going = new Map();
-export function busy(action, text) {
-  if (text) going.set(action, text);
+export function busy(action, text, share = null, cancel = null) {
+  if (text) going.set(action, { text, share, cancel });
   else going.delete(action);
   const newest = [...going.values()].at(-1);
   busyBox.hidden = newest === undefined;
   (document.querySelector("dialog[open]") ?? notices).append(busyBox); // a dialog dims the rest of the page
-  if (newest !== undefined && busyText.textContent !== newest) busyText.textContent = newest;
+  if (newest && busyText.textContent !== newest.text) busyText.textContent = newest.text;
+  busyBar.hidden = (newest?.share ?? null) === null;
+  busyBar.value = newest?.share ?? 0;
+  busyCancel.hidden = !newest?.cancel;
+  busyCancel.onclick = newest?.cancel ?? null;
   avoidFields();
 }
 
@@ -106,7 +112,7 @@ function problem(said, detail) {
 export const sayProblem = (said, detail) => showProblem(problem(said, detail));
 
 // Returns the first element of a part of a page.
-function rendered(html) {
+export function rendered(html) {
   const template = document.createElement("template");
   template.innerHTML = html; // rendered by the service
   return template.content.firstElementChild;
@@ -129,6 +135,13 @@ function showDone(html) {
   window.htmx.process(toasts);
 }
 
+// Shows the message of a request, and reloads the content after a change.
+export function finish(request) {
+  if (request.status < 200 || request.status >= 300) return failed(request);
+  happen(request.getResponseHeader("HX-Trigger"));
+  showDone(request.responseText);
+}
+
 function happen(header) {
   for (const [name, detail] of Object.entries(JSON.parse(header ?? "{}"))) {
     document.body.dispatchEvent(new CustomEvent(name, { bubbles: true, detail }));
@@ -136,8 +149,8 @@ function happen(header) {
 }
 
 // Sends a form, shows the message, and returns whether the request succeeded. If quiet, shows no message and returns
-// the request.
-export function send(path, form, { sending = () => {}, quiet = false } = {}) {
+// the request. A signal stops a request only until the whole form is sent: then the service may have made the change.
+export function send(path, form, { sending = () => {}, quiet = false, signal = null } = {}) {
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);
@@ -145,11 +158,12 @@ export function send(path, form, { sending = () => {}, quiet = false } = {}) {
     request.setRequestHeader("HX-Current-URL", location.href);
     request.setRequestHeader("Accept", "text/html");
     request.upload.onprogress = (event) => event.lengthComputable && sending(event.loaded / event.total);
+    let sent = false;
+    request.upload.onload = () => (sent = true);
+    signal?.addEventListener("abort", () => sent || request.abort());
     request.onload = request.onerror = request.onabort = () => {
       const ok = request.status >= 200 && request.status < 300;
-      if (ok) happen(request.getResponseHeader("HX-Trigger"));
-      if (!quiet && ok) showDone(request.responseText);
-      else if (!quiet) failed(request);
+      if (!quiet) finish(request);
       resolve(quiet ? request : ok);
     };
     request.send(form);

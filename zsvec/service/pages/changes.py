@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fastapi import APIRouter, Request
@@ -91,7 +92,7 @@ def _toast(
 ) -> Response:
     went = {} if goes is None else {"zsvec:went": {"path": goes}}
     headers = {"HX-Trigger": json.dumps({**went, "zsvec:changed": {"undone": undone}})}
-    values = {"message": message, "change": identifier, "button": button, "so_far": so_far}
+    values: dict[str, Any] = {"message": message, "change": identifier, "button": button, "so_far": so_far}
     return render(request, "toast.html", headers=headers, **values)
 
 

@@ -223,21 +223,33 @@ def test_an_upload_is_cancelled(opened: Opened, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by", ["Escape", "Cancel"])
-def test_a_cancelled_category_is_not_added(opened: Opened, tmp_path: Path, by: str) -> None:
+def test_a_category_that_is_cancelled_once_it_was_made_is_undone(opened: Opened, by: str) -> None:
     page = opened("/categories")
+    network = page.context.new_cdp_session(page)
+    made: list[str] = []
+    network.on("Fetch.requestPaused", lambda paused: made.append(paused["requestId"]))
+    network.send("Fetch.enable", {"patterns": [{"urlPattern": "*/categories", "requestStage": "Response"}]})
     page.get_by_role("button", name="Add a category").click()
-    page.get_by_label("Name", exact=True).fill("reds")
-    page.set_input_files("#add-files", [*small_pictures(tmp_path, 64).glob("*.png")])
-    page.get_by_role("button", name="Add", exact=True).click()
-    expect(page.locator("#busy")).to_contain_text("Looking at 64 pictures")
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Name", exact=True).fill("beaver")
+    page.set_input_files("#add-files", str(photo_of("beaver")))
+    dialog.get_by_role("button", name="Add", exact=True).click()
+    expect(page.locator("#busy")).to_contain_text("Looking at 1 picture")
+    while not made:
+        page.wait_for_timeout(50)
     if by == "Escape":
         page.keyboard.press("Escape")
     else:
-        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        dialog.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#busy")).to_contain_text("Cancelling")
+    network.send("Fetch.continueRequest", {"requestId": made[0]})
     expect(page.locator(".toast")).to_contain_text("Nothing was added")
+    network.send("Fetch.disable")
     page.goto("/categories")
     expect(card(page, "ant")).to_be_visible()
-    expect(card(page, "reds")).to_have_count(0)
+    expect(card(page, "beaver")).to_have_count(0)
+    page.goto("/changes")
+    expect(page.locator(".changes li").first).to_contain_text("beaver")
 
 
 def boxes(found: Locator) -> list[dict[str, float]]:

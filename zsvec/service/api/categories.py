@@ -50,7 +50,7 @@ async def put_category(request: Request, name: Name, work: Runs, by: By) -> Resp
     sent = await sent_material(request, work.limits.images)
 
     def put() -> tuple[bool, dict[str, Any]]:
-        new = checked_name(name) not in {category.name for category in work.classifier.categories()}
+        new = checked_name(name) not in {category.name for category in work.classifier.categories() if category.own}
         with work.classifier.history.one_change("add" if new else "replace"):
             return new, _added(work.classifier, name, sent, replace=True)
 

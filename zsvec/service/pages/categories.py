@@ -35,6 +35,7 @@ class _Card:
     name: str
     texts: Sequence[str]
     images: int
+    attached: int
     pictures: Sequence[StoredReference]
 
 
@@ -74,6 +75,7 @@ async def show(
         found=len(found),
         cards=cards,
         progress=info.get("threshold_progress"),
+        collections=info.get("attached", ()),
         calibrated=info.get("calibration") != "none",
         filter=filter,
         more=more,
@@ -88,7 +90,12 @@ def _cards(classifier: Classifier, categories: Iterable[Category]) -> Iterable[_
         except CategoryNotFoundError:
             continue  # removed since
         images = [reference for reference in stored if reference.modality == "image"]
-        yield _Card(category.name, category.texts, len(images), images[:_PICTURES])
+        yield _Card(category.name, category.texts, len(images), _attached(category), images[:_PICTURES])
+
+
+def _attached(category: Category) -> int:
+    """Returns the number of points of attached collections. If it differs between experts, the largest number."""
+    return max(category.attached.values(), default=0)
 
 
 @router.post("/categories")
@@ -99,7 +106,7 @@ async def create(request: Request, work: Runs) -> Response:
     so_far = _SoFar(new=True)
 
     def created() -> str:
-        if name in {category.name for category in work.classifier.categories()}:
+        if name in {category.name for category in work.classifier.categories() if category.own}:
             raise refusal(409, f"There is a category “{name}” already: add to that category, or take another name")
         return _added(work.classifier, name, _lines(fields), images, so_far)
 
@@ -115,6 +122,8 @@ async def show_category(request: Request, name: Name, work: Runs) -> Response:
         stored = work.classifier.references.of(category.name)
         return {
             "name": category.name,
+            "attached": _attached(category),
+            "own": bool(category.own),
             "names": [other.name for other in work.classifier.categories()],
             "texts": [reference for reference in stored if reference.modality == "text"],
             "pictures": [reference for reference in stored if reference.modality == "image"],

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from zsvec.service.auth.keys import FOR_WRITERS, Key
 from zsvec.service.problems import Problem
-from zsvec.types import counted
+from zsvec.types import counted, is_attached
 
 router = APIRouter()
 
@@ -114,6 +114,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 _templates.globals.update(static=_static_path, counted=counted, picture_path=_picture_path, influence=_influence)
+_templates.tests.update(attached=is_attached)
 _templates.filters.update(category_path=category_path, percent=percent)
 
 

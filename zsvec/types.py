@@ -124,6 +124,11 @@ class Category:
         """Number of reference images. If this number differs between encoders, the largest number."""
         return _largest_number(self.references, "image")
 
+    @property
+    def own_images(self) -> int:
+        """As `images`, without those of attached collections."""
+        return _largest_number(self.own, "image")
+
     def __repr__(self) -> str:
         return _one_line(self, name=self.name, images=self.images, texts=len(self.texts), version=self.version)
 

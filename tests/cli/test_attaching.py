@@ -83,6 +83,8 @@ def test_a_gone_collection_is_named(deployment: LocalDeployment, cli: Cli, tmp_p
     result = cli("classify", tmp_path / "1.png")
     assert result.code == 0
     assert "shop could not be read" in result.said
+    assert "shop" in cli("info").out
+    assert [one["ok"] for one in cli("doctor --json").objects if one["what"] == "attached"] == [False]
 
 
 @pytest.mark.parametrize(
@@ -91,6 +93,13 @@ def test_a_gone_collection_is_named(deployment: LocalDeployment, cli: Cli, tmp_p
 def test_conditions(deployment: LocalDeployment, cli: Cli, where: str, points: int) -> None:
     (found,) = cli(f"{ATTACH} --json --where", where).objects
     assert found["points"] == points
+
+
+def test_own_images_of_another_encoder_are_noted(deployment: LocalDeployment, cli: Cli, tmp_path: Path) -> None:
+    cli("add blue --image", tmp_path / "0.png")
+    own = [expert for expert in cli("show blue --json").objects[0]["references"] if expert.endswith(":image")]
+    assert ("less accurate" in cli(ATTACH).said) == (len(own) > 1)
+    assert cli("remove red --yes").code == 2
 
 
 def test_a_copy(deployment: LocalDeployment, cli: Cli) -> None:
@@ -103,7 +112,9 @@ def test_a_copy(deployment: LocalDeployment, cli: Cli) -> None:
     assert [one["source"] for one in cli("show red --json").objects[0]["stored"]] == [f"shop#{i}" for i in (1, 3, 5, 7)]
 
 
-@pytest.mark.parametrize("wrong", ["--where size", "--where =3", "--refresh 0", "--vector clip"])
+@pytest.mark.parametrize(
+    "wrong", ["--where size", "--where =3", "--refresh 0", "--vector clip", "--where size=1.5", "--where size=99"]
+)
 def test_wrong_usage(deployment: LocalDeployment, cli: Cli, wrong: str) -> None:
     assert cli(f"{ATTACH} {wrong}").code == 2
     assert cli("attached --json").objects == []

@@ -413,8 +413,10 @@ def test_sources_name_the_points(filled: Store, shop: Shop) -> None:
 
 @everywhere
 def test_attaching_again_replaces_and_two_experts_stand_side_by_side(filled: Store, shop: Shop) -> None:
-    filled.attach(shop.attachment(where={"sold": True}))
+    filled.attach(shop.attachment(where={"about.brand": "lynx"}))
     filled.attach(shop.attachment(id="2"))
+    with pytest.raises(InvalidInputError):  # no point has it
+        filled.attach(shop.attachment(id="4", where={"sold": True}))
     filled.attach(shop.attachment(id="3", expert="clip:text"))
     assert [one.attachment.id for one in filled.attached()] == ["2", "3"]
     state = joined(THEIRS)
@@ -457,6 +459,11 @@ def test_another_distance_and_own_collections_are_refused(filled: Store, deploym
         filled.attach(dot.attachment(collection=filled.collection("clip"), label="category"))
     with pytest.raises(InvalidInputError):
         filled.detach("products")
+    other = Store(deployment.backend(), f"{deployment.namespace}-2")
+    other.bind(FINGERPRINTS)
+    other.write([Write(name="lynx", references=OWN["lynx"])])
+    with pytest.raises(InvalidInputError):
+        filled.attach(dot.attachment(collection=other.collection("clip"), label="category"))
 
 
 @pytest.mark.parametrize("deployment", ["edge"], indirect=True)

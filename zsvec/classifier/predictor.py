@@ -189,6 +189,11 @@ class Predictor:
                 f"no category of {self._store.location} has references that {encoders} can compare: add references, or "
                 "give vectors of the other encoders"
             )
+        if not used and found.incomplete:
+            raise StoreError(
+                f"no category of {self._store.location} can be read now: {', '.join(found.incomplete)} cannot; see "
+                "`zsvec attached` and `zsvec doctor`"
+            )
         if not used:
             raise self._empty_store()
         with flow.stage("fuse"):

@@ -192,7 +192,10 @@ def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None
     except CategoryNotFoundError as exc:
         from zsvec.settings.settings import did_you_mean
 
-        near = did_you_mean(exc.name, [category.name for category in categories()])
+        there = {category.name for category in categories()}
+        near = did_you_mean(exc.name, sorted(there))
+        if exc.name in there:
+            near = ". Only attached collections have it, which zsvec does not change: see `zsvec attached`"
         raise CategoryNotFoundError(f"{exc}{near}") from exc
 
 

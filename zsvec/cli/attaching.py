@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -13,6 +14,9 @@ from zsvec.cli.app import Json, app
 from zsvec.cli.categories import categories_table
 from zsvec.errors import InvalidInputError
 from zsvec.types import Attached
+
+if TYPE_CHECKING:
+    from zsvec import Classifier
 
 Collection = Annotated[str, typer.Argument(metavar="COLLECTION", help="Name of the collection.")]
 
@@ -74,9 +78,13 @@ def attach(
         if json:
             return
         if not attached.attachment.compared:
+            why = f"no {source!r} of the first points can be read" if source else "give --source, if a field has"
+            end = "" if source else " the path of the image, or the text"
+            output.print_note(f"nothing shows that the vectors come from the encoder of this store: {why}{end}")
+        if others := _other_experts(classifier):
             output.print_note(
-                "nothing shows that the vectors come from the encoder of this store: give --source, if a field has the "
-                "path of the image, or the text"
+                f"own images have vectors of {', '.join(others)}, too, and these points have none: answers between own "
+                "and attached categories are less accurate. Attach vectors of each encoder, or use a store with one"
             )
         output.print_standing(classifier.info(), classifier.categories())
 
@@ -105,6 +113,13 @@ def detach(
     output.print_note(f"{collection} is no longer attached")
 
 
+def _other_experts(classifier: Classifier) -> list[str]:
+    """Returns the image experts that have references of the store, but no attached points."""
+    categories = classifier.categories()
+    own = {expert for category in categories for expert in category.own if expert.endswith(":image")}
+    return sorted(own - {expert for category in categories for expert in category.attached})
+
+
 def _condition(text: str) -> tuple[str, str | int | bool]:
     """Returns field and value of a condition such as ``price=3``, ``sold=true`` or ``code="3"``."""
     name, equals, value = text.partition("=")
@@ -114,10 +129,9 @@ def _condition(text: str) -> tuple[str, str | int | bool]:
         return name, value == "true"
     if len(value) > 1 and value[0] == value[-1] == '"':
         return name, value[1:-1]
-    try:
-        return name, int(value)
-    except ValueError:
-        return name, value
+    if re.fullmatch(r"-?\d*\.\d+", value):
+        raise InvalidInputError(f"--where must have a text, an integer or a boolean, got {text!r}")
+    return (name, int(value)) if re.fullmatch(r"-?(0|[1-9]\d*)", value) else (name, value)
 
 
 def _table(found: Sequence[Attached]) -> Table:
@@ -140,6 +154,7 @@ def _table(found: Sequence[Attached]) -> Table:
 
 
 def _remarks(one: Attached) -> list[str]:
+    unsure = [] if one.attachment.compared else ["not compared with its sources"]
     conditions = [f"where {name} = {value!r}" for name, value in one.attachment.where.items()]
     left_out = [f"{output.counted(n, 'point')} left out: {reason}" for reason, n in one.left_out.items()]
-    return [*([one.problem] if one.problem else []), *conditions, *left_out]
+    return [*([one.problem] if one.problem else []), *conditions, *left_out, *unsure]

@@ -155,7 +155,7 @@ def import_(
     stored = [category for category in found if category.name in names]
     bad = set(unreadable)
     failed = sum(_source_of(image) in bad for category in stored for image in category.images)
-    new = sum(c.images - (before[c.name].images if c.name in before else 0) for c in committed)
+    new = sum(c.images - (before[c.name].own_images if c.name in before else 0) for c in committed)
     omitted = {one.category for one in withdrawn}
     kept_out = sum(one.category in names and one.modality == "image" for one in withdrawn)
     known = _images_in(stored) - failed - new - kept_out

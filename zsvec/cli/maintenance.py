@@ -54,6 +54,10 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         for name, placement in found.get("collections", {}).items()
     }
     progress = ThresholdProgress.from_dict(found["threshold_progress"])
+    attached = {
+        one["collection"]: one["problem"] or f"{output.counted(one['points'], 'point')}, {one['expert']}"
+        for one in found.get("attached", ())
+    }
     return {
         "store": ", ".join([found["store"], f"namespace {found['namespace']}", *engines]),
         "contents": f"{output.counted(len(categories), 'category', 'categories')}, {output.contents(categories)}",
@@ -65,6 +69,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         **({"search": _search_in_words(found["search"])} if "search" in found else {}),
         **({"speed": found["measured"]} if "measured" in found else {}),
         **({"collections": placements} if placements else {}),
+        **({"attached": attached} if attached else {}),
     }
 
 

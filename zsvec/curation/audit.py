@@ -164,7 +164,10 @@ def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | 
     labels = suspects(references, verdicts or ())
     if not stored:
         return Audit(images=0, judged=0, calibrated=verdicts is not None)
-    best = references[most_discriminating(references, image_rows(references), stored)]
+    rows = image_rows(references)
+    most = max(map(len, rows.values()))  # a vector that was given alone, or a point of others, is of one encoder
+    whole = {expert: references[expert] for expert, row in rows.items() if len(row) == most}
+    best = whole[most_discriminating(whole, rows, stored)]
     spread = spreads(best)
     compared = neighborhoods(best, spread)
     return Audit(

@@ -12,7 +12,7 @@ from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
 from zsvec.store.catalog.schema import keeps_images, measurement_from, search_params_from, threshold_progress
 from zsvec.store.collections.references import ReferenceCollections
-from zsvec.types import Category, Finding, contents, counted
+from zsvec.types import Attached, Category, Finding, contents, counted
 
 
 def incomplete(catalog: Catalog, references: ReferenceCollections) -> list[str]:
@@ -21,11 +21,18 @@ def incomplete(catalog: Catalog, references: ReferenceCollections) -> list[str]:
     return [category.name for category in categories if references.counts(category) != dict(category.references)]
 
 
-def check_up(catalog: Catalog, references: ReferenceCollections, *, repair: bool) -> Iterator[Finding]:
+def check_up(
+    catalog: Catalog, references: ReferenceCollections, attached: Sequence[Attached], *, repair: bool
+) -> Iterator[Finding]:
     """See `zsvec.store.store.Store.check_up`."""
     encoders = list(catalog.encoders())
     collections = [references.collection(encoder) for encoder in encoders]
     yield from catalog.backend.check_up(catalog.collection, collections, repair=repair)
+    for one in attached:
+        said = (
+            f"{one.attachment.collection}: {one.problem or f'{one.points:,} points in {one.categories:,} categories'}"
+        )
+        yield Finding("attached", one.problem is None, said, "restore it, or run `zsvec detach`" if one.problem else "")
     if damaged := incomplete(catalog, references):
         names = ", ".join(map(repr, damaged[:5]))
         yield Finding(

@@ -541,7 +541,7 @@ class Store:
         Args:
             repair: Whether to make replicas of the catalog agree.
         """
-        return health.check_up(self._catalog, self._references, repair=repair)
+        return health.check_up(self._catalog, self._references, self.attached(), repair=repair)
 
     def calibration(self) -> Mapping[str, Any] | None:
         """Returns the stored calibration. Without one, returns ``None`` or an empty mapping."""

@@ -114,6 +114,7 @@ class AttachedCollections:
                 f"the collection must be another than those of this store, got {shown(attachment.collection)}"
             )
         self._reader.check_space(attachment, encoders[encoder].dim)
+        self._reader.check_foreign(attachment.collection)
 
     def _is_own(self, collection: str) -> bool:
         return collection.startswith(f"{self._namespace}__")
@@ -144,17 +145,25 @@ class AttachedCollections:
 
         Raises:
             StoreUnavailableError: The collection cannot be read, or not with these conditions.
+            InvalidInputError: No point is a reference.
         """
         import numpy as np
 
         try:
             view = self._reader.look(attachment, dim)
-            self._reader.query(attachment, view, np.eye(1, dim, dtype=np.float32), 1)
+            if view.parts:
+                self._reader.query(attachment, view, np.eye(1, dim, dtype=np.float32), 1)
         except (*FAILURES, UnusableError) as exc:
             raise StoreUnavailableError(
                 f"the collection {attachment.collection!r} cannot be read: {exc}. Check the conditions, the rights of "
                 "the key, and the strict mode of the collection"
             ) from exc
+        if not view.parts:
+            left_out = "; ".join(f"{n} have {reason}" for reason, n in view.left_out.items())
+            raise InvalidInputError(
+                f"{shown(attachment.collection)} must have points with a category in {shown(attachment.label)}, "
+                f"got none ({left_out or 'no point meets the conditions'}): check the field and the conditions"
+            )
 
     def first(self, attachment: Attachment, most: int) -> Points:
         """As `Reader.first`."""
@@ -199,7 +208,7 @@ class AttachedCollections:
                 view = self._reader.with_content(attachment, view, before.view.content or {}, self._dim(attachment))
             state = _State(view, begun=begun, read=begun, due=time.monotonic() + attachment.refresh)
         except UnusableError as exc:
-            state = _failed(attachment, _State(begun=begun), str(exc))
+            state = _failed(attachment, _State(begun=begun, read=before.read), str(exc))
         except FAILURES as exc:
             # Without vectors, a search in process has nothing to compare.
             usable = before if before.view.content is not None or not keeps_vectors else _State()

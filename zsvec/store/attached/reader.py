@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, ZSVecError, shown
 from zsvec.store.attached.parts import PREFIX, Part
 from zsvec.store.backends.base import Backend, Hit, Points, Where
+from zsvec.store.names import CATALOG
 from zsvec.types import POINT_MARK, Attachment, encoder_and_modality
 
 if TYPE_CHECKING:
@@ -140,6 +141,18 @@ class Reader:
                 f"vectors of {attachment.expert} must have {dim} dimensions and the distance Cosine. Those of "
                 f"{shown(attachment.collection)} have {space.dim} dimensions and are {space.kind}: they come from "
                 "another encoder, or the collection must be made with the distance Cosine"
+            )
+
+    def check_foreign(self, collection: str) -> None:
+        """Raises InvalidInputError for a collection of a zsvec store, whose unfinished writes would count."""
+        namespace = collection.rpartition("__")[0]
+        try:
+            is_ours = bool(namespace) and self._backend.others.vectors(f"{namespace}__{CATALOG}") is not None
+        except StoreError:  # the key may not have the right to know
+            return
+        if is_ours:
+            raise InvalidInputError(
+                f"the collection must not be of a zsvec store, got {shown(collection)}: `zsvec copy` copies stores"
             )
 
     def look(self, attachment: Attachment, dim: int) -> View:

@@ -13,7 +13,7 @@ from qdrant_client import models
 from tests.store.support import LocalDeployment
 from tests.support import COLOURS, classifier_over, coloured, state, two_encoders
 from zsvec.classifier import Classifier
-from zsvec.errors import EncoderMismatchError, InvalidInputError
+from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -126,6 +126,15 @@ def test_the_audit_names_points(deployment: LocalDeployment, shop: str) -> None:
             classifier.references.move("shop#201", source="blue", target="red")
         with pytest.raises(InvalidInputError):
             classifier.references.keep("blue", "shop#201", finding="label")
+
+
+def test_a_store_whose_only_collection_is_gone_says_so(deployment: LocalDeployment, shop: str) -> None:
+    with opened(deployment) as classifier:
+        classifier.attach(shop, **ATTACHED)
+        deployment.client.delete_collection(shop)
+        classifier.attached()
+        with pytest.raises(StoreError, match=shop):
+            classifier.classify(coloured("red", 999))
 
 
 def test_vectors_of_another_encoder_are_refused(

@@ -50,6 +50,7 @@ UNRUN = {
             "needs-time",
             "needs-time",
             "needs-server-tests",
+            "needs-server-tests",
             "needs-data",
             "needs-server-tests",
         ),

@@ -154,7 +154,7 @@ class Category:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attachment:
-    """A collection of others whose points are references of a store: what `Classifier.attach` was given.
+    """The arguments of `Classifier.attach`, which makes the points of another collection references of a store.
 
     Attributes:
         collection: Name of the collection, in the deployment of the store.
@@ -164,7 +164,7 @@ class Attachment:
         where: Value that each of these payload fields must have.
         source: Payload field with the path of the image, or with the text.
         refresh: Seconds after which labels are read again.
-        compared: Number of points whose source was embedded again, and gave the stored vector.
+        compared: Number of sources that were embedded again and gave the stored vectors.
         id: Random id, new with each call of `Classifier.attach`.
     """
 

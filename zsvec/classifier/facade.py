@@ -248,8 +248,8 @@ class Classifier:
             vector: Name of the vector, if the points have named vectors.
             where: Value that each of these payload fields must have.
             source: Payload field with the path of the image or, for a text expert, with the text. Up to 16 sources are
-                embedded again, which tells vectors of another encoder. Whoever may write to the collection chooses
-                these paths.
+                embedded again, which tells vectors of another encoder. The writers of the collection choose these
+                paths.
             refresh: Seconds after which labels are read again, at least 1.
 
         Returns:

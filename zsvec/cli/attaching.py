@@ -1,4 +1,4 @@
-"""The commands that attach other collections of the deployment, whose points become references."""
+"""The commands that make the points of other collections of the deployment references."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class Hits:
         return Hits(rows, bound, self.everything and hits.everything, self.attached and hits.attached)
 
     def with_attached(self, rows: Sequence[Sequence[Hit]], limit: int) -> Hits:
-        """Returns these hits and those of an attached collection, whose query had a limit."""
+        """Returns these hits and the hits of an attached collection, of a query for at most `limit` points."""
         hits = Hits.of(rows, limit)
         return self.merged(replace(hits, attached=hits.everything))
 

@@ -1,4 +1,4 @@
-"""Attached collections: collections of others whose points are references. They are only read, never written.
+"""Attached collections: points of other collections are references of a store. zsvec never writes to them.
 
 A point is a reference of the category that its payload field ``label`` names. Every few seconds, a thread reads ids and
 labels, and computes for each category a digest of its points. The digest is part of a *write id*: for readers, the
@@ -219,7 +219,7 @@ class AttachedCollections:
                 self._join()
 
     def _fill(self, attachment: Attachment) -> None:
-        """Reads the vectors of a collection whose labels were read."""
+        """Reads the vectors of a collection, after its labels."""
         before = self._state_of(attachment)
         try:
             view = self._reader.with_content(attachment, before.view, {}, self._dim(attachment))

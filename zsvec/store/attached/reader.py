@@ -111,7 +111,7 @@ class Reader:
     """Reads collections of others.
 
     Args:
-        backend: Backend of the store, whose deployment has the collections.
+        backend: Backend of the store. The collections are in the same deployment.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -144,7 +144,7 @@ class Reader:
             )
 
     def check_foreign(self, collection: str) -> None:
-        """Raises InvalidInputError for a collection of a zsvec store, whose unfinished writes would count."""
+        """Raises InvalidInputError for a collection of a zsvec store, which also holds unfinished writes."""
         namespace = collection.rpartition("__")[0]
         try:
             is_ours = bool(namespace) and self._backend.others.vectors(f"{namespace}__{CATALOG}") is not None
@@ -327,7 +327,7 @@ def _joined(pages: Sequence[Points]) -> Points:
 
 
 def _unit(page: Points, dim: int | None, collection: str) -> Points:
-    """Returns points with unit vectors. Points whose vector is zero or not finite are left out."""
+    """Returns points with unit vectors, without zero vectors and vectors that are not finite."""
     import numpy as np
 
     if not page.ids:

@@ -68,8 +68,13 @@ class Calibrator:
     @property
     def false_unknown_rate(self) -> float:
         """The default target rate: the setting, else the rate of the stored calibration, else `FALSE_UNKNOWN_RATE`."""
-        present = self._present()
+        present = self.present()
         return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
+
+    @property
+    def samples(self) -> bool:
+        """Whether the store is too large to read, so that a sample of its references stands for all."""
+        return self._too_large(self._census.update()[1])
 
     def calibrate(
         self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
@@ -82,8 +87,8 @@ class Calibrator:
         rate = self.false_unknown_rate if false_unknown_rate is None else false_unknown_rate
         if not (isinstance(rate, Real) and 0 < rate < 1):
             raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {shown(rate)} instead")
-        former = self._present()
-        if self._too_large(self._census.update()[1]):
+        former = self.present()
+        if self.samples:
             return self._calibrate_sample(rate, former, labelled)
         attached = self._store.attached_parts().digest
         references, revision = self._references()
@@ -224,7 +229,7 @@ class Calibrator:
 
     def verdicts(self, references: Mapping[str, References]) -> list[Verdict] | None:
         """Returns a verdict on the category of each reference image; ``None`` if no fitting calibration is stored."""
-        present = self._present()
+        present = self.present()
         if present is None or not present.fits(references, self._aggregation, self._top_m):
             return None
         return judge(references, present)
@@ -248,7 +253,7 @@ class Calibrator:
             return
         # The write is already committed. If calibration fails, the stored calibration only becomes stale.
         with suppress(StoreError):
-            present = self._present()
+            present = self.present()
             categories, counted, revision = self._census.update()
             references = {expert: n for expert, n in counted.items() if expert in self._temperatures}
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
@@ -258,7 +263,7 @@ class Calibrator:
                 scale = present.scale if present else 1.0  # learned from images that are not stored
                 former = present and scaled(present, 1 / scale)
                 made = self._fit(*self._references(), self.false_unknown_rate, former)
-                now = self._present()
+                now = self.present()
                 newer = (
                     now is not None
                     and made is not None
@@ -303,7 +308,8 @@ class Calibrator:
             if categories < 2 or not image_experts(references):
                 self._store.keep_calibration({})
 
-    def _present(self) -> Calibration | None:
+    def present(self) -> Calibration | None:
+        """Returns the stored calibration; ``None`` without one, or if the record is damaged."""
         return Calibration.from_dict(self._store.calibration())
 
     def _cheap(self, categories: int, references: Mapping[str, int], former: Calibration | None) -> bool:

@@ -23,6 +23,7 @@ _TABS = (
     ("/", "Classify"),
     ("/categories", "Categories"),
     ("/inbox", "Inbox"),
+    ("/map", "Map"),
     ("/audit", "Audit"),
     ("/live", "Live"),
 )

@@ -81,8 +81,8 @@ class Category:
         name: The label.
         version: 1 at the first commit, and a higher number at each later commit. 0 if only attached collections have
             the category.
-        rev: Revision of the last change: microseconds since 1970 by the writer's clock, or more, to exceed every
-            revision that the writer had seen.
+        rev: Revision of the last change of references, texts or metadata: microseconds since 1970 by the writer's
+            clock, or more, to exceed every revision that the writer had seen.
         write_ids: Ids of the committed writes. References of other writes are ignored.
         texts: Definition texts.
         references: Number of references by expert, such as ``{"clip:text": 2, "clip:image": 5}``.

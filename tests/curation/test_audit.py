@@ -227,6 +227,24 @@ def test_a_kept_label_is_not_a_finding_until_the_keep_is_undone(clf: Classifier)
             clf.references.keep(name, first.hash, finding=finding)  # type: ignore[arg-type]
 
 
+def test_a_calibration_stays_current_when_findings_are_kept(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    calibration = clf._store.calibration()
+    fits = Mock(side_effect=clf._calibrator._fit)
+    monkeypatch.setattr(clf._calibrator, "_fit", fits)
+    first = clf.references.audit().labels[0]
+    before = clf.category(first.category)
+    clf.references.keep(first.category, first.hash, finding="label")
+    assert (clf.info()["calibration"], clf._store.calibration()) == ("current", calibration)
+    clf.history.undo()
+    assert clf.classify_vectors({ENCODER.name: np.eye(16, dtype=np.float32)[:1]})[0].calibration == "current"
+    after = clf.category(first.category)
+    assert (after.rev, after.version > before.version, len(after.kept)) == (before.rev, True, 0)
+    assert not fits.called
+    clf.references.move(first.hash, source=first.category, target=first.instead)
+    assert fits.called
+    assert clf.category(first.category).rev > before.rev
+
+
 def test_vectors_are_read_once(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Mock(side_effect=clf._searcher.references)
     monkeypatch.setattr(clf._searcher, "references", reads)

@@ -207,7 +207,7 @@ class Writer:
             won: Mapping[str, Mapping[str, Any]] = before.manifests
             if now.kept != category.kept:
                 won = self.carry_out([(replace(now, version=category.version + 1, rev=0), ())], before)
-            done.extend(map(category_from, publish(self.catalog, won).values()))
+            done.extend(map(category_from, publish(self.catalog, won, [name]).values()))
             return bool(done)
 
         self.until_won(attempt, [name])

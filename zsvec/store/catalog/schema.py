@@ -21,7 +21,8 @@ A manifest also remembers which references were withdrawn from its category, and
 (`zsvec.store.catalog.marks`).
 
 The ``rev`` of a manifest orders the commits for readers. A manifest can get a new ``rev`` although its category has not
-changed, so ``changed`` has the ``rev`` of the last change.
+changed, so ``changed`` has the ``rev`` of the last change. Marks do not count as a change: they leave answers as they
+are, so a calibration stays current.
 
 Records are validated when read: files can be damaged, and a server may have untrusted writers.
 """
@@ -291,17 +292,21 @@ def manifest_payload(
         change: Id of the change record, if a history is kept.
     """
     required = requirements(before) if before else {}
+    content = {
+        "writes": list(category.write_ids),
+        "references": dict(category.references),
+        "texts": list(category.texts),
+        "metadata": dict(category.metadata),
+    }
+    is_same = before is not None and content.items() <= before.items()
     return {
         "kind": "manifest",
         "store": store,
         "category": category.name,
         "version": category.version,
         "rev": category.rev,
-        "changed": category.rev,
-        "writes": list(category.write_ids),
-        "references": dict(category.references),
-        "texts": list(category.texts),
-        "metadata": dict(category.metadata),
+        "changed": before["changed"] if before and is_same else category.rev,
+        **content,
         "writers": with_writer(writer, before),
         "removed": not category.write_ids,
         **({"withdrawn": "".join(category.withdrawn)} if category.withdrawn else {}),

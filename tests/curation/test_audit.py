@@ -18,7 +18,7 @@ from tests.method.material import Vectors, clusters, references
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.curation.audit import Audit, ThinCategory, audited, without_kept
+from zsvec.curation.audit import Audit, Duplicates, Outlier, StoredImage, ThinCategory, audited, split_kept
 from zsvec.encoders import EncoderSet
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.folders import read_categories
@@ -157,6 +157,7 @@ def test_lines_are_json_with_a_summary_first() -> None:
         "thin": 2,
         "confusions": 1,
         "kept": 0,
+        "mistaken": 2,
     }
     assert [line["finding"] for line in lines[1:]] == ["label", "duplicates", "outlier", "thin", "thin", "confusion"]
     assert list(lines[1]) == ["finding", "category", "hash", "source", "probability", "instead", "copied"]
@@ -171,11 +172,24 @@ def test_a_finding_is_left_out_once_all_of_its_images_are_kept(kind: str) -> Non
     field = {"label": "labels", "outlier": "outliers", "confusion": "confusions"}.get(kind, kind)
     (one,) = getattr(found, field)
     images = {(image.category, image.hash) for image in getattr(one, "images", [getattr(one, "image", one)])}
-    kept = without_kept(found, lambda finding, *key: finding == kind and key in images)
+    waiting, kept = split_kept(found, lambda finding, *key: finding == kind and key in images)
     changed: dict[str, Any] = {field: [], "kept": 1}
-    assert kept == replace(found, **changed)
-    assert without_kept(found, lambda finding, *key: finding == kind and key in images - {min(images)}) == found
-    assert without_kept(found, lambda finding, *key: finding != kind).kept == 3
+    assert waiting == replace(found, **changed)
+    assert [len(getattr(kept, name)) for name in ("labels", "duplicates", "outliers", "confusions", "thin")] == [
+        int(name == field) for name in ("labels", "duplicates", "outliers", "confusions", "thin")
+    ]
+    assert split_kept(found, lambda finding, *key: finding == kind and key in images - {min(images)})[0] == found
+    assert split_kept(found, lambda finding, *key: finding != kind)[0].kept == 3
+
+
+def test_points_of_others_need_not_be_kept() -> None:
+    own, point = (StoredImage(category="a", hash=digest, source="") for digest in ("0" * 64, "shop#1"))
+    found = Audit(
+        images=2, judged=0, calibrated=False, duplicates=[Duplicates(images=[own, point], across=False, likeness=1.0)]
+    )
+    assert split_kept(found, lambda _, name, digest: digest == own.hash)[0].duplicates == []
+    only = replace(found, duplicates=[Duplicates(images=[point, point], across=False, likeness=1.0)])
+    assert split_kept(only, lambda *_: True)[0] == only
 
 
 # ---- of a store
@@ -227,18 +241,52 @@ def test_a_kept_label_is_not_a_finding_until_the_keep_is_undone(clf: Classifier)
             clf.references.keep(name, first.hash, finding=finding)  # type: ignore[arg-type]
 
 
+def test_a_kept_finding_is_doubted_again(clf: Classifier) -> None:
+    before = clf.references.audit()
+    first = before.labels[0]
+    clf.references.keep(first.category, first.hash, finding="label")
+    clf.references.keep(first.category, first.hash, finding="outlier")
+    waiting, kept = clf.references.split_kept(before)
+    assert (waiting, kept.labels) == (clf.references.audit(), [first])
+    clf.references.unkeep(first.category, first.hash, finding="label")
+    assert clf.references.audit() == before
+    assert len(clf.category(first.category).kept) == 1
+    assert clf.history.undo().what == "unkeep"
+    assert clf.references.audit().labels == before.labels[1:]
+    for name, finding in ((first.category, "thin"), ("nowhere", "label"), (first.instead, "label")):
+        with pytest.raises(InvalidInputError):
+            clf.references.unkeep(name, first.hash, finding=finding)  # type: ignore[arg-type]
+
+
+def test_many_images_of_a_category_are_kept() -> None:
+    rows = np.random.default_rng(0).normal(size=(1500, 16))
+    with zsvec.open(":memory:", encoders=[ENCODER], calibration="off") as clf:
+        add(clf, {"a": list(rows / np.linalg.norm(rows, axis=1, keepdims=True))})
+        hashes = [one.hash for one in clf.references.of("a")]
+        clf.references.keep("a", hashes, finding="outlier")
+        images = [StoredImage(category="a", hash=digest, source="") for digest in hashes]
+        found = Audit(
+            images=1500, judged=0, calibrated=False, outliers=[Outlier(image=one, similarity=0.0) for one in images]
+        )
+        assert clf.references.split_kept(found) == (
+            replace(found, outliers=[], kept=1500, labels=[], duplicates=[], confusions=[]),
+            replace(found, labels=[], duplicates=[], confusions=[], thin=[]),
+        )
+
+
 def test_a_calibration_stays_current_when_findings_are_kept(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     calibration = clf._store.calibration()
     fits = Mock(side_effect=clf._calibrator._fit)
     monkeypatch.setattr(clf._calibrator, "_fit", fits)
     first = clf.references.audit().labels[0]
     before = clf.category(first.category)
-    clf.references.keep(first.category, first.hash, finding="label")
-    assert (clf.info()["calibration"], clf._store.calibration()) == ("current", calibration)
+    for decide in (clf.references.keep, clf.references.unkeep):
+        decide(first.category, first.hash, finding="label")
+        assert (clf.info()["calibration"], clf._store.calibration()) == ("current", calibration)
     clf.history.undo()
     assert clf.classify_vectors({ENCODER.name: np.eye(16, dtype=np.float32)[:1]})[0].calibration == "current"
     after = clf.category(first.category)
-    assert (after.rev, after.version > before.version, len(after.kept)) == (before.rev, True, 0)
+    assert (after.rev, after.version > before.version, len(after.kept)) == (before.rev, True, 1)
     assert not fits.called
     clf.references.move(first.hash, source=first.category, target=first.instead)
     assert fits.called

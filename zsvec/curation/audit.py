@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import filterfalse
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from zsvec.method.quality.label_errors import Suspect, Verdict, suspects
 from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_below, neighborhoods
 from zsvec.method.quality.scenes import image_rows, most_discriminating, spreads
 from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.types import is_attached
 
 _OUTLIER_FENCE = 2.0  # interquartile ranges below the lower quartile of closeness
 _UNIFORM_FENCE = 3.0  # interquartile ranges below the lower quartile of log spread
@@ -121,6 +123,8 @@ class Audit:
         thin: Categories with too few different images, fewest pictures first.
         confusions: Confused pairs of categories, the pairs with the most images first.
         kept: Number of findings that are left out, because they were kept (`StoredReferences.keep`).
+        mistaken: Number of judged images that the other references put into another category. The accuracy by
+            leave-one-out is ``1 - mistaken / judged``; wrong labels count as mistakes.
     """
 
     images: int
@@ -132,6 +136,7 @@ class Audit:
     thin: Sequence[ThinCategory] = ()
     confusions: Sequence[Confusion] = ()
     kept: int = 0
+    mistaken: int = 0
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yields the objects that ``zsvec audit --json`` prints: a summary, then the findings, each with its kind."""
@@ -149,6 +154,7 @@ class Audit:
             "calibrated": self.calibrated,
             **{name: len(getattr(self, name)) for name in ("labels", "duplicates", "outliers", "thin", "confusions")},
             "kept": self.kept,
+            "mistaken": self.mistaken,
         }
         for kind, found in kinds.items():
             yield from ({"finding": kind, **asdict(one)} for one in found)
@@ -182,24 +188,32 @@ def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | 
         ],
         thin=_thin(category_names(references), compared, spread),
         confusions=_confusions(verdicts or (), {(suspect.category, suspect.hash) for suspect in labels}, stored),
+        mistaken=sum(verdict.mistaken for verdict in verdicts or ()),
     )
 
 
-def without_kept(found: Audit, is_kept: Callable[[str, str, str], bool]) -> Audit:
-    """Returns an audit without the findings that were kept; `is_kept` as `zsvec.store.Store.kept` returns it."""
+def split_kept(found: Audit, is_kept: Callable[[str, str, str], bool]) -> tuple[Audit, Audit]:
+    """Splits an audit into the findings that wait for a decision, and the findings that were kept.
+
+    Args:
+        found: The audit.
+        is_kept: As `zsvec.store.Store.kept` returns it.
+    """
 
     def all_kept(finding: str, images: Iterable[StoredImage | Suspect]) -> bool:
-        return all(is_kept(finding, image.category, image.hash) for image in images)
+        own = [image for image in images if not is_attached(image.hash)]
+        return bool(own) and all(is_kept(finding, image.category, image.hash) for image in own)
 
-    labels = [one for one in found.labels if not all_kept("label", [one])]
-    duplicates = [one for one in found.duplicates if not all_kept("duplicates", one.images)]
-    outliers = [one for one in found.outliers if not all_kept("outlier", [one.image])]
-    confusions = [one for one in found.confusions if not all_kept("confusion", one.images)]
-    before = [*found.labels, *found.duplicates, *found.outliers, *found.confusions]
-    kept = len(before) - len([*labels, *duplicates, *outliers, *confusions])
-    if not kept:
-        return found
-    return replace(found, labels=labels, duplicates=duplicates, outliers=outliers, confusions=confusions, kept=kept)
+    tests: dict[str, Callable[[Any], bool]] = {
+        "labels": lambda one: all_kept("label", [one]),
+        "duplicates": lambda one: all_kept("duplicates", one.images),
+        "outliers": lambda one: all_kept("outlier", [one.image]),
+        "confusions": lambda one: all_kept("confusion", one.images),
+    }
+    kept: dict[str, Any] = {name: [*filter(test, getattr(found, name))] for name, test in tests.items()}
+    waiting: dict[str, Any] = {name: [*filterfalse(test, getattr(found, name))] for name, test in tests.items()}
+    number = sum(map(len, kept.values()))
+    return replace(found, **waiting, kept=number) if number else found, replace(found, **kept, thin=[])
 
 
 def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> list[Duplicates]:

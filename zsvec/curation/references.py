@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, get_args
 
-from zsvec.curation.audit import Audit, audited, without_kept
+from zsvec.curation.audit import Audit, audited, split_kept
 from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.ingest.embedding import RecentVectors
 from zsvec.ingest.ingestion import Builder
@@ -91,9 +91,9 @@ class StoredReferences:
     ) -> Category:
         """Keeps images as they are, although an audit doubts them. The references stay the same.
 
-        Later audits leave out each finding of this kind of which all images are kept. If an image is moved or removed,
-        it is no longer kept. A renamed or merged category passes its kept images on. A category remembers the newest
-        10,000.
+        Later audits leave out each finding of this kind of which all images are kept. Points of attached collections
+        do not count: if all other images are kept, the finding is. If an image is moved or removed, it is no longer
+        kept. A renamed or merged category passes its kept images on. A category remembers the newest 10,000.
 
         Args:
             name: Name of the category.
@@ -108,11 +108,19 @@ class StoredReferences:
             InvalidInputError: The category has no such reference, or the kind is unknown.
             ConflictError: Other writers changed the category at every attempt.
         """
-        if finding not in get_args(_Kept):
-            raise InvalidInputError(
-                f"finding must be one of {', '.join(get_args(_Kept))}. Got {shown(finding)} instead"
-            )
-        return self._store.keep(checked_name(name), checked_hashes(hashes), finding)
+        return self._store.keep(checked_name(name), checked_hashes(hashes), _checked_kind(finding))
+
+    def unkeep(self, name: str, hashes: str | Collection[str], *, finding: _Kept) -> Category:
+        """Reverts `keep`: later audits show the findings again. Arguments and errors are those of `keep`."""
+        return self._store.keep(checked_name(name), checked_hashes(hashes), _checked_kind(finding), kept=False)
+
+    def split_kept(self, found: Audit) -> tuple[Audit, Audit]:
+        """Splits an audit into the findings that wait for a decision, and the findings that were kept (`keep`).
+
+        Args:
+            found: An audit with the kept findings (``audit(kept=True)``). The audit may be older than the decisions.
+        """
+        return split_kept(found, self._store.kept())
 
     def rename(self, name: str, new: str) -> Category:
         """Renames a category. If a definition text is the old name, the new name replaces it.
@@ -274,4 +282,10 @@ class StoredReferences:
         """
         references = self._calibrator.references()
         found = audited(references, self._calibrator.verdicts(references))
-        return found if kept else without_kept(found, self._store.kept())
+        return found if kept else self.split_kept(found)[0]
+
+
+def _checked_kind(finding: str) -> str:
+    if finding not in get_args(_Kept):
+        raise InvalidInputError(f"finding must be one of {', '.join(get_args(_Kept))}. Got {shown(finding)} instead")
+    return finding

@@ -724,21 +724,22 @@ class Store:
             how: Literal["dismissed", "labelled"] = "dismissed" if label is None else "labelled"
             self.inbox.remove(hashes, Removal(how, identifier if noted else ""))
 
-    def keep(self, name: str, hashes: Collection[str], finding: str) -> Category:
+    def keep(self, name: str, hashes: Collection[str], finding: str, *, kept: bool = True) -> Category:
         """Remembers that images stay as they are, although an audit doubts them (`kept`), and returns the category.
 
         Args:
             name: Name of the category.
             hashes: Content hashes of the images.
             finding: Kind of the finding. Kinds differ in the first letter.
+            kept: ``False`` forgets that the images were kept.
 
         Raises:
             CategoryNotFoundError: There is no such category.
             InvalidInputError: A hash is not among the references of the category.
             ConflictError: Other writers changed the category at every attempt.
         """
-        with self._changing("keep"):
-            return self._writer.keep(name, hashes, finding)
+        with self._changing("keep" if kept else "unkeep"):
+            return self._writer.keep(name, hashes, finding, kept=kept)
 
     def move(self, move: Move) -> Category:
         """Moves references from one category to another, and returns the target.

@@ -35,7 +35,7 @@ from tenacity import (
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
-from zsvec.store.catalog.marks import kept_mark, kept_of, marked, unmarked, with_kept
+from zsvec.store.catalog.marks import kept_mark, kept_of, marked, unmarked, with_kept, without_kept
 from zsvec.store.catalog.schema import Reference, category_from
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
@@ -195,7 +195,7 @@ class Writer:
         self.until_won(attempt, [name])
         return left[0]
 
-    def keep(self, name: str, hashes: Collection[str], finding: str) -> Category:
+    def keep(self, name: str, hashes: Collection[str], finding: str, *, kept: bool = True) -> Category:
         """As `zsvec.store.store.Store.keep`."""
         done: list[Category] = []
 
@@ -203,7 +203,8 @@ class Writer:
             before = settled(self.catalog, [name])
             category = self.catalog.existing(name, before.category(name))
             _check_known(hashes, {digest for _, _, digest in self.references.keys(category)}, name)
-            now = with_kept(category, sorted(kept_mark(finding, digest) for digest in hashes))
+            marks = sorted(kept_mark(finding, digest) for digest in hashes)
+            now = with_kept(category, marks) if kept else without_kept(category, marks)
             won: Mapping[str, Mapping[str, Any]] = before.manifests
             if now.kept != category.kept:
                 won = self.carry_out([(replace(now, version=category.version + 1, rev=0), ())], before)

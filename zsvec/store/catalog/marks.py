@@ -88,6 +88,11 @@ def with_kept(category: Category, marks: Iterable[str]) -> Category:
     return replace(category, kept=newest((*category.kept, *marks)))
 
 
+def without_kept(category: Category, marks: Collection[str]) -> Category:
+    """Returns a category without these marks of kept findings."""
+    return replace(category, kept=tuple(one for one in category.kept if one not in marks))
+
+
 def newest(marks: Iterable[str]) -> tuple[str, ...]:
     """Returns the last `MARKS_KEPT` different marks, in order."""
     return tuple(dict.fromkeys(marks))[-MARKS_KEPT:]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tests.service.support import PART, Page, done, images_of, page_of, undo, vi
 from tests.support import coloured, coloured_store, photo, state
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
-from zsvec.errors import ConflictError
+from zsvec.errors import ConflictError, StoreUnavailableError
 from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.images import content_hash
 from zsvec.testing import HashEncoder
@@ -42,8 +44,8 @@ def classifier() -> Iterator[Classifier]:
         yield classifier
 
 
-def findings(client: TestClient) -> Page:
-    return page_of(client.get("/audit/findings", headers=PART))
+def findings(client: TestClient, **view: Any) -> Page:
+    return page_of(client.get("/audit/findings", headers=PART, params=view))
 
 
 def named(page: Page, kind: str) -> list[str]:
@@ -55,24 +57,41 @@ def key(image: Any, category: str) -> str:
     return f"{content_hash(image)}:{category}"
 
 
-def offered(page: Page, path: str) -> list[Any]:
-    return [json.loads(str(found["hx-vals"])) for found in page.all("button", **{"hx-post": path})]
+def offered(page: Page, act: str) -> list[dict[str, Any]]:
+    """The forms that the buttons of an act send."""
+    return [
+        form(json.loads(str(one["data-keys"])), one["data-value"]) for one in page.all("button", **{"data-act": act})
+    ]
+
+
+def form(keys: Sequence[str], value: str | None) -> dict[str, Any]:
+    return {"reference": list(keys), "value": [value or ""] * len(keys)}
+
+
+def decide(client: TestClient, act: str, data: Mapping[str, Any], status: int = 200) -> Any:
+    answer = client.post(f"/audit/{act}", data=data, headers=PART)
+    assert answer.status_code == status, answer.text
+    return answer
+
+
+def total(page: Page, kind: str) -> int:
+    found = page.all("section", **{"data-kind": kind})
+    return int(str(found[0]["data-total"])) if found else 0
 
 
 def test_the_page_loads_findings_or_waits_for_a_click(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     page = page_of(browser.get("/audit"))
-    assert "Comparing 33 pictures" in page.text
-    assert page.all("div", **{"hx-trigger": "load"})
+    assert page.all("p", **{"hx-get": "/audit/findings"})
     monkeypatch.setattr("zsvec.service.pages.audit._MAX_AUTOMATIC", 32)
     page = page_of(browser.get("/audit"))
-    assert not page.all("div", **{"hx-trigger": "load"})
-    assert "Compare 33 pictures" in page.text
+    assert not page.all("p", **{"hx-get": "/audit/findings"})
+    assert "Compare 33 photos" in page.text
 
 
 def test_an_audit_without_pictures_or_a_calibration() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier, visitor(classifier) as client:
-        assert "There are no pictures to compare" in page_of(client.get("/audit")).text
-        assert "0 pictures compared" in findings(client).text
+        assert "There are no photos to compare" in page_of(client.get("/audit")).text
+        assert "0 photos compared" in findings(client).text
         classifier.add_categories([CategoryInput(name="red", images=[coloured("red", seed) for seed in range(3)])])
         assert not classifier.references.audit().calibrated
         assert "zsvec calibrate" in findings(client).text
@@ -91,17 +110,104 @@ def test_findings_are_shown(browser: TestClient, classifier: Classifier, monkeyp
     assert SOURCE in page.text
     for shown in page.all("img"):
         assert browser.get(str(shown["src"])).status_code == 200
-    monkeypatch.setattr("zsvec.service.pages.audit._SHOWN", 0)
+
+
+def test_findings_are_shown_page_by_page(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.service.pages.audit._SHOWN", 1)
+    classifier.add_category("thin", images=[photo(6)])
+    found = classifier.references.audit()
+    expected = [one.category for one in found.thin]
+    assert len(expected) > 1
     page = findings(browser)
-    assert not page.all("article")
-    assert "the 0 most doubtful" in page.text
+    (of,) = page.all("input", name="of")
+    assert total(page, "thin") == len(expected)
+    shown = named(page, "thin")
+    assert len(shown) == 1
+    for after in range(1, len(expected) + 1):
+        view = {"of": of["value"], "more": "thin", "after": after}
+        shown += named(page_of(browser.get("/audit/more", params=view, headers=PART)), "thin")
+    assert shown == expected
+
+
+def test_findings_are_sorted_and_filtered(browser: TestClient, classifier: Classifier) -> None:
+    classifier.add_category("blue", images=[ReferenceImage(image=coloured("green", 901), source="g.png")])
+    labels = [f"{one.hash}:{one.category}" for one in classifier.references.audit().labels]
+    assert {key(WRONG, "red"), key(coloured("green", 901), "blue")} <= set(labels)
+    page = findings(browser, kind="labels", sort="category")
+    assert named(page, "label") == sorted(labels, key=lambda one: one.partition(":")[2])
+    assert {str(one["data-kind"]) for one in page.all("section")} == {"labels"}
+    page = findings(browser, category="red")
+    assert named(page, "label") == [key(WRONG, "red")]
+    assert not named(page, "duplicates")
+    assert named(findings(browser, category="green"), "duplicates")
+    assert not findings(browser, category="nothing").all("article")
+    wrong: dict[str, Any]
+    for wrong in ({"kind": "x"}, {"sort": "x"}, {"of": "0" * 17}, {"category": "x" * 501}, {"kept": "x"}):
+        assert browser.get("/audit/findings", params=wrong, headers=PART).status_code == 422
+    for wrong in ({"more": "x", "after": 0}, {"more": "thin", "after": -1}, {"more": "thin"}):
+        assert browser.get("/audit/more", params=wrong, headers=PART).status_code == 422
+    assert not page_of(browser.get("/audit/more?more=thin&after=999", headers=PART)).all("article")
+
+
+def test_a_comparison_is_shared_until_the_references_change(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audits = Mock(side_effect=classifier.references.audit)
+    monkeypatch.setattr(classifier.references, "audit", audits)
+    (of,) = findings(browser).all("input", name="of")
+    findings(browser, sort="category")
+    assert audits.call_count == 1
+    move = {"reference": [key(WRONG, "red")], "value": ["blue"]}
+    change = done(decide(browser, "move", move))
+    page = findings(browser, of=of["value"])
+    assert key(WRONG, "red") not in named(page, "label")
+    assert page.all("input", name="of") == [of]
+    assert audits.call_count == 1
+    done(undo(browser, change))
+    assert key(WRONG, "red") in named(findings(browser, of=of["value"]), "label")
+    assert audits.call_count == 1
+    findings(browser, of=of["value"], again="true")
+    findings(browser, of="f" * 16)
+    assert audits.call_count == 2
+
+
+def test_a_page_that_waits_asks_again(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.01)
+    ready = threading.Event()
+    audit = classifier.references.audit
+
+    def slow(**options: Any) -> Any:
+        assert ready.wait(60)
+        return audit(**options)
+
+    monkeypatch.setattr(classifier.references, "audit", slow)
+    try:
+        (poll,) = findings(browser).all("p", role="status")
+        assert poll["hx-get"] == "/audit/findings"
+        assert browser.get("/audit/more?more=thin&after=0", headers=PART).status_code == 409
+    finally:
+        ready.set()
+    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 60)
+    assert named(findings(browser), "label")
+
+
+def test_a_comparison_that_fails_is_made_again(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(classifier.references, "audit", Mock(side_effect=StoreUnavailableError("the store is away")))
+        page_of(browser.get("/audit/findings", headers=PART), 503)
+    assert named(findings(browser), "label")
 
 
 def test_a_picture_is_moved_and_moved_back(browser: TestClient, classifier: Classifier) -> None:
-    move = {"reference": [key(WRONG, "red")], "category": "blue"}
-    assert move in offered(findings(browser), "/references/move")
-    answer = browser.post("/references/move", data=move, headers=PART)
-    change = done(answer, "1 reference of “red” moved to “blue”.")
+    move = {"reference": [key(WRONG, "red")], "value": ["blue"]}
+    assert move in offered(findings(browser), "move")
+    change = done(decide(browser, "move", move), "1 photo moved to “blue”.")
     assert content_hash(WRONG) in set(images_of(classifier, "blue")) - set(images_of(classifier, "red"))
     assert key(WRONG, "red") not in named(findings(browser), "label")
     done(undo(browser, change))
@@ -109,13 +215,20 @@ def test_a_picture_is_moved_and_moved_back(browser: TestClient, classifier: Clas
     assert key(WRONG, "red") in named(findings(browser), "label")
 
 
+def test_a_picture_of_an_awkward_category_is_moved(browser: TestClient, classifier: Classifier) -> None:
+    classifier.add_category(EVIL, images=[coloured("blue", seed) for seed in (77, 78)], texts=["a thing"])
+    keys = [one["reference"] for one in offered(findings(browser), "move") if one["reference"][0].endswith(f":{EVIL}")]
+    keys += [one["reference"] for one in offered(findings(browser), "keep") if one["reference"][0].endswith(f":{EVIL}")]
+    done(decide(browser, "move", form(keys[0], "red & <b>'x'</b>")))
+    assert images_of(classifier, "red & <b>'x'</b>") == [keys[0][0].partition(":")[0]]
+
+
 def test_copies_are_removed_and_restored(browser: TestClient, classifier: Classifier) -> None:
-    removals = [values["reference"] for values in offered(findings(browser), "/references/remove")]
+    removals = [one["reference"] for one in offered(findings(browser), "remove")]
     (copies,) = classifier.references.audit().duplicates
     one, other = [f"{image.hash}:{image.category}" for image in copies.images]
     assert [removal for removal in removals if removal in ([one], [other])] == [[other], [one]]
-    answer = browser.post("/references/remove", data={"reference": other}, headers=PART)
-    change = done(answer, "1 reference of “green” removed.")
+    change = done(decide(browser, "remove", {"reference": other}), "1 photo removed.")
     assert len(images_of(classifier, "green")) == 10
     assert not named(findings(browser), "duplicates")
     done(undo(browser, change))
@@ -123,56 +236,88 @@ def test_copies_are_removed_and_restored(browser: TestClient, classifier: Classi
 
 
 @pytest.mark.parametrize("kind", ["label", "duplicates"])
-def test_a_kept_finding_is_not_shown_again(browser: TestClient, kind: str) -> None:
+def test_a_kept_finding_is_hidden_until_it_is_doubted_again(browser: TestClient, kind: str) -> None:
     before = named(findings(browser), kind)
-    keep = next(values for values in offered(findings(browser), "/references/keep") if values["finding"] == kind)
-    change = done(browser.post("/references/keep", data=keep, headers=PART), "Kept")
-    page = findings(browser)
-    assert named(page, kind) == before[1:]
-    assert "1 kept finding not shown" in page.text
-    (show,) = page.all("button", **{"hx-target": "#findings"})
-    assert named(page_of(browser.get(str(show["hx-get"]), headers=PART)), kind) == before
+    keep = next(one for one in offered(findings(browser), "keep") if one["value"][0] == kind)
+    change = done(decide(browser, "keep", keep), "kept")
+    assert named(findings(browser), kind) == before[1:]
+    assert "1 finding that you kept is hidden" in findings(browser).text
+    page = findings(browser, kept="true")
+    assert named(page, kind) == before[:1]
+    assert not offered(page, "move")
+    assert offered(page, "unkeep") == [keep]
     done(undo(browser, change))
+    assert named(findings(browser), kind) == before
+    decide(browser, "keep", keep)
+    done(decide(browser, "unkeep", keep))
     assert named(findings(browser), kind) == before
 
 
 def test_references_of_several_categories_are_one_change(browser: TestClient, classifier: Classifier) -> None:
-    blue = classifier.references.of("blue")[0].hash
-    data = {"reference": [key(WRONG, "red"), f"{blue}:blue"], "category": EVIL}
-    answer = browser.post("/references/move", data=data, headers=PART)
-    change = done(answer, f"2 references of “blue”, “red” moved to “{EVIL}”.")
-    assert {blue, content_hash(WRONG)} <= {one.hash for one in classifier.references.of(EVIL)}
+    images = [key(WRONG, "red"), f"{images_of(classifier, 'blue')[0]}:blue"]
+    change = done(decide(browser, "move", form(images, EVIL)), f"2 photos moved to “{EVIL}”.")
+    assert {image.partition(":")[0] for image in images} <= set(images_of(classifier, EVIL))
     done(undo(browser, change))
     assert len(classifier.references.of(EVIL)) == 1
 
 
-@pytest.mark.parametrize("what", ["move", "remove"])
+def test_a_change_of_several_requests_is_undone_at_once(browser: TestClient, classifier: Classifier) -> None:
+    before = {name: sorted(images_of(classifier, name)) for name in ("red", "green", "blue")}
+    first = decide(browser, "move", form([key(WRONG, "red")], "blue"))
+    change = done(first)
+    so_far = page_of(first).all("div", **{"class": "toast"})[0]["data-so-far"]
+    greens = [f"{one}:green" for one in images_of(classifier, "green")[:2]]
+    more = {**form(greens, "red"), "change": change, "so_far": so_far}
+    assert done(decide(browser, "move", more), "3 photos moved.") == change
+    assert len(images_of(classifier, "red")) == 12
+    bad = {**form([f"{NONE}:red"], "green"), "change": change, "so_far": "{"}
+    decide(browser, "move", bad, 409)  # undoes all
+    assert {name: sorted(images_of(classifier, name)) for name in before} == before
+
+
+def test_a_form_may_have_hundreds_of_photos(browser: TestClient, classifier: Classifier) -> None:
+    classifier.add_category("many", images=[photo(seed) for seed in range(100, 400)])
+    keys = [f"{one}:many" for one in images_of(classifier, "many")]
+    change = done(decide(browser, "keep", form(keys, "outlier")), "300 photos kept")
+    assert len(classifier.category("many").kept) == 300
+    done(undo(browser, change))
+    decide(browser, "keep", form(keys * 2, "outlier"), 400)  # more fields than a form may have
+
+
+@pytest.mark.parametrize("what", ["move", "remove", "keep", "unkeep"])
 def test_all_references_are_changed_or_none(browser: TestClient, classifier: Classifier, what: str) -> None:
     before, changes = state(classifier._store), list(classifier.history)
     wrong = [
         ([], 422),
-        ([""], 422),
-        (["x"], 422),
+        ([""], 409),
+        (["x"], 409),
         ([f"{NONE}:red"], 409),
-        ([f"{NONE}:nothing"], 404),
+        ([f"{NONE}:nothing"], 409),
         ([f"{EVIL}:red"], 409),
-        ([key(STRANGE, EVIL)], 409),  # the last one of a category
     ]
+    if what in ("move", "remove"):
+        wrong.append(([key(STRANGE, EVIL)], 409))  # the last one of a category
     if what == "move":
         wrong.append(([key(coloured("green", 0), "green")], 409))  # where it is
+    value = "green" if what == "move" else "label"
     for references, status in wrong:
         for first in ([], [key(WRONG, "red")]) if references else ([],):
-            data = {"reference": [*first, *references], "category": "green"}
-            page = page_of(browser.post(f"/references/{what}", data=data, headers=PART), status)
+            data = form([*first, *references], value)
+            page = page_of(browser.post(f"/audit/{what}", data=data, headers=PART), status)
             assert page.all("div", role="alert")
             assert (state(classifier._store), list(classifier.history)) == (before, changes), references
+    if what != "remove":
+        for values in ([], ["label"] * 2, [""], ["\n"], ["thin"] if what != "move" else ["x" * 501]):
+            decide(browser, what, {"reference": key(WRONG, "red"), "value": values}, 422)
+    assert (state(classifier._store), list(classifier.history)) == (before, changes)
+    assert browser.post("/audit/drop", headers=PART).status_code == 422
 
 
 @pytest.mark.parametrize("what", ["move", "remove"])
 def test_a_change_that_fails_halfway_is_undone(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    blue = classifier.references.of("blue")[0].hash
+    blue = images_of(classifier, "blue")[0]
     before = {name: images_of(classifier, name) for name in ("red", "blue", "green")}
     once = getattr(classifier.references, what)
 
@@ -182,8 +327,7 @@ def test_a_change_that_fails_halfway_is_undone(
         return once(*given, **named)
 
     monkeypatch.setattr(classifier.references, what, then_conflict)
-    data = {"reference": [key(WRONG, "red"), f"{blue}:blue"], "category": "green"}
-    page_of(browser.post(f"/references/{what}", data=data, headers=PART), 409)
+    decide(browser, what, form([key(WRONG, "red"), f"{blue}:blue"], "green"), 409)
     assert {name: sorted(images_of(classifier, name)) for name in before} == {n: sorted(h) for n, h in before.items()}
     assert [change.what for change in list(classifier.history)[:2]] == ["undo", what]
 
@@ -192,4 +336,6 @@ def test_a_key_to_read_sees_no_buttons(classifier: Classifier) -> None:
     with visitor(classifier, "read") as client:
         page = findings(client)
         assert page.all("article")
-        assert not page.all("button")
+        assert all("data-act" not in button for button in page.all("button"))
+        assert not page.all("form")
+        assert not page.all("input", type="checkbox")

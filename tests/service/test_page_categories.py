@@ -281,7 +281,7 @@ def test_no_message_for_people_has_words_of_programs(browser: TestClient, classi
         ("/references/move", {"reference": f"{one}:nothing", "category": "red"}, None),
         ("/references/move", {"reference": f"{'0' * 64}:red", "category": "blue"}, None),
         ("/references/remove", {"reference": f"{one}"}, None),
-        ("/references/keep", {"reference": f"{one}:red", "finding": "nothing"}, None),
+        ("/audit/keep", {"reference": f"{one}:red", "value": "nothing"}, None),
         ("/correct", {"category": "red"}, [broken]),
         ("/correct", {"category": "red"}, None),
         ("/inbox/label", {"hash": one, "category": ""}, None),

@@ -32,6 +32,7 @@ from zsvec.service.api.description import ABOUT, completed
 from zsvec.service.auth.guard import Guard
 from zsvec.service.auth.keys import Keys
 from zsvec.service.operations import Health, Metrics
+from zsvec.service.pages.comparisons import Comparisons
 from zsvec.service.pages.image_map import ImageMap
 from zsvec.service.pages.live import Live
 from zsvec.service.problems import Problem, answer, problem_of
@@ -99,6 +100,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     app.state.health = Health(classifier)
     app.state.metrics = Metrics(work)
     app.state.image_map = ImageMap(work)
+    app.state.comparisons = Comparisons(work)
     app.state.live = Live(work, app.state.metrics, app.state.health.ending)
     for router in (api.router, operations.router, pages.router):
         app.include_router(router)

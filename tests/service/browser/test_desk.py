@@ -24,7 +24,7 @@ from tests.service.browser.support import (
 from tests.service.support import SECRETS
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 pytestmark = [needs_a_browser, needs_photos]
 
@@ -216,34 +216,139 @@ def propose(route: Route) -> None:
     route.fulfill(body=names, content_type="text/html")
 
 
+def mislabelled(page: Page) -> Locator:
+    return page.locator("[data-finding^='label:'][data-finding$=':ant']")
+
+
+def undo(page: Page, *brings_back: Locator) -> None:
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#toasts")).to_contain_text("Undone")
+    for one in brings_back:
+        expect(one).to_have_count(1)
+
+
 def test_a_mislabelled_picture_is_moved_and_moved_back(at_desk: Opened, desk: Service) -> None:
     page = at_desk("/audit")
-    finding = page.locator("[data-finding^='label:'][data-finding$=':ant']")
+    finding = mislabelled(page)
     expect(finding).to_have_count(1)
     digest = str(finding.get_attribute("data-finding")).split(":")[1]
     finding.get_by_role("button", name="Move to “ketch”").click()
-    expect(page.locator("#toasts")).to_contain_text("1 reference of “ant” moved to “ketch”.")
+    expect(page.locator("#toasts")).to_contain_text("1 photo moved to “ketch”.")
     expect(finding).to_have_count(0)
     assert digest in pictures(desk, "ketch") - pictures(desk, "ant")
-    page.get_by_role("button", name="Undo").click()
-    expect(finding).to_have_count(1)
+    undo(page, finding)
     assert digest in pictures(desk, "ant") - pictures(desk, "ketch")
 
 
-def test_kept_findings_are_hidden(at_desk: Opened) -> None:
+def test_all_label_errors_above_a_probability_are_moved(at_desk: Opened, desk: Service) -> None:
     page = at_desk("/audit")
-    findings = page.locator("[data-finding]:visible:has([data-keeps])")
+    labels = page.locator("[data-finding^='label:']")
+    expect(labels.first).to_be_visible()
+    there = labels.count()
+    before = pictures(desk, "ant")
+    button = page.locator("#sure button")
+    page.get_by_label("above").fill("50")
+    expect(button).to_have_text(f"Move all {there}")
+    button.click()
+    expect(page.locator("#toasts")).to_contain_text("moved")
+    expect(labels).to_have_count(0)
+    assert pictures(desk, "ant") < before
+    undo(page)
+    expect(labels).to_have_count(there)
+    assert pictures(desk, "ant") == before
+
+
+def test_findings_are_decided_by_keys(at_desk: Opened, desk: Service) -> None:
+    page = at_desk("/audit")
+    finding = mislabelled(page)
+    expect(finding).to_have_count(1)
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("[data-finding]:focus")).to_have_count(1)
+    said = page.locator("#toasts")
+    for key, done in (("1", "moved to “ketch”"), ("2", "kept"), ("Delete", "removed")):
+        finding.focus()
+        page.keyboard.press(key)
+        expect(said).to_contain_text(done)
+        expect(finding).to_have_count(0)
+        undo(page, finding)
+    finding.focus()
+    page.keyboard.type("zebu 🐂")
+    page.keyboard.press("Enter")
+    expect(said).to_contain_text("1 photo moved to “zebu 🐂”")
+    assert len(pictures(desk, "zebu 🐂")) == 1
+    undo(page, finding)
+    finding.focus()
+    page.keyboard.type("x")
+    page.keyboard.press("Escape")
+    expect(finding).to_be_focused()
+    expect(page.locator("#bar")).to_be_hidden()
+
+
+def test_selected_findings_are_decided_at_once(at_desk: Opened) -> None:
+    page = at_desk("/audit")
+    finding = mislabelled(page)
+    expect(finding).to_have_count(1)
+    bar = page.locator("#bar")
+    finding.focus()
+    page.keyboard.press("Space")
+    expect(bar).to_contain_text("1 selected")
+    page.keyboard.press("Escape")
+    expect(bar).to_be_hidden()
+    finding.get_by_role("checkbox").check()
+    expect(bar.get_by_role("button", name="Move 1 as proposed")).to_be_visible()
+    bar.get_by_role("button", name="All that are shown").click()
+    bar.get_by_role("button", name="Keep").click()
+    expect(page.locator("#toasts")).to_contain_text("kept")
+    expect(page.locator("[data-finding]:visible:has(.select)")).to_have_count(0)
+    undo(page, finding)
+
+
+def test_a_decision_that_fails_brings_the_finding_back(at_desk: Opened) -> None:
+    page = at_desk("/live")
+    page.route("**/audit/move", lambda route: route.abort())
+    page.goto("/audit")
+    finding = mislabelled(page)
+    finding.get_by_role("button", name="Move to “ketch”").click()
+    expect(page.locator("#toasts")).to_contain_text("cannot be reached")
+    expect(finding).to_have_count(1)
+    at_desk.said.clear()  # the browser's message
+
+
+def test_findings_are_filtered(at_desk: Opened) -> None:
+    page = at_desk("/audit")
+    kind, category = page.locator("#view [name=kind]"), page.locator("#view [name=category]")
+    expect(mislabelled(page)).to_have_count(1)
+    kind.select_option(label="Near-duplicates")
+    expect(mislabelled(page)).to_have_count(0)
+    kind.select_option(label="All findings")
+    expect(mislabelled(page)).to_have_count(1)
+    category.fill("pagoda")
+    page.keyboard.press("Tab")
+    expect(mislabelled(page)).to_have_count(0)
+    page.goto("/audit?kind=labels&category=ant")
+    expect(mislabelled(page)).to_have_count(1)
+    expect(category).to_have_value("ant")
+
+
+def test_kept_findings_are_hidden_until_they_are_doubted_again(at_desk: Opened) -> None:
+    page = at_desk("/audit")
+    findings = page.locator("[data-finding]:visible:has([data-act$=keep])")
     expect(findings.first).to_be_visible()
     there = findings.count()
     findings.first.get_by_role("button", name="Keep", exact=True).focus()
     page.keyboard.press("Enter")
     expect(findings).to_have_count(there - 1)
-    page.get_by_role("button", name="Undo").click()
+    undo(page)
     expect(findings).to_have_count(there)
     findings.first.get_by_role("button", name="Keep", exact=True).click()
+    expect(page.locator("#toasts")).to_contain_text("kept")
     page.reload()
     expect(findings).to_have_count(there - 1)
-    page.get_by_role("button", name="Show").click()
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(findings).to_have_count(1)
+    findings.get_by_role("button", name="Doubt again").click()
+    expect(page.locator("#toasts")).to_contain_text("doubted")
+    page.get_by_label("Kept findings").uncheck()
     expect(findings).to_have_count(there)
 
 
@@ -271,8 +376,15 @@ def test_live_shows_classified_images(at_desk: Opened, desk: Service) -> None:
 def test_pages_are_accessible(at_desk: Opened, theme: str) -> None:
     for width in (390, 1440):
         page = at_desk("/inbox", width=width, color_scheme=theme)
-        for path, shown in (("/inbox", ".tile"), ("/audit", "[data-finding]"), ("/live", "[data-state=on]")):
+        for path, shown in (
+            ("/inbox", ".tile"),
+            ("/audit", "[data-finding]"),
+            ("/live", "[data-state=on]"),
+        ):
             page.goto(path)
             expect(page.locator(shown).first).to_be_visible()
             assert violations(page) == [], (width, path)
+        page.goto("/audit")
+        mislabelled(page).get_by_role("checkbox").check()
+        assert violations(page) == [], width
         page.context.close()

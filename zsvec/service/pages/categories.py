@@ -227,20 +227,6 @@ async def remove_references(request: Request, work: Runs) -> Response:
     return await changed(request, "remove", removed)
 
 
-@router.post("/references/keep")
-async def keep_references(request: Request, work: Runs) -> Response:
-    """Keeps the images of a finding of the audit as they are."""
-    chosen, fields = await _chosen(request)
-    finding: Any = fields.get("finding", [""])[0]  # checked by `keep`
-
-    def kept() -> str:
-        for name, hashes in chosen.items():
-            work.classifier.references.keep(name, hashes, finding=finding)
-        return "Kept: the audit does not show this finding again."
-
-    return await changed(request, "keep", kept)
-
-
 def _lines(fields: Mapping[str, Sequence[str]]) -> list[str]:
     return [line.strip() for text in fields.get("texts", ()) for line in text.splitlines() if line.strip()]
 

@@ -1,54 +1,228 @@
-// Audit: removes findings from the page once they are dealt with.
+// Audit: buttons and keys decide on one finding or on all selected findings. Decisions are sent one after the other. Their
+// findings leave the page at once, and return if the request fails.
 
+import { listKeys } from "./keys.js";
+import { busy, finish, rendered, sayProblem, send } from "./page.js";
+
+const PART = 200; // photos in one request of a large change
+const DOING = { move: "Moving", remove: "Removing", keep: "Keeping", unkeep: "Doubting" };
 const findings = document.getElementById("findings");
+const bar = document.getElementById("bar"); // absent if the key may only read
+
+let current = null;
 let changes = 0;
+let queue = Promise.resolve();
+let waiting = 0; // decisions in the queue
+let outdated = false; // whether the findings must be loaded again after them
+const settledKeys = new Set(); // photos of label errors that were decided on since the findings were loaded
 
-const left = (section) => [...section.querySelectorAll("[data-finding]")];
+const shown = () => [...findings.querySelectorAll("[data-finding][tabindex]")].filter((one) => one.offsetHeight);
+const isSelected = (finding) => finding.querySelector(".select")?.checked ?? false;
+const selected = () => shown().filter(isSelected);
+const chosen = () => (selected().length ? selected() : current ? [current] : []);
+const actsOf = (finding) => [...finding.querySelectorAll("[data-act]")];
+const refresh = () => window.htmx.ajax("GET", "/audit/findings", { source: "#view", target: "#findings", swap: "innerHTML" });
 
-// Updates the counts of the sections.
+// A step is [key of a photo, value]; the value is a category to move to, or the kind of finding to keep.
+function stepsOf(button) {
+  const there = new Set([...button.closest("[data-finding]").querySelectorAll("[data-item]")].map((item) => item.dataset.item));
+  return JSON.parse(button.dataset.keys).filter((key) => there.has(key)).map((key) => [key, button.dataset.value]);
+}
+
+// Returns the steps of an act that all chosen findings offer.
+const stepsOfAll = (act) => chosen().flatMap((one) => actsOf(one).filter((button) => button.matches(`[data-bulks][data-act=${act}]`)).flatMap(stepsOf));
+
+// Returns the label errors above the chosen probability, also those that are not shown.
+function sure(form) {
+  const above = Number(form.querySelector("input").value) / 100;
+  return JSON.parse(form.dataset.doubts).filter(([key, , doubt]) => doubt > above && !settledKeys.has(key));
+}
+
+// Counts
+
 function tally() {
   for (const section of findings.querySelectorAll(".kind")) {
-    const number = left(section).length;
-    section.hidden = !number;
-    section.querySelector("[data-count]").textContent = number;
+    const there = section.querySelectorAll("[data-finding]").length;
+    const total = Number(section.dataset.total);
+    section.hidden = !total;
+    section.querySelector("[data-count]").textContent = total.toLocaleString("en");
+    section.querySelector(".more").hidden = there >= total;
+    if (!there && total && !waiting) more(section);
   }
-  document.getElementById("since").textContent = changes ? `${changes === 1 ? "One change" : `${changes} changes`} since: compare again to update the findings.` : "";
+  const since = document.getElementById("since");
+  if (since) since.textContent = changes ? `${changes === 1 ? "One change" : `${changes} changes`} since: compare again to update the findings.` : "";
+  showSelection();
+  showSure();
 }
 
-// Moves the focus to the next finding.
-function goOn(section, position) {
-  const rest = left(section);
-  const next = rest[Math.min(position, rest.length - 1)] ?? findings.querySelector(".kind:not([hidden]) [data-finding]");
-  (next?.querySelector("button") ?? next?.querySelector("a") ?? document.getElementById("again")).focus({ preventScroll: rest.length > 0 });
+function showSelection() {
+  if (!bar) return;
+  const group = selected();
+  bar.hidden = !group.length && !bar.contains(document.activeElement);
+  document.getElementById("selected").textContent = group.length ? `${group.length} selected` : "";
+  for (const button of bar.querySelectorAll("[data-bulk]")) {
+    const act = button.dataset.bulk;
+    const many = stepsOfAll(act).length;
+    button.hidden = !group.length || !many;
+    button.textContent = { move: `Move ${many} as proposed`, keep: `Keep ${many}`, unkeep: `Doubt ${many} again`, remove: `Remove ${many}` }[act];
+  }
+  bar.querySelector(".name").hidden = !chosen().some((one) => one.dataset.photo);
 }
 
-function settled(button) {
-  const section = button.closest(".kind");
-  const finding = button.closest("[data-finding]");
-  const position = left(section).indexOf(finding);
-  if (button.matches("[data-keeps]")) {
-    finding.remove();
-  } else {
-    changes += 1;
-    const gone = new Set(JSON.parse(button.getAttribute("hx-vals")).reference);
-    for (const item of findings.querySelectorAll("[data-item]")) if (gone.has(item.dataset.item)) item.remove();
-    for (const one of findings.querySelectorAll("[data-finding]:not(.thin)")) {
-      if (one.querySelectorAll("[data-item]").length < Number(one.dataset.least ?? 1)) one.remove();
+function showSure() {
+  const form = document.getElementById("sure");
+  if (!form) return;
+  const number = sure(form).length;
+  form.querySelector("#sure-count").textContent = number.toLocaleString("en");
+  form.querySelector("button").disabled = !number;
+}
+
+function more(section) {
+  const list = section.querySelector(".list");
+  const load = () => window.htmx.ajax("GET", `/audit/more?more=${section.dataset.kind}&after=${list.children.length}`, { source: "#view", target: list, swap: "beforeend" });
+  queue = queue.then(load).then(() => {
+    if (!list.children.length) section.dataset.total = 0; // others decided on the rest
+    tally();
+  });
+}
+
+// Decisions
+
+// Removes the findings that a decision settles.
+function settle(act, steps) {
+  const leave = act === "move" || act === "remove";
+  const keys = new Set(steps.map(([key]) => key));
+  const kept = new Set(steps.map(String));
+  for (const item of leave ? findings.querySelectorAll("[data-item]") : []) if (keys.has(item.dataset.item)) item.remove();
+  const isSettled = (one) => {
+    if (leave) return one.querySelectorAll("[data-item]").length < Number(one.dataset.least ?? 1);
+    return actsOf(one).some((button) => button.dataset.act === act && stepsOf(button).every((step) => kept.has(String(step))));
+  };
+  for (const one of [...findings.querySelectorAll("[data-finding][tabindex]")].filter(isSettled)) {
+    one.closest(".kind").dataset.total -= 1;
+    if (one === current) current = null;
+    one.remove();
+  }
+  for (const [key, value] of steps) if (leave || value === "label") settledKeys.add(key);
+}
+
+// Sends a decision, a large one in several requests that are one change. Returns whether it was made.
+async function carryOut(act, steps) {
+  const cancelling = new AbortController();
+  const photos = steps.length === 1 ? "photo" : `${steps.length.toLocaleString("en")} photos`;
+  let [change, soFar, request] = [null, null, null];
+  for (let done = 0; done < steps.length && !cancelling.signal.aborted; done += PART) {
+    const many = steps.length > PART;
+    busy(steps, `${DOING[act]} ${photos} …`, many ? done / steps.length : null, many ? () => cancelling.abort() : null);
+    const form = new FormData();
+    for (const [key, value] of steps.slice(done, done + PART)) {
+      form.append("reference", key);
+      form.append("value", value);
     }
+    if (change) form.append("change", change);
+    if (change) form.append("so_far", soFar);
+    request = await send(`/audit/${act}`, form, { quiet: true });
+    if (request.status !== 200) break;
+    const toast = rendered(request.responseText);
+    change ??= toast?.querySelector("[name=change]")?.value ?? null;
+    soFar = toast?.dataset.soFar;
   }
+  const made = request.status === 200 && !cancelling.signal.aborted;
+  if (!made && change) {
+    const form = new FormData();
+    form.append("change", change);
+    await send("/undo", form, { quiet: true });
+  }
+  busy(steps, null);
+  if (cancelling.signal.aborted && request.status === 200) sayProblem("Cancelled.", "Nothing was changed.");
+  else finish(request);
+  return made;
+}
+
+function decide(act, steps, { reload = false } = {}) {
+  if (!steps.length) return;
+  const places = shown();
+  const place = places.indexOf(chosen()[0]);
+  const within = findings.contains(document.activeElement) || bar.contains(document.activeElement);
+  waiting += 1;
+  settle(act, steps);
   tally();
-  goOn(section, position);
+  const rest = shown();
+  const next = rest.find((one) => places.indexOf(one) > place) ?? rest.at(-1);
+  if (within) (next ?? document.getElementById("again")).focus({ preventScroll: !next });
+  // Photos of the same categories are moved together.
+  const order = steps.length > PART ? steps.map((step) => [`${step[1]}\n${step[0].slice(step[0].indexOf(":"))}`, step]).sort(([a], [b]) => (a < b ? -1 : 1)).map(([, step]) => step) : steps;
+  queue = queue.then(async () => {
+    const made = await carryOut(act, order);
+    waiting -= 1;
+    changes += made;
+    outdated ||= reload || !made;
+    if (!outdated || waiting) return tally();
+    outdated = false;
+    await refresh();
+  });
 }
 
 if (findings) {
-  findings.addEventListener("htmx:afterRequest", (event) => {
-    if (event.detail.successful && event.detail.elt.matches("[data-settles]")) settled(event.detail.elt);
+  const keys = listKeys({
+    items: shown,
+    current: () => (current?.isConnected ? current : null),
+    go: (finding) => finding?.focus(),
+    isSelected,
+    select: (finding, on) => finding.querySelector(".select") && (finding.querySelector(".select").checked = on),
+    selected: showSelection,
+    area: (element) => findings.contains(element) || bar?.contains(element),
+    // Several findings must agree on the meaning of the digit.
+    choose: (number) => {
+      const pressed = chosen().flatMap((one) => actsOf(one).filter((button) => button.querySelector("kbd")?.textContent === String(number)));
+      const [act, ...others] = new Set(pressed.map((button) => button.dataset.act));
+      if (act && !others.length) decide(act, pressed.flatMap(stepsOf));
+    },
+    remove: () => decide("remove", stepsOfAll("remove")),
+    field: bar?.elements.category,
+  });
+  findings.addEventListener("focusin", (event) => {
+    current = event.target.closest("[data-finding][tabindex]") ?? current;
+    showSelection();
+  });
+  findings.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-act]");
+    if (button) decide(button.dataset.act, stepsOf(button));
+    if (event.target.closest("[data-more]")) more(event.target.closest(".kind"));
+    if (event.target.closest("[data-shows-kept]")) document.querySelector("[name=kept]").click();
+    const box = event.target.closest(".select");
+    if (!box) return;
+    if (event.shiftKey) keys.selectTo(box.closest("[data-finding]"));
+    else keys.anchorAt(box.closest("[data-finding]"));
+    showSelection();
+  });
+  findings.addEventListener("input", (event) => event.target.id === "above" && showSure());
+  findings.addEventListener("submit", (event) => {
+    event.preventDefault();
+    decide("move", sure(event.target), { reload: true });
   });
   findings.addEventListener("htmx:afterSwap", (event) => {
-    if (event.target === findings) changes = 0;
+    if (event.target !== findings) return;
+    current = null;
+    settledKeys.clear();
+    tally();
   });
+  bar?.addEventListener("click", (event) => {
+    const selects = event.target.closest("[data-selects]");
+    if (selects) keys.selectAll(selects.dataset.selects === "all");
+    const act = event.target.closest("[data-bulk]")?.dataset.bulk;
+    if (act) decide(act, stepsOfAll(act));
+  });
+  bar?.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const name = bar.elements.category.value.trim();
+    bar.reset();
+    if (name) decide("move", chosen().filter((one) => one.dataset.photo).map((one) => [one.dataset.photo, name]));
+  });
+  bar?.addEventListener("focusout", () => setTimeout(showSelection));
+  document.getElementById("again").addEventListener("click", () => (changes = 0));
   // An undone change may be doubtful again.
   document.body.addEventListener("zsvec:changed", (event) => {
-    if (event.detail.undone) document.getElementById("again").click();
+    if (event.detail.undone) queue = queue.then(refresh);
   });
 }

@@ -1,6 +1,7 @@
 // Inbox: keys, buttons and touch label the current image or all selected images. Labels are sent one after the other.
 // Labelled images leave the list at once, and return if the request fails.
 
+import { idle, listKeys } from "./keys.js";
 import { busy, send } from "./page.js";
 
 const FEW = 8; // loads more images when fewer are left
@@ -12,7 +13,6 @@ const several = document.getElementById("several");
 
 const sent = new Set(); // hashes of images that are being labelled or dismissed
 let current = null;
-let anchor = null; // start of a range
 let waiting = 0;
 let queue = Promise.resolve();
 let loading = null;
@@ -122,7 +122,7 @@ function act(path, fields, doing) {
   }
   for (const [name, value] of Object.entries(fields)) form.append(name, value);
   count(Math.max(waiting - group.length, 0));
-  anchor = null;
+  keys.anchorAt(null);
   choose(next, { focus: inList });
   queue = queue.then(async () => {
     busy(form, doing);
@@ -165,96 +165,35 @@ function remember(name) {
   if (![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
 }
 
-// Keys
-
-const idle = () => [document.body, document.getElementById("main"), null].includes(document.activeElement);
-
-function columns() {
-  const all = tiles();
-  return all.findIndex((tile) => tile.offsetTop > all[0].offsetTop) === -1 ? all.length : all.findIndex((tile) => tile.offsetTop > all[0].offsetTop);
-}
-
-function move(steps, extending) {
-  const all = tiles();
-  const from = all.indexOf(current);
-  const to = Math.min(Math.max(from + steps, 0), all.length - 1);
-  if (extending && choices) {
-    anchor ??= current;
-    range(all[to]);
-  } else anchor = null;
-  choose(all[to], { focus: true });
-}
-
-function range(end) {
-  const all = tiles();
-  const [a, b] = [all.indexOf(anchor ?? current), all.indexOf(end)].sort((x, y) => x - y);
-  all.forEach((tile, i) => (tile.ariaSelected = String(i >= a && i <= b)));
-}
-
-function toggle(tile) {
-  if (choices) tile.ariaSelected = String(tile.ariaSelected !== "true");
-}
-
-function select(all) {
-  if (choices) for (const tile of tiles()) tile.ariaSelected = String(all);
-  anchor = null;
-  show();
-}
-
-const MOVES = {
-  ArrowRight: () => 1, ArrowLeft: () => -1,
-  ArrowDown: columns, ArrowUp: () => -columns(), Home: () => -Infinity, End: () => Infinity,
-};
-
-// No letter is a command, since a name may begin with any letter.
-function pressed(event) {
-  const { key } = event;
-  const inPanel = panel.contains(document.activeElement);
-  if (key in MOVES && !event.ctrlKey && !event.metaKey) move(MOVES[key](), event.shiftKey);
-  else if (key.toLowerCase() === "a" && (event.ctrlKey || event.metaKey)) select(true);
-  else if (event.ctrlKey || event.metaKey || event.altKey) return;
-  else if (key === "Escape") select(false);
-  else if (inPanel && (key === "Enter" || key === " ")) return;
-  else if (!choices) return;
-  else if (key === " ") {
-    toggle(current);
-    anchor = current;
-    show();
-  } else if (/^[1-9]$/.test(key)) {
-    const button = choices.elements[key - 1];
-    if (button && !button.hidden) label(button.value);
-  } else if (key === "Delete") dismiss();
-  else if (key === "Enter") other.elements.category.focus();
-  else if (key.length === 1) {
-    other.elements.category.value = key;
-    other.elements.category.focus();
-  } else return;
-  event.preventDefault();
-}
-
 function dismiss() {
   act("/inbox/dismiss", {}, "Dismissing …");
 }
 
+const keys = list && listKeys({
+  items: tiles,
+  current: () => current,
+  go: (tile) => choose(tile, { focus: true }),
+  isSelected: (tile) => tile.ariaSelected === "true",
+  select: (tile, on) => (tile.ariaSelected = String(on)),
+  selected: show,
+  area: (element) => list.contains(element) || panel.contains(element),
+  choose: (number) => {
+    const button = choices.elements[number - 1];
+    if (button && !button.hidden) label(button.value);
+  },
+  remove: dismiss,
+  field: other?.elements.category,
+});
+
 if (list) {
   count(parseInt(document.getElementById("waiting").textContent));
   load();
-  document.addEventListener("keydown", (event) => {
-    const active = document.activeElement;
-    if (!current || event.defaultPrevented || event.isComposing) return;
-    if (active?.matches("input, textarea, select")) {
-      if (event.key === "Escape" && other?.contains(active)) {
-        other.reset();
-        current.focus();
-      }
-    } else if (idle() || list.contains(active) || panel.contains(active)) pressed(event);
-  });
   list.addEventListener("click", (event) => {
     const tile = event.target.closest(".tile");
     if (!tile) return;
-    if (event.shiftKey && choices) range(tile);
-    else if (event.ctrlKey || event.metaKey || several?.ariaPressed === "true") toggle(tile);
-    if (!event.shiftKey) anchor = tile;
+    if (event.shiftKey && choices) keys.selectTo(tile);
+    else if (choices && (event.ctrlKey || event.metaKey || several.ariaPressed === "true")) keys.toggle(tile);
+    if (!event.shiftKey) keys.anchorAt(tile);
     choose(tile, { focus: true });
   });
   list.addEventListener("focusin", (event) => {
@@ -265,12 +204,12 @@ if (list) {
     const on = several.ariaPressed !== "true";
     several.ariaPressed = String(on);
     list.classList.toggle("selecting", on);
-    if (!on) select(false);
+    if (!on) keys.selectAll(false);
     show();
   });
   document.addEventListener("click", (event) => {
     const selects = event.target.closest("[data-selects]");
-    if (selects) select(selects.dataset.selects === "all");
+    if (selects) keys.selectAll(selects.dataset.selects === "all");
     const fills = event.target.closest("[data-fills]");
     if (fills) {
       const field = fills.closest("form").elements.category;

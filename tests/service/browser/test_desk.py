@@ -352,6 +352,13 @@ def test_kept_findings_are_hidden_until_they_are_doubted_again(at_desk: Opened) 
     expect(findings).to_have_count(there)
 
 
+def test_the_overview_leads_to_the_label_errors(at_desk: Opened) -> None:
+    page = at_desk("/categories")
+    page.get_by_role("link", name="Overview").click()
+    page.get_by_role("link", name="probably in a wrong category").click()
+    expect(mislabelled(page)).to_have_count(1)
+
+
 def test_live_shows_classified_images(at_desk: Opened, desk: Service) -> None:
     page = at_desk("/live")
     expect(page.locator("#connection")).to_have_text("Connected")
@@ -379,6 +386,7 @@ def test_pages_are_accessible(at_desk: Opened, theme: str) -> None:
         for path, shown in (
             ("/inbox", ".tile"),
             ("/audit", "[data-finding]"),
+            ("/overview", "#next-title"),
             ("/live", "[data-state=on]"),
         ):
             page.goto(path)

@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter
 
-from zsvec.service.pages import audit, categories, changes, classify, image_map, inbox, live, login, rendering
+from zsvec.service.pages import audit, categories, changes, classify, image_map, inbox, live, login, overview, rendering
 from zsvec.service.pages.rendering import answered
 
 router = APIRouter(include_in_schema=False)
-for part in (rendering, login, classify, categories, changes, inbox, image_map, audit, live):
+for part in (rendering, login, classify, categories, changes, inbox, image_map, audit, overview, live):
     router.include_router(part.router)
 
 __all__ = ["answered", "router"]

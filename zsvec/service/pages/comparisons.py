@@ -1,4 +1,4 @@
-"""Audits that requests of pages share, because comparing all photos takes a while."""
+"""Audits that the pages *Audit* and *Overview* share, because comparing all photos takes a while."""
 
 from __future__ import annotations
 

@@ -1,0 +1,59 @@
+"""The page *Overview*: what the store knows, how well photos are recognized, and what to photograph next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from zsvec.service.api.common import Runs
+from zsvec.service.pages.comparisons import audit_of, comparisons_of, without_gone
+from zsvec.service.pages.rendering import render
+
+router = APIRouter(prefix="/overview")
+
+_SHOWN = 10  # of each kind
+_FINDINGS = "/overview/findings"
+
+
+@router.get("")
+async def show(request: Request, work: Runs) -> Response:
+    """Shows the numbers of the store. What takes a comparison of all photos comes later."""
+
+    def read() -> dict[str, Any]:
+        classifier = work.classifier
+        categories = classifier.categories()
+        info = classifier.info()
+        return {
+            "categories": len(categories),
+            "photos": sum(category.own_images for category in categories),
+            "points": sum(category.images - category.own_images for category in categories),
+            "texts": sum(len(category.texts) for category in categories),
+            "waiting": len(classifier.inbox),
+            "progress": info["threshold_progress"],
+            "calibration": info["calibration"],
+        }
+
+    return render(request, "overview.html", tab="/categories", path=_FINDINGS, **await work.run(read))
+
+
+@router.get("/findings")
+async def findings(request: Request, work: Runs) -> Response:
+    """Shows what comparing all photos has found, or that the comparison is still running."""
+    comparison = await comparisons_of(request).find()
+    audit = await audit_of(comparison)
+    if audit is None:
+        return render(request, "comparing.html", path=_FINDINGS)
+
+    def read() -> dict[str, Any]:
+        classifier = work.classifier
+        found, _ = classifier.references.split_kept(without_gone(audit, comparison.contents, classifier))
+        return {
+            "audit": found,
+            "images": {category.name: category.images for category in classifier.categories()},
+            "groups": classifier.inbox.groups(names=False),
+            "most": _SHOWN,
+        }
+
+    return render(request, "overview_findings.html", **await work.run(read))

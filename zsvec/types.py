@@ -268,6 +268,9 @@ class Change:
         at: Time of the change (UTC).
         by: Recorded author, if any.
         categories: Names of the changed categories; empty if only the inbox has changed.
+        moved: Source and target, if references moved from one category to another; empty for another change.
+        images: Number of images that were added, moved, removed, kept or dismissed.
+        examples: Content hashes of a few of these images.
         undone: Whether the change was undone.
         final: Whether the change erased an image (``forget``), and therefore cannot be undone.
     """
@@ -277,12 +280,16 @@ class Change:
     at: datetime
     by: str | None = None
     categories: tuple[str, ...] = ()
+    moved: tuple[str, ...] = ()
+    images: int = 0
+    examples: tuple[str, ...] = ()
     undone: bool = False
     final: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """An entry of the output of ``zsvec history --json``."""
-        return {**asdict(self), "at": self.at.isoformat(timespec="seconds"), "categories": list(self.categories)}
+        lists = {name: list(getattr(self, name)) for name in ("categories", "moved", "examples")}
+        return {**asdict(self), **lists, "at": self.at.isoformat(timespec="seconds")}
 
 
 @dataclass(frozen=True, slots=True)

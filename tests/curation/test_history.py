@@ -186,6 +186,35 @@ def test_a_forgotten_image_is_not_called_undone(pets: Classifier) -> None:
     assert {change.what: change.undone for change in pets.history} == {"add": True, "forget": False, "undo": False}
 
 
+def test_a_change_names_images_and_direction(pets: Classifier) -> None:
+    cats, dogs = images(pets, "cat"), images(pets, "dog")
+    (added,) = pets.history
+    assert (added.images, added.moved, len(added.examples)) == (9, (), 6)
+    pets.add_category("cat", ["a pet"])
+    pets.add_category("cat", images=[coloured("red", 0), coloured("red", 7)])
+    pets.references.move(cats[:2], source="cat", target="fox")
+    pets.references.remove("dog", dogs[:1])
+    pets.references.rename("fox", "wolf")
+    pets.references.merge("wolf", "cow")
+    pets.history.undo()
+    pets.remove_category("cow")
+    seen = [(one.what, one.images, one.moved) for one in pets.history][:-1]
+    assert seen == [
+        ("remove", 3, ()),
+        ("undo", 2, ("cow", "wolf")),
+        ("merge", 2, ("wolf", "cow")),
+        ("rename", 2, ("fox", "wolf")),
+        ("remove", 1, ()),
+        ("move", 2, ("cat", "fox")),
+        ("add", 1, ()),
+        ("add", 0, ()),
+    ]
+    examples = [set(one.examples) for one in pets.history]
+    assert examples[1:6] == [set(cats[:2])] * 3 + [{dogs[0]}, set(cats[:2])]
+    pets.references.forget(cats[0])
+    assert not any(cats[0] in one.examples for one in pets.history)
+
+
 def test_the_author_of_a_block_is_recorded(pets: Classifier) -> None:
     with pets.history.acting("Bob"):
         pets.add_category("fox", images=[coloured("yellow", 901)])

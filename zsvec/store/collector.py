@@ -82,6 +82,7 @@ class Collector:
         replaced: Mapping[str, Sequence[str]],
         *,
         moved: Sequence[str] = (),
+        images: Mapping[str, Any] | None = None,
     ) -> Iterator[Intent]:
         """Declares the garbage that a write may leave, and collects garbage after the write.
 
@@ -93,13 +94,14 @@ class Collector:
             moved: Source and target of a transfer; empty for any other write. Other processes may still finish a
                 transfer that has not won, so the new references are collected later. Any other commit that has not won
                 is lost, so the new references are deleted at once.
+            images: The images that the write concerns (`zsvec.store.catalog.history.concerned`).
 
         Yields:
             The intent. The caller adds the manifests of the commits that won.
         """
         identifier, now = str(uuid.uuid4()), time.time_ns() // 1000
         is_kept = self._history or self.cause.until
-        tells = told(self.cause, names, before, now, self._history, moved) if is_kept else None
+        tells = told(self.cause, names, before, now, self._history, moved, images) if is_kept else None
         payload = intent_payload(identifier, before.store, now, writes, replaced, tells)
         leaves = bool(tells or writes or payload["replaced"])
         if leaves:
@@ -125,13 +127,21 @@ class Collector:
                 self._finalize(None)
             self._settle(self._oldest(), self._readers, self._writers)
 
-    def note(self, identifier: str, inbox: Mapping[str, Any] | None = None, *, after: int = 0) -> bool:
+    def note(
+        self,
+        identifier: str,
+        inbox: Mapping[str, Any] | None = None,
+        *,
+        after: int = 0,
+        images: Mapping[str, Any] | None = None,
+    ) -> bool:
         """Records a change that commits no category.
 
         Args:
             identifier: Id of the record.
             inbox: Images that the change has taken out of the inbox, or put back (`zsvec.store.catalog.history`).
             after: Exclusive lower bound of the time of the change, in microseconds since 1970.
+            images: The images that the change concerns (`zsvec.store.catalog.history.concerned`).
 
         Returns:
             Whether the change is recorded. Without a history, it is not.
@@ -139,7 +149,7 @@ class Collector:
         if not (self._history or self.cause.until):
             return False
         state, now = self._catalog.state([]), max(self._catalog.next_rev(), after + 1)
-        tells = told(self.cause, (), state, now, self._history)
+        tells = told(self.cause, (), state, now, self._history, images=images)
         self._catalog.put([Put(identifier, noted_payload(identifier, state.store, now, tells, inbox))])
         return True
 

@@ -3,7 +3,8 @@
 Categories are committed without the image, and changes that can be undone no longer count the image. Then all points of
 the image are deleted, including points of replaced writes and of writes in progress. The writers in progress are fenced
 (`zsvec.store.collector`): their commits are lost, and they plan again. Last, the marks of the image are deleted from
-manifests and changes (`zsvec.store.catalog.marks`), so that not even a part of the hash stays.
+manifests and changes (`zsvec.store.catalog.marks`), and the hash from the changes that name the image as an example, so
+that not even a part of the hash stays.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ def _take_out(writer: Writer, name: str, content_hash: str) -> None:
 
 
 def _drop_marks(catalog: Catalog, content_hash: str) -> bool:
-    """Deletes the marks of an image from manifests and change records; returns False if there were none."""
+    """Deletes the marks and the hash of an image from manifests and records; returns False if there were none."""
     concerned = [m["category"] for m in catalog.manifests() if without_marks(m, content_hash) != m or "transfer" in m]
     puts = [
         Put(id_of(manifest), {**left, "version": manifest["version"] + 1}, expected(manifest))
@@ -112,10 +113,12 @@ def _drop_marks(catalog: Catalog, content_hash: str) -> bool:
         if (left := without_marks(manifest, content_hash)) != manifest
     ]
     for record in History(catalog).records.values():
-        before = {name: was and without_marks(was, content_hash) for name, was in record["before"].items()}
-        if before != record["before"]:
-            changed = {**record, "version": record["version"] + 1, "before": before}
-            puts.append(Put(record["id"], changed, expected(record)))
+        changed = dict(record)
+        changed["before"] = {n: was and without_marks(was, content_hash) for n, was in record["before"].items()}
+        if images := record.get("images"):
+            changed["images"] = {**images, "hashes": [one for one in images["hashes"] if one != content_hash]}
+        if changed != record:
+            puts.append(Put(record["id"], {**changed, "version": record["version"] + 1}, expected(record)))
     if puts:
         catalog.put(puts)
     return bool(puts)

@@ -720,7 +720,10 @@ class Store:
             return
         with self.one_change("dismiss" if label is None else "label"), self._writing():
             identifier = str(uuid.uuid4())
-            noted = self._collector.note(identifier, {"removal": identifier, "undone": False, "label": label})
+            # The record of the labelled references names the images of a label. A dismissed image has no reference.
+            images = {"number": len(hashes), "hashes": []} if label is None else None
+            told = {"removal": identifier, "undone": False, "label": label}
+            noted = self._collector.note(identifier, told, images=images)
             how: Literal["dismissed", "labelled"] = "dismissed" if label is None else "labelled"
             self.inbox.remove(hashes, Removal(how, identifier if noted else ""))
 

@@ -147,7 +147,8 @@ def _switch_removals(writer: Writer, history: History, record: Record) -> None:
     writer.collector.cause = replace(writer.collector.cause, undoes=record["id"])
     undone = not inbox["undone"]
     writer.inbox.switch(inbox["removal"], undone=undone)
-    writer.collector.note(str(uuid.uuid4()), {**inbox, "undone": undone}, after=record["rev"])
+    images = record.get("images")
+    writer.collector.note(str(uuid.uuid4()), {**inbox, "undone": undone}, after=record["rev"], images=images)
 
 
 def _chosen(history: History, identifier: str | None) -> Change:
@@ -212,9 +213,9 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
         stored = {name: [*latest[name].write_ids, *(state.write_ids if state else ())] for name, state in was.items()}
         if moved:
             plans.sort(key=lambda plan: moved.index(plan[0].name))
-            won = writer.carry_out(plans, before, stored, moves=True)
+            won = writer.carry_out(plans, before, stored, moves=True, images=record.get("images"))
         else:
-            won = dict(publish(catalog, writer.carry_out(plans, before, stored)))
+            won = dict(publish(catalog, writer.carry_out(plans, before, stored, images=record.get("images"))))
         pending[:] = [name for name in pending if name not in won]
         return not pending
 

@@ -35,6 +35,7 @@ from tenacity import (
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
+from zsvec.store.catalog.history import concerned
 from zsvec.store.catalog.marks import kept_mark, kept_of, marked, unmarked, with_kept, without_kept
 from zsvec.store.catalog.schema import Reference, category_from
 from zsvec.store.collections.inbox import InboxCollection
@@ -142,7 +143,10 @@ class Writer:
             for name in errors:
                 del pending[name]
             complete = {category.name: category for category, _ in plans if category == before.category(category.name)}
-            manifests = self.carry_out([plan for plan in plans if plan[0].name not in complete], before)
+            new = [plan for plan in plans if plan[0].name not in complete]
+            given = {category.name: {r.key for r in pending[category.name].references} for category, _ in new}
+            images = _images(r for category, fresh in new for r in fresh if r.key in given[category.name])
+            manifests = self.carry_out(new, before, images=images)
             if complete and not self.catalog.exclusive:  # others may have changed the categories since
                 manifests |= self.catalog.state(complete).manifests
             wanted = {category.name: category.write_ids for category, _ in plans}
@@ -169,10 +173,11 @@ class Writer:
             if name not in before.manifests and self.catalog.heal([name]):
                 before = settled(self.catalog, [name])
             category = self.catalog.existing(name, before.category(name))
-            gone = emptied(category)
+            gone, images = emptied(category), None
             if withdraw:
-                gone = replace(marked(gone, {digest for _, _, digest in self.references.keys(category)}), retired=True)
-            return bool(publish(self.catalog, self.carry_out([(gone, ())], before)))
+                every = list(self.references.read(category, vectors=False))
+                gone, images = replace(marked(gone, {one.hash for one in every}), retired=True), _images(every)
+            return bool(publish(self.catalog, self.carry_out([(gone, ())], before, images=images)))
 
         self.until_won(attempt, [name])
 
@@ -188,7 +193,9 @@ class Writer:
             every = self._read_all(category)
             _check_known(hashes, {reference.hash for reference in every}, name)
             kept, references = _without(category, every, hashes)
-            won = self.carry_out([(marked(kept, hashes) if withdraw else kept, references)], before)
+            plan = marked(kept, hashes) if withdraw else kept, references
+            images = _images(one for one in every if one.hash in hashes) if withdraw else None  # erased without a trace
+            won = self.carry_out([plan], before, images=images)
             left.extend(map(category_from, won.values()))
             return bool(won and publish(self.catalog, won))
 
@@ -207,7 +214,8 @@ class Writer:
             now = with_kept(category, marks) if kept else without_kept(category, marks)
             won: Mapping[str, Mapping[str, Any]] = before.manifests
             if now.kept != category.kept:
-                won = self.carry_out([(replace(now, version=category.version + 1, rev=0), ())], before)
+                plan = replace(now, version=category.version + 1, rev=0), ()
+                won = self.carry_out([plan], before, images=concerned(sorted(hashes)))
             done.extend(map(category_from, publish(self.catalog, won, [name]).values()))
             return bool(done)
 
@@ -251,7 +259,7 @@ class Writer:
                 move.source: source.write_ids,
                 move.target: [*(target.write_ids if target else ()), *source.write_ids],
             }
-            won = self.carry_out([loses, gains], before, stored, moves=True)
+            won = self.carry_out([loses, gains], before, stored, moves=True, images=_images(leaving))
             moved.extend([category_from(won[move.target])] if won else [])
             return bool(won)
 
@@ -372,6 +380,7 @@ class Writer:
         stored: Mapping[str, Sequence[str]] | None = None,
         *,
         moves: bool = False,
+        images: Mapping[str, Any] | None = None,
     ) -> dict[str, Mapping[str, Any]]:
         """Writes references, commits the plans, and returns the manifests of the commits that won, by category.
 
@@ -382,6 +391,7 @@ class Writer:
                 replaced write ids.
             moves: Whether references move from the first of two categories to the second. Then both commits win, or
                 neither does.
+            images: The images that the write concerns (`zsvec.store.catalog.history.concerned`), for the history.
         """
         if not plans:
             return {}
@@ -393,7 +403,8 @@ class Writer:
         }
         categories = [category for category, _ in plans]
         names = [category.name for category in categories]
-        with self.collector.intent(before, names, writes, replaced, moved=names if moves else ()) as intent:
+        moved = names if moves else ()
+        with self.collector.intent(before, names, writes, replaced, moved=moved, images=images) as intent:
             self.references.put(plans)
             if before.images:
                 self.references.images.put(plans, replaced if stored is None else stored)
@@ -455,6 +466,10 @@ def emptied(category: Category) -> Category:
 def counted_by_expert(references: Iterable[Reference]) -> dict[str, int]:
     """Returns the number of references by expert."""
     return dict(Counter(expert_name(reference.encoder, reference.modality) for reference in references))
+
+
+def _images(references: Iterable[Reference]) -> Mapping[str, Any]:
+    return concerned(reference.hash for reference in references if reference.modality == "image")
 
 
 def _leaving(move: Move, source: Category, every: Sequence[Reference]) -> tuple[list[Reference], list[str]]:

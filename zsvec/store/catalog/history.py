@@ -22,19 +22,29 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from itertools import dropwhile, takewhile
+from itertools import chain, dropwhile, takewhile
 from typing import Any, TypeAlias
 
 from zsvec.errors import InvalidInputError
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog, State
-from zsvec.store.catalog.schema import PAST, WRITE_KINDS, category_from, intent_payload, is_told, text_from
+from zsvec.store.catalog.schema import (
+    PAST,
+    WRITE_KINDS,
+    category_from,
+    intent_payload,
+    is_content_hash,
+    is_told,
+    text_from,
+)
 from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]
 
 FORGET = "forget"
 """Kind of a change that erases an image, and therefore cannot be undone."""
+
+_EXAMPLES = 6  # images of a write that its record names
 
 _STATE = ("version", "writes", "references", "texts", "metadata", "withdrawn", "retired", "kept", "change")
 
@@ -59,8 +69,20 @@ class Cause:
     until: int = 0
 
 
+def concerned(hashes: Iterable[str]) -> Record:
+    """Returns the part of a record about the images that a write adds, moves or removes: number and examples."""
+    images = list(dict.fromkeys(hashes))
+    return {"number": len(images), "hashes": images[:_EXAMPLES]}
+
+
 def told(
-    cause: Cause, names: Iterable[str], before: State, at: int, seconds: float, moved: Sequence[str] = ()
+    cause: Cause,
+    names: Iterable[str],
+    before: State,
+    at: int,
+    seconds: float,
+    moved: Sequence[str] = (),
+    images: Record | None = None,
 ) -> Record:
     """Returns the description of a change, which becomes part of an intent.
 
@@ -71,8 +93,9 @@ def told(
         at: Start of the write, in microseconds since 1970.
         seconds: Undo window in seconds.
         moved: Source and target of a transfer; empty for another write.
+        images: The images that the write concerns, from `concerned`.
     """
-    optional = {"by": cause.by, "undoes": cause.undoes, "moved": list(moved) or None}
+    optional = {"by": cause.by, "undoes": cause.undoes, "moved": list(moved) or None, "images": images}
     return {
         "what": cause.what,
         "change": cause.id,
@@ -249,13 +272,20 @@ class History:
 
         A write is a pair of a record and the name of a category, or ``None`` for a change without a category.
         """
-        last = max((record for record, _ in writes), key=self.at)
+        records = {record["id"]: record for record, _ in writes}
+        last = max(records.values(), key=self.at)
+        images = [told for record in records.values() if (told := record.get("images"))]
+        examples = filter(is_content_hash, chain.from_iterable(told["hashes"] for told in images))
+        moved = {tuple(record["moved"]) for record in records.values() if record.get("moved")}
         return Change(
             id=last["change"],
             what=last["what"],
             at=datetime.fromtimestamp(self.at(last) / 1e6, tz=UTC),
             by=last.get("by"),
             categories=tuple(sorted({name for _, name in writes if name is not None})),
+            moved=next(iter(moved)) if len(moved) == 1 else (),
+            images=sum(told["number"] for told in images),
+            examples=tuple(dict.fromkeys(examples))[:_EXAMPLES],
         )
 
     def check_not_final(self, name: str) -> None:

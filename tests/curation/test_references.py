@@ -47,6 +47,24 @@ def test_all_suspects_are_those_of_a_report_that_leaves_all_out(clf: Classifier)
     assert {(s.category, s.hash) for s in report.suspects} == {(s.category, s.hash) for s in told}
 
 
+def test_the_first_images_of_categories() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as clf:
+        clf.add_categories(
+            CategoryInput(name=name, texts=[name], images=[coloured(name, i) for i in range(3)])
+            for name in ("red", "blue")
+        )
+        clf.add_category("red", images=[coloured("red", 9)])
+        clf.add_category("words", ["no image"])
+        first = clf.references.first_images(clf.categories(), 2)
+        assert first.keys() == {"red", "blue"}
+        for name, images in first.items():
+            assert images == [one for one in clf.references.of(name) if one.modality == "image"][:2]
+        assert len(clf.references.first_images([clf.category("red")], 9)["red"]) == 4
+        for most in (0, -1, "a"):
+            with pytest.raises(InvalidInputError, match="most must be"):
+                clf.references.first_images([], most)  # type: ignore[arg-type]
+
+
 def test_suspects_stay_where_they_are(clf: Classifier) -> None:
     before = clf.categories()
     assert clf.references.suspects()

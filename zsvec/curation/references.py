@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from zsvec.curation.audit import Audit, audited, split_kept
@@ -10,7 +10,7 @@ from zsvec.errors import InvalidInputError, StoreError, shown
 from zsvec.ingest.embedding import RecentVectors
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
-from zsvec.ingest.validation import checked_hash, checked_hashes
+from zsvec.ingest.validation import checked_count, checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, as_words, checked_category, checked_name
 from zsvec.method.quality.label_errors import Suspect
 from zsvec.search.searcher import Searcher
@@ -227,6 +227,13 @@ class StoredReferences:
             CategoryNotFoundError: There is no such category.
         """
         return self._store.stored_references(checked_name(name))
+
+    def first_images(self, categories: Iterable[Category], most: int) -> dict[str, list[StoredReference]]:
+        """Returns, by name, at most `most` images of each category, oldest first, as one encoder has them.
+
+        Reads the store once for all categories. Categories without stored images are missing in the result.
+        """
+        return self._store.first_images(categories, checked_count("most", most))
 
     def holders(self, hashes: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Returns, by content hash, the sorted names of the categories that have the image.

@@ -480,6 +480,10 @@ class Store:
                 return []
         return self._references.described(self.category(name))
 
+    def first_images(self, categories: Iterable[Category], most: int) -> dict[str, list[StoredReference]]:
+        """Returns, by category, at most so many of the oldest images, as one encoder has them. Reads the store once."""
+        return self._references.first_images(categories, most)
+
     def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:
         """Returns, by content hash, the names of the categories that have the image."""
         return self._references.holders(hashes, self.categories())

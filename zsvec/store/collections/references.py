@@ -6,13 +6,22 @@ references of a write.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import EXACT, Backend, Hit, Points, Where
-from zsvec.store.catalog.schema import REFERENCE_INDEXES, Reference, is_reference, reference_from, reference_payload
+from zsvec.store.catalog.schema import (
+    REFERENCE_INDEXES,
+    Reference,
+    is_reference,
+    reference_from,
+    reference_payload,
+    text_from,
+    time_from,
+)
 from zsvec.store.collections.images import ImageCollection
 from zsvec.store.names import IMAGES, collection_name, point_id
 from zsvec.types import Category, Modality, SearchParams, StoredReference, encoder_and_modality, expert_name
@@ -22,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _HIT_FIELDS = ("category", "gen", "source", "hash")
+_IMAGE_FIELDS = ("gen", "hash", "source", "added", "by")
 _MODALITIES: tuple[Modality, ...] = ("text", "image")
 _AT_ONCE = 256  # write ids or hashes in one filter
 
@@ -73,6 +83,40 @@ class ReferenceCollections:
             found.setdefault((reference.modality, reference.hash), []).append(reference)
         described = [_described(category.name, one) for one in found.values()]
         return sorted(described, key=lambda one: (one.modality == "image", str(one.added or ""), one.source, one.hash))
+
+    def first_images(self, categories: Iterable[Category], most: int) -> dict[str, list[StoredReference]]:
+        """As `zsvec.store.store.Store.first_images`."""
+        of_encoder: dict[str, dict[str, str]] = {}  # category by write id, by encoder
+        for category in categories:
+            experts = sorted(map(encoder_and_modality, category.own))
+            encoder = next((encoder for encoder, modality in experts if modality == "image"), None)
+            if encoder is not None:
+                of_encoder.setdefault(encoder, {}).update(dict.fromkeys(category.write_ids, category.name))
+        found: dict[str, list[StoredReference]] = {}
+        for encoder, names in of_encoder.items():
+            payloads: dict[str, list[Mapping[str, Any]]] = {}
+            for some in _parts(list(names)):
+                where = Where(match={"gen": some, "modality": "image"})
+                for page in self._backend.scroll(self.collection(encoder), where, fields=_IMAGE_FIELDS):
+                    for payload in page.payloads:
+                        if is_reference(payload, ("gen", "hash", "source")):
+                            payloads.setdefault(names[payload["gen"]], []).append(payload)
+            for name, images in payloads.items():
+                found[name] = [
+                    StoredReference(
+                        category=name,
+                        hash=one["hash"],
+                        modality="image",
+                        source=one["source"],
+                        added=time_from(one),
+                        by=text_from(one, "by"),
+                        experts=(expert_name(encoder, "image"),),
+                    )
+                    for one in heapq.nsmallest(
+                        most, images, key=lambda one: (str(one.get("added", "")), one["source"], one["hash"])
+                    )
+                ]
+        return found
 
     def keys(self, category: Category) -> set[tuple[str, str, str]]:
         """Returns the `Reference.key` of every reference of a category."""

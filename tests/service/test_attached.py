@@ -58,14 +58,14 @@ def test_categories_in_the_api(browser: TestClient) -> None:
 
 def test_the_pages_tell_own_pictures_from_others(browser: TestClient) -> None:
     page = browser.get("/categories").text
-    assert "4 pictures, 1 text, 6 items of other collections" in page
-    assert "0 pictures, 0 texts, 7 items of other collections" in page
+    assert "4 photos, 1 text, 6 items of other collections" in page
+    assert "0 photos, 0 texts, 7 items of other collections" in page
     assert "collection “shop”" in page
     ours, theirs = browser.get("/categories/blue").text, browser.get("/categories/red").text
     assert ('id="rename"' in ours, 'id="rename"' in theirs) == (True, False)
     answer = browser.post("/categories", files=files(red()), data={"name": "red"})
     assert answer.status_code == 200
-    assert "1 picture" in browser.get("/categories").text
+    assert "1 photo" in browser.get("/categories").text
 
 
 def test_evidence_and_audit_name_points_and_offer_no_change(browser: TestClient, classifier: Classifier) -> None:

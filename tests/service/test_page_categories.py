@@ -11,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import zsvec
-from tests.service.support import PART, Page, done, images_of, page_of, picture, undo, visitor
+from tests.service.support import PART, Page, done, images_of, page_of, picture, red, undo, visitor
 from zsvec import errors
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import CategoryInput
@@ -45,23 +45,61 @@ def cards(page: Page) -> list[str | None]:
 def test_each_category_has_a_card_with_its_pictures(browser: TestClient) -> None:
     page = page_of(browser.get("/categories"))
     assert cards(page) == ["blue", "green", "red"]
-    assert page.text.count("3 pictures, 1 text") == 3
+    assert page.text.count("3 photos, 1 text") == 3
     assert len(page.all("img", loading="lazy")) == 9
 
 
 def test_the_page_says_how_far_the_threshold_is(browser: TestClient, classifier: Classifier) -> None:
-    said = "9 of 19 pictures until unknown pictures can be rejected as you asked."
+    said = "9 of 19 photos until unknown photos can be rejected as you asked."
     assert said in page_of(browser.get("/categories")).text
-    assert "unknown pictures" not in page_of(browser.get("/categories", params={"filter": "re"})).text
+    assert "unknown photos" not in page_of(browser.get("/categories", params={"filter": "re"})).text
     classifier.calibrate(false_unknown_rate=0.25)
-    assert "unknown pictures" not in page_of(browser.get("/categories")).text.lower()
+    assert "unknown photos" not in page_of(browser.get("/categories")).text.lower()
 
 
 def test_the_page_of_a_store_of_texts_says_what_unknown_pictures_need() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier, visitor(classifier) as browser:
-        assert "Unknown pictures" not in page_of(browser.get("/categories")).text
+        assert "Unknown photos" not in page_of(browser.get("/categories")).text
         classifier.add_category("cat", ["a feline"])
-        assert "Unknown pictures cannot be recognized yet" in page_of(browser.get("/categories")).text
+        assert "Unknown photos cannot be recognized yet" in page_of(browser.get("/categories")).text
+
+
+def test_cards_read_the_store_once(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Any] = []
+    scroll = classifier._store._backend.scroll
+
+    def counted(collection: str, *args: Any, **options: Any) -> Any:
+        reads.append(collection)
+        return scroll(collection, *args, **options)
+
+    monkeypatch.setattr(classifier._store._backend, "scroll", counted)
+    (collection,) = [classifier._store.collection(name) for name in classifier._store.encoders()]
+    page = page_of(browser.get("/categories"))
+    assert len(page.all("img", loading="lazy")) == 9
+    assert reads.count(collection) == 1
+
+
+def test_photos_are_served_by_hash_and_by_category(browser: TestClient, classifier: Classifier) -> None:
+    classifier.add_category("words", ["no photo"])
+    first = images_of(classifier, "red")[0]
+    for path in (f"/photos/{first}", "/categories/red/photo"):
+        answer = browser.get(path)
+        assert (answer.status_code, answer.headers["content-type"], answer.headers["etag"]) == (
+            200,
+            "image/jpeg",
+            f'"{first}"',
+        )
+        assert browser.get(path, headers={"If-None-Match": f'"{first}"'}).status_code == 304
+    for path in (f"/photos/{'0' * 64}", "/categories/words/photo", "/categories/nothing/photo"):
+        assert browser.get(path).status_code == 404
+    assert browser.get("/photos/..%2F..%2Fetc").status_code in (404, 422)
+    assert browser.get("/photos/x").status_code == 422
+    done(browser.post("/references/remove", data={"reference": chosen("red", first)}, headers=PART))
+    assert browser.get(f"/photos/{first}").status_code == 200  # Recent changes shows it
+    classifier.references.forget(first)
+    assert browser.get(f"/photos/{first}").status_code == 404
 
 
 def test_categories_are_filtered_by_name(browser: TestClient) -> None:
@@ -87,7 +125,7 @@ def test_a_category_is_created_with_texts_and_pictures(browser: TestClient, clas
     fields = {"name": EVIL, "texts": " a first text \n\n a second text "}
     broken = "images", ("<b>.png", b"nothing")
     answer = browser.post("/categories", data=fields, files=[picture("white"), broken], headers=PART)
-    change = done(answer, f"“{EVIL}” is a new category with 1 picture.", "1 picture could not be read: ", "<b>.png")
+    change = done(answer, f"“{EVIL}” is a new category with 1 photo.", "1 photo could not be read: ", "<b>.png")
     assert not Page(answer.text).all("b")
     assert classifier.category(EVIL).texts == ("a first text", "a second text")
     for path in ("/categories", path_of(EVIL)):
@@ -123,7 +161,7 @@ def test_the_page_of_a_category_has_all_references(browser: TestClient, classifi
 def test_texts_and_pictures_are_added(browser: TestClient, classifier: Classifier) -> None:
     path = "/categories/red/references"
     added = browser.post(path, data={"texts": "like blood"}, files=[picture("red")], headers=PART)
-    done(added, "1 picture and 1 text added to “red”.")
+    done(added, "1 photo and 1 text added to “red”.")
     assert classifier.category("red").texts == ("red", "like blood")
     assert done(browser.post(path, files=[picture("red")], headers=PART), "has these already") == ""
     page_of(browser.post(path, data={"texts": " \n "}, headers=PART), 422)
@@ -132,9 +170,9 @@ def test_texts_and_pictures_are_added(browser: TestClient, classifier: Classifie
 def test_unreadable_pictures_are_named(browser: TestClient) -> None:
     broken = [("images", (f"{n}.png", b"nothing")) for n in range(2)]
     page = page_of(browser.post("/categories/red/references", files=broken, headers=PART), 422)
-    assert all(words in page.text for words in ("2 pictures could not be read", "1.png"))
+    assert all(words in page.text for words in ("2 photos could not be read", "1.png"))
     answer = browser.post("/categories/red/references", files=[*broken, picture("red", 51)], headers=PART)
-    done(answer, "1 picture added to “red”.", "2 pictures could not be read")
+    done(answer, "1 photo added to “red”.", "2 photos could not be read")
 
 
 def so_far(answer: Any) -> str:
@@ -153,15 +191,73 @@ def test_several_requests_are_one_change(browser: TestClient, classifier: Classi
     for seed in (72, 73):
         fields = {"change": change, "so_far": so_far(answer)}
         answer = browser.post(path, data=fields, files=[picture(name, seed)], headers=PART)
-        assert (
-            done(answer, "3 pictures" if seed == 73 else "2 pictures", "1 picture could not be read: a.png.") == change
-        )
+        assert done(answer, "3 photos" if seed == 73 else "2 photos", "1 photo could not be read: a.png.") == change
     answer = browser.post(path, data={"change": change, "so_far": so_far(answer)}, files=[broken], headers=PART)
-    done(answer, "3 pictures", "2 pictures could not be read")
+    done(answer, "3 photos", "2 photos could not be read")
     assert next(iter(classifier.history)).id == change
     assert len(list(classifier.history)) == before[2] + 1
     done(undo(browser, change))
     assert before[:2] == (names(classifier), len(images_of(classifier, "red")))
+
+
+@pytest.mark.parametrize("name", ["red", "white"])
+def test_unreadable_photos_at_first_stop_no_addition(browser: TestClient, classifier: Classifier, name: str) -> None:
+    before = names(classifier)
+    broken = "images", ("a.png", b"nothing")
+    fields = {"name": name, "adds": "yes"}
+    answer = browser.post("/categories", data={**fields, "more": "yes"}, files=[broken], headers=PART)
+    assert done(answer, "1 photo could not be read") == ""
+    assert names(classifier) == before
+    fields["so_far"] = so_far(answer)
+    page_of(browser.post("/categories", data=fields, files=[broken], headers=PART), 422)
+    answer = browser.post("/categories", data=fields, files=[picture(name, 71)], headers=PART)
+    change = done(answer, "1 photo", "1 photo could not be read: a.png")
+    done(undo(browser, change))
+    assert names(classifier) == before
+
+
+def test_several_categories_are_one_change(browser: TestClient, classifier: Classifier) -> None:
+    before = {name: images_of(classifier, name) for name in names(classifier)}
+    fields = {"adds": "yes", "more": "yes"}
+    for i, name in enumerate(["red", "white", "white", EVIL]):
+        sent = [picture(name if name != EVIL else "black", 71 + i, f"{i}.png")]
+        answer = browser.post("/categories", data={**fields, "name": name}, files=sent, headers=PART)
+        fields |= {"change": done(answer), "so_far": so_far(answer)}
+    done(answer, "4 photos", "3 categories", "2 are new")
+    assert [len(images_of(classifier, name)) for name in ("red", "white", EVIL)] == [4, 2, 1]
+    done(undo(browser, fields["change"]))
+    assert {name: images_of(classifier, name) for name in names(classifier)} == before
+
+
+def test_added_photos_of_another_category_are_told(browser: TestClient, classifier: Classifier) -> None:
+    sent = [("images", ("a.png", red())), ("images", ("b.png", red(1)))]
+    done(browser.post("/categories/red/references", files=sent[:1], headers=PART))
+    (shared,) = [one for one in images_of(classifier, "red") if one == zsvec.content_hash(red())]
+    done(browser.post("/categories/blue/references", files=sent, headers=PART), "1 photo is in “red”")
+    answer = browser.post("/references/holders", json={"hashes": [shared, "0" * 64]})
+    assert answer.json() == {shared: ["blue", "red"]}
+
+
+@pytest.mark.parametrize("hashes", [[], ["0" * 63], ["0" * 64] * 1001, "0" * 64, [{"a": 1}], None])
+def test_a_question_about_photos_is_checked(browser: TestClient, hashes: Any) -> None:
+    page_of(browser.post("/references/holders", json={"hashes": hashes}), 422)
+
+
+def test_a_key_to_read_asks_nothing_about_photos(classifier: Classifier) -> None:
+    with visitor(classifier, "read") as client:
+        assert client.post("/references/holders", json={"hashes": ["0" * 64]}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "forged", ["{", '{"photos": "x"}', '{"categories": -1}', '{"name": "<b>", "unread": 9}', "x" * 9999]
+)
+def test_forged_results_change_no_addition(browser: TestClient, classifier: Classifier, forged: str) -> None:
+    answer = browser.post(
+        "/categories/red/references", data={"so_far": forged}, files=[picture("red", 71)], headers=PART
+    )
+    done(answer)
+    assert not Page(answer.text).all("b")
+    assert len(images_of(classifier, "red")) == 4
 
 
 def test_a_change_is_continued_by_its_author_alone(classifier: Classifier) -> None:
@@ -187,7 +283,7 @@ def test_too_many_pictures_are_refused(browser: TestClient) -> None:
 
 def test_references_are_moved_and_moved_back(browser: TestClient, classifier: Classifier) -> None:
     data = {"reference": chosen("red", *images_of(classifier, "red")[:2]), "category": "blue"}
-    change = done(browser.post("/references/move", data=data, headers=PART), "2 references of “red” moved to “blue”.")
+    change = done(browser.post("/references/move", data=data, headers=PART), "2 photos of “red” moved to “blue”.")
     assert [len(images_of(classifier, name)) for name in ("red", "blue")] == [1, 5]
     done(undo(browser, change), "Undone: move")
     assert [len(images_of(classifier, name)) for name in ("red", "blue")] == [3, 3]
@@ -195,7 +291,7 @@ def test_references_are_moved_and_moved_back(browser: TestClient, classifier: Cl
 
 def test_references_are_removed_except_the_last(browser: TestClient, classifier: Classifier) -> None:
     first, *rest = chosen("red", *[one.hash for one in classifier.references.of("red")])
-    done(browser.post("/references/remove", data={"reference": first}, headers=PART), "1 reference of “red” removed")
+    done(browser.post("/references/remove", data={"reference": first}, headers=PART), "1 text of “red” removed")
     page = page_of(browser.post("/references/remove", data={"reference": rest}, headers=PART), 409)
     assert page.all("div", role="alert")
     assert len(images_of(classifier, "red")) == 3
@@ -369,6 +465,31 @@ def test_each_change_can_be_undone_later(classifier: Classifier) -> None:
 
 def offered(client: TestClient) -> list[str]:
     return [str(found["value"]) for found in page_of(client.get("/changes")).all("input", name="change")]
+
+
+def test_changes_show_photos_number_and_direction(browser: TestClient, classifier: Classifier) -> None:
+    hashes = images_of(classifier, "red")[:2]
+    data = {"reference": chosen("red", *hashes), "category": "blue"}
+    done(browser.post("/references/move", data=data, headers=PART))
+    page = page_of(browser.get("/changes"))
+    assert "2 photos" in page.text
+    assert re.findall("red|blue|green", page.text)[:2] == ["red", "blue"]
+    shown = [str(image["src"]) for image in page.all("img", loading="lazy")]
+    assert {f"/photos/{one}" for one in hashes} == set(shown[:2])
+    assert all(browser.get(path).status_code == 200 for path in shown)
+
+
+def test_consecutive_changes_of_a_kind_and_person_are_grouped(classifier: Classifier) -> None:
+    with visitor(classifier, "write") as client:
+        for seed in (71, 72):
+            done(client.post("/categories/red/references", files=[picture("red", seed)], headers=PART))
+        assert len(page_of(client.get("/changes")).all("details")) == 1
+        with classifier.history.acting("bob"):
+            classifier.add_category("green", ["a colour"])
+        done(client.post("/categories/red/references", files=[picture("red", 73)], headers=PART))
+        page = page_of(client.get("/changes"))
+        assert len(page.all("details")) == 1
+        assert len(page.all("input", name="change")) == 2  # bob's, and the last one of red
 
 
 def test_undo_is_offered_only_where_it_works(browser: TestClient, classifier: Classifier) -> None:

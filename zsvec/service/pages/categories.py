@@ -2,49 +2,92 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from starlette.responses import Response
 
 from zsvec import CategoryInput, Classifier, ReferenceImage
-from zsvec.errors import CategoryNotFoundError, ImageError
-from zsvec.service.api.common import Name, Runs
+from zsvec.errors import ImageError
+from zsvec.service.api.common import Hash, Name, Runs, picture, work_of
+from zsvec.service.api.schemas import Hashes
 from zsvec.service.pages.changes import changed, create_missing, name_in
 from zsvec.service.pages.rendering import category_path, is_part, render
-from zsvec.service.problems import refusal
-from zsvec.service.uploads import Upload, sent_form
-from zsvec.types import Category, StoredReference, counted
+from zsvec.service.problems import JSON, refusal
+from zsvec.service.uploads import Upload, sent_form, sent_json
+from zsvec.types import Category, SmallImage, StoredReference, counted
 
 router = APIRouter()
 
 _CARDS = 60  # shown at first; "Show more" adds twice as many
-_PICTURES = 6  # of a card
+_PHOTOS = 6  # of a card
 _MAX_CARDS = 100_000
-_NAMED = 5  # unreadable pictures
+_NAMED = 5  # unreadable photos
 
 
 @dataclass(frozen=True)
 class _Card:
-    name: str
-    texts: Sequence[str]
-    images: int
+    category: Category
     attached: int
-    pictures: Sequence[StoredReference]
+    photos: Sequence[StoredReference]
 
 
 class _SoFar(BaseModel):
-    """Results of the earlier requests that belong to the same change. The browser keeps them in between."""
+    """Results of the earlier requests that belong to the same change. The browser keeps them in between.
 
-    new: bool = False
-    pictures: int = 0
-    unread: list[str] = []
+    Attributes:
+        name: Category of the last request that was not left out.
+        categories: Number of categories.
+        new: Number of these that are new.
+        photos: Number of added photos.
+        texts: Number of added texts.
+        shared: Number of added photos that other categories have, too.
+        sharing: One of these other categories.
+        unread: Number of photos that could not be read.
+        unread_names: Names of the first of these.
+    """
+
+    name: str = ""
+    categories: NonNegativeInt = 0
+    new: NonNegativeInt = 0
+    photos: NonNegativeInt = 0
+    texts: NonNegativeInt = 0
+    shared: NonNegativeInt = 0
+    sharing: str = ""
+    unread: NonNegativeInt = 0
+    unread_names: list[str] = []
+
+    def left_out(self) -> str:
+        """Returns a sentence about the photos that could not be read."""
+        if not self.unread:
+            return ""
+        more = f" and {self.unread - _NAMED} more" if self.unread > _NAMED else ""
+        return f"{counted(self.unread, 'photo')} could not be read: {', '.join(self.unread_names)}{more}."
+
+    def message(self) -> str:
+        """Returns a message about all requests of the change."""
+        sentences = [self._added(), self.left_out()]
+        if self.shared:
+            verb = "is" if self.shared == 1 else "are"
+            sentences.append(f"{counted(self.shared, 'photo')} {verb} in “{self.sharing}” or another category, too.")
+        return " ".join(filter(None, sentences))
+
+    def _added(self) -> str:
+        photos = counted(self.photos, "photo")
+        if self.categories > 1:
+            if self.new == self.categories:
+                return f"{self.new} new categories with {photos}."
+            return f"{photos} added to {self.categories} categories, of which {self.new} are new."
+        if self.new:
+            return f"“{self.name}” is a new category{f' with {photos}' if self.photos else ''}."
+        parts = [counted(n, kind) for n, kind in ((self.photos, "photo"), (self.texts, "text")) if n > 0]
+        return f"{' and '.join(parts)} added to “{self.name}”." if parts else f"“{self.name}” has these already."
 
 
 @router.get("/categories")
@@ -57,21 +100,21 @@ async def show(
     """Shows the categories with `filter` in the name, as a whole page or as cards alone."""
     wanted = filter.strip().casefold()
 
-    def read() -> tuple[list[str], list[str], list[_Card], dict[str, Any]]:
+    def read() -> tuple[list[Category], list[Category], list[_Card], dict[str, Any]]:
         categories = work.classifier.categories()
         info = {} if wanted else work.classifier.info()
         found = [category for category in categories if wanted in category.name.casefold()]
-        names = [category.name for category in categories]
-        cards = list(_cards(work.classifier, found[:shown]))
-        return names, [category.name for category in found], cards, info
+        photos = work.classifier.references.first_images(found[:shown], _PHOTOS)
+        cards = [_Card(one, _attached(one), photos.get(one.name, ())) for one in found[:shown]]
+        return categories, found, cards, info
 
-    names, found, cards, info = await work.run(read)
+    categories, found, cards, info = await work.run(read)
     more = urlencode({"filter": filter, "shown": shown + 2 * _CARDS}) if len(found) > shown else None
     return render(
         request,
         "cards.html" if is_part(request) else "categories.html",
         tab="/categories",
-        names=names,
+        categories=categories,
         found=len(found),
         cards=cards,
         progress=info.get("threshold_progress"),
@@ -83,16 +126,6 @@ async def show(
     )
 
 
-def _cards(classifier: Classifier, categories: Iterable[Category]) -> Iterable[_Card]:
-    for category in categories:
-        try:
-            stored = classifier.references.of(category.name)
-        except CategoryNotFoundError:
-            continue  # removed since
-        images = [reference for reference in stored if reference.modality == "image"]
-        yield _Card(category.name, category.texts, len(images), _attached(category), images[:_PICTURES])
-
-
 def _attached(category: Category) -> int:
     """Returns the number of points of attached collections. If it differs between experts, the largest number."""
     return max(category.attached.values(), default=0)
@@ -100,17 +133,17 @@ def _attached(category: Category) -> int:
 
 @router.post("/categories")
 async def create(request: Request, work: Runs) -> Response:
-    """Creates a category from a name, texts and images."""
+    """Creates a category from a name, texts and photos. With the field `adds`, the category may exist."""
     images, fields = await sent_form(request, work.limits.images)
     name = name_in(fields, "name")
-    so_far = _SoFar(new=True)
 
-    def created() -> str:
-        if name in {category.name for category in work.classifier.categories() if category.own}:
+    def there() -> Category | None:
+        found = {category.name: category for category in work.classifier.categories()}.get(name)
+        if found and found.own and "adds" not in fields:
             raise refusal(409, f"There is a category “{name}” already: add to that category, or take another name")
-        return _added(work.classifier, name, _lines(fields), images, so_far)
+        return found
 
-    return await changed(request, "add", created, so_far=so_far)
+    return await _add(request, name, there, images, fields)
 
 
 @router.get("/categories/{name}")
@@ -124,9 +157,9 @@ async def show_category(request: Request, name: Name, work: Runs) -> Response:
             "name": category.name,
             "attached": _attached(category),
             "own": bool(category.own),
-            "names": [other.name for other in work.classifier.categories()],
+            "categories": work.classifier.categories(),
             "texts": [reference for reference in stored if reference.modality == "text"],
-            "pictures": [reference for reference in stored if reference.modality == "image"],
+            "photos": [reference for reference in stored if reference.modality == "image"],
         }
 
     found = await work.run(read)
@@ -134,24 +167,64 @@ async def show_category(request: Request, name: Name, work: Runs) -> Response:
     return render(request, template, tab="/categories", limits=work.limits, **found)
 
 
+@router.get("/categories/{name}/photo")
+async def show_photo_of(request: Request, name: Name, work: Runs) -> Response:
+    """Returns a small copy of the oldest photo of a category, a JPEG."""
+
+    def small() -> SmallImage | None:
+        category = work.classifier.category(name)
+        photos = work.classifier.references.first_images([category], 1).get(category.name, ())
+        return work.classifier.references.small(photos[0].hash) if photos else None
+
+    found = await work.run(small)
+    return picture(request, found, found.hash if found else "")
+
+
+@router.get("/photos/{hash}")
+async def show_photo(request: Request, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as in the address
+    """Returns a small copy of a photo, a JPEG, also if a change that can be undone has removed the photo."""
+    return picture(request, await work.run(lambda: work.classifier.references.small(hash)), hash)
+
+
 @router.post("/categories/{name}/references")
 async def add(request: Request, name: Name, work: Runs) -> Response:
-    """Adds texts and images to a category."""
+    """Adds texts and photos to a category."""
     images, fields = await sent_form(request, work.limits.images)
-    texts = _lines(fields)
-    if not images and not texts:
-        raise refusal(422, "There is no text and no picture to add")
-    continues = fields.get("change", [None])[0]
+    if not images and not _lines(fields):
+        raise refusal(422, "There is no text and no photo to add")
+    # The category may have been removed meanwhile.
+    return await _add(request, name, lambda: work.classifier.category(name), images, fields)
+
+
+async def _add(
+    request: Request,
+    name: str,
+    there: Callable[[], Category | None],
+    images: Sequence[Upload],
+    fields: Mapping[str, Sequence[str]],
+) -> Response:
+    """Adds to one category. The requests of one addition share a change and the results so far.
+
+    Args:
+        request: The request.
+        name: Name of the category.
+        there: Function that returns the category, or ``None`` to create the category. Runs in a thread.
+        images: The photos.
+        fields: ``texts``; and ``change`` and ``so_far`` of the response before. With ``more``, other requests follow,
+            so that this one may have no readable photo.
+    """
+    work = await work_of(request)
     so_far = _SoFar()
-    if continues is not None:
-        with suppress(ValidationError):
-            so_far = _SoFar.model_validate_json(fields.get("so_far", [""])[0])
+    with suppress(ValidationError):
+        so_far = _SoFar.model_validate_json(fields.get("so_far", [""])[0])
 
     def added() -> str:
-        category = work.classifier.category(name)  # may have been removed meanwhile
-        return _added(work.classifier, category.name, texts, images, so_far)
+        _write(work.classifier, name, there(), _lines(fields), images, so_far)
+        if not so_far.categories and "more" not in fields:
+            raise refusal(422, so_far.left_out())
+        return so_far.message() if so_far.categories else so_far.left_out()
 
-    return await changed(request, "add", added, continues=continues, so_far=so_far)
+    return await changed(request, "add", added, continues=fields.get("change", [None])[0], so_far=so_far)
 
 
 @router.post("/categories/{name}/rename")
@@ -195,6 +268,13 @@ async def remove(request: Request, name: Name, work: Runs) -> Response:
     return await changed(request, "remove", removed, goes="/categories")
 
 
+@router.post("/references/holders")
+async def find_holders(request: Request, work: Runs) -> Response:
+    """Returns the categories that have each of these photos, as JSON by content hash, before the photos are sent."""
+    given = await sent_json(request, Hashes)
+    return JSON(await work.run(lambda: work.classifier.references.holders(given.hashes)))
+
+
 @router.post("/references/move")
 async def move_references(request: Request, work: Runs) -> Response:
     """Moves references to another category, which is created if missing."""
@@ -203,12 +283,12 @@ async def move_references(request: Request, work: Runs) -> Response:
 
     def moved() -> str:
         if target in chosen:
-            raise refusal(409, f"A reference is in “{target}” already: choose another category")
-        _check(work.classifier, chosen)
+            raise refusal(409, f"A photo is in “{target}” already: choose another category")
+        described = _checked(work.classifier, chosen)
         create_missing(work.classifier, target)
         for source, hashes in chosen.items():
             work.classifier.references.move(hashes, source=source, target=target)
-        return f"{_described(chosen)} moved to “{target}”."
+        return f"{described} moved to “{target}”."
 
     return await changed(request, "move", moved)
 
@@ -219,10 +299,10 @@ async def remove_references(request: Request, work: Runs) -> Response:
     chosen, _ = await _chosen(request)
 
     def removed() -> str:
-        _check(work.classifier, chosen)
+        described = _checked(work.classifier, chosen)
         for source, hashes in chosen.items():
             work.classifier.references.remove(source, hashes)
-        return f"{_described(chosen)} removed."
+        return f"{described} removed."
 
     return await changed(request, "remove", removed)
 
@@ -231,32 +311,38 @@ def _lines(fields: Mapping[str, Sequence[str]]) -> list[str]:
     return [line.strip() for text in fields.get("texts", ()) for line in text.splitlines() if line.strip()]
 
 
-def _added(classifier: Classifier, name: str, texts: Sequence[str], images: Sequence[Upload], so_far: _SoFar) -> str:
-    """Adds references, counts them in `so_far`, and returns a message about all requests of the change."""
-    before = {category.name: category for category in classifier.categories()}.get(name)
-    read = len(images)
+def _write(
+    classifier: Classifier,
+    name: str,
+    before: Category | None,
+    texts: Sequence[str],
+    images: Sequence[Upload],
+    so_far: _SoFar,
+) -> None:
+    """Adds references to a category, which is created if `before` is ``None``, and counts them in `so_far`."""
+    name = before.name if before else name
 
     def leave_out(source: str, error: ImageError) -> None:
-        nonlocal read
-        read -= 1
-        so_far.unread.append(source)
+        so_far.unread += 1
+        so_far.unread_names = [*so_far.unread_names, source][:_NAMED]
 
+    def share(reference: StoredReference, names: Sequence[str]) -> None:
+        so_far.shared += 1
+        so_far.sharing = so_far.sharing or names[0]
+
+    unread = so_far.unread
     references = [ReferenceImage(image=image, source=image.name) for image in images]
     given = CategoryInput(name=name, texts=texts or None, images=references)
-    added = classifier.add_categories([given], on_error=leave_out)
-    unread = so_far.unread
-    named = ", ".join(unread[:_NAMED]) + (f" and {len(unread) - _NAMED} more" if len(unread) > _NAMED else "")
-    left_out = f" {counted(len(unread), 'picture')} could not be read: {named}." if unread else ""
-    if images and not (read or texts or so_far.pictures):
-        raise refusal(422, left_out.strip())  # undoes the change
-    category = added[0] if added else classifier.category(name)
-    so_far.pictures += category.images - (before.images if before else 0)
-    if so_far.new:
-        pictures = f" with {counted(so_far.pictures, 'picture')}" if so_far.pictures else ""
-        return f"“{name}” is a new category{pictures}.{left_out}"
-    new = ((so_far.pictures, "picture"), (len(category.texts) - (len(before.texts) if before else 0), "text"))
-    parts = [counted(number, kind) for number, kind in new if number > 0]
-    return f"{' and '.join(parts)} added to “{name}”.{left_out}" if parts else f"“{name}” has these already."
+    added = classifier.add_categories([given], on_error=leave_out, on_shared=share)
+    if not added or (images and not texts and so_far.unread - unread == len(images)):
+        return  # no photo is readable
+    (now,) = added
+    if so_far.name != name:
+        so_far.name = name
+        so_far.categories += 1
+        so_far.new += not (before and before.own)
+    so_far.photos += now.images - (before.images if before else 0)
+    so_far.texts += len(now.texts) - (len(before.texts) if before else 0)
 
 
 async def _chosen(request: Request) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
@@ -266,23 +352,22 @@ async def _chosen(request: Request) -> tuple[dict[str, list[str]], dict[str, lis
         content_hash, _, name = reference.partition(":")
         chosen[name].append(content_hash)
     if not chosen:
-        raise refusal(422, "No reference is chosen")
+        raise refusal(422, "No photo is chosen")
     return chosen, fields
 
 
-def _check(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> None:
-    """Checks all references, before any category is changed.
+def _checked(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> str:
+    """Checks all references, before any category is changed, and returns their number and categories in words.
 
     Raises a Problem if a reference is missing, or if a category would lose its last reference.
     """
+    numbers: Counter[str] = Counter()
     for name, hashes in chosen.items():
-        there = {reference.hash for reference in classifier.references.of(name)}
-        if not there.issuperset(hashes):
-            raise refusal(409, f"A reference is no longer in “{name}”: reload the page")
-        if there.issubset(hashes):
-            raise refusal(409, f"“{name}” would have no reference: remove the category, or merge two categories")
-
-
-def _described(chosen: Mapping[str, Collection[str]]) -> str:
-    references = counted(sum(map(len, chosen.values())), "reference")
-    return f"{references} of “{'”, “'.join(sorted(chosen))}”"
+        there = {reference.hash: reference.modality for reference in classifier.references.of(name)}
+        if not there.keys() >= set(hashes):
+            raise refusal(409, f"A photo is no longer in “{name}”: reload the page")
+        if there.keys() <= set(hashes):
+            raise refusal(409, f"“{name}” would be empty: remove the category, or merge two categories")
+        numbers.update("photo" if there[one] == "image" else "text" for one in set(hashes))
+    parts = " and ".join(counted(number, kind) for kind, number in sorted(numbers.items()))
+    return f"{parts} of “{'”, “'.join(sorted(chosen))}”"

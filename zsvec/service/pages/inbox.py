@@ -31,12 +31,11 @@ async def show(request: Request, work: Runs) -> Response:
     """Shows the page without images, because ranking the images may take a moment."""
     inbox = work.classifier.inbox
 
-    def read() -> tuple[int, list[str]]:
-        return len(inbox), [category.name for category in work.classifier.categories()]
+    def read() -> dict[str, Any]:
+        return {"waiting": len(inbox), "categories": work.classifier.categories()}
 
-    waiting, names = await work.run(read)
     keep = work.classifier.settings.keep
-    return render(request, "inbox.html", tab="/inbox", waiting=waiting, names=names, keep=keep, choices=_CHOICES)
+    return render(request, "inbox.html", tab="/inbox", keep=keep, choices=_CHOICES, **await work.run(read))
 
 
 @router.get("/next")

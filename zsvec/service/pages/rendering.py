@@ -78,10 +78,6 @@ def category_path(name: str) -> str:
     return f"/categories/{quote(name, safe='')}"
 
 
-def _picture_path(category: str, content_hash: str) -> str:
-    return f"/v1/categories/{quote(category, safe='')}/references/{content_hash}/image"
-
-
 def _static_path(name: str) -> str:
     """Returns the path of a static file, which browsers can cache because the path has the digest of all files."""
     if name not in _FILES:
@@ -114,7 +110,7 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_templates.globals.update(static=_static_path, counted=counted, picture_path=_picture_path, influence=_influence)
+_templates.globals.update(static=_static_path, counted=counted, influence=_influence)
 _templates.tests.update(attached=is_attached)
 _templates.filters.update(category_path=category_path, percent=percent)
 

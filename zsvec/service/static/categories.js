@@ -1,11 +1,66 @@
-// Categories: add, move and remove pictures. The page is loaded from the service again after each change.
+// Categories: add, move and remove photos. The page is loaded from the service again after each change.
 
 import { dragPictures } from "./drag.js";
-import { takeFiles } from "./files.js";
+import { byFolder, takeFiles } from "./files.js";
+import { openFolders, photos, rowsToAdd } from "./folders.js";
 import { busy, finish, open, rendered, sayProblem, send } from "./page.js";
+import "./combobox.js";
 
+const MOST_PHOTOS = 50_000; // in the folders of one drop
+const TRIES = 5; // of a request that finds the service busy or unreachable
 const get = (id) => document.getElementById(id); // looked up at each use, because changes replace the content of the page
-const images = (number) => (number === 1 ? "1 picture" : `${number} pictures`);
+
+// Changes
+
+// Sends a request again while the service is busy, or cannot be reached for a moment.
+async function sendPatiently(path, form, options) {
+  for (let wait = 1000, tries = 1; ; tries += 1, wait *= 2) {
+    const request = await send(path, form, { ...options, quiet: true });
+    const passing = request.status === 429 || (request.status === 0 && form.has("change"));
+    if (!passing || tries === TRIES) return request;
+    await new Promise((resolve) => setTimeout(resolve, wait));
+    if (options.signal.aborted) return request;
+  }
+}
+
+// Makes one change by one or several requests, each with a path, fields, and a function that returns a text and the done
+// share. A change that fails or is cancelled on the way is undone. Returns whether the change was made.
+let running = null;
+async function makeChange(requests) {
+  if (running) return sayProblem("Another change is being made.", "Wait until it is made, or cancel it.");
+  const control = new AbortController();
+  const { signal } = control;
+  running = { cancel: () => control.abort(), dialog: document.querySelector("dialog[open]") };
+  signal.addEventListener("abort", () => busy(signal, "Cancelling …"));
+  let [change, soFar, request] = [null, null, null];
+  for (const { path, fields, progress } of requests) {
+    const form = new FormData();
+    for (const [name, value] of [...fields, ["change", change], ["so_far", soFar]]) if (value) form.append(name, value);
+    const sending = (share) => signal.aborted || busy(signal, ...progress(share), running.cancel);
+    sending(0);
+    request = await sendPatiently(path, form, { sending, signal });
+    if (request.status !== 200) break;
+    const toast = rendered(request.responseText);
+    change ??= toast.querySelector("[name=change]")?.value ?? null;
+    soFar = toast.dataset.soFar;
+    if (signal.aborted) break;
+  }
+  const done = request.status === 200 && !(signal.aborted && change);
+  if (!done && change) {
+    const form = new FormData();
+    form.append("change", change);
+    const undone = await send("/undo", form, { quiet: true });
+    if (signal.aborted && undone.status !== 200) request = undone;
+  }
+  busy(signal, null);
+  running = null;
+  if (signal.aborted && !done && (request.status === 200 || request.status === 0)) sayProblem("Cancelled.", "Nothing was changed.");
+  else finish(request);
+  return done;
+}
+// A dialog that closes cancels the change that it has begun.
+document.addEventListener("close", ({ target }) => running?.dialog === target && running.cancel(), true);
+addEventListener("beforeunload", (event) => running && event.preventDefault());
 
 // Moving and removing
 
@@ -19,21 +74,13 @@ function together(picture) {
   return chosen.includes(picture) ? chosen : [picture];
 }
 
-let changing = false;
-async function change(pictures, action, doing, fields = {}) {
-  if (changing) return false; // a second click
-  changing = true;
-  const form = new FormData();
-  for (const picture of pictures) form.append("reference", `${picture.dataset.hash}:${picture.dataset.category}`);
-  for (const [name, value] of Object.entries(fields)) form.append(name, value);
-  busy(form, `${doing} ${images(pictures.length)} …`);
-  const done = await send(`/references/${action}`, form);
-  busy(form, null);
-  changing = false;
-  return done;
+function change(pictures, action, doing, fields = []) {
+  const references = pictures.map(({ dataset }) => ["reference", `${dataset.hash}:${dataset.category}`]);
+  const progress = () => [`${doing} ${photos(pictures.length)} …`, null];
+  return makeChange([{ path: `/references/${action}`, fields: [...references, ...fields], progress }]);
 }
 
-const move = (pictures, category) => change(pictures, "move", "Moving", { category });
+const move = (pictures, category) => change(pictures, "move", "Moving", [["category", category]]);
 
 let opened = [];
 function openPictures(pictures) {
@@ -41,7 +88,7 @@ function openPictures(pictures) {
   opened = pictures;
   const [first] = pictures;
   const one = pictures.length === 1;
-  get("reference-title").textContent = one ? `A picture of “${first.dataset.category}”` : images(pictures.length);
+  get("reference-title").textContent = one ? `A photo of “${first.dataset.category}”` : photos(pictures.length);
   const shown = dialog.querySelector(".of-reference");
   shown.hidden = !one;
   if (one) {
@@ -57,6 +104,7 @@ function openPictures(pictures) {
     );
   }
   get("move-form").reset();
+  get("move-target").dataset.except = first.dataset.category;
   open(dialog);
 }
 
@@ -65,7 +113,7 @@ function showSelection() {
   if (!bar) return;
   const number = selected().length;
   bar.hidden = !number;
-  get("selected").textContent = number ? `${images(number)} selected` : "";
+  get("selected").textContent = number ? `${photos(number)} selected` : "";
 }
 
 // Adding
@@ -87,55 +135,29 @@ function* parts(files, { mostImages, mostBytes }) {
   if (part.length) yield part;
 }
 
-// Adds files to a category, or makes a category of them, as one change. Returns whether all were added.
-let adding = null; // what cancels
-async function add(path, files, limits, fields = []) {
-  const all = [...parts(files, limits)];
+// Adds photos to categories as one change. Each row has a path, fields and files. Returns whether all were added.
+async function add(rows, limits) {
+  const files = rows.flatMap((row) => row.files);
   const bytes = Math.max(files.reduce((sum, file) => sum + file.size, 0), 1);
-  const name = fields.find(([field]) => field === "name")?.[1].trim();
-  const signal = (adding = new AbortController()).signal;
-  const cancel = () => adding.abort();
-  signal.addEventListener("abort", () => busy(signal, "Cancelling …"));
-  let change = null;
-  let soFar = null;
-  let request = null;
   let before = 0;
-  for (const part of all.length ? all : [[]]) {
-    const form = new FormData();
-    for (const [field, value] of change ? [["change", change], ["so_far", soFar]] : fields) form.append(field, value);
-    for (const file of part) form.append("images", file, file.name);
-    const size = part.reduce((sum, file) => sum + file.size, 0);
-    const sending = (share) => {
-      const done = (before + share * size) / bytes;
-      const text = share < 1 ? `Sending ${images(files.length)}: ${Math.floor(100 * done)} %` : `Looking at ${images(part.length)} …`;
-      if (!signal.aborted) busy(signal, files.length ? text : "Adding …", files.length ? done : null, cancel);
-    };
-    sending(0);
-    request = await send(change && name ? `/categories/${encodeURIComponent(name)}/references` : path, form, { sending, quiet: true, signal });
-    if (request.status !== 200) break;
-    before += size;
-    const toast = rendered(request.responseText);
-    change ??= toast.querySelector("[name=change]")?.value ?? null;
-    soFar = toast.dataset.soFar;
-    if (signal.aborted) break;
-  }
-  const done = request.status === 200 && !signal.aborted;
-  if (!done && change) {
-    const form = new FormData();
-    form.append("change", change);
-    const undone = await send("/undo", form, { quiet: true });
-    if (signal.aborted && undone.status !== 200) request = undone;
-  }
-  busy(signal, null);
-  adding = null;
-  if (signal.aborted && (request.status === 200 || request.status === 0)) sayProblem("Cancelled.", "Nothing was added.");
-  else finish(request);
-  return done;
+  const requests = rows.flatMap(({ path, fields = [], files: own }) =>
+    (own.length ? [...parts(own, limits)] : [[]]).map((part, index) => {
+      const [start, size] = [before, part.reduce((sum, file) => sum + file.size, 0)];
+      before += size;
+      const progress = (share) => {
+        const done = (start + share * size) / bytes;
+        const text = share < 1 ? `Sending ${photos(files.length)}: ${Math.floor(100 * done)} %` : `Looking at ${photos(part.length)} …`;
+        return files.length ? [text, done] : ["Adding …", null];
+      };
+      const more = index ? [["adds", "yes"]] : []; // to the category that the first part has made
+      return { path, fields: [...fields, ...more, ...part.map((file) => ["images", file])], progress };
+    }),
+  );
+  for (const { fields } of requests.slice(0, -1)) fields.push(["more", "yes"]);
+  return makeChange(requests);
 }
 
-const addTo = (path, files, limits) => add(`${path}/references`, files, limits);
-
-let chosen = []; // pictures for the new category
+let chosen = []; // photos for the new category
 function showChosen() {
   get("add-pictures").replaceChildren(
     ...chosen.map((file, index) => {
@@ -157,37 +179,62 @@ function showChosen() {
   );
 }
 
+// Sends a form, and closes the dialog of the form once the change is made.
+async function submit(form, changing) {
+  const buttons = form.querySelectorAll("fieldset, .primary, .danger");
+  for (const button of buttons) button.disabled = true;
+  const done = await changing;
+  for (const button of buttons) button.disabled = false;
+  if (done) form.closest("dialog").close();
+  return done;
+}
+
 async function addCategory(form) {
   const fields = [...new FormData(form)].filter(([name]) => name === "name" || name === "texts");
-  const button = form.querySelector(".primary");
-  button.disabled = true;
-  const added = await add("/categories", chosen, form.dataset, fields);
-  button.disabled = false;
-  if (!added) return;
-  get("add-dialog").close();
+  if (!(await submit(form, add([{ path: "/categories", fields, files: chosen }], form.dataset)))) return;
   form.reset();
   chosen = [];
   showChosen();
 }
-get("add-dialog")?.addEventListener("close", () => adding?.abort());
 
-takeFiles((files, at) => {
+function addFolders(form) {
+  const rows = rowsToAdd();
+  if (!rows.length) return sayProblem("There is nothing to add.", "The categories have these photos already.");
+  submit(form, add(rows, form.dataset));
+}
+
+function takePhotos(files, at) {
   const [content, dialog] = [get("content"), get("add-dialog")];
   const card = at?.closest?.("[data-takes-files]");
   if (!get("reference-dialog")) return; // the key may only read
-  if (adding) return sayProblem("Pictures are being added.", "Wait until they are added, or cancel.");
-  if (card && !dialog.open) return addTo(card.dataset.takesFiles, files, get("add-form").dataset);
-  if (content.dataset.page) return addTo(content.dataset.page, files, content.dataset);
+  if (running) return sayProblem("Photos are being added.", "Wait until they are added, or cancel.");
+  if (card && !dialog.open) return add([{ path: `${card.dataset.takesFiles}/references`, files }], get("add-form").dataset);
+  if (content.dataset.page) return add([{ path: `${content.dataset.page}/references`, files }], content.dataset);
   chosen = [...chosen, ...files];
   showChosen();
   if (!dialog.open) open(dialog);
-});
+}
+
+// On the page Categories, each folder becomes a category. Elsewhere, photos are added to one category.
+function takeFolders(found, at) {
+  if (!get("reference-dialog")) return; // the key may only read
+  const folders = byFolder(found);
+  const several = [...folders.keys()].filter(Boolean).length > 1;
+  const card = at?.closest?.("[data-drop]")?.dataset.drop;
+  if (get("folders-dialog") && !get("add-dialog").open) {
+    if (running) return sayProblem("Photos are being added.", "Wait until they are added, or cancel.");
+    const rows = card && !several ? new Map([[card, [...folders.values()].flat()]]) : folders;
+    openFolders(rows, get("folders-form").dataset);
+  } else if (several) sayProblem("These are several folders.", "To make a category of each, drop them on the page Categories. Here, drop one folder.");
+  else takePhotos([...folders.values()].flat(), at);
+}
+takeFiles(takePhotos, { most: MOST_PHOTOS, takeFolders });
 dragPictures({
   begin: () => document.querySelector(".targets")?.removeAttribute("hidden"),
   drop: (picture, category) => move(together(picture), category),
   end: () => document.querySelector(".targets")?.setAttribute("hidden", ""),
 });
-document.addEventListener("click", async (event) => {
+document.addEventListener("click", (event) => {
   const picture = event.target.closest("[data-reference]");
   if (picture) openPictures(together(picture));
   if (event.target.closest("[data-opens-selection]")) openPictures(selected());
@@ -196,7 +243,7 @@ document.addEventListener("click", async (event) => {
     for (const box of document.querySelectorAll(".select")) box.checked = selects.dataset.selects === "all";
     showSelection();
   }
-  if (event.target.closest("[data-removes-references]") && (await change(opened, "remove", "Removing"))) get("reference-dialog").close();
+  if (event.target.closest("[data-removes-references]")) submit(get("move-form"), change(opened, "remove", "Removing"));
   const leaves = event.target.closest("[data-leaves]");
   if (leaves) {
     chosen.splice(Number(leaves.dataset.leaves), 1);
@@ -204,13 +251,14 @@ document.addEventListener("click", async (event) => {
   }
 });
 document.addEventListener("change", (event) => event.target.matches(".select") && showSelection());
-document.addEventListener("submit", async (event) => {
-  if (event.target.id === "add-form") {
-    event.preventDefault();
-    await addCategory(event.target);
-  }
-  if (event.target.id === "move-form") {
-    event.preventDefault();
-    if (await move(opened, new FormData(event.target).get("category"))) get("reference-dialog").close();
-  }
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.id === "add-form") addCategory(form);
+  else if (form.id === "folders-form") addFolders(form);
+  else if (form.id === "move-form") submit(form, move(opened, form.elements.category.value));
+  else if (form.dataset.changes) {
+    const request = { path: form.getAttribute("action"), fields: [...new FormData(form)], progress: () => [form.dataset.changes, null] };
+    submit(form, makeChange([request]));
+  } else return;
+  event.preventDefault();
 });

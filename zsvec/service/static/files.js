@@ -1,9 +1,10 @@
-// Images that are chosen, dropped (also in folders) or pasted.
+// Photos that are chosen, dropped (also in folders) or pasted.
 
 import { busy, sayProblem } from "./page.js";
 
-const MOST_PICTURES = 1000; // from all folders of a drop
-const MOST_ENTRIES = 10_000; // files and folders inside of them
+const MOST_ENTRIES = 100_000; // files and folders inside of dropped folders
+
+const isPhoto = (file) => file.type.startsWith("image/");
 
 // Returns the entries of a folder by name. A browser lists at most a hundred at once.
 async function entriesOf(folder) {
@@ -16,12 +17,13 @@ async function entriesOf(folder) {
   return all.filter(({ name }) => !name.startsWith(".")).sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
 }
 
-// Returns the pictures in folders and their subfolders, and a sentence about each kind of file that is left out.
-async function picturesIn(folders) {
-  const pictures = [];
+// Returns at most so many photos in folders and their subfolders, each with its path, and a sentence about each kind of
+// file that is left out.
+async function photosIn(folders, most) {
+  const photos = [];
   const queue = [...folders];
   let [others, unread, looked] = [0, 0, 0];
-  const full = () => pictures.length === MOST_PICTURES || looked === MOST_ENTRIES;
+  const full = () => photos.length === most || looked === MOST_ENTRIES;
   let more = false;
   while (queue.length && !more) {
     const entries = await entriesOf(queue.shift()).catch(() => (unread += 1) && []);
@@ -32,16 +34,16 @@ async function picturesIn(folders) {
       else {
         const file = await new Promise((resolve, reject) => entry.file(resolve, reject)).catch(() => null);
         if (!file) unread += 1;
-        else if (file.type.startsWith("image/")) pictures.push(file);
+        else if (isPhoto(file)) photos.push({ file, path: entry.fullPath.slice(1) });
         else others += 1;
       }
     }
   }
-  const said = folders.length && !pictures.length ? ["There is no picture in the folder."] : [];
-  if (more) said.push(`Only ${pictures.length.toLocaleString("en")} pictures are taken at once. Drop the other folders later.`);
-  if (others) said.push(others === 1 ? "One file that is not a picture is left out." : `${others} files that are not pictures are left out.`);
+  const said = folders.length && !photos.length ? ["There is no photo in the folder."] : [];
+  if (more) said.push(`Only ${photos.length.toLocaleString("en")} photos are taken at once. Drop the other folders later.`);
+  if (others) said.push(others === 1 ? "One file that is not a photo is left out." : `${others} files that are not photos are left out.`);
   if (unread) said.push("Some files could not be read.");
-  return [pictures, said];
+  return [photos, said];
 }
 
 // Must be called while the event is handled. Later, the browser no longer lists the items.
@@ -51,8 +53,35 @@ function dropped(transfer) {
   return [items.filter(([entry]) => !entry?.isDirectory).map(([, file]) => file), folders];
 }
 
-// Calls `take` with the files, and with the element that they were dropped on, if any.
-export function takeFiles(take) {
+// Returns photos by category: a folder with photos is a category, and of a folder that has only folders, each of these.
+// Photos outside folders have the name "".
+export function byFolder(photos) {
+  const found = new Map();
+  const split = (some, depth) => {
+    const folders = new Map();
+    for (const one of some) {
+      const [name, inside] = one.path.split("/").slice(depth);
+      const folder = inside === undefined ? "" : name;
+      folders.set(folder, folders.get(folder) ?? []).get(folder).push(one);
+    }
+    for (const [name, inside] of folders) {
+      const has = name === "" || inside.some(({ path }) => path.split("/").length === depth + 2);
+      if (has) found.set(name, (found.get(name) ?? []).concat(inside.map(({ file }) => file)));
+      else split(inside, depth + 1);
+    }
+  };
+  split(photos, 0);
+  return new Map([...found].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true })));
+}
+
+// Calls `take` with photos, and with the element that they were dropped on, if any. If folders are among them, calls
+// `takeFolders` instead, if given, with photos and paths.
+export function takeFiles(take, { most = 1000, takeFolders = null } = {}) {
+  const taken = (photos, said, at) => {
+    const inFolders = photos.some(({ path }) => path.includes("/"));
+    if (photos.length) inFolders && takeFolders ? takeFolders(photos, at) : take(photos.map(({ file }) => file), at);
+    if (said.length) sayProblem(said[0], said.slice(1).join(" ")); // last, since `take` may open a dialog
+  };
   document.addEventListener("click", (event) => {
     const picker = event.target.closest("[data-picks]");
     if (picker) document.getElementById(picker.dataset.picks).click();
@@ -62,7 +91,9 @@ export function takeFiles(take) {
     if (input.type !== "file" || !document.querySelector(`[data-picks="${input.id}"]`)) return;
     const files = [...input.files];
     input.value = ""; // the same file may be chosen again
-    if (files.length) take(files, input);
+    const photos = input.webkitdirectory ? files.filter((file) => isPhoto(file) && !/(^|\/)\./.test(file.webkitRelativePath)) : files;
+    const said = files.length && !photos.length ? ["There is no photo in the folder."] : photos.length > most ? [`Only ${most.toLocaleString("en")} photos are taken at once.`] : [];
+    taken(photos.slice(0, most).map((file) => ({ file, path: file.webkitRelativePath || file.name })), said, input);
   });
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files];
@@ -96,10 +127,8 @@ export function takeFiles(take) {
     leave();
     const [files, folders] = dropped(event.dataTransfer);
     if (folders.length) busy(folders, "Reading the folder …");
-    const [pictures, said] = await picturesIn(folders);
+    const [photos, said] = await photosIn(folders, most);
     busy(folders, null);
-    files.push(...pictures);
-    if (files.length) take(files, event.target);
-    if (said.length) sayProblem(said[0], said.slice(1).join(" ")); // last, since `take` may open a dialog
+    taken([...files.map((file) => ({ file, path: file.name })), ...photos], said, event.target);
   });
 }

@@ -1,6 +1,7 @@
 // Inbox: keys, buttons and touch label the current image or all selected images. Labels are sent one after the other.
 // Labelled images leave the list at once, and return if the request fails.
 
+import "./combobox.js";
 import { idle, listKeys } from "./keys.js";
 import { busy, send } from "./page.js";
 

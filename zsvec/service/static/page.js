@@ -170,6 +170,15 @@ export function send(path, form, { sending = () => {}, quiet = false, signal = n
   });
 }
 
+// Says where to drop files on a page that takes none. The browser would show them instead of the page.
+addEventListener("dragover", (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+addEventListener("drop", (event) => {
+  if (event.defaultPrevented || !event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  const folder = [...event.dataTransfer.items].some((item) => item.webkitGetAsEntry()?.isDirectory);
+  sayProblem(folder ? "This is a folder." : "This page takes no photos.", "Drop it on Categories to add it, or on Classify to classify it.");
+});
+
 // Requests of htmx.
 document.body.addEventListener("htmx:beforeRequest", (event) => {
   const text = event.detail.elt.closest("[data-busy]")?.dataset.busy;
@@ -209,7 +218,7 @@ document.addEventListener("click", (event) => {
   if (closed) closed instanceof HTMLDialogElement ? closed.close() : closed.remove();
   const opening = event.target.closest("[data-opens]");
   if (opening) open(document.getElementById(opening.dataset.opens));
-  if (event.target instanceof HTMLDialogElement) event.target.close(); // a click outside the dialog
+  if (event.target instanceof HTMLDialogElement && !("stays" in event.target.dataset)) event.target.close(); // a click outside the dialog
 });
 
 // Closes a dialog once its form is submitted.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -98,7 +98,10 @@ def _toast(
 
 @router.get("/changes")
 async def show(request: Request, work: Runs) -> Response:
-    """Shows the newest changes first, as a whole page or as a list alone."""
+    """Shows the newest changes first, as a whole page or as a list alone.
+
+    Consecutive changes of the same kind and author are grouped.
+    """
 
     def read() -> tuple[list[Change], set[str]]:
         history = work.classifier.history
@@ -106,8 +109,9 @@ async def show(request: Request, work: Runs) -> Response:
         return found, history.undoable(found)
 
     found, undoable = await work.run(read)
+    groups = [list(group) for _, group in groupby(found, key=lambda change: (change.what, change.by))]
     template = "changes_list.html" if is_part(request) else "changes.html"
-    return render(request, template, changes=found, undoable=undoable, named=_NAMED)
+    return render(request, template, groups=groups, undoable=undoable, named=_NAMED)
 
 
 @router.post("/undo")

@@ -207,6 +207,15 @@ document.body.addEventListener("htmx:afterSettle", () => {
   if (document.activeElement === document.body) document.getElementById("content")?.focus({ preventScroll: true });
 });
 
+// Shows times in the time zone of the browser.
+const timeFormat = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
+window.htmx.onLoad((part) => {
+  for (const time of part.querySelectorAll("time[datetime]")) {
+    time.title ||= time.textContent;
+    time.textContent = timeFormat.format(new Date(time.dateTime));
+  }
+});
+
 export function open(dialog) {
   clear(dialog);
   dialog.showModal();

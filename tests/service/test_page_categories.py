@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor, wait
+from threading import Event
 from typing import Any
 from urllib.parse import quote
 
@@ -258,6 +260,31 @@ def test_forged_results_change_no_addition(browser: TestClient, classifier: Clas
     done(answer)
     assert not Page(answer.text).all("b")
     assert len(images_of(classifier, "red")) == 4
+
+
+def test_a_part_that_is_added_during_the_undo_is_undone(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "/categories/red/references"
+    change = done(browser.post(path, files=[picture("red", 71)], headers=PART))
+    began, goes_on = Event(), Event()
+    add = classifier.add_categories
+
+    def slow(*args: Any, **options: Any) -> Any:
+        began.set()
+        assert goes_on.wait(30)
+        return add(*args, **options)
+
+    monkeypatch.setattr(classifier, "add_categories", slow)
+    with ThreadPoolExecutor() as pool:
+        sent = {"data": {"change": change}, "files": [picture("red", 72)]}
+        part = pool.submit(lambda: browser.post(path, **sent, headers=PART))
+        assert began.wait(30)
+        undone = pool.submit(undo, browser, change)
+        wait([undone], timeout=0.3)
+        goes_on.set()
+    assert (part.result().status_code, undone.result().status_code) == (200, 200)
+    assert len(images_of(classifier, "red")) == 3
 
 
 def test_a_change_is_continued_by_its_author_alone(classifier: Classifier) -> None:

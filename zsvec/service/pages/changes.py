@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby, islice
+from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +27,7 @@ router = APIRouter()
 
 _NAMED = 3  # categories to list for a change
 _LISTED = 50  # changes to list on the page
+_LOCKS = [Lock() for _ in range(64)]
 
 
 async def changed(
@@ -51,7 +54,7 @@ async def changed(
     work = await work_of(request)
 
     def run() -> tuple[str, str | None]:
-        with whole_change(work.classifier, kind, continues) as identifier:
+        with _alone(continues), whole_change(work.classifier, kind, continues) as identifier:
             message = change()
         return message, _offered(work.classifier, identifier)
 
@@ -66,6 +69,11 @@ def name_in(fields: Mapping[str, Sequence[str]], field: str) -> str:
     except InvalidInputError as exc:
         sentence = f"A name has 1 to {NAME['maxLength']} characters in one line, but not “.” or “..”. Choose another."
         raise refusal(422, sentence) from exc
+
+
+def _alone(change: str | None) -> Lock | nullcontext[None]:
+    """Returns a lock of a change, so that no part is added while the change is undone. Some changes share a lock."""
+    return nullcontext() if change is None else _LOCKS[hash(change) % len(_LOCKS)]
 
 
 def _offered(classifier: Classifier, identifier: str) -> str | None:
@@ -124,7 +132,7 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
 
     def run() -> tuple[Change, str | None, set[str]]:
         try:
-            with work.classifier.history.one_change("undo") as identifier:
+            with _alone(given[0]), work.classifier.history.one_change("undo") as identifier:
                 undone = work.classifier.history.undo(change=given[0])
         except InvalidInputError as exc:
             raise refusal(409, _why_not(work.classifier, given[0])) from exc

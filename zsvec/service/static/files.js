@@ -10,7 +10,7 @@ const isPhoto = (file) => file.type.startsWith("image/");
 async function entriesOf(folder) {
   const reader = folder.createReader();
   const all = [];
-  for (let some; all.length <= MOST_ENTRIES; all.push(...some)) {
+  for (let some; all.length < MOST_ENTRIES; all.push(...some)) {
     some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (!some.length) break;
   }
@@ -23,20 +23,20 @@ async function photosIn(folders, most) {
   const photos = [];
   const queue = [...folders];
   let [others, unread, looked] = [0, 0, 0];
-  const full = () => photos.length === most || looked === MOST_ENTRIES;
+  const full = () => photos.length === most || looked >= MOST_ENTRIES;
   let more = false;
   while (queue.length && !more) {
     const entries = await entriesOf(queue.shift()).catch(() => (unread += 1) && []);
-    for (const entry of entries) {
+    const inside = entries.filter((entry) => !entry.isDirectory);
+    queue.push(...entries.filter((entry) => entry.isDirectory));
+    looked += entries.length - inside.length;
+    const files = await Promise.all(inside.map((entry) => new Promise((resolve) => entry.file(resolve, () => resolve(null)))));
+    for (const [index, file] of files.entries()) {
       if ((more = full())) break;
       looked += 1;
-      if (entry.isDirectory) queue.push(entry);
-      else {
-        const file = await new Promise((resolve, reject) => entry.file(resolve, reject)).catch(() => null);
-        if (!file) unread += 1;
-        else if (isPhoto(file)) photos.push({ file, path: entry.fullPath.slice(1) });
-        else others += 1;
-      }
+      if (!file) unread += 1;
+      else if (isPhoto(file)) photos.push({ file, path: inside[index].fullPath.slice(1) });
+      else others += 1;
     }
   }
   const said = folders.length && !photos.length ? ["There is no photo in the folder."] : [];

@@ -65,7 +65,7 @@ function show() {
     const shared = sharedOf(one);
     const others = [...new Set(shared.flatMap((file) => holders.get(file)))].filter((name) => name !== nameOf(one)).map((name) => `“${name}”`);
     const own = ownOf(one).length;
-    const notes = [own && `${photos(own)} of these already there`, shared.length && `${photos(shared.length)} also in ${others.slice(0, 3).join(", ")}${others.length > 3 ? " …" : ""}`];
+    const notes = [own && `${photos(own)} already there`, shared.length && `${photos(shared.length)} also in ${others.slice(0, 3).join(", ")}${others.length > 3 ? " …" : ""}`];
     one.row.querySelector(".number").textContent = photos(one.files.length);
     one.row.querySelector(".state").replaceChildren(
       ...[state, ...notes.filter(Boolean)].map((text) => Object.assign(document.createElement("p"), { textContent: text })),

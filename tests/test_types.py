@@ -57,6 +57,32 @@ PANDA = Category(
 )
 
 
+# ---- uncertainty
+
+
+def doubtful(first: float, second: float, *, weight: float = 1.0, unknown: bool = False) -> Prediction:
+    says = ExpertOutput(weight=weight, entropy=0, ranking=(("a", 1.0),), neighbors=())
+    other = ExpertOutput(weight=1 - weight, entropy=0, ranking=(("b", 1.0),), neighbors=())
+    ranking = (("a", first), ("b", second))
+    return Prediction(source="", nearest="a", ranking=ranking, experts={"x": says, "y": other}, unknown=unknown)
+
+
+def test_uncertainty() -> None:
+    for prediction, why in (
+        (doubtful(0.9, 0.1), None),
+        (doubtful(0.6, 0.4), "close"),
+        (doubtful(0.65, 0.35), None),
+        (doubtful(0.9, 0.1, weight=0.4), "disputed"),
+        (doubtful(0.9, 0.1, weight=0.6), None),
+        (doubtful(0.9, 0.1, unknown=True), "unknown"),
+        (BROKEN, None),
+        (Prediction(source="", nearest="a", ranking=(("a", 1.0),)), None),
+        (Prediction(source="", nearest="a", ranking=(("a", 0.6),)), "close"),  # of which only the first is told
+    ):
+        assert prediction.uncertainty == why
+    assert (BROKEN.margin, BROKEN.at_odds) == (0.0, 0.0)
+
+
 # ---- the objects of --json (design.md, section 8)
 
 

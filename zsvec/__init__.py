@@ -58,6 +58,7 @@ from zsvec.types import (
     SmallImage,
     StoredReference,
     ThresholdProgress,
+    Uncertainty,
 )
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ __all__ = [
     "ThinCategory",
     "ThresholdProgress",
     "Track",
+    "Uncertainty",
     "Unlabelled",
     "WeightsUnavailableError",
     "ZSVecError",

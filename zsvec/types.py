@@ -18,8 +18,11 @@ CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 KeepImages: TypeAlias = Literal["small", "none"]
 Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
+Uncertainty: TypeAlias = Literal["unknown", "close", "disputed"]
 
 _SHOWN = 5  # definition texts of a category in a notebook
+_CLOSE = 0.3  # margin, in probability, below which an image is uncertain
+_DISPUTED = 0.5  # `Prediction.at_odds` above which an image is uncertain
 _IN_WORDS: tuple[Modality, ...] = ("image", "text")
 
 MAX_IMAGES = 2**53 - 1
@@ -556,6 +559,38 @@ class Prediction:
     stale_seconds: float = 0.0
     error: str | None = None
     hash: str | None = None
+
+    @property
+    def margin(self) -> float:
+        """Probability of the most probable category minus the probability of the second, 0 to 1.
+
+        For a ranking of one category (``top_k=1``), the smallest possible margin; 0 for an unreadable image.
+        """
+        first, *others = [probability for _, probability in self.ranking[:2]] or [0.0]
+        return first - others[0] if others else max(0.0, 2 * first - 1)
+
+    @property
+    def at_odds(self) -> float:
+        """How strongly the experts disagree with the fused prediction, 0 to 1.
+
+        This is the share of the experts' weight held by experts whose most probable category is not `nearest`.
+        """
+        experts = [expert for expert in self.experts.values() if expert.ranking]
+        return sum(expert.weight for expert in experts if expert.ranking[0][0] != self.nearest)
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """Reason why a label of the image would be informative, or ``None``; ``keep="uncertain"`` keeps such images.
+
+        ``unknown``: no category fits. ``close``: two categories fit about equally. ``disputed``: the experts disagree.
+        """
+        if self.error is not None or not self.ranking:
+            return None
+        if self.unknown:
+            return "unknown"
+        if self.margin < _CLOSE:
+            return "close"
+        return "disputed" if self.at_odds > _DISPUTED else None
 
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec classify --json`` prints."""

@@ -42,12 +42,12 @@ from zsvec.encoders.torch.vocabulary import common_words
 from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.ingest import embedding
 from zsvec.inputs.images import Region, content_hash
-from zsvec.method.quality.inbox_ranking import ALIKE, distinct, uncertainty
+from zsvec.method.quality.inbox_ranking import ALIKE, distinct
 from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.collections.inbox import Removal
-from zsvec.types import ExpertOutput, Prediction
+from zsvec.types import Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 
@@ -286,28 +286,6 @@ def test_a_dismissed_image_waits_no_more_nor_one_like_it(clf: Classifier) -> Non
 # The order
 
 
-def answer(first: float, second: float, *, weight: float = 1.0, unknown: bool = False) -> Prediction:
-    says = ExpertOutput(weight=weight, entropy=0, ranking=(("a", 1.0),), neighbors=())
-    other = ExpertOutput(weight=1 - weight, entropy=0, ranking=(("b", 1.0),), neighbors=())
-    ranking = (("a", first), ("b", second))
-    return Prediction(source="", nearest="a", ranking=ranking, experts={"x": says, "y": other}, unknown=unknown)
-
-
-def test_uncertainty() -> None:
-    for prediction, why in (
-        (answer(0.9, 0.1), None),
-        (answer(0.6, 0.4), "close"),
-        (answer(0.65, 0.35), None),
-        (answer(0.9, 0.1, weight=0.4), "disputed"),
-        (answer(0.9, 0.1, weight=0.6), None),
-        (answer(0.9, 0.1, unknown=True), "unknown"),
-        (Prediction(source="", error="no image"), None),
-        (Prediction(source="", nearest="a", ranking=(("a", 1.0),)), None),
-        (Prediction(source="", nearest="a", ranking=(("a", 0.6),)), "close"),  # of which only the first is told
-    ):
-        assert uncertainty(prediction) == why
-
-
 def test_the_ranking_follows_labels(clf: Classifier) -> None:
     noise = [np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8) for seed in range(6)]
     for one in noise:
@@ -509,7 +487,7 @@ def test_a_stream_keeps_all(clf: Classifier) -> None:
 
 
 def test_a_stream_keeps_uncertain_images(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "uncertainty", lambda prediction: prediction.source == "b")
+    monkeypatch.setattr(Prediction, "uncertainty", property(lambda prediction: prediction.source == "b"))
     files = [encode(photo(seed)) for seed in (1, 2)]
     Path("a").write_bytes(files[0])
     Path("b").write_bytes(files[1])

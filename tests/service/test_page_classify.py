@@ -12,8 +12,9 @@ from tests.service.support import PART, done, page_of, picture, undo, visitor
 from tests.support import coloured_store
 from zsvec.classifier import Classifier
 from zsvec.errors import StoreUnavailableError
-from zsvec.service.pages.rendering import certainty
+from zsvec.service.pages.rendering import certainty, doubt, verdict
 from zsvec.testing import HashEncoder
+from zsvec.types import ExpertOutput, Prediction
 
 EVIL = "<script>alert(1)</script>"
 
@@ -46,6 +47,54 @@ def test_an_unknown_image_and_an_unreadable_one(browser: TestClient) -> None:
 
 def test_probabilities_in_words() -> None:
     assert [certainty(p) for p in (0.95, 0.6, 0.3)] == ["Almost certainly", "Probably", "Perhaps"]
+
+
+def answered(*shares: float, weight: float = 1.0, unknown: bool = False) -> Prediction:
+    """A prediction for categories a, b, …; an expert with the rest of the weight prefers b."""
+    ranking = tuple(zip("abc", shares, strict=False))
+    first = ExpertOutput(weight=weight, entropy=0, ranking=ranking, neighbors=())
+    other = ExpertOutput(weight=1 - weight, entropy=0, ranking=(("b", 1.0),), neighbors=())
+    return Prediction(
+        source="",
+        nearest="a",
+        probability=shares[0],
+        ranking=ranking,
+        experts={"x": first, "y": other},
+        unknown=unknown,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prediction", "expected"),
+    [
+        (answered(0.97, 0.02), "sure"),
+        (answered(0.8, 0.2), "sure"),
+        (answered(0.79, 0.1), "unsure"),  # "Probably"
+        (answered(0.5, 0.1), "unsure"),  # "Perhaps", though no category is close
+        (answered(0.55, 0.45), "unsure"),
+        (answered(0.97, 0.02, weight=0.4), "unsure"),  # disputed
+        (answered(0.5), "unsure"),
+        (answered(0.97, 0.02, unknown=True), "unknown"),
+    ],
+)
+def test_a_prediction_is_sure_unsure_or_unknown(prediction: Prediction, expected: str) -> None:
+    assert verdict(prediction) == expected
+    assert bool(doubt(prediction)) == (expected != "sure")
+    if prediction.uncertainty:  # kept by keep="uncertain"
+        assert verdict(prediction) != "sure"
+
+
+def test_each_verdict_has_an_icon_of_its_own(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    icons = set()
+    for colour, expected in (("red", "sure"), ("red", "unsure"), ("white", "unknown")):
+        with monkeypatch.context() as patch:
+            if expected == "unsure":
+                patch.setattr(Prediction, "uncertainty", "close")
+            page = page_of(browser.post("/classify", files=[picture(colour)], headers=PART))
+        assert [found["data-verdict"] for found in page.all("div") if "data-verdict" in found] == [expected]
+        assert expected.capitalize() in page.text
+        icons.add(next(tag for tag, _ in page.elements if tag in ("circle", "path", "rect")))
+    assert icons == {"circle", "path", "rect"}
 
 
 def test_one_image_is_classified_at_a_time(browser: TestClient) -> None:

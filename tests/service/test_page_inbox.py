@@ -18,7 +18,7 @@ from zsvec import Unlabelled
 from zsvec.classifier import Classifier
 from zsvec.errors import ConflictError, WeightsUnavailableError
 from zsvec.inputs.images import content_hash
-from zsvec.service.pages.inbox import _why
+from zsvec.service.pages.inbox import _described
 from zsvec.testing import HashEncoder
 from zsvec.types import ExpertOutput, Prediction
 
@@ -113,7 +113,7 @@ def outputs(*ranked: tuple[str, float]) -> dict[str, ExpertOutput]:
 def test_the_reason_why_an_image_waits(ranking: Any, more: dict[str, Any], said: str) -> None:
     prediction = Prediction(source="", nearest="a", ranking=ranking, **more)
     image = Unlabelled(hash="", source="", added=datetime.now(UTC), width=0, height=0, prediction=prediction, urgency=1)
-    assert said in _why(image, prediction)
+    assert said in _described(image)["why"]
 
 
 # Labels

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from dataclasses import replace as with_changes
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,9 @@ from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
 from zsvec.inputs.images import ImageInput, content_hash, read_file, source_of, taken
-from zsvec.method.quality.inbox_ranking import most_useful, uncertainty, urgency
+from zsvec.method.quality.inbox_ranking import most_useful, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
-from zsvec.types import Category, Prediction, SmallImage, fields_of
+from zsvec.types import Category, Prediction, SmallImage, Uncertainty, fields_of
 
 _FEWEST = 5  # images of the smallest group
 _PROPOSED = 3  # names proposed for a group
@@ -51,9 +51,9 @@ class Unlabelled:
     prediction: Prediction | None
 
     @property
-    def uncertainty(self) -> Literal["unknown", "close", "disputed"] | None:
-        """Reason for a high urgency: no category fits, two fit about equally, or the experts disagree."""
-        return uncertainty(self.prediction) if self.prediction else None
+    def uncertainty(self) -> Uncertainty | None:
+        """`Prediction.uncertainty` of the prediction; ``None`` without a prediction."""
+        return self.prediction.uncertainty if self.prediction else None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the object that ``zsvec inbox --json`` prints."""

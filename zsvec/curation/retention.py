@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from zsvec.errors import ZSVecError
 from zsvec.ingest.embedding import PreparedImage, Vectors
 from zsvec.ingest.validation import checked_keep
-from zsvec.method.quality.inbox_ranking import ALIKE, distinct, uncertainty
+from zsvec.method.quality.inbox_ranking import ALIKE, distinct
 from zsvec.settings.settings import Settings
 from zsvec.store import InboxImage, Store, Why
 from zsvec.streams.flow import Flow
@@ -197,7 +197,7 @@ class StreamKeeper:
             self._batches.put(chosen)
 
     def _reason(self, prediction: Prediction) -> Why | None:
-        if uncertainty(prediction):
+        if prediction.uncertainty:
             return "uncertain"
         return "all" if self._all else None
 

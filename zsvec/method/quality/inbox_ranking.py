@@ -1,14 +1,12 @@
-"""Active learning: uncertain images, images to label next, and near-duplicates among images without a label.
+"""Active learning: images to label next, and near-duplicates among images without a label.
 
 The criteria are calibrated quantities of a `Prediction`: whether the image is unknown, the margin of the most probable
-category over the second, and the share of the experts' weight held by experts whose most probable category differs from
-the fused prediction.
+category over the second, and how strongly the experts disagree.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,41 +18,7 @@ Reals = NDArray[np.floating]
 ALIKE = 0.95
 """Least cosine of two near-duplicates, under every encoder."""
 
-_CLOSE = 0.3  # margin, in probability, below which an image is uncertain
-_DISPUTED = 0.5  # `at_odds` above which an image is uncertain
 _COMPARED = 100  # number of most urgent images that are compared with each other
-
-
-def margin(prediction: Prediction) -> float:
-    """Returns the probability of the most probable category minus the probability of the second, 0 to 1.
-
-    For a ranking of one category (``top_k=1``), returns the smallest possible margin.
-    """
-    first, *others = [probability for _, probability in prediction.ranking[:2]]
-    return first - others[0] if others else max(0.0, 2 * first - 1)
-
-
-def at_odds(prediction: Prediction) -> float:
-    """Returns how strongly the experts disagree with the fused prediction, 0 to 1.
-
-    This is the share of the experts' weight held by experts whose most probable category is not `Prediction.nearest`.
-    """
-    experts = [expert for expert in prediction.experts.values() if expert.ranking]
-    return sum(expert.weight for expert in experts if expert.ranking[0][0] != prediction.nearest)
-
-
-def uncertainty(prediction: Prediction) -> Literal["unknown", "close", "disputed"] | None:
-    """Returns the reason why a label of the image would be informative, or ``None``.
-
-    ``unknown``: no category fits. ``close``: two categories fit. ``disputed``: the experts disagree.
-    """
-    if prediction.error is not None or not prediction.ranking:
-        return None
-    if prediction.unknown:
-        return "unknown"
-    if margin(prediction) < _CLOSE:
-        return "close"
-    return "disputed" if at_odds(prediction) > _DISPUTED else None
 
 
 def distinct(vectors: Mapping[str, Reals], *, first: int = 0) -> list[int]:
@@ -78,10 +42,10 @@ def distinct(vectors: Mapping[str, Reals], *, first: int = 0) -> list[int]:
 def urgency(prediction: Prediction) -> float:
     """Returns how informative a label of the image would be, 0 to 1.
 
-    The urgency is the largest of 1 - `margin`, `at_odds` and, for an unknown image, the novelty.
+    The urgency is the largest of 1 - `Prediction.margin`, `Prediction.at_odds` and, for an unknown image, the novelty.
     """
     novelty = prediction.novelty or 0.0 if prediction.unknown else 0.0
-    return max(1 - margin(prediction), at_odds(prediction), novelty)
+    return max(1 - prediction.margin, prediction.at_odds, novelty)
 
 
 def most_useful(urgencies: Reals, nearness: Reals, vectors: Mapping[str, Reals], number: int) -> list[int]:

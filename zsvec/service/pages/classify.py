@@ -9,7 +9,7 @@ from zsvec import load_image
 from zsvec.errors import StoreUnavailableError
 from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed, create_missing, name_in
-from zsvec.service.pages.rendering import certainty, render
+from zsvec.service.pages.rendering import certainty, doubt, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
 from zsvec.types import ExpertOutput, Prediction, encoder_and_modality
@@ -36,8 +36,15 @@ async def classify(request: Request, work: Runs) -> Response:
     (prediction,) = await work.classify(images, _CHOICES, request.receive)
     if prediction.error is not None:
         return render(request, "unread.html")
-    certain = certainty(prediction.probability or 0.0)
-    return render(request, "answer.html", prediction=prediction, certainty=certain, experts=_experts(prediction))
+    return render(
+        request,
+        "answer.html",
+        prediction=prediction,
+        verdict=verdict(prediction),
+        certainty=certainty(prediction.probability or 0.0),
+        doubt=doubt(prediction),
+        experts=_experts(prediction),
+    )
 
 
 def _experts(prediction: Prediction) -> list[tuple[str, str, ExpertOutput]]:

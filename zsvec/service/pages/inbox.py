@@ -12,10 +12,10 @@ from zsvec import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed, create_missing, name_in
-from zsvec.service.pages.rendering import certainty, may_change, percent, render
+from zsvec.service.pages.rendering import certainty, doubt, may_change, percent, render
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
-from zsvec.types import Prediction, counted
+from zsvec.types import counted
 
 router = APIRouter(prefix="/inbox")
 
@@ -24,6 +24,7 @@ _MAX_SHOWN = 16_000  # characters of the hashes of images on the page
 _MAX_IN_GROUP = 60  # images to show of a group, the most typical first
 _MAX_GROUPS = 20
 _CHOICES = 5
+_CLEARER = "It was uncertain at first; references added since have made it clearer."
 
 
 @router.get("")
@@ -63,20 +64,9 @@ def _described(image: Unlabelled) -> dict[str, Any]:
         guess, headline = "unknown", "This looks like none of your categories"
     else:
         guess, headline = f"{nearest}, {percent(probability)}", f"{certainty(probability)} {nearest}"
+    why = doubt(prediction) if image.uncertainty else _CLEARER
     choices = [(label, percent(share), share) for label, share in prediction.ranking[:_CHOICES]]
-    return described | {"guess": guess, "headline": headline, "why": _why(image, prediction), "choices": choices}
-
-
-def _why(image: Unlabelled, prediction: Prediction) -> str:
-    nearest = prediction.ranking[0][0]
-    if image.uncertainty == "unknown":
-        return f"The nearest is “{nearest}”, but far from it, too."
-    if image.uncertainty == "close" and len(prediction.ranking) > 1:
-        return f"A close call: “{nearest}” or “{prediction.ranking[1][0]}”."
-    if image.uncertainty == "disputed":
-        others = {expert.ranking[0][0] for expert in prediction.experts.values() if expert.ranking} - {nearest}
-        return f"Disputed: one comparison says “{nearest}”, others say “{'”, “'.join(sorted(others))}”."
-    return "It was uncertain at first; references added since have made it clearer."
+    return described | {"guess": guess, "headline": headline, "why": why, "choices": choices}
 
 
 @router.get("/groups")

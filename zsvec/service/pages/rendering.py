@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from zsvec.service.auth.keys import FOR_WRITERS, Key
 from zsvec.service.problems import Problem
-from zsvec.types import counted, is_attached
+from zsvec.types import Prediction, counted, is_attached
 
 router = APIRouter()
 
@@ -57,7 +57,8 @@ _SENTENCES = {
     "StoreUnavailableError": "The store does not answer. Try again in a moment.",
     "WeightsUnavailableError": "The encoders cannot be loaded. " + _SEE_LOG,
 }
-_CERTAINTY = ((0.95, "Almost certainly"), (0.8, "Very probably"), (0.6, "Probably"), (0.0, "Perhaps"))
+_SURE = 0.8  # probability of "Very probably"
+_CERTAINTY = ((0.95, "Almost certainly"), (_SURE, "Very probably"), (0.6, "Probably"), (0.0, "Perhaps"))
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
 _FILES = {
     file.name: file.read_bytes()
@@ -95,6 +96,33 @@ def percent(share: float) -> str:
 def certainty(probability: float) -> str:
     """Returns a probability in words, such as "Probably", to precede the name of a category."""
     return next(words for least, words in _CERTAINTY if probability >= least)
+
+
+def verdict(prediction: Prediction) -> Literal["sure", "unsure", "unknown"]:
+    """Returns how much a person should trust the prediction of a readable image.
+
+    A prediction is unsure if its certainty in words is "Probably" or less, or if the library calls it uncertain
+    (`Prediction.uncertainty`), as ``keep="uncertain"`` does. So no image that is kept as uncertain is called sure.
+    """
+    if prediction.unknown:
+        return "unknown"
+    return "unsure" if prediction.uncertainty or (prediction.probability or 0.0) < _SURE else "sure"
+
+
+def doubt(prediction: Prediction) -> str:
+    """Returns the reason why a prediction is unsure or the image unknown, as a sentence; empty if it is sure."""
+    if verdict(prediction) == "sure":
+        return ""
+    (nearest, _), *others = prediction.ranking
+    if prediction.unknown:
+        return f"The nearest is “{nearest}”, but far from it, too."
+    if prediction.uncertainty == "disputed":
+        ranked = {expert.ranking[0][0] for expert in prediction.experts.values() if expert.ranking} - {nearest}
+        return f"Disputed: one comparison says “{nearest}”, others say “{'”, “'.join(sorted(ranked))}”."
+    if not others:
+        return f"It is not much like “{nearest}”."
+    close = prediction.uncertainty == "close"
+    return f"A close call: “{nearest}” or “{others[0][0]}”." if close else f"It may also be “{others[0][0]}”."
 
 
 def _influence(weight: float) -> str:

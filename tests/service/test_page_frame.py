@@ -130,7 +130,9 @@ def test_the_key_is_in_no_log(classifier: Classifier, caplog: pytest.LogCaptureF
 
 
 def test_a_key_to_read_classifies_and_sees_no_change_buttons(classifier: Classifier) -> None:
-    changing = r'hx-post="(?!/undo)|data-opens|data-teaches|data-picks="(?!chosen|taken)|data-reference\b'
+    changing = (
+        r'hx-post="(?!/undo)|data-opens="(?!clear-dialog)|data-teaches|data-picks="(?!chosen|taken)|data-reference\b'
+    )
     red = [picture("red", 7)]
     with visitor(classifier, "write") as writer:
         seen = {path: writer.get(path).text for path in ("/", "/categories", "/categories/red")}

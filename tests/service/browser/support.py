@@ -159,6 +159,13 @@ def drop_on(target: Locator, *paths: Path) -> None:
         session.send("Input.dispatchDragEvent", event)
 
 
+def drop(page: Page, *photos: Path) -> Locator:
+    """Chooses photos on the page Classify, and returns their rows once all are answered."""
+    page.set_input_files("#chosen", [str(photo) for photo in photos])
+    page.locator(".answer .actions").nth(len(photos) - 1).wait_for(state="attached")
+    return page.locator(".answer")
+
+
 # Messages stay until a slow machine has found them.
 _LASTING = """
     const set = window.setTimeout;

@@ -15,6 +15,7 @@ from tests.service.browser.support import (
     Opened,
     Service,
     Services,
+    drop,
     drop_on,
     needs_a_browser,
     needs_photos,
@@ -27,14 +28,6 @@ pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, JSHandle, Locator, Page, expect
 
 pytestmark = [needs_a_browser, needs_photos]
-
-
-def drop(page: Page, *photos: Path) -> Locator:
-    """Chooses files, and returns the cards of their predictions."""
-    page.set_input_files("#chosen", [str(photo) for photo in photos])
-    cards = page.locator(".answer-card")
-    expect(cards.locator(".verdict")).to_have_count(len(photos))
-    return cards
 
 
 def card(page: Page, name: str) -> Locator:
@@ -61,6 +54,7 @@ def test_a_category_is_added_and_a_photo_is_corrected(
         page.goto("/")
         shown = drop(page, photo_of("brain"))
         expect(shown).not_to_contain_text("Almost certainly brain")
+        shown.locator("[data-shows=teach]").click()
         shown.get_by_label("Another category").fill("brain")
         shown.get_by_role("button", name="Correct").click()
         expect(shown.locator(".before")).to_contain_text("Now: brain, over 99 %")
@@ -91,12 +85,13 @@ def test_each_photo_has_a_prediction_or_an_error(opened: Opened, tmp_path: Path)
     text = tmp_path / "<img src=x onerror=alert(1)>.jpg"
     text.write_bytes(b"no image")
     page = opened()
-    cards = drop(page, photo_of("ketch"), text, photo_of("ant"), photo_of("pagoda"), photo_of("ketch", 1))
-    expect(cards.nth(1)).to_contain_text("This could not be read as a picture")
-    expect(cards.nth(1)).to_contain_text("<img src=x onerror=alert(1)>.jpg")
+    rows = drop(page, photo_of("ketch"), text, photo_of("ant"), photo_of("pagoda"), photo_of("ketch", 1))
+    expect(rows.nth(1)).to_contain_text("This could not be read as a photo")
+    expect(rows.nth(1)).to_contain_text("<img src=x onerror=alert(1)>.jpg")
     for number in (0, 2, 3, 4):
-        expect(cards.nth(number).locator(".ranking li").first).to_be_visible()
-        picture = cards.nth(number).locator(".pictures img").first
+        rows.nth(number).get_by_role("button", name="Why?").click()
+        expect(rows.nth(number).locator(".ranking li").first).to_be_visible()
+        picture = rows.nth(number).locator(".pictures img").first
         picture.scroll_into_view_if_needed()
         expect(picture).to_have_js_property("complete", True)
         assert picture.evaluate("image => image.naturalWidth") > 0
@@ -121,12 +116,12 @@ def transfer(page: Page, *photos: Path) -> JSHandle:
 def test_photos_are_dropped_anywhere_and_pasted(opened: Opened) -> None:
     page = opened()
     page.locator("body").dispatch_event("drop", {"dataTransfer": transfer(page, photo_of("ketch"), photo_of("ant"))})
-    expect(page.locator(".answer-card .ranking")).to_have_count(2)
+    expect(page.locator(".answer .actions")).to_have_count(2)
     page.evaluate(
         "data => document.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true }))",
         transfer(page, photo_of("pagoda")),
     )
-    expect(page.locator(".answer-card .ranking")).to_have_count(3)
+    expect(page.locator(".answer .actions")).to_have_count(3)
 
     page.goto("/categories")
     card(page, "ant").dispatch_event("drop", {"dataTransfer": transfer(page, photo_of("ant"))})
@@ -156,8 +151,8 @@ def test_dropped_folders_are_read_with_their_subfolders(opened: Opened, tmp_path
 
     page = opened()
     drop_on(page.locator(".dropzone"), folder, photo_of("ketch"))
-    expect(page.locator(".answer-card .ranking")).to_have_count(3)
-    names = page.locator(".answer-card figcaption").all_inner_texts()
+    expect(page.locator(".answer .actions")).to_have_count(3)
+    names = page.locator(".answer .file").all_inner_texts()
     assert sorted(names) == sorted([photo_of("ketch").name, "ant.jpg", "pagoda.jpg"])
 
     page.goto("/categories")
@@ -180,7 +175,7 @@ def test_a_folder_without_pictures_adds_nothing(opened: Opened, tmp_path: Path) 
         page = opened(path)
         drop_on(page.locator("#main"), tmp_path)
         expect(page.locator("#toasts")).to_contain_text("There is no photo in the folder")
-        expect(page.locator(".answer-card, dialog[open]")).to_have_count(0)
+        expect(page.locator(".answer, dialog[open]")).to_have_count(0)
         expect(page.locator("#busy")).to_be_hidden()
 
 
@@ -298,18 +293,19 @@ def test_recent_changes_fit_their_cards(opened: Opened, width: int) -> None:
 def test_a_full_queue_is_retried(opened: Opened) -> None:
     page = opened()
     page.route("**/classify", lambda route: route.fulfill(status=429, headers={"Retry-After": "0"}), times=2)
-    expect(drop(page, photo_of("ant")).locator(".ranking")).to_be_visible()
+    expect(drop(page, photo_of("ant")).locator("[data-shows=why]")).to_be_visible()
     opened.forget_refusals()
 
 
 def test_a_failed_request_can_be_retried(opened: Opened) -> None:
     page = opened()
     page.context.set_offline(True)
-    cards = drop(page, photo_of("ant"))
-    expect(cards).to_contain_text("The service cannot be reached")
+    page.set_input_files("#chosen", str(photo_of("ant")))
+    rows = page.locator(".answer")
+    expect(rows).to_contain_text("The service cannot be reached")
     page.context.set_offline(False)
-    cards.get_by_role("button", name="Try again").click()
-    expect(cards.locator(".ranking li").first).to_be_visible()
+    rows.get_by_role("button", name="Try again").click()
+    expect(rows.locator("[data-shows=why]")).to_be_visible()
     opened.forget_refusals()
 
 
@@ -498,8 +494,11 @@ def test_pages_are_accessible(opened: Opened, theme: str) -> None:
     for width in (390, 1440):
         page = opened("/", width=width, color_scheme=theme)
         assert violations(page) == [], width
-        drop(page, photo_of("ketch"), photo_of("brain"))
+        rows = drop(page, photo_of("ketch"), photo_of("brain"))
         assert violations(page) == [], width
+        for shows in ("teach", "why"):
+            rows.first.locator(f"[data-shows={shows}]").click()
+        assert violations(page) == [], (width, "open")
         for path in ("/categories", "/categories/ant", "/nothing"):
             page.goto(path)
             assert violations(page) == [], (width, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -31,15 +33,17 @@ async def show(request: Request, work: Runs) -> Response:
 
 @router.post("/classify")
 async def classify(request: Request, work: Runs) -> Response:
-    """Classifies one image, with evidence."""
+    """Classifies one image. Shows the answer and, in a template, the evidence. `data-prediction` is as in the API."""
     images = await sent_images(request, 1)
     (prediction,) = await work.classify(images, _CHOICES, request.receive)
+    sent = replace(prediction, experts={}).to_dict()
     if prediction.error is not None:
-        return render(request, "unread.html")
+        return render(request, "unread.html", sent=sent)
     return render(
         request,
         "answer.html",
         prediction=prediction,
+        sent=sent,
         verdict=verdict(prediction),
         certainty=certainty(prediction.probability or 0.0),
         doubt=doubt(prediction),
@@ -51,7 +55,7 @@ def _experts(prediction: Prediction) -> list[tuple[str, str, ExpertOutput]]:
     found: list[tuple[str, str, ExpertOutput]] = []
     for name, expert in sorted(prediction.experts.items(), key=lambda item: -item[1].weight):
         encoder, modality = encoder_and_modality(name)
-        title = "Compared with your pictures" if modality == "image" else "Compared with your texts"
+        title = "Compared with your photos" if modality == "image" else "Compared with your texts"
         found.append((f"{title} ({encoder})", modality, expert))
     return found
 
@@ -62,7 +66,7 @@ async def correct(request: Request, work: Runs) -> Response:
     images, fields = await sent_form(request, 1)
     name = name_in(fields, "category")
     if len(images) != 1:
-        raise refusal(422, "There is no picture. Choose it again.")
+        raise refusal(422, "There is no photo. Choose it again.")
 
     def corrected() -> str:
         load_image(images[0], **work.classifier.settings.image_limits())  # before anything is written

@@ -138,6 +138,7 @@ _templates = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
+_templates.policies["json.dumps_kwargs"] = {}  # keeps the order of keys
 _templates.globals.update(static=_static_path, counted=counted, influence=_influence)
 _templates.tests.update(attached=is_attached)
 _templates.filters.update(category_path=category_path, percent=percent)

@@ -1,154 +1,307 @@
-// Classify: sends each image in a separate request, a few at a time. The page keeps the files; the service stores none.
+// Classify: sends each photo in a separate request, a few at a time. The page keeps the files; the service stores none.
 
-import { busy, problemIn, send } from "./page.js";
+import { busy, problemIn, rendered, sayProblem, send } from "./page.js";
 import { takeFiles } from "./files.js";
+import { csv } from "./spreadsheet.js";
 
 const AT_ONCE = 3;
 const ATTEMPTS = 5;
-const answers = document.getElementById("answers");
+const MOST = 2000; // photos in the list
+const SIDE = 192; // pixels of a thumbnail
+const COLUMNS = ["source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error"]; // as `zsvec classify --csv`
+const VERDICTS = ["sure", "unsure", "unknown"];
+const results = document.getElementById("results");
+const list = document.getElementById("answers");
+const filters = document.getElementById("filters");
 const names = document.getElementById("category-names");
 const heard = document.getElementById("heard");
-const blank = document.getElementById("answer-card");
-const cards = new Map(); // card: { file, headline, taught }
+const blank = document.getElementById("answer-row");
+const items = new Map(); // row: { file, … }
+const digits = (number) => number.toLocaleString("en");
+const photos = (number) => (number === 1 ? "1 photo" : `${digits(number)} photos`);
+
+// Requests
 
 const waiting = [];
 let running = 0;
 let done = 0;
 let total = 0;
 
-function ask(card, first = false) {
+function ask(row, first = false) {
+  if (waiting.includes(row)) return;
   total += 1;
-  card.querySelector(".body").ariaBusy = "true";
-  if (first) waiting.unshift(card);
-  else waiting.push(card);
+  row.querySelector(".body").ariaBusy = "true";
+  if (first) waiting.unshift(row);
+  else waiting.push(row);
   next();
 }
 
 function next() {
   while (running < AT_ONCE && waiting.length) {
     running += 1;
-    const card = waiting.shift();
-    look(card).finally(() => {
+    const row = waiting.shift();
+    look(row).finally(() => {
       running -= 1;
       done += 1;
       next();
     });
   }
-  if (!running) done = total = 0;
-  const images = total === 1 ? "the image" : `${Math.min(done + 1, total)} of ${total} images`;
-  busy("classify", running ? `Looking at ${images} …` : null);
+  busy("classify", running ? `Looking at ${total === 1 ? "the photo" : `${Math.min(done + 1, total)} of ${photos(total)}`} …` : null, total > 1 ? done / total : null);
+  if (running) return;
+  if (total > 1) heard.textContent = totals();
+  done = total = 0;
 }
 
-async function look(card) {
-  const { file } = cards.get(card) ?? {};
-  if (!file) return; // removed from the page meanwhile
-  const body = card.querySelector(".body");
-  const words = card.querySelector(".waiting");
-  const sent = card.querySelector("progress");
-  const sending = (share) => {
-    if (sent) sent.value = share;
-    if (words) words.textContent = share < 1 ? "Sending …" : "Looking at it …";
-  };
+async function look(row) {
+  const item = items.get(row);
+  if (!item) return; // removed from the list meanwhile
+  const words = row.querySelector(".waiting");
+  const say = (text) => words && (words.textContent = text);
+  const copy = item.small ?? (await small(item.file));
+  if (!items.has(row)) return;
+  if (copy !== item.small) showSmall(row, item, copy);
   for (let attempt = 1; ; attempt += 1) {
     const form = new FormData();
-    form.append("images", file, file.name);
-    const answer = await send("/classify", form, { quiet: true, sending });
+    form.append("images", item.file, item.file.name);
+    const answer = await send("/classify", form, { quiet: true, sending: (share) => say(share < 1 ? "Sending …" : "Looking at it …") });
     if (answer.status === 401) location.assign("/login");
     if (answer.status === 429 && attempt < ATTEMPTS) {
-      if (words) words.textContent = "Waiting: others are first …";
+      say("Waiting: others are first …");
       await new Promise((resolve) => setTimeout(resolve, 1000 * attempt * Number(answer.getResponseHeader("Retry-After") ?? 1)));
       continue;
     }
-    if (answer.status === 200) show(card, body, answer.responseText);
-    else failed(body, answer);
-    body.ariaBusy = "false";
+    if (!items.has(row)) return;
+    if (answer.status === 200) show(row, item, answer.responseText);
+    else failed(row, item, answer);
     return;
   }
 }
 
-function show(card, body, html) {
-  const item = cards.get(card);
-  if (!item) return;
-  body.innerHTML = html; // rendered by the service
-  const headline = body.querySelector(".verdict").dataset.headline;
-  const before = body.querySelector(".before");
+// Returns a small copy, so that the browser need not hold the decoded photo; null for a format that it cannot show.
+async function small(file) {
+  try {
+    const photo = await createImageBitmap(file);
+    const scale = Math.min(1, SIDE / Math.max(photo.width, photo.height));
+    const canvas = new OffscreenCanvas(Math.ceil(photo.width * scale), Math.ceil(photo.height * scale));
+    const context = canvas.getContext("2d");
+    context.imageSmoothingQuality = "high";
+    context.fillStyle = "white"; // JPEG has no transparency
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    context.drawImage(photo, 0, 0, canvas.width, canvas.height);
+    photo.close();
+    return await canvas.convertToBlob({ type: "image/jpeg", quality: 0.8 });
+  } catch {
+    return null;
+  }
+}
+
+// Rows
+
+function showSmall(row, item, copy) {
+  item.small = copy;
+  const image = row.querySelector("img");
+  if (copy) image.src = URL.createObjectURL(copy);
+  else row.querySelector(".thumb").classList.add("absent");
+}
+
+function newRow(item) {
+  const row = blank.content.cloneNode(true).firstElementChild;
+  row.querySelector("img").alt = `Your photo ${item.name}`;
+  row.querySelector(".file").textContent = item.name;
+  items.set(row, item);
+  return row;
+}
+
+function show(row, item, html) {
+  const said = rendered(html);
+  const more = said.querySelector("template");
+  item.more = more?.innerHTML ?? "";
+  more?.remove();
+  const { verdict, label, headline, prediction } = said.dataset;
+  const before = said.querySelector(".before");
   if (before && item.before) {
     before.textContent = item.before === headline ? "The answer is the same as before." : `Before: ${item.before}. Now: ${headline}.`;
     before.hidden = false;
   }
-  item.before = null;
-  item.headline = headline;
-  heard.textContent = `${item.file.name}: ${headline}`;
+  Object.assign(item, { verdict, label, headline, prediction: JSON.parse(prediction), before: null });
+  delete said.dataset.prediction;
+  put(row, item, said);
 }
 
-function failed(body, answer) {
-  const box = document.createElement("div");
-  box.className = "verdict";
-  box.append(problemIn(answer).querySelector("p"));
+function put(row, item, said) {
+  const body = row.querySelector(".body");
+  const focused = body.contains(document.activeElement);
+  row.dataset.verdict = item.verdict;
+  body.replaceChildren(said);
+  body.ariaBusy = "false";
+  if (focused) body.querySelector("button")?.focus({ preventScroll: true });
+  if (total === 1) heard.textContent = `${item.name}: ${item.headline}`;
+  refresh();
+}
+
+function failed(row, item, answer) {
+  const said = document.createElement("div");
+  said.className = "said";
+  said.append(problemIn(answer).querySelector("p"));
   const again = document.createElement("button");
   again.type = "button";
+  again.className = "slim";
   again.dataset.asksAgain = "";
   again.textContent = "Try again";
-  box.append(again);
-  body.replaceChildren(box);
-  heard.textContent = box.textContent;
+  said.append(again);
+  Object.assign(item, { verdict: "unread", label: "", headline: said.firstChild.textContent, prediction: null });
+  put(row, item, said);
+}
+
+function take(row) {
+  URL.revokeObjectURL(row.querySelector("img").src);
+  items.delete(row);
+  row.remove();
 }
 
 function add(files) {
-  const fresh = files.map((file) => {
-    const card = blank.content.cloneNode(true).firstElementChild;
-    const image = card.querySelector("img");
-    image.src = URL.createObjectURL(file);
-    image.onload = () => URL.revokeObjectURL(image.src);
-    image.alt = `Your photo ${file.name}`;
-    card.querySelector("figcaption").textContent = file.name;
-    cards.set(card, { file, headline: null, before: null, taught: false });
-    return card;
+  if (files.length > MOST) sayProblem(`The list has room for ${photos(MOST)}.`, "Choose the others later.");
+  const mark = ({ name, size, lastModified }) => `${size} ${lastModified} ${name}`;
+  const there = new Map([...items].map(([row, item]) => [mark(item), row]));
+  const rows = files.slice(0, MOST).map((file) => {
+    const { name, size, lastModified } = file;
+    const row = there.get(mark(file)) ?? newRow({ name, size, lastModified });
+    items.get(row).file = file;
+    return row;
   });
-  answers.prepend(...fresh);
-  for (const card of fresh) ask(card);
+  list.prepend(...rows.filter((row) => !row.isConnected));
+  for (const row of [...list.children].slice(MOST)) take(row);
+  for (const row of rows) ask(row);
+  refresh();
 }
 
-async function teach(card, name) {
-  const item = cards.get(card);
+// Shows or hides a part of a row. Evidence is in the page only while it is open, because its photos are loaded then.
+function toggle(row, button) {
+  const opened = row.querySelector(".opened");
+  if (!opened.firstChild) opened.innerHTML = items.get(row).more; // rendered by the service
+  const part = opened.querySelector(`[data-part="${button.dataset.shows}"]`);
+  part.hidden = !part.hidden;
+  button.ariaExpanded = String(!part.hidden);
+  if (!part.hidden) part.querySelector("button, input")?.focus({ preventScroll: true });
+  if (![...opened.children].some((one) => !one.hidden)) opened.replaceChildren();
+}
+
+// Totals, filters, downloads
+
+const count = (verdict) => [...items.values()].filter((item) => item.verdict === verdict).length;
+
+function totals() {
+  const [unread, open] = [count("unread"), count(undefined)];
+  const parts = VERDICTS.map((verdict) => `${digits(count(verdict))} ${verdict}`);
+  if (unread) parts.push(`${digits(unread)} not read`);
+  if (open) parts.push(`${digits(open)} waiting`);
+  return `${photos(items.size)}: ${parts.join(", ")}`;
+}
+
+function matches(item) {
+  const { verdict, label } = Object.fromEntries(new FormData(filters));
+  return item.stays || ((!verdict || item.verdict === verdict) && (!label || item.label === label));
+}
+
+let due = false;
+function refresh() {
+  if (due) return;
+  due = true;
+  requestAnimationFrame(() => {
+    due = false;
+    results.hidden = !items.size;
+    document.getElementById("totals").textContent = totals();
+    for (const [row, item] of items) row.hidden = !matches(item);
+    offer(filters.elements.label);
+  });
+}
+
+// Offers the categories of the answers, with their numbers.
+function offer(select) {
+  const numbers = new Map();
+  for (const { label } of items.values()) if (label) numbers.set(label, (numbers.get(label) ?? 0) + 1);
+  for (const option of [...select.options].slice(1)) {
+    if (!numbers.has(option.value) && !option.selected) option.remove();
+    else option.text = `${option.value} (${numbers.get(option.value) ?? 0})`;
+    numbers.delete(option.value);
+  }
+  for (const [label, number] of numbers) {
+    const after = [...select.options].slice(1).find((option) => option.value.localeCompare(label) > 0);
+    select.add(new Option(`${label} (${number})`, label), after ?? null);
+  }
+}
+
+function download(kind) {
+  const found = [...list.children].map((row) => items.get(row)).filter((item) => item.prediction && matches(item));
+  const predictions = found.map((item) => item.prediction);
+  const [text, type] = kind === "csv" ? [csv(COLUMNS, predictions), "text/csv"] : [JSON.stringify(predictions, null, 1), "application/json"];
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = `photos.${kind}`;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+// Corrections
+
+async function teach(row, name) {
+  const item = items.get(row);
+  if (item.teaching) return; // a second click
+  item.teaching = true;
   const form = new FormData();
   form.append("category", name);
   form.append("images", item.file, item.file.name);
-  const buttons = card.querySelectorAll(".teach button");
-  for (const button of buttons) button.disabled = true;
   busy(item, `Learning that this is “${name}” …`);
   const learned = await send("/correct", form);
   busy(item, null);
-  for (const button of buttons) button.disabled = false;
+  item.teaching = false;
   if (!learned) return;
   if (![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
-  item.taught = true;
+  item.taught = item.stays = true;
   item.before = item.headline;
-  ask(card, true);
+  ask(row, true);
 }
 
-if (answers) {
+if (list) {
   takeFiles(add);
-  answers.addEventListener("submit", (event) => {
+  list.addEventListener("submit", (event) => {
     event.preventDefault();
     const chosen = event.submitter?.value || new FormData(event.target).get("category");
-    if (chosen?.trim()) teach(event.target.closest(".card"), chosen.trim());
+    if (chosen?.trim()) teach(event.target.closest(".answer"), chosen.trim());
   });
-  answers.addEventListener("click", (event) => {
-    const card = event.target.closest(".card");
-    if (event.target.closest("[data-asks-again]")) ask(card, true);
+  list.addEventListener("click", (event) => {
+    const row = event.target.closest(".answer");
+    const shows = event.target.closest("[data-shows]");
+    if (shows) toggle(row, shows);
+    if (event.target.closest("[data-asks-again]")) ask(row, true);
     if (event.target.closest("[data-forgets]")) {
-      cards.delete(card);
-      card.remove();
+      (row.nextElementSibling ?? row.previousElementSibling)?.querySelector("button")?.focus();
+      take(row);
+    }
+    refresh();
+  });
+  filters.addEventListener("submit", (event) => event.preventDefault());
+  filters.addEventListener("change", () => {
+    for (const item of items.values()) item.stays = false;
+    refresh();
+  });
+  document.addEventListener("click", (event) => {
+    const downloads = event.target.closest("[data-downloads]");
+    if (downloads) download(downloads.dataset.downloads);
+    if (event.target.closest("[data-clears]")) {
+      waiting.length = 0;
+      for (const row of [...items.keys()]) take(row);
+      refresh();
     }
   });
   // A correction was undone or redone.
   document.body.addEventListener("zsvec:changed", (event) => {
     if (!event.detail.undone) return;
-    for (const [card, item] of cards) {
+    for (const [row, item] of items) {
       if (!item.taught) continue;
       item.before = item.headline;
-      ask(card);
+      ask(row);
     }
   });
+  addEventListener("beforeunload", (event) => running && event.preventDefault());
 }

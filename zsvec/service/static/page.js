@@ -57,7 +57,9 @@ function avoidFields() {
   const width = Math.max(...shown.map((one) => one.offsetWidth));
   const height = notices.offsetHeight - 2 * edge;
   const all = "input:not([type=checkbox]), textarea, select, button:not(.reference), .button";
-  const others = [...document.querySelectorAll(all)].filter((one) => one.offsetHeight && !notices.contains(one));
+  // Rows off the screen may be skipped (`content-visibility`): measuring them would lay out the whole list.
+  const seen = (one) => one.checkVisibility({ contentVisibilityAuto: true });
+  const others = [...document.querySelectorAll(all)].filter((one) => seen(one) && !notices.contains(one));
   const boxes = others.map((one) => [one.getBoundingClientRect(), one.matches("button, .button") ? 1 : 1000]);
   const free = notices.offsetWidth - width;
   let best = [Infinity];

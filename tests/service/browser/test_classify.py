@@ -1,0 +1,155 @@
+"""The list of the page *Classify* in a browser: totals, filters, downloads and long lists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.service.browser.support import Opened, Service, drop, drop_on, needs_a_browser, needs_photos, photo_of
+from tests.support import coloured, encode
+from zsvec.cli.spreadsheet import PREDICTION, row
+
+pytest.importorskip("playwright", reason="playwright is not installed")
+from playwright.sync_api import Page, Route, expect
+
+pytestmark = [needs_a_browser, needs_photos]
+
+NASTY = (
+    "=1+1", "+1", "-1", "@a", "−1", "＝1", "'=1", '"=1"', " =1", "\t=1", "\u200b=1", "a;=1", "a\n=1", "a\r\n+1",
+    "=\u0338", "“=1”", "a,b", 'a"b', "plain", "", "a\u2028-1", "1-1", "🦓=1", "\xad=1",
+)  # fmt: skip
+
+
+def small_photos(folder: Path, names: list[str]) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in names]
+    for number, path in enumerate(paths):
+        path.write_bytes(encode(coloured("red", number)))
+    return paths
+
+
+def answer_all(page: Page, answers: Mapping[str, Mapping[str, Any]]) -> None:
+    """Answers each photo by its name with a verdict, a label and other fields of the prediction; else, as sure."""
+    template = ""
+
+    def answer(route: Route) -> None:
+        nonlocal template
+        template = template or route.fetch().text()
+        name = re.findall(rb'filename="([^"]+)"', route.request.post_data_buffer or b"")[0].decode()
+        given = {"verdict": "sure", "label": "ant", "source": name, **answers.get(name, {})}
+        prediction = json.dumps({**dict.fromkeys(PREDICTION), **given}).replace("'", "&#39;").replace('"', "&quot;")
+        html = re.sub(r"data-prediction='[^']*'", lambda _: f"data-prediction='{prediction}'", template)
+        for field in ("verdict", "label"):
+            html = re.sub(rf'data-{field}="[^"]*"', f'data-{field}="{given[field]}"', html, count=1)
+        route.fulfill(body=html, content_type="text/html")
+
+    page.route("**/classify", answer)
+
+
+def test_totals_and_filters(opened: Opened, tmp_path: Path) -> None:
+    answers = {
+        "a.png": {"verdict": "sure", "label": "ant"},
+        "b.png": {"verdict": "sure", "label": "ketch"},
+        "c.png": {"verdict": "unsure", "label": "ant"},
+        "d.png": {"verdict": "unknown", "label": ""},
+    }
+    page = opened()
+    answer_all(page, answers)
+    drop(page, *small_photos(tmp_path, [*answers]))
+    expect(page.locator("#totals")).to_have_text("4 photos: 2 sure, 1 unsure, 1 unknown")
+    shown = page.locator(".answer:not([hidden]) .file")
+    expect(shown).to_have_text([*answers])
+    for name, expected in (("Unknown", ["d.png"]), ("Unsure", ["c.png"]), ("Sure", ["a.png", "b.png"])):
+        page.get_by_role("radio", name=name, exact=True).check(force=True)
+        expect(shown).to_have_text(expected)
+    page.get_by_label("Category", exact=True).select_option("ketch")
+    expect(shown).to_have_text(["b.png"])
+    page.get_by_role("radio", name="All").focus()
+    page.keyboard.press("Space")
+    page.get_by_label("Category", exact=True).select_option("ant")
+    expect(shown).to_have_text(["a.png", "c.png"])
+    page.get_by_role("button", name="Clear the list").click()
+    page.get_by_role("dialog").get_by_role("button", name="Clear the list").click()
+    expect(page.locator(".answer")).to_have_count(0)
+    expect(page.locator("#results")).to_be_hidden()
+
+
+def test_a_corrected_photo_stays_until_the_filter_changes(opened: Opened) -> None:
+    page = opened()
+    rows = drop(page, photo_of("brain"))
+    verdict = str(rows.get_attribute("data-verdict"))
+    page.get_by_role("radio", name=verdict.capitalize(), exact=True).check(force=True)
+    rows.locator("[data-shows=teach]").click()
+    rows.get_by_label("Another category").fill("brain")
+    page.keyboard.press("Enter")
+    expect(rows.locator(".before")).to_contain_text("Now: brain")
+    expect(rows).to_be_visible()
+    assert page.evaluate("document.activeElement.closest('.answer') !== null")
+    rows.get_by_role("button", name="Right").click()
+    expect(rows.locator(".before")).to_contain_text("the same")
+
+
+def downloaded(page: Page, name: str) -> str:
+    with page.expect_download() as download:
+        page.get_by_role("button", name=name).click()
+    assert download.value.suggested_filename == f"photos.{name.split()[-1].lower()}"
+    return download.value.path().read_bytes().decode()
+
+
+def test_the_downloads_are_as_the_command_and_the_api_print_them(opened: Opened, service: Service) -> None:
+    page = opened()
+    photos = [photo_of("ketch"), photo_of("brain")]
+    drop(page, *photos)
+    files = [("images", (photo.name, photo.read_bytes())) for photo in photos]
+    bearer = {"Authorization": f"Bearer {service.key}"}
+    expected = httpx.post(f"{service.address}v1/classify", files=files, headers=bearer, timeout=60).json()
+    found = json.loads(downloaded(page, "JSON"))
+    assert [[*one] for one in found] == [[*one] for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert {**one, **dict.fromkeys(("ranking", "probability", "novelty", "distance"))} == {
+            **other,
+            **dict.fromkeys(("ranking", "probability", "novelty", "distance")),
+        }
+        assert one["probability"] == pytest.approx(other["probability"], abs=1e-3)
+
+
+def test_no_cell_of_the_csv_is_a_formula(opened: Opened, tmp_path: Path) -> None:
+    names = [f"{number}.png" for number in range(len(NASTY))]
+    answers = {name: {"source": nasty, "error": nasty} for name, nasty in zip(names, NASTY, strict=True)}
+    page = opened()
+    answer_all(page, answers)
+    drop(page, *small_photos(tmp_path, names))
+    text = downloaded(page, "Download CSV")
+    values = [{**dict.fromkeys(PREDICTION), "label": "ant", **answers[name]} for name in names]
+    expected = [row(PREDICTION), *(row(one[column] for column in PREDICTION) for one in values)]
+    assert text == "\ufeff" + "".join(expected)
+    page.get_by_role("radio", name="Unknown").check(force=True)
+    assert downloaded(page, "Download CSV") == f"\ufeff{row(PREDICTION)}"  # only photos that are shown
+
+
+def test_a_thousand_photos(opened: Opened, tmp_path: Path) -> None:
+    """Only rows near the screen are laid out, and no photo is held in its full size."""
+    small_photos(tmp_path / "photos", [f"{number}.png" for number in range(999)])
+    shutil.copy(photo_of("ketch"), tmp_path / "photos" / "a.jpg")
+    page = opened()
+    answer_all(page, {})
+    drop_on(page.locator(".dropzone"), tmp_path / "photos")
+    expect(page.locator("#totals")).to_have_text("1,000 photos: 1,000 sure, 0 unsure, 0 unknown")
+    rows = page.locator(".answer")
+    laid_out = "rows => rows.filter(row => row.firstElementChild.checkVisibility({contentVisibilityAuto: true})).length"
+    assert 0 < rows.evaluate_all(laid_out) < 100
+    photo = rows.filter(has_text="a.jpg").locator("img")
+    photo.scroll_into_view_if_needed()
+    expect(photo).to_have_js_property("complete", True)
+    assert 0 < photo.evaluate("image => Math.max(image.naturalWidth, image.naturalHeight)") <= 192
+    rows.last.scroll_into_view_if_needed()
+    rows.last.get_by_role("button", name="Why?").click()
+    expect(rows.last.locator(".ranking li").first).to_be_visible()
+    assert page.locator(".pictures").count() <= 2  # evidence is in the page while it is open

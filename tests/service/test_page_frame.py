@@ -106,8 +106,26 @@ def test_the_cookie_is_hidden_from_scripts_and_other_origins(classifier: Classif
         assert SECRETS["write"] not in answer.headers["location"]
         answer = client.post("/logout")
         assert answer.headers["location"] == "/login"
-        assert answer.headers["clear-site-data"] == '"cache"'
+        assert answer.headers["clear-site-data"] == '"cache", "storage"'
         assert client.get("/").headers["location"] == "/login"
+
+
+def test_each_key_and_store_has_a_list_of_photos_of_its_own(classifier: Classifier, browser: TestClient) -> None:
+    def list_of(client: TestClient, path: str = "/") -> str | None:
+        (body,) = page_of(client.get(path)).all("body")
+        return body.get("data-list")
+
+    lists = [list_of(browser)]
+    for right in SECRETS:
+        with visitor(classifier, right) as client:
+            lists += [list_of(client)]
+            assert list_of(client, "/categories") == lists[-1]
+            client.cookies.clear()
+            assert list_of(client, "/login") is None
+    assert None not in lists
+    assert len(set(lists)) == 3
+    with coloured_store(2) as other, visitor(other) as client:
+        assert (list_of(client) == lists[0]) == (other.location == classifier.location)
 
 
 def test_a_link_with_a_key_asks_for_confirmation(classifier: Classifier, browser: TestClient) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import httpx
 import pytest
 
 from tests.service.browser.support import Opened, Service, drop, drop_on, needs_a_browser, needs_photos, photo_of
+from tests.service.support import SECRETS
 from tests.support import coloured, encode
 from zsvec.cli.spreadsheet import PREDICTION, row
 
@@ -153,3 +155,79 @@ def test_a_thousand_photos(opened: Opened, tmp_path: Path) -> None:
     rows.last.get_by_role("button", name="Why?").click()
     expect(rows.last.locator(".ranking li").first).to_be_visible()
     assert page.locator(".pictures").count() <= 2  # evidence is in the page while it is open
+
+
+# The list in the browser
+
+
+def lists(page: Page) -> list[str]:
+    """Names of the lists that the browser keeps."""
+    return page.evaluate("async () => (await indexedDB.databases()).map(({name}) => name)")
+
+
+def test_the_list_survives_leaving_the_page(opened: Opened, tmp_path: Path) -> None:
+    evil = tmp_path / "<img src=x onerror=alert(1)>.jpg"
+    shutil.copy(photo_of("brain"), evil)
+    page = opened()
+    drop(page, photo_of("ketch"), evil)
+    rows = page.locator(".answer")
+    before = rows.all_inner_texts()
+    for elsewhere in ("/", "/categories"):
+        page.goto(elsewhere)
+        page.goto("/")
+        expect(rows).to_have_count(2)
+        assert rows.all_inner_texts() == before
+        assert (
+            page.locator(".answer img").evaluate_all("found => found.map(one => one.src.slice(0, 5))") == ["blob:"] * 2
+        )
+    rows.first.get_by_role("button", name="Why?").click()
+    expect(rows.first.locator(".ranking li").first).to_be_visible()
+    rows.nth(1).locator("[data-shows=teach]").click()
+    rows.nth(1).locator(".teach button").first.click()
+    expect(page.locator("#toasts")).to_contain_text("Choose the photo again")
+    page.set_input_files("#chosen", str(evil))
+    expect(page.locator("#busy")).to_be_hidden()
+    rows.nth(1).locator("[data-shows=teach]").click()
+    rows.nth(1).get_by_label("Another category").fill("brain")
+    page.keyboard.press("Enter")
+    expect(rows.nth(1).locator(".before")).to_contain_text("Now: brain")
+    expect(rows).to_have_count(2)
+    rows.first.get_by_role("button", name="Take off the list").click()
+    page.reload()
+    expect(rows).to_have_count(1)
+    expect(rows).to_contain_text("Now: brain")
+    page.get_by_role("button", name="Clear the list").click()
+    page.get_by_role("dialog").get_by_role("button", name="Clear the list").click()
+    page.reload()
+    expect(page.locator("#chosen")).to_be_attached()
+    expect(rows).to_have_count(0)
+
+
+def test_the_list_is_kept_for_a_day(opened: Opened) -> None:
+    page = opened()
+    drop(page, photo_of("ketch"))
+    page.clock.install(time=datetime.now(UTC) + timedelta(hours=25))
+    page.reload()
+    expect(page.locator(".answer")).to_have_count(0)
+    assert page.evaluate("import(document.querySelector('[src*=kept]').src).then(({kept}) => kept())") == []
+
+
+def test_another_key_does_not_see_the_list(opened: Opened) -> None:
+    page = opened()
+    drop(page, photo_of("ketch"))
+    (mine,) = lists(page)
+    other = page.context.new_page()  # has the list open
+    other.goto("/")
+    expect(other.locator(".answer")).to_have_count(1)
+    page.goto(f"/categories#key={SECRETS['read']}")
+    page.get_by_role("dialog").get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("read", exact=True)).to_be_visible()
+    expect(page.locator(".answer")).to_have_count(0)
+    page.wait_for_function("async mine => !(await indexedDB.databases()).some(({name}) => name === mine)", arg=mine)
+    drop(page, photo_of("ant"))
+    page.reload()
+    expect(page.locator(".answer")).to_have_count(1)
+    assert lists(page) != [mine]
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_label("Key", exact=True)).to_be_visible()
+    page.wait_for_function("async () => !(await indexedDB.databases()).length")

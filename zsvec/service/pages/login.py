@@ -40,7 +40,10 @@ async def login(request: Request) -> Response:
 
 @router.post("/logout")
 async def logout(request: Request) -> Response:
-    """Signs out: deletes the cookie and the pictures in the browser's cache."""
-    response = RedirectResponse(LOGIN, 303, headers={"Clear-Site-Data": '"cache"'})
+    """Signs out: deletes the cookie, the photos in the browser's cache, and the list of the page Classify.
+
+    Browsers obey the header over HTTPS and on this machine only; the page to sign in deletes the list as well.
+    """
+    response = RedirectResponse(LOGIN, 303, headers={"Clear-Site-Data": '"cache", "storage"'})
     response.delete_cookie(COOKIE, path="/", secure=is_encrypted(request), httponly=True, samesite="strict")
     return response

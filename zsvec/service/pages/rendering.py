@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.responses import HTMLResponse, Response
 
+from zsvec import __version__
 from zsvec.service.auth.keys import FOR_WRITERS, Key
 from zsvec.service.problems import Problem
 from zsvec.types import Prediction, counted, is_attached
@@ -164,6 +165,20 @@ def is_part(request: Request) -> bool:
     return "hx-request" in request.headers and "hx-boosted" not in request.headers
 
 
+def _photo_list(request: Request) -> str | None:
+    """Returns the name of the list of photos that a browser keeps; ``None`` if nobody is signed in.
+
+    Each key has another list, so that nobody sees the photos of a previous user of the browser. Each store and version
+    has another list too, because the list has links to references, and HTML for the scripts of this version.
+    """
+    key: Key | None = request.state.key
+    if key is None and request.app.state.keys:
+        return None
+    location = request.app.state.work.classifier.location
+    whose = (key.name, key.right) if key else None
+    return sha256(repr((__version__, _DIGEST, location, whose)).encode()).hexdigest()[:16]
+
+
 def render(
     request: Request, template: str, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> Response:
@@ -176,6 +191,7 @@ def render(
         "keys": bool(request.app.state.keys),
         "tabs": tabs,
         "tab": None,
+        "photo_list": _photo_list(request),
     }
     text = _templates.get_template(template).render({**common, **values})
     return _HTML(text, status, headers=headers)

@@ -1,7 +1,9 @@
-// Classify: sends each photo in a separate request, a few at a time. The page keeps the files; the service stores none.
+// Classify: sends each photo in a separate request, a few at a time. The service stores no photo; the page has the files
+// until it is left, and the list after that.
 
 import { busy, problemIn, rendered, sayProblem, send } from "./page.js";
 import { takeFiles } from "./files.js";
+import { forget, forgetAll, keep, kept } from "./kept.js";
 import { csv } from "./spreadsheet.js";
 
 const AT_ONCE = 3;
@@ -71,7 +73,8 @@ async function look(row) {
       continue;
     }
     if (!items.has(row)) return;
-    if (answer.status === 200) show(row, item, answer.responseText);
+    const said = answer.status === 200 ? rendered(answer.responseText) : null;
+    if (said?.matches(".said")) show(row, item, said);
     else failed(row, item, answer);
     return;
   }
@@ -112,8 +115,7 @@ function newRow(item) {
   return row;
 }
 
-function show(row, item, html) {
-  const said = rendered(html);
+function show(row, item, said) {
   const more = said.querySelector("template");
   item.more = more?.innerHTML ?? "";
   more?.remove();
@@ -126,6 +128,8 @@ function show(row, item, html) {
   Object.assign(item, { verdict, label, headline, prediction: JSON.parse(prediction), before: null });
   delete said.dataset.prediction;
   put(row, item, said);
+  const { key, name, size, lastModified, small } = item;
+  keep({ key, name, size, lastModified, small, verdict, label, headline, prediction: item.prediction, more: item.more, html: said.outerHTML });
 }
 
 function put(row, item, said) {
@@ -155,17 +159,29 @@ function failed(row, item, answer) {
 
 function take(row) {
   URL.revokeObjectURL(row.querySelector("img").src);
+  forget(items.get(row).key);
   items.delete(row);
   row.remove();
+}
+
+// Shows the list from before the page was left. Its files are not there any more.
+async function restore() {
+  for (const item of (await kept()).slice(0, MOST)) {
+    const row = newRow(item);
+    showSmall(row, item, item.small);
+    list.append(row);
+    put(row, item, rendered(item.html));
+  }
 }
 
 function add(files) {
   if (files.length > MOST) sayProblem(`The list has room for ${photos(MOST)}.`, "Choose the others later.");
   const mark = ({ name, size, lastModified }) => `${size} ${lastModified} ${name}`;
   const there = new Map([...items].map(([row, item]) => [mark(item), row]));
-  const rows = files.slice(0, MOST).map((file) => {
+  const now = Date.now();
+  const rows = files.slice(0, MOST).map((file, i) => {
     const { name, size, lastModified } = file;
-    const row = there.get(mark(file)) ?? newRow({ name, size, lastModified });
+    const row = there.get(mark(file)) ?? newRow({ key: [-now, i], name, size, lastModified }); // by key, as in the list
     items.get(row).file = file;
     return row;
   });
@@ -247,6 +263,7 @@ function download(kind) {
 async function teach(row, name) {
   const item = items.get(row);
   if (item.teaching) return; // a second click
+  if (!item.file) return sayProblem("This browser has only a small copy of the photo.", "Choose the photo again to correct it.");
   item.teaching = true;
   const form = new FormData();
   form.append("category", name);
@@ -291,6 +308,7 @@ if (list) {
     if (event.target.closest("[data-clears]")) {
       waiting.length = 0;
       for (const row of [...items.keys()]) take(row);
+      forgetAll();
       refresh();
     }
   });
@@ -303,5 +321,6 @@ if (list) {
       ask(row);
     }
   });
+  restore();
   addEventListener("beforeunload", (event) => running && event.preventDefault());
 }

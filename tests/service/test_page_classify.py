@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -17,6 +18,7 @@ from zsvec.testing import HashEncoder
 from zsvec.types import ExpertOutput, Prediction
 
 EVIL = "<script>alert(1)</script>"
+COMPARES: dict[str, Any] = {"data-compares": None}
 
 
 @pytest.fixture
@@ -43,6 +45,37 @@ def test_an_unknown_image_and_an_unreadable_one(browser: TestClient) -> None:
     page = page_of(browser.post("/classify", files=[("images", (f"{EVIL}.png", b"nothing"))], headers=PART))
     assert page.all("div", **{"data-verdict": "unread"})
     assert not page.all("script")
+
+
+def test_evidence_has_similarities_and_the_answer_of_each_expert(browser: TestClient) -> None:
+    (expected,) = browser.post("/v1/classify?explain=true", files=[picture("red")]).json()
+    (expert,) = [one for name, one in expected["experts"].items() if name.endswith(":image")]
+    page = page_of(browser.post("/classify", files=[picture("red")], headers=PART))
+    buttons = page.all("button", **COMPARES)
+    shown = [(found["data-category"], found["data-similarity"]) for found in buttons]
+    assert shown == [(one["category"], f"{one['similarity']:.2f}") for one in expert["neighbors"]]
+    assert "Says “red”, over 99 %" in page.text
+
+
+@pytest.mark.parametrize("colour", ["red", "white"])
+def test_the_novelty_is_shown_beside_the_limit(browser: TestClient, classifier: Classifier, colour: str) -> None:
+    (expected,) = browser.post("/v1/classify", files=[picture(colour)]).json()
+    page = page_of(browser.post("/classify", files=[picture(colour)], headers=PART))
+    labels = [found.get("aria-label") for found in page.all("svg", role="img")]
+    assert f"{expected['novelty']:.2f} of 1; the limit is 0.50" in labels
+    assert ("Why unknown?" in page.text) == expected["unknown"] == (colour == "white")
+
+
+def test_texts_are_evidence_if_they_say_more_than_a_name(browser: TestClient, classifier: Classifier) -> None:
+    def said() -> str:
+        return page_of(browser.post("/classify", files=[picture("red")], headers=PART)).text
+
+    assert "Compared with your texts" not in said()
+    classifier.add_category("snow")
+    assert "Compared with your texts" not in said()
+    classifier.references.update("snow", texts=["snow", "cold and white"])
+    assert "Compared with your texts" in said()
+    assert "cold and white" in said()
 
 
 def test_probabilities_in_words() -> None:

@@ -157,6 +157,26 @@ def test_a_thousand_photos(opened: Opened, tmp_path: Path) -> None:
     assert page.locator(".pictures").count() <= 2  # evidence is in the page while it is open
 
 
+def test_a_photo_is_compared_with_a_reference(opened: Opened) -> None:
+    page = opened()
+    rows = drop(page, photo_of("ketch"))
+    for kept in (False, True):
+        if kept:
+            page.reload()
+        rows.get_by_role("button", name="Why?").click()
+        rows.get_by_role("button", name="Compare with a reference").first.press("Enter")
+        dialog = page.get_by_role("dialog")
+        for image in dialog.get_by_role("img").all():
+            expect(image).to_have_js_property("complete", True)
+            assert image.evaluate("image => image.naturalWidth") > 0
+        photo = dialog.get_by_role("img", name="Your photo")
+        assert (photo.evaluate("image => Math.max(image.naturalWidth, image.naturalHeight)") <= 192) == kept
+        expect(dialog.get_by_role("link")).to_have_attribute("href", re.compile("^/categories/"))
+        page.keyboard.press("Escape")
+        expect(dialog).to_be_hidden()
+        expect(rows.get_by_role("button", name="Compare with a reference").first).to_be_focused()
+
+
 # The list in the browser
 
 

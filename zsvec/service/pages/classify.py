@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec import load_image
-from zsvec.errors import StoreUnavailableError
+from zsvec import Classifier, load_image
+from zsvec.errors import CategoryNotFoundError, StoreUnavailableError
+from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Runs
 from zsvec.service.pages.changes import changed, create_missing, name_in
 from zsvec.service.pages.rendering import certainty, doubt, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
-from zsvec.types import ExpertOutput, Prediction, encoder_and_modality
+from zsvec.types import ExpertOutput, Modality, Neighbor, Prediction, encoder_and_modality, is_attached
 
 router = APIRouter()
 
 _CHOICES = 5  # categories with a button
+_LIMIT = 0.5  # novelty above which a photo is unknown by default
+
+
+@dataclass(frozen=True)
+class _Expert:
+    encoder: str
+    modality: Modality
+    output: ExpertOutput
 
 
 @router.get("/")
@@ -39,6 +49,10 @@ async def classify(request: Request, work: Runs) -> Response:
     sent = replace(prediction, experts={}).to_dict()
     if prediction.error is not None:
         return render(request, "unread.html", sent=sent)
+    experts = _experts(prediction)
+    texts = [one for one in experts if one.modality == "text"]
+    described = await work.run(lambda: _described(work.classifier, texts)) if texts else True
+    limit = work.classifier.settings.unknown_above
     return render(
         request,
         "answer.html",
@@ -47,17 +61,34 @@ async def classify(request: Request, work: Runs) -> Response:
         verdict=verdict(prediction),
         certainty=certainty(prediction.probability or 0.0),
         doubt=doubt(prediction),
-        experts=_experts(prediction),
+        limit=_LIMIT if limit is None else limit,
+        experts=experts if described else [one for one in experts if one.modality == "image"],
+        weight_of_names=0.0 if described else sum(one.output.weight for one in texts),
     )
 
 
-def _experts(prediction: Prediction) -> list[tuple[str, str, ExpertOutput]]:
-    found: list[tuple[str, str, ExpertOutput]] = []
-    for name, expert in sorted(prediction.experts.items(), key=lambda item: -item[1].weight):
-        encoder, modality = encoder_and_modality(name)
-        title = "Compared with your photos" if modality == "image" else "Compared with your texts"
-        found.append((f"{title} ({encoder})", modality, expert))
-    return found
+def _experts(prediction: Prediction) -> list[_Expert]:
+    """Returns the experts, the most influential first."""
+    named = sorted(prediction.experts.items(), key=lambda item: -item[1].weight)
+    return [_Expert(*encoder_and_modality(name), output) for name, output in named]
+
+
+def _described(classifier: Classifier, experts: Sequence[_Expert]) -> bool:
+    """Returns whether one of the nearest texts is more than the name of a category, and so explains anything."""
+    try:
+        return any(_is_described(classifier, text) for expert in experts for text in expert.output.neighbors)
+    except StoreUnavailableError:
+        return True  # the prediction is from memory
+
+
+def _is_described(classifier: Classifier, text: Neighbor) -> bool:
+    if is_attached(text.hash):
+        return True
+    try:
+        texts = classifier.category(text.category).texts
+    except CategoryNotFoundError:
+        return False  # removed since
+    return text.source in texts and text.source != as_words(text.category)  # not in `texts`: a prompt with the name
 
 
 @router.post("/correct")

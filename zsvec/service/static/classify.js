@@ -1,7 +1,7 @@
 // Classify: sends each photo in a separate request, a few at a time. The service stores no photo; the page has the files
 // until it is left, and the list after that.
 
-import { busy, problemIn, rendered, sayProblem, send } from "./page.js";
+import { busy, open, problemIn, rendered, sayProblem, send } from "./page.js";
 import { takeFiles } from "./files.js";
 import { forget, forgetAll, keep, kept } from "./kept.js";
 import { csv } from "./spreadsheet.js";
@@ -202,15 +202,31 @@ function toggle(row, button) {
   if (![...opened.children].some((one) => !one.hidden)) opened.replaceChildren();
 }
 
+// Shows a photo beside a reference, both large.
+function compare(item, { dataset, firstElementChild }) {
+  const dialog = document.getElementById("compare-dialog");
+  const photo = document.getElementById("compare-photo");
+  const copy = item.file ?? item.small;
+  for (const thumb of dialog.querySelectorAll(".thumb")) thumb.classList.remove("absent");
+  photo.src = copy ? URL.createObjectURL(copy) : "";
+  document.getElementById("compare-reference").src = firstElementChild.querySelector("img").src;
+  document.getElementById("compare-title").textContent = `Similarity ${dataset.similarity}`;
+  const category = document.getElementById("compare-category");
+  category.textContent = dataset.category;
+  category.href = dataset.page;
+  dialog.addEventListener("close", () => URL.revokeObjectURL(photo.src), { once: true });
+  open(dialog);
+}
+
 // Totals, filters, downloads
 
 const count = (verdict) => [...items.values()].filter((item) => item.verdict === verdict).length;
 
 function totals() {
-  const [unread, open] = [count("unread"), count(undefined)];
+  const [unread, left] = [count("unread"), count(undefined)];
   const parts = VERDICTS.map((verdict) => `${digits(count(verdict))} ${verdict}`);
   if (unread) parts.push(`${digits(unread)} not read`);
-  if (open) parts.push(`${digits(open)} waiting`);
+  if (left) parts.push(`${digits(left)} waiting`);
   return `${photos(items.size)}: ${parts.join(", ")}`;
 }
 
@@ -290,6 +306,8 @@ if (list) {
     const row = event.target.closest(".answer");
     const shows = event.target.closest("[data-shows]");
     if (shows) toggle(row, shows);
+    const compares = event.target.closest("[data-compares]");
+    if (compares) compare(items.get(row), compares);
     if (event.target.closest("[data-asks-again]")) ask(row, true);
     if (event.target.closest("[data-forgets]")) {
       (row.nextElementSibling ?? row.previousElementSibling)?.querySelector("button")?.focus();

@@ -179,6 +179,7 @@ def test_methods_of_a_classifier() -> None:
         "create": [],
         "categories": [],
         "category": ["name"],
+        "similar": ["content_hash", "*", "number="],
         "image": ["content_hash"],
         "thumbnail": ["image"],
         "keep": ["image"],

@@ -360,6 +360,19 @@ class Neighbor:
     hash: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Similar:
+    """Images of a store that are similar to an image. `Neighbor.similarity` is the mean cosine over the image encoders.
+
+    Attributes:
+        references: The nearest reference images, nearest first, without points of attached collections.
+        waiting: The nearest images that wait in the inbox, nearest first. Their category is empty.
+    """
+
+    references: tuple[Neighbor, ...]
+    waiting: tuple[Neighbor, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ThresholdProgress:
     """Progress of a store towards a rejection threshold that keeps the false-unknown rate.

@@ -188,3 +188,27 @@ def test_a_name_in_the_list_of_categories_is_no_html(browser: TestClient, classi
     name = f'"><img src=x onerror=alert(1)>{EVIL}'
     classifier.add_category(name, ["a text"])
     assert name in [found["value"] for found in page_of(browser.get("/")).all("option")]
+
+
+def test_similar_photos(browser: TestClient, classifier: Classifier) -> None:
+    (answer,) = browser.post("/v1/classify", files=[picture("red")]).json()
+    (kept,) = browser.post("/v1/inbox", files=[picture("white", name=f"{EVIL}.png")]).json()
+    part = page_of(browser.get(f"/similar/{answer['hash']}", headers=PART))
+    assert not part.all("nav")
+    assert not part.all("script")
+    images = [str(found["src"]) for found in part.all("img")]
+    assert images[0].startswith("/v1/categories/red/")
+    assert images[-1] == f"/v1/inbox/{kept['hash']}/image"
+    assert {browser.get(address).status_code for address in images} == {200}
+    for found in part.all("a", **{"hx-target": "closest .similar"}):  # each leads on
+        page = page_of(browser.get(str(found["href"])))
+        assert page.all("nav")
+        assert {
+            browser.get(str(found["src"])).status_code for found in page.all("img") if "/v1/" in str(found["src"])
+        } == {200}
+
+
+def test_similar_photos_of_an_unknown_photo_are_refused(browser: TestClient) -> None:
+    page_of(browser.get(f"/similar/{'0' * 64}", headers=PART), 404)
+    for wrong in ("0", "0" * 65, "..%2F..%2Fv1", "%00"):
+        assert browser.get(f"/similar/{wrong}", headers=PART).status_code == 422

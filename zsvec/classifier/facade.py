@@ -37,6 +37,7 @@ from zsvec.types import (
     Category,
     Keep,
     Prediction,
+    Similar,
     StoredReference,
     encoder_and_modality,
 )
@@ -347,9 +348,13 @@ class Classifier:
         """Images that wait for a label (active learning), and groups of images that may be missing categories."""
         from zsvec.curation.inbox import Inbox
 
+        predict = self._predictor.predict_each
+        return Inbox(self._store, self._keeper, predict, self._image_encoders, lambda: self.encoders)
+
+    @property
+    def _image_encoders(self) -> list[str]:
         experts = map(encoder_and_modality, self._scoring.temperatures)
-        names = [name for name, modality in experts if modality == "image"]
-        return Inbox(self._store, self._keeper, self._predictor.predict_each, names, lambda: self.encoders)
+        return [name for name, modality in experts if modality == "image"]
 
     @cached_property
     def _feedback(self) -> Feedback:
@@ -403,6 +408,30 @@ class Classifier:
                 attempt.
         """
         return self._feedback.correct(image, name)
+
+    def similar(self, content_hash: str, *, number: int = 12) -> Similar:
+        """Finds the reference images and the images of the inbox that are most similar to an image. No encoder runs.
+
+        Args:
+            content_hash: Content hash of a reference image, of an image in the inbox, or of one of the 1,000 images
+                that this process has classified last.
+            number: Maximum number of references, and of images of the inbox.
+
+        Raises:
+            InvalidInputError: The vectors of the image are not known, or an argument is unusable.
+            StoreError: The store cannot be read.
+        """
+        from zsvec.curation.similar import similar_images
+
+        return similar_images(
+            content_hash,
+            number,
+            store=self._store,
+            keeper=self._keeper,
+            recent=self._embedder.recent,
+            encoders=self._image_encoders,
+            nearest=self._predictor.nearest_images,
+        )
 
     def image(self, content_hash: str) -> Image | None:
         """Returns the small copy of a reference image or of an inbox image; ``None`` without a readable copy."""

@@ -29,7 +29,7 @@ from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, Totals
-from zsvec.types import Fingerprint, Keep, Prediction
+from zsvec.types import Fingerprint, Keep, Neighbor, Prediction
 
 _NEIGHBORS = 3  # nearest references of each expert in a prediction
 
@@ -171,6 +171,11 @@ class Predictor:
     def predict_each(self, sources: Sequence[str], vectors: Vectors, top_k: int) -> list[Prediction]:
         """Returns the predictions of embedded images, each independent of the other images."""
         return self._predict(sources, vectors, top_k, Flow(), related=False)[0]
+
+    def nearest_images(self, vectors: Vectors, number: int) -> list[Neighbor]:
+        """Returns the reference images nearest to one embedded image, so many of each encoder."""
+        found = self._searcher.search(vectors, number, self._index(), self._fingerprints)
+        return [one for expert in found.experts if expert.modality == "image" for one in expert.nearest[0]]
 
     def _predict(
         self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow, *, related: bool = True

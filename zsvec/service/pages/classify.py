@@ -1,19 +1,23 @@
-"""The page *Classify*: predictions with evidence, and corrections. The browser sends the image with each request."""
+"""The page *Classify*: predictions with evidence, similar photos, and corrections.
+
+The browser sends the photo with each request.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from zsvec import Classifier, load_image
-from zsvec.errors import CategoryNotFoundError, StoreUnavailableError
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreUnavailableError
 from zsvec.inputs.categories import as_words
-from zsvec.service.api.common import Runs
+from zsvec.service.api.common import Hash, Runs
 from zsvec.service.pages.changes import changed, create_missing, name_in
-from zsvec.service.pages.rendering import certainty, doubt, render, verdict
+from zsvec.service.pages.rendering import certainty, doubt, is_part, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
 from zsvec.types import ExpertOutput, Modality, Neighbor, Prediction, encoder_and_modality, is_attached
@@ -21,6 +25,7 @@ from zsvec.types import ExpertOutput, Modality, Neighbor, Prediction, encoder_an
 router = APIRouter()
 
 _CHOICES = 5  # categories with a button
+_SIMILAR = 12  # references, and waiting photos, to show
 _LIMIT = 0.5  # novelty above which a photo is unknown by default
 
 
@@ -89,6 +94,24 @@ def _is_described(classifier: Classifier, text: Neighbor) -> bool:
     except CategoryNotFoundError:
         return False  # removed since
     return text.source in texts and text.source != as_words(text.category)  # not in `texts`: a prompt with the name
+
+
+@router.get("/similar/{hash}")
+async def similar(request: Request, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as in the address
+    """Shows the references and the waiting photos that are similar to a photo, as a whole page or as a part."""
+    classifier = work.classifier
+
+    def read() -> dict[str, Any]:
+        try:
+            found = classifier.similar(hash, number=_SIMILAR)
+        except InvalidInputError as exc:
+            raise refusal(404, "This photo is not known any more. Choose it again") from exc
+        holders = classifier.references.holders([hash]).get(hash, ())
+        waits = not holders and classifier.inbox.small(hash) is not None
+        return {"similar": found, "category": next(iter(holders), None), "waits": waits}
+
+    template = "similar.html" if is_part(request) else "similar_page.html"
+    return render(request, template, tab="/", hash=hash, **await work.run(read))
 
 
 @router.post("/correct")

@@ -90,7 +90,8 @@ function openPictures(pictures) {
   const one = pictures.length === 1;
   get("reference-title").textContent = one ? `A photo of “${first.dataset.category}”` : photos(pictures.length);
   const shown = dialog.querySelector(".of-reference");
-  shown.hidden = !one;
+  shown.hidden = get("reference-similar").hidden = !one;
+  get("reference-similar").href = `/similar/${first.dataset.hash}`;
   if (one) {
     shown.querySelector(".thumb").classList.remove("absent");
     get("reference-picture").src = first.querySelector("img").src;

@@ -202,21 +202,29 @@ function toggle(row, button) {
   if (![...opened.children].some((one) => !one.hidden)) opened.replaceChildren();
 }
 
-// Shows a photo beside a reference, both large.
-function compare(item, { dataset, firstElementChild }) {
+// Shows a photo large; beside a reference, if one is given.
+function enlarge(item, title, reference = null) {
   const dialog = document.getElementById("compare-dialog");
   const photo = document.getElementById("compare-photo");
   const copy = item.file ?? item.small;
   for (const thumb of dialog.querySelectorAll(".thumb")) thumb.classList.remove("absent");
   photo.src = copy ? URL.createObjectURL(copy) : "";
-  document.getElementById("compare-reference").src = firstElementChild.querySelector("img").src;
-  document.getElementById("compare-title").textContent = `Similarity ${dataset.similarity}`;
-  const category = document.getElementById("compare-category");
-  category.textContent = dataset.category;
-  category.href = dataset.page;
+  document.getElementById("compare-title").textContent = title;
+  document.getElementById("compare-other").hidden = document.getElementById("compare-like").hidden = !reference;
+  document.getElementById("compare-similar").replaceChildren();
+  if (reference) {
+    const { hash, category, page } = reference.dataset;
+    document.getElementById("compare-reference").src = reference.querySelector("img").src;
+    document.getElementById("compare-like").dataset.like = hash;
+    const link = document.getElementById("compare-category");
+    link.textContent = category;
+    link.href = page;
+  }
   dialog.addEventListener("close", () => URL.revokeObjectURL(photo.src), { once: true });
   open(dialog);
 }
+
+const showSimilar = (hash) => window.htmx.ajax("GET", `/similar/${hash}`, { target: "#compare-similar", swap: "innerHTML" });
 
 // Totals, filters, downloads
 
@@ -307,7 +315,8 @@ if (list) {
     const shows = event.target.closest("[data-shows]");
     if (shows) toggle(row, shows);
     const compares = event.target.closest("[data-compares]");
-    if (compares) compare(items.get(row), compares);
+    if (compares) enlarge(items.get(row), `Similarity ${compares.dataset.similarity}`, compares);
+    if (event.target.closest("[data-like]")) enlarge(items.get(row), "Like this photo");
     if (event.target.closest("[data-asks-again]")) ask(row, true);
     if (event.target.closest("[data-forgets]")) {
       (row.nextElementSibling ?? row.previousElementSibling)?.querySelector("button")?.focus();
@@ -321,6 +330,8 @@ if (list) {
     refresh();
   });
   document.addEventListener("click", (event) => {
+    const like = event.target.closest("[data-like]");
+    if (like) showSimilar(like.dataset.like);
     const downloads = event.target.closest("[data-downloads]");
     if (downloads) download(downloads.dataset.downloads);
     if (event.target.closest("[data-clears]")) {

@@ -177,6 +177,7 @@ def test_methods_of_a_classifier() -> None:
         "detach": ["collection", "*", "expert="],
         "attached": [],
         "create": [],
+        "expecting": ["name", "versions"],
         "categories": [],
         "category": ["name"],
         "similar": ["content_hash", "*", "number="],

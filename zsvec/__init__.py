@@ -33,6 +33,7 @@ from zsvec.errors import (
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
+    VersionConflictError,
     WeightsUnavailableError,
     ZSVecError,
 )
@@ -193,6 +194,7 @@ __all__ = [
     "Track",
     "Uncertainty",
     "Unlabelled",
+    "VersionConflictError",
     "WeightsUnavailableError",
     "ZSVecError",
     "__version__",

@@ -17,6 +17,7 @@ ZSVecError
     ├── StoreLockedError       an embedded store is already open
     ├── EncoderMismatchError   the stored vectors come from other encoders
     └── ConflictError          the state of a category does not allow the change
+        └── VersionConflictError   a category does not have the expected version
 ```
 
 Each message names the problem, the value, and the fix. An error of a library is raised as one of these classes, with
@@ -162,3 +163,7 @@ class ConflictError(StoreError):
     Either other writers changed the category before every attempt to commit, or the change would remove the last
     reference of the category.
     """
+
+
+class VersionConflictError(ConflictError):
+    """A category does not have the version that the writer expected. Nothing was written."""

@@ -238,6 +238,15 @@ def test_a_part_that_is_not_given_is_not_replaced(workshop: Workshop) -> None:
     assert workshop.add("cat", replace=True) == category
 
 
+def test_replacing_by_the_same_changes_nothing(workshop: Workshop) -> None:
+    given = {"texts": ["a feline", "a pet"], "images": photos(1, 2), "metadata": {"a": 1}}
+    before = workshop.add("cat", **given), state(workshop.store)
+    assert (workshop.add("cat", **given, replace=True), state(workshop.store)) == before
+    assert workshop.add("cat", images=photos(2, 1), replace=True) == before[0]
+    grouped = [ReferenceImage(image=photo, group="a burst") for photo in photos(1, 2)]
+    assert workshop.add("cat", images=grouped, replace=True).version == before[0].version + 1
+
+
 def test_removed_references_are_embedded_anew(workshop: Workshop) -> None:
     workshop.add("cat", ["a feline"], photos(1))
     workshop.store.remove("cat")

@@ -13,7 +13,7 @@ import pytest
 
 from tests.store.material import FINGERPRINTS, add, content_hash, sources, write_of
 from tests.store.support import LASTING, Crash, Deployment, Hooked
-from zsvec.errors import CategoryNotFoundError, ConflictError
+from zsvec.errors import CategoryNotFoundError, ConflictError, VersionConflictError
 from zsvec.store import Cursor, Move, Store
 from zsvec.store.backends.base import Points
 from zsvec.store.names import record_id
@@ -113,6 +113,83 @@ def test_lost_race_is_run_again(deployment: Deployment, backend: Hooked, store: 
     assert images(store) == expected == images(other)
     assert store.category("red panda").version == version
     assert_no_garbage(deployment, store)
+
+
+CHANGES: dict[str, Operation] = {
+    "add": lambda s: add(s, "red panda", ["mine"]),
+    "add nothing new": lambda s: add(s, "red panda", ["old"]),
+    "replace": lambda s: add(s, "red panda", ["mine"], replace=True),
+    "remove": lambda s: s.remove("red panda"),
+    "remove a reference": lambda s: s.remove_references("red panda", [content_hash("old")]),
+    "keep": lambda s: s.keep("red panda", [content_hash("old")], "label"),
+    "move a reference": lambda s: s.move(Move(source="red panda", target="lynx", hashes=[content_hash("old")])),
+    "rename": lambda s: s.move(Move(source="red panda", target="lynx", new=True)),
+    "gain": lambda s: s.move(Move(source="cat", target="red panda")),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_of_an_expected_version_loses_to_any_other(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, change: str
+) -> None:
+    add(store, "cat", ["a cat"])
+    hook = "retrieve" if change == "add nothing new" else "commit"
+    with pytest.raises(VersionConflictError, match="'red panda'"), store.expecting("red panda", {1}):
+        backend.hooks[hook] = lambda *_: add(other, "red panda", ["theirs"])
+        CHANGES[change](store)
+
+    assert images(store) == ["old", "theirs"] == images(other)
+    assert images(store, "cat") == ["a cat"]
+    assert {category.name for category in store.categories()} == {"cat", "red panda"}
+    assert_no_garbage(deployment, store)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_change_of_the_expected_version_is_made_and_later_ones_follow(
+    deployment: Deployment, store: Store, other: Store, change: str
+) -> None:
+    add(store, "cat", ["a cat"])
+    with store.expecting("red panda", {1}):
+        CHANGES[change](store)
+        if change not in ("add nothing new", "remove", "rename"):
+            add(other, "red panda", ["theirs"])  # in between
+            store.remove("red panda")
+    assert_no_garbage(deployment, store)
+
+
+def test_version_that_is_not_there_is_refused_at_once(store: Store, backend: Hooked) -> None:
+    before = backend.calls["put"]
+    for name, versions in {"red panda": {0, 2}, "lynx": {1}}.items():
+        with pytest.raises(VersionConflictError), store.expecting(name, versions):
+            add(store, name, ["mine"])
+    assert backend.calls["put"] == before
+
+
+def test_only_one_of_two_writers_creates_a_category(backend: Hooked, store: Store, other: Store) -> None:
+    def theirs(*_: Any) -> None:
+        with other.expecting("lynx", {0}):
+            add(other, "lynx", ["theirs"])
+
+    backend.hooks["commit"] = theirs
+    with pytest.raises(VersionConflictError), store.expecting("lynx", {0}):
+        add(store, "lynx", ["mine"])
+    assert images(store, "lynx") == ["theirs"]
+    store.remove("lynx")
+    with store.expecting("lynx", {0}):  # a tombstone is no category
+        add(store, "lynx", ["mine"])
+    assert images(store, "lynx") == ["mine"]
+
+
+def test_replacing_by_the_same_changes_nothing(store: Store, other: Store) -> None:
+    same: dict[str, Any] = {"images": ["a", "b"], "texts": ["text"], "metadata": {"a": 1}, "replace": True}
+    add(store, "lynx", **same)
+    before = store.category("lynx")
+    add(other, "lynx", **same)
+    assert store.category("lynx") == before
+    for changed in ({"metadata": {"a": True}}, {"metadata": {}}, {"images": ["a"]}, {"texts": ["text", "more"]}):
+        before = store.category("lynx")
+        add(other, "lynx", **{**same, **changed})
+        assert store.category("lynx").write_ids != before.write_ids
 
 
 GONE: dict[str, Operation] = {

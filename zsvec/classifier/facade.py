@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import AsyncIterable, Callable, Container, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace as with_changes
 from functools import cached_property
@@ -215,6 +215,25 @@ class Classifier:
     def remove_category(self, name: str) -> None:
         """Removes a category and its references; raises CategoryNotFoundError for an unknown name."""
         self._store.remove(checked_name(name))
+
+    def expecting(self, name: str, versions: Container[int]) -> AbstractContextManager[None]:
+        """Makes the first commit of a category in a block a compare-and-set: no change of another writer is lost.
+
+        ```python
+        category = clf.category("red panda")
+        with clf.expecting("red panda", {category.version}):
+            clf.references.update("red panda", metadata={**category.metadata, "checked": True})
+        ```
+
+        Args:
+            name: Name of the category.
+            versions: Versions that the category may have before the commit; 0 stands for a missing category.
+
+        Raises:
+            VersionConflictError: The category has another version, at the start of the block or at the commit. Nothing
+                was written. Read the category again, and repeat the change.
+        """
+        return self._store.expecting(checked_name(name), versions)
 
     def categories(self) -> list[Category]:
         """Returns the committed categories with the points of attached collections, sorted by name."""

@@ -42,6 +42,7 @@ _access_log = logging.getLogger("zsvec.requests")
 
 DESCRIPTION = "/v1/openapi.json"
 """Path of the OpenAPI description."""
+_API = "/v1/"
 _METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _HEADERS = {
@@ -109,6 +110,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     for left in (ClientDisconnect, ClientLeft):
         app.add_exception_handler(left, _answer_left_client)
     # The last middleware is the outermost.
+    app.add_middleware(_Head)
     app.add_middleware(Guard, keys=app.state.keys, answer=_answer)
     app.add_middleware(_RawPaths)
     app.add_middleware(Backpressure, limits=chosen, connections=app.state.connections, answer=_answer)
@@ -152,11 +154,32 @@ def _problem_of(request: Request, error: Problem | ZSVecError | RequestValidatio
 
 
 def _is_taken(request: Request, method: str) -> bool:
+    if method == "HEAD" and request.scope["path"].startswith(_API):
+        method = "GET"
     scope = {**request.scope, "method": method}
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.router.routes)
 
 
 # Middleware
+
+
+class _Head:
+    """Answers HEAD as GET in the API. The server leaves out the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD" or not scope["path"].startswith(_API):
+            await self._app(scope, receive, send)
+            return
+
+        async def sending(message: Message) -> None:
+            scope["method"] = "HEAD"  # which the server and the log read
+            await send(message)
+
+        scope["method"] = "GET"
+        await self._app(scope, receive, sending)
 
 
 class _RawPaths:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
@@ -34,7 +34,7 @@ from zsvec.store.collections.inbox import InboxCollection, Removal
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.reuse import StoredVectors
-from zsvec.store.writing import Move, Write, Writer
+from zsvec.store.writing import EXPECTED, Expected, Move, Write, Writer
 from zsvec.types import (
     Attached,
     Attachment,
@@ -641,6 +641,27 @@ class Store:
             yield
         finally:
             _BY.reset(token)
+
+    @contextmanager
+    def expecting(self, name: str, versions: Container[int]) -> Iterator[None]:
+        """Makes the first commit of a category in this block a compare-and-set of its version.
+
+        An inner block replaces the outer one.
+
+        Args:
+            name: Name of the category.
+            versions: Versions that the category may have before the commit; 0 stands for a missing category.
+
+        Raises:
+            VersionConflictError: The category has another version, at the start of the block or at the commit.
+        """
+        expected = Expected(name, versions)
+        expected.check(self._catalog.find(name))
+        token = EXPECTED.set(expected)
+        try:
+            yield
+        finally:
+            EXPECTED.reset(token)
 
     @property
     def by(self) -> str | None:

@@ -18,11 +18,14 @@ References that are moved or removed are marked as withdrawn in the same commit 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
+import numpy as np
 from tenacity import (
     RetryError,
     Retrying,
@@ -32,7 +35,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
+from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError, VersionConflictError
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
 from zsvec.store.catalog.history import concerned
@@ -47,6 +50,7 @@ from zsvec.types import Category, encoder_and_modality, expert_name
 
 _WRITES_KEPT = 32  # write ids of a category, at most; the next addition copies all references into one write
 _ATTEMPTS = 12
+_ROUNDING = 1e-6  # of a component of a vector that a server has normalised again
 _ALL = frozenset({"text", "image", "metadata"})  # parts of a category
 
 Plan: TypeAlias = tuple[Category, Sequence[Reference]]
@@ -115,6 +119,35 @@ class Renamed:
     references: Sequence[Reference] = ()
 
 
+@dataclass(slots=True)
+class Expected:
+    """The versions that a category may have when a block first commits this category (`Store.expecting`).
+
+    Attributes:
+        name: Name of the category.
+        versions: The versions; 0 stands for a missing category.
+        committed: Whether the block has committed the category. Then any version is accepted.
+    """
+
+    name: str
+    versions: Container[int]
+    committed: bool = False
+
+    def check(self, category: Category | None) -> None:
+        """Raises VersionConflictError if the category has another version."""
+        version = category.version if category and category.write_ids else 0
+        if not self.committed and version not in self.versions:
+            found = f"has version {version}" if version else "does not exist"
+            raise VersionConflictError(
+                f"category {self.name!r} must have the expected version, but {found}. Read the category again, and "
+                "repeat the change"
+            )
+
+
+EXPECTED: ContextVar[Expected | None] = ContextVar("expected", default=None)
+"""The expectation of the present block, per thread or asyncio task."""
+
+
 class ChangedError(Exception):
     """The state from which an attempt was planned has changed."""
 
@@ -135,9 +168,11 @@ class Writer:
         done: dict[str, Category] = {}
         pending = {write.name: write for write in writes}
         refused: list[StoreError | InvalidInputError] = []
+        committed: set[str] = set()
 
         def attempt() -> bool:
             before = settled(self.catalog, pending)
+            _check_expected(before, pending)
             plans, errors = self._planned_each(pending, before)
             refused.extend(errors.values())
             for name in errors:
@@ -147,6 +182,7 @@ class Writer:
             given = {category.name: {r.key for r in pending[category.name].references} for category, _ in new}
             images = _images(r for category, fresh in new for r in fresh if r.key in given[category.name])
             manifests = self.carry_out(new, before, images=images)
+            committed.update(manifests)
             if complete and not self.catalog.exclusive:  # others may have changed the categories since
                 manifests |= self.catalog.state(complete).manifests
             wanted = {category.name: category.write_ids for category, _ in plans}
@@ -161,6 +197,7 @@ class Writer:
             return not pending
 
         self.until_won(attempt, pending)
+        _meet_expected(committed)
         if refused:
             raise refused[0]
         return [done[write.name] for write in writes]
@@ -172,6 +209,7 @@ class Writer:
             before = settled(self.catalog, [name])
             if name not in before.manifests and self.catalog.heal([name]):
                 before = settled(self.catalog, [name])
+            _check_expected(before, [name])
             category = self.catalog.existing(name, before.category(name))
             gone, images = emptied(category), None
             if withdraw:
@@ -180,6 +218,7 @@ class Writer:
             return bool(publish(self.catalog, self.carry_out([(gone, ())], before, images=images)))
 
         self.until_won(attempt, [name])
+        _meet_expected([name])
 
     def remove_references(self, name: str, hashes: Collection[str], *, withdraw: bool = True) -> Category:
         """As `zsvec.store.store.Store.remove_references`. Unless `withdraw` is set, nothing is marked as withdrawn."""
@@ -189,6 +228,7 @@ class Writer:
             if left:  # committed, but perhaps not published
                 return bool(publish(self.catalog, self.catalog.state([name]).manifests))
             before = settled(self.catalog, [name])
+            _check_expected(before, [name])
             category = self.catalog.existing(name, before.category(name))
             every = self._read_all(category)
             _check_known(hashes, {reference.hash for reference in every}, name)
@@ -200,6 +240,7 @@ class Writer:
             return bool(won and publish(self.catalog, won))
 
         self.until_won(attempt, [name])
+        _meet_expected([name])
         return left[0]
 
     def keep(self, name: str, hashes: Collection[str], finding: str, *, kept: bool = True) -> Category:
@@ -208,6 +249,7 @@ class Writer:
 
         def attempt() -> bool:
             before = settled(self.catalog, [name])
+            _check_expected(before, [name])
             category = self.catalog.existing(name, before.category(name))
             _check_known(hashes, {digest for _, _, digest in self.references.keys(category)}, name)
             marks = sorted(kept_mark(finding, digest) for digest in hashes)
@@ -220,6 +262,7 @@ class Writer:
             return bool(done)
 
         self.until_won(attempt, [name])
+        _meet_expected([name])
         return done[0]
 
     def move(self, move: Move) -> Category:
@@ -234,6 +277,7 @@ class Writer:
             if leaving and self._is_moved(move, leaving, latest):  # another writer finished the last attempt
                 moved.append(latest[move.target])
                 return True
+            _check_expected(before, names)
             source = self.catalog.existing(move.source, latest.get(move.source))
             target = latest.get(move.target)
             if move.new and target and target.write_ids:
@@ -264,6 +308,7 @@ class Writer:
             return bool(won)
 
         self.until_won(attempt, names)
+        _meet_expected(names)
         return moved[0]
 
     def _is_moved(self, move: Move, leaving: Sequence[Reference], latest: Mapping[str, Category]) -> bool:
@@ -326,8 +371,10 @@ class Writer:
         texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
         before = there.metadata if there and "metadata" in keeps else {}
         metadata = dict(before if write.metadata is None else write.metadata)
-        if kept and not fresh and (texts, metadata) == (kept.texts, kept.metadata):
-            return kept, ()
+        if there and (texts, _as_json(metadata)) == (there.texts, _as_json(there.metadata)):
+            unchanged = self._are_stored(fresh, there) if write.replace else not fresh
+            if unchanged:
+                return there, ()
         write_ids = kept.write_ids if kept else ()
         if kept and len(write_ids) >= _WRITES_KEPT:
             fresh = [*self._read_all(kept), *fresh]
@@ -350,6 +397,18 @@ class Writer:
             kept=findings,
         )
         return category, fresh
+
+    def _are_stored(self, references: Sequence[Reference], category: Category) -> bool:
+        """Returns whether a category has exactly these references, with the same vectors and sources."""
+        if counted_by_expert(references) != category.references:
+            return False
+        stored = {reference.key: reference for reference in self.references.read(category)}
+        return len(stored) == len(references) and all(
+            (there := stored.get(one.key)) is not None
+            and (one.source, one.prompt, one.group) == (there.source, there.prompt, there.group)
+            and np.allclose(one.vector, there.vector, rtol=0, atol=_ROUNDING)
+            for one in references
+        )
 
     def _read_all(self, category: Category, modalities: Container[str] = _ALL) -> list[Reference]:
         """Returns the references of a category, to be written again.
@@ -446,6 +505,23 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
         retrying(attempt)
     except RetryError as exc:
         raise ConflictError(message()) from exc
+
+
+def _check_expected(before: State, names: Collection[str]) -> None:
+    """Raises VersionConflictError if one of these categories does not have the version that the block expects."""
+    expected = EXPECTED.get()
+    if expected and expected.name in names:
+        expected.check(before.category(expected.name))
+
+
+def _meet_expected(committed: Collection[str]) -> None:
+    expected = EXPECTED.get()
+    if expected and expected.name in committed:
+        expected.committed = True
+
+
+def _as_json(metadata: Mapping[str, Any]) -> str:
+    return json.dumps(metadata, sort_keys=True)  # unlike Python, tells 1 from True
 
 
 def emptied(category: Category) -> Category:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from zsvec import Classifier, ReferenceImage, SmallImage, StoredReference, checked_name
+from zsvec import Category, Classifier, ReferenceImage, SmallImage, StoredReference, checked_name
 from zsvec.service.api import schemas
 from zsvec.service.api.common import By, Hash, Name, Runs, of_state, picture, whole_change
+from zsvec.service.api.conditions import ETAG, If, described, etag
 from zsvec.service.api.description import PICTURE, PROBLEM, body_of
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
@@ -23,72 +22,100 @@ async def list_categories(work: Runs) -> Response:
     return JSON([category.to_dict() for category in await work.run(work.classifier.categories)])
 
 
-@router.get("/categories/{name}", response_model=schemas.WholeCategory)
-async def show_category(name: Name, work: Runs) -> Response:
+@router.get(
+    "/categories/{name}",
+    response_model=schemas.WholeCategory,
+    responses={200: ETAG, 304: {"description": "The `ETag` is current"}},
+    openapi_extra=described("If-None-Match"),
+)
+async def show_category(name: Name, work: Runs, condition: If) -> Response:
     """Returns a category with metadata and references."""
 
-    def show() -> dict[str, Any]:
+    def show() -> Response:
         category = work.classifier.category(name)
+        headers = etag(category.version)
+        # The version does not count the points of attached collections.
+        if condition.is_current(category.version) and not category.attached:
+            return Response(status_code=304, headers=headers)
         stored = [reference.to_dict() for reference in work.classifier.references.of(category.name)]
-        return {**category.to_dict(), "metadata": category.metadata, "stored": stored}
+        return JSON({**category.to_dict(), "metadata": category.metadata, "stored": stored}, headers=headers)
 
-    return JSON(await work.run(show))
+    return await work.run(show)
+
+
+def _answer(category: Category, status: int = 200) -> Response:
+    return JSON(category.to_dict(), status, headers=etag(category.version))
 
 
 @router.put(
     "/categories/{name}",
     response_model=schemas.Category,
-    responses={201: {"model": schemas.Category, "description": "Created"}},
-    openapi_extra=body_of(schemas.CategoryGiven, form=True),
+    responses={200: ETAG, 201: {"model": schemas.Category, "description": "Created", **ETAG}},
+    openapi_extra={**body_of(schemas.CategoryGiven, form=True), **described("If-Match", "If-None-Match")},
 )
-async def put_category(request: Request, name: Name, work: Runs, by: By) -> Response:
+async def put_category(request: Request, name: Name, work: Runs, by: By, condition: If) -> Response:
     """Creates a category, or replaces the texts, images and metadata that the request contains.
 
     Texts, images or metadata that the request omits stay as they are. A new category without texts gets the name as
-    definition text.
+    definition text. A request that changes nothing leaves the version as it is.
     """
     sent = await sent_material(request, work.limits.images)
 
-    def put() -> tuple[bool, dict[str, Any]]:
+    def put() -> Response:
         new = checked_name(name) not in {category.name for category in work.classifier.categories() if category.own}
-        with work.classifier.history.one_change("add" if new else "replace"):
-            return new, _added(work.classifier, name, sent, replace=True)
+        with work.classifier.history.one_change("add" if new else "replace"), condition.of(work.classifier, name):
+            return _answer(_added(work.classifier, name, sent, replace=True), 201 if new else 200)
 
-    new, category = await work.run(put, by=by)
-    return JSON(category, 201 if new else 200)
+    return await work.run(put, by=by)
 
 
 @router.post(
     "/categories/{name}/references",
     response_model=schemas.Category,
-    openapi_extra=body_of(schemas.CategoryGiven, form=True),
+    responses={200: ETAG},
+    openapi_extra={**body_of(schemas.CategoryGiven, form=True), **described("If-Match")},
 )
-async def add_references(request: Request, name: Name, work: Runs, by: By) -> Response:
+async def add_references(request: Request, name: Name, work: Runs, by: By, condition: If) -> Response:
     """Adds texts and images to a category, and creates the category if missing.
 
     Texts and images that the category already has are not added again, so a repeated request changes nothing.
     """
     sent = await sent_material(request, work.limits.images)
-    return JSON(await work.run(lambda: _added(work.classifier, name, sent, replace=False), by=by))
+
+    def add() -> Response:
+        with condition.of(work.classifier, name):
+            return _answer(_added(work.classifier, name, sent, replace=False))
+
+    return await work.run(add, by=by)
 
 
-def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> dict[str, Any]:
+def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> Category:
     images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
-    there = classifier.add_category(checked_name(name), sent.texts, images, metadata=sent.metadata, replace=replace)
-    return there.to_dict()
+    return classifier.add_category(checked_name(name), sent.texts, images, metadata=sent.metadata, replace=replace)
 
 
-@router.patch("/categories/{name}", response_model=schemas.Category, openapi_extra=body_of(schemas.CategoryChange))
-async def change_category(request: Request, name: Name, work: Runs, by: By) -> Response:
+@router.patch(
+    "/categories/{name}",
+    response_model=schemas.Category,
+    responses={200: ETAG},
+    openapi_extra={**body_of(schemas.CategoryChange), **described("If-Match")},
+)
+async def change_category(request: Request, name: Name, work: Runs, by: By, condition: If) -> Response:
     """Sets texts and metadata, renames or merges a category.
 
     All parts of the request form one change in the history, so one undo reverts them.
     """
     given = await sent_json(request, schemas.CategoryChange)
-    return JSON(await work.run(lambda: _changed(work.classifier, name, given), by=by))
+
+    def change() -> Response:
+        work.classifier.category(name)  # without a category, the status is 404 whatever the condition is
+        with condition.of(work.classifier, name):
+            return _answer(_changed(work.classifier, name, given))
+
+    return await work.run(change, by=by)
 
 
-def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> dict[str, Any]:
+def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -> Category:
     category = classifier.category(name)
     # Checked before the first write, so that a refused request changes nothing, even without a history.
     new = None if given.name is None else checked_name(given.name)
@@ -107,13 +134,19 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
                 category = classifier.references.merge(name, new)
         elif new is not None and new != category.name:
             category = classifier.references.rename(name, new)
-    return category.to_dict()
+    return category
 
 
-@router.delete("/categories/{name}", status_code=204)
-async def remove_category(name: Name, work: Runs, by: By) -> Response:
+@router.delete("/categories/{name}", status_code=204, openapi_extra=described("If-Match"))
+async def remove_category(name: Name, work: Runs, by: By, condition: If) -> Response:
     """Removes a category and all its references. `POST /v1/undo` restores them."""
-    await work.run(lambda: work.classifier.remove_category(name), by=by)
+
+    def remove() -> None:
+        work.classifier.category(name)
+        with condition.of(work.classifier, name):
+            work.classifier.remove_category(name)
+
+    await work.run(remove, by=by)
     return Response(status_code=204)
 
 
@@ -154,28 +187,35 @@ async def show_reference_image(request: Request, name: Name, hash: Hash, work: R
 @router.patch(
     "/categories/{name}/references/{hash}",
     response_model=schemas.Category,
-    openapi_extra=body_of(schemas.ReferenceChange),
+    openapi_extra={**body_of(schemas.ReferenceChange), **described("If-Match")},
 )
-async def move_reference(request: Request, name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
+async def move_reference(
+    request: Request,
+    name: Name,
+    hash: Hash,  # noqa: A002
+    work: Runs,
+    by: By,
+    condition: If,
+) -> Response:
     """Moves a reference to another category, and returns that category. The reference is not embedded again."""
     given = await sent_json(request, schemas.ReferenceChange)
 
-    def move() -> dict[str, Any]:
+    def move() -> Response:
         _reference(work.classifier, name, hash)
         target = checked_name(given.category)
-        with of_state():
-            return work.classifier.references.move(hash, source=name, target=target).to_dict()
+        with of_state(), condition.of(work.classifier, name):
+            return JSON(work.classifier.references.move(hash, source=name, target=target).to_dict())
 
-    return JSON(await work.run(move, by=by))
+    return await work.run(move, by=by)
 
 
-@router.delete("/categories/{name}/references/{hash}", status_code=204)
-async def remove_reference(name: Name, hash: Hash, work: Runs, by: By) -> Response:  # noqa: A002
+@router.delete("/categories/{name}/references/{hash}", status_code=204, openapi_extra=described("If-Match"))
+async def remove_reference(name: Name, hash: Hash, work: Runs, by: By, condition: If) -> Response:  # noqa: A002
     """Removes a reference. The last reference of a category cannot be removed."""
 
     def remove() -> None:
         _reference(work.classifier, name, hash)
-        with of_state():
+        with of_state(), condition.of(work.classifier, name):
             work.classifier.references.remove(name, hash)
 
     await work.run(remove, by=by)

@@ -103,7 +103,15 @@ def problem(answer: Any, status: int, *words: str) -> None:
 
 def names(client: TestClient, **options: Any) -> Sequence[str]:
     """Names of all categories."""
-    return [category["category"] for category in client.get("/v1/categories", **options).json()]
+    return [category["category"] for category in listed(client, "/v1/categories", **options)]
+
+
+def listed(client: TestClient, path: str, **options: Any) -> list[dict[str, Any]]:
+    """The items of the first page of a list."""
+    answer = client.get(path, **options).raise_for_status().json()
+    assert answer.keys() == {"items", "next"}
+    items: list[dict[str, Any]] = answer["items"]
+    return items
 
 
 def images_of(classifier: Classifier, name: str) -> list[str]:

@@ -20,7 +20,7 @@ from starlette.testclient import TestClient
 
 import zsvec
 from tests.cli.support import Result, add_images, cli, hash_encoders  # noqa: F401
-from tests.service.support import KEYS, WRITE, asked, bearer, files, images_of, names, path_to, problem, red
+from tests.service.support import KEYS, WRITE, asked, bearer, files, images_of, listed, names, path_to, problem, red
 from tests.support import COLOURS, coloured, encode, photo, state
 from zsvec.classifier import Classifier
 from zsvec.errors import ConflictError, InvalidInputError
@@ -99,12 +99,12 @@ def test_invalid_queries(client: TestClient) -> None:
 def test_a_store_without_categories_classifies_nothing() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as empty, asked(empty) as client:
         problem(client.post("/v1/classify", files=files(red())), 409, "no categor")
-        assert client.get(CATEGORIES).json() == client.get("/v1/inbox").json() == client.get("/v1/history").json() == []
+        assert listed(client, CATEGORIES) == listed(client, "/v1/inbox") == listed(client, "/v1/history") == []
         assert client.get("/v1/inbox/groups").json() == []
         assert client.get("/v1/info").json()["categories"] == 0
         problem(client.post("/v1/undo", json={}), 409, "no change")
         problem(client.get(path_to("red")), 404, "red")
-        client.get("/v1/audit")
+        assert [one["finding"] for one in listed(client, "/v1/audit")] == ["summary"]
 
 
 # Bodies
@@ -251,10 +251,10 @@ def use_name(client: TestClient, name: str) -> None:
     made = client.put(path_to(name), files=files(red(9)))
     assert (made.status_code, made.json()["category"]) == (201, name)
     assert client.get(path_to(name)).json()["category"] == name
-    [hash_] = [one["hash"] for one in client.get(path_to(name, "references")).json() if one["modality"] == "image"]
+    [hash_] = [one["hash"] for one in listed(client, path_to(name, "references")) if one["modality"] == "image"]
     assert client.get(path_to(name, "references", hash_)).json()["category"] == name
     assert name in names(client)
-    assert [change["categories"] for change in client.get("/v1/history", params={"category": name}).json()] == [[name]]
+    assert [change["categories"] for change in listed(client, "/v1/history", params={"category": name})] == [[name]]
     assert client.patch(path_to(name), json={"metadata": {"a": 1}}).status_code == 200
     assert client.patch(path_to(name), json={"name": "plain"}).json()["category"] == "plain"
     assert client.patch(path_to("plain"), json={"name": name}).json()["category"] == name
@@ -282,7 +282,7 @@ def test_invalid_names_in_paths(client: TestClient) -> None:
 
 def test_invalid_names_in_bodies_and_queries(client: TestClient, classifier: Classifier) -> None:
     client.post("/v1/inbox", files=files(encode(photo(1))))
-    [waiting] = [one["hash"] for one in client.get("/v1/inbox").json()]
+    [waiting] = [one["hash"] for one in listed(client, "/v1/inbox")]
     [one, *_] = images_of(classifier, "red")
     before = state(classifier._store)
     for wrong in ("", " ", "a\nb", "\x00", "x" * 501, "\u200b"):
@@ -298,7 +298,7 @@ def test_invalid_names_in_bodies_and_queries(client: TestClient, classifier: Cla
 
 def test_names_that_no_page_can_have(client: TestClient, classifier: Classifier) -> None:
     client.post("/v1/inbox", files=files(encode(photo(1))))
-    [waiting] = [one["hash"] for one in client.get("/v1/inbox").json()]
+    [waiting] = [one["hash"] for one in listed(client, "/v1/inbox")]
     [one, *_] = images_of(classifier, "red")
     before = state(classifier._store)
     for name in (".", "..", " .. ", "a\u202eb"):
@@ -350,7 +350,7 @@ def test_put_creates_or_replaces_a_category(client: TestClient) -> None:
     assert (first.status_code, first.json()["texts"]) == (201, ["a bear", "an animal"])
     assert first.json()["references"] == {"hash:image": 1, "hash:text": 2}
     second = client.put(path_to("panda"), json={"texts": ["a black and white bear"]})
-    assert [change["what"] for change in client.get("/v1/history").json()[:2]] == ["replace", "add"]
+    assert [change["what"] for change in listed(client, "/v1/history")[:2]] == ["replace", "add"]
     assert (second.status_code, second.json()["texts"]) == (200, ["a black and white bear"])
     assert second.json()["references"] == {"hash:image": 1, "hash:text": 1}
     whole = client.get(path_to("panda")).json()
@@ -403,7 +403,7 @@ def test_invalid_material(client: TestClient, classifier: Classifier) -> None:
 def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classifier) -> None:
     changed = client.patch(path_to("red"), json={"name": "crimson", "texts": ["like blood"], "metadata": {"a": 1}})
     assert (changed.json()["category"], changed.json()["texts"]) == ("crimson", ["like blood"])
-    [last, *_] = client.get("/v1/history").json()
+    [last, *_] = listed(client, "/v1/history")
     assert last["what"] == "rename"
     assert client.post("/v1/undo", json={}).json()["id"] == last["id"]
     assert client.get(path_to("red")).json()["texts"] == ["red"]
@@ -443,7 +443,7 @@ def test_a_refused_change_changes_nothing(history: int) -> None:
 def test_a_category_keeps_a_reference(client: TestClient, classifier: Classifier) -> None:
     client.put(path_to("text"), json={"texts": ["a text"]})
     before = state(classifier._store)
-    [text] = client.get(path_to("text", "references")).json()
+    [text] = listed(client, path_to("text", "references"))
     for method, path, body, status in (
         ("PATCH", path_to("text"), {"texts": []}, 409),
         ("PUT", path_to("text"), {"texts": []}, 409),
@@ -513,7 +513,7 @@ def test_a_reference_is_shown_moved_and_removed(client: TestClient, classifier: 
     assert client.patch(path_to("red", "references", second), json={"category": "new"}).json()["category"] == "new"
     assert client.delete(path_to("red", "references", third)).status_code == 204
     assert images_of(classifier, "red") == []
-    [text] = client.get(path_to("red", "references")).json()
+    [text] = listed(client, path_to("red", "references"))
     problem(client.get(path_to("red", "references", text["hash"], "image")), 404, "small copy")
 
 
@@ -545,16 +545,16 @@ def test_the_inbox(client: TestClient) -> None:
     hashes = [one["hash"] for one in kept[:3]]
     assert hashes == [content_hash(picture) for picture in pictures]
     assert [one["hash"] for one in client.post("/v1/inbox", files=files(*pictures)).json()] == hashes
-    waiting = client.get("/v1/inbox").json()
+    waiting = listed(client, "/v1/inbox")
     assert {one["hash"] for one in waiting} == set(hashes)
-    assert client.get("/v1/inbox?number=1").json() == waiting[:1]
-    problem(client.get("/v1/inbox?number=0"), 422, "number")
+    assert listed(client, "/v1/inbox?limit=1") == waiting[:1]
+    problem(client.get("/v1/inbox?number=1"), 422, "number")
     assert client.get(f"/v1/inbox/{hashes[0]}/image").headers["content-type"] == "image/jpeg"
     problem(client.get(f"/v1/inbox/{EMPTY_HASH}/image"), 404)
     labelled = client.post("/v1/inbox/label", json={"hashes": hashes[:1], "category": "noise"}).json()
     assert (labelled["category"], labelled["references"]) == ("noise", {"hash:image": 1})
     assert client.post("/v1/inbox/dismiss", json={"hashes": hashes[1:2]}).status_code == 204
-    assert [one["hash"] for one in client.get("/v1/inbox").json()] == hashes[2:]
+    assert [one["hash"] for one in listed(client, "/v1/inbox")] == hashes[2:]
     for path, more in (("label", {"category": "noise"}), ("dismiss", {})):
         problem(client.post(f"/v1/inbox/{path}", json={"hashes": [EMPTY_HASH], **more}), 409, "waits")
         problem(client.post(f"/v1/inbox/{path}", json={"hashes": [], **more}), 422, "hashes")
@@ -594,7 +594,7 @@ def test_corrections_are_atomic(client: TestClient, classifier: Classifier) -> N
 def test_undo(client: TestClient) -> None:
     client.delete(path_to("red"))
     client.delete(path_to("blue"))
-    [_, of_red, *_] = client.get("/v1/history").json()
+    [_, of_red, *_] = listed(client, "/v1/history")
     assert client.post("/v1/undo", json={"change": of_red["id"][:8]}).json() == of_red | {"undone": True}
     assert client.post("/v1/undo", json={"category": "blue"}).json()["categories"] == ["blue"]
     problem(client.post("/v1/undo", json={"category": "none"}), 409, "none")
@@ -608,8 +608,8 @@ def test_the_author_of_a_change_is_recorded(classifier: Classifier) -> None:
         client.put(path_to("new"), files=files(red(9)), headers=bearer(WRITE))
         client.post("/v1/undo", json={}, headers=bearer(WRITE))
         client.post("/v1/correct?category=x", files=files(red(10)), headers=bearer(WRITE))
-        [*changes] = client.get("/v1/history", headers=bearer(WRITE)).json()
-        stored = client.get(path_to("x", "references"), headers=bearer(WRITE)).json()
+        [*changes] = listed(client, "/v1/history", headers=bearer(WRITE))
+        stored = listed(client, path_to("x", "references"), headers=bearer(WRITE))
     assert {change["by"] for change in changes if set(change["categories"]) & {"new", "x"}} == {"ann"}
     assert {one["by"] for one in stored} == {"ann"}
 
@@ -654,7 +654,8 @@ def lines(result: Result) -> list[str]:
 
 
 def as_lines(answer: Any) -> list[str]:
-    return [json.dumps(one) for one in (answer if isinstance(answer, list) else [answer])]
+    items = answer.get("items", [answer]) if isinstance(answer, dict) else answer
+    return [json.dumps(one) for one in items]
 
 
 def test_get_equals_the_command_line(cli: Callable[..., Result], store: Path) -> None:  # noqa: F811
@@ -664,7 +665,7 @@ def test_get_equals_the_command_line(cli: Callable[..., Result], store: Path) ->
         "/v1/categories": "list",
         "/v1/categories/red": "show red",
         "/v1/inbox": "inbox",
-        "/v1/inbox?number=2": "inbox -n 2",
+        "/v1/inbox?limit=2": "inbox -n 2",
         "/v1/inbox/groups": "inbox groups",
         "/v1/audit": "audit",
         "/v1/history": "history",

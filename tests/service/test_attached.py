@@ -8,7 +8,7 @@ import pytest
 from qdrant_client import models
 from starlette.testclient import TestClient
 
-from tests.service.support import files, page_of, red, visitor
+from tests.service.support import files, listed, page_of, red, visitor
 from tests.store.support import LocalDeployment
 from tests.support import classifier_over, coloured
 from zsvec.classifier import Classifier
@@ -45,14 +45,14 @@ def browser(classifier: Classifier) -> Iterator[TestClient]:
 
 
 def test_categories_in_the_api(browser: TestClient) -> None:
-    listed = {found["category"]: found for found in browser.get("/v1/categories").json()}
-    assert {name: found["attached"] for name, found in listed.items()} == {
+    there = {found["category"]: found for found in listed(browser, "/v1/categories")}
+    assert {name: found["attached"] for name, found in there.items()} == {
         "blue": {"clip:image": 6},
         "red": {"clip:image": 7},
     }
     red_one = browser.get("/v1/categories/red").json()
     assert (red_one["updated"], red_one["stored"], red_one["references"]) == (None, [], {"clip:image": 7})
-    assert browser.get("/v1/categories/red/references").json() == []
+    assert listed(browser, "/v1/categories/red/references") == []
     assert browser.put("/v1/categories/red", files=[("images", ("a.png", red()))]).status_code == 201
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from tests.service.support import KEYS, READ, asked, bearer, files, images_of, path_to, problem, red
+from tests.service.support import KEYS, READ, asked, bearer, files, images_of, listed, path_to, problem, red
 from tests.support import coloured_store, state
 from zsvec.classifier import Classifier
 
@@ -151,10 +151,10 @@ def test_an_identical_put_changes_nothing(client: TestClient, classifier: Classi
         "data": {"texts": ["one", "two"], "metadata": '{"a": {"b": [1, true]}}'},
     }
     first = client.put(path_to("new"), **given)
-    recorded = client.get("/v1/history").json()
+    recorded = listed(client, "/v1/history")
     again = client.put(path_to("new"), **given)
     assert (again.status_code, again.json(), again.headers["etag"]) == (200, first.json(), first.headers["etag"])
-    assert client.get("/v1/history").json() == recorded
+    assert listed(client, "/v1/history") == recorded
     for changed in ({"metadata": '{"a": {"b": [1, 1]}}'}, {"texts": ["two", "one"]}, {"texts": ["one"]}):
         tag = version(client, "new")
         assert client.put(path_to("new"), **{**given, "data": {**given["data"], **changed}}).headers["etag"] != tag

@@ -24,7 +24,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 import zsvec
-from tests.service.support import KEYS, READ, WRITE, asked, bearer, files, images_of, names, problem, red
+from tests.service.support import KEYS, READ, WRITE, asked, bearer, files, images_of, listed, names, problem, red
 from tests.support import coloured, encode, photo, state, two_encoders
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
@@ -597,6 +597,6 @@ def test_a_key_to_read_evicts_no_image_that_a_key_to_write_has_kept() -> None:
             for seed in range(10, 16):
                 answer = client.post("/v1/classify", files=files(encode(photo(seed))), headers=bearer(READ))
                 assert answer.status_code == 200
-            waiting = client.get("/v1/inbox", headers=bearer(READ)).json()
+            waiting = listed(client, "/v1/inbox", headers=bearer(READ))
     assert kept["hash"] in {image["hash"] for image in waiting}
     assert len(waiting) == 2

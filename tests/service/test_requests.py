@@ -27,7 +27,7 @@ import zsvec
 from tests.inputs.pictures import claims, png
 from tests.qdrant import DEADLINE, wait_until
 from tests.service.servers import Running, head, read_answer, running, status
-from tests.service.support import KEYS, Keys, Limits, asked, files, path_to, problem, red
+from tests.service.support import KEYS, Keys, Limits, asked, files, listed, path_to, problem, red
 from tests.support import encode, photo, state
 from zsvec.classifier import Classifier
 from zsvec.testing import HashEncoder
@@ -293,7 +293,7 @@ def test_damaged_pictures(client: Any) -> None:
         problem(client.put(path_to("x"), files=files(content)), 422)
         [kept] = client.post("/v1/inbox", files=files(content)).json()
         assert kept["error"], name
-    assert client.get("/v1/inbox").json() == []
+    assert listed(client, "/v1/inbox") == []
 
 
 def test_file_names_are_cleaned(client: Any) -> None:
@@ -315,7 +315,7 @@ def test_file_names_are_cleaned(client: Any) -> None:
         [answer] = client.post("/v1/classify", json=sent).json()
         assert answer["source"] == kept
         client.put(path_to("named"), json=sent)
-        [one] = [one for one in client.get(path_to("named", "references")).json() if one["modality"] == "image"]
+        [one] = [one for one in listed(client, path_to("named", "references")) if one["modality"] == "image"]
         assert one["source"] == kept
         client.delete(path_to("named"))
         disposition = b'Content-Disposition: form-data; name="images"; filename="' + given.encode() + b'"'

@@ -29,6 +29,7 @@ from zsvec.service.admission.bodies import Backpressure
 from zsvec.service.admission.connections import Connections
 from zsvec.service.admission.queue import ClientLeft, Limits, Work
 from zsvec.service.api.description import ABOUT, completed
+from zsvec.service.api.paging import Lists
 from zsvec.service.auth.guard import Guard
 from zsvec.service.auth.keys import Keys
 from zsvec.service.operations import Health, Metrics
@@ -98,6 +99,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     app.state.work = work
     app.state.keys = keys or Keys()
     app.state.connections = Connections()
+    app.state.lists = Lists()
     app.state.health = Health(classifier)
     app.state.metrics = Metrics(work)
     app.state.image_map = ImageMap(work)

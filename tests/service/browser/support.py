@@ -61,7 +61,7 @@ class Service:
     def restore(self) -> None:
         """Undoes all changes since the import."""
         with httpx.Client(base_url=self.address, headers={"Authorization": f"Bearer {self.key or 'none'}"}) as client:
-            for change in client.get("/v1/history").json():
+            for change in client.get("/v1/history").json()["items"]:
                 if not change["undone"] and change["what"] not in ("undo", "import"):
                     assert client.post("/v1/undo", json={"change": change["id"]}).status_code == 200
 

@@ -70,7 +70,7 @@ def current(page: Page) -> str:
 
 def pictures(served: Service, category: str) -> set[str]:
     answer = httpx.get(f"{served.address}v1/categories/{category}/references", headers=bearer(served))
-    return {one["hash"] for one in answer.json() if one["modality"] == "image"}
+    return {one["hash"] for one in answer.json()["items"] if one["modality"] == "image"}
 
 
 def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:

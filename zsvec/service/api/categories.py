@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from zsvec import Category, Classifier, ReferenceImage, SmallImage, StoredReference, checked_name
 from zsvec.service.api import schemas
-from zsvec.service.api.common import By, Hash, Name, Runs, of_state, picture, whole_change
+from zsvec.service.api.common import By, Hash, Name, Runs, check_query, of_state, picture, whole_change
 from zsvec.service.api.conditions import ETAG, If, described, etag
 from zsvec.service.api.description import PICTURE, PROBLEM, body_of
+from zsvec.service.api.paging import Page
 from zsvec.service.problems import JSON, Problem
 from zsvec.service.uploads import Material, sent_json, sent_material
 
-router = APIRouter(prefix="/v1", tags=["categories"], responses=PROBLEM)
+_SOURCE_IN_CURSOR = 200  # characters
+
+router = APIRouter(prefix="/v1", tags=["categories"], responses=PROBLEM, dependencies=[Depends(check_query)])
 
 
-@router.get("/categories", response_model=list[schemas.Category])
-async def list_categories(work: Runs) -> Response:
-    """Returns all categories, sorted by name, with the number of references by expert."""
-    return JSON([category.to_dict() for category in await work.run(work.classifier.categories)])
+@router.get("/categories", response_model=schemas.CategoryPage)
+async def list_categories(work: Runs, paging: Page) -> Response:
+    """Returns the categories, sorted by name, with the number of references by expert."""
+
+    def listed() -> Response:
+        found, after = paging.page(work.classifier.categories(), lambda category: [category.name], "categories")
+        return JSON({"items": [category.to_dict() for category in found], "next": after})
+
+    return await work.run(listed)
 
 
 @router.get(
@@ -150,11 +158,22 @@ async def remove_category(name: Name, work: Runs, by: By, condition: If) -> Resp
     return Response(status_code=204)
 
 
-@router.get("/categories/{name}/references", response_model=list[schemas.StoredReference])
-async def list_references(name: Name, work: Runs) -> Response:
+@router.get("/categories/{name}/references", response_model=schemas.StoredReferencePage)
+async def list_references(name: Name, work: Runs, paging: Page) -> Response:
     """Returns the references of a category: texts, then images, each from the oldest to the newest."""
-    found = await work.run(lambda: work.classifier.references.of(name))
-    return JSON([reference.to_dict() for reference in found])
+
+    def listed() -> Response:
+        stored = sorted(work.classifier.references.of(name), key=_place)
+        found, after = paging.page(stored, _place, "references", name)
+        return JSON({"items": [reference.to_dict() for reference in found], "next": after})
+
+    return await work.run(listed)
+
+
+def _place(reference: StoredReference) -> list[str]:
+    source = reference.source[:_SOURCE_IN_CURSOR].replace("\0", "")
+    is_image = str(int(reference.modality == "image"))
+    return [is_image, str(reference.added or ""), source, reference.hash]
 
 
 @router.get("/categories/{name}/references/{hash}", response_model=schemas.StoredReference)

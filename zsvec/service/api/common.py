@@ -36,6 +36,17 @@ async def author_of(request: Request) -> str | None:
     return key.name if key else None
 
 
+async def check_query(request: Request) -> None:
+    """Refuses query parameters that the description of the route does not have, and repeated ones."""
+    operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
+    known = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
+    names = [name for name, _ in request.query_params.multi_items()]
+    if unknown := sorted(set(names) - known):
+        raise Problem(422, f"the query may have {', '.join(sorted(known)) or 'no parameter'}, got {unknown[0]!r}")
+    if len(names) > len(set(names)):
+        raise Problem(422, "each parameter of the query must be given once")
+
+
 def _decoded(part: str) -> str:
     try:
         return unquote(part, errors="strict")

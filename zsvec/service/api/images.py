@@ -5,21 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from zsvec import checked_name, load_image
 from zsvec.errors import ImageError
 from zsvec.service.api import schemas
-from zsvec.service.api.common import By, Hash, Runs, of_state, picture
+from zsvec.service.api.common import By, Hash, Runs, check_query, of_state, picture
 from zsvec.service.api.description import PICTURE, PROBLEM, body_of
+from zsvec.service.api.paging import Page
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_images, sent_json
 
 _MAX_TOP_K = 1000
 _IMAGES = body_of(schemas.Images, form=True, raw=True)
 
-router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM)
+router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM, dependencies=[Depends(check_query)])
 
 
 @router.post("/classify", response_model=list[schemas.Prediction], openapi_extra=_IMAGES)
@@ -62,13 +63,18 @@ async def correct(
     return JSON(await work.run(corrected, by=by))
 
 
-@router.get("/inbox", response_model=list[schemas.Unlabelled])
-async def show_inbox(
-    work: Runs, number: Annotated[int | None, Query(ge=1, description="Maximum number of images.")] = None
-) -> Response:
-    """Returns the images that wait for a label. The first images are informative, and differ from each other."""
-    found = await work.run(lambda: work.classifier.inbox.rank(number))
-    return JSON([image.to_dict() for image in found])
+@router.get("/inbox", response_model=schemas.UnlabelledPage)
+async def show_inbox(request: Request, work: Runs, paging: Page) -> Response:
+    """Returns the images that wait for a label. The first images are informative, and differ from each other.
+
+    The order is that of the first page.
+    """
+
+    def listed() -> Response:
+        found, after = request.app.state.lists.page(paging, work.classifier.inbox.rank, "inbox")
+        return JSON({"items": [image.to_dict() for image in found], "next": after})
+
+    return await work.run(listed)
 
 
 @router.post("/inbox", response_model=list[schemas.Kept], openapi_extra=_IMAGES)

@@ -237,9 +237,28 @@ class Kept(Answer):
     error: str | None
 
 
+def _page(kind: Any, name: str) -> Any:
+    return create_model(
+        f"{name}Page",
+        __base__=Answer,
+        __doc__="A page of a list.",
+        items=(list[kind], ...),
+        next=(str | None, Field(description="`cursor` of the next page; null at the end.")),
+    )
+
+
+CategoryPage: Any = _page(Category, "Category")
+StoredReferencePage: Any = _page(StoredReference, "StoredReference")
+ChangePage: Any = _page(Change, "Change")
+UnlabelledPage: Any = _page(Unlabelled, "Unlabelled")
+
+
 class Finding(BaseModel):
     """A finding of an audit. The other fields depend on the kind of the finding."""
 
     model_config = ConfigDict(extra="allow")
 
     finding: Literal["summary", "label", "duplicates", "outlier", "thin", "confusion"]
+
+
+FindingPage: Any = _page(Finding, "Finding")

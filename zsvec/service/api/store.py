@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from zsvec import checked_name
 from zsvec.service.api import schemas
-from zsvec.service.api.common import By, Runs, of_state
+from zsvec.service.api.common import By, Runs, check_query, of_state
 from zsvec.service.api.description import PROBLEM, body_of
+from zsvec.service.api.paging import Page
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_json
+from zsvec.types import Change
 
-router = APIRouter(prefix="/v1", tags=["store"], responses=PROBLEM)
+_END_OF_TIME = 10**18  # microseconds since 1970
+
+router = APIRouter(prefix="/v1", tags=["store"], responses=PROBLEM, dependencies=[Depends(check_query)])
 
 
 @router.get("/info", response_model=dict[str, Any])
@@ -23,23 +27,42 @@ async def info(work: Runs) -> Response:
     return JSON(await work.run(work.classifier.info))
 
 
-@router.get("/audit", response_model=list[schemas.Finding])
-async def audit(work: Runs) -> Response:
+@router.get("/audit", response_model=schemas.FindingPage)
+async def audit(request: Request, work: Runs, paging: Page) -> Response:
     """Returns a summary, then label errors, near-duplicates and other findings.
 
-    The audit compares all reference images with each other, which is slow in large stores.
+    The audit compares all reference images with each other, which is slow in large stores. All pages are of the audit
+    of the first page.
     """
-    return JSON(await work.run(lambda: list(work.classifier.references.audit().lines())))
+
+    def listed() -> Response:
+        found, after = request.app.state.lists.page(
+            paging, lambda: list(work.classifier.references.audit().lines()), "audit"
+        )
+        return JSON({"items": found, "next": after})
+
+    return await work.run(listed)
 
 
-@router.get("/history", response_model=list[schemas.Change])
+@router.get("/history", response_model=schemas.ChangePage)
 async def history(
-    work: Runs, category: Annotated[schemas.CategoryName | None, Query(description="Changes of this category.")] = None
+    work: Runs,
+    paging: Page,
+    category: Annotated[schemas.CategoryName | None, Query(description="Changes of this category.")] = None,
 ) -> Response:
     """Returns the changes that can be undone or were undone, newest first."""
-    changes = work.classifier.history
-    found = await work.run(lambda: list(changes) if category is None else changes.of(category))
-    return JSON([change.to_dict() for change in found])
+
+    def listed() -> Response:
+        changes = work.classifier.history
+        every = list(changes) if category is None else changes.of(category)
+        found, after = paging.page(sorted(every, key=_age), _age, "history", category or "")
+        return JSON({"items": [change.to_dict() for change in found], "next": after})
+
+    return await work.run(listed)
+
+
+def _age(change: Change) -> list[str]:
+    return [f"{_END_OF_TIME - round(change.at.timestamp() * 1e6):018}", change.id]
 
 
 @router.post("/undo", response_model=schemas.Change, openapi_extra=body_of(schemas.UndoGiven))

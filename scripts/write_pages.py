@@ -28,6 +28,7 @@ from zsvec.encoders.spec import EncoderSpec
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.reference_aggregation import AGGREGATIONS
 from zsvec.service import create_app
+from zsvec.service.problems import CODES
 from zsvec.settings.settings import GenerationSettings, ModelPrice, Settings
 from zsvec.settings.trust import HARMLESS
 from zsvec.testing import HashEncoder
@@ -229,7 +230,22 @@ def description() -> str:
         return json.dumps(create_app(classifier).openapi(), indent=2, ensure_ascii=False) + "\n"
 
 
-PAGES: Mapping[str, Callable[[], str]] = {"commands": commands_page, "settings": settings_page}
+def problems_page() -> str:
+    """Returns the page that lists all problems of the API."""
+    parts = [
+        "# Problems",
+        "Look up each `error` of the [API](service.md). Codes stay the same, unlike the words in `detail`, which are "
+        "for people. The `type` of a problem is the address of its section on this page.",
+        *(f"## {code}\n\n{status}. {meaning}" for code, (status, meaning) in CODES.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "commands": commands_page,
+    "settings": settings_page,
+    "problems": problems_page,
+}
 
 if __name__ == "__main__":
     for topic, page in PAGES.items():

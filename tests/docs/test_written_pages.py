@@ -21,7 +21,7 @@ def write_pages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return write_pages
 
 
-@pytest.mark.parametrize("topic", ["commands", "settings"])
+@pytest.mark.parametrize("topic", ["commands", "problems", "settings"])
 def test_the_page_is_current(topic: str, write_pages: ModuleType) -> None:
     assert page(topic) == write_pages.PAGES[topic](), "run scripts/write_pages.py"
 

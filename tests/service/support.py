@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 from tests.support import coloured, encode
 from zsvec.classifier import Classifier
 from zsvec.service import Key, Keys, Limits, create_app
+from zsvec.service.problems import CODES, TYPES
 
 ALWAYS = {"x-request-id", "x-content-type-options", "content-security-policy", "referrer-policy", "x-frame-options"}
 READ = "read-0123456789abcdef"
@@ -58,6 +59,8 @@ class _Described:
             said = answer.json()
             assert said["status"] == answer.status_code
             assert said["detail"] not in ("", said["title"])
+            assert CODES[said["error"]][0] == answer.status_code
+            assert said["type"] == f"{TYPES}#{said['error']}"
             assert ("retry-after" in answer.headers) == (answer.status_code in (429, 503))
         operations = next((found for pattern, found in self._paths if pattern.fullmatch(path)), None)
         operation = operations and operations.get(answer.request.method.lower())

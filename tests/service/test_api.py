@@ -83,8 +83,44 @@ def test_an_image_that_cannot_be_read_has_its_own_error(client: TestClient) -> N
     assert "empty" in alone["error"]
 
 
+BROKEN = [
+    "!",
+    "",
+    "data:image/png;base64,!",
+    "data:image/png,raw",
+    "data:",
+    "é",
+    "a",
+    "data:;base64",
+    "http://127.0.0.1:9/x",
+]
+
+
+def test_invalid_base64_has_its_own_error(client: TestClient) -> None:
+    good = base64.b64encode(red()).decode()
+    named = [{"data": text, "name": "broken.png"} for text in BROKEN]
+    for path in ("/v1/classify", "/v1/inbox"):
+        answers = client.post(path, json={"images": [good, *BROKEN, *named, good]}).raise_for_status().json()
+        assert [answer["error"] is None for answer in answers] == [True, *[False] * 2 * len(BROKEN), True]
+        assert [answer["source"] for answer in answers[10:-1]] == ["broken.png"] * len(BROKEN)
+    for text in BROKEN:
+        how: dict[str, Any] = {"json": {"images": [good, text]}}
+        for answer in (client.post("/v1/correct?category=red", **how), client.put(path_to("new"), **how)):
+            problem(answer, 422)
+    assert names(client) == sorted(COLOURS)
+
+
+def test_data_uris(client: TestClient) -> None:
+    data = base64.b64encode(red()).decode()
+    for prefix in ("data:image/png;base64,", "DATA:image/PNG;BASE64,", "data:;base64,", "data:image/x;a=b;c=d;base64,"):
+        [answer] = client.post("/v1/classify", json={"images": [prefix + data]}).raise_for_status().json()
+        assert (answer["label"], answer["error"]) == ("red", None)
+    assert client.put(path_to("new"), json={"images": [{"data": "data:image/png;base64," + data}]}).status_code == 201
+
+
 def test_no_url_is_fetched(client: TestClient) -> None:
-    problem(client.post("/v1/classify", json={"images": ["http://127.0.0.1:9/x.png"]}), 422, "base64")
+    [answer] = client.post("/v1/classify", json={"images": ["http://127.0.0.1:9/x.png"]}).json()
+    assert "base64" in answer["error"]
     problem(client.post("/v1/classify", json={"images": [], "urls": ["http://127.0.0.1:9/x.png"]}), 422)
     [answer] = client.post("/v1/classify", **sent(b"http://127.0.0.1:9/x.png", "image/png")).json()
     assert "unknown format" in answer["error"]
@@ -122,7 +158,8 @@ def test_invalid_bodies(client: TestClient, path: str) -> None:
     problem(client.post(path, json=[]), 422)
     problem(client.post(path, json={}), 422, "images")
     problem(client.post(path, json={"images": []}), 422, "images")
-    problem(client.post(path, json={"images": ["!"]}), 422, "images.0")
+    if "correct" in path:
+        problem(client.post(path, json={"images": [base64.b64encode(red()).decode(), "!"]}), 422, "images.1")
     problem(client.post(path, json={"images": [{"data": "!", "more": 1}]}), 422, "images.0")
     problem(client.post(path, json={"images": [None, 1]}), 422, "images.0")
     problem(client.post(path, json={"images": ["!"] * 1_000_000}), 413, "100,000")
@@ -621,7 +658,7 @@ def test_unknown_paths(client: TestClient) -> None:
 
 def test_methods_that_are_not_allowed(client: TestClient) -> None:
     for path, methods in client.get("/v1/openapi.json").json()["paths"].items():
-        taken = {method.upper() for method in methods}
+        taken = {method.upper() for method in methods} | ({"HEAD"} if "get" in methods else set())
         for method in {"GET", "PUT", "PATCH", "POST", "DELETE", "OPTIONS", "TRACE", "PROPFIND"} - taken:
             answer = client.request(method, path.replace("{name}", "red").replace("{hash}", EMPTY_HASH))
             problem(answer, 405, method)

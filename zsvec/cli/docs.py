@@ -21,6 +21,7 @@ TOPICS = (
     "audit",
     "inbox",
     "service",
+    "problems",
     "streams",
     "server",
     "encoders",

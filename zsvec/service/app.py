@@ -132,7 +132,7 @@ async def _answer_error(request: Request, error: Any) -> Response:
 
 def _answer(scope: Scope, problem: Problem) -> Response:
     """Returns a page or a part of a page for a browser, and JSON for a program."""
-    return pages.answered(Request(scope), problem) or answer(problem)
+    return pages.answered(Request(scope), problem) or answer(problem, scope["app"].state.work.classifier.location)
 
 
 async def _answer_left_client(request: Request, error: Exception) -> Response:
@@ -148,7 +148,8 @@ def _problem_of(request: Request, error: Problem | ZSVecError | RequestValidatio
         first = error.errors()[0]
         return Problem(422, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
     if error.status_code == 404 and error.detail == HTTPStatus.NOT_FOUND.phrase:
-        return Problem(404, f"there is nothing at this path: {DESCRIPTION} lists the paths of the API")
+        detail = f"there is nothing at this path: {DESCRIPTION} lists the paths of the API"
+        return Problem(404, detail, error="unknown_path")
     if error.status_code == 405:
         taken = ", ".join(method for method in _METHODS if _is_taken(request, method))
         return Problem(405, f"{request.method} is not allowed at this path: use {taken}", {"Allow": taken})

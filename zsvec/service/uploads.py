@@ -17,7 +17,8 @@ from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from zsvec.service.api.schemas import CategoryGiven, Image, Images
+from zsvec.errors import ImageError
+from zsvec.service.api.schemas import CategoryGiven, Image, Images, NamedImage
 from zsvec.service.problems import Problem
 
 _log = logging.getLogger(__name__)
@@ -41,6 +42,17 @@ class Upload(io.BytesIO):
         self.name = "".join(filter(str.isprintable, last))[:_MAX_NAME].strip() or "upload"
 
 
+class _Unreadable(Upload):
+    """An image whose base64 is invalid. Reading raises the error, so that other images of a request are read."""
+
+    def __init__(self, error: ImageError, name: str | None) -> None:
+        super().__init__(b"?", name)
+        self._error = error
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        raise self._error
+
+
 @dataclass(frozen=True)
 class Material:
     """Reference images, definition texts and metadata of a category in a request. ``None`` means not given."""
@@ -50,8 +62,13 @@ class Material:
     metadata: Mapping[str, Any] | None = None
 
 
-async def sent_images(request: Request, max_images: int) -> list[Upload]:
+async def sent_images(request: Request, max_images: int, *, each: bool = False) -> list[Upload]:
     """Reads one or more images from a form, from JSON, or from a body that is an image.
+
+    Args:
+        request: The request.
+        max_images: Maximum number of images.
+        each: Whether an image with invalid base64 raises an error only when it is read.
 
     Raises:
         Problem: There are too few or too many images, or the body cannot be read.
@@ -62,7 +79,7 @@ async def sent_images(request: Request, max_images: int) -> list[Upload]:
         if fields:
             raise Problem(422, f"the form must have files 'images' only, got a field {next(iter(fields))!r}")
     elif kind == "application/json":
-        images = _named((await sent_json(request, Images)).images, max_images)
+        images = _named((await sent_json(request, Images)).images, max_images, each=each)
     elif kind.startswith("image/") or kind == "application/octet-stream":
         images = [Upload(await request.body(), None)]
     else:
@@ -198,9 +215,18 @@ def _utf_8(text: str) -> str:
     return text.encode("latin-1").decode()
 
 
-def _named(images: Sequence[Image], max_images: int) -> list[Upload]:
+def _named(images: Sequence[Image], max_images: int, *, each: bool = False) -> list[Upload]:
     _check_number(len(images), max_images)
-    return [Upload(one, None) if isinstance(one, bytes) else Upload(one.data, one.name) for one in images]
+    uploads: list[Upload] = []
+    for position, image in enumerate(images):
+        content, name = (image.data, image.name) if isinstance(image, NamedImage) else (image, None)
+        if not isinstance(content, ImageError):
+            uploads.append(Upload(content, name))
+        elif each:
+            uploads.append(_Unreadable(content, name))
+        else:
+            raise Problem(422, f"images.{position}: {content}", error="invalid_image")
+    return uploads
 
 
 def _check_number(images: int, max_images: int) -> None:

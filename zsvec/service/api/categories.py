@@ -129,11 +129,12 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
     new = None if given.name is None else checked_name(given.name)
     names = {one.name for one in classifier.categories()}
     if given.merge and new is not None and new not in names:
-        raise Problem(404, f"there is no category {new!r} to merge with: leave `merge` out, to rename")
+        detail = f"there is no category {new!r} to merge with: leave `merge` out, to rename"
+        raise Problem(404, detail, error="category_not_found")
     if given.merge and new == category.name:
         raise Problem(409, f"{new!r} would be merged with itself, the same category: name another one")
     if not given.merge and new != category.name and new in names:
-        raise Problem(409, f"there is a category {new!r} already: merge, or take another name")
+        raise Problem(409, f"there is a category {new!r} already: merge, or take another name", error="name_taken")
     with whole_change(classifier, "merge" if given.merge else "set" if given.name is None else "rename"):
         if given.texts is not None or given.metadata is not None:
             category = classifier.references.update(name, texts=given.texts, metadata=given.metadata)
@@ -185,7 +186,8 @@ async def show_reference(name: Name, hash: Hash, work: Runs) -> Response:  # noq
 def _reference(classifier: Classifier, name: str, content_hash: str) -> StoredReference:
     found = [one for one in classifier.references.of(name) if one.hash == content_hash]
     if not found:
-        raise Problem(404, f"{name!r} has no reference {content_hash!r}: GET …/references lists all")
+        detail = f"{name!r} has no reference {content_hash!r}: GET …/references lists all"
+        raise Problem(404, detail, error="reference_not_found")
     return found[0]
 
 

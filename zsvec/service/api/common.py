@@ -12,7 +12,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from starlette.responses import Response
 
 from zsvec import Classifier
-from zsvec.errors import CategoryNotFoundError, InvalidInputError, ZSVecError
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, OtherAuthorError, ZSVecError
 from zsvec.service.admission.queue import Work
 from zsvec.service.api.schemas import HASH, NAME
 from zsvec.service.auth.keys import Key
@@ -42,9 +42,10 @@ async def check_query(request: Request) -> None:
     known = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
     names = [name for name, _ in request.query_params.multi_items()]
     if unknown := sorted(set(names) - known):
-        raise Problem(422, f"the query may have {', '.join(sorted(known)) or 'no parameter'}, got {unknown[0]!r}")
+        detail = f"the query may have {', '.join(sorted(known)) or 'no parameter'}, got {unknown[0]!r}"
+        raise Problem(422, detail, error="unknown_parameter")
     if len(names) > len(set(names)):
-        raise Problem(422, "each parameter of the query must be given once")
+        raise Problem(422, "each parameter of the query must be given once", error="unknown_parameter")
 
 
 def _decoded(part: str) -> str:
@@ -77,7 +78,8 @@ def of_state() -> Iterator[None]:
     except CategoryNotFoundError:
         raise
     except InvalidInputError as exc:
-        raise Problem(409, str(exc)) from exc
+        code = "other_author" if isinstance(exc, OtherAuthorError) else None
+        raise Problem(409, str(exc), error=code) from exc
 
 
 @contextmanager
@@ -106,7 +108,8 @@ def picture(request: Request, small: SmallImage | None, content_hash: str) -> Re
         Problem: There is no copy.
     """
     if small is None:
-        raise Problem(404, f"the store has no small copy of {content_hash[:12]}: see the setting `keep_images`")
+        detail = f"the store has no small copy of {content_hash[:12]}: see the setting `keep_images`"
+        raise Problem(404, detail, error="copy_not_found")
     # Browsers may cache the copy but must revalidate, since the key may have changed.
     headers = {"Cache-Control": "private, no-cache", "ETag": f'"{content_hash}"'}
     if content_hash in request.headers.get("if-none-match", ""):

@@ -14,15 +14,9 @@ ABOUT = """\
 The categories of a classifier and its predictions, as JSON. The objects are those that the commands print with
 `--json`.
 
-An error is a problem (RFC 9457), `application/problem+json`: `detail` has the cause, the value and the fix.
-
-- 400: the body cannot be parsed
-- 401, 403: the key is missing or wrong; the key may not do this, or the request is cross-origin
-- 404: no such category, reference or path
-- 408, 413, 415: the body stalls, is too large, or has another media type
-- 409: the state of the store does not allow the change, or other writers won every attempt
-- 422: a value cannot be used
-- 429, 503: too many requests wait; the store is away. `Retry-After` has the seconds until the next attempt
+An error is a problem (RFC 9457), `application/problem+json`. `error` has a code for programs, `type` the address of its
+description, and `detail` the cause, the value and the fix for people. With 429 and 503, `Retry-After` has the seconds
+until the next attempt.
 
 Every response has an `X-Request-ID`, which is in the log of the service.
 """

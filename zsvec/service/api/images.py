@@ -32,10 +32,11 @@ async def classify(
 ) -> Response:
     """Classifies images. Returns one prediction per image, in order, with an `error` for an unreadable image.
 
-    Send images as form files named `images`, a single image as the body, or base64 in JSON. URLs are not fetched.
+    Send images as form files named `images`, a single image as the body, or base64 or data URIs in JSON. URLs are not
+    fetched.
     """
     work.check_room(1)  # before the body is read
-    images = await sent_images(request, work.limits.images)
+    images = await sent_images(request, work.limits.images, each=True)
     found = await work.classify(images, top_k, request.receive)
     return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])
 
@@ -83,7 +84,7 @@ async def keep_images(request: Request, work: Runs, by: By) -> Response:
 
     Near-duplicates of references, of dismissed images and of images from earlier requests are not kept.
     """
-    images = await sent_images(request, work.limits.images)
+    images = await sent_images(request, work.limits.images, each=True)
 
     def kept() -> list[dict[str, Any]]:
         found = []

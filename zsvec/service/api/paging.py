@@ -112,7 +112,7 @@ def _position(cursor: str, named: Sequence[str]) -> list[str]:
 
 
 def _forged() -> Problem:
-    return Problem(422, "cursor must be the `next` of the previous page of this list")
+    return Problem(422, "cursor must be the `next` of the previous page of this list", error="invalid_cursor")
 
 
 def _checksum(content: bytes, named: Sequence[str]) -> bytes:

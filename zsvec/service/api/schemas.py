@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal, get_type_hints
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     WithJsonSchema,
     create_model,
     model_validator,
@@ -25,11 +25,14 @@ from pydantic import (
 
 from zsvec import types
 from zsvec.curation import inbox
+from zsvec.errors import ImageError
 from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN
+from zsvec.service.problems import CODES, TYPES
 
 _MAX_ITEMS = 1000  # of a list in a request: each invalid item costs an error object
 
 _RED_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
+_DATA_URI = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w.=+-]{1,100}){0,4};base64,", re.ASCII | re.IGNORECASE)
 NAME: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
@@ -61,18 +64,20 @@ CategoryName = Annotated[str, AfterValidator(_not_too_long), WithJsonSchema(NAME
 Text = Annotated[str, WithJsonSchema(TEXT)]
 
 
-def _from_base64(value: object) -> bytes:
+def _from_base64(value: object) -> bytes | ImageError:
+    """Decodes base64 or a data URI. Returns an error for other strings, so that other images can be read."""
     if not isinstance(value, str):
         raise ValueError("an image must be base64 in a string")  # noqa: TRY004 - for pydantic
     try:
-        return b64decode(value.encode("ascii").translate(None, b" \t\r\n"), validate=True)
+        content = value[found.end() :] if (found := _DATA_URI.match(value)) else value
+        return b64decode(content.encode("ascii").translate(None, b" \t\r\n"), validate=True)
     except ValueError:
-        raise ValueError("an image must be valid base64") from None
+        return ImageError("an image must be base64, or a data URI with base64")
 
 
 Base64 = Annotated[
-    bytes,
-    BeforeValidator(_from_base64),
+    bytes | ImageError,
+    PlainValidator(_from_base64),
     WithJsonSchema({"type": "string", "format": "byte", "contentEncoding": "base64", "examples": [_RED_PIXEL]}),
 ]
 
@@ -86,7 +91,7 @@ class Given(BaseModel):
 class NamedImage(Given):
     """An image with a file name."""
 
-    data: Annotated[Base64, Field(description="The image file, as base64.")]
+    data: Annotated[Base64, Field(description="The image file, as base64 or a data URI.")]
     name: Annotated[str | None, Field(description="File name; stored as the source of a reference.")] = None
 
 
@@ -94,7 +99,7 @@ Image = Base64 | NamedImage
 
 
 class Images(Given):
-    """Images, each as a base64 string or as an object with a file name."""
+    """Images, each as a string (base64 or a data URI) or as an object with a file name."""
 
     images: Annotated[list[Image], Field(min_length=1, max_length=_MAX_ITEMS)]
 
@@ -164,11 +169,13 @@ class Answer(BaseModel):
 class Problem(Answer):
     """An error, as problem details (RFC 9457)."""
 
-    type: str
+    type: Annotated[str, Field(description="Address of the description of the problem.", examples=[f"{TYPES}#busy"])]
     title: str
     status: int
-    detail: Annotated[str, Field(description="Cause, value and fix.")]
-    error: Annotated[str | None, Field(description="Class in `zsvec.errors`.")] = None
+    detail: Annotated[str, Field(description="Cause, value and fix, for people. The words may change.")]
+    error: Annotated[
+        str, Field(description=f"Code of the problem: {', '.join(CODES)}. There may be more later.", examples=["busy"])
+    ]
 
 
 def _answer(kind: type, **changed: Any) -> Any:

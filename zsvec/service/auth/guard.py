@@ -86,9 +86,11 @@ class Guard:
             raise Problem(400, f"a request must have one Host header, got {len(hosts)}")
         host = hosts[0] if hosts else ""
         if not self._keys and not _is_this_machine(host):
-            raise Problem(403, f"without keys, the host must be a name of this machine, got {host!r}. Set {VARIABLE}")
+            detail = f"without keys, the host must be a name of this machine, got {host!r}. Set {VARIABLE}"
+            raise Problem(403, detail, error="untrusted_host")
         if not self._keys and not path.startswith(_HEALTH) and (mark := _mark_of_a_proxy(scope, headers)):
-            raise Problem(403, f"a request by a proxy needs a key, got {mark}. Set {VARIABLE}")
+            detail = f"a request by a proxy needs a key, got {mark}. Set {VARIABLE}"
+            raise Problem(403, detail, error="untrusted_host")
         _check_origin(headers, method, host)
         scope.setdefault("state", {})["key"] = None
         if not self._keys or is_open(path):
@@ -99,11 +101,12 @@ class Guard:
         key = self._keys.find(given)
         if key is None:
             wrong = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
-            raise Problem(401, "invalid key: send a key of this service", wrong)
+            raise Problem(401, "invalid key: send a key of this service", wrong, "key_invalid")
         scope["state"]["key"] = key
         if not key.allows(method, path):
             said = "Your key may only read. Sign out, then sign in with a key that may write."
-            raise Problem(403, f"the key {key.name!r} may only read: send one that may write", said=said)
+            detail = f"the key {key.name!r} may only read: send one that may write"
+            raise Problem(403, detail, error="key_read_only", said=said)
 
 
 def _mark_of_a_proxy(scope: Scope, headers: Headers) -> str | None:

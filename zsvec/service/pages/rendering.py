@@ -47,16 +47,16 @@ _SAID = {
     500: ("The service has failed.", _SEE_LOG),
     503: ("The service is not available at the moment.", "Try again in a moment."),
 }
-# By class of the error, because its message is for programs: it names commands, settings, paths and ids.
+# By code of the problem, because its message is for programs: it names commands, settings and ids.
 _SENTENCES = {
-    "ConflictError": "A category would lose its last picture or text, or another change came first. " + _RELOAD,
-    "EncoderMismatchError": "The categories need other encoders. Start the service with those encoders.",
-    "ImageError": "This is not a picture, or it is damaged or too large. Save it as JPEG or PNG.",
-    "MissingExtraError": "A part of zsvec is not installed. " + _SEE_LOG,
-    "StoreError": "The store does not allow this. " + _RELOAD,
-    "StoreLockedError": "Another program uses the store. End that program, then try again.",
-    "StoreUnavailableError": "The store does not answer. Try again in a moment.",
-    "WeightsUnavailableError": "The encoders cannot be loaded. " + _SEE_LOG,
+    "conflict": "A category would lose its last picture or text, or another change came first. " + _RELOAD,
+    "encoder_mismatch": "The categories need other encoders. Start the service with those encoders.",
+    "invalid_image": "This is not a picture, or it is damaged or too large. Save it as JPEG or PNG.",
+    "missing_extra": "A part of zsvec is not installed. " + _SEE_LOG,
+    "store_refuses": "The store does not allow this. " + _RELOAD,
+    "store_locked": "Another program uses the store. End that program, then try again.",
+    "store_unavailable": "The store does not answer. Try again in a moment.",
+    "weights_unavailable": "The encoders cannot be loaded. " + _SEE_LOG,
 }
 _SURE = 0.8  # probability of "Very probably"
 _CERTAINTY = ((0.95, "Almost certainly"), (_SURE, "Very probably"), (0.6, "Probably"), (0.0, "Perhaps"))
@@ -205,6 +205,6 @@ def answered(request: Request, problem: Problem) -> Response | None:
         return None
     heading, usual = _SAID.get(problem.status, (f"{HTTPStatus(problem.status).phrase}.", _RELOAD))
     no_page = problem.status == 404 and "route" not in request.scope
-    detail = "No page has this address." if no_page else problem.said or _SENTENCES.get(problem.error or "", usual)
+    detail = "No page has this address." if no_page else problem.said or _SENTENCES.get(problem.error, usual)
     template = "problem_toast.html" if is_part(request) else "problem.html"
     return render(request, template, problem.status, problem.headers, heading=heading, detail=detail)

@@ -707,11 +707,25 @@ def test_get_equals_the_command_line(cli: Callable[..., Result], store: Path) ->
         "/v1/audit": "audit",
         "/v1/history": "history",
         "/v1/history?category=purple": "history purple",
-        "/v1/info": "info",
     }.items():
         said = lines(cli(f"{command} --json"))
         assert as_lines(ask(store, "GET", path)) == said
         assert said or "groups" in path
+
+
+def test_info_tells_version_limits_and_what_the_command_line_tells(
+    cli: Callable[..., Result],  # noqa: F811
+    store: Path,
+) -> None:
+    found = ask(store, "GET", "/v1/info")
+    [said] = cli("info --json").objects
+    limits = {"images": 64, "body_bytes": 64 * 2**20, "queue": 256, "top_k": 1000, "page": 1000}
+    assert (found.pop("version"), found.pop("limits")) == (zsvec.__version__, limits)
+    assert found.keys() == {"encoders", "categories", "references", "unreadable", "profile", "calibration"} | {
+        "threshold_progress"
+    }
+    assert found == {name: said[name] for name in found}
+    assert str(store) not in json.dumps(found)
 
 
 def test_predictions_equal_the_command_line(cli: Callable[..., Result], store: Path) -> None:  # noqa: F811

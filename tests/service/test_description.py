@@ -87,6 +87,22 @@ def test_examples_are_valid_and_name_existing_strategies() -> None:
     assert "loglinear" not in json.dumps(description)
 
 
+def test_a_key_is_optional_where_none_is_needed() -> None:
+    with coloured_store(1) as classifier:
+        assert create_app(classifier).openapi()["security"] == [{}, {"key": []}]
+        assert create_app(classifier, keys=KEYS).openapi()["security"] == [{"key": []}]
+
+
+def test_audit_and_info_are_typed() -> None:
+    with coloured_store(1) as classifier:
+        models = create_app(classifier).openapi()["components"]["schemas"]
+    [items] = [models["FindingPage"]["properties"]["items"]["items"]]
+    kinds = {models[one["$ref"].rpartition("/")[2]]["properties"]["finding"]["const"] for one in items["anyOf"]}
+    assert kinds == {"summary", "label", "duplicates", "outlier", "thin", "confusion"}
+    assert all(model.get("additionalProperties", False) is False for model in models.values() if "Page" in str(model))
+    assert models["Info"]["additionalProperties"] is False
+
+
 def test_each_app_describes_its_own_limit_of_images() -> None:
     with coloured_store(1) as classifier:
         apps = [create_app(classifier, limits=Limits(images=number)) for number in (61, 62)]

@@ -60,7 +60,9 @@ _HEADERS = {
 class _Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            self.openapi_schema = completed(super().openapi(), self.state.work.limits.images)
+            self.openapi_schema = completed(
+                super().openapi(), self.state.work.limits.images, keys=bool(self.state.keys)
+            )
         return self.openapi_schema
 
 
@@ -91,7 +93,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
         description=ABOUT,
         generate_unique_id_function=lambda route: route.name,
         lifespan=lifespan,
-        docs_url=None,  # loads scripts from a CDN
+        docs_url=None,  # loads scripts from a CDN; `zsvec.service.pages.docs` is in its place
         redoc_url=None,
         openapi_url=DESCRIPTION,
         redirect_slashes=False,

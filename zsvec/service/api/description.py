@@ -71,15 +71,18 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
     return {"requestBody": {"required": True, "content": content}}
 
 
-def completed(description: dict[str, Any], max_images: int) -> dict[str, Any]:
-    """Returns FastAPI's description with models of bodies and problems, API keys, and the maximum number of images."""
+def completed(description: dict[str, Any], max_images: int, *, keys: bool) -> dict[str, Any]:
+    """Returns FastAPI's description with models of bodies and problems, API keys, and the maximum number of images.
+
+    Without `keys`, a key is optional.
+    """
     _, sent = models_json_schema(
         [(model, "validation") for model in schemas.Given.__subclasses__()] + [(schemas.Problem, "serialization")],
         ref_template="#/components/schemas/{model}",
     )
     models = {**description["components"]["schemas"], **sent["$defs"]}
     description["components"] = {"schemas": dict(sorted(models.items())), "securitySchemes": _SECURITY}
-    description["security"] = [{"key": []}]
+    description["security"] = [{"key": []}] if keys else [{}, {"key": []}]
     bodies = [operation.get("requestBody") for path in description["paths"].values() for operation in path.values()]
     for part in _objects([bodies, sent["$defs"]]):
         if "images" in part.get("properties", ()):

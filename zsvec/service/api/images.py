@@ -17,7 +17,7 @@ from zsvec.service.api.paging import Page
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_images, sent_json
 
-_MAX_TOP_K = 1000
+MAX_TOP_K = 1000
 _IMAGES = body_of(schemas.Images, form=True, raw=True)
 
 router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM, dependencies=[Depends(check_query)])
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM, dependencie
 async def classify(
     request: Request,
     work: Runs,
-    top_k: Annotated[int, Query(ge=1, le=_MAX_TOP_K, description="Categories in the rankings.")] = 5,
+    top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Categories in the rankings.")] = 5,
     explain: Annotated[bool, Query(description="Whether to return the evidence of each expert.")] = False,
 ) -> Response:
     """Classifies images. Returns one prediction per image, in order, with an `error` for an unreadable image.

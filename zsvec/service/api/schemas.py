@@ -10,7 +10,7 @@ import re
 import unicodedata
 from base64 import b64decode
 from inspect import cleandoc
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+import zsvec
 from zsvec import types
 from zsvec.curation import inbox
 from zsvec.errors import ImageError
@@ -260,12 +261,60 @@ ChangePage: Any = _page(Change, "Change")
 UnlabelledPage: Any = _page(Unlabelled, "Unlabelled")
 
 
-class Finding(BaseModel):
-    """A finding of an audit. The other fields depend on the kind of the finding."""
+class AuditSummary(Answer):
+    """Numbers of an audit: images, judged labels, findings of each kind, and findings that were kept."""
 
-    model_config = ConfigDict(extra="allow")
+    finding: Literal["summary"]
+    images: int
+    judged: int
+    calibrated: bool
+    labels: int
+    duplicates: int
+    outliers: int
+    thin: int
+    confusions: int
+    kept: int
 
-    finding: Literal["summary", "label", "duplicates", "outlier", "thin", "confusion"]
+
+def _finding(finding: str, kind: type, **changed: Any) -> Any:
+    base, literal = _answer(kind, **changed), cast("Any", Literal[finding])
+    return create_model(f"{kind.__name__}Finding", __base__=base, __doc__=base.__doc__, finding=(literal, ...))
+
+
+StoredImage: Any = _answer(zsvec.StoredImage)
+Finding: Any = (
+    AuditSummary
+    | _finding("label", zsvec.Suspect)
+    | _finding("duplicates", zsvec.Duplicates, images=list[StoredImage])
+    | _finding("outlier", zsvec.Outlier, image=StoredImage)
+    | _finding("thin", zsvec.ThinCategory)
+    | _finding("confusion", zsvec.Confusion, images=list[StoredImage], categories=list[str])
+)
+"""An item of an audit; `finding` is its kind."""
+
+
+class ServiceLimits(Answer):
+    """Limits of requests."""
+
+    images: Annotated[int, Field(description="Images in a request.")]
+    body_bytes: Annotated[int, Field(description="Bytes of a body.")]
+    queue: Annotated[int, Field(description="Images that wait or are classified.")]
+    top_k: Annotated[int, Field(description="Categories in a ranking.")]
+    page: Annotated[int, Field(description="Items of a page.")]
+
+
+class Info(Answer):
+    """The service and the store."""
+
+    version: Annotated[str, Field(description="Version of zsvec.")]
+    limits: ServiceLimits
+    encoders: Annotated[dict[str, str], Field(description="Fingerprint of each encoder of the store.")]
+    categories: int
+    references: Annotated[dict[str, int], Field(description="Number of references by expert.")]
+    unreadable: Annotated[list[str], Field(description="Categories whose records are damaged.")]
+    profile: str | None
+    calibration: zsvec.CalibrationState
+    threshold_progress: ThresholdProgress | None
 
 
 FindingPage: Any = _page(Finding, "Finding")

@@ -7,11 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from zsvec import checked_name
+from zsvec import __version__, checked_name
 from zsvec.service.api import schemas
 from zsvec.service.api.common import By, Runs, check_query, of_state
 from zsvec.service.api.description import PROBLEM, body_of
-from zsvec.service.api.paging import Page
+from zsvec.service.api.images import MAX_TOP_K
+from zsvec.service.api.paging import MAX_LIMIT, Page
 from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_json
 from zsvec.types import Change
@@ -21,10 +22,26 @@ _END_OF_TIME = 10**18  # microseconds since 1970
 router = APIRouter(prefix="/v1", tags=["store"], responses=PROBLEM, dependencies=[Depends(check_query)])
 
 
-@router.get("/info", response_model=dict[str, Any])
+@router.get("/info", response_model=schemas.Info)
 async def info(work: Runs) -> Response:
-    """Returns the location, size, encoders, calibration and engine versions of the store."""
-    return JSON(await work.run(work.classifier.info))
+    """Returns the version and limits of the service, and the size, encoders and calibration of the store."""
+
+    def read() -> Response:
+        limits = work.limits
+        about = {
+            "version": __version__,
+            "limits": {
+                "images": limits.images,
+                "body_bytes": limits.body_bytes,
+                "queue": limits.queue,
+                "top_k": MAX_TOP_K,
+                "page": MAX_LIMIT,
+            },
+        }
+        found = work.classifier.info()
+        return JSON({name: about.get(name) or found[name] for name in schemas.Info.model_fields})
+
+    return await work.run(read)
 
 
 @router.get("/audit", response_model=schemas.FindingPage)

@@ -2,11 +2,23 @@
 
 from fastapi import APIRouter
 
-from zsvec.service.pages import audit, categories, changes, classify, image_map, inbox, live, login, overview, rendering
+from zsvec.service.pages import (
+    audit,
+    categories,
+    changes,
+    classify,
+    docs,
+    image_map,
+    inbox,
+    live,
+    login,
+    overview,
+    rendering,
+)
 from zsvec.service.pages.rendering import answered
 
 router = APIRouter(include_in_schema=False)
-for part in (rendering, login, classify, categories, changes, inbox, image_map, audit, overview, live):
+for part in (rendering, login, classify, categories, changes, inbox, image_map, audit, overview, live, docs):
     router.include_router(part.router)
 
 __all__ = ["answered", "router"]

@@ -37,7 +37,7 @@ def folder_of(folder: Path, number: int, colour: str = "red", seed: int = 0) -> 
 def numbers(service: Service) -> dict[str, int]:
     """Number of photos of each category."""
     headers = {"Authorization": f"Bearer {service.key}"}
-    found = httpx.get(f"{service.address}v1/categories", headers=headers).json()
+    found = httpx.get(f"{service.address}v1/categories", headers=headers).json()["items"]
     return {one["category"]: max(n for expert, n in one["references"].items() if "image" in expert) for one in found}
 
 

@@ -17,7 +17,7 @@ def number(service: Service, category: str) -> int:
     """Number of photos of a category; 0 without the category."""
     headers = {"Authorization": f"Bearer {service.key}"}
     answer = httpx.get(f"{service.address}v1/categories/{category}/references", headers=headers)
-    return sum(one["modality"] == "image" for one in answer.json()) if answer.status_code == 200 else 0
+    return sum(one["modality"] == "image" for one in answer.json()["items"]) if answer.status_code == 200 else 0
 
 
 def lasso(page: Page) -> None:

@@ -20,7 +20,9 @@ from zsvec.service import create_app
 
 EXAMPLES = 10
 # JSON Schema cannot express 64-bit integers in any JSON, its depth, or names that are invisible or unfit for paths.
-UNSAID = (b"metadata must be", b"metadata may have", b"category name must not be empty", b"out of paths")
+UNSAID = [b"metadata must be", b"metadata may have", b"category name must not be empty", b"out of paths"]
+UNSAID += [b"version_conflict", b"invalid_cursor", b"merged with itself"]  # nor the state of the store
+UNSAID += [b"entity tags in quotes"]  # schemathesis covers headers by values that their pattern does not allow
 # Nor can JSON Schema express a picture.
 PICTURES = [red(seed) for seed in range(3)]
 FORMATS: dict[str, list[Any]] = {

@@ -234,8 +234,8 @@ def test_a_store_that_is_away(client: TestClient, classifier: Classifier, monkey
         assert "store" in ready(client)
         for path in ("/v1/categories", path_to("red"), "/v1/info", "/v1/history"):
             answer = client.get(path)
-            problem(answer, 503, "start it")
-            assert (answer.headers["retry-after"], answer.json()["error"]) == ("5", "StoreUnavailableError")
+            problem(answer, 503, "log of the service")
+            assert (answer.headers["retry-after"], answer.json()["error"]) == ("5", "store_unavailable")
             assert "secret" not in answer.text
         now = figures(client)
         assert figure(now, "zsvec_store_revision") == figure(before, "zsvec_store_revision")  # as last read

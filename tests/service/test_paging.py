@@ -93,7 +93,8 @@ def test_no_reference_is_skipped_or_repeated_while_others_write(full: TestClient
     def write() -> None:
         if len(seen) == 3:
             classifier.references.remove("red", seen[-1])
-        classifier.add_category("red", [f"text {next(seeds)}"], [red(next(seeds))] if len(seen) < 5 else [])
+        if len(seen) < 5:
+            classifier.add_category("red", [f"text {next(seeds)}"], [red(next(seeds))])
 
     for page in pages(full, path_to("red", "references"), 1, write):
         seen.extend(one["hash"] for one in page)

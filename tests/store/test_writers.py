@@ -6,6 +6,7 @@ import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import Context
 from functools import partial
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_change_of_an_expected_version_loses_to_any_other(
     add(store, "cat", ["a cat"])
     hook = "retrieve" if change == "add nothing new" else "commit"
     with pytest.raises(VersionConflictError, match="'red panda'"), store.expecting("red panda", {1}):
-        backend.hooks[hook] = lambda *_: add(other, "red panda", ["theirs"])
+        backend.hooks[hook] = lambda *_: Context().run(add, other, "red panda", ["theirs"])  # as another thread would
         CHANGES[change](store)
 
     assert images(store) == ["old", "theirs"] == images(other)
@@ -246,6 +247,16 @@ def test_merge_of_a_category_that_another_removes_is_not_acknowledged(
     with pytest.raises(CategoryNotFoundError, match="'red panda'"):
         store.move(Move(source="red panda", target="lynx", new=new))
     assert "theirs" in images(store, "lynx")
+
+
+@pytest.mark.parametrize("hashes", [None, [content_hash("old")]], ids=["rename", "move"])
+def test_move_to_a_new_category_that_loses_to_an_addition_is_run_again(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store, hashes: list[str] | None
+) -> None:
+    backend.hooks["commit"] = lambda *_: add(other, "red panda", ["theirs"])
+    store.move(Move(source="red panda", target="lynx", hashes=hashes))
+    assert images(other, "lynx") == (["old"] if hashes else ["old", "theirs"])
+    assert_no_garbage(deployment, store)
 
 
 def test_category_that_both_create_has_the_references_of_both(

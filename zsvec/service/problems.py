@@ -144,7 +144,7 @@ def problem_of(error: ZSVecError) -> Problem:
     said = None
     if isinstance(error, CategoryNotFoundError) and error.name:
         said = f"There is no category “{error.name}”. It may have been renamed or removed."
-    # What is wrong with the service itself is in its log: the messages name its folders and hosts.
+    # Failures of the service itself are explained in the log, because these messages name folders and hosts.
     is_of_service = status >= 500 or code == "encoder_mismatch"
     return Problem(
         status, f"{meaning} The log of the service says more." if is_of_service else str(error), error=code, said=said
@@ -159,7 +159,8 @@ def refusal(status: int, sentence: str) -> Problem:
 def answer(problem: Problem, location: str = "") -> Response:
     """Returns the response for a problem. The detail does not name the location of the store."""
     detail = problem.detail
-    for name in (location, location.partition(" (namespace ")[0]):
+    place = location.partition(" (namespace ")[0]
+    for name in (location, place, place.removeprefix("the missing folder ")):
         if "/" in name or "\\" in name:
             detail = detail.replace(name, "the store")
     body = {

@@ -655,7 +655,7 @@ class Store:
         Raises:
             VersionConflictError: The category has another version, at the start of the block or at the commit.
         """
-        expected = Expected(name, versions)
+        expected = Expected(self._catalog, name, versions)
         expected.check(self._catalog.find(name))
         token = EXPECTED.set(expected)
         try:

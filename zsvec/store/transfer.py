@@ -85,9 +85,9 @@ def transfer(
     for attempt in attempts(catalog, names):
         with attempt:
             state = catalog.state(names)
-            after = {name: _shown(catalog, state, name) for name in names}
-            if _done(identifier) in writers(after[source.name]):
-                won = dict(publish(catalog, after))
+            losing = _shown(catalog, state, source.name)
+            if _done(identifier) in writers(losing):  # else, a new target may not exist
+                won = dict(publish(catalog, {source.name: losing, target.name: _shown(catalog, state, target.name)}))
                 if len(won) < len(names):
                     raise UnknownError  # a reader's next look may miss one
     return won

@@ -25,7 +25,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import numpy as np
 from tenacity import (
     RetryError,
     Retrying,
@@ -124,11 +123,13 @@ class Expected:
     """The versions that a category may have when a block first commits this category (`Store.expecting`).
 
     Attributes:
+        catalog: Catalog of the store. The block may write to other stores, too.
         name: Name of the category.
         versions: The versions; 0 stands for a missing category.
         committed: Whether the block has committed the category. Then any version is accepted.
     """
 
+    catalog: Catalog
     name: str
     versions: Container[int]
     committed: bool = False
@@ -172,7 +173,7 @@ class Writer:
 
         def attempt() -> bool:
             before = settled(self.catalog, pending)
-            _check_expected(before, pending)
+            self._check_expected(before, pending)
             plans, errors = self._planned_each(pending, before)
             refused.extend(errors.values())
             for name in errors:
@@ -197,7 +198,7 @@ class Writer:
             return not pending
 
         self.until_won(attempt, pending)
-        _meet_expected(committed)
+        self._meet_expected(committed)
         if refused:
             raise refused[0]
         return [done[write.name] for write in writes]
@@ -209,7 +210,7 @@ class Writer:
             before = settled(self.catalog, [name])
             if name not in before.manifests and self.catalog.heal([name]):
                 before = settled(self.catalog, [name])
-            _check_expected(before, [name])
+            self._check_expected(before, [name])
             category = self.catalog.existing(name, before.category(name))
             gone, images = emptied(category), None
             if withdraw:
@@ -218,7 +219,7 @@ class Writer:
             return bool(publish(self.catalog, self.carry_out([(gone, ())], before, images=images)))
 
         self.until_won(attempt, [name])
-        _meet_expected([name])
+        self._meet_expected([name])
 
     def remove_references(self, name: str, hashes: Collection[str], *, withdraw: bool = True) -> Category:
         """As `zsvec.store.store.Store.remove_references`. Unless `withdraw` is set, nothing is marked as withdrawn."""
@@ -228,7 +229,7 @@ class Writer:
             if left:  # committed, but perhaps not published
                 return bool(publish(self.catalog, self.catalog.state([name]).manifests))
             before = settled(self.catalog, [name])
-            _check_expected(before, [name])
+            self._check_expected(before, [name])
             category = self.catalog.existing(name, before.category(name))
             every = self._read_all(category)
             _check_known(hashes, {reference.hash for reference in every}, name)
@@ -240,7 +241,7 @@ class Writer:
             return bool(won and publish(self.catalog, won))
 
         self.until_won(attempt, [name])
-        _meet_expected([name])
+        self._meet_expected([name])
         return left[0]
 
     def keep(self, name: str, hashes: Collection[str], finding: str, *, kept: bool = True) -> Category:
@@ -249,7 +250,7 @@ class Writer:
 
         def attempt() -> bool:
             before = settled(self.catalog, [name])
-            _check_expected(before, [name])
+            self._check_expected(before, [name])
             category = self.catalog.existing(name, before.category(name))
             _check_known(hashes, {digest for _, _, digest in self.references.keys(category)}, name)
             marks = sorted(kept_mark(finding, digest) for digest in hashes)
@@ -262,7 +263,7 @@ class Writer:
             return bool(done)
 
         self.until_won(attempt, [name])
-        _meet_expected([name])
+        self._meet_expected([name])
         return done[0]
 
     def move(self, move: Move) -> Category:
@@ -277,7 +278,7 @@ class Writer:
             if leaving and self._is_moved(move, leaving, latest):  # another writer finished the last attempt
                 moved.append(latest[move.target])
                 return True
-            _check_expected(before, names)
+            self._check_expected(before, names)
             source = self.catalog.existing(move.source, latest.get(move.source))
             target = latest.get(move.target)
             if move.new and target and target.write_ids:
@@ -308,7 +309,7 @@ class Writer:
             return bool(won)
 
         self.until_won(attempt, names)
-        _meet_expected(names)
+        self._meet_expected(names)
         return moved[0]
 
     def _is_moved(self, move: Move, leaving: Sequence[Reference], latest: Mapping[str, Category]) -> bool:
@@ -324,6 +325,19 @@ class Writer:
         if to_move:
             return False
         return {reference.key for reference in leaving} <= self.references.keys(target)
+
+    def _check_expected(self, before: State, names: Collection[str]) -> None:
+        """Raises VersionConflictError if one of these categories does not have the version that the block expects."""
+        if expected := self._expected(names):
+            expected.check(before.category(expected.name))
+
+    def _meet_expected(self, committed: Collection[str]) -> None:
+        if expected := self._expected(committed):
+            expected.committed = True
+
+    def _expected(self, names: Collection[str]) -> Expected | None:
+        expected = EXPECTED.get()
+        return expected if expected and expected.catalog is self.catalog and expected.name in names else None
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
         """As `zsvec.store.store.Store.keep_calibration`."""
@@ -406,7 +420,7 @@ class Writer:
         return len(stored) == len(references) and all(
             (there := stored.get(one.key)) is not None
             and (one.source, one.prompt, one.group) == (there.source, there.prompt, there.group)
-            and np.allclose(one.vector, there.vector, rtol=0, atol=_ROUNDING)
+            and bool((abs(one.vector - there.vector) <= _ROUNDING).all())
             for one in references
         )
 
@@ -505,19 +519,6 @@ def until_won(attempt: Callable[[], bool], message: Callable[[], str]) -> None:
         retrying(attempt)
     except RetryError as exc:
         raise ConflictError(message()) from exc
-
-
-def _check_expected(before: State, names: Collection[str]) -> None:
-    """Raises VersionConflictError if one of these categories does not have the version that the block expects."""
-    expected = EXPECTED.get()
-    if expected and expected.name in names:
-        expected.check(before.category(expected.name))
-
-
-def _meet_expected(committed: Collection[str]) -> None:
-    expected = EXPECTED.get()
-    if expected and expected.name in committed:
-        expected.committed = True
 
 
 def _as_json(metadata: Mapping[str, Any]) -> str:

@@ -451,7 +451,7 @@ def test_a_change_of_a_category_is_whole(client: TestClient, classifier: Classif
     more = {"texts": ["x"], "metadata": {"a": 2}}
     problem(client.patch(path_to("red"), json={"name": "blue", **more}), 409, "blue", "merge")
     problem(client.patch(path_to("red"), json={"name": "none", "merge": True, **more}), 404, "none")
-    problem(client.patch(path_to("red"), json={"name": "red", "merge": True}), 409, "same")
+    problem(client.patch(path_to("red"), json={"name": "red", "merge": True}), 422, "same")
     problem(client.patch(path_to("red"), json={"merge": True, **more}), 422, "merge")
     problem(client.patch(path_to("none"), json=more), 404, "none")
     problem(client.patch(path_to("red"), json={"texts": [" "]}), 422, "text")
@@ -468,7 +468,7 @@ def test_a_refused_change_changes_nothing(history: int) -> None:
         for body, status in (
             ('{"texts": ["x"], "metadata": {"a": NaN}}', 422),
             ('{"texts": ["x"], "metadata": {"a": 123456789012345678901234567890}}', 422),
-            ('{"texts": ["x"], "metadata": {"a": 1}, "merge": true, "name": "red"}', 409),
+            ('{"texts": ["x"], "metadata": {"a": 1}, "merge": true, "name": "red"}', 422),
             ('{"metadata": {"a": 1}, "texts": [" "]}', 422),
             ('{"metadata": {"a": 1}, "texts": ["x"], "name": " "}', 422),
             ('{"metadata": {"a": 1}, "texts": [], "name": "crimson"}', 409),

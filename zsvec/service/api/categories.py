@@ -6,6 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from zsvec import Category, Classifier, ReferenceImage, SmallImage, StoredReference, checked_name
+from zsvec.service import edits
 from zsvec.service.api import schemas
 from zsvec.service.api.common import By, Hash, Name, Runs, check_query, of_state, picture, whole_change
 from zsvec.service.api.conditions import ETAG, If, described, etag
@@ -127,14 +128,8 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
     category = classifier.category(name)
     # Checked before the first write, so that a refused request changes nothing, even without a history.
     new = None if given.name is None else checked_name(given.name)
-    names = {one.name for one in classifier.categories()}
-    if given.merge and new is not None and new not in names:
-        detail = f"there is no category {new!r} to merge with: leave `merge` out, to rename"
-        raise Problem(404, detail, error="category_not_found")
-    if given.merge and new == category.name:
-        raise Problem(409, f"{new!r} would be merged with itself, the same category: name another one")
-    if not given.merge and new != category.name and new in names:
-        raise Problem(409, f"there is a category {new!r} already: merge, or take another name", error="name_taken")
+    if new is not None:
+        (edits.check_merge if given.merge else edits.check_rename)(classifier, category.name, new)
     with whole_change(classifier, "merge" if given.merge else "set" if given.name is None else "rename"):
         if given.texts is not None or given.metadata is not None:
             category = classifier.references.update(name, texts=given.texts, metadata=given.metadata)
@@ -224,8 +219,8 @@ async def move_reference(
     def move() -> Response:
         _reference(work.classifier, name, hash)
         target = checked_name(given.category)
-        with of_state(), condition.of(work.classifier, name):
-            return JSON(work.classifier.references.move(hash, source=name, target=target).to_dict())
+        with whole_change(work.classifier, "move"), condition.of(work.classifier, name):
+            return JSON(edits.move(work.classifier, {name: [hash]}, target).to_dict())
 
     return await work.run(move, by=by)
 
@@ -236,8 +231,8 @@ async def remove_reference(name: Name, hash: Hash, work: Runs, by: By, condition
 
     def remove() -> None:
         _reference(work.classifier, name, hash)
-        with of_state(), condition.of(work.classifier, name):
-            work.classifier.references.remove(name, hash)
+        with condition.of(work.classifier, name):
+            edits.remove(work.classifier, {name: [hash]})
 
     await work.run(remove, by=by)
     return Response(status_code=204)

@@ -15,9 +15,10 @@ from starlette.responses import Response
 
 from zsvec import CategoryInput, Classifier, ReferenceImage
 from zsvec.errors import ImageError
+from zsvec.service import edits
 from zsvec.service.api.common import Hash, Name, Runs, picture, work_of
 from zsvec.service.api.schemas import Hashes
-from zsvec.service.pages.changes import changed, create_missing, name_in
+from zsvec.service.pages.changes import changed, name_in
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import JSON, refusal
 from zsvec.service.uploads import Upload, sent_form, sent_json
@@ -234,8 +235,7 @@ async def rename(request: Request, name: Name, work: Runs) -> Response:
     new = name_in(fields, "new")
 
     def renamed() -> str:
-        if new in {category.name for category in work.classifier.categories()}:
-            raise refusal(409, f"There is a category “{new}” already: merge the two, or take another name")
+        edits.check_rename(work.classifier, name, new)
         work.classifier.references.rename(name, new)
         return f"“{name}” is now “{new}”."
 
@@ -249,8 +249,7 @@ async def merge(request: Request, name: Name, work: Runs) -> Response:
     target = name_in(fields, "category")
 
     def merged() -> str:
-        if name == target:
-            raise refusal(422, "A category cannot be merged into itself. Choose another category")
+        edits.check_merge(work.classifier, name, target)
         work.classifier.references.merge(name, target)
         return f"“{name}” is now part of “{target}”."
 
@@ -285,9 +284,7 @@ async def move_references(request: Request, work: Runs) -> Response:
         if target in chosen:
             raise refusal(409, f"A photo is in “{target}” already: choose another category")
         described = _checked(work.classifier, chosen)
-        create_missing(work.classifier, target)
-        for source, hashes in chosen.items():
-            work.classifier.references.move(hashes, source=source, target=target)
+        edits.move(work.classifier, chosen, target)
         return f"{described} moved to “{target}”."
 
     return await changed(request, "move", moved)
@@ -300,8 +297,7 @@ async def remove_references(request: Request, work: Runs) -> Response:
 
     def removed() -> str:
         described = _checked(work.classifier, chosen)
-        for source, hashes in chosen.items():
-            work.classifier.references.remove(source, hashes)
+        edits.remove(work.classifier, chosen)
         return f"{described} removed."
 
     return await changed(request, "remove", removed)

@@ -82,12 +82,6 @@ def _offered(classifier: Classifier, identifier: str) -> str | None:
     return identifier if undoable else None
 
 
-def create_missing(classifier: Classifier, name: str) -> None:
-    """Creates a missing category with its name as text, so that new categories have the same texts on all pages."""
-    if name not in {category.name for category in classifier.categories()}:
-        classifier.add_category(name)
-
-
 def _toast(
     request: Request,
     message: str,

@@ -16,7 +16,8 @@ from zsvec import Classifier, load_image
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreUnavailableError
 from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Hash, Runs
-from zsvec.service.pages.changes import changed, create_missing, name_in
+from zsvec.service.edits import create_missing
+from zsvec.service.pages.changes import changed, name_in
 from zsvec.service.pages.rendering import certainty, doubt, is_part, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images

@@ -11,7 +11,8 @@ from starlette.responses import Response
 from zsvec import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
-from zsvec.service.pages.changes import changed, create_missing, name_in
+from zsvec.service.edits import create_missing
+from zsvec.service.pages.changes import changed, name_in
 from zsvec.service.pages.rendering import certainty, doubt, may_change, percent, render
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form

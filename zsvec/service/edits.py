@@ -1,0 +1,47 @@
+"""Changes of categories that the API and the pages make alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from zsvec import Category, Classifier
+from zsvec.service.api.common import of_state
+from zsvec.service.problems import Problem
+
+
+def check_rename(classifier: Classifier, name: str, new: str) -> None:
+    """Raises a Problem if another category has the new name of a category."""
+    if new != name and new in {category.name for category in classifier.categories()}:
+        detail = f"there is a category {new!r} already: merge, or take another name"
+        said = f"There is a category “{new}” already: merge the two, or take another name"
+        raise Problem(409, detail, error="name_taken", said=said)
+
+
+def check_merge(classifier: Classifier, name: str, target: str) -> None:
+    """Raises a Problem if a category cannot be merged into the target, or CategoryNotFoundError without the target."""
+    if name == target:
+        said = "A category cannot be merged into itself. Choose another category"
+        raise Problem(422, f"{name!r} would be merged with itself, the same category: name another one", said=said)
+    classifier.category(target)
+
+
+def create_missing(classifier: Classifier, name: str) -> None:
+    """Creates a missing category with its name as text, so that all new categories have the same texts."""
+    if name not in {category.name for category in classifier.categories()}:
+        classifier.add_category(name)
+
+
+def move(classifier: Classifier, chosen: Mapping[str, Collection[str]], target: str) -> Category:
+    """Moves references, given as hashes by category, to another category, which is created if missing."""
+    create_missing(classifier, target)
+    with of_state():
+        return [classifier.references.move(hashes, source=source, target=target) for source, hashes in chosen.items()][
+            -1
+        ]
+
+
+def remove(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> None:
+    """Removes references, given as hashes by category."""
+    with of_state():
+        for source, hashes in chosen.items():
+            classifier.references.remove(source, hashes)

@@ -17,6 +17,7 @@ ZSVecError
     ├── StoreLockedError       an embedded store is already open
     ├── EncoderMismatchError   the stored vectors come from other encoders
     └── ConflictError          the state of a category does not allow the change
+        ├── LastReferenceError     a category would have no reference
         └── VersionConflictError   a category does not have the expected version
 ```
 
@@ -160,9 +161,12 @@ class EncoderMismatchError(StoreError):
 class ConflictError(StoreError):
     """The state of a category does not allow the change.
 
-    Either other writers changed the category before every attempt to commit, or the change would remove the last
-    reference of the category.
+    Other writers changed the category before every attempt to commit, unless the error is of a subclass.
     """
+
+
+class LastReferenceError(ConflictError):
+    """The change would leave a category without a reference."""
 
 
 class VersionConflictError(ConflictError):

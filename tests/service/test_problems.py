@@ -68,7 +68,7 @@ def test_programs_can_tell_problems_apart(client: TestClient, classifier: Classi
         "invalid_cursor": client.get("/v1/categories?cursor=forged"),
         "unknown_parameter": client.get("/v1/categories?page=2"),
         "too_large": client.post("/v1/classify", files=files(*[b"x"] * 65)),
-        "conflict": client.delete(path_to("single", "references", one)),
+        "last_reference": client.delete(path_to("single", "references", one)),
         "untrusted_host": client.get("/v1/info", headers={"Host": "example.org"}),
         "cross_origin": client.get("/v1/info", headers={"Origin": "http://example.org"}),
     }

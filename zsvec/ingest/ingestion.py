@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ConflictError, ImageError, InvalidInputError, shown
+from zsvec.errors import ImageError, InvalidInputError, LastReferenceError, shown
 from zsvec.ingest.embedding import Embedder, PreparedImage
 from zsvec.inputs.categories import (
     CategoryInput,
@@ -437,10 +437,12 @@ class Builder:
         self._create = lambda: None
         return self._store.write(writes)
 
-    def _without_reference(self, draft: _Draft) -> InvalidInputError | ConflictError:
+    def _without_reference(self, draft: _Draft) -> InvalidInputError | LastReferenceError:
         name = draft.category.name
         if draft.stored:
-            return ConflictError(f"category {name!r} would have no reference: remove it, or give a text or an image")
+            return LastReferenceError(
+                f"category {name!r} would have no reference: remove it, or give a text or an image"
+            )
         return InvalidInputError(
             f"category {name!r} has no reference: give it a text or an image that the encoders "
             f"{', '.join(encoder.name for encoder in self.encoders)} can embed"

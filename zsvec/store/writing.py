@@ -34,7 +34,14 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError, VersionConflictError
+from zsvec.errors import (
+    ConflictError,
+    InvalidInputError,
+    LastReferenceError,
+    StoreError,
+    StoreUnavailableError,
+    VersionConflictError,
+)
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
 from zsvec.store.catalog.history import concerned
@@ -381,7 +388,7 @@ class Writer:
         carried = self._read_all(there, keeps) if there and write.replace and keeps else []
         fresh = list({r.key: r for r in (*carried, *write.references) if r.key not in present}.values())
         if write.replace and keeps & {"text", "image"} and not fresh:  # another writer removed the kept references
-            raise ConflictError(f"category {write.name!r} would have no reference: give it a text or an image")
+            raise LastReferenceError(f"category {write.name!r} would have no reference: give it a text or an image")
         texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
         before = there.metadata if there and "metadata" in keeps else {}
         metadata = dict(before if write.metadata is None else write.metadata)
@@ -561,7 +568,9 @@ def _leaving(move: Move, source: Category, every: Sequence[Reference]) -> tuple[
 def _without(category: Category, every: Sequence[Reference], hashes: Collection[str]) -> Plan:
     kept = [reference for reference in every if reference.hash not in hashes]
     if not kept:
-        raise ConflictError(f"category {category.name!r} would have no reference: remove it, or merge it into another")
+        raise LastReferenceError(
+            f"category {category.name!r} would have no reference: remove it, or merge it into another"
+        )
     removed = {reference.source for reference in every if reference.hash in hashes and reference.modality == "text"}
     texts = [text for text in category.texts if text not in removed]
     return replace(

@@ -49,7 +49,8 @@ _SAID = {
 }
 # By code of the problem, because its message is for programs: it names commands, settings and ids.
 _SENTENCES = {
-    "conflict": "A category would lose its last picture or text, or another change came first. " + _RELOAD,
+    "conflict": "Another change came first. " + _RELOAD,
+    "last_reference": "A category would lose its last picture or text. " + _RELOAD,
     "encoder_mismatch": "The categories need other encoders. Start the service with those encoders.",
     "invalid_image": "This is not a picture, or it is damaged or too large. Save it as JPEG or PNG.",
     "missing_extra": "A part of zsvec is not installed. " + _SEE_LOG,

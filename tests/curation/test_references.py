@@ -60,6 +60,12 @@ def test_the_first_images_of_categories() -> None:
         for name, images in first.items():
             assert images == [one for one in clf.references.of(name) if one.modality == "image"][:2]
         assert len(clf.references.first_images([clf.category("red")], 9)["red"]) == 4
+        (gone, *_), blue = first["red"], first["blue"]
+        clf.references.move(gone.hash, source="red", target="blue")
+        first = clf.references.first_images(clf.categories(), 2)
+        assert gone not in first["red"]
+        clf.references.forget(blue[0].hash)
+        assert blue[0].hash not in {one.hash for one in clf.references.first_images(clf.categories(), 2)["blue"]}
         for most in (0, -1, "a"):
             with pytest.raises(InvalidInputError, match="most must be"):
                 clf.references.first_images([], most)  # type: ignore[arg-type]

@@ -81,6 +81,8 @@ def test_cards_read_the_store_once(
     page = page_of(browser.get("/categories"))
     assert len(page.all("img", loading="lazy")) == 9
     assert reads.count(collection) == 1
+    page_of(browser.get("/categories"))
+    assert reads.count(collection) == 1  # no category has changed
 
 
 def test_photos_are_served_by_hash_and_by_category(browser: TestClient, classifier: Classifier) -> None:

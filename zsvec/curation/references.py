@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from zsvec.curation.audit import Audit, audited, split_kept
 from zsvec.errors import InvalidInputError, StoreError, shown
@@ -19,6 +19,10 @@ from zsvec.store.catalog.schema import is_content_hash
 from zsvec.types import Category, Forgotten, SmallImage, StoredReference, encoder_and_modality
 
 _Kept = Literal["label", "duplicates", "outlier", "confusion"]
+_First: TypeAlias = tuple[tuple[str, ...], int, list[StoredReference]]
+"""Ids of the writes of a category, the number of images asked for, and these images."""
+_NONE: _First = ((), 0, [])
+_MAX_REMEMBERED = 20_000  # categories whose first images are remembered
 
 
 class StoredReferences:
@@ -40,6 +44,7 @@ class StoredReferences:
         self._calibrator = calibrator
         self._builder = builder
         self._recent = recent
+        self._first: dict[str, _First] = {}
 
     def remove(self, name: str, hashes: str | Collection[str]) -> Category:
         """Removes references from a category.
@@ -213,6 +218,7 @@ class StoredReferences:
         found = self._store.forget(digest)
         self._searcher.forget()
         self._recent.forget(digest)
+        self._first.clear()
         return found
 
     def _moved(self, move: Move) -> Category:
@@ -231,9 +237,19 @@ class StoredReferences:
     def first_images(self, categories: Iterable[Category], most: int) -> dict[str, list[StoredReference]]:
         """Returns, by name, at most `most` images of each category, oldest first, as one encoder has them.
 
-        Reads the store once for all categories. Categories without stored images are missing in the result.
+        Reads the store once for all categories that have changed since the last call. Categories without stored images
+        are missing in the result.
         """
-        return self._store.first_images(categories, checked_count("most", most))
+        wanted, most = list(categories), checked_count("most", most)
+        if len(self._first) > _MAX_REMEMBERED:
+            self._first.clear()
+        first = dict(self._first)  # other threads may clear it
+        changed = [one for one in wanted if first.get(one.name, _NONE)[:2] != (one.write_ids, most)]
+        if changed:
+            found = self._store.first_images(changed, most)
+            first |= {one.name: (one.write_ids, most, found.get(one.name, [])) for one in changed}
+            self._first.update({one.name: first[one.name] for one in changed})
+        return {one.name: images for one in wanted if (images := first[one.name][2])}
 
     def holders(self, hashes: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Returns, by content hash, the sorted names of the categories that have the image.

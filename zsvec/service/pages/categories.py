@@ -174,7 +174,7 @@ async def show_photo_of(request: Request, name: Name, work: Runs) -> Response:
 
     def small() -> SmallImage | None:
         category = work.classifier.category(name)
-        photos = work.classifier.references.first_images([category], 1).get(category.name, ())
+        photos = work.classifier.references.first_images([category], _PHOTOS).get(category.name, ())
         return work.classifier.references.small(photos[0].hash) if photos else None
 
     found = await work.run(small)

@@ -279,7 +279,7 @@ def test_a_part_that_is_added_during_the_undo_is_undone(
 
     monkeypatch.setattr(classifier, "add_categories", slow)
     with ThreadPoolExecutor() as pool:
-        sent: Any = {"data": {"change": change}, "files": [picture("red", 72)]}
+        sent: dict[str, Any] = {"data": {"change": change}, "files": [picture("red", 72)]}
         part = pool.submit(lambda: browser.post(path, **sent, headers=PART))
         assert began.wait(30)
         undone = pool.submit(undo, browser, change)

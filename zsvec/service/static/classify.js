@@ -238,9 +238,10 @@ function totals() {
   return `${photos(items.size)}: ${parts.join(", ")}`;
 }
 
-function matches(item) {
+// Returns a function that tells whether a photo is shown.
+function filter() {
   const { verdict, label } = Object.fromEntries(new FormData(filters));
-  return item.stays || ((!verdict || item.verdict === verdict) && (!label || item.label === label));
+  return (item) => item.stays || ((!verdict || item.verdict === verdict) && (!label || item.label === label));
 }
 
 let due = false;
@@ -251,7 +252,8 @@ function refresh() {
     due = false;
     results.hidden = !items.size;
     document.getElementById("totals").textContent = totals();
-    for (const [row, item] of items) row.hidden = !matches(item);
+    const shown = filter();
+    for (const [row, item] of items) row.hidden = !shown(item);
     offer(filters.elements.label);
   });
 }
@@ -272,8 +274,8 @@ function offer(select) {
 }
 
 function download(kind) {
-  const found = [...list.children].map((row) => items.get(row)).filter((item) => item.prediction && matches(item));
-  const predictions = found.map((item) => item.prediction);
+  const found = [...list.children].map((row) => items.get(row)).filter(filter());
+  const predictions = found.map((item) => item.prediction).filter(Boolean);
   const [text, type] = kind === "csv" ? [csv(COLUMNS, predictions), "text/csv"] : [JSON.stringify(predictions, null, 1), "application/json"];
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type }));

@@ -123,6 +123,8 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
 def _examples(description: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
     for found in _objects(description):
         schema = found.get("schema", found)
-        yield from ((schema, example) for example in found.get("examples", ()))
+        examples = found.get("examples", ())
+        if isinstance(examples, list):  # not a property of this name
+            yield from ((schema, example) for example in examples)
         if "example" in found:
             yield schema, found["example"]

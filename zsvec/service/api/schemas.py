@@ -262,11 +262,12 @@ UnlabelledPage: Any = _page(Unlabelled, "Unlabelled")
 
 
 class AuditSummary(Answer):
-    """Numbers of an audit: images, judged labels, findings of each kind, and findings that were kept."""
+    """Numbers of an audit: images, judged and mistaken labels, findings of each kind, and findings that were kept."""
 
     finding: Literal["summary"]
     images: int
     judged: int
+    mistaken: int
     calibrated: bool
     labels: int
     duplicates: int

@@ -17,7 +17,8 @@ from zsvec import Audit, Classifier
 from zsvec.errors import CategoryNotFoundError
 from zsvec.service.api.common import Runs
 from zsvec.service.api.schemas import NAME
-from zsvec.service.pages.changes import changed, create_missing, name_in
+from zsvec.service.edits import create_missing
+from zsvec.service.pages.changes import changed, name_in
 from zsvec.service.pages.comparisons import Comparison, audit_of, comparisons_of, without_gone
 from zsvec.service.pages.rendering import render
 from zsvec.service.problems import refusal
@@ -98,7 +99,7 @@ async def show(request: Request, work: Runs, view: _Shown) -> Response:
         "audit.html",
         tab="/audit",
         images=images,
-        names=[category.name for category in categories],
+        categories=categories,
         automatic=images <= _MAX_AUTOMATIC,
         view=view,
         path=_FINDINGS,

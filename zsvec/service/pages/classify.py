@@ -41,10 +41,10 @@ class _Expert:
 async def show(request: Request, work: Runs) -> Response:
     """Shows the page, even if the store is unavailable, because predictions may still work."""
     try:
-        names = [category.name for category in await work.run(work.classifier.categories)]
+        categories = await work.run(work.classifier.categories)
     except StoreUnavailableError:
-        return render(request, "classify.html", tab="/", names=[], empty=False)
-    return render(request, "classify.html", tab="/", names=names, empty=not names)
+        return render(request, "classify.html", tab="/", categories=[], empty=False)
+    return render(request, "classify.html", tab="/", categories=categories, empty=not categories)
 
 
 @router.post("/classify")

@@ -53,8 +53,7 @@ class ImageMap:
 @router.get("")
 async def show(request: Request, work: Runs) -> Response:
     """Shows the page without points, because drawing takes a while."""
-    names = [category.name for category in await work.run(work.classifier.categories)]
-    return render(request, "map.html", tab="/map", names=names)
+    return render(request, "map.html", tab="/map", categories=await work.run(work.classifier.categories))
 
 
 @router.get("/points")

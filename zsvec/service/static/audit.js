@@ -1,6 +1,7 @@
 // Audit: buttons and keys decide on one finding or on all selected findings. Decisions are sent one after the other. Their
 // findings leave the page at once, and return if the request fails.
 
+import "./combobox.js";
 import { listKeys } from "./keys.js";
 import { busy, finish, rendered, sayProblem, send } from "./page.js";
 

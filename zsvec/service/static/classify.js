@@ -1,6 +1,7 @@
 // Classify: sends each photo in a separate request, a few at a time. The service stores no photo; the page has the files
 // until it is left, and the list after that.
 
+import "./combobox.js";
 import { busy, open, problemIn, rendered, sayProblem, send } from "./page.js";
 import { takeFiles } from "./files.js";
 import { forget, forgetAll, keep, kept } from "./kept.js";

@@ -1,5 +1,6 @@
 // Map: draws all photos as points. A lasso selects points; the photos are moved, labelled, removed or dismissed.
 
+import "./combobox.js";
 import { sayProblem, send } from "./page.js";
 
 const WAITS = -1; // instead of a category: the photo is in the inbox

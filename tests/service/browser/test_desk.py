@@ -109,6 +109,22 @@ def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
     assert second in [item.get_attribute("data-hash") for item in page.locator("[data-reference]").all()]
 
 
+def test_a_category_is_found_by_typing(at_desk: Opened) -> None:
+    page = at_desk("/inbox")
+    expect(page.locator(".tile:focus")).to_have_count(1)
+    waiting = page.locator(".tile").count()
+    page.keyboard.type("KE")
+    expect(page.locator("#suggestions bdi")).to_have_text(["ketch"])
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Another category")).to_have_value("ketch")
+    assert violations(page) == []
+    page.keyboard.press("Enter")
+    expect(page.locator("#toasts")).to_contain_text("1 image labelled “ketch”")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".tile")).to_have_count(waiting)
+
+
 def test_an_undo_puts_images_and_groups_back(chromium: Browser, services: Services, tmp_path: Path) -> None:
     with ExitStack() as stack:
         served = services.start(tmp_path / "undone", stack)

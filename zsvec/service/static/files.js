@@ -53,24 +53,26 @@ function dropped(transfer) {
   return [items.filter(([entry]) => !entry?.isDirectory).map(([, file]) => file), folders];
 }
 
-// Returns photos by category: a folder with photos is a category, and of a folder that has only folders, each of these.
-// Photos outside folders have the name "".
+// Returns photos by category. A folder is a category with all photos in it. But of a folder that has several folders or no
+// photos of its own, each folder in it is a category. Photos outside folders have the name "".
 export function byFolder(photos) {
   const found = new Map();
-  const split = (some, depth) => {
+  const put = (name, { file }) => found.set(name, found.get(name) ?? []).get(name).push(file);
+  const split = (some, depth, parent) => {
     const folders = new Map();
     for (const one of some) {
       const [name, inside] = one.path.split("/").slice(depth);
-      const folder = inside === undefined ? "" : name;
-      folders.set(folder, folders.get(folder) ?? []).get(folder).push(one);
+      if (inside === undefined) put(parent, one);
+      else folders.set(name, folders.get(name) ?? []).get(name).push(one);
     }
     for (const [name, inside] of folders) {
-      const has = name === "" || inside.some(({ path }) => path.split("/").length === depth + 2);
-      if (has) found.set(name, (found.get(name) ?? []).concat(inside.map(({ file }) => file)));
-      else split(inside, depth + 1);
+      const paths = inside.map(({ path }) => path.split("/").slice(depth + 1));
+      const below = new Set(paths.filter((path) => path.length > 1).map(([folder]) => folder));
+      if (below.size < 2 && paths.some((path) => path.length === 1)) for (const one of inside) put(name, one);
+      else split(inside, depth + 1, name);
     }
   };
-  split(photos, 0);
+  split(photos, 0, "");
   return new Map([...found].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true })));
 }
 

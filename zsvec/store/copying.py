@@ -272,7 +272,7 @@ class _Copying:
         """Copies the calibration if both stores now have the same categories, as `zsvec.types.Copied.calibration`.
 
         The calibration gets the revision of the target. A calibration that was stale in the source is stale in the
-        target.
+        target, unless the target had the same one and only its marks have changed since.
         """
         given, revision = seen.calibration or {}, calibrated_revision(seen.calibration)
         if revision is None:

@@ -143,11 +143,10 @@ def test_findings_are_sorted_and_filtered(browser: TestClient, classifier: Class
     assert not named(page, "duplicates")
     assert named(findings(browser, category="green"), "duplicates")
     assert not findings(browser, category="nothing").all("article")
-    wrong: Any
     for wrong in ({"kind": "x"}, {"sort": "x"}, {"of": "0" * 17}, {"category": "x" * 501}, {"kept": "x"}):
         assert browser.get("/audit/findings", params=wrong, headers=PART).status_code == 422
-    for wrong in ({"more": "x", "after": 0}, {"more": "thin", "after": -1}, {"more": "thin"}):
-        assert browser.get("/audit/more", params=wrong, headers=PART).status_code == 422
+    for part in ("more=x&after=0", "more=thin&after=-1", "more=thin"):
+        assert browser.get(f"/audit/more?{part}", headers=PART).status_code == 422
     assert not page_of(browser.get("/audit/more?more=thin&after=999", headers=PART)).all("article")
 
 

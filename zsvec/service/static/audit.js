@@ -200,7 +200,12 @@ if (findings) {
   findings.addEventListener("input", (event) => event.target.id === "above" && showSure());
   findings.addEventListener("submit", (event) => {
     event.preventDefault();
-    decide("move", sure(event.target), { reload: true });
+    const section = event.target.closest(".kind");
+    const steps = sure(event.target);
+    const left = section.dataset.total - steps.length;
+    decide("move", steps, { reload: true });
+    section.dataset.total = left; // also of findings that are not shown
+    tally();
   });
   findings.addEventListener("htmx:afterSwap", (event) => {
     if (event.target !== findings) return;

@@ -12,6 +12,7 @@ from tests.service.support import files, listed, page_of, red, visitor
 from tests.store.support import LocalDeployment
 from tests.support import classifier_over, coloured
 from zsvec.classifier import Classifier
+from zsvec.inputs.images import content_hash
 from zsvec.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -77,5 +78,24 @@ def test_evidence_and_audit_name_points_and_offer_no_change(browser: TestClient,
     assert "shop#4" in findings
     assert "shop#12" in findings
     assert "references/shop" not in findings
-    assert "/references/move" not in findings
+    assert "data-act" not in findings
     page_of(browser.get("/audit"))
+
+
+def test_an_own_photo_that_equals_a_point_is_removed_or_kept(browser: TestClient, classifier: Classifier) -> None:
+    own = coloured("red", 11)
+    classifier.add_category("red", images=[own])
+    key = f"{content_hash(own)}:red"
+    part = {"HX-Request": "true"}
+
+    def offered(act: str) -> list[str]:
+        page = page_of(browser.get("/audit/findings?kind=duplicates", headers=part))
+        return [str(one["data-keys"]) for one in page.all("button", **{"data-act": act})]
+
+    assert f'["{key}"]' in offered("remove")
+    assert f'["{key}"]' in offered("keep")
+    assert "shop#" not in "".join(offered("remove") + offered("keep"))
+    assert browser.post("/audit/keep", data={"reference": key, "value": "duplicates"}, headers=part).status_code == 200
+    assert f'["{key}"]' not in offered("keep")
+    assert browser.post("/audit/remove", data={"reference": key}, headers=part).status_code == 200
+    assert classifier.category("red").own_images == 0

@@ -199,3 +199,13 @@ def test_head_is_get_without_a_body() -> None:
                 assert "HEAD" in client.post(RED, headers=headers).headers.get("allow", "HEAD")
                 if keys:
                     assert client.head(RED).status_code == 401
+
+
+def test_a_head_that_fails_is_logged_as_head(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("zsvec.classifier.facade.facts", lambda *_: 1 / 0)
+    client.event_hooks = {"response": []}
+    with caplog.at_level("INFO"):
+        assert client.head("/v1/info").status_code == 500
+    assert "HEAD /v1/info 500" in caplog.text

@@ -184,7 +184,10 @@ class _Head:
             await send(message)
 
         scope["method"] = "GET"
-        await self._app(scope, receive, sending)
+        try:
+            await self._app(scope, receive, sending)
+        finally:
+            scope["method"] = "HEAD"
 
 
 class _RawPaths:

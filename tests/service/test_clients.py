@@ -129,12 +129,12 @@ def run(folder: Path, *command: str) -> None:
 
 
 def test_a_python_client(tmp_path: Path) -> None:
-    generator = tool("openapi-python-client", "pip install openapi-python-client")
+    generator = tool("openapi-python-client", "pipx install openapi-python-client, whose typer is older")
     (tmp_path / "use.py").write_text(PYTHON)
     (tmp_path / "photo.png").write_bytes(red(77))
     run(tmp_path, generator, "generate", "--path", str(DESCRIPTION), "--output-path", "made", "--meta", "none")
     with running(tmp_path / "store") as (_, port):
-        python = str(Path(generator).with_name("python"))  # which has what the client needs
+        python = str(Path(generator).resolve().with_name("python"))  # which has what the client needs
         run(tmp_path, python, "use.py", f"http://127.0.0.1:{port}", "photo.png")
 
 

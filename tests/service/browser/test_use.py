@@ -184,7 +184,7 @@ def test_the_number_of_pictures_of_folders_is_limited(opened: Opened, tmp_path: 
     page.route("**/classify*", lambda route: route.fulfill(body="<div class='verdict' data-headline=''></div>"))
     drop_on(page.locator(".dropzone"), small_pictures(tmp_path / "a", 990), small_pictures(tmp_path / "b", 20))
     expect(page.locator("#toasts").get_by_role("alert")).to_contain_text("Only 1,000 photos")
-    expect(page.locator(".answer-card")).to_have_count(1000)
+    expect(page.locator(".answer")).to_have_count(1000)
 
 
 def test_more_pictures_than_one_request_takes_are_one_change(opened: Opened, tmp_path: Path) -> None:

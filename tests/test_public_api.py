@@ -182,6 +182,7 @@ def test_methods_of_a_classifier() -> None:
         "category": ["name"],
         "similar": ["content_hash", "*", "number="],
         "image": ["content_hash"],
+        "image_map": [],
         "thumbnail": ["image"],
         "keep": ["image"],
         "correct": ["image", "name"],

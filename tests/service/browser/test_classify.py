@@ -39,7 +39,7 @@ def small_photos(folder: Path, names: list[str]) -> list[Path]:
 
 def answer_all(page: Page, answers: Mapping[str, Mapping[str, Any]]) -> None:
     """Answers each photo by its name with a verdict, a label and other fields of the prediction; else, as sure."""
-    photo = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": photo_of("ketch").read_bytes()}
+    photo: Any = {"name": "photo.jpg", "mimeType": "image/jpeg", "buffer": photo_of("ketch").read_bytes()}
     headers = {"HX-Request": "true", "Accept": "text/html", "Origin": page.evaluate("origin")}
     template = page.request.post("/classify", multipart={"images": photo}, headers=headers).text()
 

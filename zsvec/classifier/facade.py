@@ -219,6 +219,8 @@ class Classifier:
     def expecting(self, name: str, versions: Container[int]) -> AbstractContextManager[None]:
         """Makes the first commit of a category in a block a compare-and-set: no change of another writer is lost.
 
+        An undo and a copy of a store in the block are not compared.
+
         ```python
         category = clf.category("red panda")
         with clf.expecting("red panda", {category.version}):
@@ -468,8 +470,8 @@ class Classifier:
     def image_map(self) -> dict[str, tuple[float, float]]:
         """Places the reference images and the images in the inbox on a map, where similar images are near each other.
 
-        The map is a t-SNE of the similarity that the calibration has learned. 20,000 images take about a minute on
-        two processor cores.
+        Points of attached collections are left out. The map is a t-SNE of the similarity that the calibration has
+        learned. 20,000 images take about a minute on two processor cores.
 
         Returns:
             By content hash, x and y from 0 to 1. If there are more than 20,000 images, those of a random sample, which

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from zsvec.errors import ConflictError, InvalidInputError
+from zsvec.errors import ConflictError, InvalidInputError, VersionConflictError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog, id_of
 from zsvec.store.catalog.history import FORGET, History, Record
@@ -100,6 +100,8 @@ def _take_out(writer: Writer, name: str, content_hash: str) -> None:
             writer.remove(name, withdraw=False)
         else:
             writer.remove_references(name, [content_hash], withdraw=False)
+    except VersionConflictError:
+        raise  # the caller expects another version
     except (ConflictError, InvalidInputError):
         return  # changed or removed by another writer: the next attempt looks again
 

@@ -213,9 +213,9 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
         stored = {name: [*latest[name].write_ids, *(state.write_ids if state else ())] for name, state in was.items()}
         if moved:
             plans.sort(key=lambda plan: moved.index(plan[0].name))
-            won = writer.carry_out(plans, before, stored, moves=True, images=record.get("images"))
+            won = writer.carry_out(plans, before, stored, moves=True, images=told.get("images"))
         else:
-            won = dict(publish(catalog, writer.carry_out(plans, before, stored, images=record.get("images"))))
+            won = dict(publish(catalog, writer.carry_out(plans, before, stored, images=told.get("images"))))
         pending[:] = [name for name in pending if name not in won]
         return not pending
 

@@ -245,7 +245,9 @@ class Writer:
             images = _images(one for one in every if one.hash in hashes) if withdraw else None  # erased without a trace
             won = self.carry_out([plan], before, images=images)
             left.extend(map(category_from, won.values()))
-            return bool(won and publish(self.catalog, won))
+            published = publish(self.catalog, won)
+            left[:] = map(category_from, published.values() or won.values())  # publishing may raise the version
+            return bool(published)
 
         self.until_won(attempt, [name])
         self._meet_expected([name])
@@ -254,6 +256,7 @@ class Writer:
     def keep(self, name: str, hashes: Collection[str], finding: str, *, kept: bool = True) -> Category:
         """As `zsvec.store.store.Store.keep`."""
         done: list[Category] = []
+        committed: set[str] = set()
 
         def attempt() -> bool:
             before = settled(self.catalog, [name])
@@ -266,11 +269,12 @@ class Writer:
             if now.kept != category.kept:
                 plan = replace(now, version=category.version + 1, rev=0), ()
                 won = self.carry_out([plan], before, images=concerned(sorted(hashes)))
+                committed.update(won)
             done.extend(map(category_from, publish(self.catalog, won, [name]).values()))
             return bool(done)
 
         self.until_won(attempt, [name])
-        self._meet_expected([name])
+        self._meet_expected(committed)
         return done[0]
 
     def move(self, move: Move) -> Category:

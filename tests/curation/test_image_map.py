@@ -79,7 +79,7 @@ def test_an_image_of_one_expert_is_placed() -> None:
 
 
 def test_of_too_many_images_the_lowest_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_map, "MOST", 12)
+    monkeypatch.setattr(image_map, "MAX_IMAGES", 12)
     rows = of_clusters("-")
     assert list(positions({"x:image": rows}, {"x:image": 1.0})) == sorted(rows)[:12]
 

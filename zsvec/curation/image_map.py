@@ -12,14 +12,14 @@ from zsvec.method.arrays import Floats
 from zsvec.method.calibration import LOG_COUNT, Calibration
 from zsvec.method.similarities import image_experts
 from zsvec.store import InboxImage, Store
-from zsvec.types import encoder_and_modality
+from zsvec.types import encoder_and_modality, is_attached
 
-MOST = 20_000
+MAX_IMAGES = 20_000
 """Maximum number of images on a map."""
 
 _COMPONENTS = 50  # principal components that t-SNE compares
 _PERPLEXITY = 30.0  # about the number of images that count as near
-_FEWEST = 4  # images that t-SNE can place
+_MIN_IMAGES = 4  # images that t-SNE can place
 
 
 def image_map(
@@ -29,13 +29,14 @@ def image_map(
     waiting = [image for image in inbox if image.state == "waiting"]
     by_expert: dict[str, dict[str, Floats]] = {expert: {} for expert in image_experts(temperatures)}
     if calibrator.samples:
-        chosen = sample(store, store.all_categories(), temperatures, MOST)
+        chosen = sample(store, store.categories(), temperatures, MAX_IMAGES)
         for expert, rows in by_expert.items():
             vectors = chosen.vectors.get(encoder_and_modality(expert)[0], ())
             rows |= zip((digest for _, digest in chosen.images), vectors, strict=True)
     else:
         for expert, one in image_experts(calibrator.references()).items():
-            by_expert[expert] |= zip(one.hashes, one.vectors, strict=True)
+            pairs = zip(one.hashes, one.vectors, strict=True)
+            by_expert[expert] |= {digest: vector for digest, vector in pairs if not is_attached(digest)}
     for expert, rows in by_expert.items():
         encoder = encoder_and_modality(expert)[0]
         rows |= {image.hash: image.vectors[encoder] for image in waiting if encoder in image.vectors}
@@ -66,11 +67,11 @@ def positions(rows: Mapping[str, Mapping[str, Floats]], weights: Mapping[str, fl
         weights: By expert, nats per unit of similarity; an expert with weight 0 or without a weight does not count.
 
     Returns:
-        By content hash, x and y from 0 to 1. If there are more than `MOST` images, the images with the lowest hashes,
-        which are a random sample, and the same each time.
+        By content hash, x and y from 0 to 1. Of more than `MAX_IMAGES` images, those with the lowest hashes: a random
+        sample, and the same each time.
     """
     counted = {expert: weight for expert in rows if rows[expert] and (weight := weights.get(expert, 0.0)) > 0}
-    hashes = sorted({digest for expert in counted for digest in rows[expert]})[:MOST]
+    hashes = sorted({digest for expert in counted for digest in rows[expert]})[:MAX_IMAGES]
     if not hashes:
         return {}
     blocks = []
@@ -93,7 +94,7 @@ def _plane(points: Floats) -> Floats:
     from sklearn.manifold import TSNE
 
     n = len(points)
-    if n < _FEWEST or not points.any():
+    if n < _MIN_IMAGES or not points.any():
         return np.stack([np.arange(n, dtype=np.float32), np.zeros(n, dtype=np.float32)], axis=1)
     components = min(_COMPONENTS, *points.shape)
     reduced = PCA(components, svd_solver="randomized", random_state=0).fit_transform(points)

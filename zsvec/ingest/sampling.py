@@ -66,6 +66,8 @@ def sample(store: Store, categories: Sequence[Category], experts: Collection[str
     eligible = [category for category in categories if used and all(category.references.get(name) for name in used)]
     eligible = sorted(eligible, key=lambda category: sha256(category.name.encode()).digest())[:most]
     encoders = [encoder_and_modality(expert)[0] for expert in used]
+    if not eligible:
+        return Sample([], {}, {})
     candidates: dict[Key, str | None] = {}
     found: dict[str, Mapping[str, Floats]] = {}  # vectors by hash and encoder
     for category in eligible:

@@ -18,7 +18,7 @@ from zsvec.errors import ImageError
 from zsvec.service import edits
 from zsvec.service.api.common import Hash, Name, Runs, picture, work_of
 from zsvec.service.api.schemas import Hashes
-from zsvec.service.pages.changes import changed, name_in
+from zsvec.service.pages.changes import changed, lines_in, name_in
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import JSON, refusal
 from zsvec.service.uploads import Upload, sent_form, sent_json
@@ -191,7 +191,7 @@ async def show_photo(request: Request, hash: Hash, work: Runs) -> Response:  # n
 async def add(request: Request, name: Name, work: Runs) -> Response:
     """Adds texts and photos to a category."""
     images, fields = await sent_form(request, work.limits.images)
-    if not images and not _lines(fields):
+    if not images and not lines_in(fields, "texts"):
         raise refusal(422, "There is no text and no photo to add")
     # The category may have been removed meanwhile.
     return await _add(request, name, lambda: work.classifier.category(name), images, fields)
@@ -220,7 +220,7 @@ async def _add(
         so_far = _SoFar.model_validate_json(fields.get("so_far", [""])[0])
 
     def added() -> str:
-        _write(work.classifier, name, there(), _lines(fields), images, so_far)
+        _write(work.classifier, name, there(), lines_in(fields, "texts"), images, so_far)
         if not so_far.categories and "more" not in fields:
             raise refusal(422, so_far.left_out())
         return so_far.message() if so_far.categories else so_far.left_out()
@@ -303,10 +303,6 @@ async def remove_references(request: Request, work: Runs) -> Response:
     return await changed(request, "remove", removed)
 
 
-def _lines(fields: Mapping[str, Sequence[str]]) -> list[str]:
-    return [line.strip() for text in fields.get("texts", ()) for line in text.splitlines() if line.strip()]
-
-
 def _write(
     classifier: Classifier,
     name: str,
@@ -337,14 +333,14 @@ def _write(
         so_far.name = name
         so_far.categories += 1
         so_far.new += not (before and before.own)
-    so_far.photos += now.images - (before.images if before else 0)
+    so_far.photos += now.own_images - (before.own_images if before else 0)
     so_far.texts += len(now.texts) - (len(before.texts) if before else 0)
 
 
 async def _chosen(request: Request) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     _, fields = await sent_form(request, 0)
     chosen: dict[str, list[str]] = defaultdict(list)
-    for reference in fields.get("reference", ()):
+    for reference in lines_in(fields, "reference"):
         content_hash, _, name = reference.partition(":")
         chosen[name].append(content_hash)
     if not chosen:

@@ -71,6 +71,11 @@ def name_in(fields: Mapping[str, Sequence[str]], field: str) -> str:
         raise refusal(422, sentence) from exc
 
 
+def lines_in(fields: Mapping[str, Sequence[str]], field: str) -> list[str]:
+    """Returns the lines of all fields of a name in a form, without empty lines."""
+    return [line.strip() for text in fields.get(field, ()) for line in text.splitlines() if line.strip()]
+
+
 def _alone(change: str | None) -> Lock | nullcontext[None]:
     """Returns a lock of a change, so that no part is added while the change is undone. Some changes share a lock."""
     return nullcontext() if change is None else _LOCKS[hash(change) % len(_LOCKS)]

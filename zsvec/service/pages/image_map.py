@@ -53,7 +53,11 @@ class ImageMap:
 @router.get("")
 async def show(request: Request, work: Runs) -> Response:
     """Shows the page without points, because drawing takes a while."""
-    return render(request, "map.html", tab="/map", categories=await work.run(work.classifier.categories))
+
+    def read() -> dict[str, Any]:
+        return {"categories": work.classifier.categories(), "waiting": len(work.classifier.inbox)}
+
+    return render(request, "map.html", tab="/map", **await work.run(read))
 
 
 @router.get("/points")
@@ -74,7 +78,12 @@ async def points(request: Request, work: Runs, again: bool = False) -> Response:
         number = {name: i for i, name in enumerate(names)}
         owners = classifier.references.holders(positions.keys())
         waiting = set(classifier.inbox.hashes())
-        found = [[*positions[digest], number[name], digest] for digest, held in owners.items() for name in held]
+        found = [
+            [*positions[digest], number[name], digest]
+            for digest, held in owners.items()
+            for name in held
+            if name in number
+        ]
         found += [[*positions[digest], -1, digest] for digest in waiting & positions.keys()]
         return {"names": names, "points": found}
 

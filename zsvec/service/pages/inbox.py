@@ -12,7 +12,7 @@ from zsvec import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
 from zsvec.service.edits import create_missing
-from zsvec.service.pages.changes import changed, name_in
+from zsvec.service.pages.changes import changed, lines_in, name_in
 from zsvec.service.pages.rendering import certainty, doubt, may_change, percent, render
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
@@ -128,7 +128,7 @@ async def dismiss(request: Request, work: Runs) -> Response:
 
 async def _chosen(request: Request) -> tuple[set[str], Mapping[str, Sequence[str]]]:
     _, fields = await sent_form(request, 0)
-    hashes = set(fields.get("hash", ()))
+    hashes = set(lines_in(fields, "hash"))
     if not hashes:
         raise refusal(422, "No image is chosen")
     return hashes, fields

@@ -3,7 +3,7 @@
 import { dragPictures } from "./drag.js";
 import { byFolder, takeFiles } from "./files.js";
 import { openFolders, photos, rowsToAdd } from "./folders.js";
-import { busy, finish, open, rendered, sayProblem, send } from "./page.js";
+import { busy, finish, inLines, open, rendered, sayProblem, send } from "./page.js";
 import "./combobox.js";
 
 const MOST_PHOTOS = 50_000; // in the folders of one drop
@@ -75,7 +75,7 @@ function together(picture) {
 }
 
 function change(pictures, action, doing, fields = []) {
-  const references = pictures.map(({ dataset }) => ["reference", `${dataset.hash}:${dataset.category}`]);
+  const references = inLines("reference", pictures.map(({ dataset }) => `${dataset.hash}:${dataset.category}`));
   const progress = () => [`${doing} ${photos(pictures.length)} …`, null];
   return makeChange([{ path: `/references/${action}`, fields: [...references, ...fields], progress }]);
 }

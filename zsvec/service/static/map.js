@@ -1,7 +1,7 @@
 // Map: draws all photos as points. A lasso selects points; the photos are moved, labelled, removed or dismissed.
 
 import "./combobox.js";
-import { sayProblem, send } from "./page.js";
+import { busy, inLines, sayProblem, send } from "./page.js";
 
 const WAITS = -1; // instead of a category: the photo is in the inbox
 const NEAR = 9; // pixels between the pointer and a point
@@ -15,11 +15,12 @@ const REST_MS = 150; // until all points are drawn
 const get = (id) => document.getElementById(id);
 const canvas = get("plane");
 let names = [];
-let points = []; // { x, y, category, hash, reference: false for a photo in the inbox, own: false in another collection }
+let points = []; // { x, y, category, hash, reference: false for a photo in the inbox }
 let chosen = new Set();
 let highlighted = null; // a category of the legend
 let view = { scale: 1, x: 0, y: 0 };
 let tool = "select";
+let acting = false; // a change is being made
 let lasso = null; // pixels
 
 const counted = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
@@ -33,7 +34,7 @@ const pictureOf = (point) =>
 
 // Drawing
 
-// Returns a circle in the colour of its category, a ring for a photo that waits, or a square for another collection.
+// Returns a circle in the colour of its category, or a ring for a photo that waits.
 function sprite(point, size) {
   const made = document.createElement("canvas");
   made.width = made.height = size;
@@ -41,9 +42,8 @@ function sprite(point, size) {
   pen.fillStyle = pen.strokeStyle = point.reference ? colour(point.category) : getComputedStyle(canvas).color;
   pen.lineWidth = size / 6;
   pen.beginPath();
-  if (point.own) pen.arc(size / 2, size / 2, size / 2.6, 0, 2 * Math.PI);
-  else pen.rect(size / 5, size / 5, size * 0.6, size * 0.6);
-  if (point.reference && point.own) pen.fill();
+  pen.arc(size / 2, size / 2, size / 2.6, 0, 2 * Math.PI);
+  if (point.reference) pen.fill();
   else pen.stroke();
   return made;
 }
@@ -108,9 +108,8 @@ function paintPoints(step) {
       if (isFaint !== faint) continue;
       const [x, y] = place(point);
       if (x < -size || y < -size || x > width + size || y > height + size) continue;
-      const key = `${point.category} ${point.own}`;
-      if (!sprites.has(key)) sprites.set(key, sprite(point, Math.round(size * ratio)));
-      pen.drawImage(sprites.get(key), x - size / 2, y - size / 2, size, size);
+      if (!sprites.has(point.category)) sprites.set(point.category, sprite(point, Math.round(size * ratio)));
+      pen.drawImage(sprites.get(point.category), x - size / 2, y - size / 2, size, size);
     }
   }
   const style = getComputedStyle(canvas);
@@ -151,11 +150,15 @@ async function load(query = "") {
     await new Promise((resolve) => setTimeout(resolve, POLL_MS));
   }
   get("drawing").hidden = true;
+  if (answer?.status === 401) return location.assign("/login");
   if (!answer?.ok) return sayProblem("The map cannot be drawn.", "Check that the service runs, then try again.");
   const found = await answer.json();
   names = found.names;
-  points = found.points.map(([x, y, category, hash]) => ({ x, y, category, hash, reference: category !== WAITS, own: /^[0-9a-f]{64}$/.test(hash) }));
+  points = found.points.map(([x, y, category, hash]) => ({ x, y, category, hash, reference: category !== WAITS }));
+  const focused = get("chosen").contains(document.activeElement);
   choose(new Set());
+  if (focused) canvas.focus({ preventScroll: true });
+  get("empty").hidden = points.length > 0;
   findCentres();
   listCategories();
 }
@@ -173,7 +176,7 @@ function listCategories() {
     const count = document.createElement("span");
     count.className = "muted";
     count.textContent = number.toLocaleString("en");
-    button.append(sprite({ category, reference: category !== WAITS, own: true }, 28), name, count);
+    button.append(sprite({ category, reference: category !== WAITS }, 28), name, count);
     button.onclick = () => choose(new Set(points.flatMap((point, i) => (point.category === category ? [i] : []))));
     button.onpointerenter = button.onfocus = () => highlight(category);
     button.onpointerleave = button.onblur = () => highlight(null);
@@ -191,7 +194,7 @@ function highlight(category) {
 // Selection
 
 const selected = (test) => [...chosen].map((i) => points[i]).filter(test);
-const references = () => selected(({ reference, own }) => reference && own);
+const references = () => selected(({ reference }) => reference);
 const waiting = () => selected(({ reference }) => !reference);
 
 function choose(some) {
@@ -209,19 +212,20 @@ function choose(some) {
       button.title = `${nameOf(points[i])}: leave it out`;
       const image = new Image();
       image.loading = "lazy";
-      image.src = pictureOf(points[i]);
       image.alt = button.title;
+      image.src = pictureOf(points[i]);
       button.append(image);
-      button.onclick = () => choose(new Set([...chosen].filter((other) => other !== i)));
+      button.onclick = () => {
+        const place = [...get("chosen-photos").children].indexOf(item);
+        choose(new Set([...chosen].filter((other) => other !== i)));
+        const left = get("chosen-photos").children;
+        (left[Math.min(place, left.length - 1)]?.firstElementChild ?? canvas).focus();
+      };
       item.append(button);
       return item;
     }),
   );
-  const others = chosen.size - references().length - waiting().length;
-  const said = [];
-  if (chosen.size > SHOWN) said.push(`${counted(chosen.size - SHOWN, "more photo")} not shown.`);
-  if (others) said.push(`${others.toLocaleString("en")} of another collection, which another program changes.`);
-  get("chosen-more").textContent = said.join(" ");
+  get("chosen-more").textContent = chosen.size > SHOWN ? `${counted(chosen.size - SHOWN, "more photo")} not shown.` : "";
   if (!get("put")) return; // the key may only read
   const buttons = { move: ["Move", references()], remove: ["Remove", references()], label: ["Label", waiting()], dismiss: ["Dismiss", waiting()] };
   for (const [act, [verb, some]] of Object.entries(buttons)) {
@@ -229,20 +233,22 @@ function choose(some) {
     button.hidden = !some.length;
     button.textContent = `${verb} ${counted(some.length, "photo")}`;
   }
-  get("put").hidden = !references().length && !waiting().length;
 }
 
 async function act(kind, category = null) {
+  if (acting) return;
   const form = new FormData();
   const ofReferences = kind === "move" || kind === "remove";
-  const already = (point) => kind === "move" && names[point.category] === category;
-  for (const point of ofReferences ? references() : waiting()) {
-    if (already(point)) continue;
-    form.append(ofReferences ? "reference" : "hash", ofReferences ? `${point.hash}:${names[point.category]}` : point.hash);
-  }
-  if ([...form].length === 0) return sayProblem("The photos are in this category already.", "Choose another category.");
+  const some = (ofReferences ? references() : waiting()).filter((point) => kind !== "move" || names[point.category] !== category);
+  if (!some.length) return sayProblem("The photos are in this category already.", "Choose another category.");
+  const values = some.map(({ hash, category: from }) => (ofReferences ? `${hash}:${names[from]}` : hash));
+  for (const field of inLines(ofReferences ? "reference" : "hash", values)) form.append(...field);
   if (category !== null) form.append("category", category);
+  acting = true;
+  busy(form, `${counted(some.length, "photo")}: the change is being made …`);
   await send(ofReferences ? `/references/${kind}` : `/inbox/${kind}`, form);
+  busy(form, null);
+  acting = false;
 }
 
 // Pointer and keys
@@ -271,9 +277,12 @@ function point(x, y) {
   const box = get("pointed");
   box.hidden = found === null;
   if (found === null) return;
-  const image = box.querySelector("img");
+  const thumb = box.querySelector(".thumb");
   const source = pictureOf(points[found]);
-  if (image.getAttribute("src") !== source) image.src = source;
+  if (thumb.firstElementChild.getAttribute("src") !== source) {
+    thumb.classList.remove("absent");
+    thumb.firstElementChild.src = source;
+  }
   box.querySelector("figcaption").textContent = nameOf(points[found]);
   box.style.left = `${Math.min(x + 14, canvas.clientWidth - box.offsetWidth)}px`;
   box.style.top = `${y + 14 + box.offsetHeight > canvas.clientHeight ? y - box.offsetHeight - 14 : y + 14}px`;
@@ -293,12 +302,13 @@ function zoom(factor, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
 let held = null; // { x, y, view } where the pointer went down, and whether it moved since
 function listen() {
   canvas.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || !event.isPrimary) return;
     canvas.setPointerCapture(event.pointerId);
     held = { x: event.offsetX, y: event.offsetY, view, moved: false };
     if (tool === "select") lasso = [[event.offsetX, event.offsetY]];
   });
   canvas.addEventListener("pointermove", (event) => {
+    if (!event.isPrimary) return;
     if (!held) return point(event.offsetX, event.offsetY);
     get("pointed").hidden = true;
     held.moved ||= Math.hypot(event.offsetX - held.x, event.offsetY - held.y) > CLICK;
@@ -331,6 +341,7 @@ function listen() {
     zoom(Math.exp(-event.deltaY / 400), event.offsetX, event.offsetY);
   }, { passive: false });
   canvas.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const steps = { ArrowLeft: [0.1, 0], ArrowRight: [-0.1, 0], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] };
     const [x, y] = steps[event.key] ?? [0, 0];
     if (x || y) view = { ...view, x: view.x + x, y: view.y + y };
@@ -355,7 +366,8 @@ function listen() {
   get("put")?.addEventListener("submit", (event) => {
     event.preventDefault();
     const category = get("put-name").value.trim();
-    if (category) act(event.submitter.value, category);
+    const hidden = event.submitter.hidden; // Enter presses the first button, even a hidden one
+    if (category) act(hidden ? "label" : event.submitter.value, category);
   });
   new ResizeObserver(measure).observe(canvas);
   dark.addEventListener("change", () => listCategories() ?? draw());

@@ -8,6 +8,7 @@ const busyCancel = document.getElementById("busy-cancel");
 const notices = toasts.parentElement;
 const MESSAGE_MS = 8000;
 const STEP = 8; // pixels
+const LINES = 400; // of a field, which has at most 1 MB
 
 // Removes a key from the address first. Signs in only after confirmation, because the sender of a link could see all
 // actions with the key.
@@ -180,6 +181,13 @@ addEventListener("drop", (event) => {
   const folder = [...event.dataTransfer.items].some((item) => item.webkitGetAsEntry()?.isDirectory);
   sayProblem(folder ? "This is a folder." : "This page takes no photos.", "Drop it on Categories to add it, or on Classify to classify it.");
 });
+
+// Returns fields of a form for any number of values without line breaks: a form has at most a thousand fields.
+export function inLines(name, values) {
+  const parts = [];
+  for (let i = 0; i < values.length; i += LINES) parts.push([name, values.slice(i, i + LINES).join("\n")]);
+  return parts;
+}
 
 // Requests of htmx.
 document.body.addEventListener("htmx:beforeRequest", (event) => {

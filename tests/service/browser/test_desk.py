@@ -330,6 +330,21 @@ def test_a_decision_that_fails_brings_the_finding_back(at_desk: Opened) -> None:
     at_desk.said.clear()  # the browser's message
 
 
+def test_decisions_are_sent_after_a_load_that_fails(at_desk: Opened) -> None:
+    page = at_desk("/audit")
+    finding = mislabelled(page)
+    expect(finding).to_have_count(1)
+    with page.expect_event("requestfailed"):
+        page.route("**/audit/findings?*", lambda route: route.abort())
+        page.evaluate("document.body.dispatchEvent(new CustomEvent('zsvec:changed', { detail: { undone: 'x' } }))")
+    expect(page.locator("#toasts")).to_contain_text("cannot be reached")
+    page.unroute("**/audit/findings?*")
+    finding.get_by_role("button", name="Move to “ketch”").click()
+    expect(page.locator("#toasts")).to_contain_text("1 photo moved")
+    undo(page, finding)
+    at_desk.said.clear()  # the browser's message
+
+
 def test_findings_are_filtered(at_desk: Opened) -> None:
     page = at_desk("/audit")
     kind, category = page.locator("#view [name=kind]"), page.locator("#view [name=category]")

@@ -22,6 +22,8 @@ const isSelected = (finding) => finding.querySelector(".select")?.checked ?? fal
 const selected = () => shown().filter(isSelected);
 const chosen = () => (selected().length ? selected() : current ? [current] : []);
 const actsOf = (finding) => [...finding.querySelectorAll("[data-act]")];
+// Failed requests have told of their problem already (page.js). They must not stop the ones after them.
+const enqueue = (job) => (queue = queue.then(job).catch(() => {}));
 const refresh = () => window.htmx.ajax("GET", "/audit/findings", { source: "#view", target: "#findings", swap: "innerHTML" });
 
 // A step is [key of a photo, value]; the value is a category to move to, or the kind of finding to keep.
@@ -80,8 +82,8 @@ function showSure() {
 
 function more(section) {
   const list = section.querySelector(".list");
-  const load = () => window.htmx.ajax("GET", `/audit/more?more=${section.dataset.kind}&after=${list.children.length}`, { source: "#view", target: list, swap: "beforeend" });
-  queue = queue.then(load).then(() => {
+  enqueue(async () => {
+    await window.htmx.ajax("GET", `/audit/more?more=${section.dataset.kind}&after=${list.children.length}`, { source: "#view", target: list, swap: "beforeend" });
     if (!list.children.length) section.dataset.total = 0; // others decided on the rest
     tally();
   });
@@ -153,14 +155,17 @@ function decide(act, steps, { reload = false } = {}) {
   if (within) (next ?? document.getElementById("again")).focus({ preventScroll: !next });
   // Photos of the same categories are moved together.
   const order = steps.length > PART ? steps.map((step) => [`${step[1]}\n${step[0].slice(step[0].indexOf(":"))}`, step]).sort(([a], [b]) => (a < b ? -1 : 1)).map(([, step]) => step) : steps;
-  queue = queue.then(async () => {
-    const made = await carryOut(act, order);
-    waiting -= 1;
-    changes += made;
-    outdated ||= reload || !made;
-    if (!outdated || waiting) return tally();
-    outdated = false;
-    await refresh();
+  enqueue(async () => {
+    let made = false;
+    try {
+      made = await carryOut(act, order);
+    } finally {
+      waiting -= 1;
+      changes += made;
+      outdated ||= reload || !made;
+      if (outdated && !waiting) await refresh();
+      else tally();
+    }
   });
 }
 
@@ -210,6 +215,7 @@ if (findings) {
   findings.addEventListener("htmx:afterSwap", (event) => {
     if (event.target !== findings) return;
     current = null;
+    outdated = false;
     settledKeys.clear();
     tally();
   });
@@ -229,6 +235,6 @@ if (findings) {
   document.getElementById("again").addEventListener("click", () => (changes = 0));
   // An undone change may be doubtful again.
   document.body.addEventListener("zsvec:changed", (event) => {
-    if (event.detail.undone) queue = queue.then(refresh);
+    if (event.detail.undone) enqueue(refresh);
   });
 }

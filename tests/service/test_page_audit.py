@@ -179,19 +179,40 @@ def test_a_page_that_waits_asks_again(
     ready = threading.Event()
     audit = classifier.references.audit
 
-    def slow(**options: Any) -> Any:
-        assert ready.wait(60)
-        return audit(**options)
-
+    slow = Mock(side_effect=lambda **options: ready.wait(60) and audit(**options))
     monkeypatch.setattr(classifier.references, "audit", slow)
     try:
         (poll,) = findings(browser).all("p", role="status")
-        assert poll["hx-get"] == "/audit/findings"
+        assert str(poll["hx-get"]).startswith("/audit/findings?of=")
+        classifier.add_category("red", images=[coloured("red", 902)])  # a colleague works on
+        (again,) = page_of(browser.get(str(poll["hx-get"]), headers=PART)).all("p", role="status")
+        assert again == poll
         assert browser.get("/audit/more?more=thin&after=0", headers=PART).status_code == 409
     finally:
         ready.set()
     monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 60)
+    assert named(page_of(browser.get(str(poll["hx-get"]), headers=PART)), "label")
+    assert slow.call_count == 1
+
+
+def test_an_audit_that_nobody_can_wait_for_is_not_begun(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.01)
+    ready = threading.Event()
+    audit = classifier.references.audit
+    audits = Mock(side_effect=lambda **options: ready.wait(60) and audit(**options))
+    monkeypatch.setattr(classifier.references, "audit", audits)
+    try:
+        (_,) = findings(browser).all("p", role="status")
+        for seed in range(902, 910):
+            classifier.add_category("red", images=[coloured("red", seed)])
+            findings(browser)
+    finally:
+        ready.set()
+    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 60)
     assert named(findings(browser), "label")
+    assert audits.call_count == 5  # the one in progress, and as many as are remembered
 
 
 def test_a_comparison_that_fails_is_made_again(

@@ -101,4 +101,8 @@ def test_a_page_that_waits_asks_again(
 ) -> None:
     monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.0)
     (poll,) = findings(browser).all("p", role="status")
-    assert poll["hx-get"] == "/overview/findings"
+    address = str(poll["hx-get"])
+    assert address.startswith("/overview/findings?of=")
+    classifier.add_category("red", images=[coloured("red", 902)])
+    (again,) = page_of(browser.get(address, headers=PART)).all("p", role="status")
+    assert again == poll

@@ -112,7 +112,7 @@ async def findings(request: Request, work: Runs, view: _Shown, again: bool = Fal
     comparison = await comparisons_of(request).find(view.of, again=again)
     audit = await audit_of(comparison)
     if audit is None:
-        return render(request, "comparing.html", path=_FINDINGS)
+        return render(request, "comparing.html", path=f"{_FINDINGS}?of={comparison.id}")
     read = partial(_read, work.classifier, comparison, audit, view)
     return render(request, "audit_findings.html", **await work.run(read))
 

@@ -42,6 +42,7 @@ class Comparisons:
         self._work = work
         self._found: dict[str, Comparison] = {}
         self._turn = asyncio.Lock()  # one audit at a time, since each uses all processors
+        self._latest: asyncio.Task[Any] | None = None  # the latest task that has begun
 
     async def find(self, identity: str = "", *, again: bool = False) -> Comparison:
         """Returns a remembered comparison by its id, or else the comparison of the present references.
@@ -59,12 +60,15 @@ class Comparisons:
             there.task.add_done_callback(lambda task: self._forget_failed(identity, task))
             self._found.pop(identity, None)
             self._found[identity] = there
-            for oldest in list(self._found)[:-_REMEMBERED]:
-                del self._found[oldest]
+            for oldest in list(self._found.values())[:-_REMEMBERED]:
+                if oldest.task is not self._latest or oldest.task.done():  # pages wait for an audit in progress
+                    oldest.task.cancel()
+                    del self._found[oldest.id]
         return there
 
     async def _audit(self) -> Audit:
         async with self._turn:
+            self._latest = asyncio.current_task()
             return await self._work.run(lambda: self._work.classifier.references.audit(kept=True))
 
     def _forget_failed(self, identity: str, task: asyncio.Task[Audit]) -> None:
@@ -80,9 +84,13 @@ def comparisons_of(request: Request) -> Comparisons:
 
 
 async def audit_of(comparison: Comparison) -> Audit | None:
-    """Returns the audit, or ``None`` if it takes longer than a moment. Raises the error of an audit that failed."""
+    """Returns the audit, or ``None`` if it takes longer than a moment or was cancelled.
+
+    Raises:
+        ZSVecError: The audit failed.
+    """
     await asyncio.wait({comparison.task}, timeout=_PATIENCE_S)
-    return comparison.task.result() if comparison.task.done() else None
+    return comparison.task.result() if comparison.task.done() and not comparison.task.cancelled() else None
 
 
 def _present(classifier: Classifier) -> tuple[str, _Contents]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from zsvec.service.api.common import Runs
@@ -39,12 +39,12 @@ async def show(request: Request, work: Runs) -> Response:
 
 
 @router.get("/findings")
-async def findings(request: Request, work: Runs) -> Response:
+async def findings(request: Request, work: Runs, of: Annotated[str, Query(max_length=16)] = "") -> Response:
     """Shows what comparing all photos has found, or that the comparison is still running."""
-    comparison = await comparisons_of(request).find()
+    comparison = await comparisons_of(request).find(of)
     audit = await audit_of(comparison)
     if audit is None:
-        return render(request, "comparing.html", path=_FINDINGS)
+        return render(request, "comparing.html", path=f"{_FINDINGS}?of={comparison.id}")
 
     def read() -> dict[str, Any]:
         classifier = work.classifier

@@ -82,7 +82,7 @@ def total(page: Page, kind: str) -> int:
 def test_the_page_loads_findings_or_waits_for_a_click(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     page = page_of(browser.get("/audit"))
     assert page.all("p", **{"hx-get": "/audit/findings"})
-    monkeypatch.setattr("zsvec.service.pages.audit._MAX_AUTOMATIC", 32)
+    monkeypatch.setattr("zsvec.service.pages.comparisons._MAX_AUTOMATIC", 32)
     page = page_of(browser.get("/audit"))
     assert not page.all("p", **{"hx-get": "/audit/findings"})
     assert "Compare 33 photos" in page.text

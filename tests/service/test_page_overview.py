@@ -49,6 +49,14 @@ def test_the_numbers_of_the_store(browser: TestClient, classifier: Classifier) -
     assert "/overview" in [one["href"] for one in page_of(browser.get("/categories")).all("a")]
 
 
+def test_many_photos_are_compared_after_a_click(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.service.pages.comparisons._MAX_AUTOMATIC", 31)
+    page = page_of(browser.get("/overview"))
+    assert not page.all("p", **{"hx-get": "/overview/findings"})
+    assert page.all("button", **{"hx-get": "/overview/findings"})
+    assert "Compare 32 photos" in page.text
+
+
 def test_enough_photos_and_a_stale_calibration(browser: TestClient, classifier: Classifier) -> None:
     classifier.calibrate(false_unknown_rate=0.25)
     assert not page_of(browser.get("/overview")).all("meter")

@@ -19,7 +19,7 @@ from zsvec.service.api.common import Runs
 from zsvec.service.api.schemas import NAME
 from zsvec.service.edits import create_missing
 from zsvec.service.pages.changes import changed, name_in
-from zsvec.service.pages.comparisons import Comparison, audit_of, comparisons_of, without_gone
+from zsvec.service.pages.comparisons import Comparison, audit_of, comparisons_of, is_automatic, without_gone
 from zsvec.service.pages.rendering import render
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
@@ -29,7 +29,6 @@ router = APIRouter(prefix="/audit")
 
 _SHOWN = 30  # findings of each kind at first; "Show more" adds as many
 _EXAMPLES = 3  # photos of a category to show with a finding
-_MAX_AUTOMATIC = 5000  # photos to compare without a click; the time grows with the square of the number
 _MAX_PAGE = 1_000_000
 _FINDINGS = "/audit/findings"
 
@@ -100,7 +99,7 @@ async def show(request: Request, work: Runs, view: _Shown) -> Response:
         tab="/audit",
         images=images,
         categories=categories,
-        automatic=images <= _MAX_AUTOMATIC,
+        automatic=is_automatic(images),
         view=view,
         path=_FINDINGS,
     )

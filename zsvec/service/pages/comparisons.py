@@ -15,6 +15,7 @@ from zsvec.service.admission.queue import Work
 from zsvec.types import is_attached
 
 _REMEMBERED = 4  # comparisons
+_MAX_AUTOMATIC = 5000  # photos to compare without a click; the time grows with the square of the number
 _PATIENCE_S = 0.8  # a page that has to wait for longer says so
 
 _Contents: TypeAlias = Mapping[str, tuple[Any, ...]]  # revision and numbers of references, by category
@@ -81,6 +82,11 @@ def comparisons_of(request: Request) -> Comparisons:
     """Returns the comparisons of the service."""
     found: Comparisons = request.app.state.comparisons
     return found
+
+
+def is_automatic(images: int) -> bool:
+    """Returns whether a page compares this number of images without a click."""
+    return images <= _MAX_AUTOMATIC
 
 
 async def audit_of(comparison: Comparison) -> Audit | None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from zsvec.service.api.common import Runs
-from zsvec.service.pages.comparisons import audit_of, comparisons_of, without_gone
+from zsvec.service.pages.comparisons import audit_of, comparisons_of, is_automatic, without_gone
 from zsvec.service.pages.rendering import render
 
 router = APIRouter(prefix="/overview")
@@ -25,10 +25,14 @@ async def show(request: Request, work: Runs) -> Response:
         classifier = work.classifier
         categories = classifier.categories()
         info = classifier.info()
+        images = sum(category.images for category in categories)
+        photos = sum(category.own_images for category in categories)
         return {
             "categories": len(categories),
-            "photos": sum(category.own_images for category in categories),
-            "points": sum(category.images - category.own_images for category in categories),
+            "images": images,
+            "automatic": is_automatic(images),
+            "photos": photos,
+            "points": images - photos,
             "texts": sum(len(category.texts) for category in categories),
             "waiting": len(classifier.inbox),
             "progress": info["threshold_progress"],

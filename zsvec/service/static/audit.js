@@ -109,7 +109,7 @@ function settle(act, steps) {
   for (const [key, value] of steps) if (leave || value === "label") settledKeys.add(key);
 }
 
-// Sends a decision, a large one in several requests that are one change. Returns whether it was made.
+// Sends a decision, a large one in several requests that are one change. Returns whether all of it was made.
 async function carryOut(act, steps) {
   const cancelling = new AbortController();
   const photos = steps.length === 1 ? "photo" : `${steps.length.toLocaleString("en")} photos`;
@@ -130,16 +130,18 @@ async function carryOut(act, steps) {
     change ??= toast?.querySelector("[name=change]")?.value ?? null;
     soFar = toast?.dataset.soFar;
   }
-  const made = request.status === 200 && !cancelling.signal.aborted;
+  const cancelled = cancelling.signal.aborted;
+  const made = request.status === 200 && !(cancelled && change);
   if (!made && change) {
     const form = new FormData();
     form.append("change", change);
-    await send("/undo", form, { quiet: true });
+    const undone = await send("/undo", form, { quiet: true });
+    if (cancelled && undone.status !== 200) request = undone;
   }
   busy(steps, null);
-  if (cancelling.signal.aborted && request.status === 200) sayProblem("Cancelled.", "Nothing was changed.");
+  if (cancelled && !made && request.status === 200) sayProblem("Cancelled.", "Nothing was changed.");
   else finish(request);
-  return made;
+  return made && !cancelled;
 }
 
 function decide(act, steps, { reload = false } = {}) {

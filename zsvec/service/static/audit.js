@@ -83,6 +83,7 @@ function showSure() {
 function more(section) {
   const list = section.querySelector(".list");
   enqueue(async () => {
+    if (waiting) return more(section); // the service counts from findings that the page no longer has
     await window.htmx.ajax("GET", `/audit/more?more=${section.dataset.kind}&after=${list.children.length}`, { source: "#view", target: list, swap: "beforeend" });
     if (!list.children.length) section.dataset.total = 0; // others decided on the rest
     tally();
@@ -164,7 +165,7 @@ function decide(act, steps, { reload = false } = {}) {
     } finally {
       waiting -= 1;
       changes += made;
-      outdated ||= reload || !made;
+      outdated ||= reload || !made || document.getElementById("view").matches(".htmx-request");
       if (outdated && !waiting) await refresh();
       else tally();
     }
@@ -215,10 +216,15 @@ if (findings) {
     tally();
   });
   findings.addEventListener("htmx:afterSwap", (event) => {
+    outdated = waiting > 0 || (outdated && event.target !== findings);
+    const there = new Set();
+    for (const one of event.target.querySelectorAll("[data-finding]")) {
+      if (there.has(one.dataset.finding)) one.remove();
+      there.add(one.dataset.finding);
+    }
     if (event.target !== findings) return;
     current = null;
-    outdated = false;
-    settledKeys.clear();
+    if (!waiting) settledKeys.clear();
     tally();
   });
   bar?.addEventListener("click", (event) => {

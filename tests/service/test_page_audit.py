@@ -295,6 +295,20 @@ def test_a_change_of_several_requests_is_undone_at_once(browser: TestClient, cla
     assert {name: sorted(images_of(classifier, name)) for name in before} == before
 
 
+def test_a_photo_of_two_findings_counts_once(browser: TestClient, classifier: Classifier) -> None:
+    images = [key(WRONG, "red")] * 2
+    change = done(decide(browser, "keep", {"reference": images, "value": ["label", "outlier"]}), "1 photo kept")
+    assert len(classifier.category("red").kept) == 2
+    done(undo(browser, change))
+    done(decide(browser, "remove", form(images, "")), "1 photo removed.")
+
+
+def test_copies_are_not_removed_in_bulk(browser: TestClient) -> None:
+    page = findings(browser, kind="duplicates")
+    assert offered(page, "remove")
+    assert not [one for one in page.all("button", **{"data-act": "remove"}) if "data-bulks" in one]
+
+
 def test_a_form_may_have_hundreds_of_photos(browser: TestClient, classifier: Classifier) -> None:
     classifier.add_category("many", images=[photo(seed) for seed in range(100, 400)])
     keys = [f"{one}:many" for one in images_of(classifier, "many")]

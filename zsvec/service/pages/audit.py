@@ -201,7 +201,7 @@ async def decide(request: Request, act: Literal["move", "remove", "keep", "unkee
                 references.keep(name, hashes, finding=value)
             else:
                 references.unkeep(name, hashes, finding=value)
-        so_far.photos += sum(map(len, chosen.values()))
+        so_far.photos += len({(name, one) for (name, _), hashes in chosen.items() for one in hashes})
         photos = counted(so_far.photos, "photo")
         if act == "move" and continues is None and len(targets) == 1:
             return f"{photos} moved to “{min(targets)}”."

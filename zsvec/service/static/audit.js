@@ -35,6 +35,9 @@ function stepsOf(button) {
 // Returns the steps of an act that all chosen findings offer.
 const stepsOfAll = (act) => chosen().flatMap((one) => actsOf(one).filter((button) => button.matches(`[data-bulks][data-act=${act}]`)).flatMap(stepsOf));
 
+// A photo may have several findings, as a label error and as an outlier.
+const photosOf = (steps) => new Set(steps.map(([key]) => key)).size;
+
 // Returns the label errors above the chosen probability, also those that are not shown.
 function sure(form) {
   const above = Number(form.querySelector("input").value) / 100;
@@ -65,7 +68,7 @@ function showSelection() {
   document.getElementById("selected").textContent = group.length ? `${group.length} selected` : "";
   for (const button of bar.querySelectorAll("[data-bulk]")) {
     const act = button.dataset.bulk;
-    const many = stepsOfAll(act).length;
+    const many = photosOf(stepsOfAll(act));
     button.hidden = !group.length || !many;
     button.textContent = { move: `Move ${many} as proposed`, keep: `Keep ${many}`, unkeep: `Doubt ${many} again`, remove: `Remove ${many}` }[act];
   }
@@ -145,7 +148,8 @@ async function carryOut(act, steps) {
   return made && !cancelled;
 }
 
-function decide(act, steps, { reload = false } = {}) {
+function decide(act, taken, { reload = false } = {}) {
+  const steps = [...new Map(taken.map((step) => [String(step), step])).values()];
   if (!steps.length) return;
   const places = shown();
   const place = places.indexOf(chosen()[0]);

@@ -60,10 +60,10 @@ def test_many_photos_are_compared_after_a_click(browser: TestClient, monkeypatch
 def test_enough_photos_and_a_stale_calibration(browser: TestClient, classifier: Classifier) -> None:
     classifier.calibrate(false_unknown_rate=0.25)
     assert not page_of(browser.get("/overview")).all("meter")
-    assert "zsvec calibrate" not in page_of(browser.get("/overview")).text
+    assert "calibrated" not in page_of(browser.get("/overview")).text
     classifier._calibrator._automatic = False
     classifier.add_category("red", images=[coloured("red", 901)])
-    assert "zsvec calibrate" in page_of(browser.get("/overview")).text
+    assert "calibrated" in page_of(browser.get("/overview")).text
 
 
 def test_an_empty_store_and_a_store_without_a_calibration() -> None:

@@ -22,7 +22,7 @@ const isSelected = (finding) => finding.querySelector(".select")?.checked ?? fal
 const selected = () => shown().filter(isSelected);
 const chosen = () => (selected().length ? selected() : current ? [current] : []);
 const actsOf = (finding) => [...finding.querySelectorAll("[data-act]")];
-// Failed requests have told of their problem already (page.js). They must not stop the ones after them.
+// Runs a job after the jobs before it. A load that fails shows a problem (page.js), and must not stop the later jobs.
 const enqueue = (job) => (queue = queue.then(job).catch(() => {}));
 const refresh = () => window.htmx.ajax("GET", "/audit/findings", { source: "#view", target: "#findings", swap: "innerHTML" });
 
@@ -169,6 +169,7 @@ function decide(act, taken, { reload = false } = {}) {
     } finally {
       waiting -= 1;
       changes += made;
+      // A load in progress may have begun before the decision was made.
       outdated ||= reload || !made || document.getElementById("view").matches(".htmx-request");
       if (outdated && !waiting) await refresh();
       else tally();
@@ -220,6 +221,7 @@ if (findings) {
     tally();
   });
   findings.addEventListener("htmx:afterSwap", (event) => {
+    // The service may have found these before the decisions in the queue.
     outdated = waiting > 0 || (outdated && event.target !== findings);
     const there = new Set();
     for (const one of event.target.querySelectorAll("[data-finding]")) {

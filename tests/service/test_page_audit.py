@@ -147,7 +147,10 @@ def test_findings_are_sorted_and_filtered(browser: TestClient, classifier: Class
         assert browser.get("/audit/findings", params=wrong, headers=PART).status_code == 422
     for part in ("more=x&after=0", "more=thin&after=-1", "more=thin"):
         assert browser.get(f"/audit/more?{part}", headers=PART).status_code == 422
-    assert not page_of(browser.get("/audit/more?more=thin&after=999", headers=PART)).all("article")
+    (of,) = page.all("input", name="of")
+    view = {"of": of["value"], "more": "thin", "after": "999"}
+    assert not page_of(browser.get("/audit/more", params=view, headers=PART)).all("article")
+    assert browser.get("/audit/more", params={**view, "of": "0" * 16}, headers=PART).status_code == 409
 
 
 def test_a_comparison_is_shared_until_the_references_change(

@@ -125,10 +125,9 @@ async def more(
     after: Annotated[int, Query(ge=0, le=_MAX_PAGE)],
 ) -> Response:
     """Shows the next findings of one kind, after the ones that the page has."""
-    comparison = await comparisons_of(request).find(view.of)
-    audit = await audit_of(comparison)
-    if audit is None:
-        raise refusal(409, "The photos are compared again: wait a moment, then reload the page")
+    comparison = comparisons_of(request).remembered(view.of)
+    if comparison is None or (audit := await audit_of(comparison)) is None:
+        raise refusal(409, "The photos have been compared again: reload the page")
     read = partial(_read, work.classifier, comparison, audit, replace(view, kind=more), after)
     return render(request, "audit_more.html", kind=more, **await work.run(read))
 

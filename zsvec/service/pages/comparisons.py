@@ -45,6 +45,10 @@ class Comparisons:
         self._turn = asyncio.Lock()  # one audit at a time, since each uses all processors
         self._latest: asyncio.Task[Any] | None = None  # the latest task that has begun
 
+    def remembered(self, identity: str) -> Comparison | None:
+        """Returns a remembered comparison by its id, or ``None``."""
+        return self._found.get(identity)
+
     async def find(self, identity: str = "", *, again: bool = False) -> Comparison:
         """Returns a remembered comparison by its id, or else the comparison of the present references.
 
@@ -52,8 +56,8 @@ class Comparisons:
             identity: Id of the comparison.
             again: Whether to compare anew, although the references have not changed.
         """
-        if not again and identity in self._found:
-            return self._found[identity]
+        if not again and (there := self.remembered(identity)):
+            return there
         identity, contents = await self._work.run(lambda: _present(self._work.classifier))
         there = self._found.get(identity)
         if there is None or (again and there.task.done()):

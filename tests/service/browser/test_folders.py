@@ -114,6 +114,29 @@ def test_one_folder_on_a_card_adds_to_the_card_after_a_look(opened: Opened, serv
     assert numbers(service) == before
 
 
+def test_a_second_folder_is_appended_and_a_failed_addition_keeps_the_table(
+    opened: Opened, service: Service, tmp_path: Path
+) -> None:
+    before = numbers(service)
+    page = opened("/categories")
+    page.route("**/categories", lambda route: route.fulfill(status=409), times=1)
+    drop_on(page.locator("h1"), folder_of(tmp_path / "reds", 2))
+    row(page, "Category of the folder reds").get_by_role("combobox").fill("all reds")
+    shutil.copy(photo_of("ant"), folder_of(tmp_path / "blues", 1, "blue") / "known.jpg")
+    drop_on(page.get_by_role("dialog").get_by_role("heading"), tmp_path / "blues")
+    expect(page.locator("#folders-rows .number")).to_have_text(["2 photos", "2 photos"])
+    expect(row(page, "Category of the folder reds").get_by_role("combobox")).to_have_value("all reds")
+    known = row(page, "Category of the folder blues").locator(".state")
+    expect(known).to_contain_text("1 photo also in “ant”")
+    add(page)
+    expect(page.get_by_role("dialog").get_by_role("alert")).to_be_visible()
+    expect(page.locator("#folders-note")).to_be_empty()
+    add(page)
+    expect(page.locator(".toast")).to_contain_text("4 photos added to 2 categories")
+    assert numbers(service) == {**before, "all reds": 2, "blues": 2}
+    opened.forget_refusals()
+
+
 def test_several_folders_on_the_page_of_a_category_say_where_to_drop_them(opened: Opened, tmp_path: Path) -> None:
     for name in ("a", "b"):
         folder_of(tmp_path / "many" / name, 1)

@@ -2,7 +2,7 @@
 
 import { dragPictures } from "./drag.js";
 import { byFolder, takeFiles } from "./files.js";
-import { openFolders, photos, rowsToAdd } from "./folders.js";
+import { compare, openFolders, photos, rowsToAdd } from "./folders.js";
 import { busy, finish, inLines, open, rendered, sayProblem, send } from "./page.js";
 import "./combobox.js";
 
@@ -198,10 +198,11 @@ async function addCategory(form) {
   showChosen();
 }
 
-function addFolders(form) {
+async function addFolders(form) {
   const rows = rowsToAdd();
   if (!rows.length) return sayProblem("There is nothing to add.", "The categories have these photos already.");
-  submit(form, add(rows, form.dataset));
+  get("folders-note").textContent = ""; // the comparison stops
+  if (!(await submit(form, add(rows, form.dataset)))) compare();
 }
 
 function takePhotos(files, at) {

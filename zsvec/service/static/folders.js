@@ -1,7 +1,7 @@
 // The table of dropped folders, to be checked before anything is sent: each row becomes a category.
 
 import { alike, known } from "./combobox.js";
-import { open, sayProblem } from "./page.js";
+import { open } from "./page.js";
 
 const PREVIEWS = 3;
 const HASHES = 1000; // in one question
@@ -10,16 +10,18 @@ export const photos = (number) => (number === 1 ? "1 photo" : `${number.toLocale
 
 let rows = []; // { row, files }
 let holders = new Map(); // by file, the categories that have the photo; only of compared photos
-let opened = 0; // number of tables so far
+let large = 0; // number of photos that are left out
+let compared = 0; // number of comparisons so far
 
 const nameOf = ({ row }) => row.querySelector("input").value.normalize("NFC").trim();
 const sharedOf = (one) => one.files.filter((file) => holders.get(file)?.some((name) => name !== nameOf(one)));
 const ownOf = (one) => one.files.filter((file) => holders.get(file)?.includes(nameOf(one)));
 
+// Opens the table, or appends to the open one.
 export function openFolders(folders, { mostBytes }) {
-  const [form, body] = [get("folders-form"), get("folders-rows")];
+  const dialog = get("folders-dialog");
   const fits = (file) => file.size < 0.9 * Number(mostBytes);
-  rows = [...folders].map(([name, files]) => {
+  const added = [...folders].map(([name, files]) => {
     const row = get("folder-row").content.cloneNode(true).firstElementChild;
     const one = { row, files: files.filter(fits) };
     const input = row.querySelector("input");
@@ -29,20 +31,22 @@ export function openFolders(folders, { mostBytes }) {
     row.querySelector("button").onclick = () => {
       rows = rows.filter((other) => other !== one);
       row.remove();
-      rows.length ? show() : get("folders-dialog").close();
+      rows.length ? show() : dialog.close();
     };
     row.querySelector(".previews").append(...one.files.slice(0, PREVIEWS).map(preview));
     return one;
   });
-  const large = [...folders.values()].flat().length - rows.flatMap(({ files }) => files).length;
-  form.reset();
-  holders = new Map();
-  body.replaceChildren(...rows.map(({ row }) => row));
-  get("folders-note").textContent = "";
+  if (!dialog.open) {
+    [rows, large, holders] = [[], 0, new Map()];
+    get("folders-form").reset();
+    get("folders-rows").replaceChildren();
+    open(dialog);
+  }
+  rows.push(...added);
+  large += [...folders.values()].flat().length - added.flatMap(({ files }) => files).length;
+  get("folders-rows").append(...added.map(({ row }) => row));
   show();
-  open(get("folders-dialog"));
-  if (large) sayProblem(`${photos(large)} left out.`, "A photo must be smaller. Save them with fewer pixels.");
-  compare((opened += 1));
+  compare();
 }
 
 function preview(file) {
@@ -75,15 +79,17 @@ function show() {
   get("folders-shared").hidden = !shared;
   get("folders-shared").querySelector("span").textContent = `Leave out the ${photos(shared)} that another category has`;
   const number = rows.flatMap(({ files }) => files).length;
-  get("folders-said").textContent = `${rows.length === 1 ? "1 folder" : `${rows.length} folders`} with ${photos(number)}. Nothing is sent before you press Add.`;
+  get("folders-said").textContent = `${rows.length === 1 ? "1 folder" : `${rows.length} folders`} with ${photos(number)}. Nothing is sent before you press Add.${large ? ` ${photos(large)} left out because of the size. Save them with fewer pixels.` : ""}`;
 }
 
-// Asks the service which photos it has, by the hashes of the files (`zsvec.content_hash`).
-async function compare(table) {
+// Asks the service which photos it has, by the hashes of the files (`zsvec.content_hash`). Stops once photos are added.
+export async function compare() {
+  const table = (compared += 1);
   const note = get("folders-note");
+  note.textContent = "";
   if (!window.crypto?.subtle) return (note.textContent = "This connection is not encrypted, so photos that the store has are found only when they are added.");
-  const there = () => table === opened && get("folders-dialog").open && !get("folders-form").querySelector(":disabled");
-  const all = rows.flatMap(({ files }) => files);
+  const there = () => table === compared && get("folders-dialog").open && !get("folders-form").querySelector(":disabled");
+  const all = rows.flatMap(({ files }) => files).filter((file) => !holders.has(file));
   for (let first = 0; first < all.length && there(); first += HASHES) {
     const byHash = new Map();
     for (const file of all.slice(first, first + HASHES)) {

@@ -182,9 +182,12 @@ def test_a_folder_without_pictures_adds_nothing(opened: Opened, tmp_path: Path) 
 def test_the_number_of_pictures_of_folders_is_limited(opened: Opened, tmp_path: Path) -> None:
     page = opened("/")
     page.route("**/classify*", lambda route: route.fulfill(body="<div class='verdict' data-headline=''></div>"))
-    drop_on(page.locator(".dropzone"), small_pictures(tmp_path / "a", 990), small_pictures(tmp_path / "b", 20))
-    expect(page.locator("#toasts").get_by_role("alert")).to_contain_text("Only 1,000 photos")
-    expect(page.locator(".answer")).to_have_count(1000)
+    drop_on(page.locator(".dropzone"), small_pictures(tmp_path / "a", 1990), small_pictures(tmp_path / "b", 20))
+    expect(page.locator("#toasts").get_by_role("alert")).to_contain_text("Only 2,000 photos")
+    expect(page.locator(".answer")).to_have_count(2000)
+    page.set_input_files("#chosen", [str(tmp_path / "b" / f"{i}.png") for i in (17, 18, 19)])
+    expect(page.locator("#toasts").get_by_role("alert")).to_contain_text("3 photos left the list")
+    expect(page.locator(".answer")).to_have_count(2000)
 
 
 def test_more_pictures_than_one_request_takes_are_one_change(opened: Opened, tmp_path: Path) -> None:

@@ -175,8 +175,8 @@ async function restore() {
   }
 }
 
-function add(files) {
-  if (files.length > MOST) sayProblem(`The list has room for ${photos(MOST)}.`, "Choose the others later.");
+function add(files, _, said) {
+  if (files.length > MOST) said.push(`The list has room for ${photos(MOST)}. Choose the others later.`);
   const mark = ({ name, size, lastModified }) => `${size} ${lastModified} ${name}`;
   const there = new Map([...items].map(([row, item]) => [mark(item), row]));
   const now = Date.now();
@@ -187,7 +187,9 @@ function add(files) {
     return row;
   });
   list.prepend(...rows.filter((row) => !row.isConnected));
-  for (const row of [...list.children].slice(MOST)) take(row);
+  const left = [...list.children].slice(MOST);
+  for (const row of left) take(row);
+  if (left.length) said.push(`${photos(left.length)} left the list, which has room for ${digits(MOST)}.`);
   for (const row of rows) ask(row);
   refresh();
 }
@@ -307,7 +309,7 @@ async function teach(row, name) {
 }
 
 if (list) {
-  takeFiles(add);
+  takeFiles(add, { most: MOST });
   list.addEventListener("submit", (event) => {
     event.preventDefault();
     const chosen = event.submitter?.value || new FormData(event.target).get("category");

@@ -40,7 +40,7 @@ async function photosIn(folders, most) {
     }
   }
   const said = folders.length && !photos.length ? ["There is no photo in the folder."] : [];
-  if (more) said.push(`Only ${photos.length.toLocaleString("en")} photos are taken at once. Drop the other folders later.`);
+  if (more) said.push(`Only ${photos.length.toLocaleString("en")} photos are taken at once. Drop the rest in parts.`);
   if (others) said.push(others === 1 ? "One file that is not a photo is left out." : `${others} files that are not photos are left out.`);
   if (unread) said.push("Some files could not be read.");
   return [photos, said];
@@ -76,12 +76,13 @@ export function byFolder(photos) {
   return new Map([...found].sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true })));
 }
 
-// Calls `take` with photos, and with the element that they were dropped on, if any. If folders are among them, calls
+// Calls `take` with photos, with the element that they were dropped on, if any, and with the sentences to say, to which
+// `take` may add. If folders are among them, calls
 // `takeFolders` instead, if given, with photos and paths.
 export function takeFiles(take, { most = 1000, takeFolders = null } = {}) {
   const taken = (photos, said, at) => {
     const inFolders = photos.some(({ path }) => path.includes("/"));
-    if (photos.length) inFolders && takeFolders ? takeFolders(photos, at) : take(photos.map(({ file }) => file), at);
+    if (photos.length) inFolders && takeFolders ? takeFolders(photos, at) : take(photos.map(({ file }) => file), at, said);
     if (said.length) sayProblem(said[0], said.slice(1).join(" ")); // last, since `take` may open a dialog
   };
   document.addEventListener("click", (event) => {
@@ -101,7 +102,7 @@ export function takeFiles(take, { most = 1000, takeFolders = null } = {}) {
     const files = [...event.clipboardData.files];
     if (!files.length) return;
     event.preventDefault();
-    take(files, null);
+    taken(files.map((file) => ({ file, path: file.name })), [], null);
   });
   let over = null;
   const leave = () => {

@@ -243,11 +243,23 @@ def test_the_list_survives_leaving_the_page(opened: Opened, tmp_path: Path) -> N
     expect(rows).to_have_count(0)
 
 
+_NUMBER_KEPT = """() => new Promise((resolve) => {
+    const asked = indexedDB.open("zsvec-photos-" + document.body.dataset.list);
+    asked.onsuccess = () => {
+        const counted = asked.result.transaction("photos").objectStore("photos").count();
+        counted.onsuccess = () => resolve(counted.result);
+    };
+})"""
+
+
 def test_the_list_is_kept_for_a_day(opened: Opened) -> None:
     page = opened()
     drop(page, photo_of("ketch"))
     page.clock.install(time=datetime.now(UTC) + timedelta(hours=25))
-    page.reload()
+    page.goto("/categories")
+    while page.evaluate(_NUMBER_KEPT):
+        page.wait_for_timeout(50)
+    page.goto("/")
     expect(page.locator(".answer")).to_have_count(0)
     assert page.evaluate("import(document.querySelector('[src*=kept]').src).then(({kept}) => kept())") == []
 

@@ -5,11 +5,13 @@ const PREFIX = "zsvec-photos-";
 const DAY_MS = 24 * 3600 * 1000;
 const { list } = document.body.dataset; // absent if nobody is signed in
 const own = PREFIX + list;
+const dayAgo = () => [DAY_MS - Date.now()]; // keys begin with the negative time, so those of older photos are larger
 
-// Deletes on the page to sign in, too, so that nothing stays after signing out.
+// Deletes on each page, also on the page to sign in, so that nothing stays after a day or after signing out.
 async function sweep() {
   for (const { name } of await indexedDB.databases()) {
-    if (name.startsWith(PREFIX) && (!list || name !== own)) indexedDB.deleteDatabase(name);
+    if (list && name === own) request("readwrite", (photos) => photos.delete(IDBKeyRange.lowerBound(dayAgo())));
+    else if (name.startsWith(PREFIX)) indexedDB.deleteDatabase(name);
   }
 }
 sweep().catch(() => {}); // the browser may allow no storage
@@ -49,9 +51,5 @@ export const forgetAll = () => request("readwrite", (photos) => photos.clear());
 
 // Returns the kept photos in the order of the list.
 export async function kept() {
-  const found = (await request("readonly", (photos) => photos.getAll())) ?? [];
-  const [old, fresh] = [[], []];
-  for (const photo of found) (Date.now() + photo.key[0] > DAY_MS ? old : fresh).push(photo);
-  for (const { key } of old) forget(key);
-  return fresh;
+  return (await request("readonly", (photos) => photos.getAll(IDBKeyRange.upperBound(dayAgo())))) ?? [];
 }

@@ -10,9 +10,10 @@ from starlette.testclient import TestClient
 
 import zsvec
 from tests.service.support import PART, done, images_of, page_of, picture, undo, visitor
-from tests.support import coloured_store
+from tests.support import coloured, coloured_store, encode
 from zsvec.classifier import Classifier
 from zsvec.errors import StoreUnavailableError
+from zsvec.inputs.images import content_hash
 from zsvec.service.pages.rendering import certainty, doubt, verdict
 from zsvec.testing import HashEncoder
 from zsvec.types import ExpertOutput, Prediction
@@ -214,3 +215,17 @@ def test_similar_photos_of_an_unknown_photo_are_refused(browser: TestClient) -> 
     page_of(browser.get(f"/similar/{'0' * 64}", headers=PART), 404)
     for wrong in ("0", "0" * 65, "..%2F..%2Fv1", "%00"):
         assert browser.get(f"/similar/{wrong}", headers=PART).status_code == 422
+
+
+def test_similar_photos_lead_back_to_the_category_that_they_were_opened_from(
+    browser: TestClient, classifier: Classifier
+) -> None:
+    image = encode(coloured("red", 500))
+    for name in ("red", "blue"):
+        classifier.add_category(name, images=[image])
+    address = f"/similar/{content_hash(image)}"
+    for name in ("red", "blue"):
+        page = page_of(browser.get(address, params={"category": name}))
+        assert [str(found["href"]) for found in page.all("a", class_="back")] == [f"/categories/{name}"]
+    page_of(browser.get(address, params={"category": EVIL}))
+    assert browser.get(address, params={"category": "x" * 501}, headers=PART).status_code == 422

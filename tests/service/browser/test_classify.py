@@ -189,12 +189,35 @@ def test_similar_photos_are_shown_for_a_photo_and_for_a_reference(opened: Opened
     similar.first.click()
     expect(dialog.locator(f"a[href='{first}']")).to_have_count(0)  # now those like the first
     expect(similar.first).to_be_visible()
+    expect(dialog.get_by_role("heading", name="References like this one of")).to_be_focused()
+    expect(dialog.get_by_role("img", name="A reference of")).to_be_visible()
+    expect(dialog.get_by_role("img", name="Your photo")).to_be_hidden()
     page.goto("/categories/ant")
     page.locator("[data-reference]").first.click()
     dialog.get_by_role("link", name="Like this one").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Like this one")
     expect(page.get_by_role("img", name="A reference of ant")).to_be_visible()
-    expect(page.get_by_role("link", name="Like this one: ant").first).to_be_visible()
+    before = page.get_by_role("img", name="A reference of ant").get_attribute("src")
+    page.get_by_role("link", name="Like this one: ant").first.click()
+    expect(page.get_by_role("img", name="A reference of ant")).not_to_have_attribute("src", str(before))
+    expect(page.get_by_role("heading", level=1)).to_have_text("Like this one")
+
+
+def test_a_late_answer_does_not_fill_the_dialog_of_another_photo(opened: Opened) -> None:
+    page = opened()
+    rows = drop(page, photo_of("ketch"))
+    rows.get_by_role("button", name="Why?").click()
+    held: list[Route] = []
+    page.route("**/similar/*", held.append, times=1)
+    rows.get_by_role("button", name="Like this photo").click()
+    page.wait_for_function("() => document.querySelector('#compare-dialog[open]')")
+    while not held:
+        page.wait_for_timeout(50)
+    page.keyboard.press("Escape")
+    with page.expect_event("requestfailed"):
+        rows.get_by_role("button", name="Compare with a reference").first.click()
+    page.get_by_role("button", name="Like this reference").click()
+    expect(page.get_by_role("dialog").get_by_role("img", name="A reference of")).to_be_visible()
 
 
 # The list in the browser

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from zsvec import Classifier, load_image
@@ -98,8 +98,16 @@ def _is_described(classifier: Classifier, text: Neighbor) -> bool:
 
 
 @router.get("/similar/{hash}")
-async def similar(request: Request, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as in the address
-    """Shows the references and the waiting photos that are similar to a photo, as a whole page or as a part."""
+async def similar(
+    request: Request,
+    hash: Hash,  # noqa: A002 - as in the address
+    work: Runs,
+    category: Annotated[str, Query(max_length=500)] = "",
+) -> Response:
+    """Shows the references and the waiting photos that are similar to a photo, as a whole page or as a part.
+
+    Of a photo that several categories have, `category` is the one to lead back to.
+    """
     classifier = work.classifier
 
     def read() -> dict[str, Any]:
@@ -109,10 +117,13 @@ async def similar(request: Request, hash: Hash, work: Runs) -> Response:  # noqa
             raise refusal(404, "This photo is not known any more. Choose it again") from exc
         holders = classifier.references.holders([hash]).get(hash, ())
         waits = not holders and classifier.inbox.small(hash) is not None
-        return {"similar": found, "category": next(iter(holders), None), "waits": waits}
+        of = category if category in holders else next(iter(holders), None)
+        return {"similar": found, "category": of, "waits": waits}
 
-    template = "similar.html" if is_part(request) else "similar_page.html"
-    return render(request, template, tab="/", hash=hash, **await work.run(read))
+    part = is_part(request)
+    return render(
+        request, "similar.html" if part else "similar_page.html", tab="/", part=part, hash=hash, **await work.run(read)
+    )
 
 
 @router.post("/correct")

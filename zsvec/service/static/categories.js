@@ -91,7 +91,7 @@ function openPictures(pictures) {
   get("reference-title").textContent = one ? `A photo of “${first.dataset.category}”` : photos(pictures.length);
   const shown = dialog.querySelector(".of-reference");
   shown.hidden = get("reference-similar").hidden = !one;
-  get("reference-similar").href = `/similar/${first.dataset.hash}`;
+  get("reference-similar").href = `/similar/${first.dataset.hash}?category=${encodeURIComponent(first.dataset.category)}`;
   if (one) {
     shown.querySelector(".thumb").classList.remove("absent");
     get("reference-picture").src = first.querySelector("img").src;

@@ -214,6 +214,7 @@ function enlarge(item, title, reference = null) {
   photo.src = copy ? URL.createObjectURL(copy) : "";
   document.getElementById("compare-title").textContent = title;
   document.getElementById("compare-other").hidden = document.getElementById("compare-like").hidden = !reference;
+  window.htmx.trigger("#compare-similar", "htmx:abort"); // a late answer about the photo of before
   document.getElementById("compare-similar").replaceChildren();
   if (reference) {
     const { hash, category, page } = reference.dataset;
@@ -227,7 +228,10 @@ function enlarge(item, title, reference = null) {
   open(dialog);
 }
 
-const showSimilar = (hash) => window.htmx.ajax("GET", `/similar/${hash}`, { target: "#compare-similar", swap: "innerHTML" });
+function showSimilar(hash) {
+  document.getElementById("compare-title").textContent = "Like this photo";
+  window.htmx.ajax("GET", `/similar/${hash}`, { source: "#compare-similar", target: "#compare-similar", swap: "innerHTML" });
+}
 
 // Totals, filters, downloads
 

@@ -100,6 +100,8 @@ document.addEventListener("input", (event) => {
   check(event.target);
   if (event.isTrusted) show(event.target, true);
 });
+// Once the fields are reset, which is after the event.
+document.addEventListener("reset", (event) => setTimeout(() => [...event.target.elements].filter(isField).forEach(check)));
 document.addEventListener("focusin", (event) => isField(event.target) && check(event.target));
 document.addEventListener("focusout", hide);
 document.addEventListener("mousedown", (event) => list.contains(event.target) && event.preventDefault()); // keeps the focus

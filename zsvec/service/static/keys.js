@@ -73,9 +73,12 @@ export function listKeys(list) {
     else if (/^[1-9]$/.test(key)) list.choose(Number(key));
     else if (key === "Delete") list.remove();
     else if (key === "Enter" || key.length === 1) {
-      if (key.length === 1) list.field.value = key;
-      list.field.form.hidden = false;
+      const { form } = list.field;
+      const { hidden } = form;
+      form.hidden = false;
+      if (!list.field.checkVisibility()) return (form.hidden = hidden);
       list.field.focus();
+      if (key !== "Enter") return (list.field.value = ""); // the browser types the letter into the field
     } else return;
     event.preventDefault();
   }

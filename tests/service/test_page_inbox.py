@@ -60,7 +60,7 @@ def test_images_are_shown_a_few_at_a_time(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zsvec.service.pages.inbox._BATCH", 4)
-    assert "6 images wait" in page_of(browser.get("/inbox")).text
+    assert "6 photos wait" in page_of(browser.get("/inbox")).text
     first = hashes(shown(browser))
     assert first == [one.hash for one in classifier.inbox.rank(4)]
     rest = hashes(shown(browser, shown=",".join([*first, NONE, EVIL])))
@@ -122,7 +122,7 @@ def test_the_reason_why_an_image_waits(ranking: Any, more: dict[str, Any], said:
 def test_a_label_makes_a_reference_and_undo_puts_the_image_back(browser: TestClient, classifier: Classifier) -> None:
     first, *rest = hashes(shown(browser))
     answer = browser.post("/inbox/label", data={"hash": first, "category": " red "}, headers=PART)
-    change = done(answer, "1 image labelled “red”.")
+    change = done(answer, "1 photo labelled “red”.")
     assert first in images_of(classifier, "red")
     assert set(hashes(shown(browser))) == set(rest)
     done(undo(browser, change), "Undone: label")
@@ -145,7 +145,7 @@ def test_several_images_make_a_new_category_of_any_name(browser: TestClient, cla
     some = hashes(shown(browser))[:3]
     browser.post("/inbox/label", data={"hash": some[0], "category": "blue"}, headers=PART)
     answer = browser.post("/inbox/label", data={"hash": [*some, NONE], "category": EVIL}, headers=PART)
-    change = done(answer, f"2 images labelled “{EVIL}”", "2 images had been labelled or dismissed meanwhile")
+    change = done(answer, f"2 photos labelled “{EVIL}”", "2 photos had been labelled or dismissed meanwhile")
     assert set(images_of(classifier, EVIL)) == set(some[1:])
     assert not Page(answer.text).all("script")
     assert page_of(browser.get("/inbox")).all("option", value=EVIL)
@@ -179,7 +179,7 @@ def test_new_categories_have_the_same_texts_from_each_page(browser: TestClient, 
 def test_images_that_no_longer_wait_change_nothing(browser: TestClient, classifier: Classifier) -> None:
     for path in ("/inbox/label", "/inbox/dismiss"):
         answer = browser.post(path, data={"hash": [NONE, EVIL], "category": "new"}, headers=PART)
-        assert done(answer, "2 images had been labelled or dismissed meanwhile") == ""
+        assert done(answer, "2 photos had been labelled or dismissed meanwhile") == ""
     assert len(classifier.inbox) == 6
     assert len(classifier.categories()) == 3
 
@@ -187,7 +187,7 @@ def test_images_that_no_longer_wait_change_nothing(browser: TestClient, classifi
 def test_images_are_dismissed(browser: TestClient, classifier: Classifier) -> None:
     some = hashes(shown(browser))[:2]
     answer = browser.post("/inbox/dismiss", data={"hash": some}, headers=PART)
-    change = done(answer, "2 images dismissed", "for 30 days")
+    change = done(answer, "2 photos dismissed", "for 30 days")
     assert not set(some) & set(classifier.inbox.hashes())
     assert [classifier.keep(photo(seed)) for seed in range(6)].count(None) == 2
     again = done(undo(browser, change), "Undone: dismiss")
@@ -199,7 +199,7 @@ def test_images_are_dismissed(browser: TestClient, classifier: Classifier) -> No
 def test_invalid_forms_are_refused(browser: TestClient, classifier: Classifier) -> None:
     for path in ("/inbox/label", "/inbox/dismiss"):
         for given in ({"category": "red"}, {"hash": [], "category": "red"}):
-            assert "No image is chosen" in page_of(browser.post(path, data=given, headers=PART), 422).text
+            assert "No photo is chosen" in page_of(browser.post(path, data=given, headers=PART), 422).text
     for name in ("", " ", "a\nb", "x" * 501):
         data = {"hash": NONE, "category": name}
         page_of(browser.post("/inbox/label", data=data, headers=PART), 422)
@@ -259,7 +259,7 @@ def test_a_group_becomes_a_category(grouped: Classifier) -> None:
 
 def test_a_few_images_make_no_group(browser: TestClient) -> None:
     page = page_of(browser.get("/inbox/groups", headers=PART))
-    assert "No five unknown images" in page.text
+    assert "No five unknown photos" in page.text
     assert not page.all("form")
 
 

@@ -85,7 +85,7 @@ def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
     assert current(page) == first
     name = page.locator("#choices button .name").first.inner_text()
     page.keyboard.press("1")
-    expect(page.locator("#toasts")).to_contain_text(f"1 image labelled “{name}”")
+    expect(page.locator("#toasts")).to_contain_text(f"1 photo labelled “{name}”")
     expect(tiles).to_have_count(waiting - 1)
     expect(page.locator(".tile:focus")).to_have_count(1)
     assert first in pictures(desk, name)
@@ -93,16 +93,16 @@ def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
     second = current(page)
     page.keyboard.press("Space")
     page.keyboard.press("Shift+ArrowRight")
-    expect(page.locator("#panel-text")).to_contain_text("2 images selected")
+    expect(page.locator("#panel-text")).to_contain_text("2 photos selected")
     page.keyboard.type("zebra 🦓")
     page.keyboard.press("Enter")
-    expect(page.locator("#toasts")).to_contain_text("2 images labelled “zebra 🦓”")
+    expect(page.locator("#toasts")).to_contain_text("2 photos labelled “zebra 🦓”")
     page.keyboard.press("Delete")
-    expect(page.locator("#toasts")).to_contain_text("1 image dismissed")
-    expect(page.locator("#waiting")).to_have_text(f"{waiting - 4} images wait")
+    expect(page.locator("#toasts")).to_contain_text("1 photo dismissed")
+    expect(page.locator("#waiting")).to_have_text(f"{waiting - 4} photos wait")
 
     page.reload()
-    expect(page.locator("#waiting")).to_have_text(f"{waiting - 4} images wait")
+    expect(page.locator("#waiting")).to_have_text(f"{waiting - 4} photos wait")
     expect(tiles).to_have_count(waiting - 4)
     page.goto("/categories/zebra%20%F0%9F%A6%93")
     expect(page.locator("[data-reference]")).to_have_count(2)
@@ -120,7 +120,7 @@ def test_a_category_is_found_by_typing(at_desk: Opened) -> None:
     expect(page.get_by_label("Another category")).to_have_value("ketch")
     assert violations(page) == []
     page.keyboard.press("Enter")
-    expect(page.locator("#toasts")).to_contain_text("1 image labelled “ketch”")
+    expect(page.locator("#toasts")).to_contain_text("1 photo labelled “ketch”")
     page.get_by_role("button", name="Undo").click()
     expect(page.locator(".tile")).to_have_count(waiting)
 
@@ -177,7 +177,7 @@ def test_images_are_labelled_by_touch(at_desk: Opened) -> None:
     tiles.nth(2).tap()
     page.get_by_label("Another category").fill("table")
     page.get_by_role("button", name="Make category").tap()
-    expect(page.locator("#toasts")).to_contain_text("2 images labelled “table”")
+    expect(page.locator("#toasts")).to_contain_text("2 photos labelled “table”")
     expect(tiles).to_have_count(waiting - 2)
 
 
@@ -214,7 +214,7 @@ def test_a_group_becomes_a_category(chromium: Browser, services: Services, tmp_p
         chosen = form.get_by_role("checkbox").count() - 1
         assert chosen >= 4
         form.get_by_role("button", name="Make this a category").click()
-        expect(page.locator("#toasts")).to_contain_text(f"{chosen} images labelled “brain”")
+        expect(page.locator("#toasts")).to_contain_text(f"{chosen} photos labelled “brain”")
         expect(form).to_have_count(0)
         expect(page.locator(".tile")).to_have_count(len(photos) - chosen)
         page.goto("/categories/brain")

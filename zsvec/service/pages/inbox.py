@@ -105,7 +105,7 @@ async def label(request: Request, work: Runs) -> Response:
         create_missing(work.classifier, name)
         inbox.label(there, name)
         left = f" {_no_longer_there(hashes - there)}" if hashes - there else ""
-        return f"{counted(len(there), 'image')} labelled “{name}”.{left}"
+        return f"{counted(len(there), 'photo')} labelled “{name}”.{left}"
 
     return await changed(request, "label", labelled)
 
@@ -121,7 +121,7 @@ async def dismiss(request: Request, work: Runs) -> Response:
         if not there:
             return _no_longer_there(hashes)
         inbox.dismiss(there)
-        return f"{counted(len(there), 'image')} dismissed. Nothing like {_them(there)} is kept again for {days:g} days."
+        return f"{counted(len(there), 'photo')} dismissed. Nothing like {_them(there)} is kept again for {days:g} days."
 
     return await changed(request, "dismiss", dismissed)
 
@@ -130,12 +130,12 @@ async def _chosen(request: Request) -> tuple[set[str], Mapping[str, Sequence[str
     _, fields = await sent_form(request, 0)
     hashes = set(lines_in(fields, "hash"))
     if not hashes:
-        raise refusal(422, "No image is chosen")
+        raise refusal(422, "No photo is chosen")
     return hashes, fields
 
 
 def _no_longer_there(hashes: Collection[str]) -> str:
-    return f"{counted(len(hashes), 'image')} had been labelled or dismissed meanwhile."
+    return f"{counted(len(hashes), 'photo')} had been labelled or dismissed meanwhile."
 
 
 def _them(hashes: Collection[str]) -> str:

@@ -40,7 +40,7 @@ _SAID = {
     405: ("This is not possible here.", _RELOAD),
     408: ("The upload stopped.", "Try again."),
     409: ("This is not possible.", _RELOAD),
-    413: ("This is too much at once.", "Send fewer or smaller pictures."),
+    413: ("This is too much at once.", "Send fewer or smaller photos."),
     415: ("The request could not be read.", _RELOAD),
     422: ("This cannot be used.", _RELOAD),
     429: ("The service is busy.", "Try again in a moment."),
@@ -50,9 +50,9 @@ _SAID = {
 # By code of the problem, because its message is for programs: it names commands, settings and ids.
 _SENTENCES = {
     "conflict": "Another change came first. " + _RELOAD,
-    "last_reference": "A category would lose its last picture or text. " + _RELOAD,
+    "last_reference": "A category would lose its last photo or text. " + _RELOAD,
     "encoder_mismatch": "The categories need other encoders. Start the service with those encoders.",
-    "invalid_image": "This is not a picture, or it is damaged or too large. Save it as JPEG or PNG.",
+    "invalid_image": "This is not a photo, or it is damaged or too large. Save it as JPEG or PNG.",
     "missing_extra": "A part of zsvec is not installed. " + _SEE_LOG,
     "store_refuses": "The store does not allow this. " + _RELOAD,
     "store_locked": "Another program uses the store. End that program, then try again.",

@@ -21,7 +21,7 @@ let loading = null;
 const tiles = () => [...list.children];
 const selected = () => tiles().filter((tile) => tile.ariaSelected === "true");
 const chosen = () => (selected().length ? selected() : current ? [current] : []);
-const images = (number) => (number === 1 ? "1 image" : `${number} images`);
+const photos = (number) => (number === 1 ? "1 photo" : `${number} photos`);
 
 // Images
 
@@ -63,7 +63,7 @@ function show() {
   text.replaceChildren(shown.querySelector("template").content.cloneNode(true));
   if (many) {
     const title = document.createElement("h2");
-    title.textContent = `${images(many)} selected`;
+    title.textContent = `${photos(many)} selected`;
     text.replaceChildren(title);
   }
   if (!choices) return;
@@ -78,25 +78,30 @@ function show() {
 
 function count(number) {
   waiting = number;
-  document.getElementById("waiting").textContent = number === 1 ? "1 image waits" : `${number} images wait`;
+  document.getElementById("waiting").textContent = number === 1 ? "1 photo waits" : `${number} photos wait`;
 }
 
 // Loads more images, except shown and sent ones.
 function load() {
-  loading ??= more().finally(() => {
+  loading ??= more().then((loaded) => {
     loading = null;
-    if (!list.children.length && !sent.size) nothing();
+    if (loaded && !list.children.length && !sent.size) nothing();
   });
 }
 
+// Returns whether they were loaded.
 async function more() {
   const shown = [...tiles().map((tile) => tile.dataset.hash), ...sent].join(",");
   const before = list.children.length;
-  await window.htmx.ajax("GET", `/inbox/next?shown=${shown}`, { source: list, target: list, swap: "beforeend" });
+  let loaded = false;
+  list.addEventListener("htmx:afterRequest", ({ detail }) => (loaded = detail.successful), { once: true });
+  await window.htmx.ajax("GET", `/inbox/next?shown=${shown}`, { source: list, target: list, swap: "beforeend" }).catch(() => {}); // page.js says why
+  if (!loaded) return false;
   for (const tile of tiles()) if (sent.has(tile.dataset.hash)) tile.remove();
   count(Math.max(parseInt(document.getElementById("waiting").textContent) - sent.size, list.children.length));
   if (!current?.isConnected) choose(list.firstElementChild, { focus: before === 0 && idle() });
   else show();
+  return true;
 }
 
 function nothing() {
@@ -150,8 +155,13 @@ function forget(hashes) {
     const group = gone?.closest("form.group");
     gone?.closest("li").remove();
     const left = group?.querySelectorAll("[name=hash]").length;
-    if (left) group.querySelector("h3").textContent = images(left);
-    else group?.remove();
+    if (!left) {
+      group?.remove();
+      continue;
+    }
+    group.dataset.total -= 1;
+    const total = Number(group.dataset.total);
+    group.querySelector("h3").textContent = total > left ? `${photos(total)}, of which the ${left} most typical are shown` : photos(left);
   }
 }
 

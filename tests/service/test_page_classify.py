@@ -226,6 +226,6 @@ def test_similar_photos_lead_back_to_the_category_that_they_were_opened_from(
     address = f"/similar/{content_hash(image)}"
     for name in ("red", "blue"):
         page = page_of(browser.get(address, params={"category": name}))
-        assert [str(found["href"]) for found in page.all("a", class_="back")] == [f"/categories/{name}"]
+        assert [str(found["href"]) for found in page.all("a", **{"class": "back"})] == [f"/categories/{name}"]
     page_of(browser.get(address, params={"category": EVIL}))
     assert browser.get(address, params={"category": "x" * 501}, headers=PART).status_code == 422

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -46,7 +47,7 @@ def test_the_numbers_of_the_store(browser: TestClient, classifier: Classifier) -
     (meter,) = page.all("meter")
     assert (meter["value"], meter["max"]) == (str(progress["images"]), str(progress["needed"]))
     assert page.all("p", **{"hx-get": "/overview/findings"})
-    assert "/overview" in [one["href"] for one in page_of(browser.get("/categories")).all("a")]
+    assert "/overview" in [one.get("href") for one in page_of(browser.get("/categories")).all("a")]
 
 
 def test_many_photos_are_compared_after_a_click(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,10 +108,15 @@ def test_confusions_and_groups(browser: TestClient, classifier: Classifier, monk
 def test_a_page_that_waits_asks_again(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.0)
-    (poll,) = findings(browser).all("p", role="status")
-    address = str(poll["hx-get"])
-    assert address.startswith("/overview/findings?of=")
-    classifier.add_category("red", images=[coloured("red", 902)])
-    (again,) = page_of(browser.get(address, headers=PART)).all("p", role="status")
-    assert again == poll
+    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.01)
+    ready, audit = threading.Event(), classifier.references.audit
+    monkeypatch.setattr(classifier.references, "audit", lambda **options: ready.wait(60) and audit(**options))
+    try:
+        (poll,) = findings(browser).all("p", role="status")
+        address = str(poll["hx-get"])
+        assert address.startswith("/overview/findings?of=")
+        classifier.add_category("red", images=[coloured("red", 902)])
+        (again,) = page_of(browser.get(address, headers=PART)).all("p", role="status")
+        assert again == poll
+    finally:
+        ready.set()

@@ -201,7 +201,9 @@ class Opened:
 
     def forget_refusals(self) -> None:
         """Removes the messages of the browser and of htmx about refused or failed requests."""
-        self.said = [line for line in self.said if not line.startswith(("Failed to load resource", "Response Status"))]
+        self.said = [
+            line for line in self.said if not line.startswith(("Failed to load resource", "Response Status", "htmx:"))
+        ]
 
     def _hear(self, message: ConsoleMessage) -> None:
         if message.type == "error":

@@ -208,7 +208,7 @@ def test_a_late_answer_does_not_fill_the_dialog_of_another_photo(opened: Opened)
     rows = drop(page, photo_of("ketch"))
     rows.get_by_role("button", name="Why?").click()
     held: list[Route] = []
-    page.route("**/similar/*", held.append, times=1)
+    page.route("**/similar/*", lambda route: held.append(route), times=1)
     rows.get_by_role("button", name="Like this photo").click()
     page.wait_for_function("() => document.querySelector('#compare-dialog[open]')")
     while not held:
@@ -218,6 +218,7 @@ def test_a_late_answer_does_not_fill_the_dialog_of_another_photo(opened: Opened)
         rows.get_by_role("button", name="Compare with a reference").first.click()
     page.get_by_role("button", name="Like this reference").click()
     expect(page.get_by_role("dialog").get_by_role("img", name="A reference of")).to_be_visible()
+    opened.forget_refusals()
 
 
 # The list in the browser

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.service.browser.support import (
+    DATA,
     Opened,
     Service,
     Services,
@@ -122,7 +123,8 @@ def test_a_second_folder_is_appended_and_a_failed_addition_keeps_the_table(
     page.route("**/categories", lambda route: route.fulfill(status=409), times=1)
     drop_on(page.locator("h1"), folder_of(tmp_path / "reds", 2))
     row(page, "Category of the folder reds").get_by_role("combobox").fill("all reds")
-    shutil.copy(photo_of("ant"), folder_of(tmp_path / "blues", 1, "blue") / "known.jpg")
+    known_photo = min((DATA / "references" / "ant").iterdir())
+    shutil.copy(known_photo, folder_of(tmp_path / "blues", 1, "blue") / "known.jpg")
     drop_on(page.get_by_role("dialog").get_by_role("heading"), tmp_path / "blues")
     expect(page.locator("#folders-rows .number")).to_have_text(["2 photos", "2 photos"])
     expect(row(page, "Category of the folder reds").get_by_role("combobox")).to_have_value("all reds")
@@ -132,7 +134,7 @@ def test_a_second_folder_is_appended_and_a_failed_addition_keeps_the_table(
     expect(page.get_by_role("dialog").get_by_role("alert")).to_be_visible()
     expect(page.locator("#folders-note")).to_be_empty()
     add(page)
-    expect(page.locator(".toast")).to_contain_text("4 photos added to 2 categories")
+    expect(page.locator("#toasts .toast")).to_contain_text("2 new categories with 4")
     assert numbers(service) == {**before, "all reds": 2, "blues": 2}
     opened.forget_refusals()
 

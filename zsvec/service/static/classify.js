@@ -2,7 +2,7 @@
 // until it is left, and the list after that.
 
 import "./combobox.js";
-import { busy, open, problemIn, rendered, sayProblem, send } from "./page.js";
+import { busy, loadPart, open, problemIn, rendered, sayProblem, send } from "./page.js";
 import { takeFiles } from "./files.js";
 import { forget, forgetAll, keep, kept } from "./kept.js";
 import { csv } from "./spreadsheet.js";
@@ -230,7 +230,7 @@ function enlarge(item, title, reference = null) {
 
 function showSimilar(hash) {
   document.getElementById("compare-title").textContent = "Like this photo";
-  window.htmx.ajax("GET", `/similar/${hash}`, { source: "#compare-similar", target: "#compare-similar", swap: "innerHTML" });
+  loadPart(`/similar/${hash}`, { source: "#compare-similar", target: "#compare-similar", swap: "innerHTML" });
 }
 
 // Totals, filters, downloads

@@ -3,7 +3,7 @@
 
 import "./combobox.js";
 import { idle, listKeys } from "./keys.js";
-import { busy, send } from "./page.js";
+import { busy, loadPart, send } from "./page.js";
 
 const FEW = 8; // loads more images when fewer are left
 const list = document.getElementById("images");
@@ -95,7 +95,7 @@ async function more() {
   const before = list.children.length;
   let loaded = false;
   list.addEventListener("htmx:afterRequest", ({ detail }) => (loaded = detail.successful), { once: true });
-  await window.htmx.ajax("GET", `/inbox/next?shown=${shown}`, { source: list, target: list, swap: "beforeend" }).catch(() => {}); // page.js says why
+  await loadPart(`/inbox/next?shown=${shown}`, { source: list, target: list, swap: "beforeend" });
   if (!loaded) return false;
   for (const tile of tiles()) if (sent.has(tile.dataset.hash)) tile.remove();
   count(Math.max(parseInt(document.getElementById("waiting").textContent) - sent.size, list.children.length));
@@ -256,7 +256,7 @@ if (list) {
     list.replaceChildren();
     choose(null);
     load();
-    window.htmx.ajax("GET", "/inbox/groups", { target: "#groups", swap: "innerHTML" });
+    loadPart("/inbox/groups", { target: "#groups", swap: "innerHTML" });
   });
   // A group has become a category.
   document.getElementById("groups").addEventListener("htmx:beforeRequest", (event) => {

@@ -189,6 +189,9 @@ export function inLines(name, values) {
   return parts;
 }
 
+// Loads a part of the page. A message says why a request fails; one that is replaced by another fails without a message.
+export const loadPart = (path, options) => window.htmx.ajax("GET", path, options).catch(() => {});
+
 // Requests of htmx.
 document.body.addEventListener("htmx:beforeRequest", (event) => {
   const text = event.detail.elt.closest("[data-busy]")?.dataset.busy;
@@ -209,7 +212,7 @@ document.body.addEventListener("zsvec:changed", () => {
   const whole = { select: part, headers: { "HX-Boosted": "true" } };
   if (!document.querySelector(part)) return;
   const path = location.pathname + location.search;
-  window.htmx.ajax("GET", path, { target: part, swap: "outerHTML", ...(went ? whole : {}) });
+  loadPart(path, { target: part, swap: "outerHTML", ...(went ? whole : {}) });
   went = false;
 });
 // Keeps the focus near a removed element.

@@ -586,7 +586,7 @@ class Prediction:
     def at_odds(self) -> float:
         """How strongly the experts disagree with the fused prediction, 0 to 1.
 
-        This is the share of the experts' weight held by experts whose most probable category is not `nearest`.
+        This is the weight of the experts with another most probable category than `nearest`, as a share of all weight.
         """
         experts = [expert for expert in self.experts.values() if expert.ranking]
         return sum(expert.weight for expert in experts if expert.ranking[0][0] != self.nearest)

@@ -178,7 +178,7 @@ def test_a_comparison_is_shared_until_the_references_change(
 def test_a_page_that_waits_asks_again(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.01)
+    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 0.01)
     ready = threading.Event()
     audit = classifier.references.audit
 
@@ -193,7 +193,7 @@ def test_a_page_that_waits_asks_again(
         assert browser.get("/audit/more?more=thin&after=0", headers=PART).status_code == 409
     finally:
         ready.set()
-    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 60)
+    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 60)
     assert named(page_of(browser.get(str(poll["hx-get"]), headers=PART)), "label")
     assert slow.call_count == 1
 
@@ -201,7 +201,7 @@ def test_a_page_that_waits_asks_again(
 def test_an_audit_that_nobody_can_wait_for_is_not_begun(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.01)
+    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 0.01)
     ready = threading.Event()
     audit = classifier.references.audit
     audits = Mock(side_effect=lambda **options: ready.wait(60) and audit(**options))
@@ -213,7 +213,7 @@ def test_an_audit_that_nobody_can_wait_for_is_not_begun(
             findings(browser)
     finally:
         ready.set()
-    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 60)
+    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 60)
     assert named(findings(browser), "label")
     assert audits.call_count == 5  # the one in progress, and as many as are remembered
 

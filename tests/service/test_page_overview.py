@@ -108,7 +108,7 @@ def test_confusions_and_groups(browser: TestClient, classifier: Classifier, monk
 def test_a_page_that_waits_asks_again(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.service.pages.comparisons._PATIENCE_S", 0.01)
+    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 0.01)
     ready, audit = threading.Event(), classifier.references.audit
     monkeypatch.setattr(classifier.references, "audit", lambda **options: ready.wait(60) and audit(**options))
     try:

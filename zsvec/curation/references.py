@@ -22,7 +22,7 @@ _Kept = Literal["label", "duplicates", "outlier", "confusion"]
 _First: TypeAlias = tuple[tuple[str, ...], int, list[StoredReference]]
 """Ids of the writes of a category, the number of images asked for, and these images."""
 _NONE: _First = ((), 0, [])
-_MAX_REMEMBERED = 20_000  # categories whose first images are remembered
+_MAX_REMEMBERED = 20_000  # categories with remembered first images
 
 
 class StoredReferences:

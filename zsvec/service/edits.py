@@ -35,9 +35,9 @@ def move(classifier: Classifier, chosen: Mapping[str, Collection[str]], target: 
     """Moves references, given as hashes by category, to another category, which is created if missing."""
     create_missing(classifier, target)
     with of_state():
-        return [classifier.references.move(hashes, source=source, target=target) for source, hashes in chosen.items()][
-            -1
-        ]
+        for source, hashes in chosen.items():
+            moved = classifier.references.move(hashes, source=source, target=target)
+    return moved
 
 
 def remove(classifier: Classifier, chosen: Mapping[str, Collection[str]]) -> None:

@@ -43,7 +43,7 @@ class Upload(io.BytesIO):
 
 
 class _Unreadable(Upload):
-    """An image whose base64 is invalid. Reading raises the error, so that other images of a request are read."""
+    """An image with invalid base64. Reading raises the error, so that other images of a request are read."""
 
     def __init__(self, error: ImageError, name: str | None) -> None:
         super().__init__(b"?", name)

@@ -16,7 +16,7 @@ from zsvec.types import is_attached
 
 _REMEMBERED = 4  # comparisons
 _MAX_AUTOMATIC = 5000  # photos to compare without a click; the time grows with the square of the number
-_PATIENCE_S = 0.8  # a page that has to wait for longer says so
+_RESPONSE_WAIT_S = 0.8  # a page that has to wait for longer says so
 
 _Contents: TypeAlias = Mapping[str, tuple[Any, ...]]  # revision and numbers of references, by category
 
@@ -99,7 +99,7 @@ async def audit_of(comparison: Comparison) -> Audit | None:
     Raises:
         ZSVecError: The audit failed.
     """
-    await asyncio.wait({comparison.task}, timeout=_PATIENCE_S)
+    await asyncio.wait({comparison.task}, timeout=_RESPONSE_WAIT_S)
     return comparison.task.result() if comparison.task.done() and not comparison.task.cancelled() else None
 
 

@@ -1,4 +1,4 @@
-"""The page *Overview*: what the store knows, how well photos are recognized, and what to photograph next."""
+"""The page *Overview*: size and accuracy of the store, and proposals for the next photos."""
 
 from __future__ import annotations
 

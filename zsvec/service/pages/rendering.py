@@ -167,17 +167,17 @@ def is_part(request: Request) -> bool:
 
 
 def _photo_list(request: Request) -> str | None:
-    """Returns the name of the list of photos that a browser keeps; ``None`` if nobody is signed in.
+    """Returns the name of the list of photos that a browser keeps; ``None`` without the key that is needed.
 
-    Each key has another list, so that nobody sees the photos of a previous user of the browser. Each store and version
-    has another list too, because the list has links to references, and HTML for the scripts of this version.
+    Each key has its own list, because several people may use one browser. Each store and version has its own list too,
+    because the list has links to references, and HTML for the scripts of this version.
     """
     key: Key | None = request.state.key
     if key is None and request.app.state.keys:
         return None
     location = request.app.state.work.classifier.location
-    whose = (key.name, key.right) if key else None
-    return sha256(repr((__version__, _DIGEST, location, whose)).encode()).hexdigest()[:16]
+    user = (key.name, key.right) if key else None
+    return sha256(repr((__version__, _DIGEST, location, user)).encode()).hexdigest()[:16]
 
 
 def render(

@@ -13,7 +13,7 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.store.material import (
@@ -791,7 +791,7 @@ class Model:
         kept_keys = set() if write.replace else self.keys.get(write.name, set())
         self.texts[write.name] = tuple(dict.fromkeys([*kept_texts, *write.texts]))
         self.keys[write.name] = kept_keys | {reference.key for reference in write.references}
-        if write.replace or before != (self.texts[write.name], self.keys[write.name]):
+        if before != (self.texts[write.name], self.keys[write.name]):
             self.versions[write.name] += 1
 
     def remove(self, name: str) -> None:
@@ -831,6 +831,8 @@ def check_against_model(deployment: Deployment, operations: list[tuple[str, str,
 
 @settings(max_examples=60, deadline=None)
 @given(OPERATIONS)
+@example([("add", "x", [], []), ("replace", "x", [], [])])  # the same once more is no new version
+@example([("add", "x", ["a", "a"], ["b"]), ("replace", "x", ["a"], ["b"]), ("replace", "x", ["a"], ["c"])])
 def test_store_of_the_client_is_like_the_model(operations: list[tuple[str, str, list[str], list[str]]]) -> None:
     deployment = LocalDeployment()
     check_against_model(deployment, operations)

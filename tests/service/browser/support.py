@@ -140,12 +140,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def violations(page: Page) -> list[tuple[str, str]]:
-    """Returns serious violations of accessibility rules, with their elements; and a scroll bar of the page, if any."""
+    """Returns violations of accessibility rules, with their elements; and a scroll bar of the page, if any."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
-    serious = [one for one in found if one["impact"] in ("serious", "critical")]
     too_wide = page.evaluate("document.documentElement.scrollWidth - innerWidth") > 0
-    return [(one["id"], node["html"]) for one in serious for node in one["nodes"]] + [("too wide", "")] * too_wide
+    return [(one["id"], node["html"]) for one in found for node in one["nodes"]] + [("too wide", "")] * too_wide
 
 
 def drop_on(target: Locator, *paths: Path) -> None:

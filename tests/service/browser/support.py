@@ -105,7 +105,7 @@ class Services:
         self.run(store, "import", str(self._folder / "references"))
         return store
 
-    def start(self, store: Path, stack: ExitStack, *, key: str = "", keys: str = "") -> Service:
+    def start(self, store: Path, stack: ExitStack, *, key: str = "", keys: str = "", keep: str = "none") -> Service:
         """Starts a service, which is ready, until the stack ends; with keys, on request.
 
         Args:
@@ -113,12 +113,16 @@ class Services:
             stack: Ends the service.
             key: A key to write.
             keys: Value of ``ZSVEC_SERVE_KEYS``.
+            keep: Images that the inbox keeps.
         """
         log = self._folder / f"{store.name}.log"
         environment = {**self._environment, **({"ZSVEC_SERVE_KEYS": keys} if keys else {})}
         with log.open("wb") as stream:
             process = subprocess.Popen(
-                self._command(store, "serve", "--port", "0"), env=environment, cwd=self._work, stderr=stream
+                self._command(store, "serve", "--port", "0", "--keep", keep),
+                env=environment,
+                cwd=self._work,
+                stderr=stream,
             )
         stack.callback(_end, process)
         while not (found := re.search(r"http://\S+/", log.read_text())):
@@ -127,6 +131,13 @@ class Services:
         while httpx.get(f"{found.group()}health/ready").status_code != 200:
             _wait(process)
         return Service(found.group(), log, key, lambda *arguments: self.run(store, *arguments))
+
+
+def numbers(service: Service) -> dict[str, int]:
+    """Number of photos of each category."""
+    headers = {"Authorization": f"Bearer {service.key}"}
+    found = httpx.get(f"{service.address}v1/categories", headers=headers).json()["items"]
+    return {one["category"]: max(n for expert, n in one["references"].items() if "image" in expert) for one in found}
 
 
 def _wait(process: subprocess.Popen[bytes]) -> None:

@@ -17,6 +17,7 @@ from tests.service.browser.support import (
     drop_on,
     needs_a_browser,
     needs_photos,
+    numbers,
     photo_of,
     violations,
 )
@@ -33,13 +34,6 @@ def folder_of(folder: Path, number: int, colour: str = "red", seed: int = 0) -> 
     for i in range(number):
         (folder / f"{i}.png").write_bytes(encode(coloured(colour, seed + i)))
     return folder
-
-
-def numbers(service: Service) -> dict[str, int]:
-    """Number of photos of each category."""
-    headers = {"Authorization": f"Bearer {service.key}"}
-    found = httpx.get(f"{service.address}v1/categories", headers=headers).json()["items"]
-    return {one["category"]: max(n for expert, n in one["references"].items() if "image" in expert) for one in found}
 
 
 def row(page: Page, name: str) -> Locator:

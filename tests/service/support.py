@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import jsonschema_rs
+import pytest
 from starlette.testclient import TestClient
 
 from tests.support import coloured, encode
@@ -134,6 +137,24 @@ def visitor(classifier: Classifier, right: str | None = None) -> Iterator[TestCl
         if right is not None:
             assert client.post("/login", data={"key": SECRETS[right]}).status_code == 303
         yield client
+
+
+@contextmanager
+def audits_held_back(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mock]:
+    """Holds audits back in the block, where pages hardly wait for them. After the block, pages wait for the result.
+
+    Yields the function that makes the audits.
+    """
+    wait = "zsvec.service.pages.comparisons._RESPONSE_WAIT_S"
+    ready, audit = threading.Event(), classifier.references.audit
+    audits = Mock(side_effect=lambda **options: ready.wait(60) and audit(**options))
+    monkeypatch.setattr(classifier.references, "audit", audits)
+    monkeypatch.setattr(wait, 0.01)
+    try:
+        yield audits
+    finally:
+        ready.set()
+        monkeypatch.setattr(wait, 60)
 
 
 class Page(HTMLParser):

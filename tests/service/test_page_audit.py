@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest.mock import Mock
@@ -14,7 +13,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 import zsvec
-from tests.service.support import PART, Page, done, images_of, page_of, undo, visitor
+from tests.service.support import PART, Page, audits_held_back, done, images_of, page_of, undo, visitor
 from tests.support import coloured, coloured_store, photo, state
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
@@ -178,42 +177,25 @@ def test_a_comparison_is_shared_until_the_references_change(
 def test_a_page_that_waits_asks_again(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 0.01)
-    ready = threading.Event()
-    audit = classifier.references.audit
-
-    slow = Mock(side_effect=lambda **options: ready.wait(60) and audit(**options))
-    monkeypatch.setattr(classifier.references, "audit", slow)
-    try:
+    with audits_held_back(classifier, monkeypatch) as audits:
         (poll,) = findings(browser).all("p", role="status")
         assert str(poll["hx-get"]).startswith("/audit/findings?of=")
         classifier.add_category("red", images=[coloured("red", 902)])  # a colleague works on
         (again,) = page_of(browser.get(str(poll["hx-get"]), headers=PART)).all("p", role="status")
         assert again == poll
         assert browser.get("/audit/more?more=thin&after=0", headers=PART).status_code == 409
-    finally:
-        ready.set()
-    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 60)
     assert named(page_of(browser.get(str(poll["hx-get"]), headers=PART)), "label")
-    assert slow.call_count == 1
+    assert audits.call_count == 1
 
 
 def test_an_audit_that_nobody_can_wait_for_is_not_begun(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 0.01)
-    ready = threading.Event()
-    audit = classifier.references.audit
-    audits = Mock(side_effect=lambda **options: ready.wait(60) and audit(**options))
-    monkeypatch.setattr(classifier.references, "audit", audits)
-    try:
+    with audits_held_back(classifier, monkeypatch) as audits:
         (_,) = findings(browser).all("p", role="status")
         for seed in range(902, 910):
             classifier.add_category("red", images=[coloured("red", seed)])
             findings(browser)
-    finally:
-        ready.set()
-    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 60)
     assert named(findings(browser), "label")
     assert audits.call_count == 5  # the one in progress, and as many as are remembered
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import zsvec
-from tests.service.support import PART, Page, page_of, visitor
+from tests.service.support import PART, Page, audits_held_back, page_of, visitor
 from tests.support import coloured, coloured_store, photo
 from zsvec import Confusion, StoredImage
 from zsvec.classifier import Classifier
@@ -108,15 +107,10 @@ def test_confusions_and_groups(browser: TestClient, classifier: Classifier, monk
 def test_a_page_that_waits_asks_again(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zsvec.service.pages.comparisons._RESPONSE_WAIT_S", 0.01)
-    ready, audit = threading.Event(), classifier.references.audit
-    monkeypatch.setattr(classifier.references, "audit", lambda **options: ready.wait(60) and audit(**options))
-    try:
+    with audits_held_back(classifier, monkeypatch):
         (poll,) = findings(browser).all("p", role="status")
         address = str(poll["hx-get"])
         assert address.startswith("/overview/findings?of=")
         classifier.add_category("red", images=[coloured("red", 902)])
         (again,) = page_of(browser.get(address, headers=PART)).all("p", role="status")
         assert again == poll
-    finally:
-        ready.set()

@@ -58,7 +58,8 @@ def test_the_first_images_of_categories() -> None:
         first = clf.references.first_images(clf.categories(), 2)
         assert first.keys() == {"red", "blue"}
         for name, images in first.items():
-            assert images == [one for one in clf.references.of(name) if one.modality == "image"][:2]
+            assert len(images) == 2
+            assert images == [one for one in clf.references.of(name) if one in images]
         assert len(clf.references.first_images([clf.category("red")], 9)["red"]) == 4
         (gone, *_), blue = first["red"], first["blue"]
         clf.references.move(gone.hash, source="red", target="blue")
@@ -69,6 +70,58 @@ def test_the_first_images_of_categories() -> None:
         for most in (0, -1, "a"):
             with pytest.raises(InvalidInputError, match="most must be"):
                 clf.references.first_images([], most)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def uneven() -> Iterator[tuple[Classifier, list[int]]]:
+    """A large category, small ones and an empty one; and the numbers of points that readers of pages got."""
+    encoder = HashEncoder(dim=16)
+    sizes = {"large": 3000, "small": 2, "seven": 7, **{f"of {n}": 40 for n in range(40)}}
+    with zsvec.open(":memory:", encoders=[encoder], calibration="off") as classifier:
+        rows = np.random.default_rng(0).normal(size=(3000, 16)).astype(np.float32)
+        classifier.add_categories(
+            CategoryInput(name=name, texts=[], vectors={f"{encoder.name}:image": rows[:n]}) for name, n in sizes.items()
+        )
+        read: list[int] = []
+        scroll = classifier._store._backend.scroll
+
+        def counted(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            for page in scroll(*args, **kwargs):
+                read.append(len(page.ids))
+                yield page
+
+        classifier._store._backend.scroll = counted  # type: ignore[method-assign]
+        yield classifier, read
+
+
+def test_first_images_do_not_read_whole_categories(uneven: tuple[Classifier, list[int]]) -> None:
+    clf, read = uneven
+    categories = clf.categories()
+    read.clear()
+    first = clf.references.first_images(categories, 6)
+    assert sum(read) < 3000
+    assert {name: len(images) for name, images in first.items()} == {one.name: min(6, one.images) for one in categories}
+    for name, images in first.items():
+        assert {one.category for one in images} == {name}
+        assert {one.hash for one in images} <= set(hashes_of(clf, name))
+
+
+def test_first_images_are_remembered_for_the_newest_categories(
+    uneven: tuple[Classifier, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf, read = uneven
+    monkeypatch.setattr("zsvec.curation.references._MAX_REMEMBERED", 10)
+    some, others = clf.categories()[:8], clf.categories()[8:]
+    first = clf.references.first_images(some, 6)
+    read.clear()
+    assert clf.references.first_images(some, 6) == first
+    assert not read
+    assert len(clf.references.first_images(others, 6)) == len(others)
+    assert len(clf.references._first) == 10
+    read.clear()
+    clf.references.first_images(others[-10:], 6)
+    assert not read
+    assert clf.references.first_images(some, 6) == first
 
 
 def test_suspects_stay_where_they_are(clf: Classifier) -> None:

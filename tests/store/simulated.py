@@ -296,8 +296,15 @@ class SimulatedBackend(InProcess):
         return {place: payload for place, payload in found.items() if self._shown(place)}
 
     def scroll(
-        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+        self,
+        collection: str,
+        where: Where,
+        *,
+        vectors: bool = False,
+        fields: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> Iterator[Points]:
+        assert limit is None
         self._turn()
         [points] = list(self.world.server.scroll(collection, where, vectors=vectors, fields=fields)) or [_NOTHING]
         middle = len(points.ids) // 2

@@ -904,6 +904,11 @@ def test_a_scroll_of_many_points_gives_each_once(deployment: Deployment, open_st
                 )
                 again = [place for page in backend.scroll(name, where, vectors=True) for place in page.ids]
                 assert again == found
+    for limit in (1, 6, 2300, 9999):
+        pages = list(backend.scroll(name, Where(match={"kind": "a"}), fields=("kind",), limit=limit))
+        found = [place for page in pages for place in page.ids]
+        assert len(found) == min(limit, 1250)
+        assert set(found) <= set(ids[::2])
     pages_to_leave = backend.scroll(name, Where(), vectors=True)
     next(pages_to_leave)
     pages_to_leave.close()  # type: ignore[attr-defined]

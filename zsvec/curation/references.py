@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -44,7 +45,8 @@ class StoredReferences:
         self._calibrator = calibrator
         self._builder = builder
         self._recent = recent
-        self._first: dict[str, _First] = {}
+        self._first: dict[str, _First] = {}  # the oldest first
+        self._lock = threading.Lock()
 
     def remove(self, name: str, hashes: str | Collection[str]) -> Category:
         """Removes references from a category.
@@ -218,7 +220,8 @@ class StoredReferences:
         found = self._store.forget(digest)
         self._searcher.forget()
         self._recent.forget(digest)
-        self._first.clear()
+        with self._lock:
+            self._first.clear()
         return found
 
     def _moved(self, move: Move) -> Category:
@@ -237,18 +240,20 @@ class StoredReferences:
     def first_images(self, categories: Iterable[Category], most: int) -> dict[str, list[StoredReference]]:
         """Returns, by name, at most `most` images of each category, oldest first, as one encoder has them.
 
-        Reads the store once for all categories that have changed since the last call. Categories without stored images
-        are missing in the result.
+        Reads the store for the categories that have changed since the last call. A larger category is not read whole,
+        so the images are not always its oldest. Categories without stored images are missing in the result.
         """
         wanted, most = list(categories), checked_count("most", most)
-        if len(self._first) > _MAX_REMEMBERED:
-            self._first.clear()
-        first = dict(self._first)  # other threads may clear it
-        changed = [one for one in wanted if first.get(one.name, _NONE)[:2] != (one.write_ids, most)]
+        with self._lock:
+            first = {one.name: self._first.get(one.name, _NONE) for one in wanted}
+        changed = [one for one in wanted if first[one.name][:2] != (one.write_ids, most)]
         if changed:
             found = self._store.first_images(changed, most)
             first |= {one.name: (one.write_ids, most, found.get(one.name, [])) for one in changed}
-            self._first.update({one.name: first[one.name] for one in changed})
+            with self._lock:
+                self._first |= {one.name: first[one.name] for one in changed}
+                for name in list(self._first)[:-_MAX_REMEMBERED]:
+                    del self._first[name]
         return {one.name: images for one in wanted if (images := first[one.name][2])}
 
     def holders(self, hashes: Collection[str]) -> dict[str, tuple[str, ...]]:

@@ -481,7 +481,10 @@ class Store:
         return self._references.described(self.category(name))
 
     def first_images(self, categories: Iterable[Category], most: int) -> dict[str, list[StoredReference]]:
-        """Returns, by category, at most so many of the oldest images, as one encoder has them. Reads the store once."""
+        """Returns, by category, at most `most` images as one encoder has them, oldest first.
+
+        A larger category is not read whole, so the images are not always its oldest.
+        """
         return self._references.first_images(categories, most)
 
     def holders(self, hashes: Collection[str]) -> dict[str, set[str]]:

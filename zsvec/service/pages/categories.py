@@ -170,7 +170,7 @@ async def show_category(request: Request, name: Name, work: Runs) -> Response:
 
 @router.get("/categories/{name}/photo")
 async def show_photo_of(request: Request, name: Name, work: Runs) -> Response:
-    """Returns a small copy of the oldest photo of a category, a JPEG."""
+    """Returns a small copy of one photo of a category, a JPEG."""
 
     def small() -> SmallImage | None:
         category = work.classifier.category(name)

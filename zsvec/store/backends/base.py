@@ -347,7 +347,13 @@ class Backend(Protocol):
         """Returns the payloads of existing points, by id. Empty if the collection does not exist."""
 
     def scroll(
-        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+        self,
+        collection: str,
+        where: Where,
+        *,
+        vectors: bool = False,
+        fields: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> Iterator[Points]:
         """Yields all matching points in pages, or nothing if the collection does not exist.
 
@@ -356,6 +362,7 @@ class Backend(Protocol):
             where: Filter that the points match.
             vectors: Whether to read the vectors.
             fields: Payload fields to read; by default all.
+            limit: Maximum number of points, if not all.
         """
 
     def newest(self, collection: str, where: Where) -> int:

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -78,12 +79,18 @@ class MemoryBackend(InProcess):
             return {identifier: _copy(stored[identifier][1]) for identifier in ids if identifier in stored}
 
     def scroll(
-        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+        self,
+        collection: str,
+        where: Where,
+        *,
+        vectors: bool = False,
+        fields: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> Iterator[Points]:
         if not self.exists(collection):
             return
         with self._open(collection) as stored:
-            found = _matching(stored, where)
+            found = dict(islice(_matching(stored, where).items(), limit))
             points = Points(
                 ids=list(found),
                 rows=[vector if vectors else None for vector, _ in found.values()],

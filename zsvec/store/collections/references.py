@@ -6,7 +6,6 @@ references of a write.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -96,12 +95,10 @@ class ReferenceCollections:
         for encoder, names in of_encoder.items():
             payloads: dict[str, list[Mapping[str, Any]]] = {}
             for some in _parts(list(names)):
-                where = Where(match={"gen": some, "modality": "image"})
-                for page in self._backend.scroll(self.collection(encoder), where, fields=_IMAGE_FIELDS):
-                    for payload in page.payloads:
-                        if is_reference(payload, ("gen", "hash", "source")):
-                            payloads.setdefault(names[payload["gen"]], []).append(payload)
+                for name, images in self._some_images(encoder, {write_id: names[write_id] for write_id in some}, most):
+                    payloads.setdefault(name, []).extend(images)
             for name, images in payloads.items():
+                images.sort(key=lambda one: (str(one.get("added", "")), one["source"], one["hash"]))
                 found[name] = [
                     StoredReference(
                         category=name,
@@ -112,11 +109,36 @@ class ReferenceCollections:
                         by=text_from(one, "by"),
                         experts=(expert_name(encoder, "image"),),
                     )
-                    for one in heapq.nsmallest(
-                        most, images, key=lambda one: (str(one.get("added", "")), one["source"], one["hash"])
-                    )
+                    for one in images[:most]
                 ]
         return found
+
+    def _some_images(
+        self, encoder: str, names: Mapping[str, str], most: int
+    ) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+        """Yields, by category, the payloads of at most `most` images; `names` has the categories by write id.
+
+        Points come in the order of their ids, which are hashes. So the first points are of all categories alike, and
+        only a few categories, such as small ones beside large ones, need another and longer scroll.
+        """
+        waiting, limit = dict(names), 2 * most * len(names)
+        while waiting:
+            where = Where(match={"gen": list(waiting), "modality": "image"})
+            found: dict[str, list[Mapping[str, Any]]] = {name: [] for name in waiting.values()}
+            read = 0
+            for page in self._backend.scroll(self.collection(encoder), where, fields=_IMAGE_FIELDS, limit=limit):
+                read += len(page.ids)
+                for payload in page.payloads:
+                    if is_reference(payload, ("gen", "hash", "source")):
+                        images = found[waiting[payload["gen"]]]
+                        if len(images) < most:
+                            images.append(payload)
+            is_all = read < limit
+            yield from ((name, images) for name, images in found.items() if images and (is_all or len(images) == most))
+            if is_all:
+                return
+            waiting = {write_id: name for write_id, name in waiting.items() if len(found[name]) < most}
+            limit *= 2
 
     def keys(self, category: Category) -> set[tuple[str, str, str]]:
         """Returns the `Reference.key` of every reference of a category."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -164,11 +165,17 @@ class EdgeBackend(InProcess):
             return {str(record.id): record.payload or {} for record in found}
 
     def scroll(
-        self, collection: str, where: Where, *, vectors: bool = False, fields: Sequence[str] | None = None
+        self,
+        collection: str,
+        where: Where,
+        *,
+        vectors: bool = False,
+        fields: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> Iterator[Points]:
         if not self.exists(collection):
             return
-        pages = self._pages(collection, where, vectors, fields)
+        pages = self._pages(collection, where, vectors, fields, limit)
         if vectors:
             yield from pages
             return
@@ -176,13 +183,16 @@ class EdgeBackend(InProcess):
             found = list(pages)
         yield from found
 
-    def _pages(self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None) -> Iterator[Points]:
-        offset = None
-        while True:
+    def _pages(
+        self, collection: str, where: Where, vectors: bool, fields: Sequence[str] | None, limit: int | None
+    ) -> Iterator[Points]:
+        offset, left = None, sys.maxsize if limit is None else limit
+        while left:
             with self._calls(collection):
-                shard = self._shard(collection)
-                points, offset = _page(shard, _filter(where), offset, vectors=vectors, fields=fields)
+                shard, most = self._shard(collection), min(left, _PAGE)
+                points, offset = _page(shard, _filter(where), offset, vectors=vectors, fields=fields, limit=most)
             yield points
+            left -= len(points.ids)
             if offset is None:
                 return
 
@@ -419,12 +429,18 @@ def _made(folder: Path, dim: Dims) -> qe.EdgeShard:
 
 
 def _page(
-    shard: qe.EdgeShard, found: qe.Filter, offset: Any, *, vectors: bool, fields: Sequence[str] | None
+    shard: qe.EdgeShard,
+    found: qe.Filter,
+    offset: Any,
+    *,
+    vectors: bool,
+    fields: Sequence[str] | None,
+    limit: int = _PAGE,
 ) -> tuple[Points, Any]:
     """Returns a page of matching points in the order of ids, and the offset of the next page or ``None``."""
     request = qe.ScrollRequest(
         offset=offset,
-        limit=_PAGE,
+        limit=limit,
         filter=found,
         with_payload=True if fields is None else list(fields),
         with_vector=vectors,

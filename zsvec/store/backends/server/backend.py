@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -222,9 +223,15 @@ class ServerBackend:
         return self._within_limits(collection, read)
 
     def scroll(
-        self, collection: str, where: Where, *, vectors: bool | str = False, fields: Sequence[str] | None = None
+        self,
+        collection: str,
+        where: Where,
+        *,
+        vectors: bool | str = False,
+        fields: Sequence[str] | None = None,
+        limit: int | None = None,
     ) -> Iterator[Points]:
-        waiting = [where]
+        waiting, left = [where], sys.maxsize if limit is None else limit
         while waiting:
             limits = self._limits.get(collection) or self._read_limits(collection)
             some = parts(waiting.pop(), limits, sliced=vectors is not False)
@@ -235,7 +242,10 @@ class ServerBackend:
             try:
                 for page in self._scroll(collection, some[0], vectors, fields):
                     begun = True
-                    yield page
+                    yield page.chosen_first(left)
+                    left -= len(page.ids)
+                    if left <= 0:
+                        return
             except StoreError:  # the limits may have changed
                 if begun or len(parts(some[0], self._limits[collection], sliced=vectors is not False)) == 1:
                     raise

@@ -13,7 +13,10 @@ from qdrant_client import models
 from tests.store.support import LocalDeployment
 from tests.support import COLOURS, classifier_over, coloured, state, two_encoders
 from zsvec.classifier import Classifier
+from zsvec.encoders import EncoderSet
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
+from zsvec.inputs.images import content_hash
+from zsvec.settings.settings import load_settings
 from zsvec.store import Store
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -91,6 +94,26 @@ def test_attached_points_classify_calibrate_and_reject(deployment: LocalDeployme
         assert classifier.classify(strange).unknown
         assert classifier.info()["references"] == {"clip:image": 3 * IMAGES}
         assert classifier.info()["attached"][0]["points"] == 3 * IMAGES
+
+
+@pytest.mark.parametrize("index", ["memory", "qdrant"])
+def test_similar_images_behind_attached_points(deployment: LocalDeployment, shop: str, index: str) -> None:
+    clip, _ = two_encoders()
+    with Classifier(
+        Store(deployment.backend(), "ours"),
+        load_settings(index=index),
+        load_encoders=lambda: EncoderSet([clip]),
+        temperatures={"clip:image": 0.05},
+        prompts={},
+    ) as classifier:
+        classifier.attach(shop, **ATTACHED)
+        classifier.add_category("green", images=[coloured("green", 900 + i) for i in range(4)])
+        known = content_hash(coloured("red", 990))
+        classifier.add_category("red", images=[coloured("red", 990 + i) for i in range(3)])
+        found = classifier.similar(known, number=6)
+        assert [one.category for one in found.references] == ["red"] * 2 + ["green"] * 4
+        assert known not in [one.hash for one in found.references]
+        assert len(classifier.similar(known, number=2).references) == 2
 
 
 def test_a_change_of_others_makes_the_calibration_stale(deployment: LocalDeployment, shop: str) -> None:

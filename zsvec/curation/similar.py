@@ -13,7 +13,9 @@ from zsvec.errors import InvalidInputError
 from zsvec.ingest.embedding import RecentVectors, Vectors
 from zsvec.ingest.validation import checked_count, checked_hash
 from zsvec.store import Store
-from zsvec.types import Neighbor, Similar
+from zsvec.types import Neighbor, Similar, is_attached
+
+_MAX_NEAREST = 10_000  # references to look at, if the nearest are points of attached collections
 
 Row = NDArray[np.float32]
 
@@ -52,9 +54,13 @@ def similar_images(
             "instead: classify the image again"
         )
     # A reference that only one encoder finds near is compared by all.
-    found = {
-        (one.category, one.hash): one for one in nearest({name: query[name][None] for name in encoders}, wanted + 1)
-    }
+    asked, found = wanted + 1, dict[tuple[str, str], Neighbor]()
+    while True:
+        near = nearest({name: query[name][None] for name in encoders}, asked)
+        found = {(one.category, one.hash): one for one in near if one.hash != digest and not is_attached(one.hash)}
+        if len(found) >= wanted or len(near) < asked or asked > _MAX_NEAREST:
+            break
+        asked *= 4  # the nearest are points of attached collections
     vectors = vectors_of({one.hash for one in found.values()})
     references = [
         replace(one, similarity=_mean_cosine(query, vectors[one.hash])) for one in found.values() if one.hash in vectors

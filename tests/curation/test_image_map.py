@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -84,8 +86,10 @@ def test_of_too_many_images_the_lowest_hashes(monkeypatch: pytest.MonkeyPatch) -
     assert list(positions({"x:image": rows}, {"x:image": 1.0})) == sorted(rows)[:12]
 
 
-def test_references_and_waiting_images_of_a_store() -> None:
-    with zsvec.open(":memory:", encoders=[HashEncoder(dim=16)], index_budget=10) as classifier:
+@pytest.mark.parametrize("aggregation", ["top_mean", "prototype"])
+def test_references_and_waiting_images_of_a_store(aggregation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"index_budget": 10, "aggregation": aggregation}
+    with zsvec.open(":memory:", encoders=[HashEncoder(dim=16)], **settings) as classifier:
         assert classifier.image_map() == {}
         references = {colour: [coloured(colour, seed) for seed in range(4)] for colour in ("red", "blue")}
         classifier.add_categories(CategoryInput(name=name, images=images) for name, images in references.items())
@@ -96,4 +100,5 @@ def test_references_and_waiting_images_of_a_store() -> None:
         hashes = {content_hash(image) for images in references.values() for image in images}
         assert classifier.image_map().keys() == hashes | {content_hash(waits)}
         classifier.add_category("green", images=photos(*range(20, 26)))
+        monkeypatch.setattr(classifier._calibrator, "references", Mock(side_effect=AssertionError("all are read")))
         assert len(classifier.image_map()) == 15  # now of a sample, since the store exceeds the budget

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from starlette.testclient import TestClient
@@ -67,6 +68,21 @@ def test_new_photos_are_on_the_next_map(classifier: Classifier) -> None:
         classifier.add_category("red", images=[new])
         assert content_hash(new) not in owners(drawn(client))
         assert owners(drawn(client, "?again=true"))[content_hash(new)] == "red"
+
+
+def test_an_unchanged_store_is_not_drawn_again(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = Mock(side_effect=classifier.image_map)
+    monkeypatch.setattr(classifier, "image_map", draw)
+    with visitor(classifier, "read") as client:
+        before = drawn(client)
+        assert drawn(client, "?again=true") == before
+        assert draw.call_count == 1
+        classifier.inbox.dismiss(content_hash(WAITS))
+        drawn(client, "?again=true")
+        assert draw.call_count == 2
+        classifier.references.move(images_of(classifier, "red")[0], source="red", target="blue")
+        drawn(client, "?again=true")
+        assert draw.call_count == 3
 
 
 def test_a_failed_map_is_drawn_again(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:

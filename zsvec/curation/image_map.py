@@ -28,7 +28,7 @@ def image_map(
     """Returns the position of each reference image and of each waiting image, as `Classifier.image_map`."""
     waiting = [image for image in inbox if image.state == "waiting"]
     by_expert: dict[str, dict[str, Floats]] = {expert: {} for expert in image_experts(temperatures)}
-    if calibrator.samples:
+    if calibrator.exceeds_budget:
         chosen = sample(store, store.categories(), temperatures, MAX_IMAGES)
         for expert, rows in by_expert.items():
             vectors = chosen.vectors.get(encoder_and_modality(expert)[0], ())

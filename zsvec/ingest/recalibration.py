@@ -72,9 +72,9 @@ class Calibrator:
         return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
 
     @property
-    def samples(self) -> bool:
+    def exceeds_budget(self) -> bool:
         """Whether the store is too large to read, so that a sample of its references stands for all."""
-        return self._too_large(self._census.update()[1])
+        return sum(self._census.update()[1].values()) > self._budget
 
     def calibrate(
         self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
@@ -88,7 +88,7 @@ class Calibrator:
         if not (isinstance(rate, Real) and 0 < rate < 1):
             raise InvalidInputError(f"false_unknown_rate must be between 0 and 1. Got {shown(rate)} instead")
         former = self.present()
-        if self.samples:
+        if self._aggregation != "prototype" and self.exceeds_budget:
             return self._calibrate_sample(rate, former, labelled)
         attached = self._store.attached_parts().digest
         references, revision = self._references()

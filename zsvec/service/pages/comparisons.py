@@ -58,7 +58,7 @@ class Comparisons:
         """
         if not again and (there := self.remembered(identity)):
             return there
-        identity, contents = await self._work.run(lambda: _present(self._work.classifier))
+        identity, contents = await self._work.run(lambda: present(self._work.classifier))
         there = self._found.get(identity)
         if there is None or (again and there.task.done()):
             there = Comparison(identity, contents, asyncio.create_task(self._audit()))
@@ -103,7 +103,8 @@ async def audit_of(comparison: Comparison) -> Audit | None:
     return comparison.task.result() if comparison.task.done() and not comparison.task.cancelled() else None
 
 
-def _present(classifier: Classifier) -> tuple[str, _Contents]:
+def present(classifier: Classifier) -> tuple[str, _Contents]:
+    """Returns an id of the present references and of the state of the calibration, and the references."""
     contents = _contents(classifier)
     state = sorted(contents.items()), classifier.info()["calibration"]
     return sha256(repr(state).encode(errors="backslashreplace")).hexdigest()[:16], contents

@@ -10,12 +10,14 @@ from starlette.responses import Response
 
 from zsvec.service.admission.queue import Work
 from zsvec.service.api.common import Runs
+from zsvec.service.pages.comparisons import present
 from zsvec.service.pages.rendering import render
 from zsvec.service.problems import JSON
 
 router = APIRouter(prefix="/map")
 
 _Positions = dict[str, tuple[float, float]]
+_Drawn = tuple[object, _Positions]  # what was drawn, and where
 
 
 class ImageMap:
@@ -26,13 +28,20 @@ class ImageMap:
 
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._drawing: asyncio.Task[_Positions] | None = None
-        self._drawn: _Positions | None = None
+        self._drawing: asyncio.Task[_Drawn] | None = None
+        self._drawn: _Drawn | None = None
 
     def draw(self) -> None:
-        """Begins to draw, unless a map is being drawn."""
+        """Begins to draw, unless a map is being drawn. The map stays if nothing has changed since it was drawn."""
         if self._drawing is None:
-            self._drawing = asyncio.create_task(self._work.run(self._work.classifier.image_map))
+            self._drawing = asyncio.create_task(self._work.run(self._draw))
+
+    def _draw(self) -> _Drawn:
+        classifier = self._work.classifier
+        state = present(classifier)[0], frozenset(classifier.inbox.hashes())
+        if self._drawn is not None and self._drawn[0] == state:
+            return self._drawn
+        return state, classifier.image_map()
 
     def positions(self) -> _Positions | None:
         """Returns the newest positions, by content hash; ``None`` while a map is being drawn. Draws the first map.
@@ -47,7 +56,7 @@ class ImageMap:
                 return None
             drawn, self._drawing = self._drawing, None
             self._drawn = drawn.result()
-        return self._drawn
+        return self._drawn[1] if self._drawn else None
 
 
 @router.get("")
@@ -62,7 +71,9 @@ async def show(request: Request, work: Runs) -> Response:
 
 @router.get("/points")
 async def points(request: Request, work: Runs, again: bool = False) -> Response:
-    """Returns the points as JSON, or status 202 while they are being drawn; with `again`, draws a new map.
+    """Returns the points as JSON, or status 202 while they are being drawn.
+
+    With `again`, draws a new map if the references, the calibration or the inbox have changed.
 
     A point is ``[x, y, category, hash]``; the category is a position in ``names``, or -1 for a photo in the inbox.
     """

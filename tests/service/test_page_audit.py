@@ -244,9 +244,9 @@ def test_copies_are_removed_and_restored(browser: TestClient, classifier: Classi
 def test_a_kept_finding_is_hidden_until_it_is_doubted_again(browser: TestClient, kind: str) -> None:
     before = named(findings(browser), kind)
     keep = next(one for one in offered(findings(browser), "keep") if one["value"][0] == kind)
-    change = done(decide(browser, "keep", keep), "kept")
+    change = done(decide(browser, "keep", keep), "ignored")
     assert named(findings(browser), kind) == before[1:]
-    assert "1 finding that you kept is hidden" in findings(browser).text
+    assert "1 finding that you ignored is hidden" in findings(browser).text
     page = findings(browser, kept="true")
     assert named(page, kind) == before[:1]
     assert not offered(page, "move")
@@ -282,7 +282,7 @@ def test_a_change_of_several_requests_is_undone_at_once(browser: TestClient, cla
 
 def test_a_photo_of_two_findings_counts_once(browser: TestClient, classifier: Classifier) -> None:
     images = [key(WRONG, "red")] * 2
-    change = done(decide(browser, "keep", {"reference": images, "value": ["label", "outlier"]}), "1 photo kept")
+    change = done(decide(browser, "keep", {"reference": images, "value": ["label", "outlier"]}), "1 photo ignored")
     assert len(classifier.category("red").kept) == 2
     done(undo(browser, change))
     done(decide(browser, "remove", form(images, "")), "1 photo removed.")
@@ -297,7 +297,7 @@ def test_copies_are_not_removed_in_bulk(browser: TestClient) -> None:
 def test_a_form_may_have_hundreds_of_photos(browser: TestClient, classifier: Classifier) -> None:
     classifier.add_category("many", images=[photo(seed) for seed in range(100, 400)])
     keys = [f"{one}:many" for one in images_of(classifier, "many")]
-    change = done(decide(browser, "keep", form(keys, "outlier")), "300 photos kept")
+    change = done(decide(browser, "keep", form(keys, "outlier")), "300 photos ignored")
     assert len(classifier.category("many").kept) == 300
     done(undo(browser, change))
     decide(browser, "keep", form(keys * 2, "outlier"), 400)  # more fields than a form may have

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from hashlib import sha256
 from importlib.resources import files
+from itertools import pairwise
 
 import pytest
 from starlette.testclient import TestClient
@@ -36,6 +37,24 @@ def test_each_page_has_a_heading_the_tabs_and_existing_files(browser: TestClient
         used = [found.get("src") or found["href"] for tag in ("script", "link") for found in page.all(tag)]
         assert len(used) >= 4
         assert {browser.get(str(address)).status_code for address in used} == {200}
+
+
+def test_headings_are_in_order_and_one_action_is_primary(browser: TestClient) -> None:
+    digest = browser.get("/v1/categories/red/references").json()["items"][0]["hash"]
+    for path in (*PAGES, "/map", "/overview", "/changes", "/docs", "/categories/red", f"/similar/{digest}"):
+        text = re.sub(r"(?s)<dialog.*?</dialog>", "", browser.get(path).text)
+        levels = [int(level) for level in re.findall(r"<h([1-6])", text)]
+        assert levels[0] == 1, path
+        assert all(later <= level + 1 for level, later in pairwise(levels)), path
+        assert len(re.findall(r'<(?:button|a)[^>]*class="[^"]*\bprimary\b', text)) <= 1, path
+
+
+def test_every_page_has_a_link_to_the_api_and_no_commands(browser: TestClient) -> None:
+    for path in (*PAGES, "/map", "/overview", "/changes", "/categories/red"):
+        page = page_of(browser.get(path))
+        assert [found["href"] for found in page.all("a") if found.get("href") == "/docs"] == ["/docs"], path
+        assert not re.search(r"ZSVEC_|zsvec [a-z]+ ?-|--[a-z]", page.text), path
+        assert not page.all("code"), path
 
 
 def test_static_files_are_cached_until_one_changes(browser: TestClient) -> None:
@@ -149,7 +168,8 @@ def test_the_key_is_in_no_log(classifier: Classifier, caplog: pytest.LogCaptureF
 
 def test_a_key_to_read_classifies_and_sees_no_change_buttons(classifier: Classifier) -> None:
     changing = (
-        r'hx-post="(?!/undo)|data-opens="(?!clear-dialog)|data-teaches|data-picks="(?!chosen|taken)|data-reference\b'
+        r'hx-post="(?!/undo)|data-opens="(?!clear-dialog)|data-shows="teach"|name="category"'
+        r'|data-picks="(?!chosen|taken)|data-reference\b'
     )
     red = [picture("red", 7)]
     with visitor(classifier, "write") as writer:

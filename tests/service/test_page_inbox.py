@@ -19,6 +19,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import ConflictError, WeightsUnavailableError
 from zsvec.inputs.images import content_hash
 from zsvec.service.pages.inbox import _described
+from zsvec.service.pages.rendering import verdict
 from zsvec.testing import HashEncoder
 from zsvec.types import ExpertOutput, Prediction
 
@@ -46,8 +47,8 @@ def hashes(page: Page) -> list[str]:
 # What waits
 
 
-def test_an_empty_inbox_names_the_setting() -> None:
-    expected: dict[Any, str] = {"none": "zsvec serve --keep uncertain", "uncertain": "are kept here when", "all": "All"}
+def test_an_empty_inbox_tells_which_photos_come() -> None:
+    expected: dict[Any, str] = {"none": "No photos come here", "uncertain": "come here when", "all": "All"}
     for keep, said in expected.items():
         with zsvec.open(":memory:", encoders=[HashEncoder()], keep=keep) as classifier, visitor(classifier) as client:
             page = page_of(client.get("/inbox"))
@@ -77,7 +78,8 @@ def test_each_image_has_its_likely_categories(browser: TestClient, classifier: C
         assert image.prediction
         choices = json.loads(str(found["data-choices"]))
         assert [name for name, _, _ in choices] == [name for name, _ in image.prediction.ranking]
-        assert str(found["aria-label"]).startswith(choices[0][0])
+        assert found["data-verdict"] == verdict(image.prediction)
+        assert choices[0][0] in str(found["aria-label"])
 
 
 def test_without_categories_nothing_is_proposed() -> None:

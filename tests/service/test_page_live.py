@@ -131,15 +131,15 @@ def test_rates_are_those_of_the_last_events(served: Served) -> None:
 
 
 def test_the_last_images_are_shown_with_their_answers(served: Served) -> None:
-    both = served.start(served.until, lambda event: {one["failed"] for one in event["images"]} == {True, False})
+    both = served.start(served.until, lambda event: {one["verdict"] for one in event["images"]} == {"sure", "unread"})
     while not both.done():
         served.classify(encode(coloured("red", 70)), b"nothing", name="<b>\u202e.png")
     images = both.result()["images"]
     assert len(images) <= SHOWN
-    good = next(one for one in images if not one["failed"])
-    assert (good["nearest"], good["unknown"], good["picture"]) == ("red", False, True)
+    good = next(one for one in images if one["verdict"] != "unread")
+    assert (good["nearest"], good["verdict"], good["picture"]) == ("red", "sure", True)
     assert good["name"] == "<b>.png"
-    bad = next(one for one in images if one["failed"])
+    bad = next(one for one in images if one["verdict"] == "unread")
     assert (bad["picture"], bad["probability"]) == (False, None)
 
 

@@ -94,7 +94,7 @@ def test_a_corrected_photo_stays_until_the_filter_changes(opened: Opened) -> Non
     expect(rows.locator(".before")).to_contain_text("Now: brain")
     expect(rows).to_be_visible()
     assert page.evaluate("document.activeElement.closest('.answer') !== null")
-    rows.get_by_role("button", name="Right").click()
+    rows.get_by_role("button", name="Confirm").click()
     expect(rows.locator(".before")).to_contain_text("the same")
 
 
@@ -163,7 +163,7 @@ def test_a_photo_is_compared_with_a_reference(opened: Opened) -> None:
         if kept:
             page.reload()
         rows.get_by_role("button", name="Why?").click()
-        rows.get_by_role("button", name="Compare with a reference").first.press("Enter")
+        rows.get_by_role("button", name="Compare with a photo").first.press("Enter")
         dialog = page.get_by_role("dialog")
         for image in dialog.get_by_role("img").all():
             expect(image).to_have_js_property("complete", True)
@@ -173,34 +173,34 @@ def test_a_photo_is_compared_with_a_reference(opened: Opened) -> None:
         expect(dialog.get_by_role("link")).to_have_attribute("href", re.compile("^/categories/"))
         page.keyboard.press("Escape")
         expect(dialog).to_be_hidden()
-        expect(rows.get_by_role("button", name="Compare with a reference").first).to_be_focused()
+        expect(rows.get_by_role("button", name="Compare with a photo").first).to_be_focused()
 
 
 def test_similar_photos_are_shown_for_a_photo_and_for_a_reference(opened: Opened) -> None:
     page = opened()
     rows = drop(page, photo_of("ketch"))
     rows.get_by_role("button", name="Why?").click()
-    rows.get_by_role("button", name="Like this photo").click()
+    rows.get_by_role("button", name="Similar photos").click()
     dialog = page.get_by_role("dialog")
-    similar = dialog.get_by_role("link", name="Like this one")
+    similar = dialog.get_by_role("link", name="Similar photos")
     expect(similar.first).to_be_visible()
-    expect(dialog.get_by_role("img", name="The reference")).to_be_hidden()
+    expect(dialog.get_by_role("img", name="The photo of the category")).to_be_hidden()
     first = str(similar.first.get_attribute("href"))
     similar.first.click()
     expect(dialog.locator(f"a[href='{first}']")).to_have_count(0)  # now those like the first
     expect(similar.first).to_be_visible()
-    expect(dialog.get_by_role("heading", name="References like this one of")).to_be_focused()
-    expect(dialog.get_by_role("img", name="A reference of")).to_be_visible()
+    expect(dialog.get_by_role("heading", name="Similar to this photo of")).to_be_focused()
+    expect(dialog.get_by_role("img", name="A photo of")).to_be_visible()
     expect(dialog.get_by_role("img", name="Your photo")).to_be_hidden()
     page.goto("/categories/ant")
     page.locator("[data-reference]").first.click()
-    dialog.get_by_role("link", name="Like this one").click()
-    expect(page.get_by_role("heading", level=1)).to_have_text("Like this one")
-    expect(page.get_by_role("img", name="A reference of ant")).to_be_visible()
-    before = page.get_by_role("img", name="A reference of ant").get_attribute("src")
-    page.get_by_role("link", name="Like this one: ant").first.click()
-    expect(page.get_by_role("img", name="A reference of ant")).not_to_have_attribute("src", str(before))
-    expect(page.get_by_role("heading", level=1)).to_have_text("Like this one")
+    dialog.get_by_role("link", name="Similar photos").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Similar photos")
+    expect(page.get_by_role("img", name="A photo of ant")).to_be_visible()
+    before = page.get_by_role("img", name="A photo of ant").get_attribute("src")
+    page.get_by_role("link", name="Similar photos: ant").first.click()
+    expect(page.get_by_role("img", name="A photo of ant")).not_to_have_attribute("src", str(before))
+    expect(page.get_by_role("heading", level=1)).to_have_text("Similar photos")
 
 
 def test_a_late_answer_does_not_fill_the_dialog_of_another_photo(opened: Opened) -> None:
@@ -209,15 +209,15 @@ def test_a_late_answer_does_not_fill_the_dialog_of_another_photo(opened: Opened)
     rows.get_by_role("button", name="Why?").click()
     held: list[Route] = []
     page.route("**/similar/*", lambda route: held.append(route), times=1)
-    rows.get_by_role("button", name="Like this photo").click()
+    rows.get_by_role("button", name="Similar photos").click()
     page.wait_for_function("() => document.querySelector('#compare-dialog[open]')")
     while not held:
         page.wait_for_timeout(50)
     page.keyboard.press("Escape")
     with page.expect_event("requestfailed"):
-        rows.get_by_role("button", name="Compare with a reference").first.click()
-    page.get_by_role("button", name="Like this reference").click()
-    expect(page.get_by_role("dialog").get_by_role("img", name="A reference of")).to_be_visible()
+        rows.get_by_role("button", name="Compare with a photo").first.click()
+    page.get_by_role("button", name="Similar to the photo of the category").click()
+    expect(page.get_by_role("dialog").get_by_role("img", name="A photo of")).to_be_visible()
     opened.forget_refusals()
 
 

@@ -281,7 +281,7 @@ def test_findings_are_decided_by_keys(at_desk: Opened, desk: Service) -> None:
     page.keyboard.press("ArrowRight")
     expect(page.locator("[data-finding]:focus")).to_have_count(1)
     said = page.locator("#toasts")
-    for key, done in (("1", "moved to “ketch”"), ("2", "kept"), ("Delete", "removed")):
+    for key, done in (("1", "moved to “ketch”"), ("2", "ignored"), ("Delete", "removed")):
         finding.focus()
         page.keyboard.press(key)
         expect(said).to_contain_text(done)
@@ -313,8 +313,8 @@ def test_selected_findings_are_decided_at_once(at_desk: Opened) -> None:
     finding.get_by_role("checkbox").check()
     expect(bar.get_by_role("button", name="Move 1 as proposed")).to_be_visible()
     bar.get_by_role("button", name="All that are shown").click()
-    bar.get_by_role("button", name="Keep").click()
-    expect(page.locator("#toasts")).to_contain_text("kept")
+    bar.get_by_role("button", name="Ignore").click()
+    expect(page.locator("#toasts")).to_contain_text("ignored")
     expect(page.locator("[data-finding]:visible:has(.select)")).to_have_count(0)
     undo(page, finding)
 
@@ -372,7 +372,7 @@ def test_kept_findings_are_hidden_until_they_are_doubted_again(at_desk: Opened) 
     undo(page)
     expect(findings).to_have_count(there)
     findings.first.locator("[data-act=keep]").click()
-    expect(page.locator("#toasts")).to_contain_text("kept")
+    expect(page.locator("#toasts")).to_contain_text("ignored")
     page.reload()
     expect(findings).to_have_count(there - 1)
     page.get_by_role("button", name="Show", exact=True).click()

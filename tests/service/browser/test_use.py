@@ -56,7 +56,7 @@ def test_a_category_is_added_and_a_photo_is_corrected(
         expect(shown).not_to_contain_text("Almost certainly brain")
         shown.locator("[data-shows=teach]").click()
         shown.get_by_label("Another category").fill("brain")
-        shown.get_by_role("button", name="Correct").click()
+        shown.get_by_role("button", name="Label").click()
         expect(shown.locator(".before")).to_contain_text("Now: brain, over 99 %")
         expect(page.locator("#toasts")).to_contain_text("Learned that this is “brain”")
         page.get_by_role("button", name="Undo").click()
@@ -490,6 +490,17 @@ def test_messages_cover_no_field_and_no_button(opened: Opened, width: int) -> No
         assert not [box for box in boxes(fields) if overlap(message, box)], top
         assert message["top"] >= 0
         assert message["bottom"] <= 420
+
+
+def test_every_tab_is_visible_at_any_width(opened: Opened) -> None:
+    page = opened("/live")
+    for width in (320, 360, 390, 480, 576, 580, 640, 768, 1024, 1280):
+        page.set_viewport_size({"width": width, "height": 860})
+        (menu,) = boxes(page.locator(".tabs"))
+        tabs = boxes(page.locator(".tabs a"))
+        assert len(tabs) == 6
+        assert max(tab["right"] for tab in tabs) <= min(menu["right"], width), width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

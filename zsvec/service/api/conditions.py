@@ -16,7 +16,7 @@ from zsvec.service.problems import Problem
 _TAG = r'(?:W/)?"[!\x23-\x7e\x80-\xff]*"'
 _LIST = re.compile(rf"[ \t,]*{_TAG}(?:[ \t]*,[ \t,]*{_TAG})*[ \t,]*")
 _EVERY = "*"
-_SAID = r'^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$'  # as a description can say it
+_TAGS_PATTERN = r'^(\*|(W/)?"[!#-~]*"(, *(W/)?"[!#-~]*")*)$'  # as a description can say it
 
 ETAG: dict[str, Any] = {
     "headers": {"ETag": {"description": "The version of the category, for `If-Match`.", "schema": {"type": "string"}}}
@@ -30,7 +30,7 @@ def described(*names: str) -> dict[str, Any]:
         "If-Match": "Changes the category only if this is its `ETag`, else 412. `*`: only if the category exists.",
         "If-None-Match": "`*`: only creates the category; 412 if it exists. With GET: 304 if this is the `ETag`.",
     }
-    schema = {"type": "string", "pattern": _SAID, "examples": ['"7"']}
+    schema = {"type": "string", "pattern": _TAGS_PATTERN, "examples": ['"7"']}
     return {
         "parameters": [{"name": name, "in": "header", "description": said[name], "schema": schema} for name in names]
     }

@@ -45,8 +45,8 @@ _CONCERNED: Mapping[str, Callable[[Any], Sequence[str]]] = {
 _DONE = {
     "move": "moved.",
     "remove": "removed.",
-    "keep": "kept: the audit does not show this again.",
-    "unkeep": "doubted again.",
+    "keep": "ignored: the audit does not show this again.",
+    "unkeep": "shown again.",
 }
 
 

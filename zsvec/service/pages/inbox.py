@@ -13,7 +13,7 @@ from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
 from zsvec.service.edits import create_missing
 from zsvec.service.pages.changes import changed, lines_in, name_in
-from zsvec.service.pages.rendering import certainty, doubt, may_change, percent, render
+from zsvec.service.pages.rendering import certainty, doubt, may_change, percent, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
 from zsvec.types import counted
@@ -55,19 +55,21 @@ async def more(request: Request, work: Runs, shown: Annotated[str, Query(max_len
 
 
 def _described(image: Unlabelled) -> dict[str, Any]:
-    """Returns the template's variables for an image: a short guess, a headline, the reason, and likely categories."""
+    """Returns the template's variables for an image: verdict, short guess, headline, reason, likely categories."""
     described = {"image": image, "name": image.source.replace("\\", "/").rpartition("/")[2] or image.source}
     prediction = image.prediction
     if prediction is None:
-        return described | {"guess": "unknown", "headline": "There are no categories yet", "why": "", "choices": ()}
+        headline = "There are no categories yet"
+        return described | {"verdict": "unknown", "guess": "", "headline": headline, "why": "", "choices": ()}
     nearest, probability = prediction.ranking[0]
     if prediction.unknown:
-        guess, headline = "unknown", "This looks like none of your categories"
+        guess, headline = "", "This looks like none of your categories"
     else:
         guess, headline = f"{nearest}, {percent(probability)}", f"{certainty(probability)} {nearest}"
     why = doubt(prediction) if image.uncertainty else _CLEARER
     choices = [(label, percent(share), share) for label, share in prediction.ranking[:_CHOICES]]
-    return described | {"guess": guess, "headline": headline, "why": why, "choices": choices}
+    shown = {"verdict": verdict(prediction), "guess": guess, "headline": headline, "why": why, "choices": choices}
+    return described | shown
 
 
 @router.get("/groups")
@@ -121,7 +123,7 @@ async def dismiss(request: Request, work: Runs) -> Response:
         if not there:
             return _no_longer_there(hashes)
         inbox.dismiss(there)
-        return f"{counted(len(there), 'photo')} dismissed. Nothing like {_them(there)} is kept again for {days:g} days."
+        return f"{counted(len(there), 'photo')} dismissed. None like {_them(there)} comes here again for {days:g} days."
 
     return await changed(request, "dismiss", dismissed)
 

@@ -23,7 +23,7 @@ from zsvec import ImageInput, StreamStats
 from zsvec.errors import ZSVecError
 from zsvec.service.admission.queue import Work
 from zsvec.service.operations import Metrics
-from zsvec.service.pages.rendering import render
+from zsvec.service.pages.rendering import render, verdict
 from zsvec.service.problems import Problem
 from zsvec.types import Prediction
 
@@ -126,8 +126,7 @@ class Live:
                 "id": secrets.token_urlsafe(16),
                 "name": _short(prediction.source),
                 "picture": small is not None,
-                "failed": prediction.error is not None,
-                "unknown": prediction.unknown,
+                "verdict": "unread" if prediction.error is not None else verdict(prediction),
                 "nearest": _short(prediction.nearest or ""),
                 "probability": prediction.probability,
             }

@@ -30,12 +30,12 @@ _TABS = (
 )
 _FOR_PROGRAMS = ("/v1/", "/health/", "/metrics", "/static/")
 _RELOAD = "Reload the page, then try again."
-_SEE_LOG = "The log of the service has the reason."
-# Heading and sentence by status.
-_SAID = {
+_SEE_LOG = "Ask the person who runs the service: its log has the reason."
+# Heading and sentence by status of the response.
+_MESSAGES = {
     400: ("The request could not be read.", _RELOAD),
     401: ("You are not signed in.", "Sign in with a key of this service."),
-    403: ("This is not allowed.", "Open the page at the address that the service printed."),
+    403: ("This is not allowed.", "Ask the person who runs the service for the right address of the page."),
     404: ("Not found.", "It may have been removed. Reload the page."),
     405: ("This is not possible here.", _RELOAD),
     408: ("The upload stopped.", "Try again."),
@@ -48,10 +48,10 @@ _SAID = {
     503: ("The service is not available at the moment.", "Try again in a moment."),
 }
 # By code of the problem, because its message is for programs: it names commands, settings and ids.
-_SENTENCES = {
+_SENTENCES_BY_ERROR = {
     "conflict": "Another change came first. " + _RELOAD,
     "last_reference": "A category would lose its last photo or text. " + _RELOAD,
-    "encoder_mismatch": "The categories need other encoders. Start the service with those encoders.",
+    "encoder_mismatch": "The categories need other encoders. Ask the person who runs the service for those.",
     "invalid_image": "This is not a photo, or it is damaged or too large. Save it as JPEG or PNG.",
     "missing_extra": "A part of zsvec is not installed. " + _SEE_LOG,
     "store_refuses": "The store does not allow this. " + _RELOAD,
@@ -204,8 +204,8 @@ def answered(request: Request, problem: Problem) -> Response | None:
         return None
     if not is_part(request) and "text/html" not in request.headers.get("accept", ""):
         return None
-    heading, usual = _SAID.get(problem.status, (f"{HTTPStatus(problem.status).phrase}.", _RELOAD))
+    heading, usual = _MESSAGES.get(problem.status, (f"{HTTPStatus(problem.status).phrase}.", _RELOAD))
     no_page = problem.status == 404 and "route" not in request.scope
-    detail = "No page has this address." if no_page else problem.said or _SENTENCES.get(problem.error, usual)
+    detail = "No page has this address." if no_page else problem.said or _SENTENCES_BY_ERROR.get(problem.error, usual)
     template = "problem_toast.html" if is_part(request) else "problem.html"
     return render(request, template, problem.status, problem.headers, heading=heading, detail=detail)

@@ -6,7 +6,7 @@ import { listKeys } from "./keys.js";
 import { busy, finish, rendered, sayProblem, send } from "./page.js";
 
 const PART = 200; // photos in one request of a large change
-const DOING = { move: "Moving", remove: "Removing", keep: "Keeping", unkeep: "Doubting" };
+const DOING = { move: "Moving", remove: "Removing", keep: "Ignoring", unkeep: "Showing" };
 const findings = document.getElementById("findings");
 const bar = document.getElementById("bar"); // absent if the key may only read
 
@@ -70,7 +70,7 @@ function showSelection() {
     const act = button.dataset.bulk;
     const many = photosOf(stepsOfAll(act));
     button.hidden = !group.length || !many;
-    button.textContent = { move: `Move ${many} as proposed`, keep: `Keep ${many}`, unkeep: `Doubt ${many} again`, remove: `Remove ${many}` }[act];
+    button.textContent = { move: `Move ${many} as proposed`, keep: `Ignore ${many}`, unkeep: `Show ${many} again`, remove: `Remove ${many}` }[act];
   }
   bar.querySelector(".name").hidden = !chosen().some((one) => one.dataset.photo);
 }

@@ -229,7 +229,7 @@ function enlarge(item, title, reference = null) {
 }
 
 function showSimilar(hash) {
-  document.getElementById("compare-title").textContent = "Like this photo";
+  document.getElementById("compare-title").textContent = "Similar photos";
   loadPart(`/similar/${hash}`, { source: "#compare-similar", target: "#compare-similar", swap: "innerHTML" });
 }
 
@@ -325,7 +325,7 @@ if (list) {
     if (shows) toggle(row, shows);
     const compares = event.target.closest("[data-compares]");
     if (compares) enlarge(items.get(row), `Similarity ${compares.dataset.similarity}`, compares);
-    if (event.target.closest("[data-like]")) enlarge(items.get(row), "Like this photo");
+    if (event.target.closest("[data-like]")) enlarge(items.get(row), "Similar photos");
     if (event.target.closest("[data-asks-again]")) ask(row, true);
     if (event.target.closest("[data-forgets]")) {
       (row.nextElementSibling ?? row.previousElementSibling)?.querySelector("button")?.focus();

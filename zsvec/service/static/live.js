@@ -45,7 +45,7 @@ function spark() {
   const line = points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(2)}`).join("");
   at("spark").querySelector(".line").setAttribute("d", line);
   at("spark").querySelector(".area").setAttribute("d", points.length > 1 ? `${line}L${points.at(-1)[0]} 20L${points[0][0]} 20Z` : "");
-  at("spark").setAttribute("aria-label", `Images a second over the last ${rates.length} seconds: at most ${few(Math.max(...rates))}`);
+  at("spark").setAttribute("aria-label", `Photos a second over the last ${rates.length} seconds: at most ${few(Math.max(...rates))}`);
   at("spark-most").textContent = `at most ${few(Math.max(...rates))}`;
 }
 
@@ -83,8 +83,8 @@ function show(told) {
 }
 
 function answer(image) {
-  if (image.failed) return ["not readable", ""];
-  if (image.unknown) return ["unknown", ""];
+  if (image.verdict === "unread") return ["not readable", ""];
+  if (image.verdict === "unknown") return ["unknown", ""];
   return [image.nearest, percent(image.probability)];
 }
 
@@ -95,6 +95,9 @@ function showImages(list) {
   for (const image of list.filter(({ id }) => !there.has(id)).reverse()) {
     const item = at("seen").content.cloneNode(true).firstElementChild;
     item.dataset.id = image.id;
+    item.dataset.verdict = image.verdict;
+    const mark = at(`mark-${image.verdict}`);
+    if (mark) item.querySelector(".answer").prepend(mark.content.cloneNode(true));
     const [words, figure] = answer(image);
     const [said, name] = item.querySelectorAll("bdi");
     said.textContent = words;

@@ -233,6 +233,7 @@ function choose(some) {
     button.hidden = !some.length;
     button.textContent = `${verb} ${counted(some.length, "photo")}`;
   }
+  document.querySelector('[value="label"]').classList.toggle("primary", !references().length);
 }
 
 async function act(kind, category = null) {

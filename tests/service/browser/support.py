@@ -176,6 +176,31 @@ def drop(page: Page, *photos: Path) -> Locator:
     return page.locator(".answer")
 
 
+class HeldAnswer:
+    """Holds the answer to the next request for a path, which the service has carried out by then."""
+
+    def __init__(self, page: Page, path: str) -> None:
+        self._page = page
+        self._paused: list[str] = []
+        self._network = page.context.new_cdp_session(page)
+        self._network.on("Fetch.requestPaused", lambda paused: self._paused.append(paused["requestId"]))
+        patterns = [{"urlPattern": f"*{path}", "requestStage": "Response"}]
+        self._network.send("Fetch.enable", {"patterns": patterns})
+
+    def wait(self) -> None:
+        while not self._paused:
+            self._page.wait_for_timeout(50)
+
+    def release(self) -> None:
+        self._network.send("Fetch.continueRequest", {"requestId": self._paused.pop()})
+        self._network.send("Fetch.disable")
+
+    def lose(self) -> None:
+        """Ends the connection instead."""
+        self._network.send("Fetch.failRequest", {"requestId": self._paused.pop(), "errorReason": "ConnectionClosed"})
+        self._network.send("Fetch.disable")
+
+
 # Messages stay until a slow machine has found them.
 _LASTING = """
     const set = window.setTimeout;

@@ -13,7 +13,16 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.service.browser.support import Opened, Service, drop, drop_on, needs_a_browser, needs_photos, photo_of
+from tests.service.browser.support import (
+    HeldAnswer,
+    Opened,
+    Service,
+    drop,
+    drop_on,
+    needs_a_browser,
+    needs_photos,
+    photo_of,
+)
 from tests.service.support import SECRETS
 from tests.support import coloured, encode
 from zsvec.cli.spreadsheet import PREDICTION, row
@@ -96,6 +105,26 @@ def test_a_corrected_photo_stays_until_the_filter_changes(opened: Opened) -> Non
     assert page.evaluate("document.activeElement.closest('.answer') !== null")
     rows.get_by_role("button", name="Confirm").click()
     expect(rows.locator(".before")).to_contain_text("the same")
+
+
+def test_a_cancelled_correction_is_undone(opened: Opened, service: Service) -> None:
+    page = opened()
+    rows = drop(page, photo_of("brain"))
+    bearer = {"Authorization": f"Bearer {service.key}"}
+    held = HeldAnswer(page, "/correct")
+    rows.locator("[data-shows=teach]").click()
+    rows.get_by_label("Another category").fill("brain")
+    page.keyboard.press("Enter")
+    held.wait()
+    assert httpx.get(f"{service.address}v1/categories/brain", headers=bearer).status_code == 200
+    page.locator("#busy").get_by_role("button", name="Cancel").click()
+    held.release()
+    expect(page.locator("#toasts")).to_contain_text("Nothing was changed")
+    assert httpx.get(f"{service.address}v1/categories/brain", headers=bearer).status_code == 404
+    expect(rows.locator(".before")).to_be_hidden()
+    page.keyboard.press("Enter")  # the row can be corrected again
+    rows.get_by_label("Another category").press("Enter")
+    expect(rows.locator(".before")).to_contain_text("Now: brain")
 
 
 def downloaded(page: Page, name: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 from tests.service.browser.support import (
     DATA,
     SERVE_KEYS,
+    HeldAnswer,
     Opened,
     Service,
     Services,
@@ -194,6 +195,59 @@ def test_a_label_that_fails_brings_the_image_back(at_desk: Opened) -> None:
     at_desk.said.clear()  # the browser's message
 
 
+def test_a_cancelled_label_brings_the_image_back(at_desk: Opened, desk: Service) -> None:
+    page = at_desk("/inbox")
+    expect(page.locator(".tile:focus")).to_have_count(1)
+    first, waiting = current(page), page.locator(".tile").count()
+    name = page.locator("#choices button .name").first.inner_text()
+    held = HeldAnswer(page, "/inbox/label")
+    page.keyboard.press("1")
+    held.wait()
+    assert first in pictures(desk, name)
+    page.keyboard.press("Escape")
+    held.release()
+    expect(page.locator("#toasts")).to_contain_text("Nothing was changed")
+    expect(page.locator(".tile")).to_have_count(waiting)
+    assert current(page) == first
+    assert first not in pictures(desk, name)
+
+
+def test_a_lost_answer_is_not_called_unchanged(at_desk: Opened, desk: Service) -> None:
+    page = at_desk("/audit")
+    finding = mislabelled(page)
+    expect(finding).to_have_count(1)
+    digest = str(finding.get_attribute("data-finding")).split(":")[1]
+    held = HeldAnswer(page, "/audit/move")
+    finding.get_by_role("button", name="Move to “ketch”").click()
+    held.wait()
+    page.locator("#busy").get_by_role("button", name="Cancel").click()
+    held.lose()
+    expect(page.locator("#toasts")).to_contain_text("not known whether")
+    assert digest in pictures(desk, "ketch")
+    page.goto("/changes")
+    page.get_by_role("button", name="Undo: move").first.click()
+    expect(page.locator("#toasts")).to_contain_text("Undone")
+    assert digest in pictures(desk, "ant")
+    at_desk.said.clear()  # the browser's message
+
+
+def test_more_findings_are_loaded_after_a_failure(at_desk: Opened) -> None:
+    page = at_desk("/audit")
+    labels = page.locator("#labels [data-finding]")
+    expect(labels.first).to_be_visible()
+    there = labels.count()
+    hide = "kind => { kind.querySelector('.list').replaceChildren(); kind.querySelector('.more').hidden = false; }"
+    page.locator("#labels").evaluate(hide)
+    page.route("**/audit/more?*", lambda route: route.fulfill(status=503), times=1)
+    more = page.locator("#labels").get_by_role("button", name="Show more")
+    more.click()
+    expect(page.locator("#toasts").get_by_role("alert")).to_be_visible()
+    expect(more).to_be_visible()
+    more.click()
+    expect(labels).to_have_count(there)
+    at_desk.forget_refusals()
+
+
 def test_a_group_becomes_a_category(chromium: Browser, services: Services, tmp_path: Path) -> None:
     with ExitStack() as stack:
         served = services.start(tmp_path / "new", stack)
@@ -361,7 +415,7 @@ def test_findings_are_filtered(at_desk: Opened) -> None:
     expect(category).to_have_value("ant")
 
 
-def test_kept_findings_are_hidden_until_they_are_doubted_again(at_desk: Opened) -> None:
+def test_ignored_findings_are_hidden_until_they_are_shown_again(at_desk: Opened) -> None:
     page = at_desk("/audit")
     findings = page.locator("[data-finding]:visible:has([data-act$=keep])")
     expect(findings.first).to_be_visible()
@@ -377,9 +431,9 @@ def test_kept_findings_are_hidden_until_they_are_doubted_again(at_desk: Opened) 
     expect(findings).to_have_count(there - 1)
     page.get_by_role("button", name="Show", exact=True).click()
     expect(findings).to_have_count(1)
-    findings.get_by_role("button", name="Doubt again").click()
-    expect(page.locator("#toasts")).to_contain_text("doubted")
-    page.get_by_label("Kept findings").uncheck()
+    findings.get_by_role("button", name="Show again").click()
+    expect(page.locator("#toasts")).to_contain_text("shown again")
+    page.get_by_label("Ignored findings").uncheck()
     expect(findings).to_have_count(there)
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from tests.service.browser.support import CATEGORIES, Opened, Service, needs_a_browser, needs_photos, violations
+from tests.service.browser.support import (
+    CATEGORIES,
+    HeldAnswer,
+    Opened,
+    Service,
+    needs_a_browser,
+    needs_photos,
+    violations,
+)
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Page, expect
@@ -48,6 +56,25 @@ def test_photos_of_a_category_are_moved_and_moved_back(opened: Opened, service: 
     page.locator("#toasts button", has_text="Undo").click()
     expect(page.locator("#legend button", has_text="boat")).to_have_count(0)
     assert number(service, "ketch") == before
+
+
+@pytest.mark.parametrize("by", ["Escape", "Cancel"])
+def test_a_cancelled_move_is_undone(opened: Opened, service: Service, by: str) -> None:
+    before = number(service, "ketch")
+    page = opened("/map")
+    page.locator("#legend button", has_text="ketch").click()
+    page.fill("#put-name", "boat")
+    held = HeldAnswer(page, "/references/move")
+    page.locator('#put button[value="move"]').click()
+    held.wait()
+    assert (number(service, "ketch"), number(service, "boat")) == (0, before)
+    if by == "Escape":
+        page.keyboard.press("Escape")
+    else:
+        page.locator("#busy").get_by_role("button", name="Cancel").click()
+    held.release()
+    expect(page.locator("#toasts")).to_contain_text("Nothing was changed")
+    assert (number(service, "ketch"), number(service, "boat")) == (before, 0)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])

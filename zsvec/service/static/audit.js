@@ -2,8 +2,9 @@
 // findings leave the page at once, and return if the request fails.
 
 import "./combobox.js";
+import { makeChange } from "./change.js";
 import { listKeys } from "./keys.js";
-import { busy, finish, rendered, sayProblem, send } from "./page.js";
+import { loadPart } from "./page.js";
 
 const PART = 200; // photos in one request of a large change
 const DOING = { move: "Moving", remove: "Removing", keep: "Ignoring", unkeep: "Showing" };
@@ -87,7 +88,8 @@ function more(section) {
   const list = section.querySelector(".list");
   enqueue(async () => {
     if (waiting) return more(section); // the service counts from findings that the page no longer has
-    await window.htmx.ajax("GET", `/audit/more?more=${section.dataset.kind}&after=${list.children.length}`, { source: "#view", target: list, swap: "beforeend" });
+    const path = `/audit/more?more=${section.dataset.kind}&after=${list.children.length}`;
+    if (!(await loadPart(path, { source: "#view", target: list, swap: "beforeend" }))) return; // "Show more" tries again
     if (!list.children.length) section.dataset.total = 0; // others decided on the rest
     tally();
   });
@@ -113,39 +115,16 @@ function settle(act, steps) {
   for (const [key, value] of steps) if (leave || value === "label") settledKeys.add(key);
 }
 
-// Sends a decision, a large one in several requests that are one change. Returns whether all of it was made.
-async function carryOut(act, steps) {
-  const cancelling = new AbortController();
+// Makes a decision, a large one by several requests. Returns whether all of it was made.
+function carryOut(act, steps) {
   const photos = steps.length === 1 ? "photo" : `${steps.length.toLocaleString("en")} photos`;
-  let [change, soFar, request] = [null, null, null];
-  for (let done = 0; done < steps.length && !cancelling.signal.aborted; done += PART) {
-    const many = steps.length > PART;
-    busy(steps, `${DOING[act]} ${photos} …`, many ? done / steps.length : null, many ? () => cancelling.abort() : null);
-    const form = new FormData();
-    for (const [key, value] of steps.slice(done, done + PART)) {
-      form.append("reference", key);
-      form.append("value", value);
-    }
-    if (change) form.append("change", change);
-    if (change) form.append("so_far", soFar);
-    request = await send(`/audit/${act}`, form, { quiet: true });
-    if (request.status !== 200) break;
-    const toast = rendered(request.responseText);
-    change ??= toast?.querySelector("[name=change]")?.value ?? null;
-    soFar = toast?.dataset.soFar;
+  const requests = [];
+  for (let done = 0; done < steps.length; done += PART) {
+    const fields = steps.slice(done, done + PART).flatMap(([key, value]) => [["reference", key], ["value", value]]);
+    const progress = () => [`${DOING[act]} ${photos} …`, steps.length > PART ? done / steps.length : null];
+    requests.push({ path: `/audit/${act}`, fields, progress });
   }
-  const cancelled = cancelling.signal.aborted;
-  const made = request.status === 200 && !(cancelled && change);
-  if (!made && change) {
-    const form = new FormData();
-    form.append("change", change);
-    const undone = await send("/undo", form, { quiet: true });
-    if (cancelled && undone.status !== 200) request = undone;
-  }
-  busy(steps, null);
-  if (cancelled && !made && request.status === 200) sayProblem("Cancelled.", "Nothing was changed.");
-  else finish(request);
-  return made && !cancelled;
+  return makeChange(requests);
 }
 
 function decide(act, taken, { reload = false } = {}) {

@@ -1,66 +1,14 @@
 // Categories: add, move and remove photos. The page is loaded from the service again after each change.
 
+import { isChanging, makeChange } from "./change.js";
 import { dragPictures } from "./drag.js";
 import { byFolder, takeFiles } from "./files.js";
 import { compare, openFolders, photos, rowsToAdd } from "./folders.js";
-import { busy, finish, inLines, open, rendered, sayProblem, send } from "./page.js";
+import { inLines, open, sayProblem } from "./page.js";
 import "./combobox.js";
 
 const MOST_PHOTOS = 50_000; // in the folders of one drop
-const TRIES = 5; // of a request that finds the service busy or unreachable
 const get = (id) => document.getElementById(id); // looked up at each use, because changes replace the content of the page
-
-// Changes
-
-// Sends a request again while the service is busy, or cannot be reached for a moment.
-async function sendPatiently(path, form, options) {
-  for (let wait = 1000, tries = 1; ; tries += 1, wait *= 2) {
-    const request = await send(path, form, { ...options, quiet: true });
-    const passing = request.status === 429 || (request.status === 0 && form.has("change"));
-    if (!passing || tries === TRIES) return request;
-    await new Promise((resolve) => setTimeout(resolve, wait));
-    if (options.signal.aborted) return request;
-  }
-}
-
-// Makes one change by one or several requests, each with a path, fields, and a function that returns a text and the done
-// share. A change that fails or is cancelled on the way is undone. Returns whether the change was made.
-let running = null;
-async function makeChange(requests) {
-  if (running) return sayProblem("Another change is being made.", "Wait until it is made, or cancel it.");
-  const control = new AbortController();
-  const { signal } = control;
-  running = { cancel: () => control.abort(), dialog: document.querySelector("dialog[open]") };
-  signal.addEventListener("abort", () => busy(signal, "Cancelling …"));
-  let [change, soFar, request] = [null, null, null];
-  for (const { path, fields, progress } of requests) {
-    const form = new FormData();
-    for (const [name, value] of [...fields, ["change", change], ["so_far", soFar]]) if (value) form.append(name, value);
-    const sending = (share) => signal.aborted || busy(signal, ...progress(share), running.cancel);
-    sending(0);
-    request = await sendPatiently(path, form, { sending, signal });
-    if (request.status !== 200) break;
-    const toast = rendered(request.responseText);
-    change ??= toast.querySelector("[name=change]")?.value ?? null;
-    soFar = toast.dataset.soFar;
-    if (signal.aborted) break;
-  }
-  const done = request.status === 200 && !(signal.aborted && change);
-  if (!done && change) {
-    const form = new FormData();
-    form.append("change", change);
-    const undone = await send("/undo", form, { quiet: true });
-    if (signal.aborted && undone.status !== 200) request = undone;
-  }
-  busy(signal, null);
-  running = null;
-  if (signal.aborted && !done && (request.status === 200 || request.status === 0)) sayProblem("Cancelled.", "Nothing was changed.");
-  else finish(request);
-  return done;
-}
-// A dialog that closes cancels the change that it has begun.
-document.addEventListener("close", ({ target }) => running?.dialog === target && running.cancel(), true);
-addEventListener("beforeunload", (event) => running && event.preventDefault());
 
 // Moving and removing
 
@@ -180,13 +128,13 @@ function showChosen() {
   );
 }
 
-// Sends a form, and closes the dialog of the form once the change is made.
+// Disables a form while its change is made, then closes the dialog of the form, if any.
 async function submit(form, changing) {
-  const buttons = form.querySelectorAll("fieldset, .primary, .danger");
+  const buttons = form.querySelectorAll("fieldset, button:not([data-closes])");
   for (const button of buttons) button.disabled = true;
   const done = await changing;
   for (const button of buttons) button.disabled = false;
-  if (done) form.closest("dialog").close();
+  if (done) form.closest("dialog")?.close();
   return done;
 }
 
@@ -209,7 +157,7 @@ function takePhotos(files, at) {
   const [content, dialog] = [get("content"), get("add-dialog")];
   const card = at?.closest?.("[data-takes-files]");
   if (!get("reference-dialog")) return; // the key may only read
-  if (running) return sayProblem("Photos are being added.", "Wait until they are added, or cancel.");
+  if (isChanging()) return sayProblem("Photos are being added.", "Wait until they are added, or cancel.");
   if (card && !dialog.open) return add([{ path: `${card.dataset.takesFiles}/references`, files }], get("add-form").dataset);
   if (content.dataset.page) return add([{ path: `${content.dataset.page}/references`, files }], content.dataset);
   chosen = [...chosen, ...files];
@@ -224,7 +172,7 @@ function takeFolders(found, at) {
   const several = [...folders.keys()].filter(Boolean).length > 1;
   const card = at?.closest?.("[data-drop]")?.dataset.drop;
   if (get("folders-dialog") && !get("add-dialog").open) {
-    if (running) return sayProblem("Photos are being added.", "Wait until they are added, or cancel.");
+    if (isChanging()) return sayProblem("Photos are being added.", "Wait until they are added, or cancel.");
     const rows = card && !several ? new Map([[card, [...folders.values()].flat()]]) : folders;
     openFolders(rows, get("folders-form").dataset);
   } else if (several) sayProblem("These are several folders.", "To make a category of each, drop them on the page Categories. Here, drop one folder.");

@@ -1,6 +1,7 @@
 // Classify: sends each photo in a separate request, a few at a time. The service stores no photo; the page has the files
 // until it is left, and the list after that.
 
+import { makeChange } from "./change.js";
 import "./combobox.js";
 import { busy, loadPart, open, problemIn, rendered, sayProblem, send } from "./page.js";
 import { takeFiles } from "./files.js";
@@ -293,17 +294,19 @@ function download(kind) {
 
 // Corrections
 
-async function teach(row, name) {
+let corrections = Promise.resolve(); // one after the other
+
+function teach(row, name) {
   const item = items.get(row);
   if (item.teaching) return; // a second click
   if (!item.file) return sayProblem("This browser has only a small copy of the photo.", "Choose the photo again to correct it.");
   item.teaching = true;
-  const form = new FormData();
-  form.append("category", name);
-  form.append("images", item.file, item.file.name);
-  busy(item, `Learning that this is “${name}” …`);
-  const learned = await send("/correct", form);
-  busy(item, null);
+  corrections = corrections.then(() => correct(row, item, name));
+}
+
+async function correct(row, item, name) {
+  const fields = [["category", name], ["images", item.file]];
+  const learned = await makeChange([{ path: "/correct", fields, progress: () => [`Learning that this is “${name}” …`, null] }]);
   item.teaching = false;
   if (!learned) return;
   if (![...names.options].some((option) => option.value === name)) names.append(new Option("", name));

@@ -2,8 +2,9 @@
 // Labelled images leave the list at once, and return if the request fails.
 
 import "./combobox.js";
+import { makeChange } from "./change.js";
 import { idle, listKeys } from "./keys.js";
-import { busy, loadPart, send } from "./page.js";
+import { inLines, loadPart } from "./page.js";
 
 const FEW = 8; // loads more images when fewer are left
 const list = document.getElementById("images");
@@ -93,10 +94,7 @@ function load() {
 async function more() {
   const shown = [...tiles().map((tile) => tile.dataset.hash), ...sent].join(",");
   const before = list.children.length;
-  let loaded = false;
-  list.addEventListener("htmx:afterRequest", ({ detail }) => (loaded = detail.successful), { once: true });
-  await loadPart(`/inbox/next?shown=${shown}`, { source: list, target: list, swap: "beforeend" });
-  if (!loaded) return false;
+  if (!(await loadPart(`/inbox/next?shown=${shown}`, { source: list, target: list, swap: "beforeend" }))) return false;
   for (const tile of tiles()) if (sent.has(tile.dataset.hash)) tile.remove();
   count(Math.max(parseInt(document.getElementById("waiting").textContent) - sent.size, list.children.length));
   if (!current?.isConnected) choose(list.firstElementChild, { focus: before === 0 && idle() });
@@ -120,22 +118,18 @@ function act(path, fields, doing) {
   const places = tiles();
   const rest = places.filter((tile) => !group.includes(tile));
   const next = rest.find((tile) => places.indexOf(tile) > places.indexOf(group[0])) ?? rest.at(-1) ?? null;
-  const form = new FormData();
+  const hashes = group.map((tile) => tile.dataset.hash);
   for (const tile of group) {
-    form.append("hash", tile.dataset.hash);
     sent.add(tile.dataset.hash);
     tile.remove();
   }
-  for (const [name, value] of Object.entries(fields)) form.append(name, value);
   count(Math.max(waiting - group.length, 0));
   keys.anchorAt(null);
   choose(next, { focus: inList });
   queue = queue.then(async () => {
-    busy(form, doing);
-    const done = await send(path, form);
-    busy(form, null);
-    for (const tile of group) sent.delete(tile.dataset.hash);
-    if (done) forget(group.map((tile) => tile.dataset.hash));
+    const done = await makeChange([{ path, fields: [...inLines("hash", hashes), ...fields], progress: () => [doing, null] }]);
+    for (const hash of hashes) sent.delete(hash);
+    if (done) forget(hashes);
     else back(group);
     if (list.children.length < FEW) load();
   });
@@ -168,7 +162,7 @@ function forget(hashes) {
 function label(name) {
   if (!name?.trim()) return;
   remember(name.trim());
-  act("/inbox/label", { category: name.trim() }, `Labelling as “${name.trim()}” …`);
+  act("/inbox/label", [["category", name.trim()]], `Labelling as “${name.trim()}” …`);
 }
 
 function remember(name) {
@@ -176,8 +170,32 @@ function remember(name) {
   if (![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
 }
 
+// Makes a category of the checked photos of a group.
+function makeCategory(form) {
+  const fields = [...new FormData(form)];
+  const hashes = fields.filter(([field]) => field === "hash").map(([, hash]) => hash);
+  const name = form.elements.category.value.trim();
+  const button = form.querySelector(".strong");
+  if (!name) return;
+  button.disabled = true;
+  queue = queue.then(async () => {
+    const done = await makeChange([{ path: "/inbox/label", fields, progress: () => [`Making the category “${name}” …`, null] }]);
+    button.disabled = false;
+    if (!done) return;
+    const gone = tiles().filter((tile) => hashes.includes(tile.dataset.hash));
+    remember(name);
+    form.remove();
+    document.getElementById("groups-title").focus();
+    count(Math.max(waiting - hashes.length, 0));
+    for (const tile of gone) tile.remove();
+    forget(hashes);
+    if (!current?.isConnected) choose(list.firstElementChild);
+    if (list.children.length < FEW) load();
+  });
+}
+
 function dismiss() {
-  act("/inbox/dismiss", {}, "Dismissing …");
+  act("/inbox/dismiss", [], "Dismissing …");
 }
 
 const keys = list && listKeys({
@@ -258,24 +276,8 @@ if (list) {
     load();
     loadPart("/inbox/groups", { target: "#groups", swap: "innerHTML" });
   });
-  // A group has become a category.
-  document.getElementById("groups").addEventListener("htmx:beforeRequest", (event) => {
-    const { parameters } = event.detail.requestConfig;
-    event.detail.xhr.sentHashes = parameters.getAll?.("hash") ?? [parameters.hash ?? []].flat();
-    event.detail.xhr.sentName = parameters.category ?? parameters.get?.("category");
-  });
-  document.getElementById("groups").addEventListener("htmx:afterRequest", (event) => {
-    const form = event.detail.elt;
-    if (!event.detail.successful || !form.matches("form.group")) return;
-    const hashes = event.detail.xhr.sentHashes;
-    const gone = tiles().filter((tile) => hashes.includes(tile.dataset.hash));
-    remember(event.detail.xhr.sentName);
-    form.remove();
-    document.getElementById("groups-title").focus();
-    count(Math.max(waiting - hashes.length, 0));
-    for (const tile of gone) tile.remove();
-    forget(hashes);
-    if (!current?.isConnected) choose(list.firstElementChild);
-    if (list.children.length < FEW) load();
+  document.getElementById("groups").addEventListener("submit", (event) => {
+    event.preventDefault();
+    makeCategory(event.target);
   });
 }

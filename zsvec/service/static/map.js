@@ -1,8 +1,10 @@
 // Map: draws all photos as points. A lasso selects points; the photos are moved, labelled, removed or dismissed.
 
 import "./combobox.js";
-import { busy, inLines, sayProblem, send } from "./page.js";
+import { isChanging, makeChange } from "./change.js";
+import { inLines, sayProblem } from "./page.js";
 
+const DOING = { move: "Moving", remove: "Removing", label: "Labelling", dismiss: "Dismissing" };
 const WAITS = -1; // instead of a category: the photo is in the inbox
 const NEAR = 9; // pixels between the pointer and a point
 const CLICK = 4; // pixels that the pointer moves in a click
@@ -20,7 +22,6 @@ let chosen = new Set();
 let highlighted = null; // a category of the legend
 let view = { scale: 1, x: 0, y: 0 };
 let tool = "select";
-let acting = false; // a change is being made
 let lasso = null; // pixels
 
 const counted = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
@@ -237,19 +238,14 @@ function choose(some) {
 }
 
 async function act(kind, category = null) {
-  if (acting) return;
-  const form = new FormData();
+  if (isChanging()) return; // a second click
   const ofReferences = kind === "move" || kind === "remove";
   const some = (ofReferences ? references() : waiting()).filter((point) => kind !== "move" || names[point.category] !== category);
   if (!some.length) return sayProblem("The photos are in this category already.", "Choose another category.");
   const values = some.map(({ hash, category: from }) => (ofReferences ? `${hash}:${names[from]}` : hash));
-  for (const field of inLines(ofReferences ? "reference" : "hash", values)) form.append(...field);
-  if (category !== null) form.append("category", category);
-  acting = true;
-  busy(form, `${counted(some.length, "photo")}: the change is being made …`);
-  await send(ofReferences ? `/references/${kind}` : `/inbox/${kind}`, form);
-  busy(form, null);
-  acting = false;
+  const fields = [...inLines(ofReferences ? "reference" : "hash", values), ["category", category]];
+  const progress = () => [`${DOING[kind]} ${counted(some.length, "photo")} …`, null];
+  await makeChange([{ path: ofReferences ? `/references/${kind}` : `/inbox/${kind}`, fields, progress }]);
 }
 
 // Pointer and keys

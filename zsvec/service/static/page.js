@@ -152,7 +152,8 @@ function happen(header) {
 }
 
 // Sends a form, shows the message, and returns whether the request succeeded. If quiet, shows no message and returns
-// the request. A signal stops a request only until the whole form is sent: then the service may have made the change.
+// the request, whose `sent` tells whether the whole form was sent. A signal stops a request only until then: afterwards,
+// the service may have made the change.
 export function send(path, form, { sending = () => {}, quiet = false, signal = null } = {}) {
   return new Promise((resolve) => {
     const request = new XMLHttpRequest();
@@ -161,9 +162,9 @@ export function send(path, form, { sending = () => {}, quiet = false, signal = n
     request.setRequestHeader("HX-Current-URL", location.href);
     request.setRequestHeader("Accept", "text/html");
     request.upload.onprogress = (event) => event.lengthComputable && sending(event.loaded / event.total);
-    let sent = false;
-    request.upload.onload = () => (sent = true);
-    signal?.addEventListener("abort", () => sent || request.abort());
+    request.sent = false;
+    request.upload.onload = () => (request.sent = true);
+    signal?.addEventListener("abort", () => request.sent || request.abort());
     request.onload = request.onerror = request.onabort = () => {
       const ok = request.status >= 200 && request.status < 300;
       if (!quiet) finish(request);
@@ -189,8 +190,16 @@ export function inLines(name, values) {
   return parts;
 }
 
-// Loads a part of the page. A message says why a request fails; one that is replaced by another fails without a message.
-export const loadPart = (path, options) => window.htmx.ajax("GET", path, options).catch(() => {});
+// Loads a part of the page, and returns whether it was loaded. A message says why a request fails; one that is replaced by
+// another fails without a message.
+export async function loadPart(path, options) {
+  let loaded = false;
+  const hear = ({ detail }) => (loaded ||= detail.successful && detail.requestConfig.path === path);
+  document.body.addEventListener("htmx:afterRequest", hear);
+  await window.htmx.ajax("GET", path, options).catch(() => {});
+  document.body.removeEventListener("htmx:afterRequest", hear);
+  return loaded;
+}
 
 // Requests of htmx.
 document.body.addEventListener("htmx:beforeRequest", (event) => {

@@ -128,10 +128,13 @@ def test_nothing_says_the_key(
     cli: Callable[..., Result],  # noqa: F811
     serve: Callable[..., FakeOpenAI],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
     code, service = ENDS[name]
     caplog.set_level(logging.DEBUG)
+    if code == 0:  # on a loaded machine, a repeated request needs more time
+        monkeypatch.setenv("ZSVEC_GENERATION__DEADLINE", "60")
     server = serve(**service)
     result = cli(f"generate lion tiger --per-category 2 {json}")
     assert result.code == code, result.err

@@ -17,6 +17,7 @@ from tests.service.support import KEYS, WRITE, Limits, bearer, red
 from tests.support import coloured_store, photo
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.service import create_app
+from zsvec.service.api.schemas import NAME, TEXT
 
 EXAMPLES = 10
 # JSON Schema cannot express 64-bit integers in any JSON, its depth, or names that are invisible or unfit for paths.
@@ -75,6 +76,18 @@ def test_every_answer_is_as_described() -> None:
     phases, failures = check(EXAMPLES)
     assert phases >= {"EXAMPLES", "COVERAGE", "FUZZING", "STATEFUL_TESTING"}
     assert not failures, "\n\n".join(failures)
+
+
+def test_whitespace_is_described_as_it_is_read() -> None:
+    """Descriptions are read by regular expressions of ECMA 262, where ``\\s`` is not that of Python."""
+    name, text = (jsonschema_rs.validator_for({"type": "string", "pattern": one["pattern"]}) for one in (NAME, TEXT))
+    spaces = [chr(code) for code in range(0x11000) if chr(code).isspace()]
+    assert {"\x85", "\x1c", "\u3000"} <= set(spaces)
+    for space in (*spaces, "\ufeff"):
+        assert text.is_valid(space) == bool(space.strip())
+        assert text.is_valid(f"{space}a")
+        assert name.is_valid(f"{space}a")
+        assert name.is_valid(f"a{space}")
 
 
 def test_examples_are_valid_and_name_existing_strategies() -> None:

@@ -22,7 +22,7 @@ LONGEST_TEXT = 20_000
 LONGEST_METADATA = 100_000
 _DEEPEST_METADATA = 32  # nested levels; the embedded engine cannot read its log beyond 128
 
-_AROUND = r"[\s\x1c-\x1f]*"  # whitespace that `str.strip` removes
+_AROUND = r"[\s\x1c-\x1f\x85]*"  # whitespace that `str.strip` removes; \s of ECMA 262 has no \x85
 _INSIDE, _VISIBLE, _FIRST = f"[^{CONTROLS}]", rf"[^\s{CONTROLS}]", rf"[^.\s{CONTROLS}]"
 NAME_PATTERN = rf"^{_AROUND}({_FIRST}({_INSIDE}*{_VISIBLE})?|\.{_FIRST}|\.{_INSIDE}+{_VISIBLE}){_AROUND}$"
 """Regular expression for category names, valid in Python and in ECMA 262."""

@@ -45,7 +45,7 @@ TEXT: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
     "maxLength": LONGEST_TEXT,
-    "pattern": r"[^\s\x1c-\x1f]",  # str.strip removes these separators, too
+    "pattern": r"[^\s\x1c-\x1f\x85]|\ufeff",  # what str.strip leaves, since \s of ECMA 262 differs
     "examples": ["a small reddish arboreal mammal"],
 }
 """JSON Schema of a definition text."""

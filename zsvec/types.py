@@ -268,7 +268,8 @@ class Change:
     Attributes:
         id: Id of the change.
         what: Kind of the change in one word, such as ``add`` or ``rename``.
-        at: Time of the change (UTC).
+        at: Time of the last write of the change (UTC).
+        begun: Time of the first write of the change (UTC).
         by: Recorded author, if any.
         categories: Names of the changed categories; empty if only the inbox has changed.
         moved: Source and target, if references moved from one category to another; empty for another change.
@@ -281,6 +282,7 @@ class Change:
     id: str
     what: str
     at: datetime
+    begun: datetime
     by: str | None = None
     categories: tuple[str, ...] = ()
     moved: tuple[str, ...] = ()
@@ -292,7 +294,8 @@ class Change:
     def to_dict(self) -> dict[str, Any]:
         """An entry of the output of ``zsvec history --json``."""
         lists = {name: list(getattr(self, name)) for name in ("categories", "moved", "examples")}
-        return {**asdict(self), **lists, "at": self.at.isoformat(timespec="seconds")}
+        times = {name: getattr(self, name).isoformat(timespec="seconds") for name in ("at", "begun")}
+        return {**asdict(self), **lists, **times}
 
 
 @dataclass(frozen=True, slots=True)

@@ -347,6 +347,22 @@ def test_conflict_about_one_category_keeps_the_others(
     assert_no_garbage(deployment, store)
 
 
+@pytest.mark.usefixtures("impatient")
+def test_images_that_are_written_again_count_once(
+    deployment: Deployment, backend: Hooked, store: Store, other: Store
+) -> None:
+    store = Store(backend, deployment.namespace, history=3600)
+    backend.hooks["commit"] = lambda *_: add(other, "red panda", ["theirs"])
+    with store.one_change("import") as change:
+        store.write([write_of("lynx", ["a", "b"]), write_of("red panda", ["mine"])])
+    assert "theirs" in images(store)
+    [found] = [one for one in store.changes() if one.id == change]
+    assert (found.images, found.categories) == (3, ("lynx", "red panda"))
+    undone = store.undo("lynx", change)
+    assert undone.id == change
+    assert next(iter(store.changes())).images == 2
+
+
 def test_many_threads_add_to_one_category(deployment: Deployment, store: Store) -> None:
     writers = [deployment.another(store) for _ in range(4)]
 

@@ -44,7 +44,7 @@ from zsvec.errors import (
 )
 from zsvec.store.catalog.catalog import Catalog, State
 from zsvec.store.catalog.commit import commit, commit_calibration, publish
-from zsvec.store.catalog.history import concerned
+from zsvec.store.catalog.history import concerned, concerned_of_each
 from zsvec.store.catalog.marks import kept_mark, kept_of, marked, unmarked, with_kept, without_kept
 from zsvec.store.catalog.schema import Reference, category_from
 from zsvec.store.collections.inbox import InboxCollection
@@ -188,7 +188,12 @@ class Writer:
             complete = {category.name: category for category, _ in plans if category == before.category(category.name)}
             new = [plan for plan in plans if plan[0].name not in complete]
             given = {category.name: {r.key for r in pending[category.name].references} for category, _ in new}
-            images = _images(r for category, fresh in new for r in fresh if r.key in given[category.name])
+            images = concerned_of_each(
+                {
+                    category.name: [r.hash for r in fresh if r.modality == "image" and r.key in given[category.name]]
+                    for category, fresh in new
+                }
+            )
             manifests = self.carry_out(new, before, images=images)
             committed.update(manifests)
             if complete and not self.catalog.exclusive:  # others may have changed the categories since

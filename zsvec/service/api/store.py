@@ -67,7 +67,7 @@ async def history(
     paging: Page,
     category: Annotated[schemas.CategoryName | None, Query(description="Changes of this category.")] = None,
 ) -> Response:
-    """Returns the changes that can be undone or were undone, newest first."""
+    """Returns the changes that can be undone or were undone, newest first, by the time of their first write."""
 
     def listed() -> Response:
         changes = work.classifier.history
@@ -79,7 +79,8 @@ async def history(
 
 
 def _age(change: Change) -> list[str]:
-    return [f"{_END_OF_TIME - round(change.at.timestamp() * 1e6):018}", change.id]
+    # A change that goes on between two pages has another `at`.
+    return [f"{_END_OF_TIME - round(change.begun.timestamp() * 1e6):018}", change.id]
 
 
 @router.post("/undo", response_model=schemas.Change, openapi_extra=body_of(schemas.UndoGiven))

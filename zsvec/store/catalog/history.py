@@ -75,6 +75,13 @@ def concerned(hashes: Iterable[str]) -> Record:
     return {"number": len(images), "hashes": images[:_EXAMPLES]}
 
 
+def concerned_of_each(hashes: Mapping[str, Iterable[str]]) -> Record:
+    """As `concerned`, with the number of images of each category: some categories may lose, and are written again."""
+    of_each = {name: list(some) for name, some in hashes.items()}
+    numbers = {name: len(set(some)) for name, some in of_each.items()}
+    return {**concerned(chain.from_iterable(of_each.values())), "of": numbers}
+
+
 def told(
     cause: Cause,
     names: Iterable[str],
@@ -114,6 +121,10 @@ def change_payload(intent: Record, won: Collection[str], at: int) -> dict[str, A
         at: Time of the commits, in microseconds since 1970.
     """
     reduced = {key: {n: v for n, v in intent[key].items() if n in won} for key in ("writes", "replaced", "before")}
+    images = intent.get("images") or {}
+    if not set(images.get("of") or ()) <= set(won):  # the images of the others are written again, as another record
+        numbers = {name: number for name, number in images["of"].items() if name in won}
+        reduced["images"] = {**images, "of": numbers, "number": sum(numbers.values())}
     return {**intent, **reduced, **PAST, "kind": "change", "version": intent["version"] + 1, "rev": at}
 
 
@@ -280,7 +291,8 @@ class History:
         return Change(
             id=last["change"],
             what=last["what"],
-            at=datetime.fromtimestamp(self.at(last) / 1e6, tz=UTC),
+            at=_time(self.at(last)),
+            begun=_time(min(map(self.at, records.values()))),
             by=last.get("by"),
             categories=tuple(sorted({name for _, name in writes if name is not None})),
             moved=next(iter(moved)) if len(moved) == 1 else (),
@@ -420,6 +432,10 @@ def state_before(record: Record, name: str) -> Category | None:
     if not before:
         return None
     return category_from({**before, "kind": "manifest", "category": name, "changed": 0})
+
+
+def _time(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(microseconds / 1e6, tz=UTC)
 
 
 def _label(record: Record) -> str | None:

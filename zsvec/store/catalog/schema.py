@@ -509,7 +509,7 @@ _CHANGE: _Checks = {
     "before": _by_text(_or_none(_with({**_STATE, "change": _or_none(_is_text)}))),
     "moved": _are_texts,
     "forgotten": _are_texts,
-    "images": _or_none(_with({"number": is_number, "hashes": _are_texts})),
+    "images": _or_none(_with({"number": is_number, "hashes": _are_texts, "of": _or_none(_by_text(is_number))})),
 }
 
 

@@ -188,6 +188,22 @@ def test_a_page_that_waits_asks_again(
     assert audits.call_count == 1
 
 
+def test_a_remembered_comparison_shows_no_erased_photo(browser: TestClient, classifier: Classifier) -> None:
+    page = findings(browser)
+    (of,) = page.all("input", name="of")
+    assert key(WRONG, "red") in named(page, "label")
+    assert SOURCE in page.text
+    classifier.references.forget(content_hash(WRONG))
+    for answer in (
+        browser.get("/audit/findings", headers=PART, params={"of": of["value"]}),
+        browser.get("/audit/more", headers=PART, params={"of": of["value"], "more": "labels", "after": 0}),
+        browser.get("/overview/findings", headers=PART, params={"of": of["value"]}),
+    ):
+        shown = page_of(answer)
+        assert content_hash(WRONG) not in answer.text
+        assert SOURCE not in shown.text
+
+
 def test_an_audit_that_nobody_can_wait_for_is_not_begun(
     browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

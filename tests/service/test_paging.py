@@ -15,6 +15,7 @@ from tests.service.support import asked, files, images_of, listed, path_to, prob
 from tests.support import encode, photo
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import ReferenceImage
+from zsvec.inputs.images import content_hash
 from zsvec.service.api.paging import MAX_LIMIT
 
 LISTS = [
@@ -106,10 +107,15 @@ def test_no_change_is_skipped_or_repeated_while_others_write(full: TestClient, c
     before = [one["id"] for one in listed(full, "/v1/history")]
     numbers = itertools.count()
 
+    oldest = listed(full, "/v1/history")[-1]
+
     def write() -> None:
         classifier.references.update("red", metadata={"a": next(numbers)})
+        with classifier.history.one_change(oldest["what"], continues=oldest["id"]):
+            classifier.references.update("blue", metadata={"a": next(numbers)})
 
     assert [one["id"] for page in pages(full, "/v1/history", 2, write) for one in page] == before
+    assert next(iter(classifier.history)).id == oldest["id"]
 
 
 @pytest.mark.parametrize("path", ["/v1/inbox", "/v1/audit"])
@@ -131,6 +137,16 @@ def test_few_lists_are_kept(full: TestClient) -> None:
         full.get("/v1/inbox?limit=1")
     gone = full.get(f"/v1/inbox?limit=1&cursor={first}")
     problem(gone, 410, "first page")
+
+
+@pytest.mark.parametrize("path", ["/v1/inbox", "/v1/audit"])
+def test_no_list_names_an_erased_image(full: TestClient, classifier: Classifier, path: str) -> None:
+    first = ask(full, path, limit=1).json()["next"]
+    assert ask(full, path, limit=1, cursor=first).status_code == 200
+    classifier.references.forget(content_hash(red(0)))
+    problem(ask(full, path, limit=1, cursor=first), 410, "first page")
+    assert not full.app.state.lists._lists  # type: ignore[attr-defined]
+    assert content_hash(red(0)) not in ask(full, path, limit=1000).text
 
 
 def test_a_cursor_is_of_one_list(full: TestClient, classifier: Classifier) -> None:

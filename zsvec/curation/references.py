@@ -196,8 +196,9 @@ class StoredReferences:
         A later write may add the image again. A category that has no other reference is removed. An embedded store
         rewrites the files of all references, so that no trace of the image remains. A server deletes the points, and
         rewrites its files on its own schedule. The reference cache of the present user is deleted. The caches of other
-        users are renewed when they open the store again. Another process that has classified the image keeps the
-        vectors in memory until it has classified 1,000 more images.
+        users are renewed when they open the store again. A service drops the lists that it keeps between pages, if a
+        history is kept. Another process that has classified the image keeps the vectors in memory until it has
+        classified 1,000 more images.
 
         Args:
             content_hash: Content hash of the image.

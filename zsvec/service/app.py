@@ -101,7 +101,7 @@ def create_app(classifier: Classifier, *, keys: Keys | None = None, limits: Limi
     app.state.work = work
     app.state.keys = keys or Keys()
     app.state.connections = Connections()
-    app.state.lists = Lists()
+    app.state.lists = Lists(lambda: {change.id for change in classifier.history if change.what == "forget"})
     app.state.health = Health(classifier)
     app.state.metrics = Metrics(work)
     app.state.image_map = ImageMap(work)

@@ -12,7 +12,7 @@ import secrets
 import threading
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Annotated, Any, TypeVar
@@ -61,37 +61,46 @@ class Paging:
 
 
 class Lists:
-    """Lists that are kept between requests for their pages. Thread-safe. Only the last few lists are kept."""
+    """Lists that are kept between requests for their pages. Thread-safe. Only the last few lists are kept.
 
-    def __init__(self) -> None:
-        self._lists: OrderedDict[str, Sequence[Any]] = OrderedDict()
+    Lists may name images, so all lists are dropped when an image was erased.
+
+    Args:
+        erasures: Returns the ids of the changes that have erased images.
+    """
+
+    def __init__(self, erasures: Callable[[], Set[str]]) -> None:
+        self._erasures = erasures
+        self._lists: OrderedDict[str, tuple[Set[str], Sequence[Any]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def page(self, paging: Paging, make: Callable[[], Sequence[Any]], name: str) -> tuple[Sequence[Any], str | None]:
         """Returns items and the next cursor as `Paging.page`. `make` returns the list, and is called for page one."""
-        token, start = secrets.token_hex(16), 0
+        token, start, erased = secrets.token_hex(16), 0, self._erasures()
         if paging.cursor is None:
             found = make()
         else:
             token, *numbers = _position(paging.cursor, (name,))
             if not re.fullmatch("[0-9]{1,9}", "".join(numbers)):
                 raise _forged()
-            start, found = int(numbers[0]), self._find(token)
+            start, found = int(numbers[0]), self._find(token, erased)
         end = start + paging.limit
         if end >= len(found):
             return found[start:], None
         with self._lock:
-            self._lists[token] = found
+            self._lists.setdefault(token, (erased, found))
             while len(self._lists) > _MAX_LISTS:
                 self._lists.popitem(last=False)
         return found[start:end], _cursor((token, str(end)), (name,))
 
-    def _find(self, token: str) -> Sequence[Any]:
+    def _find(self, token: str, erased: Set[str]) -> Sequence[Any]:
         with self._lock:
+            if any(erased - before for before, _ in self._lists.values()):
+                self._lists.clear()
             if token not in self._lists:
                 raise Problem(410, "the service no longer has this list: ask for the first page, without `cursor`")
             self._lists.move_to_end(token)
-            return self._lists[token]
+            return self._lists[token][1]
 
 
 def _cursor(position: Sequence[str], named: Sequence[str]) -> str:

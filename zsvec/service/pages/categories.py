@@ -183,7 +183,11 @@ async def show_photo_of(request: Request, name: Name, work: Runs) -> Response:
 
 @router.get("/photos/{hash}")
 async def show_photo(request: Request, hash: Hash, work: Runs) -> Response:  # noqa: A002 - as in the address
-    """Returns a small copy of a photo, a JPEG, also if a change that can be undone has removed the photo."""
+    """Returns a small copy of a photo, a JPEG.
+
+    A copy of a removed photo stays while *Recent changes* can show it and undo the change. `zsvec forget` deletes all
+    copies at once.
+    """
     return picture(request, await work.run(lambda: work.classifier.references.small(hash)), hash)
 
 

@@ -17,7 +17,7 @@ from zsvec.service.problems import JSON
 router = APIRouter(prefix="/map")
 
 _Positions = dict[str, tuple[float, float]]
-_Drawn = tuple[object, _Positions]  # what was drawn, and where
+_Drawn = tuple[object, _Positions]  # the state that was drawn, and the positions
 
 
 class ImageMap:

@@ -112,6 +112,35 @@ def test_a_copy(deployment: LocalDeployment, cli: Cli) -> None:
     assert [one["source"] for one in cli("show red --json").objects[0]["stored"]] == [f"shop#{i}" for i in (1, 3, 5, 7)]
 
 
+def test_a_copy_tells_how_many_points_are_new(deployment: LocalDeployment, cli: Cli) -> None:
+    assert "8 points" in cli(f"{ATTACH} --copy").said
+    payload = {"product": {"colour": "red"}}
+    deployment.client.upsert("shop", [models.PointStruct(id=90, vector=[1.0] * 64, payload=payload)], wait=True)
+    said = cli(f"{ATTACH} --copy").said
+    assert "1 point " in said
+    assert "twice" not in said
+    assert "0 points" in cli(f"{ATTACH} --copy").said
+    cli(ATTACH)
+    assert "count twice: `zsvec detach shop`" in cli(f"{ATTACH} --copy").said
+    assert "5 points of attached" in cli("show red").said
+    cli("detach shop")
+    assert "of attached" not in cli("show red").said
+
+
+def test_names_that_are_nearly_right(deployment: LocalDeployment, cli: Cli) -> None:
+    cli(ATTACH)
+    for command, name in {
+        ATTACH.replace("dino:image", "dino:images"): "dino:image",
+        "detach shops": "shop",
+        "detach shop --expert dino:imag": "dino:image",
+    }.items():
+        result = cli(command)
+        assert result.code == 2
+        assert f"did you mean {name!r}?" in result.said
+    assert "did you mean" not in cli("detach qqqqqq").said
+    assert "did you mean" not in cli("detach shop --expert x").said
+
+
 @pytest.mark.parametrize(
     "wrong", ["--where size", "--where =3", "--refresh 0", "--vector clip", "--where size=1.5", "--where size=99"]
 )

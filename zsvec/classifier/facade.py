@@ -26,7 +26,7 @@ from zsvec.inputs.images import ImageInput, SupportsArray, is_one_image, load_im
 from zsvec.inputs.small import SIDE, open_small, small_copy
 from zsvec.method.calibrate.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
-from zsvec.settings.settings import Settings
+from zsvec.settings.settings import Settings, did_you_mean
 from zsvec.settings.settings import info as facts
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, StreamStats
@@ -317,7 +317,9 @@ class Classifier:
             collection, label=label, expert=expert, vector=vector, where=where, source=source, refresh=refresh
         )
         if expert not in self._scoring.temperatures:
-            raise InvalidInputError(f"expert must be one of {', '.join(self._scoring.temperatures)}, got {expert!r}")
+            experts = self._scoring.temperatures
+            near = did_you_mean(expert, experts)
+            raise InvalidInputError(f"expert must be one of {', '.join(experts)}, got {expert!r}{near}")
         return wanted
 
     def detach(self, collection: str, *, expert: str | None = None) -> None:
@@ -330,7 +332,14 @@ class Classifier:
         Raises:
             InvalidInputError: The collection is not attached.
         """
-        self._store.detach(collection, expert)
+        try:
+            self._store.detach(collection, expert)
+        except InvalidInputError as exc:
+            present = [one.attachment for one in self._store.attached()]
+            near = did_you_mean(str(collection), {one.collection for one in present})
+            if of_collection := {one.expert for one in present if one.collection == collection}:
+                near = did_you_mean(str(expert), of_collection)
+            raise InvalidInputError(f"{exc}{near}") from exc
 
     def attached(self) -> list[Attached]:
         """Returns the attached collections. Reads their labels now, which other processes do when it is time."""

@@ -66,10 +66,17 @@ def attach(
     chosen = dict(map(_condition, where or ()))
     with context.obj.open() as classifier:
         if copy:
+            before = {category.name: category.own.get(expert, 0) for category in classifier.categories()}
             copied = classifier.copy_collection(
                 collection, label=label, expert=expert, vector=vector, where=chosen, source=source
             )
             output.print_found(copied, categories_table, json=json, otherwise="there is no point with a label to copy")
+            new = sum(category.own.get(expert, 0) - before.get(category.name, 0) for category in copied)
+            output.print_note(f"{output.counted(new, 'point')} copied that the store did not have")
+            if any(one.attachment.collection == collection for one in classifier.attached()):
+                output.print_note(
+                    f"{collection} is attached, too, so its points count twice: `zsvec detach {collection}`"
+                )
             return
         attached = classifier.attach(
             collection, label=label, expert=expert, vector=vector, where=chosen, source=source, refresh=refresh

@@ -117,6 +117,8 @@ def show(
         return
     output.out.print(categories_table([category]))
     output.out.print(_references_table(references, found))
+    if points := sum(category.attached.values()):
+        output.print_note(f"without {output.counted(points, 'point')} of attached collections: see `zsvec attached`")
 
 
 @app.command()

@@ -188,6 +188,26 @@ def test_references_are_moved_and_removed_and_the_next_image_knows(
     assert counts == []
 
 
+def test_many_moves_are_one_change(pets: Classifier) -> None:
+    before = {name: hashes_of(pets, name) for name in ("cat", "dog")}
+    (cat, other, *_), (dog, *_) = before.values()
+    assert pets.references.move_many({}) == []
+    moves = {("cat", "dog"): [cat], ("dog", "cat"): dog, ("cat", "fox"): [other]}
+    assert {category.name for category in pets.references.move_many(moves)} == {"cat", "dog", "fox"}
+    after = {name: set(hashes_of(pets, name)) for name in ("cat", "dog", "fox")}
+    assert after == {
+        "cat": {*before["cat"], dog} - {cat, other},
+        "dog": {*before["dog"], cat} - {dog},
+        "fox": {other},
+    }
+    change = next(iter(pets.history))
+    assert (change.what, change.images, change.moved, change.categories) == ("move", 3, (), ("cat", "dog", "fox"))
+    pets.history.undo()
+    assert {category.name: hashes_of(pets, category.name) for category in pets.categories()} == before
+    pets.references.move_many({("cat", "dog"): [cat]})
+    assert next(iter(pets.history)).moved == ("cat", "dog")
+
+
 def test_a_category_that_is_defined_by_its_name_is_defined_by_the_new_one(
     pets: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,11 +234,15 @@ def test_categories_are_merged_and_described(pets: Classifier, monkeypatch: pyte
 
 
 def test_a_refused_change_changes_nothing(pets: Classifier) -> None:
-    r, before, unknown = pets.references, pets.categories(), "f" * 64
+    r, before, unknown, known = pets.references, pets.categories(), "f" * 64, hashes_of(pets, "cat")[:1]
     changes: list[tuple[Callable[[], object], type[Exception], str]] = [
         (lambda: r.move(unknown, source="cat", target="dog"), InvalidInputError, "no reference"),
         (lambda: r.move([], source="cat", target="dog"), InvalidInputError, "hashes must be"),
         (lambda: r.move(unknown, source="fox", target="dog"), CategoryNotFoundError, "fox"),
+        (lambda: r.move_many({("cat", "cat"): known}), InvalidInputError, "the same"),
+        (lambda: r.move_many({("cat", "dog"): known, ("cat", "fox"): known}), InvalidInputError, "several"),
+        (lambda: r.move_many({("cat", "dog"): known, ("dog", "cat"): unknown}), InvalidInputError, "no reference"),
+        (lambda: r.move_many({("cat", "dog"): []}), InvalidInputError, "hashes must be"),
         (lambda: r.remove("cat", unknown), InvalidInputError, "no reference"),
         (lambda: r.remove("fox", unknown), CategoryNotFoundError, "fox"),
         (lambda: r.rename("cat", "dog"), InvalidInputError, "already"),

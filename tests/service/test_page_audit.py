@@ -324,7 +324,6 @@ def test_all_references_are_changed_or_none(browser: TestClient, classifier: Cla
     before, changes = state(classifier._store), list(classifier.history)
     wrong = [
         ([], 422),
-        ([""], 409),
         (["x"], 409),
         ([f"{NONE}:red"], 409),
         ([f"{NONE}:nothing"], 409),
@@ -341,6 +340,7 @@ def test_all_references_are_changed_or_none(browser: TestClient, classifier: Cla
             page = page_of(browser.post(f"/audit/{what}", data=data, headers=PART), status)
             assert page.all("div", role="alert")
             assert (state(classifier._store), list(classifier.history)) == (before, changes), references
+    decide(browser, what, {"reference": "", "value": value}, 422)
     if what != "remove":
         for values in ([], ["label"] * 2, [""], ["\n"], ["thin"] if what != "move" else ["x" * 501]):
             decide(browser, what, {"reference": key(WRONG, "red"), "value": values}, 422)
@@ -348,23 +348,34 @@ def test_all_references_are_changed_or_none(browser: TestClient, classifier: Cla
     assert browser.post("/audit/drop", headers=PART).status_code == 422
 
 
-@pytest.mark.parametrize("what", ["move", "remove"])
 def test_a_change_that_fails_halfway_is_undone(
-    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch, what: str
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blue = images_of(classifier, "blue")[0]
     before = {name: images_of(classifier, name) for name in ("red", "blue", "green")}
-    once = getattr(classifier.references, what)
+    once = classifier.references.remove
 
-    def then_conflict(*given: Any, **named: Any) -> Any:
-        if "blue" in (*given, *named.values()):
+    def then_conflict(name: str, hashes: Any) -> Any:
+        if name == "blue":
             raise ConflictError("others changed it")
-        return once(*given, **named)
+        return once(name, hashes)
 
-    monkeypatch.setattr(classifier.references, what, then_conflict)
-    decide(browser, what, form([key(WRONG, "red"), f"{blue}:blue"], "green"), 409)
+    monkeypatch.setattr(classifier.references, "remove", then_conflict)
+    decide(browser, "remove", form([key(WRONG, "red"), f"{blue}:blue"], ""), 409)
     assert {name: sorted(images_of(classifier, name)) for name in before} == {n: sorted(h) for n, h in before.items()}
-    assert [change.what for change in list(classifier.history)[:2]] == ["undo", what]
+    assert [change.what for change in list(classifier.history)[:2]] == ["undo", "remove"]
+
+
+def test_a_move_that_fails_leaves_no_new_category(
+    browser: TestClient, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def conflict(_: Any) -> Any:
+        raise ConflictError("others changed it")
+
+    before = state(classifier._store)
+    monkeypatch.setattr(classifier.references, "move_many", conflict)
+    decide(browser, "move", form([key(WRONG, "red")], "made for it"), 409)
+    assert state(classifier._store) == before
 
 
 def test_a_key_to_read_sees_no_buttons(classifier: Classifier) -> None:

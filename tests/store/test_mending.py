@@ -124,6 +124,33 @@ def test_a_copy_that_two_move_to_each_other_stays(open_store: Callable[..., Stor
         assert len(there) == 1
 
 
+def test_many_moves_at_once(store: Store) -> None:
+    """A category passes on what it had before, and keeps what it gains."""
+    add(store, "cat", images=["tom", "rex", "both"])
+    add(store, "dog", images=["pluto", "felix", "both"])
+    hashes_of = {("cat", "dog"): ["rex", "both"], ("dog", "cat"): ["felix", "both"], ("dog", "fox"): ["pluto"]}
+    moves = [Move(source=a, target=b, hashes=hashes(*some)) for (a, b), some in hashes_of.items()]
+    before = store.categories()
+    for wrong in (Move(source="cat", target="fox", hashes=hashes("nobody")), Move(source="ape", target="fox")):
+        with pytest.raises((InvalidInputError, CategoryNotFoundError)):
+            store.move_many([*moves, wrong])
+    with pytest.raises(ConflictError):
+        store.move_many([*moves[:1], Move(source="cat", target="fox", hashes=hashes("tom"))])
+    assert store.categories() == before
+    moved = store.move_many(moves)
+    assert moved == [store.category(name) for name in ("dog", "cat", "fox")]
+    found = {name: sources(store, name)["clip:image"] for name in ("cat", "dog", "fox")}
+    assert found == {"cat": ["both", "felix", "tom"], "dog": ["both", "rex"], "fox": ["pluto"]}
+    withdrawn = {name: store.withdrawn(name) for name in found}
+    assert withdrawn["fox"] is None
+    assert withdrawn["cat"] is not None
+    assert [withdrawn["cat"](one) for one in hashes("rex", "felix", "both")] == [True, False, False]
+    assert store.incomplete() == []
+    copies_of_both = [Move(source=a, target=b, hashes=hashes("both")) for a, b in (("cat", "dog"), ("dog", "cat"))]
+    exchanged = store.move_many(copies_of_both)
+    assert [one.references for one in exchanged] == [one.references for one in (moved[0], moved[1])]
+
+
 def test_a_text_that_is_added_while_a_category_is_renamed_stays(store: Store) -> None:
     add(store, "dog", texts=["dog"], images=["rex"])
     renamed = Renamed("dog", "hound", hashes("dog"), references(texts=["hound"]))

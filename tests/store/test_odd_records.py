@@ -77,7 +77,7 @@ def filled() -> MemoryBackend:
         {"kind": "undo", "takes": [{"id": "x", "categories": ["red"]}]},
         {
             "kind": "intent",
-            "writes": {"red": "w1"},
+            "writes": {"red": ["w1"]},
             "replaced": {"red": ["w0"]},
             "what": "add",
             "before": {"red": was, "green": None},

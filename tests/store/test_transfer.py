@@ -27,9 +27,10 @@ class Moves:
         wrong: Wrong reads.
     """
 
-    def __init__(self, seed: int, faults: Faults, history: float = 0.0) -> None:
+    def __init__(self, seed: int, faults: Faults, history: float = 0.0, *, many: bool = False) -> None:
         self.world = World(seed, faults)
         self.history = history
+        self.many = many
         self.wrong: list[str] = []
         self.moved = self.undone = self.refused = self.seen = self.twice = 0
         store = Store(SimulatedBackend(self.world), "zsvec")  # without history
@@ -51,6 +52,25 @@ class Moves:
                 if hashes & known:
                     store.move(Move(source=source, target=target, hashes=hashes & known))
                     self.moved += 1
+            except (StoreUnavailableError, ConflictError, InvalidInputError):
+                self.refused += 1
+
+    def moves_many(self, process: Process) -> None:
+        """Move between several pairs at once, in circles too, for ever."""
+        store, random = self.open(process), self.world.random
+        pairs = [(source, target) for source in NAMES for target in NAMES if source != target]
+        while True:
+            items = iter(random.sample(ITEMS, len(ITEMS)))
+            try:
+                known = {name: {key[2] for key in store.keys(name)} for name in NAMES}
+                moves = [
+                    Move(source=source, target=target, hashes=hashes)
+                    for source, target in random.sample(pairs, random.randint(2, len(pairs)))
+                    if (hashes := {references(images=[next(items)])[0].hash} & known[source])
+                ]
+                if moves:
+                    store.move_many(moves)
+                    self.moved += len(moves) > 1
             except (StoreUnavailableError, ConflictError, InvalidInputError):
                 self.refused += 1
 
@@ -104,7 +124,8 @@ class Moves:
 
     def run(self, steps: int) -> None:
         """Processes come and go, and in the end all is well."""
-        kinds = [*[self.moves] * 3, self.writes, *[self.reads] * 2, self.collects]
+        moves = [self.moves_many] * 3 if self.many else [self.moves] * 3
+        kinds = [*moves, self.writes, *[self.reads] * 2, self.collects]
         if self.history:
             kinds += [self.takes_back] * 2
         skews = [self.world.random.uniform(-2, 2) * HOURS for _ in kinds]
@@ -131,21 +152,23 @@ class Moves:
         assert_no_garbage(store, self.world)
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one pair", "many pairs"])
 @pytest.mark.parametrize("replaced", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_moves(seed: int, replaced: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_moves(seed: int, replaced: bool, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "_WRITERS_KEPT", 2)  # many write while one sleeps
-    moves = Moves(seed, Faults(kill=0.002, replaced=replaced))
+    moves = Moves(seed, Faults(kill=0.002, replaced=replaced), many=many)
     moves.run(20_000)
     assert moves.wrong == []
     assert moves.moved
     assert moves.seen > 50
 
 
+@pytest.mark.parametrize("many", [False, True], ids=["one pair", "many pairs"])
 @pytest.mark.parametrize("seed", range(4))
-def test_random_moves_that_are_taken_back(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_moves_that_are_taken_back(seed: int, many: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "_WRITERS_KEPT", 2)
-    moves = Moves(seed, Faults(kill=0.002), history=6 * HOURS)
+    moves = Moves(seed, Faults(kill=0.002), history=6 * HOURS, many=many)
     moves.run(20_000)
     assert moves.wrong == []
     assert moves.undone

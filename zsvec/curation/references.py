@@ -89,6 +89,38 @@ class StoredReferences:
             Move(source=checked_name(source), target=checked_name(target), hashes=checked_hashes(hashes))
         )
 
+    def move_many(self, moves: Mapping[tuple[str, str], str | Collection[str]]) -> list[Category]:
+        """Moves references between many pairs of categories as one change: all or none.
+
+        This is much faster than a call of `move` for each pair. An undo of one of the categories undoes the whole move.
+
+        Args:
+            moves: Content hashes by pair of source and target. A category may be the source of some pairs and the
+                target of others. It passes on references that it has before, and keeps those that it gains.
+
+        Returns:
+            The targets as committed.
+
+        Raises:
+            CategoryNotFoundError: There is no such source.
+            InvalidInputError: A source has no such reference, source and target are the same, or a reference is moved
+                to several targets.
+            ConflictError: As for `move`.
+        """
+        wanted: list[Move] = []
+        moved: set[tuple[str, str]] = set()
+        for (source, target), hashes in moves.items():
+            move = Move(source=checked_name(source), target=checked_name(target), hashes=checked_hashes(hashes))
+            _check_different(move)
+            own = {(move.source, content_hash) for content_hash in move.hashes or ()}
+            if twice := sorted(own & moved):
+                raise InvalidInputError(
+                    f"a reference must be moved to one category. Got several for {twice[0][1]!r} of {move.source!r}"
+                )
+            moved |= own
+            wanted.append(move)
+        return self._store.move_many(wanted)
+
     def keep(
         self,
         name: str,
@@ -226,8 +258,7 @@ class StoredReferences:
         return found
 
     def _moved(self, move: Move) -> Category:
-        if move.source == move.target:
-            raise InvalidInputError(f"{move.source!r} and {move.target!r} are the same category: give two")
+        _check_different(move)
         return self._store.move(move)
 
     def of(self, name: str) -> list[StoredReference]:
@@ -312,6 +343,11 @@ class StoredReferences:
         references = self._calibrator.references()
         found = audited(references, self._calibrator.verdicts(references))
         return found if kept else self.split_kept(found)[0]
+
+
+def _check_different(move: Move) -> None:
+    if move.source == move.target:
+        raise InvalidInputError(f"{move.source!r} and {move.target!r} are the same category: give two")
 
 
 def _checked_kind(finding: str) -> str:

@@ -35,8 +35,7 @@ def move(classifier: Classifier, chosen: Mapping[str, Collection[str]], target: 
     """Moves references, given as hashes by category, to another category, which is created if missing."""
     create_missing(classifier, target)
     with of_state():
-        for source, hashes in chosen.items():
-            moved = classifier.references.move(hashes, source=source, target=target)
+        (moved,) = classifier.references.move_many({(source, target): hashes for source, hashes in chosen.items()})
     return moved
 
 

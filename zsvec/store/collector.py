@@ -23,7 +23,14 @@ from zsvec.errors import StoreError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog, State, id_of, readable
 from zsvec.store.catalog.history import Cause, History, change_payload, final_payload, noted_payload, told
-from zsvec.store.catalog.schema import category_from, expected, intent_payload, is_told, manifest_payload
+from zsvec.store.catalog.schema import (
+    category_from,
+    expected,
+    intent_payload,
+    is_told,
+    manifest_payload,
+    moved_together,
+)
 from zsvec.store.collections.inbox import InboxCollection
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.names import record_id, write_time
@@ -78,10 +85,10 @@ class Collector:
         self,
         before: State,
         names: Iterable[str],
-        writes: Mapping[str, str],
+        writes: Mapping[str, Sequence[str]],
         replaced: Mapping[str, Sequence[str]],
         *,
-        moved: Sequence[str] = (),
+        moved: Sequence[str] | None = None,
         images: Mapping[str, Any] | None = None,
     ) -> Iterator[Intent]:
         """Declares the garbage that a write may leave, and collects garbage after the write.
@@ -89,11 +96,11 @@ class Collector:
         Args:
             before: State of the catalog from which the write was planned.
             names: Categories to change.
-            writes: New write id by category.
+            writes: New write ids by category.
             replaced: Write ids that the manifest of each category will no longer name.
-            moved: Source and target of a transfer; empty for any other write. Other processes may still finish a
-                transfer that has not won, so the new references are collected later. Any other commit that has not won
-                is lost, so the new references are deleted at once.
+            moved: Source and target of a transfer; empty for a transfer between several pairs, ``None`` for any other
+                write. Other processes may still finish a transfer that has not won, so the new references are collected
+                later. Any other commit that has not won is lost, so the new references are deleted at once.
             images: The images that the write concerns (`zsvec.store.catalog.history.concerned`).
 
         Yields:
@@ -112,14 +119,14 @@ class Collector:
             yield intent
         finally:
             self._open.remove(identifier)
-        lost = [write_id for name, write_id in writes.items() if name not in intent.won]
-        if lost and not moved:
+        lost = [write_id for name, some in writes.items() if name not in intent.won for write_id in some]
+        if lost and moved is None:
             self._references.delete(self._catalog.collections(), lost)
         if tells and intent.won:
             at = max([now, *(manifest["rev"] for manifest in intent.won.values())])
             change = change_payload(payload, intent.won, at)
             self._catalog.put([Put(identifier, change, expected(payload))])
-        elif leaves and not any(replaced.get(name) for name in intent.won) and (intent.won or not moved):
+        elif leaves and not any(replaced.get(name) for name in intent.won) and (intent.won or moved is None):
             self._catalog.drop([identifier])
         if time.monotonic() >= self._due:
             self._due = time.monotonic() + self._readers
@@ -224,7 +231,8 @@ class Collector:
                 continue  # the writes of a damaged manifest are unknown
             open_writes = {
                 (name, write_id)
-                for name, write_id in intent["writes"].items()
+                for name, some in intent["writes"].items()
+                for write_id in some
                 if write_id not in replaced and write_id not in _named(state.manifests.get(name))
             }
             undecided = {name for name, _ in open_writes}
@@ -250,7 +258,7 @@ class Collector:
     def _has_become_change(self, intent: Mapping[str, Any], history: History, now: int, *, final: bool) -> bool:
         """Records the change of a killed writer, and returns whether undo is still possible."""
         won = set() if final or intent["until"] <= now else history.won(intent)
-        if not won >= set(intent.get("moved", ())):
+        if not won >= set(moved_together(intent)):
             won = set()  # half a move cannot be undone
         after = change_payload(intent, won, history.at(intent)) if won else final_payload(intent)
         self._catalog.put([Put(intent["id"], after, expected(intent))])
@@ -348,7 +356,7 @@ def _replaced(records: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def _write_ids(intent: Mapping[str, Any]) -> list[str]:
-    return [*intent["writes"].values(), *(w for old in intent["replaced"].values() for w in old)]
+    return [w for key in ("writes", "replaced") for some in intent[key].values() for w in some]
 
 
 def _version(manifest: Mapping[str, Any] | None) -> int:

@@ -224,7 +224,7 @@ class _Copying:
         """
         if not plans:
             return {}, {}
-        writes = {name: plans[name].write_ids[-1] for name in new}
+        writes = {name: plans[name].write_ids[-1:] for name in new}
         replaced = {name: was.write_ids for name in new if (was := before.category(name))}
         collector, catalog = self.writer.collector, self.writer.catalog
         with collector.intent(before, plans, writes, replaced) as intent:

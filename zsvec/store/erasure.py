@@ -109,11 +109,12 @@ def _take_out(writer: Writer, name: str, content_hash: str) -> None:
 def _drop_marks(catalog: Catalog, content_hash: str) -> bool:
     """Deletes the marks and the hash of an image from manifests and records; returns False if there were none."""
     concerned = [m["category"] for m in catalog.manifests() if without_marks(m, content_hash) != m or "transfer" in m]
-    puts = [
-        Put(id_of(manifest), {**left, "version": manifest["version"] + 1}, expected(manifest))
-        for manifest in settled(catalog, concerned).manifests.values()
-        if (left := without_marks(manifest, content_hash)) != manifest
-    ]
+    puts = []
+    for manifest in settled(catalog, concerned).manifests.values():
+        left = without_marks(manifest, content_hash)
+        left.pop("transfer", None)  # of a transfer that is over, and may have been cancelled
+        if left != manifest:
+            puts.append(Put(id_of(manifest), {**left, "version": manifest["version"] + 1}, expected(manifest)))
     for record in History(catalog).records.values():
         changed = dict(record)
         changed["before"] = {n: was and without_marks(was, content_hash) for n, was in record["before"].items()}

@@ -786,7 +786,19 @@ class Store:
                 at every attempt.
         """
         with self._changing("merge" if move.hashes is None else "move"):
-            return self._writer.move(move)
+            return self._writer.move([move])[0]
+
+    def move_many(self, moves: Sequence[Move]) -> list[Category]:
+        """Moves references between many pairs of categories: all or none. Returns the targets; raises as `move`.
+
+        A category may be a source and a target. It passes on references that it has before, and keeps those that it
+        gains.
+
+        Args:
+            moves: Moves with `Move.hashes`, each reference of a category at most once.
+        """
+        with self._changing("move"):
+            return self._writer.move(moves) if moves else []
 
     def copy_from(
         self,

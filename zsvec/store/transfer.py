@@ -1,45 +1,48 @@
-"""Transfers: changes of two categories at once, so that a moved reference is always in at least one of them.
+"""Transfers: changes of several categories at once, so that a moved reference is always in at least one of them.
 
-Qdrant cannot change two records atomically in one request. So a *transfer* is first recorded in the manifest of the
-*source*, the category that loses references. This record has the next manifests of the source and of the *target*, the
-category that gains the references. Each later step is a compare-and-set that any process may do. Before a process
-writes to one of the two categories or collects garbage there, it does all remaining steps, whether the writer of the
-transfer still runs or not. No clock is involved.
+Qdrant cannot change two records atomically in one request. So all categories of a *transfer* are *marked* before any of
+them changes. A mark is a field of the present manifest, and has the next manifests of the category. One category is the
+*coordinator*: its manifest alone decides whether the transfer is won. Each step is a compare-and-set.
 
-1. Source: commit the present manifest with the transfer added. If the source has changed, the transfer is lost, and the
-   writer plans again.
-2. Target: commit the new manifest, which names the transfer. If the target has changed, the transfer is cancelled.
-3. Source: commit the new manifest or, if the transfer is cancelled, the present one. Either manifest is without the
-   transfer.
+1. Coordinator: commit the mark, which also names the other categories. If the category has changed, the transfer is
+   lost, and the writer plans again.
+2. Others: commit the mark. If one of these categories has changed, the transfer is cancelled: the coordinator commits
+   its present manifest without the mark.
+3. Coordinator: if all others are marked, commit that the transfer is won.
+4. Categories that gain references: commit the manifest with these references.
+5. Categories that lose references: commit the manifest without these references, the coordinator last and without the
+   mark.
 
-A process that writes to the source after step 1, or to the target after step 2, first does step 3. So a transfer is
-cancelled if the source names the transfer, but the target neither names it nor has the version from which the transfer
-was planned: another process changed the target before step 2.
+Before a process writes to a marked category or collects garbage there, it reads the manifest of the coordinator. If the
+coordinator has the transfer, the process does the remaining steps, whether the writer of the transfer still runs or was
+killed. Only the writer knows the marks, so another process waits for step 2, and then cancels the transfer. If the
+coordinator does not have the transfer, the mark means nothing, and the next manifest of the category leaves it out. The
+mark names the version in which the coordinator began the transfer, so that an older manifest, from a replica that has
+missed writes, is recognised. No clock is involved.
 
-A process that reads the two categories at different times can see this state although the transfer is done. Such a
-process takes the transfer for cancelled, but the commit of step 3 is lost, because the source has changed.
-
-A reader that reads page by page may see the new source and the old target. So the new source names the version of the
-target that it requires, and the reader asks for that version (`zsvec.store.catalog.changefeed`).
+A reader that reads page by page may see a loss without the gain. So a category that has lost references names the
+required versions of the categories that gained them, and the reader asks for these versions
+(`zsvec.store.catalog.changefeed`).
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from zsvec.errors import StoreError
+from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store.catalog.catalog import PAUSES, Catalog, State
-from zsvec.store.catalog.commit import UnknownError, attempts, commit_manifests, publish
+from zsvec.store.catalog.commit import STEP, UnknownError, attempts, commit_manifests, publish
 from zsvec.store.catalog.schema import (
     category_from,
-    expected,
+    is_damaged,
+    is_number,
     is_record,
     manifest_payload,
     place_of,
-    with_requirement,
+    with_requirements,
     with_writer,
     writers,
 )
@@ -49,45 +52,69 @@ Manifest = Mapping[str, Any]
 
 
 def transfer(
-    catalog: Catalog, source: Category, target: Category, before: State, change: str | None = None
+    catalog: Catalog,
+    gains: Sequence[Category],
+    loses: Sequence[Category],
+    needs: Mapping[str, Collection[str]],
+    before: State,
+    change: str | None = None,
 ) -> dict[str, Manifest]:
-    """Commits two categories at once: the source loses references that the target gains.
+    """Commits several categories at once: some lose references that others gain.
 
     Args:
         catalog: The catalog.
-        source: The losing category, with its next version.
-        target: The gaining category, with its next version.
-        before: State from `settled`, from which both categories were planned.
+        gains: The categories that gain references, with these references.
+        loses: The categories that lose references, without these references. A category may do both; then it has first
+            the state in `gains`, and last the state in `loses`.
+        needs: By losing category, the names of the categories that gain its references.
+        before: State from `settled`, from which all categories were planned. The first losing category or, if none
+            loses, the first category has a manifest there.
         change: Id of the change record, if a history is kept.
 
     Returns:
-        The manifests of both categories, by name, read after the transfer. Empty if another writer changed one of the
-        categories first. Also empty if the source has been changed so often since that the manifest no longer shows the
-        outcome; then the transfer may have been completed.
+        The manifests of all categories, by name, read after the transfer. Empty if another writer changed one of the
+        categories first. Also empty if the coordinator has been changed so often since that the manifest no longer
+        shows the outcome; then the transfer may have been completed.
 
     Raises:
         StoreUnavailableError: The outcome is unknown.
         StoreError: The store was dropped.
     """
-    identifier = uuid.uuid4().hex
-    old, there = before.manifests[source.name], before.manifests.get(target.name)
-    planned_on = there or before.foreign.get(target.name)
-    said = {
-        "id": identifier,
-        "planned_on": expected(planned_on) if planned_on else None,
-        "target": manifest_payload(target, before.store, identifier, there, change),
-        "source": manifest_payload(source, before.store, _done(identifier), old, change),
-    }
-    commit_manifests(catalog, [{**_succeeding(catalog, old, identifier), "transfer": said}], before)
-    finish(catalog, source.name)
-    names = [source.name, target.name]
+    names = list(dict.fromkeys(category.name for category in (*loses, *gains)))
+    identifier, at = uuid.uuid4().hex, names[0]
+    gaining, losing = ({category.name: category for category in some} for some in (gains, loses))
+
+    def marked(name: str) -> dict[str, Any]:
+        there = before.manifests.get(name)
+        given = {"gains": gaining.get(name), "loses": losing.get(name)}
+        mark: dict[str, Any] = {
+            "id": identifier,
+            "at": at,
+            "since": before.manifests[at]["version"] + 1,
+            "needs": sorted(needs.get(name, ())),
+            **{
+                step: category and manifest_payload(category, before.store, identifier, there, change)
+                for step, category in given.items()
+            },
+        }
+        if there is None:
+            absent = Category(name=name, version=0, rev=rev, write_ids=(), texts=(), references={})
+            there = {**manifest_payload(absent, before.store, identifier, None), "changed": 0, "writers": []}
+        return {**_succeeding(there, identifier), "transfer": mark}
+
+    rev = catalog.next_rev()
+    marks = {name: marked(name) for name in names}
+    others = {name: mark["version"] for name, mark in marks.items() if name != at}
+    begun = {**marks[at], "transfer": {**marks[at]["transfer"], "others": others, "won": False}}
+    if commit_manifests(catalog, [begun], before):
+        commit_manifests(catalog, [marks[name] for name in others], before)
+    _finish(catalog, at, identifier)
     won: dict[str, Manifest] = {}
     for attempt in attempts(catalog, names):
         with attempt:
             state = catalog.state(names)
-            losing = _shown(catalog, state, source.name)
-            if _done(identifier) in writers(losing):  # else, a new target may not exist
-                won = dict(publish(catalog, {source.name: losing, target.name: _shown(catalog, state, target.name)}))
+            if _done(identifier) in writers(_shown(catalog, state, at)):  # else, a new category may not exist
+                won = dict(publish(catalog, {name: _shown(catalog, state, name) for name in names}))
                 if len(won) < len(names):
                     raise UnknownError  # a reader's next look may miss one
     return won
@@ -103,77 +130,123 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
     names = set(names)
     while True:
         state = catalog.state(names)
-        under_way = {name for name, manifest in state.manifests.items() if _said(manifest)}
-        for source, identifier in filter(None, map(_came, state.manifests.values())):
-            if _said(_looked_for(catalog, source)).get("id") == identifier:
-                under_way.add(source)
-        if not under_way:
+        found = {mark["at"]: mark for mark in map(_mark, state.manifests.values()) if mark}
+        running = _running(catalog, found.values()) if found else []
+        if not running:
             return state
-        for name in under_way:
-            finish(catalog, name)
+        for mark in running:
+            _finish(catalog, mark["at"], mark["id"])
 
 
-def finish(catalog: Catalog, source: str) -> None:
-    """Finishes the transfer that a source records, if there is one; raises as `settled`."""
-    for attempt in attempts(catalog, [source]):
-        with attempt:
-            while (step := _step(catalog, source)) is not None:
-                manifest, before = step
-                commit_manifests(catalog, [manifest], before)  # if lost, another process has done the step
-
-
-def _step(catalog: Catalog, source: str) -> tuple[Manifest, State] | None:
-    """Returns the manifest to commit next and the state before it, or ``None`` if there is nothing to do."""
-    said = _said(_shown(catalog, catalog.state([source]), source))
-    if not said:
-        return None
-    identifier, target = said["id"], said["target"]["category"]
-    state = catalog.state([source, target])
-    now = _shown(catalog, state, source)
-    if _said(now).get("id") != identifier:
-        return None
-    there = state.manifests.get(target) or state.foreign.get(target)
-    if there is None and said["planned_on"]:
-        there = _shown(catalog, state, target)
-    if there and _came(there) == (source, identifier):
-        published = publish(catalog, {target: there})
-        if target not in published:
-            raise UnknownError
-        version = published[target]["version"]
-        done = _succeeding(
-            catalog, {**said["source"], "version": now["version"], "writers": writers(now)}, _done(identifier)
-        )
-        return {**done, "changed": done["rev"], "requires": with_requirement(now, target, version)}, state
-    planned_on = said["planned_on"]
-    if there and planned_on and _is_older(there, planned_on):
-        raise UnknownError  # from a replica that has missed writes
-    if (expected(there) if there else None) == planned_on:
-        rev = catalog.next_rev()
-        return {**said["target"], "rev": rev, "changed": rev, "came": {"id": identifier, "from": source}}, state
-    return _succeeding(catalog, now, f"{identifier}-off"), state
-
-
-def _looked_for(catalog: Catalog, name: str) -> Manifest:
-    """Returns a manifest, read again while replicas differ; empty if the category never existed."""
+def _running(catalog: Catalog, marks: Collection[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the marks of transfers that the coordinator still has."""
+    names = {mark["at"] for mark in marks}
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
-        if found := catalog.state([name]).manifests:
-            return found[name]
-        catalog.heal([name])
-    return {}
+        found = catalog.state(names).manifests
+        readable = {name: manifest for name, manifest in found.items() if not is_damaged(manifest)}
+        old = {mark["at"] for mark in marks if readable.get(mark["at"], {}).get("version", 0) < mark["since"]}
+        if not old:  # read again while replicas differ
+            break
+        catalog.heal(old)
+    if old := old & readable.keys():
+        raise StoreUnavailableError(
+            f"{catalog.location} shows an old state of {', '.join(map(repr, sorted(old)))}: try again when the server "
+            "is well"
+        )
+    return [mark for mark in marks if _mark(readable.get(mark["at"], {})).get("id") == mark["id"]]
 
 
-def _succeeding(catalog: Catalog, manifest: Manifest, writer: str) -> dict[str, Any]:
+def _finish(catalog: Catalog, at: str, identifier: str) -> None:
+    """Does the remaining steps of a transfer; raises as `settled`. `at` is the coordinator."""
+    pauses = iter(PAUSES)
+    for attempt in attempts(catalog, [at]):
+        with attempt:
+            while (found := _found(catalog, at, identifier)) is not None:
+                mark, state = found
+                if not mark["won"] and _is_beginning(mark, state) and (pause := next(pauses, None)) is not None:
+                    time.sleep(pause)
+                else:  # if lost, another process has done the step
+                    commit_manifests(catalog, _next(catalog, mark, state), state)
+
+
+def _found(catalog: Catalog, at: str, identifier: str) -> tuple[Mapping[str, Any], State] | None:
+    """Returns the mark of the coordinator, and the manifests of all categories; ``None`` if the transfer is over."""
+    mark = _mark(_shown(catalog, catalog.state([at]), at))
+    if mark.get("id") != identifier or mark["at"] != at:
+        return None
+    state = catalog.state([at, *mark["others"]])
+    mark = _mark(_shown(catalog, state, at))
+    return (mark, state) if mark.get("id") == identifier else None
+
+
+def _is_marked(mark: Mapping[str, Any], state: State, name: str) -> bool:
+    return bool(_mark(state.manifests.get(name, {})).get("id") == mark["id"])
+
+
+def _is_beginning(mark: Mapping[str, Any], state: State) -> bool:
+    """Returns whether categories can still be marked, because they have not changed."""
+    left = [name for name in mark["others"] if not _is_marked(mark, state, name)]
+    versions = {name: state.manifests[name]["version"] if name in state.manifests else 0 for name in left}
+    return bool(left) and all(versions[name] < mark["others"][name] for name in left)
+
+
+def _next(catalog: Catalog, mark: Mapping[str, Any], state: State) -> list[dict[str, Any]]:
+    """Returns the manifests of the next step."""
+    identifier, at, others = mark["id"], mark["at"], mark["others"]
+    if not mark["won"]:
+        if all(_is_marked(mark, state, name) for name in others):
+            now = state.manifests[at]
+            return [{**_succeeding(now, f"{identifier}-won"), "transfer": {**now["transfer"], "won": True}}]
+        return [_succeeding(state.manifests[at], f"{identifier}-off")]
+    there = {name: _shown(catalog, state, name) for name in (at, *others)}
+    there = {name: manifest for name, manifest in there.items() if not is_damaged(manifest)}
+    if not all(_is_marked(mark, state, name) for name in there):
+        raise UnknownError  # from a replica that has missed writes, or the transfer is over
+    rev = catalog.next_rev()
+    for step in ("gains", "loses"):
+        pending = [name for name in others if name in there and there[name]["transfer"][step]]
+        if there[at]["transfer"][step] and (step == "gains" or not pending):
+            pending.append(at)
+        if pending:
+            needed = {need for name in pending for need in there[name]["transfer"]["needs"]} if step == "loses" else ()
+            gained = publish(catalog, {name: there[name] for name in needed if name in there})
+            if needed and not gained.keys() >= needed & there.keys():
+                raise UnknownError
+            return [
+                _stepped(there[name], step, rev + i * STEP, gained, ends=name == at and step == "loses")
+                for i, name in enumerate(pending)
+            ]
+    return [_succeeding(there[at], _done(identifier))]  # if nothing is lost: copies are exchanged
+
+
+def _stepped(manifest: Manifest, step: str, rev: int, gained: Mapping[str, Manifest], *, ends: bool) -> dict[str, Any]:
+    """Returns the next manifest of a category; `ends` leaves out the mark."""
+    mark = manifest["transfer"]
+    now = {**mark[step], "version": manifest["version"], "writers": writers(manifest)}
+    token = _done(mark["id"]) if ends else f"{mark['id']}-{step}"
+    versions = {name: gained[name]["version"] for name in mark["needs"] if name in gained}
+    required = with_requirements(manifest, versions)
     return {
-        **{key: value for key, value in manifest.items() if key not in ("transfer", "came")},
+        **_succeeding(now, token),
+        "rev": rev,
+        "changed": rev,
+        **({"requires": required} if required else {}),
+        **({} if ends else {"transfer": {**mark, step: None}}),
+    }
+
+
+def _succeeding(manifest: Manifest, writer: str) -> dict[str, Any]:
+    """Returns the next version of a manifest, without a mark. Readers need not see it, so ``rev`` stays the same."""
+    return {
+        **{key: value for key, value in manifest.items() if key != "transfer"},
         "version": manifest["version"] + 1,
-        "rev": catalog.next_rev(),
         "writers": with_writer(writer, manifest),
     }
 
 
 def _done(identifier: str) -> str:
-    # Token in the source's manifest after step 3, if the target has gained the references.
+    # Token in the manifest of the coordinator after the last step of a transfer that was won.
     return f"{identifier}-done"
 
 
@@ -184,32 +257,38 @@ def _shown(catalog: Catalog, state: State, name: str) -> Manifest:
     return state.manifests[name]
 
 
-def _is_older(manifest: Manifest, planned_on: Manifest) -> bool:
-    same_store = manifest.get("store") == planned_on.get("store")
-    return same_store and manifest["version"] < planned_on["version"]
+def _mark(manifest: Manifest) -> Mapping[str, Any]:
+    """Returns the mark of a transfer in a manifest; empty if there is none, or if it is invalid."""
+    mark = manifest.get("transfer")
+    if not isinstance(mark, dict):
+        return {}
+    needs, others = mark.get("needs"), mark.get("others", {})
+    fits = (
+        isinstance(mark.get("id"), str)
+        and isinstance(mark.get("at"), str)
+        and is_number(mark.get("since"))
+        and isinstance(needs, list)
+        and all(isinstance(name, str) for name in needs)
+        and isinstance(others, dict)
+        and all(map(is_number, others.values()))
+        and ("others" in mark and isinstance(mark.get("won"), bool)) == (mark.get("at") == manifest.get("category"))
+    )
+    return mark if fits and all(_fits(mark.get(step), manifest) for step in ("gains", "loses")) else {}
 
 
-def _said(manifest: Manifest) -> Mapping[str, Any]:
-    """Returns the transfer that a source records; empty if there is none, or if its record is invalid."""
-    said = manifest.get("transfer")
-    if not isinstance(said, dict) or not isinstance(said.get("id"), str) or "planned_on" not in said:
-        return {}
-    planned_on = said["planned_on"]
-    if planned_on is not None and not (isinstance(planned_on, dict) and isinstance(planned_on.get("version"), int)):
-        return {}
+def _fits(following: Any, manifest: Manifest) -> bool:
+    """Returns whether a manifest can follow another one; ``None`` stands for no step."""
+    if following is None:
+        return True
+    if not (
+        isinstance(following, dict)
+        and following.get("kind") == "manifest"
+        and following.get("category") == manifest["category"]
+        and is_record(place_of(following), following)
+    ):
+        return False
     try:
-        for one in (said.get("source"), said.get("target")):
-            if not isinstance(one, dict) or one.get("kind") != "manifest" or not is_record(place_of(one), one):
-                return {}
-            category_from(one)
+        category_from(following)
     except StoreError:
-        return {}
-    return said if said["source"]["category"] == manifest["category"] != said["target"]["category"] else {}
-
-
-def _came(manifest: Manifest) -> tuple[str, str] | None:
-    """Returns the source and the id of the transfer that committed a target; ``None`` without one."""
-    came = manifest.get("came")
-    if not isinstance(came, dict) or not isinstance(came.get("from"), str) or not isinstance(came.get("id"), str):
-        return None
-    return came["from"], came["id"]
+        return False
+    return True

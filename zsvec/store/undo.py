@@ -17,7 +17,8 @@ from __future__ import annotations
 import shlex
 import time
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -26,10 +27,10 @@ from zsvec.errors import InvalidInputError, OtherAuthorError, ZSVecError, shown
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.commit import publish
 from zsvec.store.catalog.history import Cause, History, Record, is_final, state_before
-from zsvec.store.catalog.schema import UNDO, Reference
+from zsvec.store.catalog.schema import UNDO, Reference, moved_together
 from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled
-from zsvec.store.writing import ChangedError, Plan, Writer, counted_by_expert, emptied
+from zsvec.store.writing import ChangedError, Losses, Plan, Writer, counted_by_expert, emptied
 from zsvec.types import Category, Change
 
 
@@ -186,7 +187,7 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
     catalog = writer.catalog
     cause = writer.collector.cause = replace(writer.collector.cause, undoes=record["id"])
     pending = list(names)
-    moved = record.get("moved", ())[::-1]  # reversed: the category that gained now loses
+    moved = bool(moved_together(record))
     late: list[str] = []
 
     def attempt() -> bool:
@@ -209,13 +210,16 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
         told = history.latest(record)  # may count fewer references, if an image was forgotten
         if told is None:
             raise InvalidInputError(f"the change {record['change'][:8]} has been made final, and cannot be taken back")
-        plans = [_as_before(told, latest[name], found) for name, found in read.items()]
+        plans = {name: _as_before(told, latest[name], found) for name, found in read.items()}
         stored = {name: [*latest[name].write_ids, *(state.write_ids if state else ())] for name, state in was.items()}
+        images = told.get("images")
         if moved:
-            plans.sort(key=lambda plan: moved.index(plan[0].name))
-            won = writer.carry_out(plans, before, stored, moves=True, images=told.get("images"))
+            there = {name: writer.references.keys(latest[name]) for name in plans}
+            gains, losses = _moved_back(latest, there, read, plans)
+            losses = replace(losses, pair=record["moved"][::-1])  # the category that gained now loses
+            won = writer.carry_out(gains, before, stored, losses=losses, images=images)
         else:
-            won = dict(publish(catalog, writer.carry_out(plans, before, stored, images=told.get("images"))))
+            won = dict(publish(catalog, writer.carry_out(list(plans.values()), before, stored, images=images)))
         pending[:] = [name for name in pending if name not in won]
         return not pending
 
@@ -223,6 +227,40 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
     history.catch_up(settled(catalog, names))
     if late:
         raise _changed_meanwhile(late[0])
+
+
+def _moved_back(
+    latest: Mapping[str, Category],
+    there: Mapping[str, Collection[tuple[str, str, str]]],
+    was: Mapping[str, Sequence[Reference]],
+    plans: Mapping[str, Plan],
+) -> tuple[list[Plan], Losses]:
+    """Returns the plans that undo a move.
+
+    Args:
+        latest: The categories now, by name.
+        there: By category, the keys of the references now.
+        was: By category, the references before the move.
+        plans: By category, the plan that makes it as it was.
+    """
+    gains: list[Plan] = []
+    losing: list[Plan] = []
+    gained: dict[tuple[str, str, str], set[str]] = {}
+    for name, plan in plans.items():
+        back = [reference for reference in was[name] if reference.key not in there[name]]
+        for reference in back:
+            gained.setdefault(reference.key, set()).add(name)
+        loses = len(there[name]) + len(back) > len(was[name])
+        if back and loses:
+            counts = Counter(latest[name].references) + Counter(counted_by_expert(back))
+            write_ids = (*latest[name].write_ids, new_write_id())
+            gains.append((replace(latest[name], rev=0, write_ids=write_ids, references=dict(counts)), back))
+        elif back:
+            gains.append(plan)
+        if loses or not back:
+            losing.append(plan)
+    gaining = {name: set[str]().union(*(gained.get(key, ()) for key in there[name])) - {name} for name in plans}
+    return gains, Losses(plans=losing, gaining=gaining)
 
 
 def _by_another(change: Change, name: str | None) -> OtherAuthorError:

@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, TypeAlias
 
 from tenacity import (
@@ -123,6 +124,21 @@ class Renamed:
     new: str
     hashes: Collection[str] = ()
     references: Sequence[Reference] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """The part of a move that takes references from categories.
+
+    Attributes:
+        plans: Plans of the categories that lose references.
+        gaining: By losing category, the names of the categories that gain its references.
+        pair: Source and target, if references move between these two alone and in this direction.
+    """
+
+    plans: Sequence[Plan]
+    gaining: Mapping[str, Collection[str]]
+    pair: Sequence[str] = ()
 
 
 @dataclass(slots=True)
@@ -282,65 +298,84 @@ class Writer:
         self._meet_expected(committed)
         return done[0]
 
-    def move(self, move: Move) -> Category:
-        """As `zsvec.store.store.Store.move`."""
-        names = [move.source, move.target]
-        moved: list[Category] = []
-        leaving: list[Reference] = []  # references that the last attempt moves
+    def move(self, moves: Sequence[Move]) -> list[Category]:
+        """As `zsvec.store.store.Store.move_many`."""
+        names = list(dict.fromkeys(name for move in moves for name in (move.source, move.target)))
+        moved: dict[str, Category] = {}
+        leaving: list[list[Reference]] = []  # references that the last attempt moves, by move
 
         def attempt() -> bool:
             before = settled(self.catalog, names)
             latest = before.categories()
-            if leaving and self._is_moved(move, leaving, latest):  # another writer finished the last attempt
-                moved.append(latest[move.target])
+            if leaving and self._are_moved(moves, leaving, latest):  # another writer finished the last attempt
+                moved.update(latest)
                 return True
             self._check_expected(before, names)
-            source = self.catalog.existing(move.source, latest.get(move.source))
-            target = latest.get(move.target)
-            if move.new and target and target.write_ids:
-                raise InvalidInputError(f"there is a category {move.target!r} already: merge {move.source!r} into it")
-            every = self._read_all(source)
-            _check_known(move.hashes or (), {reference.hash for reference in every}, move.source)
-            leaving[:], texts = _leaving(move, source, every)
-            metadata = None
-            if move.hashes is None:
-                metadata = {**source.metadata, **(target.metadata if target and target.write_ids else {})}
-            write = Write(name=move.target, references=leaving, texts=texts, metadata=metadata)
-            gains = self._planned(write, target)
-            if target and gains[0] is target:  # has all references; the new version makes concurrent removals lose
-                gains = replace(target, version=target.version + 1, rev=0), ()
-            if move.hashes is None:
-                gains = with_kept(gains[0], source.kept), gains[1]
-                retired = replace(emptied(source), retired=True)
-                loses: Plan = marked(retired, {reference.hash for reference in every}), ()
-            else:
-                left, kept = _without(source, every, move.hashes)
-                loses = marked(left, move.hashes), kept
-            stored = {
-                move.source: source.write_ids,
-                move.target: [*(target.write_ids if target else ()), *source.write_ids],
+            every = {
+                move.source: self._read_all(self.catalog.existing(move.source, latest.get(move.source)))
+                for move in {move.source: move for move in moves}.values()
             }
-            won = self.carry_out([loses, gains], before, stored, moves=True, images=_images(leaving))
-            moved.extend([category_from(won[move.target])] if won else [])
+            leaving[:] = [_leaving(move, every[move.source]) for move in moves]
+            gains = self._gains(moves, leaving, latest)
+            losses = Losses(
+                plans=_losses(moves, every, latest, gains),
+                gaining={name: {move.target for move in moves if move.source == name} for name in every},
+                pair=names if len(moves) == 1 else (),
+            )
+            stored = {name: list(latest[name].write_ids) if name in latest else [] for name in names}
+            for move in moves:
+                stored[move.target] += latest[move.source].write_ids
+            images = _images(chain.from_iterable(leaving))
+            won = self.carry_out(list(gains.values()), before, stored, losses=losses, images=images)
+            moved.update({name: category_from(manifest) for name, manifest in won.items()})
             return bool(won)
 
         self.until_won(attempt, names)
         self._meet_expected(names)
-        return moved[0]
+        return [moved[name] for name in dict.fromkeys(move.target for move in moves)]
 
-    def _is_moved(self, move: Move, leaving: Sequence[Reference], latest: Mapping[str, Category]) -> bool:
-        """Returns whether the source has no reference left to move, and the target has all references of the move.
+    def _gains(
+        self, moves: Sequence[Move], leaving: Sequence[Sequence[Reference]], latest: Mapping[str, Category]
+    ) -> dict[str, Plan]:
+        """Returns the plans by which the targets of moves gain the leaving references, by name."""
+        plans: dict[str, Plan] = {}
+        for name in dict.fromkeys(move.target for move in moves):
+            target = latest.get(name)
+            own = [(move, some) for move, some in zip(moves, leaving, strict=True) if move.target == name]
+            whole = [latest[move.source] for move, _ in own if move.hashes is None]
+            if target and target.write_ids and any(move.new for move, _ in own):
+                raise InvalidInputError(f"there is a category {name!r} already: merge {whole[0].name!r} into it")
+            metadata = {key: value for source in whole for key, value in source.metadata.items()}
+            write = Write(
+                name=name,
+                references=[reference for _, some in own for reference in some],
+                texts=[text for move, some in own for text in _leaving_texts(move, latest[move.source], some)],
+                metadata={**metadata, **(target.metadata if target and target.write_ids else {})} if whole else None,
+            )
+            plan = self._planned(write, target)
+            if target and plan[0] is target:  # has all references; the new version makes concurrent removals lose
+                plan = replace(target, version=target.version + 1, rev=0), ()
+            plans[name] = with_kept(plan[0], chain.from_iterable(source.kept for source in whole)), plan[1]
+        return plans
+
+    def _are_moved(
+        self, moves: Sequence[Move], leaving: Sequence[Sequence[Reference]], latest: Mapping[str, Category]
+    ) -> bool:
+        """Returns whether no source has references left to move, and each target has all references of its moves.
 
         A missing source alone proves nothing: another writer may have removed the source.
         """
-        source, target = latest.get(move.source), latest.get(move.target)
-        if target is None or not target.write_ids:
-            return False
-        left = {key[2] for key in self.references.keys(source)} if source and source.write_ids else set()
-        to_move = left if move.hashes is None else left.intersection(move.hashes)
-        if to_move:
-            return False
-        return {reference.key for reference in leaving} <= self.references.keys(target)
+        keys = {
+            name: self.references.keys(latest[name]) if name in latest else set[tuple[str, str, str]]()
+            for move in moves
+            for name in (move.source, move.target)
+        }
+        return all(
+            not {digest for _, _, digest in keys[move.source] if move.hashes is None or digest in move.hashes}
+            and {reference.key for reference in some} <= keys[move.target]
+            and bool(latest[move.target].write_ids)
+            for move, some in zip(moves, leaving, strict=True)
+        )
 
     def _check_expected(self, before: State, names: Collection[str]) -> None:
         """Raises VersionConflictError if one of these categories does not have the version that the block expects."""
@@ -468,7 +503,7 @@ class Writer:
         before: State,
         stored: Mapping[str, Sequence[str]] | None = None,
         *,
-        moves: bool = False,
+        losses: Losses | None = None,
         images: Mapping[str, Any] | None = None,
     ) -> dict[str, Mapping[str, Any]]:
         """Writes references, commits the plans, and returns the manifests of the commits that won, by category.
@@ -478,30 +513,35 @@ class Writer:
             before: State of the catalog from which the plans were made.
             stored: By category, the write ids whose small copies of images can be written again; by default, the
                 replaced write ids.
-            moves: Whether references move from the first of two categories to the second. Then both commits win, or
-                neither does.
+            losses: For a move, the plans of the categories that lose the references that `plans` gain. Then all commits
+                win, or none does.
             images: The images that the write concerns (`zsvec.store.catalog.history.concerned`), for the history.
         """
-        if not plans:
+        every = [*plans, *(losses.plans if losses else ())]
+        if not every:
             return {}
-        writes = {category.name: category.write_ids[-1] for category, fresh in plans if fresh}
+        writes: dict[str, list[str]] = {}
+        for category, fresh in every:
+            if fresh:
+                writes.setdefault(category.name, []).append(category.write_ids[-1])
+        last = {category.name: category for category, _ in every}
         replaced = {
-            category.name: [w for w in was.write_ids if w not in category.write_ids]
-            for category, _ in plans
-            if (was := before.category(category.name))
+            name: [w for w in (*was.write_ids, *writes.get(name, ())) if w not in category.write_ids]
+            for name, category in last.items()
+            if (was := before.category(name))
         }
-        categories = [category for category, _ in plans]
-        names = [category.name for category in categories]
-        moved = names if moves else ()
-        with self.collector.intent(before, names, writes, replaced, moved=moved, images=images) as intent:
-            self.references.put(plans)
+        moved = losses.pair if losses else None
+        with self.collector.intent(before, last, writes, replaced, moved=moved, images=images) as intent:
+            self.references.put(every)
             if before.images:
-                self.references.images.put(plans, replaced if stored is None else stored)
-            if moves:
-                source, target = categories
-                intent.won.update(transfer(self.catalog, source, target, before, intent.change))
+                self.references.images.put(every, replaced if stored is None else stored)
+            categories = [category for category, _ in plans]
+            if losses:
+                losing = [category for category, _ in losses.plans]
+                won = transfer(self.catalog, categories, losing, losses.gaining, before, intent.change)
             else:
-                intent.won.update(commit(self.catalog, categories, before, intent.change))
+                won = commit(self.catalog, categories, before, intent.change)
+            intent.won.update(won)
         return intent.won
 
     def until_won(self, attempt: Callable[[], bool], names: Iterable[str]) -> None:
@@ -565,13 +605,49 @@ def _images(references: Iterable[Reference]) -> Mapping[str, Any]:
     return concerned(reference.hash for reference in references if reference.modality == "image")
 
 
-def _leaving(move: Move, source: Category, every: Sequence[Reference]) -> tuple[list[Reference], list[str]]:
+def _leaving(move: Move, every: Sequence[Reference]) -> list[Reference]:
+    """Returns the references that a move takes from all references of its source."""
+    _check_known(move.hashes or (), {reference.hash for reference in every}, move.source)
     leaving = [r for r in every if move.hashes is None or r.hash in move.hashes]
-    texts = [text for text in source.texts if move.hashes is None or text in {r.source for r in leaving}]
     if move.renamed:
         leaving = [*(r for r in leaving if r.hash not in move.renamed.hashes), *move.renamed.references]
-        texts = [move.renamed.new if text == move.renamed.old else text for text in texts]
-    return leaving, texts
+    return leaving
+
+
+def _leaving_texts(move: Move, source: Category, leaving: Sequence[Reference]) -> list[str]:
+    if move.hashes is not None:
+        moved = {reference.source for reference in leaving}
+        return [text for text in source.texts if text in moved]
+    renamed = {move.renamed.old: move.renamed.new} if move.renamed else {}
+    return [renamed.get(text, text) for text in source.texts]
+
+
+def _losses(
+    moves: Sequence[Move],
+    every: Mapping[str, Sequence[Reference]],
+    latest: Mapping[str, Category],
+    gains: Mapping[str, Plan],
+) -> list[Plan]:
+    """Returns the plans by which the sources of moves lose references, except those that they gain.
+
+    `every` has all references of each source.
+    """
+    plans: list[Plan] = []
+    for name, references in every.items():
+        category, fresh = gains.get(name, (latest[name], ()))
+        if any(move.hashes is None for move in moves if move.source == name):
+            retired = replace(emptied(category), retired=True)
+            plans.append((marked(retired, {reference.hash for reference in references}), ()))
+        elif hashes := _hashes(one for one in moves if one.source == name) - _hashes(
+            one for one in moves if one.target == name
+        ):
+            left, kept = _without(category, list({r.key: r for r in (*references, *fresh)}.values()), hashes)
+            plans.append((marked(left, hashes), kept))
+    return plans
+
+
+def _hashes(moves: Iterable[Move]) -> frozenset[str]:
+    return frozenset(chain.from_iterable(move.hashes or () for move in moves))
 
 
 def _without(category: Category, every: Sequence[Reference], hashes: Collection[str]) -> Plan:

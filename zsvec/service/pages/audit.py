@@ -18,7 +18,7 @@ from zsvec.errors import CategoryNotFoundError
 from zsvec.service.api.common import Runs
 from zsvec.service.api.schemas import NAME
 from zsvec.service.edits import create_missing
-from zsvec.service.pages.changes import changed, name_in
+from zsvec.service.pages.changes import changed, lines_in, name_in
 from zsvec.service.pages.comparisons import Comparison, audit_of, comparisons_of, is_automatic, without_gone
 from zsvec.service.pages.rendering import render
 from zsvec.service.problems import refusal
@@ -190,15 +190,15 @@ async def decide(request: Request, act: Literal["move", "remove", "keep", "unkee
         _check(work.classifier, chosen, act)
         for target in targets:
             create_missing(work.classifier, target)
+        if act == "move":
+            references.move_many(chosen)
         value: Any  # a kind of finding is checked by `keep`
         for (name, value), hashes in chosen.items():
-            if act == "move":
-                references.move(hashes, source=name, target=value)
-            elif act == "remove":
+            if act == "remove":
                 references.remove(name, hashes)
             elif act == "keep":
                 references.keep(name, hashes, finding=value)
-            else:
+            elif act == "unkeep":
                 references.unkeep(name, hashes, finding=value)
         so_far.photos += len({(name, one) for (name, _), hashes in chosen.items() for one in hashes})
         photos = counted(so_far.photos, "photo")
@@ -212,7 +212,7 @@ async def decide(request: Request, act: Literal["move", "remove", "keep", "unkee
 async def _chosen(request: Request, act: str) -> tuple[dict[tuple[str, str], list[str]], Mapping[str, Sequence[str]]]:
     """Returns the hashes in a form by category and value: a target to move to, or the kind of a finding to keep."""
     _, fields = await sent_form(request, 0)
-    references, values = fields.get("reference", []), fields.get("value", [])
+    references, values = lines_in(fields, "reference"), lines_in(fields, "value")
     if not references:
         raise refusal(422, "No photo is chosen")
     if act == "remove":

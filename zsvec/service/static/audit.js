@@ -4,9 +4,9 @@
 import "./combobox.js";
 import { makeChange } from "./change.js";
 import { listKeys } from "./keys.js";
-import { loadPart } from "./page.js";
+import { inLines, loadPart } from "./page.js";
 
-const PART = 200; // photos in one request of a large change
+const PART = 5000; // photos in one request of a large change
 const DOING = { move: "Moving", remove: "Removing", keep: "Ignoring", unkeep: "Showing" };
 const findings = document.getElementById("findings");
 const bar = document.getElementById("bar"); // absent if the key may only read
@@ -120,7 +120,8 @@ function carryOut(act, steps) {
   const photos = steps.length === 1 ? "photo" : `${steps.length.toLocaleString("en")} photos`;
   const requests = [];
   for (let done = 0; done < steps.length; done += PART) {
-    const fields = steps.slice(done, done + PART).flatMap(([key, value]) => [["reference", key], ["value", value]]);
+    const part = steps.slice(done, done + PART);
+    const fields = ["reference", "value"].flatMap((name, at) => inLines(name, part.map((step) => step[at] ?? "")));
     const progress = () => [`${DOING[act]} ${photos} …`, steps.length > PART ? done / steps.length : null];
     requests.push({ path: `/audit/${act}`, fields, progress });
   }
@@ -139,12 +140,10 @@ function decide(act, taken, { reload = false } = {}) {
   const rest = shown();
   const next = rest.find((one) => places.indexOf(one) > place) ?? rest.at(-1);
   if (within) (next ?? document.getElementById("again")).focus({ preventScroll: !next });
-  // Photos of the same categories are moved together.
-  const order = steps.length > PART ? steps.map((step) => [`${step[1]}\n${step[0].slice(step[0].indexOf(":"))}`, step]).sort(([a], [b]) => (a < b ? -1 : 1)).map(([, step]) => step) : steps;
   enqueue(async () => {
     let made = false;
     try {
-      made = await carryOut(act, order);
+      made = await carryOut(act, steps);
     } finally {
       waiting -= 1;
       changes += made;

@@ -35,6 +35,7 @@ from zsvec.store.catalog.schema import (
     intent_payload,
     is_content_hash,
     is_told,
+    moved_together,
     text_from,
 )
 from zsvec.types import Category, Change
@@ -88,7 +89,7 @@ def told(
     before: State,
     at: int,
     seconds: float,
-    moved: Sequence[str] = (),
+    moved: Sequence[str] | None = None,
     images: Record | None = None,
 ) -> Record:
     """Returns the description of a change, which becomes part of an intent.
@@ -99,10 +100,15 @@ def told(
         before: State of the catalog from which the write was planned.
         at: Start of the write, in microseconds since 1970.
         seconds: Undo window in seconds.
-        moved: Source and target of a transfer; empty for another write.
+        moved: Source and target of a transfer; empty for a transfer between several pairs, ``None`` for another write.
         images: The images that the write concerns, from `concerned`.
     """
-    optional = {"by": cause.by, "undoes": cause.undoes, "moved": list(moved) or None, "images": images}
+    optional = {
+        "by": cause.by,
+        "undoes": cause.undoes,
+        "moved": None if moved is None else list(moved),
+        "images": images,
+    }
     return {
         "what": cause.what,
         "change": cause.id,
@@ -230,8 +236,8 @@ class History:
             identifier = before(record, name)
 
     def _whole(self, records: Iterator[Record]) -> Iterator[Record]:
-        # Ends at a move that only one of the two categories still has in its history.
-        return takewhile(lambda record: self.won(record) >= set(record.get("moved", ())), records)
+        # Ends at a move that only some of the categories still have in their history.
+        return takewhile(lambda record: self.won(record) >= set(moved_together(record)), records)
 
     def changes(self) -> list[Change]:
         """Returns all changes, newest first."""
@@ -321,14 +327,14 @@ class History:
         ours = list(takewhile(lambda record: record["change"] == done[0]["change"], done))
         taken: set[str] = set()
         for record in ours:
-            for other in record.get("moved", ()):
+            for other in moved_together(record):
                 before = dropwhile(lambda one: one["id"] in taken, self.done(other))
                 if (since := next(before, record))["id"] != record["id"]:
                     raise _changed_since(other, since)
             taken.add(record["id"])
         change = done[0]["change"]
         alone = [one for one in self._alone(in_effect=True) if one["change"] == change and _label(one) == name]
-        return [*((one, []) for one in alone), *((record, list(record.get("moved", [name]))) for record in ours)]
+        return [*((one, []) for one in alone), *((record, list(moved_together(record)) or [name]) for record in ours)]
 
     def last(self) -> Change | None:
         """Returns the newest change that is final, or that is the last one in effect in all of its categories.
@@ -360,7 +366,7 @@ class History:
                 names = [name for name in left if any(other["id"] == record["id"] for other in left[name])]
                 if all(left[name][0]["id"] == record["id"] for name in names):
                     break
-            if not set(names) >= set(record.get("moved", ())):
+            if not set(names) >= set(moved_together(record)):
                 raise InvalidInputError(
                     f"the change {change.id[:8]} ({change.what}) has moved references, and only {names[0]!r} tells of "
                     "it any more: look again with `zsvec history`"

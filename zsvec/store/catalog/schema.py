@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -70,7 +70,7 @@ LEAST_REFRESH = 1.0
 _CONTENT_HASH = re.compile("[0-9a-f]{64}")
 _LARGEST_DIM = 65_536  # Qdrant's
 _REFERENCE = ("category", "modality", "gen", "hash", "source")
-_REQUIRED = 32  # a manifest keeps this many requirements, the newest
+_REQUIRED = 32  # a manifest keeps this many requirements, the newest, and all of the last transfer
 _WRITERS_KEPT = 8  # tokens in a manifest, so that a writer finds its token after later writes
 _COLLECTION = re.compile(r'[^<>:"/\\|?*\x00-\x1f]{1,255}')  # as Qdrant allows
 _PROFILE = re.compile(r"\w[\w .-]{0,99}")  # no path, and no control characters
@@ -317,10 +317,10 @@ def manifest_payload(
     }
 
 
-def with_requirement(record: Mapping[str, Any], name: str, version: int) -> dict[str, int]:
-    """Returns the latest requirements of a record, plus a new one: category `name` must have at least `version`."""
-    others = [(other, least) for other, least in requirements(record).items() if other != name]
-    return dict([*others, (name, version)][-_REQUIRED:])
+def with_requirements(record: Mapping[str, Any], new: Mapping[str, int]) -> dict[str, int]:
+    """Returns the latest requirements of a record, plus new ones: the least version of each category, by name."""
+    others = [(name, least) for name, least in requirements(record).items() if name not in new]
+    return dict([*others, *new.items()][-max(_REQUIRED, len(new)) :])
 
 
 def with_writer(writer: str, before: Mapping[str, Any] | None) -> list[str]:
@@ -393,7 +393,7 @@ def intent_payload(
     identifier: str,
     store: str,
     rev: int,
-    writes: Mapping[str, str],
+    writes: Mapping[str, Sequence[str]],
     replaced: Mapping[str, Sequence[str]],
     told: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -403,7 +403,7 @@ def intent_payload(
         identifier: Id of the record.
         store: Id of the store.
         rev: Start of the write, in microseconds since 1970.
-        writes: New write id by category.
+        writes: New write ids by category.
         replaced: Write ids that the manifest of each category will no longer name.
         told: Description of the change, if a history is kept (`zsvec.store.catalog.history`).
     """
@@ -413,7 +413,7 @@ def intent_payload(
         "store": store,
         "version": 1,
         "rev": rev,
-        "writes": dict(writes),
+        "writes": {name: list(write_ids) for name, write_ids in writes.items() if write_ids},
         "replaced": {name: list(write_ids) for name, write_ids in replaced.items() if write_ids},
         **(told or {}),
     }
@@ -477,7 +477,7 @@ _STATE: _Checks = {
 }
 _MANIFEST: _Checks = {**_STATE, "changed": is_number}
 _RECORD: _Checks = {"version": is_number, "rev": is_number, "store": _is_text, "id": _is_text}
-_WRITE: _Checks = {**_RECORD, "writes": _by_text(_is_text), "replaced": _by_text(_are_texts)}
+_WRITE: _Checks = {**_RECORD, "writes": _by_text(_are_texts), "replaced": _by_text(_are_texts)}
 _STEP: _Checks = {"id": _is_text, "categories": _are_texts}
 _KINDS: Mapping[str, _Checks] = {
     "store": {"schema": is_number, "version": is_number, "store": _is_text, "id": _is_text},
@@ -563,3 +563,8 @@ def is_told(record: Mapping[str, Any]) -> bool:
         return False
     moved = record.get("moved", ())
     return len(moved) == len(set(moved)) in (0, 2) and set(moved) <= record["before"].keys()
+
+
+def moved_together(record: Mapping[str, Any]) -> Collection[str]:
+    """Returns the categories between which a write has moved references, so that all have won or none."""
+    return record["before"].keys() if "moved" in record else ()

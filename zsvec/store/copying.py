@@ -161,7 +161,7 @@ class _Copying:
         )
         if complete and not catalog.exclusive:  # others may have changed the categories since
             manifests |= catalog.state(complete).manifests
-        now = {name: category_from(found) for name, found in publish(catalog, manifests, complete).items()}
+        now = {name: category_from(found) for name, found in publish(catalog, manifests, plans.keys() - new).items()}
         if catalog.exclusive:
             now |= complete
         self.damaged |= damaged

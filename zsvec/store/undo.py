@@ -30,7 +30,7 @@ from zsvec.store.catalog.history import Cause, History, Record, is_final, state_
 from zsvec.store.catalog.schema import UNDO, Reference, moved_together
 from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled
-from zsvec.store.writing import ChangedError, Losses, Plan, Writer, counted_by_expert, emptied
+from zsvec.store.writing import ChangedError, Losses, Plan, Writer, counted_by_expert, emptied, has_same_content
 from zsvec.types import Category, Change
 
 
@@ -219,7 +219,8 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
             losses = replace(losses, pair=record["moved"][::-1])  # the category that gained now loses
             won = writer.carry_out(gains, before, stored, losses=losses, images=images)
         else:
-            won = dict(publish(catalog, writer.carry_out(list(plans.values()), before, stored, images=images)))
+            same = [name for name, plan in plans.items() if has_same_content(plan[0], latest[name])]
+            won = dict(publish(catalog, writer.carry_out(list(plans.values()), before, stored, images=images), same))
         pending[:] = [name for name in pending if name not in won]
         return not pending
 

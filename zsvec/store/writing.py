@@ -192,37 +192,47 @@ class Writer:
         done: dict[str, Category] = {}
         pending = {write.name: write for write in writes}
         refused: list[StoreError | InvalidInputError] = []
-        committed: set[str] = set()
+        committed: dict[str, Category] = {}  # as planned and committed here, but perhaps not published
 
         def attempt() -> bool:
             before = settled(self.catalog, pending)
-            self._check_expected(before, pending)
-            plans, errors = self._planned_each(pending, before)
+            manifests = {
+                name: before.manifests[name] for name in committed if name in pending.keys() & before.manifests
+            }
+            left = {name: write for name, write in pending.items() if name not in committed}
+            self._check_expected(before, left)
+            plans, errors = self._planned_each(left, before)
             refused.extend(errors.values())
             for name in errors:
                 del pending[name]
             complete = {category.name: category for category, _ in plans if category == before.category(category.name)}
             new = [plan for plan in plans if plan[0].name not in complete]
-            given = {category.name: {r.key for r in pending[category.name].references} for category, _ in new}
+            given = {category.name: {r.key for r in left[category.name].references} for category, _ in new}
             images = concerned_of_each(
                 {
                     category.name: [r.hash for r in fresh if r.modality == "image" and r.key in given[category.name]]
                     for category, fresh in new
                 }
             )
-            manifests = self.carry_out(new, before, images=images)
-            committed.update(manifests)
+            won = self.carry_out(new, before, images=images)
+            committed.update((category.name, category) for category, _ in new if category.name in won)
+            manifests |= won
             if complete and not self.catalog.exclusive:  # others may have changed the categories since
                 manifests |= self.catalog.state(complete).manifests
-            wanted = {category.name: category.write_ids for category, _ in plans}
             published = publish(self.catalog, manifests, complete)
             there = {name: category_from(manifest) for name, manifest in published.items()}
             if self.catalog.exclusive:
                 there |= complete
             for name, category in there.items():
-                if set(wanted[name]) <= set(category.write_ids):
+                if name not in committed:
+                    if not set(complete[name].write_ids) <= set(category.write_ids):
+                        continue
                     done[name] = category
-                    del pending[name]
+                elif has_same_content(category, committed[name]):
+                    done[name] = category
+                else:  # another writer has changed the category since; the caller has not seen that version
+                    done[name] = replace(committed[name], rev=category.rev)
+                del pending[name]
             return not pending
 
         self.until_won(attempt, pending)
@@ -233,8 +243,11 @@ class Writer:
 
     def remove(self, name: str, *, withdraw: bool = True) -> None:
         """As `zsvec.store.store.Store.remove`. Unless `withdraw` is set, nothing is marked as withdrawn."""
+        committed: set[str] = set()
 
         def attempt() -> bool:
+            if committed:  # but perhaps not published
+                return bool(publish(self.catalog, self.catalog.state([name]).manifests))
             before = settled(self.catalog, [name])
             if name not in before.manifests and self.catalog.heal([name]):
                 before = settled(self.catalog, [name])
@@ -244,7 +257,9 @@ class Writer:
             if withdraw:
                 every = list(self.references.read(category, vectors=False))
                 gone, images = replace(marked(gone, {one.hash for one in every}), retired=True), _images(every)
-            return bool(publish(self.catalog, self.carry_out([(gone, ())], before, images=images)))
+            won = self.carry_out([(gone, ())], before, images=images)
+            committed.update(won)
+            return bool(publish(self.catalog, won))
 
         self.until_won(attempt, [name])
         self._meet_expected([name])
@@ -280,6 +295,11 @@ class Writer:
         committed: set[str] = set()
 
         def attempt() -> bool:
+            if committed:  # but perhaps not published
+                done.extend(
+                    map(category_from, publish(self.catalog, self.catalog.state([name]).manifests, [name]).values())
+                )
+                return bool(done)
             before = settled(self.catalog, [name])
             self._check_expected(before, [name])
             category = self.catalog.existing(name, before.category(name))
@@ -593,6 +613,16 @@ def emptied(category: Category) -> Category:
         metadata={},
         retired=False,
         kept=(),
+    )
+
+
+def has_same_content(one: Category, other: Category) -> bool:
+    """Returns whether two versions of a category differ in marks at most."""
+    return (one.write_ids, one.references, one.texts, one.metadata) == (
+        other.write_ids,
+        other.references,
+        other.texts,
+        other.metadata,
     )
 
 

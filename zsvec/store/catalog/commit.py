@@ -101,18 +101,26 @@ def publish(
 
     A reader skips commits whose ``rev`` is more than `SLACK` below the largest ``rev`` that it has seen. So a manifest
     with a ``rev`` more than `SLACK` below the newest gets a new ``rev``, even if another writer committed the manifest.
+    The same holds for ``changed``, by which a calibration is known to be older than a change: another writer that did
+    not change the category may have given the commit a new ``rev`` alone.
 
     Args:
         catalog: The catalog.
         manifests: Manifests by category, read after the commit.
-        unchanged: Categories that this write did not change. Their manifests keep the value of ``changed``.
+        unchanged: Categories whose references, texts and metadata this write did not change. Their manifests keep the
+            value of ``changed``.
 
     Returns:
         The manifests as last read, by category. A manifest that the last read omits is missing.
     """
     while manifests and not catalog.exclusive:
         newest = catalog.newest()
-        late = [manifest for manifest in manifests.values() if manifest["rev"] < newest - SLACK]
+        late = [
+            manifest
+            for name, manifest in manifests.items()
+            if manifest["rev"] < newest - SLACK
+            or (name not in unchanged and category_from(manifest).rev < newest - SLACK)
+        ]
         if not late:
             break
         catalog.counts["second_stamps"] += len(late)

@@ -9,7 +9,7 @@ ZSVecError
 ├── MissingExtraError          an optional package is not installed
 ├── GenerationError            a service that describes or draws refuses a request
 │   └── GenerationUnavailableError  the service is unreachable, too slow or too busy
-├── EncoderError               an encoder broke its contract
+├── EncoderError               an encoder failed or broke its contract
 │   └── WeightsUnavailableError    the weights of an encoder cannot be loaded here
 └── StoreError                 the store refuses a request
     ├── LargeAnswerError       the response of a server is too large
@@ -131,7 +131,7 @@ class GenerationUnavailableError(GenerationError):
 
 
 class EncoderError(ZSVecError):
-    """An encoder returned vectors that break its contract."""
+    """An encoder failed, or returned vectors that break its contract."""
 
 
 class WeightsUnavailableError(EncoderError):

@@ -39,7 +39,7 @@ from zsvec.curation.inbox import Inbox
 from zsvec.curation.retention import Keeper, surplus
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.torch.vocabulary import common_words
-from zsvec.errors import ConflictError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
+from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
 from zsvec.ingest import embedding
 from zsvec.inputs.images import Region, content_hash
 from zsvec.method.quality.inbox_ranking import ALIKE, distinct
@@ -47,6 +47,7 @@ from zsvec.settings.settings import load_settings
 from zsvec.store import InboxImage, Store
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.collections.inbox import Removal
+from zsvec.testing import HashEncoder
 from zsvec.types import Prediction
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
@@ -126,6 +127,23 @@ def test_a_store_without_categories_keeps_images() -> None:
         assert (one.hash, one.prediction, one.urgency) == (digest, None, 1.0)
         assert clf.inbox.label(one.hash, "panda").references == {"clip:image": 1, "dino:image": 1}
         assert clf.classify(photo(1)).nearest == "panda"
+
+
+@pytest.mark.parametrize("keep_images", ["small", "none"])
+def test_the_first_kept_image_makes_the_store(keep_images: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not if an encoder fails."""
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("no vectors")
+
+    with zsvec.open(":memory:", encoders=two_encoders(), keep_images=keep_images) as clf:
+        with monkeypatch.context() as patch, pytest.raises(EncoderError, match="no vectors"):
+            patch.setattr(HashEncoder, "embed", fail)
+            clf.keep(photo(1))
+        assert clf._store.encoders() == {}
+        digest = clf.keep(photo(1))
+        assert digest
+        assert (clf.image(digest) is not None) == (keep_images == "small")
 
 
 @pytest.mark.parametrize("keep_images", ["small", "none"])

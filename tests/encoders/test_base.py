@@ -51,6 +51,21 @@ def test_unusable_rows_are_named(row: list[float], words: str) -> None:
         Told([1, 0], [0, 1], row, batch_size=2).encode_texts(TEXTS)
 
 
+class Failing(Told):
+    """Raises what it was given."""
+
+    def embed(self, batch: Any, modality: Modality) -> Any:
+        raise self.rows[0]
+
+
+def test_an_encoder_that_fails_is_named() -> None:
+    with pytest.raises(EncoderError, match=r"'told' .*ValueError \(no such word\)") as raised:
+        Failing(ValueError("no such word")).encode_texts(TEXTS)
+    assert isinstance(raised.value.__cause__, ValueError)
+    with pytest.raises(InvalidInputError, match="as it is"):
+        Failing(InvalidInputError("as it is")).encode_images(IMAGES)
+
+
 def test_wrong_shapes_are_named() -> None:
     for rows in ([[1, 0, 0]] * 3, [[1, 0]] * 2, [1, 2, 3], [[[1, 0]]] * 3):
         with pytest.raises(EncoderError, match=r"'told' returned an array of shape .* where \(3, 2\) was expected"):

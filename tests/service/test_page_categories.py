@@ -204,6 +204,19 @@ def test_several_requests_are_one_change(browser: TestClient, classifier: Classi
     assert before[:2] == (names(classifier), len(images_of(classifier, "red")))
 
 
+def test_an_addition_of_several_requests_is_calibrated_at_the_end(browser: TestClient, classifier: Classifier) -> None:
+    calibrated: list[str] = []
+    classifier._store.after_changes(lambda: calibrated.append("once"))
+    fields = {"name": "red", "adds": "yes", "more": "yes"}
+    for seed in (71, 72, 73):
+        if seed == 73:
+            del fields["more"]
+        assert calibrated == []
+        answer = browser.post("/categories", data=fields, files=[picture("red", seed)], headers=PART)
+        fields |= {"change": done(answer), "so_far": so_far(answer)}
+    assert calibrated == ["once"]
+
+
 @pytest.mark.parametrize("name", ["red", "white"])
 def test_unreadable_photos_at_first_stop_no_addition(browser: TestClient, classifier: Classifier, name: str) -> None:
     before = names(classifier)

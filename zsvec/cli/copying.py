@@ -33,9 +33,9 @@ def copy(
     """Copy a store, for a backup or a move: folder or server to folder or server. No encoder runs.
 
     Copies each category as a whole, the calibration and the inbox. The history stays behind. Repeat the command freely:
-    it continues after an interruption, adds new categories, and leaves equal ones as they are. A category that differs
-    in TARGET is named and stays as it is, unless you give --replace. Categories that only TARGET has always stay;
-    --replace names them.
+    it continues after an interruption, adds new categories, also those that were removed from TARGET, and leaves equal
+    ones as they are. A category that differs in TARGET is named and stays as it is, unless you give --replace.
+    Categories that only TARGET has always stay; --replace names them.
 
     ZSVEC_API_KEY is sent to SOURCE, and to TARGET only if SOURCE is a folder or has the same URL.
     ZSVEC_TARGET_API_KEY is sent to TARGET instead. `--namespace` applies to SOURCE.

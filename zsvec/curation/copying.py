@@ -31,7 +31,8 @@ def copy(
 
     Each category is committed in the target as a whole, with vectors, small images, texts, metadata, and the marks of
     moved and removed references. The calibration and the inbox are copied, too. The history stays behind. Copying again
-    continues after an interruption, and adds new categories. Categories that only the target has stay.
+    continues after an interruption, and adds new categories, also those that were removed from the target. Categories
+    that only the target has stay.
 
     Args:
         source: Folder or URL of the store to copy. The store is only read.

@@ -41,7 +41,7 @@ class ChangeHistory:
         """
         return self._store.undoable(changes)
 
-    def one_change(self, what: str, *, continues: str | None = None) -> AbstractContextManager[str]:
+    def one_change(self, what: str, *, continues: str | None = None, more: bool = False) -> AbstractContextManager[str]:
         """Makes all writes of a block, and of inner blocks, one change. The block gets the id of the change.
 
         ```python
@@ -54,11 +54,12 @@ class ChangeHistory:
             what: Kind of the change, in one word.
             continues: Id of an earlier change of the same kind and author that the writes belong to. By default, the
                 writes are a new change.
+            more: Whether later writes will continue the change. Then the calibration is left to these.
 
         Raises:
             InvalidInputError: The change to continue is not in effect, or is of another kind or by another author.
         """
-        return self._store.one_change(what, continues)
+        return self._store.one_change(what, continues, more=more)
 
     def acting(self, by: str | None) -> AbstractContextManager[None]:
         """Overrides the recorded author of changes (setting ``added_by``) within a block.

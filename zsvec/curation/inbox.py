@@ -356,14 +356,19 @@ class Feedback:
             if self._keeper.ask(digest):
                 return digest
             image = self._unchanged(image)
-        self._create()
-        prepared = self._embedder.prepare(image, small=self._store.keeps_images())
+        is_new = not self._store.encoders()
+        if not is_new:
+            self._create()
+        prepared = self._embedder.prepare(image, small=is_new or self._store.keeps_images())
         if prepared.error is not None:
             raise prepared.error
         encoders = self._embedder.encoders.fingerprints
         stored = self._store.stored_vectors().find(encoders, "image", [prepared.hash])
         known = {digest: one.vectors for digest, one in stored.items()}
         row = self._embedder.encode([prepared], known)[prepared.hash]
+        if is_new:  # encoders that fail make no store
+            self._create()
+            prepared = prepared if self._store.keeps_images() else with_changes(prepared, small=None)
         if self._store.all_categories():
             vectors = {name: vector[np.newaxis] for name, vector in row.items()}
             (prediction,) = self._predict([prepared.source], vectors, 1)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from zsvec.errors import EncoderError, InvalidInputError, shown
+from zsvec.errors import EncoderError, InvalidInputError, ZSVecError, shown
 from zsvec.inputs.categories import as_numbers
 from zsvec.types import Fingerprint, Modality
 
@@ -170,7 +170,15 @@ class BatchEncoder(ABC):
     def _embed(self, batch: Sized, modality: Modality) -> NDArray[np.float64]:
         if not len(batch):
             return np.empty((0, self.fingerprint.dim))
-        found = self.embed(batch, modality)
+        try:
+            found = self.embed(batch, modality)
+        except ZSVecError:
+            raise
+        except Exception as exc:  # an encoder can be a class of a user
+            raise EncoderError(
+                f"encoder {self.name!r} must return vectors of {len(batch)} {modality}(s), but its embed() raised "
+                f"{type(exc).__name__} ({exc}): correct it, or give inputs that it takes"
+            ) from exc
         try:
             vectors = as_numbers(found)
         except Exception as exc:  # conversions of other libraries raise errors of any type

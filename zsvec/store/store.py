@@ -590,7 +590,7 @@ class Store:
             pass
 
     @contextmanager
-    def one_change(self, what: str, continues: str | None = None) -> Iterator[str]:
+    def one_change(self, what: str, continues: str | None = None, *, more: bool = False) -> Iterator[str]:
         """Makes all writes of a block one change, and yields the id of the change.
 
         An inner block belongs to the change of the outer block. If categories may have changed, the function set by
@@ -600,6 +600,8 @@ class Store:
         Args:
             what: Kind of the change, in one word.
             continues: Id of an earlier change that the writes belong to; by default, they are a new change.
+            more: Whether later writes will continue the change. Then the function set by `after_changes` is left to
+                these.
 
         Raises:
             InvalidInputError: The change to continue is not in effect, or is of another kind or by another author.
@@ -620,7 +622,8 @@ class Store:
             block.end()
             raise
         else:
-            block.end()
+            if not more:
+                block.end()
         finally:
             _BLOCK.reset(token)
 

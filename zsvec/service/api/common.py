@@ -83,16 +83,19 @@ def of_state() -> Iterator[None]:
 
 
 @contextmanager
-def whole_change(classifier: Classifier, kind: str, continues: str | None = None) -> Iterator[str]:
+def whole_change(
+    classifier: Classifier, kind: str, continues: str | None = None, *, more: bool = False
+) -> Iterator[str]:
     """Records all writes of the block as one change, and undoes them if the block fails. Yields the id of the change.
 
-    With `continues`, the writes belong to this earlier change, which is undone as a whole if the block fails.
+    With `continues`, the writes belong to this earlier change, which is undone as a whole if the block fails. With
+    `more`, later writes will continue the change, and calibrate.
     The writes are not undone if the history is disabled (setting ``history``), if another client has changed one of the
     categories since, or if the store is unavailable.
     """
     identifier = None
     try:
-        with classifier.history.one_change(kind, continues=continues) as identifier:
+        with classifier.history.one_change(kind, continues=continues, more=more) as identifier:
             yield identifier
     except Exception:
         if identifier is not None:

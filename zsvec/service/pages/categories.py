@@ -229,7 +229,8 @@ async def _add(
             raise refusal(422, so_far.left_out())
         return so_far.message() if so_far.categories else so_far.left_out()
 
-    return await changed(request, "add", added, continues=fields.get("change", [None])[0], so_far=so_far)
+    continues = fields.get("change", [None])[0]
+    return await changed(request, "add", added, continues=continues, more="more" in fields, so_far=so_far)
 
 
 @router.post("/categories/{name}/rename")

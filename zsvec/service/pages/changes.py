@@ -37,6 +37,7 @@ async def changed(
     *,
     goes: str | None = None,
     continues: str | None = None,
+    more: bool = False,
     so_far: BaseModel | None = None,
 ) -> Response:
     """Makes one change, and returns a message. The message has an undo button if anything was changed.
@@ -49,12 +50,13 @@ async def changed(
         change: Function that makes the change and returns the message. Runs in a thread.
         goes: Path of another page to show afterwards.
         continues: Id of an earlier change that this change belongs to.
+        more: Whether other requests will continue the change.
         so_far: Results for the next request of the same change, filled in by `change`.
     """
     work = await work_of(request)
 
     def run() -> tuple[str, str | None]:
-        with _alone(continues), whole_change(work.classifier, kind, continues) as identifier:
+        with _alone(continues), whole_change(work.classifier, kind, continues, more=more) as identifier:
             message = change()
         return message, _offered(work.classifier, identifier)
 

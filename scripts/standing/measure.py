@@ -13,9 +13,9 @@ from rich.table import Column, Table
 from standing.sets import Images
 from standing.trials import Numbers, Trial
 from zsvec.encoders.spec import TEMPERATURES
-from zsvec.evaluation.metrics import calibration_floor, ranks
+from zsvec.evaluation.metrics import ranks
 from zsvec.evaluation.study import laid_out
-from zsvec.method.calibrate.fit import expected_calibration_error, fit_calibration
+from zsvec.method.calibrate.fit import calibration_floor, expected_calibration_error, fit_calibration
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import References, category_names

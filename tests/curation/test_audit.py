@@ -29,7 +29,7 @@ DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[3] / "shared"
 
 
 def verdict(name: str, digest: str, wrong: float, instead: str, *, mistaken: bool = True) -> Verdict:
-    return Verdict(key=(name, digest), wrong=wrong, instead=instead, mistaken=mistaken, copied=False)
+    return Verdict(key=(name, digest), wrong=wrong, instead=instead, mistaken=mistaken, copied=False, confidence=0.9)
 
 
 def audit_of(vectors: Vectors, said: list[Verdict] | None = None) -> Audit:
@@ -62,6 +62,9 @@ def test_labels_and_confusions_follow_the_verdicts() -> None:
     ]
     found = audit_of(circle(a=[0, 40, 80], b=[100, 140, 180], c=[200, 240, 280]), said)
     assert (found.images, found.judged, found.calibrated) == (9, 6, True)
+    assert (found.confidence, found.ece) == (pytest.approx(0.9), pytest.approx(0.9 - 1 / 6))
+    assert found.ece_floor is not None
+    assert 0 < found.ece_floor < 0.2
     assert [(one.hash, one.category, one.instead, one.probability) for one in found.labels] == [
         ("c200", "c", "a", 0.95),
         ("a40", "a", "c", 0.9),

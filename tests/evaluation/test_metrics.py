@@ -15,7 +15,6 @@ from zsvec.evaluation.metrics import (
     auroc,
     brier_score,
     by_category,
-    calibration_floor,
     confusion,
     interval_of_auroc,
     interval_of_share,
@@ -25,7 +24,7 @@ from zsvec.evaluation.metrics import (
     true_probability,
 )
 from zsvec.method.arrays import Doubles
-from zsvec.method.calibrate.fit import expected_calibration_error
+from zsvec.method.calibrate.fit import calibration_floor, expected_calibration_error
 from zsvec.method.predict.scoring import rankings
 
 prop = settings(deadline=None, max_examples=50)

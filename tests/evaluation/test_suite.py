@@ -24,13 +24,13 @@ from zsvec.classifier import Classifier
 from zsvec.encoders import BatchEncoder
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import labelled_images, metrics, study
-from zsvec.evaluation.metrics import calibration_floor
 from zsvec.evaluation.publish import publish
 from zsvec.evaluation.study import Embeddings
 from zsvec.evaluation.suite import DRAWS, Suite, quality, run
 from zsvec.inputs.categories import CategoryInput
 from zsvec.inputs.folders import find_images
 from zsvec.inputs.images import load_image
+from zsvec.method.calibrate.fit import calibration_floor
 from zsvec.types import Fingerprint, Modality
 
 COLOURS = {"red": (200, 30, 30), "green": (30, 190, 40), "blue": (40, 40, 210), "grey": (120, 120, 120)}

@@ -75,6 +75,7 @@ def test_verdicts_by_hand() -> None:
         (("a", "2"), True),
         (("b", "3"), False),
     ]
+    assert [verdict.confidence for verdict in said] == pytest.approx([0.9, 0.8, 0.5])
     (told,) = suspects({"clip:image": stored}, said)
     assert (told.category, told.hash, told.source, told.instead, told.copied) == ("a", "2", "2", "c", False)
     assert told.probability == pytest.approx(0.1 / 0.114)

@@ -83,6 +83,10 @@ def test_recognition_and_what_to_photograph(browser: TestClient, classifier: Cla
     assert audit.thin
     page = findings(browser)
     assert f"{audit.judged - audit.mistaken} of {audit.judged}" in page.text
+    assert audit.ece is not None
+    assert audit.ece_floor is not None
+    assert f"{100 * audit.ece:.1f} points" in page.text
+    assert f"{100 * audit.ece_floor:.1f} points" in page.text
     links = [str(one["href"]) for one in page.all("a")]
     assert "/audit?kind=labels" in links
     assert all(one.category in page.text for one in audit.thin)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from zsvec.method.arrays import Key
+from zsvec.method.calibrate.fit import calibration_floor, expected_calibration_error
 from zsvec.method.predict.background import FEWEST
 from zsvec.method.quality.label_errors import Suspect, Verdict, suspects
 from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_below, neighborhoods
@@ -125,6 +126,10 @@ class Audit:
         kept: Number of findings that are left out, because they were kept (`StoredReferences.keep`).
         mistaken: Number of judged images that the other references put into another category. The accuracy by
             leave-one-out is ``1 - mistaken / judged``; wrong labels count as mistakes.
+        confidence: Mean probability of the most probable category, over the judged images that no other category has.
+            ``None`` without such images.
+        ece: Expected calibration error of these probabilities, 0 to 1.
+        ece_floor: Mean `ece` that perfectly calibrated probabilities have by chance alone on these images.
     """
 
     images: int
@@ -137,6 +142,9 @@ class Audit:
     confusions: Sequence[Confusion] = ()
     kept: int = 0
     mistaken: int = 0
+    confidence: float | None = None
+    ece: float | None = None
+    ece_floor: float | None = None
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yields the objects that ``zsvec audit --json`` prints: a summary, then the findings, each with its kind."""
@@ -176,6 +184,7 @@ def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | 
     best = whole[most_discriminating(whole, rows, stored)]
     spread = spreads(best)
     compared = neighborhoods(best, spread)
+    confidence, error, floor = _calibration_error(verdicts or ())
     return Audit(
         images=len(stored),
         judged=len(verdicts or ()),
@@ -189,7 +198,19 @@ def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | 
         thin=_thin(category_names(references), compared, spread),
         confusions=_confusions(verdicts or (), {(suspect.category, suspect.hash) for suspect in labels}, stored),
         mistaken=sum(verdict.mistaken for verdict in verdicts or ()),
+        confidence=confidence,
+        ece=error,
+        ece_floor=floor,
     )
+
+
+def _calibration_error(verdicts: Sequence[Verdict]) -> tuple[float, float, float] | tuple[None, None, None]:
+    """Returns the mean confidence, the expected calibration error, and the floor of the error."""
+    told = [(one.confidence, not one.mistaken) for one in verdicts if one.confidence is not None]
+    if not told:
+        return None, None, None
+    confidence, right = (np.array(values) for values in zip(*told, strict=True))
+    return float(confidence.mean()), expected_calibration_error(confidence, right), calibration_floor(confidence)
 
 
 def split_kept(found: Audit, is_kept: Callable[[str, str, str], bool]) -> tuple[Audit, Audit]:

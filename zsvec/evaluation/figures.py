@@ -17,9 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
-from zsvec.evaluation.metrics import calibration_floor
 from zsvec.method.arrays import Doubles
-from zsvec.method.calibrate.fit import expected_calibration_error
+from zsvec.method.calibrate.fit import calibration_floor, expected_calibration_error
 from zsvec.types import SearchMeasurement, SearchQuality
 
 P = ParamSpec("P")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from zsvec.method.arrays import Doubles
-from zsvec.method.calibrate.fit import expected_calibration_error
+from zsvec.method.calibrate.fit import calibration_floor, expected_calibration_error
 
 Labels = NDArray[np.intp]
 Flags = NDArray[np.bool_]
@@ -115,27 +115,6 @@ def brier_score(probabilities: Doubles, truth: Labels) -> Doubles:
     """
     score: Doubles = (probabilities**2).sum(axis=1) - 2 * true_probability(probabilities, truth) + 1
     return score
-
-
-def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0) -> float:
-    """Returns the expected calibration error that perfectly calibrated answers have by chance alone.
-
-    On few images, even perfectly calibrated answers have an error above 0. Each simulation decides at random which
-    answers are right: the confidence of an answer is the probability that the answer is right.
-
-    Args:
-        confidence: Probabilities of the answers, float64 ``(n_images,)``, 0 to 1; one or more.
-        simulations: Number of simulations to average, 1 or more.
-        seed: Seed of the simulations. The same confidences have the same floor in any order.
-
-    Returns:
-        0 to 1; 0 if all answers have confidence 0 or 1.
-
-    Source: the consistency resampling of Bröcker & Smith (2007), for the error of Guo et al. (2017).
-    """
-    ordered, rng = np.sort(confidence), np.random.default_rng(seed)
-    draws = (rng.random(len(ordered)) < ordered for _ in range(simulations))
-    return float(np.mean([expected_calibration_error(ordered, right) for right in draws]))
 
 
 def interval_of_share(hits: Flags) -> tuple[float, float]:

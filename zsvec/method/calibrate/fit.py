@@ -319,3 +319,24 @@ def expected_calibration_error(
     bin_of_each = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gap = np.bincount(bin_of_each, weights=hit - confidence, minlength=bins)
     return float(np.abs(gap).sum() / len(confidence))
+
+
+def calibration_floor(confidence: Doubles, simulations: int = 200, seed: int = 0) -> float:
+    """Returns the expected calibration error that perfectly calibrated answers have by chance alone.
+
+    On few images, even perfectly calibrated answers have an error above 0. Each simulation decides at random which
+    answers are right: the confidence of an answer is the probability that the answer is right.
+
+    Args:
+        confidence: Probabilities of the answers, float64 ``(n_images,)``, 0 to 1; one or more.
+        simulations: Number of simulations to average, 1 or more.
+        seed: Seed of the simulations. The same confidences have the same floor in any order.
+
+    Returns:
+        0 to 1; 0 if all answers have confidence 0 or 1.
+
+    Source: the consistency resampling of Bröcker & Smith (2007), for the error of Guo et al. (2017).
+    """
+    ordered, rng = np.sort(confidence), np.random.default_rng(seed)
+    draws = (rng.random(len(ordered)) < ordered for _ in range(simulations))
+    return float(np.mean([expected_calibration_error(ordered, right) for right in draws]))

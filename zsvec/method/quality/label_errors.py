@@ -63,6 +63,8 @@ class Verdict:
         instead: The most probable other category; if `copied`, among the categories that have the same picture.
         mistaken: Whether `instead` is more probable than the image's own category.
         copied: Whether the category `instead` has the same picture.
+        confidence: Probability of the most probable category; ``None`` if `copied`, because only some categories are
+            compared.
     """
 
     key: Key
@@ -70,6 +72,7 @@ class Verdict:
     instead: str
     mistaken: bool
     copied: bool
+    confidence: float | None
 
 
 def judge(references: Mapping[str, References], calibration: Calibration) -> list[Verdict]:
@@ -145,13 +148,26 @@ def _of_left_out(pool: LogLinear, sample: LeftOut) -> list[Verdict]:
     fused = softmax(log_linear(evidence[:, judged], list(sample.aggregations), pool.neutral))
     labels = sample.labels[judged]
     own = fused[np.arange(len(labels)), labels]
+    largest = fused.max(axis=1)
     fused[np.arange(len(labels)), labels] = -1
     wrong = wrong_label(own, pool.noise, len(sample.categories))
     mistaken = fused.max(axis=1) > own
     return [
-        Verdict(key=keys[i], wrong=p, instead=sample.categories[other], mistaken=is_mistaken, copied=False)
-        for i, p, other, is_mistaken in zip(
-            np.flatnonzero(judged), wrong.tolist(), fused.argmax(axis=1), mistaken.tolist(), strict=True
+        Verdict(
+            key=keys[i],
+            wrong=p,
+            instead=sample.categories[other],
+            mistaken=is_mistaken,
+            copied=False,
+            confidence=confidence,
+        )
+        for i, p, other, is_mistaken, confidence in zip(
+            np.flatnonzero(judged),
+            wrong.tolist(),
+            fused.argmax(axis=1),
+            mistaken.tolist(),
+            largest.tolist(),
+            strict=True,
         )
     ]
 
@@ -204,7 +220,8 @@ def _of_copied(
         rivals = sorted({name for name, _ in copies[one]})
         among = softmax(row[[position[one[0]], *(position[name] for name in rivals)]])
         wrong, instead = float(1 - among[0]), rivals[int(among[1:].argmax())]
-        found.append(Verdict(key=one, wrong=wrong, instead=instead, mistaken=wrong > _DOUBTFUL, copied=True))
+        mistaken = wrong > _DOUBTFUL
+        found.append(Verdict(key=one, wrong=wrong, instead=instead, mistaken=mistaken, copied=True, confidence=None))
     return found
 
 

@@ -484,8 +484,8 @@ def test_a_category_keeps_a_reference(client: TestClient, classifier: Classifier
     for method, path, body, status in (
         ("PATCH", path_to("text"), {"texts": []}, 409),
         ("PUT", path_to("text"), {"texts": []}, 409),
-        ("PUT", path_to("new"), {"texts": []}, 422),
-        ("POST", path_to("new", "references"), {"texts": []}, 422),
+        ("PUT", path_to("new"), {"texts": []}, 409),
+        ("POST", path_to("new", "references"), {"texts": []}, 409),
         ("DELETE", path_to("text", "references", text["hash"]), None, 409),
         ("PATCH", path_to("text", "references", text["hash"]), {"category": "red"}, 409),
     ):

@@ -320,7 +320,7 @@ def test_a_change_is_continued_by_its_author_alone(classifier: Classifier) -> No
 
 def test_too_many_pictures_are_refused(browser: TestClient) -> None:
     many = [picture("red", seed) for seed in range(Limits().images + 1)]
-    page_of(browser.post("/categories/red/references", files=many, headers=PART), 413)
+    page_of(browser.post("/categories/red/references", files=many, headers=PART), 422)
 
 
 def test_references_are_moved_and_moved_back(browser: TestClient, classifier: Classifier) -> None:

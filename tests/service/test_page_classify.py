@@ -132,8 +132,8 @@ def test_each_verdict_has_an_icon_of_its_own(browser: TestClient, monkeypatch: p
 
 
 def test_one_image_is_classified_at_a_time(browser: TestClient) -> None:
-    page = page_of(browser.post("/classify", files=[picture("red", 1), picture("red", 2)], headers=PART), 413)
-    assert "too much at once" in page.text
+    page = page_of(browser.post("/classify", files=[picture("red", 1), picture("red", 2)], headers=PART), 422)
+    assert "at most 1 photo" in page.text
 
 
 def test_a_correction_counts_and_is_undone_and_redone(browser: TestClient, classifier: Classifier) -> None:

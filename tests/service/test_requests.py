@@ -246,11 +246,11 @@ def test_many_fields_and_many_files(client: Any, classifier: Classifier) -> None
     problem(client.post("/v1/classify", data={"x": "y" * 2_000_000}, files=files(red())), 400, "form")
     too_many = {"images": [base64.b64encode(red()).decode()] * 65}
     for method, path in (("POST", "/v1/classify"), ("PUT", path_to("x"))):
-        problem(client.request(method, path, files=files(*[red()] * 65)), 413, "64 images")
-        problem(client.request(method, path, json=too_many), 413, "64 images")
+        problem(client.request(method, path, files=files(*[red()] * 65)), 422, "64 images")
+        problem(client.request(method, path, json=too_many), 422, "64 images")
     assert len(client.post("/v1/classify", files=files(*[red()] * 64)).json()) == 64
     with asked(classifier, limits=Limits(images=2)) as few:
-        problem(few.post("/v1/classify", files=files(*[red()] * 3)), 413, "2 images")
+        problem(few.post("/v1/classify", files=files(*[red()] * 3)), 422, "2 images")
     assert state(classifier._store) == before
 
 

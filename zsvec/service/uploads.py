@@ -231,7 +231,9 @@ def _named(images: Sequence[Image], max_images: int, *, each: bool = False) -> l
 
 def _check_number(images: int, max_images: int) -> None:
     if images > max_images:
-        raise Problem(413, f"a request must have at most {max_images} images: send several requests")
+        detail = f"a request must have at most {max_images} images: send several requests"
+        said = f"Send at most {max_images} {'photo' if max_images == 1 else 'photos'} at once."
+        raise Problem(422, detail, error="too_many_images", said=said)
 
 
 def _content_type(request: Request) -> str:

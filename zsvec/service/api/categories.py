@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
@@ -100,7 +102,11 @@ async def add_references(request: Request, name: Name, work: Runs, by: By, condi
 
 def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> Category:
     images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
-    return classifier.add_category(checked_name(name), sent.texts, images, metadata=sent.metadata, replace=replace)
+    # Without a text or an image, only a category that exists may keep its references.
+    of_none = sent.texts is not None and not sent.texts and not images
+    checked = checked_name(name)
+    with of_state() if of_none else nullcontext():
+        return classifier.add_category(checked, sent.texts, images, metadata=sent.metadata, replace=replace)
 
 
 @router.patch(

@@ -7,12 +7,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.service.support import red
 from tests.service.test_server import ROOT, running
+from tests.support import encode, photo
 
 DESCRIPTION = ROOT / "zsvec" / "docs" / "openapi.json"
 
@@ -57,6 +59,78 @@ assert history.sync(client=client, category=name).items[0].what == "set"
 assert info.sync(client=client).categories == 4
 assert remove_category.sync_detailed(name, client=client).status_code == 204
 assert show_category.sync(name, client=client).error == "category_not_found"
+"""
+
+PYDANTIC = """
+import sys
+
+import made
+
+address, *photos = sys.argv[1:]
+api = made.ApiClient(made.Configuration(host=address))
+categories, images, store = made.CategoriesApi(api), made.ImagesApi(api), made.StoreApi(api)
+name = "red/panda ж"
+
+
+def sent(*images):
+    return made.Images(images=[made.CategoryGivenImagesInner(image) for image in images])
+
+
+def refused(call, *arguments, **options):
+    try:
+        call(*arguments, **options)
+    except made.ApiException as exc:
+        return exc.status, made.Problem.from_json(exc.body).error
+    raise AssertionError(call)
+
+
+def every(call, *arguments):
+    items, cursor = [], None
+    while True:
+        page = call(*arguments, limit=2, cursor=cursor)
+        items += page.items
+        if (cursor := page.next) is None:
+            return items
+
+
+put = categories.put_category_with_http_info(name, made.CategoryGiven(texts=["a mammal"]), if_none_match="*")
+assert put.status_code == 201 and put.data.texts == ["a mammal"]
+tag = put.headers["etag"]
+assert categories.change_category(name, made.CategoryChange(texts=["a bear"]), if_match=tag).texts == ["a bear"]
+change = made.CategoryChange(texts=["a cat"])
+assert refused(categories.change_category, name, change, if_match=tag) == (412, "version_conflict")
+assert categories.show_category(name).texts == ["a bear"]
+names = [one.category for one in every(categories.list_categories)]
+assert name in names and len(names) == 4, names
+
+[known, broken] = images.classify(sent(photos[3], "!"), top_k=2, explain=True)
+assert known.label == "red" and len(known.ranking) == 2 and known.experts["hash:image"].neighbors, known
+assert broken.label is None and broken.error
+
+given = made.CategoryGiven(images=sent(*photos[:3]).images)
+assert categories.add_references(name, given).references["hash:image"] == 3
+first, second, third = [one.hash for one in every(categories.list_references, name) if one.modality == "image"]
+assert categories.show_reference(name, first).hash == first
+assert categories.show_reference_image(name, first)[:2] == b"\\xff\\xd8"
+assert categories.move_reference(name, first, made.ReferenceChange(category="blue")).category == "blue"
+categories.remove_reference(name, second)
+assert images.correct("bear", sent(photos[2])).category == "bear"  # was the third reference
+
+kept = images.keep_images(sent(*photos[4:]))
+assert {one.hash for one in every(images.show_inbox)} == {one.hash for one in kept}
+assert images.list_groups() == []
+assert images.show_waiting_image(kept[0].hash)[:2] == b"\\xff\\xd8"
+assert images.label_images(made.LabelGiven(hashes=[kept[0].hash], category="fox")).category == "fox"
+images.dismiss_images(made.Hashes(hashes=[kept[1].hash]))
+assert every(images.show_inbox) == []
+
+assert isinstance(store.audit().items[0].actual_instance, made.AuditSummary)
+assert "set" in {one.what for one in store.history(category=name).items}
+assert store.undo(made.UndoGiven(category="fox")) is not None
+assert refused(categories.show_category, "fox") == (404, "category_not_found")
+assert store.info().categories == 5
+categories.remove_category(name)
+assert refused(categories.show_category, name) == (404, "category_not_found")
 """
 
 TYPESCRIPT = """
@@ -138,8 +212,21 @@ def test_a_python_client(tmp_path: Path) -> None:
         run(tmp_path, python, "use.py", f"http://127.0.0.1:{port}", "photo.png")
 
 
+def test_a_python_client_that_checks_every_answer(tmp_path: Path) -> None:
+    generator = tool("openapi-generator-cli", "pip install openapi-generator-cli")
+    tool("java", "apt-get install default-jre")
+    (tmp_path / "use.py").write_text(PYDANTIC)
+    options = ("-g", "python", "--package-name", "made", "-p", "useOneOfDiscriminatorLookup=true")
+    run(tmp_path, generator, "generate", "-i", str(DESCRIPTION), "-o", ".", *options)
+    photos = [
+        base64.b64encode(image).decode() for image in (*map(red, range(80, 84)), *map(encode, map(photo, (1, 2))))
+    ]
+    with running(tmp_path / "store") as (_, port):
+        run(tmp_path, sys.executable, "-W", "error", "use.py", f"http://127.0.0.1:{port}", *photos)
+
+
 def test_a_typescript_client(tmp_path: Path) -> None:
-    package = "npm install @hey-api/openapi-ts typescript, and add node_modules/.bin to PATH"
+    package = "npm install @hey-api/openapi-ts typescript@5, and add node_modules/.bin to PATH"
     generator, compiler, node = tool("openapi-ts", package), tool("tsc", package), tool("node", "nodejs.org")
     (tmp_path / "tsconfig.json").write_text(json.dumps({"compilerOptions": COMPILER, "files": ["use.ts"]}))
     (tmp_path / "use.ts").write_text(TYPESCRIPT)

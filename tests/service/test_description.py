@@ -112,8 +112,10 @@ def test_audit_and_info_are_typed() -> None:
     with coloured_store(1) as classifier:
         models = create_app(classifier).openapi()["components"]["schemas"]
     [items] = [models["FindingPage"]["properties"]["items"]["items"]]
-    kinds = {models[one["$ref"].rpartition("/")[2]]["properties"]["finding"]["const"] for one in items["anyOf"]}
+    kinds = {models[one["$ref"].rpartition("/")[2]]["properties"]["finding"]["const"] for one in items["oneOf"]}
     assert kinds == {"summary", "label", "duplicates", "outlier", "thin", "confusion"}
+    assert items["discriminator"]["propertyName"] == "finding"
+    assert items["discriminator"]["mapping"].keys() == kinds
     assert all(model.get("additionalProperties", False) is False for model in models.values() if "Page" in str(model))
     assert models["Info"]["additionalProperties"] is False
 

@@ -283,14 +283,15 @@ def _finding(finding: str, kind: type, **changed: Any) -> Any:
 
 
 StoredImage: Any = _answer(zsvec.StoredImage)
-Finding: Any = (
+Finding: Any = Annotated[
     AuditSummary
     | _finding("label", zsvec.Suspect)
     | _finding("duplicates", zsvec.Duplicates, images=list[StoredImage])
     | _finding("outlier", zsvec.Outlier, image=StoredImage)
     | _finding("thin", zsvec.ThinCategory)
-    | _finding("confusion", zsvec.Confusion, images=list[StoredImage], categories=list[str])
-)
+    | _finding("confusion", zsvec.Confusion, images=list[StoredImage], categories=list[str]),
+    Field(discriminator="finding"),
+]
 """An item of an audit; `finding` is its kind."""
 
 

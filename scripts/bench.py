@@ -8,6 +8,7 @@
     python scripts/bench.py attached URL PHOTOS         a collection of others, attached and copied
     python scripts/bench.py runtimes PHOTOS             encoders on torch and on onnxruntime
     python scripts/bench.py service REFERENCES PHOTOS   parallel requests of one image to the service
+    python scripts/bench.py memory REFERENCES PHOTOS    memory of the service over 3,000 requests
     python scripts/bench.py keeping REFERENCES PHOTOS   storing small copies, and keeping images in the inbox
 
 REFERENCES has a sub-folder of images for each category.
@@ -21,11 +22,11 @@ from benchmarks.keeping import keeping
 from benchmarks.large import large
 from benchmarks.runtimes import runtimes
 from benchmarks.scale import calibrate, scale
-from benchmarks.service import service
+from benchmarks.service import memory, service
 from benchmarks.stream import stream
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, calibrate, large, attached, runtimes, service, keeping):
+for command in (stream, scale, calibrate, large, attached, runtimes, service, memory, keeping):
     app.command()(command)
 
 if __name__ == "__main__":

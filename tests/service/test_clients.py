@@ -214,7 +214,6 @@ def test_a_python_client(tmp_path: Path) -> None:
 
 def test_a_python_client_that_checks_every_answer(tmp_path: Path) -> None:
     generator = tool("openapi-generator-cli", "pip install openapi-generator-cli")
-    tool("java", "apt-get install default-jre")
     (tmp_path / "use.py").write_text(PYDANTIC)
     options = ("-g", "python", "--package-name", "made", "-p", "useOneOfDiscriminatorLookup=true")
     run(tmp_path, generator, "generate", "-i", str(DESCRIPTION), "-o", ".", *options)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from tests.store.material import add, content_hash, references, sources, write_of
-from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError
-from zsvec.store import Move, Renamed, Store
+from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError, StoreUnavailableError
+from zsvec.store import Move, Renamed, Store, transfer
 from zsvec.store.backends.base import Put
+from zsvec.store.catalog.commit import publish
 from zsvec.store.catalog.schema import expected
 from zsvec.store.names import record_id
 
@@ -169,34 +170,120 @@ def test_a_transfer_to_a_category_that_cannot_be_read_stops_no_writer_of_the_oth
     assert sources(store, "cat")["clip:image"] == ["felix", "tom"]
 
 
-NO_TRANSFERS: list[Any] = [
-    *(None, 3, "x", [], {}, {"id": "a", "planned_on": None, "source": {}, "target": {}}),
-    {
-        "id": "a",
-        "planned_on": 3,
-        **{end: {"kind": "manifest", "category": end, "version": 1, "rev": 1} for end in ("source", "target")},
-    },
-    {
-        "id": "a",
-        "planned_on": None,
-        "source": {"kind": "manifest", "category": "cat", "version": 1, "rev": 1},
-        "target": {"kind": "manifest", "category": "dog", "version": 1, "rev": 1},
-    },
-    {"id": "a", "from": "nowhere"},
-]
+MARK: Mapping[str, Any] = {"id": "x", "at": "lion", "since": 1, "needs": [], "gains": None, "loses": None}
+FORGED: Mapping[str, Mapping[str, Any]] = {
+    "no mark": {"cat": 3, "dog": []},
+    "of itself": {"cat": {**MARK, "at": "cat", "others": {}, "won": False}},
+    "of nobody": {"cat": {**MARK, "at": "nobody"}},
+    "of another": {"cat": MARK, "dog": {**MARK, "needs": ["nobody"]}},
+    "of each other": {"cat": {**MARK, "at": "dog"}, "dog": {**MARK, "at": "cat"}},
+    "with others that are not marked": {"cat": {**MARK, "at": "cat", "others": {"dog": 1}, "won": False}},
+    "won with others that are not marked": {"cat": {**MARK, "at": "cat", "others": {"dog": 1}, "won": True}},
+    "with no step": {"cat": {**MARK, "gains": {"kind": "manifest", "category": "cat", "version": 1, "rev": 1}}},
+}
 
 
-@pytest.mark.parametrize("key", ["transfer", "came", "requires"])
-def test_a_foreign_transfer_stops_no_writer(store: Store, key: str) -> None:
-    for number, said in enumerate(NO_TRANSFERS):
-        cat, dog = f"cat {number}", f"dog {number}"
-        add(store, cat, images=["tom", "pluto"])
-        (record,) = (m for m in store._catalog.manifests() if m["category"] == cat)
-        store._catalog.put([Put(record_id("category", cat), {**record, "version": 2, key: said}, expected(record))])
-        assert store.category(cat).version == 2
-        store.move(Move(source=cat, target=dog, hashes=hashes("tom")))
-        add(store, cat, images=["felix"])
-        assert sources(store, cat) == {name: ["felix", "pluto"] for name in ("clip:image", "dino:image")}
+def forge(store: Store, name: str, **fields: Any) -> None:
+    """Replaces fields of a manifest, as anyone who can write to the catalog may."""
+    record = store._catalog.state([name]).manifests[name]
+    forged = {**record, "version": record["version"] + 1, **fields}
+    store._catalog.put([Put(record_id("category", name), forged, expected(record))])
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_mark_of_a_transfer_stops_no_writer(store: Store, kind: str) -> None:
+    for name in ("cat", "dog", "lion"):
+        add(store, name, images=["tom", "pluto"])
+    for name, mark in FORGED[kind].items():
+        forge(store, name, transfer=mark)
+    store.move(Move(source="cat", target="fox", hashes=hashes("tom")))
+    for name in ("cat", "dog", "lion"):
+        add(store, name, images=["felix"])
+    store.gc(0)
+    assert sources(store, "cat")["clip:image"] == ["felix", "pluto"]
+    assert sources(store, "dog")["clip:image"] == sources(store, "lion")["clip:image"] == ["felix", "pluto", "tom"]
+    assert store.incomplete() == []
+
+
+@pytest.mark.parametrize("requires", [None, 3, "x", [], {"a": "x"}, {"a": -1}, {"a": None}])
+def test_forged_requirements_stop_no_writer(store: Store, requires: Any) -> None:
+    add(store, "cat", images=["tom", "pluto"])
+    forge(store, "cat", requires=requires)
+    store.move(Move(source="cat", target="dog", hashes=hashes("tom")))
+    add(store, "cat", images=["felix"])
+    assert sources(store, "cat")["clip:image"] == ["felix", "pluto"]
+
+
+@pytest.mark.parametrize("deployment", ["local"], indirect=True)  # no other process can write to an embedded store
+def test_a_category_that_is_damaged_during_a_transfer_stops_no_writer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "dog"):
+        add(store, name, images=["tom", "pluto"])
+
+    def damaging(*args: Any) -> Any:
+        if "cat" in args[1]:  # at the end
+            forge(store, "dog", version="1")
+            args = (args[0], store._catalog.state(["cat", "dog"]).manifests)
+        return publish(*args)
+
+    monkeypatch.setattr("zsvec.store.transfer.publish", damaging)
+    monkeypatch.setattr("zsvec.store.catalog.commit._LOOKS", 2)
+    with pytest.raises(StoreUnavailableError):
+        store.move(Move(source="cat", target="dog", hashes=hashes("tom")))
+    add(store, "cat", images=["felix"])
+    assert sources(store, "cat")["clip:image"] == ["felix", "pluto"]
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+@contextmanager
+def killed_when_won(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kills the writer of a transfer when the coordinator says that the transfer is won."""
+    steps = iter([transfer._next])
+
+    def dying(*args: Any) -> Any:
+        if step := next(steps, None):
+            return step(*args)
+        raise KilledError
+
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(transfer, "_next", dying)
+        yield
+
+
+def test_a_mark_that_stayed_hides_no_running_transfer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some categories still have the mark of a transfer that was cancelled, with the same coordinator."""
+    stale = [f"stale {number}" for number in range(8)]  # whichever mark is read last
+    add(store, "cat", images=["stays", "tom"])
+    for name in ("dog", *stale):
+        add(store, name, images=[f"of {name}"])
+    for name in stale:
+        forge(store, name, transfer={**MARK, "at": "cat"})
+    with killed_when_won(monkeypatch):
+        store.move(Move(source="cat", target="dog", hashes=hashes("tom")))
+    store.write([write_of(name, [f"of {name}", "new"]) for name in (*stale, "dog")])
+    assert sources(store, "dog")["clip:image"] == ["new", "of dog", "tom"]
+    assert sources(store, "cat")["clip:image"] == ["stays"]
+    add(store, "cat", images=["felix"])
+
+
+@pytest.mark.parametrize("damage", [{"version": "1"}, {"texts": None}])
+@pytest.mark.parametrize("name", ["cat", "dog"])
+def test_a_won_transfer_with_a_damaged_category_loses_nothing_of_the_other(
+    store: Store, monkeypatch: pytest.MonkeyPatch, damage: Mapping[str, Any], name: str
+) -> None:
+    add(store, "cat", images=["stays", "tom"])
+    add(store, "dog", images=["rex"])
+    with killed_when_won(monkeypatch):
+        store.move(Move(source="cat", target="dog", hashes=hashes("tom")))
+    forge(store, name, **damage)
+    readable = "dog" if name == "cat" else "cat"
+    before = sources(store, readable)["clip:image"]
+    add(store, readable, images=["felix"])
+    assert sources(store, readable)["clip:image"] == sorted([*before, "felix"])
 
 
 @pytest.mark.parametrize("found", [None, 3, "x", {}, ["a" * 16]])

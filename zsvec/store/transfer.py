@@ -16,8 +16,10 @@ them changes. A mark is a field of the present manifest, and has the next manife
 Before a process writes to a marked category or collects garbage there, it reads the manifest of the coordinator. If the
 coordinator has the transfer, the process does the remaining steps, whether the writer of the transfer still runs or was
 killed. Only the writer knows the marks, so another process waits for step 2, and then cancels the transfer. If the
-coordinator does not have the transfer, the mark means nothing, and the next manifest of the category leaves it out. The
-mark names the version in which the coordinator began the transfer, so that an older manifest, from a replica that has
+coordinator does not have the transfer, the mark means nothing, and the next manifest of the category leaves it out. If
+a mark is lost after step 3, because a manifest was damaged, the transfer is cancelled, too: a reference may then be in
+two categories, but never in none, since no category loses references before all others have gained theirs. The mark
+names the version in which the coordinator began the transfer, so that an older manifest, from a replica that has
 missed writes, is recognised. No clock is involved.
 
 A reader that reads page by page may see a loss without the gain. So a category that has lost references names the
@@ -30,6 +32,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from zsvec.errors import StoreError, StoreUnavailableError
@@ -130,7 +133,7 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
     names = set(names)
     while True:
         state = catalog.state(names)
-        found = {mark["at"]: mark for mark in map(_mark, state.manifests.values()) if mark}
+        found = {(mark["at"], mark["id"]): mark for mark in map(_mark, state.manifests.values()) if mark}
         running = _running(catalog, found.values()) if found else []
         if not running:
             return state
@@ -154,7 +157,7 @@ def _running(catalog: Catalog, marks: Collection[Mapping[str, Any]]) -> list[Map
             f"{catalog.location} shows an old state of {', '.join(map(repr, sorted(old)))}: try again when the server "
             "is well"
         )
-    return [mark for mark in marks if _mark(readable.get(mark["at"], {})).get("id") == mark["id"]]
+    return [mark for mark in marks if _is_run_by(readable.get(mark["at"], {}), mark["at"], mark["id"])]
 
 
 def _finish(catalog: Catalog, at: str, identifier: str) -> None:
@@ -172,12 +175,18 @@ def _finish(catalog: Catalog, at: str, identifier: str) -> None:
 
 def _found(catalog: Catalog, at: str, identifier: str) -> tuple[Mapping[str, Any], State] | None:
     """Returns the mark of the coordinator, and the manifests of all categories; ``None`` if the transfer is over."""
-    mark = _mark(_shown(catalog, catalog.state([at]), at))
-    if mark.get("id") != identifier or mark["at"] != at:
+    manifest = _shown(catalog, catalog.state([at]), at)
+    if not _is_run_by(manifest, at, identifier):
         return None
-    state = catalog.state([at, *mark["others"]])
-    mark = _mark(_shown(catalog, state, at))
-    return (mark, state) if mark.get("id") == identifier else None
+    state = catalog.state([at, *_mark(manifest)["others"]])
+    manifest = _shown(catalog, state, at)
+    return (_mark(manifest), state) if _is_run_by(manifest, at, identifier) else None
+
+
+def _is_run_by(manifest: Manifest, at: str, identifier: str) -> bool:
+    """Returns whether this manifest of the category `at` coordinates the transfer."""
+    mark = _mark(manifest)
+    return bool(mark and (mark["at"], mark["id"]) == (at, identifier))
 
 
 def _is_marked(mark: Mapping[str, Any], state: State, name: str) -> bool:
@@ -186,38 +195,40 @@ def _is_marked(mark: Mapping[str, Any], state: State, name: str) -> bool:
 
 def _is_beginning(mark: Mapping[str, Any], state: State) -> bool:
     """Returns whether categories can still be marked, because they have not changed."""
-    left = [name for name in mark["others"] if not _is_marked(mark, state, name)]
-    versions = {name: state.manifests[name]["version"] if name in state.manifests else 0 for name in left}
-    return bool(left) and all(versions[name] < mark["others"][name] for name in left)
+    left = {name: version for name, version in mark["others"].items() if not _is_marked(mark, state, name)}
+    found = state.manifests
+    return bool(left) and all(name not in found or found[name]["version"] < left[name] for name in left)
 
 
 def _next(catalog: Catalog, mark: Mapping[str, Any], state: State) -> list[dict[str, Any]]:
     """Returns the manifests of the next step."""
-    identifier, at, others = mark["id"], mark["at"], mark["others"]
+    identifier, at, others, there = mark["id"], mark["at"], mark["others"], state.manifests
+    if unmarked := [name for name in others if not _is_marked(mark, state, name)]:
+        if mark["won"] and any(_is_before(_shown(catalog, state, name), others[name]) for name in unmarked):
+            raise UnknownError  # from a replica that has missed writes
+        return [_succeeding(there[at], f"{identifier}-off")]  # if won, a manifest is damaged: let no more be lost
     if not mark["won"]:
-        if all(_is_marked(mark, state, name) for name in others):
-            now = state.manifests[at]
-            return [{**_succeeding(now, f"{identifier}-won"), "transfer": {**now["transfer"], "won": True}}]
-        return [_succeeding(state.manifests[at], f"{identifier}-off")]
-    there = {name: _shown(catalog, state, name) for name in (at, *others)}
-    there = {name: manifest for name, manifest in there.items() if not is_damaged(manifest)}
-    if not all(_is_marked(mark, state, name) for name in there):
-        raise UnknownError  # from a replica that has missed writes, or the transfer is over
+        return [{**_succeeding(there[at], f"{identifier}-won"), "transfer": {**there[at]["transfer"], "won": True}}]
     rev = catalog.next_rev()
     for step in ("gains", "loses"):
-        pending = [name for name in others if name in there and there[name]["transfer"][step]]
+        pending = [name for name in others if there[name]["transfer"][step]]
         if there[at]["transfer"][step] and (step == "gains" or not pending):
             pending.append(at)
         if pending:
-            needed = {need for name in pending for need in there[name]["transfer"]["needs"]} if step == "loses" else ()
-            gained = publish(catalog, {name: there[name] for name in needed if name in there})
-            if needed and not gained.keys() >= needed & there.keys():
+            needs = (there[name]["transfer"]["needs"] for name in pending if step == "loses")
+            needed = {name: there[name] for name in chain.from_iterable(needs) if name in there}
+            gained = publish(catalog, needed)
+            if len(gained) < len(needed):
                 raise UnknownError
             return [
                 _stepped(there[name], step, rev + i * STEP, gained, ends=name == at and step == "loses")
                 for i, name in enumerate(pending)
             ]
     return [_succeeding(there[at], _done(identifier))]  # if nothing is lost: copies are exchanged
+
+
+def _is_before(manifest: Manifest, version: int) -> bool:
+    return not is_damaged(manifest) and manifest["version"] < version
 
 
 def _stepped(manifest: Manifest, step: str, rev: int, gained: Mapping[str, Manifest], *, ends: bool) -> dict[str, Any]:
@@ -258,7 +269,7 @@ def _shown(catalog: Catalog, state: State, name: str) -> Manifest:
 
 
 def _mark(manifest: Manifest) -> Mapping[str, Any]:
-    """Returns the mark of a transfer in a manifest; empty if there is none, or if it is invalid."""
+    """Returns the mark of a transfer in a manifest; empty if there is none, or if it or the manifest is invalid."""
     mark = manifest.get("transfer")
     if not isinstance(mark, dict):
         return {}
@@ -273,11 +284,13 @@ def _mark(manifest: Manifest) -> Mapping[str, Any]:
         and all(map(is_number, others.values()))
         and ("others" in mark and isinstance(mark.get("won"), bool)) == (mark.get("at") == manifest.get("category"))
     )
-    return mark if fits and all(_fits(mark.get(step), manifest) for step in ("gains", "loses")) else {}
+    return (
+        mark if fits and all(_fits(one, manifest) for one in (manifest, mark.get("gains"), mark.get("loses"))) else {}
+    )
 
 
 def _fits(following: Any, manifest: Manifest) -> bool:
-    """Returns whether a manifest can follow another one; ``None`` stands for no step."""
+    """Returns whether a manifest can be read and can follow another one; ``None`` stands for no step."""
     if following is None:
         return True
     if not (

@@ -26,6 +26,7 @@ from zsvec.store.catalog.schema import (
     calibration_payload,
     category_from,
     expected,
+    is_damaged,
     manifest_payload,
     writers,
 )
@@ -111,9 +112,12 @@ def publish(
             value of ``changed``.
 
     Returns:
-        The manifests as last read, by category. A manifest that the last read omits is missing.
+        The manifests as last read, by category. A manifest that the last read omits, or that is damaged, is missing.
     """
-    while manifests and not catalog.exclusive:
+    while not catalog.exclusive:
+        manifests = {name: manifest for name, manifest in manifests.items() if not is_damaged(manifest)}
+        if not manifests:
+            break
         newest = catalog.newest()
         late = [
             manifest

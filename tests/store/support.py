@@ -125,6 +125,12 @@ class Deployment:
             store.remove(category.name)
         store.gc(grace=0)
 
+    def drop(self, store: Store) -> None:
+        """Delete the collections of a store: those of one server need 60 MB and more each."""
+        for collection in self.collections():
+            if collection.startswith(f"{store.namespace}__"):
+                self._open[-1].remove(collection)
+
     def close(self) -> None:
         while self._open:
             self._open.pop().close()

@@ -373,6 +373,7 @@ def test_an_undo_that_is_killed_is_finished_by_the_next_process(deployment: Depl
         again.gc(float("-inf"))
         assert again.gc(float("-inf")).total() == 0
         assert not again._catalog.scroll(Where(match={"kind": "undo"}))
+        deployment.drop(store)
         if not died:
             break
     assert finished > 3

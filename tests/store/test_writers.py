@@ -539,6 +539,7 @@ def test_first_writer_may_die_between_any_two_calls(deployment: Deployment, back
         add(store, "red panda", ["a"])
         assert images(store) == ["a"]
         assert store.encoders() == FINGERPRINTS
+        deployment.drop(store)
         if not died:
             break
     assert survived > 4
@@ -560,6 +561,7 @@ def test_two_first_writers_at_once(deployment: Deployment, backend: Hooked) -> N
             break
         add(mine, "red panda", ["mine"])
         assert images(mine) == ["mine", "theirs"]
+        deployment.drop(mine)
     assert position > 4
 
 

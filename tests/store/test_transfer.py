@@ -88,6 +88,9 @@ class Moves:
         """Add to the categories for ever."""
         store, random = self.open(process), self.world.random
         while True:
+            if self.many:  # else a move between many pairs is hardly ever done: each write of one category defeats it
+                process.asleep_until = self.world.steps + random.randint(0, 1500)
+                process.wait()
             try:
                 store.write([write_of(random.choice(NAMES), [f"{process.name} {random.getrandbits(20)}"])])
             except (StoreUnavailableError, ConflictError):

@@ -46,15 +46,15 @@ def written(folder: Path, annotations: list[Any], **changes: Any) -> Path:
     return file
 
 
-def boxes_of(file: Path, **options: Any) -> dict[str, list[tuple[str, tuple[int, ...], str | None]]]:
-    found: dict[str, list[tuple[str, tuple[int, ...], str | None]]] = {}
+def boxes_of(file: Path, **options: Any) -> dict[str, list[tuple[str, tuple[float, ...], str | None]]]:
+    found: dict[str, list[tuple[str, tuple[float, ...], str | None]]] = {}
     for category in from_coco(file, boxes=True, **options):
         for reference in category.images:
             assert isinstance(reference, ReferenceImage)
             assert isinstance(reference.image, Region)
             assert reference.image.size == SIZE
             found.setdefault(category.name, []).append(
-                (Path(reference.image.path).name, reference.image.box, reference.group)
+                (Path(str(reference.image.image)).name, reference.image.box, reference.group)
             )
     return found
 

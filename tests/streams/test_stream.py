@@ -118,6 +118,30 @@ def test_the_function_runs_in_several_threads_at_once(monkeypatch: pytest.Monkey
     assert sorted(arrivals) == [0, 1, 2]
 
 
+def test_items_of_one_lane_are_processed_in_order_while_other_lanes_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    together = threading.Barrier(2, timeout=DEADLINE)  # of the first items of two lanes
+    inside: dict[int, int] = {}
+    seen: dict[int, list[int]] = {0: [], 1: []}
+
+    def work(item: tuple[int, int]) -> tuple[int, int]:
+        lane, number = item
+        inside[lane] = inside.get(lane, 0) + 1
+        assert inside[lane] == 1
+        if number == 0:
+            together.wait()
+        time.sleep(0.001)
+        seen[lane].append(number)
+        inside[lane] -= 1
+        return item
+
+    lanes = [object(), object()]
+    items = [(lane, number) for lane in (0, 1) for number in range(20)]
+    batches = list(prefetch(work, items, 64, lane=lambda item: lanes[item[0]]))
+    assert [item for batch in batches for item in batch] == items
+    assert seen == {0: list(range(20)), 1: list(range(20))}
+
+
 def test_nothing_starts_before_the_first_batch_is_wanted() -> None:
     assert eventually(lambda: not threads())  # of the streams before
     source = Source()

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -17,7 +17,15 @@ from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.inputs.categories import checked_name, is_several
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageInput, ImageLimits, read_held, source_of, taken
+from zsvec.inputs.images import (
+    ImageInput,
+    ImageLimits,
+    lease_of,
+    read_held,
+    share,
+    source_of,
+    taken,
+)
 from zsvec.inputs.small import small_copy
 from zsvec.streams.flow import Flow
 from zsvec.streams.stream import ahead, prefetch
@@ -210,11 +218,17 @@ class Embedder:
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
             if isinstance(image, PreparedImage):
                 return image
-            return self.prepare(image, flow, hashed=hashed, small=small)
+            lease = lease_of(image)
+            with closing(lease) if lease else nullcontext():
+                return self.prepare(image, flow, hashed=hashed, small=small)
+
+        def lane(image: object) -> object:
+            lease = lease_of(image)
+            return lease and lease.shared
 
         def encoded() -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
-            own = map(take, images)  # in the source's thread, before the source advances
-            for batch in prefetch(prepare, own, batch_size, max_wait=max_wait, flow=flow):
+            own = map(take, share(images, **self.limits))  # in the source's thread, before the source advances
+            for batch in prefetch(prepare, own, batch_size, max_wait=max_wait, flow=flow, lane=lane):
                 inputs = [image.inputs for image in batch if image.error is None]
                 vectors: Vectors = {}
                 if inputs:

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import CO_GENERATOR
 from itertools import chain
 from pathlib import Path
 from traceback import walk_tb
-from typing import Any, BinaryIO, Protocol, TypeAlias, TypedDict, TypeGuard, Unpack, cast
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, Unpack, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,36 +42,86 @@ from zsvec.inputs.decoding import (
 from zsvec.inputs.encoded import Encoded, opening_memory, read_bytes, recognised
 from zsvec.inputs.files import open_regular
 from zsvec.inputs.memory import ACCOUNT, DEFAULT
+from zsvec.inputs.shared import Lease, SharedImage
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle of an image file; accepted wherever zsvec takes an image.
+    """A rectangle of an image; accepted wherever zsvec takes an image.
 
-    Whenever the region is read, the whole image is decoded, at full size and upright.
+    The whole image is decoded, at full size and upright. In a stream, consecutive regions of the same file, or of the
+    same bytes, are cut from one decoded image. Regions of other images are cut before the source advances.
 
     Attributes:
-        path: Path of the image file.
-        box: Left, top, right and bottom in pixels of the upright image, as for `PIL.Image.Image.crop`. The box must not
-            be empty, and must lie within the image.
+        image: The image: a path, bytes, file, PIL image, array or tensor.
+        box: Left, top, right and bottom in pixels of the upright image, as for `PIL.Image.Image.crop`. Fractions are
+            rounded outwards, and the box is cut at the border of the image, where a pixel must be left.
         size: Width and height in pixels of the image in which the box was drawn, if known. A file of another size has
             been scaled or rotated since then, and is refused.
+        margin: Fraction of the width and height of the box to add on each side, before the box is cut at the border.
     """
 
-    path: str | os.PathLike[str]
-    box: tuple[int, int, int, int]
+    image: ImageInput
+    box: tuple[float, float, float, float]
     size: tuple[int, int] | None = None
+    margin: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.box, tuple) and len(self.box) == 4 and all(isinstance(at, int) for at in self.box)):
+        numbers = list(map(_plain, self.box)) if isinstance(self.box, tuple) else []
+        if len(numbers) != 4 or None in numbers:
             got = shown(self.box)
-            raise InvalidInputError(f"a box must be a tuple of four int: left, top, right, bottom. Got {got} instead")
+            raise InvalidInputError(
+                f"a box must be a tuple of four numbers: left, top, right, bottom. Got {got} instead"
+            )
+        object.__setattr__(self, "box", tuple(numbers))
+        object.__setattr__(self, "margin", checked_margin(self.margin))
 
     @property
     def fragment(self) -> str:
-        """The rectangle as a URL fragment, as in W3C, Media Fragments URI 1.0 (2012), section 4.2.2."""
-        left, top, right, bottom = self.box
+        """The rectangle as a URL fragment, as in W3C, Media Fragments URI 1.0 (2012), section 4.2.2, without margin."""
+        if not self._is_bounded():
+            return f"xyxy={','.join(map(_short, self.box))}"
+        left, top = (max(0, math.floor(at)) for at in self.box[:2])
+        right, bottom = (math.ceil(at) for at in self.box[2:])
         return f"xywh={left},{top},{right - left},{bottom - top}"
+
+    def check(self) -> None:
+        """Raises ImageError for a box that has no pixel in any image."""
+        left, top, right, bottom = self.box
+        if not self._is_bounded():
+            got = ", ".join(map(_short, self.box))
+            raise ImageError(
+                f"the numbers of a box must be finite and below {_MAX_PIXEL:,}, got {got}; correct the box"
+            )
+        if left > right or top > bottom:
+            raise ImageError(
+                f"the box {self._shown()} has its left and right, or its top and bottom, swapped; give left, top, "
+                "right, bottom, not left, top, width, height"
+            )
+        if left == right or top == bottom:
+            raise ImageError(f"the box {self._shown()} is empty; give one with a width and a height")
+
+    def pixels(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Returns the rectangle, with the margin, in whole pixels of an image of this size.
+
+        Raises:
+            ImageError: The box is unusable, or lies outside of the image.
+        """
+        self.check()
+        width, height = size
+        left, top, right, bottom = map(float, self.box)
+        if left >= width or top >= height or right <= 0 or bottom <= 0:
+            raise ImageError(
+                f"the box {self._shown()} does not lie in its {width} × {height} pixels; give one that does, in pixels "
+                "of the upright image"
+            )
+        across, down = self.margin * (right - left), self.margin * (bottom - top)
+        return (
+            math.floor(max(0.0, left - across)),
+            math.floor(max(0.0, top - down)),
+            math.ceil(min(width, right + across)),
+            math.ceil(min(height, bottom + down)),
+        )
 
     def cut_from(self, image: Image.Image) -> Image.Image:
         """Returns the region of the decoded image; raises ImageError if the size or the box does not fit."""
@@ -80,10 +131,35 @@ class Region:
                 f"it has {width} × {height} pixels upright, and the box was drawn in {self.size[0]} × {self.size[1]}; "
                 "give the file that was annotated, or annotate this one"
             )
-        left, top, right, bottom = self.box
-        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-            raise ImageError(f"the box {self.box} does not lie in its {width} × {height} pixels; give one that does")
-        return image.crop(self.box)
+        return image.crop(self.pixels(image.size))
+
+    def _is_bounded(self) -> bool:
+        return all(-_MAX_PIXEL < at < _MAX_PIXEL for at in self.box)  # false for NaN
+
+    def _shown(self) -> str:
+        return f"({', '.join(map(_short, self.box))})"
+
+
+def checked_margin(margin: object) -> float:
+    """Returns the margin of a box as a float; raises InvalidInputError unless it is a number from 0 to `MAX_MARGIN`."""
+    number = _plain(margin)
+    if number is not None and 0 <= number <= MAX_MARGIN:
+        return float(number)
+    raise InvalidInputError(f"margin must be a number from 0 to {MAX_MARGIN}. Got {shown(margin)} instead")
+
+
+def _plain(number: object) -> int | float | None:
+    """Returns a number of Python or numpy as one of Python; ``None`` for any other value."""
+    if isinstance(number, int | np.integer):
+        return int(number)
+    return float(number) if isinstance(number, float | np.floating) else None
+
+
+def _short(number: float) -> str:
+    return f"{number:g}" if isinstance(number, float) else shown(number)
+
+
+Item = TypeVar("Item")
 
 
 class SupportsArray(Protocol):
@@ -107,6 +183,9 @@ ImageInput: TypeAlias = (
     | Region
 )
 
+MAX_MARGIN = 10
+"""Largest `Region.margin`."""
+_MAX_PIXEL = 2**31
 _CHUNK_BYTES = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib merges two; two letters: a Windows drive has one
 
@@ -223,7 +302,9 @@ def content_hash(image: ImageInput, *, max_pixels: int | None = None, image_memo
 def source_of(image: ImageInput) -> str:
     """Returns the name of an image in results: its path, ``name`` or ``filename``, or else a kind such as ``array``."""
     if isinstance(image, Region):
-        return f"{source_of(image.path)}#{image.fragment}"
+        return f"{source_of(image.image)}#{image.fragment}"
+    if isinstance(image, SharedImage | Lease):
+        return image.source if isinstance(image, SharedImage) else image.shared.source
     if isinstance(image, str | os.PathLike):
         path = os.fsdecode(image)
         return without_password(path) if _URL.match(path) else path
@@ -275,13 +356,20 @@ def is_one_image(value: object) -> bool:
 def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
     """Returns a copy of an image that stays valid when the caller reuses or closes the original object.
 
-    Arrays and PIL images are copied, and files are read to the end. An error of copying is raised when the copy is
-    read. Paths, bytes and regions are returned unchanged. PIL images that read from a file (`opened`) are returned
-    unchanged too, because a copy would be decoded and large; read such an image at once.
+    Arrays and PIL images are copied, files are read to the end, and regions of these are cut. An error of copying is
+    raised when the copy is read. Paths, bytes and regions of these are returned unchanged. PIL images that read from a
+    file (`opened`) are returned unchanged too, because a copy would be decoded and large; read such an image at once.
     """
-    if isinstance(image, str | os.PathLike | bytes | Region) or opened(image):
+    if isinstance(image, str | os.PathLike | bytes) or opened(image):
+        return image
+    if isinstance(image, Region) and isinstance(image.image, str | os.PathLike | bytes | Lease):
         return image
     try:
+        if isinstance(image, Region):
+            with ExitStack() as held:
+                cut = _load(image, Limits(**limits), None, held, hashed=False).image
+            cut.filename = source_of(image)  # type: ignore[attr-defined]
+            return cut
         with _content_of(image) as content:
             if isinstance(content, Image.Image):
                 copy = content.copy()
@@ -296,6 +384,58 @@ def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
             return content.at(0, content.size)
     except Exception as error:  # noqa: BLE001 - raised when the copy is read
         return _TakenFile(source_of(image), error)
+
+
+def shared(image: ImageInput, **limits: Unpack[ImageLimits]) -> SharedImage:
+    """Returns an image that is decoded once for all of its regions. The caller must not change it meanwhile."""
+
+    def load(held: ExitStack) -> Image.Image:
+        return _load(image, Limits(**limits), None, held, hashed=False).image
+
+    return SharedImage(source_of(image), load)
+
+
+def share(images: Iterable[Item], **limits: Unpack[ImageLimits]) -> Iterator[Item]:
+    """Yields images, and lets consecutive regions of the same file or bytes share one decoded image.
+
+    The image of each such region becomes a `Lease`, to be closed when the region was read.
+    """
+    current: SharedImage | None = None
+    try:
+        for image in images:
+            mark = _mark_of(image.image) if isinstance(image, Region) else None
+            if current is not None and mark != current.mark:
+                current.leave()
+                current = None
+            if mark is None:
+                yield image
+                continue
+            region = cast("Region", image)
+            whole: Any = region.image
+            if current is None:
+                current = whole if isinstance(whole, SharedImage) else shared(whole, **limits)
+                current.mark = mark
+            yield cast("Item", replace(region, image=cast("Any", current.lease())))
+    finally:
+        if current is not None:
+            current.leave()
+
+
+def lease_of(image: object) -> Lease | None:
+    """Returns the lease of a region that `share` has yielded; ``None`` for any other image."""
+    whole: object = image.image if isinstance(image, Region) else None
+    return whole if isinstance(whole, Lease) else None
+
+
+def _mark_of(image: object) -> Hashable:
+    """Returns equal values for images of the same content, or ``None`` for an image that its owner may change."""
+    if isinstance(image, SharedImage | bytes):
+        return id(image)
+    if isinstance(image, str | os.PathLike):
+        with suppress(OSError, ValueError):  # reading it raises the error
+            found = os.stat(image)  # noqa: PTH116 - a path may be bytes
+            return os.fsdecode(image), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return None
 
 
 class _TakenFile(io.BytesIO):
@@ -364,7 +504,10 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
     A file is read as a whole only after memory is reserved for its bytes and for the image that its header describes.
     """
     if isinstance(image, Region):
-        rgb = image.cut_from(_load(image.path, limits, None, held, hashed=False).image)
+        image.check()  # before the image is decoded
+        lease = lease_of(image)
+        whole = lease.shared.whole(held) if lease else _load(image.image, limits, None, held, hashed=False).image
+        rgb = image.cut_from(whole)
         return LoadedImage(rgb, _digest_of(rgb) if hashed else "", rgb.size)
     content: bytes | NDArray[Any] | Image.Image
     with _content_of(image) as given:
@@ -392,7 +535,7 @@ def _content_of(image: ImageInput) -> Iterator[Encoded | NDArray[Any] | Image.Im
     if isinstance(image, Image.Image):
         yield image
     elif is_array(image):
-        yield channels_last(_as_array(image))
+        yield channels_last(as_array(image))
     elif isinstance(image, bytes | bytearray | memoryview):
         yield Encoded(io.BytesIO(bytes(image)))
     elif isinstance(image, str | os.PathLike):
@@ -415,7 +558,7 @@ def _content_of(image: ImageInput) -> Iterator[Encoded | NDArray[Any] | Image.Im
             file.seek(start)
 
 
-def _as_array(image: Any) -> NDArray[Any]:
+def as_array(image: Any) -> NDArray[Any]:
     """Returns an array of the same values. The values of a tensor are copied only from another device."""
     if isinstance(image, np.ndarray):
         return image

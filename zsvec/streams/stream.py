@@ -11,12 +11,13 @@ import asyncio
 import math
 import os
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, Self, TypeVar
 
 from zsvec.streams.flow import Channel, Flow, StreamStats
@@ -104,6 +105,7 @@ def prefetch(
     *,
     max_wait: float | None = None,
     flow: Flow | None = None,
+    lane: Callable[[Item], object] = lambda _: None,
 ) -> Iterator[list[Result]]:
     """Applies a function in threads and yields the results in batches, in the order of the items.
 
@@ -117,6 +119,8 @@ def prefetch(
         max_wait: Seconds from the first result of a batch until an incomplete batch is yielded; by default `MAX_WAIT`.
         flow: State that the stages of the stream share; the caller ends the flow. By default, closing the iterator ends
             a private flow.
+        lane: Returns ``None``, or the object that an item shares with its neighbours, such as their image. Consecutive
+            items with the same object are processed one at a time, in order.
 
     Yields:
         1 to ``batch_size`` results.
@@ -126,7 +130,7 @@ def prefetch(
     """
     shared = flow or Flow()
     waiting: Channel[Future[Result]] = shared.new_channel("decode", 2 * batch_size)
-    feeding = partial(_feed, function, items, shared, waiting)
+    feeding = partial(_feed, function, items, shared, waiting, lane)
     Thread(target=feeding, name="zsvec-feed", daemon=True).start()  # a blocked source must not keep the process alive
     batch: list[Result] = []
     due = 0.0
@@ -159,18 +163,27 @@ def prefetch(
 
 
 def _feed(
-    function: Callable[[Item], Result], items: Iterable[Item], flow: Flow, waiting: Channel[Future[Result]]
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    flow: Flow,
+    waiting: Channel[Future[Result]],
+    lane: Callable[[Item], object],
 ) -> None:
     """Gives items to worker threads, and puts the futures of the results into `waiting`, in the order of the items."""
     tasks = flow.new_queue()
     workers = min(8, os.cpu_count() or 1)
     last: Future[Any] = Future()
+    current = _Lane(None)
     try:
         for number, item in enumerate(items):
             future: Future[Result] = Future()
             if flow.stopped:
                 break
-            tasks.put((future, item))  # before `waiting.put`, so that each awaited future has a worker
+            key = lane(item)
+            if key is None or key is not current.key:
+                current = _Lane(key)
+            if current.add((future, item)):
+                tasks.put(current)  # before `waiting.put`, so that each awaited future has a worker
             if number < workers:
                 flow.start(partial(_work, function, tasks, flow), f"zsvec-decode_{number}")
             if not waiting.put(future):
@@ -178,19 +191,48 @@ def _feed(
         last.set_result(_END)
     except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
         last.set_exception(exc)
+    if flow.stopped:  # the workers may have ended before the last tasks, which would keep their items
+        with suppress(Empty):
+            while True:
+                tasks.get_nowait()
     tasks.put(None)
     waiting.put(last)
 
 
 def _work(function: Callable[[Any], Any], tasks: SimpleQueue[Any], flow: Flow) -> None:
-    while (task := tasks.get()) is not None:
-        future, item = task
-        try:
-            future.set_result(_END if flow.stopped else function(item))
-        except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
-            future.set_exception(exc)
-        del task, future, item  # frees the item while waiting for the next task
+    while (lane := tasks.get()) is not None:
+        while (task := lane.take()) is not None:
+            future, item = task
+            try:
+                future.set_result(_END if flow.stopped else function(item))
+            except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
+                future.set_exception(exc)
+            del task, future, item  # frees the item while waiting for the next task
+        del lane
     tasks.put(None)  # ends the next thread
+
+
+class _Lane:
+    """Tasks of which one thread at a time does all, in order. `key` is the object that their items share."""
+
+    def __init__(self, key: object) -> None:
+        self.key = key
+        self._tasks: deque[Any] = deque()
+        self._is_taken = False
+        self._lock = Lock()
+
+    def add(self, task: Any) -> bool:
+        """Adds a task. Returns whether a thread must be told of the lane, because none is at work in it."""
+        with self._lock:
+            self._tasks.append(task)
+            was_taken, self._is_taken = self._is_taken, True
+            return not was_taken
+
+    def take(self) -> Any:
+        """Returns the next task; ``None`` if there is none, which ends the work of the thread in the lane."""
+        with self._lock:
+            self._is_taken = bool(self._tasks)
+            return self._tasks.popleft() if self._tasks else None
 
 
 def ahead(batches: Generator[Result, None, None], flow: Flow, stage: str) -> Generator[Result, None, None]:

@@ -188,6 +188,8 @@ def test_methods_of_a_classifier() -> None:
         "correct": ["image", "name"],
         "classify": ["images", "*", "top_k=", "errors=", "keep="],
         "aclassify": ["images", "*", "top_k=", "errors=", "keep="],
+        "classify_regions": ["image", "boxes", "*", "margin=", "top_k=", "errors=", "keep="],
+        "aclassify_regions": ["image", "boxes", "*", "margin=", "top_k=", "errors=", "keep="],
         "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "embed_stream": ["images", "*", "batch_size="],

@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from zsvec.generation.plan import Budget, Plan
     from zsvec.ingest.embedding import Embedding
     from zsvec.ingest.validation import Errors
+    from zsvec.inputs.boxes import Boxes, SupportsBoxes
     from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
     from zsvec.inputs.folders import read_categories
     from zsvec.inputs.images import ImageInput, Region, SupportsArray, content_hash, load_image
@@ -109,6 +110,7 @@ __all__ = [
     "Backbone",
     "Background",
     "BatchEncoder",
+    "Boxes",
     "Budget",
     "Calibration",
     "CalibrationReport",
@@ -189,6 +191,7 @@ __all__ = [
     "Stream",
     "StreamStats",
     "SupportsArray",
+    "SupportsBoxes",
     "Suspect",
     "Temperature",
     "ThinCategory",
@@ -224,6 +227,7 @@ _LATE = {
     "zsvec.generation.plan": "Budget Plan",
     "zsvec.ingest.embedding": "Embedding",
     "zsvec.ingest.validation": "Errors",
+    "zsvec.inputs.boxes": "Boxes SupportsBoxes",
     "zsvec.inputs.categories": "CategoryInput ReferenceImage checked_name",
     "zsvec.inputs.folders": "read_categories",
     "zsvec.inputs.images": "ImageInput Region SupportsArray content_hash load_image",

@@ -21,6 +21,7 @@ from zsvec.ingest.embedding import Embedder, Embedding
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag
+from zsvec.inputs.boxes import Boxes, Detections, is_detections, with_predictions
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput, SupportsArray, is_one_image, load_image
 from zsvec.inputs.small import SIDE, open_small, small_copy
@@ -574,6 +575,109 @@ class Classifier:
     ) -> Prediction | list[Prediction]:
         """Runs `classify` in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(self.classify, images, top_k=top_k, errors=errors, keep=keep)
+
+    @overload
+    def classify_regions(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        boxes: Detections,
+        *,
+        margin: float = 0.0,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> Detections: ...
+    @overload
+    def classify_regions(
+        self,
+        image: ImageInput,
+        boxes: Boxes,
+        *,
+        margin: float = 0.0,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> list[Prediction]: ...
+    def classify_regions(
+        self,
+        image: ImageInput,
+        boxes: Any,
+        *,
+        margin: float = 0.0,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> Any:
+        """Classifies the boxes that a detector found in an image, which is decoded once.
+
+        ```python
+        detections = clf.classify_regions("street.jpg", detections)  # supervision draws the categories
+        ```
+
+        For many images, classify a stream of `Region` objects: their crops share batches.
+
+        Args:
+            image: An image, as for `classify`.
+            boxes: Left, top, right and bottom of each box in pixels of the upright image, shape ``(n, 4)``, at most
+                10,000; or an object with these as ``xyxy``, such as the boxes of a result of ultralytics, or
+                `supervision.Detections`. Fractions are rounded outwards, and boxes are cut at the border of the image.
+            margin: Fraction of the width and height of a box, 0 to 10, to add on each side.
+            top_k: Maximum number of categories in a ranking.
+            errors: For an unusable box or an unreadable image, ``report`` predictions with ``error``, or ``raise`` the
+                error.
+            keep: As for `classify_stream`.
+
+        Returns:
+            A prediction for each box, in order. For ``Detections``, which have ``data`` and ``confidence`` too, a copy
+            with the categories as ``data["class_name"]``, their probabilities as ``confidence``, and the predictions
+            as ``data["zsvec"]``. There, unknown boxes have the name and the confidence of the detector. ``class_id``
+            stays, and ``data["detector_class_name"]`` has the names of the detector.
+
+        Raises:
+            InvalidInputError: An argument is unusable.
+            ZSVecError: As `classify`.
+        """
+        regions = self._predictor.regions(image, boxes, margin)
+        with self.classify_stream(regions, top_k=top_k, errors=errors, keep=keep) as stream:
+            predictions = list(stream) if regions else []
+        return with_predictions(boxes, predictions) if is_detections(boxes) else predictions
+
+    @overload
+    async def aclassify_regions(  # type: ignore[overload-overlap]
+        self,
+        image: ImageInput,
+        boxes: Detections,
+        *,
+        margin: float = 0.0,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> Detections: ...
+    @overload
+    async def aclassify_regions(
+        self,
+        image: ImageInput,
+        boxes: Boxes,
+        *,
+        margin: float = 0.0,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> list[Prediction]: ...
+    async def aclassify_regions(
+        self,
+        image: ImageInput,
+        boxes: Any,
+        *,
+        margin: float = 0.0,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> Any:
+        """Runs `classify_regions` in a thread, so that the event loop is not blocked."""
+        return await asyncio.to_thread(
+            self.classify_regions, image, boxes, margin=margin, top_k=top_k, errors=errors, keep=keep
+        )
 
     def classify_stream(
         self,

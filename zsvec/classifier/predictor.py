@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace as with_changes
+from typing import Any
 
 from numpy.typing import ArrayLike
 
@@ -21,8 +22,9 @@ from zsvec.ingest.validation import (
     checked_queries,
     checked_wait,
 )
+from zsvec.inputs.boxes import regions_of
 from zsvec.inputs.categories import checked_images
-from zsvec.inputs.images import ImageInput
+from zsvec.inputs.images import ImageInput, Region, shared
 from zsvec.method.predict.scoring import Scoring
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
@@ -125,6 +127,12 @@ class Predictor:
                     yield from self._answers(batch, vectors, top_k, errors, flow, keeper)
 
         return answers()
+
+    def regions(self, image: ImageInput, boxes: object, margin: float) -> list[Region]:
+        """Returns the regions of one image, which is decoded once for all of them, in a stream."""
+        regions = regions_of(image, boxes, margin)
+        whole: Any = shared(image, **self._settings.image_limits())
+        return [with_changes(region, image=whole) for region in regions]
 
     def _answers(
         self,

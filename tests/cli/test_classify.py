@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import zsvec
 from tests.cli.support import Cli, Loading, Result, add_images, words
-from tests.support import write_photos
+from tests.support import COLOURS, coloured, encode, write_photos
 from zsvec.cli import output
 from zsvec.types import Prediction, ThresholdProgress
 
@@ -193,3 +194,60 @@ def test_csv(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = stocked("classify --csv", new)
     assert "\x1b" not in result.out
     assert "\\x1b[31mred.png" in result.out
+
+
+def photo_with_three_colours(folder: str) -> None:
+    """Writes ``a.png``, a blue, a green and a red picture side by side, and ``b.png``, a red one."""
+    whole = Image.new("RGB", (24, 6))
+    for number, colour in enumerate(COLOURS):
+        whole.paste(coloured(colour, 100), (8 * number, 0))
+    Path(folder).mkdir()
+    Path(folder, "a.png").write_bytes(encode(whole))
+    Path(folder, "b.png").write_bytes(encode(coloured("red", 101)))
+
+
+def test_boxes(stocked: Cli) -> None:
+    photo_with_three_colours("scenes")
+    rows = ["b.png,0,0,8,6", "a.png,8,0,16,6", "a.png,0,0,8,6", "a.png,nan,0,8,6", "a.png,9,9,20,20", "a.png,16,0,99,6"]
+    Path("found.csv").write_text("\n".join(["image,left,top,right,bottom", *rows, "../x.png,0,0,1,1", "a.png,1,2"]))
+    result = stocked("classify scenes --json --boxes found.csv")
+    assert result.code == 0
+    assert [(o["source"], o["label"], o["box"]) for o in result.objects] == [
+        ("scenes/b.png#xywh=0,0,8,6", "red", [0, 0, 8, 6]),
+        ("scenes/a.png#xywh=8,0,8,6", "green", [8, 0, 16, 6]),
+        ("scenes/a.png#xywh=0,0,8,6", "blue", [0, 0, 8, 6]),
+        ("scenes/a.png#xyxy=nan,0,8,6", None, [None, 0, 8, 6]),
+        ("scenes/a.png#xywh=9,9,11,11", None, [9, 9, 20, 20]),
+        ("scenes/a.png#xywh=16,0,83,6", "red", [16, 0, 99, 6]),
+    ]
+    assert result.err.count("left out: found.csv, line") == 2
+    assert "2 of 6 images could not be read" in result.err
+    text = stocked("classify scenes --boxes found.csv")
+    assert text.out.startswith("scenes/b.png#xywh=0,0,8,6  red ")
+    rows = list(csv.DictReader(io.StringIO(stocked("classify scenes --csv --boxes found.csv").out)))
+    assert [row["label"] for row in rows] == ["red", "green", "blue", "", "", "red"]
+    Path("a.txt").write_text("0 .5 .5 .3333333 1\n")
+    (found,) = stocked("classify scenes/a.png --json --boxes a.txt --margin 1").objects
+    assert found["source"] == "scenes/a.png#xywh=percent:33.3333,0,33.3333,100"
+    with zsvec.open() as clf:
+        assert found["hash"] == zsvec.content_hash(zsvec.Region("scenes/a.png", (0, 0, 24, 6)))
+        assert clf.classify_regions("scenes/a.png", [(8, 0, 16, 6)], margin=1)[0].hash == found["hash"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("new new --boxes f.csv", "--boxes needs one DIR"),
+        ("- --boxes f.csv", "--boxes needs one DIR"),
+        ("new --margin .1", "--margin needs --boxes"),
+        ("new --boxes missing.csv", "missing.csv is no file"),
+        ("new --boxes f.xml", "f.xml must end with"),
+        ("new/red.png --boxes f.csv", "must be a folder"),
+        ("new --boxes f.csv", "must name the columns image, left, top, right, bottom"),
+    ],
+)
+def test_boxes_that_cannot_be_read(stocked: Cli, new: Path, arguments: str, said: str) -> None:
+    Path("f.csv").write_text("path,label\n")
+    result = stocked(f"classify {arguments}")
+    assert (result.code, result.out) == (2, "")
+    assert said in result.said

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +20,7 @@ from zsvec.errors import ImageError, StoreError, without_password
 from zsvec.types import Prediction
 
 if TYPE_CHECKING:
-    from zsvec import Classifier, ImageInput
+    from zsvec import Classifier, ImageInput, Region
 
 
 @app.command()
@@ -37,6 +39,17 @@ def classify(
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Each N-th frame of a video.")] = 1,
     keep: Keep = None,
     stats: Stats = False,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="Classify boxes in the images of DIR: COCO (.json), CSV (image, left, top, right, bottom), or YOLO "
+            "labels (a folder, or .txt for one image).",
+        ),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(min=0, max=10, help="Fraction of a box to add on each side; with --boxes.")
+    ] = 0.0,
     json: Json = False,
     csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV: source, label, nearest, probability, unknown, novelty, …")
@@ -52,6 +65,7 @@ def classify(
     if csv and (json or explain):
         raise typer.BadParameter("--csv has no evidence, and is no JSON: leave --explain and --json out, or --csv")
     show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
+    images_to_classify, show_next = _to_classify(sources, every, boxes, margin, show, json=json)
     incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
@@ -64,11 +78,11 @@ def classify(
             output.print_loading(classifier)
             with (
                 _noted_as_kept(classifier),
-                classifier.classify_stream(_images(sources, every), top_k=top_k) as stream,
+                classifier.classify_stream(images_to_classify, top_k=top_k) as stream,
                 output.live(stream, stats),
             ):
                 for prediction in stream:
-                    show(prediction)
+                    show_next(prediction)
                     incomplete.update(prediction.incomplete)
                 failed, images = stream.stats.failed, stream.stats.images
     if incomplete:
@@ -134,6 +148,42 @@ def _images(sources: list[str], every: int) -> Iterator[ImageInput]:
             yield from frames(source, every=every)
         else:
             yield from images_at(source)
+
+
+def _to_classify(
+    sources: list[str],
+    every: int,
+    boxes: Path | None,
+    margin: float,
+    show: Callable[[Prediction], None],
+    *,
+    json: bool,
+) -> tuple[Iterator[ImageInput], Callable[[Prediction], None]]:
+    """Returns the images, or the regions in a file of boxes, and a function that prints their predictions, in order.
+
+    Unusable rows are reported and skipped. JSON has the box of each prediction, with null for NaN and infinity.
+    """
+    if boxes is None and margin:
+        raise typer.BadParameter("--margin needs --boxes")
+    if boxes is None:
+        return _images(sources, every), show
+    from zsvec.inputs.box_files import regions_of_file
+
+    if len(sources) != 1 or sources[0] == "-" or _has_frames(sources[0]):
+        raise typer.BadParameter("--boxes needs one DIR with the images, or the image of one .txt")
+    read: deque[Region] = deque()
+
+    def regions() -> Iterator[Region]:
+        with output.left_out() as report:
+            for region in regions_of_file(boxes, sources[0], margin=margin, on_error=report):
+                read.append(region)
+                yield region
+
+    def show_with_box(prediction: Prediction) -> None:
+        box = [at if isfinite(at) else None for at in read.popleft().box]
+        output.print_json({**prediction.to_dict(), "box": box})
+
+    return regions(), show_with_box if json else show
 
 
 def _has_frames(source: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,6 +20,7 @@ from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group
 from zsvec.inputs.images import Region
 from zsvec.inputs.tables import Gathered, LeftOutError, OnError, folder_of, opened_text, path_in
 
+Box = tuple[float, float, float, float]
 _Id = int | Annotated[str, Field(max_length=200)]
 _Side = Annotated[int, Field(gt=0, lt=2**31)]
 
@@ -44,6 +45,11 @@ class _Annotation(BaseModel):
 class _Object(_Annotation):
     bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat]
     iscrowd: bool = False
+
+
+class _Detected(BaseModel):
+    image_id: _Id
+    bbox: Box
 
 
 _KEPT = {"images", "annotations", "categories", *_Category.model_fields, *_Picture.model_fields}
@@ -97,13 +103,42 @@ def from_coco(
     return gathered.categories()
 
 
-def _read(file: Path) -> Mapping[str, list[Any]]:
+def boxes_of_coco(file: Path, folder: Path, gathered: Gathered) -> dict[Path, tuple[list[Box], tuple[int, int]]]:
+    """Reads the boxes of objects in COCO annotations, whatever their categories are; crowds are boxes, too.
+
+    Args:
+        file: The JSON file.
+        folder: Folder of the images, which no path leaves.
+        gathered: Takes the errors of unusable entries.
+
+    Returns:
+        By path, the boxes (left, top, right, bottom) in order, and the width and height of the image. A box may be
+        unusable.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or is no such JSON.
+    """
+    content = _read(file, ("images", "annotations"))
+    pictures = _pictures(content["images"], folder, gathered)
+    boxes: dict[Path, tuple[list[Box], tuple[int, int]]] = {}
+    for number, row in enumerate(content["annotations"]):
+        with gathered.row(f"annotations[{number}]"):
+            found = _checked(_Detected, row)
+            if found.image_id not in pictures:
+                raise InvalidInputError(f"there is no image of the id {found.image_id!r} that can be used")
+            image = pictures[found.image_id]
+            size = image.picture.width, image.picture.height
+            x, y, width, height = found.bbox
+            boxes.setdefault(image.path, ([], size))[0].append((x, y, x + width, y + height))
+    return boxes
+
+
+def _read(file: Path, parts: Sequence[str] = ("images", "annotations", "categories")) -> Mapping[str, list[Any]]:
     with opened_text(file) as text:
         try:
             content = json.load(text, object_hook=lambda found: {key: found[key] for key in _KEPT & found.keys()})
         except (ValueError, RecursionError) as exc:
             raise InvalidInputError(f"{file} is no JSON: {exc}; give COCO annotations, or a CSV file") from exc
-    parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
         raise InvalidInputError(f"{file} has no COCO annotations: required are the lists {', '.join(parts)}")
     return content

@@ -111,7 +111,7 @@ def from_csv(
     file = checked_path("file", file)
     folder = folder_of(file, images)
     gathered = Gathered(str(file), on_error)
-    lines = _lines(file)
+    lines = lines_of(file)
     delimiter, columns = _columns(file, next(lines, ""), path, label)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
@@ -295,11 +295,14 @@ def path_in(folder: Path, path: str) -> Path:
     raise InvalidInputError(f"there is no {str(found)!r}: check the path, and the folder of the images")
 
 
-def _lines(file: Path) -> Iterator[str]:
+def lines_of(file: Path) -> Iterator[str]:
+    """Yields the lines of a text file; raises InvalidInputError as `opened_text`, and for an endless line."""
     with opened_text(file) as text:
         while line := text.readline(_MAX_LINE_CHARS):
             if len(line) == _MAX_LINE_CHARS:
-                raise InvalidInputError(f"{file} is no CSV: it has a line of {_MAX_LINE_CHARS:,} characters or more")
+                raise InvalidInputError(
+                    f"{file} is no CSV or text: it has a line of {_MAX_LINE_CHARS:,} characters or more"
+                )
             yield line
 
 

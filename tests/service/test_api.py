@@ -16,6 +16,7 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from starlette.testclient import TestClient
 
 import zsvec
@@ -25,7 +26,7 @@ from tests.support import COLOURS, coloured, encode, photo, state
 from zsvec.classifier import Classifier
 from zsvec.errors import ConflictError, InvalidInputError
 from zsvec.inputs.categories import NAME_PATTERN, CategoryInput, checked_name
-from zsvec.inputs.images import content_hash
+from zsvec.inputs.images import Region, content_hash
 from zsvec.testing import HashEncoder
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
@@ -130,6 +131,81 @@ def test_no_url_is_fetched(client: TestClient) -> None:
 def test_invalid_queries(client: TestClient) -> None:
     for query in ("top_k=0", "top_k=1001", "top_k=x", "top_k=1e9", "top_k=", "explain=perhaps"):
         problem(client.post(f"/v1/classify?{query}", **sent(red(), "image/png")), 422, query.partition("=")[0])
+
+
+def three_colours() -> bytes:
+    whole = Image.new("RGB", (24, 6))
+    for number, colour in enumerate(COLOURS):
+        whole.paste(coloured(colour, 50), (8 * number, 0))
+    return encode(whole)
+
+
+BOXES: list[list[float]] = [[8, 0, 16, 6], [0, 0, 8, 6], [30, 0, 40, 6], [3, 3, 3, 3], [8, 0, 0, 6], [16, 0, 24.5, 6]]
+
+
+def test_boxes_in_an_image_are_classified_in_order(client: TestClient, classifier: Classifier) -> None:
+    data = base64.b64encode(three_colours()).decode()
+    form = {"image": ("scene.png", three_colours())}
+    for how in (
+        {"json": {"image": {"data": data, "name": "scene.png"}, "boxes": BOXES}},
+        {"files": form, "data": {"boxes": json.dumps(BOXES)}},
+    ):
+        answers = client.post("/v1/classify/regions?top_k=2", **how).raise_for_status().json()
+        expected = classifier.classify_regions(three_colours(), BOXES, top_k=2)
+        assert [answer["label"] for answer in answers] == ["green", "blue", None, None, None, "red"]
+        assert [answer["error"] is None for answer in answers] == [True, True, False, False, False, True]
+        assert [answer["hash"] for answer in answers] == [one.hash for one in expected]
+        assert answers[0]["source"] == "scene.png#xywh=8,0,8,6"
+        assert all(answer["experts"] == {} for answer in answers)
+    with_margin = {"files": form, "data": {"boxes": "[[8, 0, 16, 6]]", "margin": "0.5"}}
+    (answer,) = client.post("/v1/classify/regions?explain=true", **with_margin).json()
+    assert answer["hash"] == content_hash(Region(three_colours(), (4, 0, 20, 6)))
+    assert answer["experts"]
+    infinite = sent(
+        json.dumps({"image": data, "boxes": [[0, 0, float("nan"), 1], [0, 0, 1e300, 1], [0, 0, 8, 6]]}).encode()
+    )
+    answers = client.post("/v1/classify/regions", **infinite).raise_for_status().json()
+    assert [answer["error"] is None for answer in answers] == [False, False, True]
+
+
+def test_an_image_that_cannot_be_read_has_an_error_for_each_box(client: TestClient) -> None:
+    for image in ("!", "", base64.b64encode(b"no image").decode()):
+        answers = client.post("/v1/classify/regions", json={"image": image, "boxes": BOXES[:2]}).json()
+        assert [len(answer["error"]) > 10 for answer in answers] == [True, True]
+
+
+def test_invalid_boxes(client: TestClient) -> None:
+    data = base64.b64encode(red()).decode()
+    for boxes in (
+        None,
+        [],
+        [[]],
+        [[1, 2, 3]],
+        [[1, 2, 3, 4, 5]],
+        [[1, 2, 3, "4"]],
+        [[1, 2, 3, None]],
+        [1, 2, 3, 4],
+        {},
+    ):
+        problem(client.post("/v1/classify/regions", json={"image": data, "boxes": boxes}), 422)
+        form = {"files": {"image": red()}, "data": {"boxes": json.dumps(boxes)}}
+        problem(client.post("/v1/classify/regions", **form), 422)
+    for margin in (-1, 11, "1", None, 1e999):
+        body = json.dumps({"image": data, "boxes": [[0, 0, 1, 1]], "margin": margin}).encode()
+        problem(client.post("/v1/classify/regions", **sent(body)), 422)
+    for how, status in (
+        ({"files": {"image": red()}}, 422),
+        ({"files": {"images": red()}, "data": {"boxes": "[[0,0,1,1]]"}}, 422),
+        ({"data": {"boxes": "[[0,0,1,1]]"}}, 415),
+        ({"files": [("image", red())] * 2, "data": {"boxes": "[[0,0,1,1]]"}}, 413),
+        ({"files": {"image": red()}, "data": {"boxes": "[[0,0,1,1]]", "other": "x"}}, 422),
+        ({"files": {"image": red()}, "data": {"boxes": "[" * 10_000}}, 400),
+        (sent(red(), "image/png"), 415),
+        ({"json": {"image": data, "boxes": [[0, 0, 1, 1]] * 65}}, 413),
+        ({"json": {"image": data, "boxes": [[0, 0, 1, 1]] * 1001}}, 422),
+        ({"json": {"image": data, "boxes": [[0, 0, 1, 1]] * 30_000}}, 413),
+    ):
+        problem(client.post("/v1/classify/regions", **how), status)
 
 
 def test_a_store_without_categories_classifies_nothing() -> None:

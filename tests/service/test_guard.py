@@ -255,7 +255,8 @@ def test_with_a_key_to_read_nothing_can_be_changed(
         guarded.cookies.clear()
     assert everything(classifier) == before
     changing = {(method, path) for method, path in let_in if method not in ("GET", "HEAD")}
-    assert changing <= {("POST", path) for path in ("/v1/classify", "/classify", "/login", "/logout")}
+    reading = ("/v1/classify", "/v1/classify/regions", "/classify", "/login", "/logout")
+    assert changing <= {("POST", path) for path in reading}
     assert ("POST", "/v1/classify") in changing
 
 

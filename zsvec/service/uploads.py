@@ -18,7 +18,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from zsvec.errors import ImageError
-from zsvec.service.api.schemas import CategoryGiven, Image, Images, NamedImage
+from zsvec.service.api.schemas import Boxes, CategoryGiven, Image, Images, Margin, NamedImage, Regions
 from zsvec.service.problems import Problem
 
 _log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ _MAX_JSON_PARTS = 100_000  # each part may take a hundred times its bytes in mem
 _UTF_8 = ("utf-8", "utf8")
 _MAX_SEMICOLONS = 32  # of a header: python-multipart takes two microseconds to parse each
 _METADATA = TypeAdapter(dict[str, Any])
+_BOXES: TypeAdapter[list[list[float]]] = TypeAdapter(Boxes)
+_MARGIN: TypeAdapter[float] = TypeAdapter(Margin)
 
 
 class Upload(io.BytesIO):
@@ -89,6 +91,32 @@ async def sent_images(request: Request, max_images: int, *, each: bool = False) 
     return images
 
 
+async def sent_boxes(request: Request, max_boxes: int) -> tuple[Upload, list[list[float]], float]:
+    """Reads an image, boxes and a margin from a form or from JSON.
+
+    Raises:
+        Problem: There are too many boxes, or the body cannot be read.
+    """
+    kind = _content_type(request)
+    if kind == "application/json":
+        given = await sent_json(request, Regions)
+        (image,), boxes, margin = _named([given.image], 1, each=True), given.boxes, given.margin
+    elif kind == "multipart/form-data":
+        images, fields = await sent_form(request, 1, files="image")
+        texts, margins = fields.pop("boxes", []), fields.pop("margin", ["0"])
+        if fields or len(images) != 1 or len(texts) != 1 or len(margins) != 1:
+            raise Problem(422, "the form must have one file 'image', one field 'boxes', and may have one 'margin'")
+        with _as_problems():
+            boxes = _BOXES.validate_json(texts[0], strict=True)
+            margin = _MARGIN.validate_json(margins[0], strict=True)
+        (image,) = images
+    else:
+        raise _unsupported(kind, "multipart/form-data or application/json")
+    if len(boxes) > max_boxes:
+        raise Problem(413, f"a request must have at most {max_boxes} boxes: send several requests")
+    return image, boxes, margin
+
+
 async def sent_material(request: Request, max_images: int) -> Material:
     """Reads the texts, images and metadata of a category from a form or from JSON.
 
@@ -139,8 +167,10 @@ def _as_problems() -> Iterator[None]:
         raise Problem(422, f"{where or 'the body'}: {first['msg']}") from exc
 
 
-async def sent_form(request: Request, max_images: int) -> tuple[list[Upload], dict[str, list[str]]]:
-    """Reads the images and the text fields of a form.
+async def sent_form(
+    request: Request, max_images: int, *, files: str = "images"
+) -> tuple[list[Upload], dict[str, list[str]]]:
+    """Reads the images, which must be files named `files`, and the text fields of a form.
 
     Raises:
         Problem: There are too many images, or the form cannot be read.
@@ -153,8 +183,8 @@ async def sent_form(request: Request, max_images: int) -> tuple[list[Upload], di
                 fields.setdefault(name, []).append(value)
                 continue
             filename = _utf_8(value.filename or "")
-            if name != "images":
-                raise Problem(422, f"files must be sent as 'images', got {filename!r} as {name!r}")
+            if name != files:
+                raise Problem(422, f"files must be sent as {files!r}, got {filename!r} as {name!r}")
             if filename or value.size:  # browsers send an empty file for a field without a chosen file
                 _check_number(len(images) + 1, max_images)
                 images.append(Upload(await value.read(), filename))

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar
 
-from zsvec import Classifier, ImageInput
+from zsvec import Classifier, ImageInput, Region
 from zsvec.service.problems import Problem
 from zsvec.types import Prediction
 
@@ -102,42 +102,56 @@ class Work:
         self._admit(len(images))
         futures = [self._classifying.submit(self._classified, image, top_k) for image in images]
         for future in futures:
-            future.add_done_callback(self._release)
-        leaving: asyncio.Future[Any] = asyncio.ensure_future(gone())
-        answers = asyncio.gather(*map(asyncio.wrap_future, futures))
-        answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the exception as retrieved
-        try:
-            both: set[asyncio.Future[Any]] = {answers, leaving}
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            if not answers.done():
-                raise ClientLeft
-            return answers.result()
-        finally:
-            leaving.cancel()
-            answers.cancel()
-            for future, image in zip(futures, images, strict=True):
-                if future.cancel():  # the executor would hold the image until a thread is free
-                    image.close()
+            future.add_done_callback(lambda _: self._release(1))
+        return await _unless_gone(futures, images, gone)
+
+    async def classify_regions(
+        self,
+        image: BinaryIO,
+        boxes: Sequence[Sequence[float]],
+        margin: float,
+        top_k: int,
+        gone: Callable[[], Awaitable[object]],
+    ) -> list[Prediction]:
+        """Classifies boxes in an image, each of which counts as an image. Otherwise as `classify`."""
+        self._admit(len(boxes))
+        future = self._classifying.submit(self._regions_classified, image, boxes, margin, top_k)
+        future.add_done_callback(lambda _: self._release(len(boxes)))
+        (predictions,) = await _unless_gone([future], [image], gone)
+        return predictions
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
         keep = self.classifier.settings.keep
         with self.classifier.within(self.limits.store_timeout_s):
             prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
+        self._report(image, prediction)
+        return prediction
+
+    def _regions_classified(
+        self, image: BinaryIO, boxes: Sequence[Sequence[float]], margin: float, top_k: int
+    ) -> list[Prediction]:
+        keep = self.classifier.settings.keep
+        with self.classifier.within(self.limits.store_timeout_s):
+            predictions = self.classifier.classify_regions(image, boxes, margin=margin, top_k=top_k, keep=keep)
+        for (left, top, right, bottom), prediction in zip(boxes, predictions, strict=True):
+            self._report(Region(image, (left, top, right, bottom), margin=margin), prediction)
+        return predictions
+
+    def _report(self, image: ImageInput, prediction: Prediction) -> None:
         outcome = "failed" if prediction.error is not None else "unknown" if prediction.unknown else "known"
         with self._lock:
             self.outcomes[outcome] += 1
         for listener in self.listeners:
             listener(image, prediction)
-        return prediction
 
     def _admit(self, images: int) -> None:
         with self._lock:
             self.check_room(images)
             self._images += images
 
-    def _release(self, _: Future[Prediction]) -> None:
+    def _release(self, images: int) -> None:
         with self._lock:
-            self._images -= 1
+            self._images -= images
 
     async def run(self, function: Callable[[], Result], *, by: str | None = None) -> Result:
         """Runs a function in a thread for requests other than classification. `by` is the recorded author of changes.
@@ -166,3 +180,24 @@ class Work:
         """Waits for running work, and cancels waiting work."""
         self._classifying.shutdown(cancel_futures=True)
         self._other.shutdown(cancel_futures=True)
+
+
+async def _unless_gone(
+    futures: Sequence[Future[Result]], images: Sequence[BinaryIO], gone: Callable[[], Awaitable[object]]
+) -> list[Result]:
+    """Waits for the results of images, unless the client disconnects first. Then closes images not yet started on."""
+    leaving: asyncio.Future[Any] = asyncio.ensure_future(gone())
+    answers = asyncio.gather(*map(asyncio.wrap_future, futures))
+    answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the exception as retrieved
+    try:
+        both: set[asyncio.Future[Any]] = {answers, leaving}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        if not answers.done():
+            raise ClientLeft
+        return answers.result()
+    finally:
+        leaving.cancel()
+        answers.cancel()
+        for future, image in zip(futures, images, strict=True):
+            if future.cancel():  # the executor would hold the image until a thread is free
+                image.close()

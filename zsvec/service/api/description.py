@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from zsvec.service.api import schemas
@@ -58,6 +58,9 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
             "images": {"type": "array", "items": _IMAGE, "minItems": 1},
             "texts": {"type": "array", "items": schemas.TEXT},
             "metadata": {"type": "object"},  # as JSON
+            "image": _IMAGE,
+            "boxes": TypeAdapter(schemas.Boxes).json_schema(),  # as JSON
+            "margin": TypeAdapter(schemas.Margin).json_schema(),
         }
         schema = {
             "type": "object",
@@ -85,8 +88,9 @@ def completed(description: dict[str, Any], max_images: int, *, keys: bool) -> di
     description["security"] = [{"key": []}] if keys else [{}, {"key": []}]
     bodies = [operation.get("requestBody") for path in description["paths"].values() for operation in path.values()]
     for part in _objects([bodies, sent["$defs"]]):
-        if "images" in part.get("properties", ()):
-            part["properties"]["images"]["maxItems"] = max_images
+        for name in ("images", "boxes"):
+            if name in part.get("properties", ()):
+                part["properties"][name]["maxItems"] = max_images
     for part in _objects([description["paths"], description["components"]]):
         if isinstance(part.get("title"), str):  # repeats the name of the field
             del part["title"]

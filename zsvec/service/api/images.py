@@ -15,9 +15,11 @@ from zsvec.service.api.common import By, Hash, Runs, check_query, of_state, pict
 from zsvec.service.api.description import PICTURE, PROBLEM, body_of
 from zsvec.service.api.paging import Page
 from zsvec.service.problems import JSON
-from zsvec.service.uploads import sent_images, sent_json
+from zsvec.service.uploads import sent_boxes, sent_images, sent_json
 
 MAX_TOP_K = 1000
+TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Categories in the rankings.")]
+Explain = Annotated[bool, Query(description="Whether to return the evidence of each expert.")]
 _IMAGES = body_of(schemas.Images, form=True, raw=True)
 
 router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM, dependencies=[Depends(check_query)])
@@ -27,8 +29,8 @@ router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM, dependencie
 async def classify(
     request: Request,
     work: Runs,
-    top_k: Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Categories in the rankings.")] = 5,
-    explain: Annotated[bool, Query(description="Whether to return the evidence of each expert.")] = False,
+    top_k: TopK = 5,
+    explain: Explain = False,
 ) -> Response:
     """Classifies images. Returns one prediction per image, in order, with an `error` for an unreadable image.
 
@@ -38,6 +40,27 @@ async def classify(
     work.check_room(1)  # before the body is read
     images = await sent_images(request, work.limits.images, each=True)
     found = await work.classify(images, top_k, request.receive)
+    return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])
+
+
+@router.post(
+    "/classify/regions", response_model=list[schemas.Prediction], openapi_extra=body_of(schemas.Regions, form=True)
+)
+async def classify_regions(
+    request: Request,
+    work: Runs,
+    top_k: TopK = 5,
+    explain: Explain = False,
+) -> Response:
+    """Classifies boxes in an image. Returns one prediction per box, in order, with an `error` for an unusable box.
+
+    Send the image as a form file named `image` with the boxes as JSON in a field, or base64 or a data URI in JSON. Each
+    box counts as an image in the limits. Fractions of pixels are rounded outwards, and boxes are cut at the border of
+    the image.
+    """
+    work.check_room(1)  # before the body is read
+    image, boxes, margin = await sent_boxes(request, work.limits.images)
+    found = await work.classify_regions(image, boxes, margin, top_k, request.receive)
     return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])
 
 

@@ -30,6 +30,8 @@ from zsvec.errors import ImageError
 from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN
 from zsvec.service.problems import CODES, TYPES
 
+MAX_MARGIN = 10
+"""Largest margin of a box, as in `zsvec.Region`."""
 _MAX_ITEMS = 1000  # of a list in a request: each invalid item costs an error object
 
 _RED_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
@@ -103,6 +105,29 @@ class Images(Given):
     """Images, each as a string (base64 or a data URI) or as an object with a file name."""
 
     images: Annotated[list[Image], Field(min_length=1, max_length=_MAX_ITEMS)]
+
+
+Box = Annotated[list[float], Field(min_length=4, max_length=4)]
+Boxes = Annotated[
+    list[Box],
+    Field(
+        min_length=1,
+        max_length=_MAX_ITEMS,
+        description="Left, top, right and bottom of each box in pixels of the upright image.",
+        examples=[[[0, 0, 200, 100]]],
+    ),
+]
+Margin = Annotated[
+    float, Field(ge=0, le=MAX_MARGIN, description="Fraction of the width and height of a box to add on each side.")
+]
+
+
+class Regions(Given):
+    """An image, as a string (base64 or a data URI) or an object with a file name, and boxes in the image."""
+
+    image: Image
+    boxes: Boxes
+    margin: Margin = 0.0
 
 
 class CategoryGiven(Given):

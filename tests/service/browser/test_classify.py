@@ -22,6 +22,7 @@ from tests.service.browser.support import (
     needs_a_browser,
     needs_photos,
     photo_of,
+    violations,
 )
 from tests.service.support import SECRETS
 from tests.support import coloured, encode
@@ -203,6 +204,48 @@ def test_a_photo_is_compared_with_a_reference(opened: Opened) -> None:
         page.keyboard.press("Escape")
         expect(dialog).to_be_hidden()
         expect(rows.get_by_role("button", name="Compare with a photo").first).to_be_focused()
+
+
+def test_a_part_of_a_photo_is_classified_and_becomes_a_reference(opened: Opened, service: Service) -> None:
+    page = opened()
+    rows = drop(page, photo_of("ketch"))
+    rows.get_by_role("button", name="Why?").click()
+    rows.get_by_role("button", name="A part of it").press("Enter")
+    dialog = page.get_by_role("dialog")
+    photo = dialog.get_by_role("img", name="Your photo")
+    expect(photo).to_have_js_property("complete", True)
+    sides = {name: dialog.get_by_label(name) for name in ("Left", "Top", "Width", "Height")}
+    expect(sides["Width"]).not_to_have_value("")
+    width, height = photo.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    shown = photo.bounding_box()
+    assert shown
+    page.mouse.move(shown["x"] + shown["width"] * 0.75, shown["y"] + shown["height"] * 0.8)
+    page.mouse.down()
+    page.mouse.move(shown["x"] + shown["width"] * 0.25, shown["y"] + shown["height"] * 0.3)
+    page.mouse.up()
+    drawn = [int(field.input_value()) for field in sides.values()]
+    assert drawn == pytest.approx([width * 0.25, height * 0.3, width * 0.5, height * 0.5], abs=2)
+    page.mouse.move(shown["x"] + 5, shown["y"] + 5)  # the box is drawn
+    assert [int(field.input_value()) for field in sides.values()] == drawn
+    assert violations(page) == []
+    dialog.get_by_role("button", name="Classify this part").click()
+    expect(dialog).to_be_hidden()
+    expect(rows).to_have_count(2)
+    name = f"{photo_of('ketch').name}#xywh={','.join(map(str, drawn))}"
+    expect(rows.first.locator(".file")).to_have_text(name)
+    expect(rows.first.locator(".verdict")).to_be_visible()
+
+    rows.last.get_by_role("button", name="A part of it").press("Enter")
+    for side, value in (("Left", -5), ("Top", 3), ("Width", 99_999), ("Height", 20)):
+        sides[side].fill(str(value))
+    dialog.get_by_label("Category of this part").fill("a part")
+    page.keyboard.press("Enter")
+    expect(page.locator(".toast")).to_contain_text("Learned that this is “a part”")
+    expect(dialog).to_be_hidden()
+    bearer = {"Authorization": f"Bearer {service.key}"}
+    found = httpx.get(f"{service.address}v1/categories/a%20part", headers=bearer, timeout=60).json()["stored"]
+    sources = [one["source"] for one in found if one["modality"] == "image"]
+    assert sources == [f"{photo_of('ketch').name}#xywh=0,3,{width},20"]
 
 
 def test_similar_photos_are_shown_for_a_photo_and_for_a_reference(opened: Opened) -> None:

@@ -6,6 +6,7 @@ import "./combobox.js";
 import { busy, loadPart, open, problemIn, rendered, sayProblem, send } from "./page.js";
 import { takeFiles } from "./files.js";
 import { forget, forgetAll, keep, kept } from "./kept.js";
+import { cutPart, showPart } from "./part.js";
 import { csv } from "./spreadsheet.js";
 
 const AT_ONCE = 3;
@@ -296,26 +297,47 @@ function download(kind) {
 
 let corrections = Promise.resolve(); // one after the other
 
-function teach(row, name) {
+async function teach(row, name) {
   const item = items.get(row);
   if (item.teaching) return; // a second click
   if (!item.file) return sayProblem("This browser has only a small copy of the photo.", "Choose the photo again to correct it.");
   item.teaching = true;
-  corrections = corrections.then(() => correct(row, item, name));
-}
-
-async function correct(row, item, name) {
-  const fields = [["category", name], ["images", item.file]];
-  const learned = await makeChange([{ path: "/correct", fields, progress: () => [`Learning that this is “${name}” …`, null] }]);
+  const learned = await learn(item.file, name);
   item.teaching = false;
   if (!learned) return;
-  if (![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
   item.taught = item.stays = true;
   item.before = item.headline;
   ask(row, true);
 }
 
+// Adds a file to a category. Returns whether the change was made.
+function learn(file, name) {
+  const request = { path: "/correct", fields: [["category", name], ["images", file]], progress: () => [`Learning that this is “${name}” …`, null] };
+  corrections = corrections.then(() => makeChange([request])).then((learned) => {
+    if (learned && ![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
+    return learned;
+  });
+  return corrections;
+}
+
+function choosePart(item) {
+  if (item.file) showPart(item.file);
+  else sayProblem("This browser has only a small copy of the photo.", "Choose the photo again to look at a part of it.");
+}
+
+async function submitPart(event) {
+  event.preventDefault();
+  const dialog = event.target.closest("dialog");
+  const name = new FormData(event.target).get("category")?.trim();
+  const part = await cutPart();
+  if (name === undefined) add([part], null, []);
+  else if (!name || !(await learn(part, name))) return;
+  event.target.reset();
+  dialog.close();
+}
+
 if (list) {
+  for (const form of document.querySelectorAll("#part-dialog form")) form.addEventListener("submit", submitPart);
   takeFiles(add, { most: MOST });
   list.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -329,6 +351,7 @@ if (list) {
     const compares = event.target.closest("[data-compares]");
     if (compares) enlarge(items.get(row), `Similarity ${compares.dataset.similarity}`, compares);
     if (event.target.closest("[data-like]")) enlarge(items.get(row), "Similar photos");
+    if (event.target.closest("[data-cuts]")) choosePart(items.get(row));
     if (event.target.closest("[data-asks-again]")) ask(row, true);
     if (event.target.closest("[data-forgets]")) {
       (row.nextElementSibling ?? row.previousElementSibling)?.querySelector("button")?.focus();

@@ -9,6 +9,7 @@
     python scripts/bench.py runtimes PHOTOS             encoders on torch and on onnxruntime
     python scripts/bench.py service REFERENCES PHOTOS   parallel requests of one image to the service
     python scripts/bench.py memory REFERENCES PHOTOS    memory of the service over 3,000 requests
+    python scripts/bench.py regions REFERENCES PHOTOS   boxes in large photographs, and crops in memory
     python scripts/bench.py keeping REFERENCES PHOTOS   storing small copies, and keeping images in the inbox
 
 REFERENCES has a sub-folder of images for each category.
@@ -20,13 +21,14 @@ import typer
 from benchmarks.attached import attached
 from benchmarks.keeping import keeping
 from benchmarks.large import large
+from benchmarks.regions import regions
 from benchmarks.runtimes import runtimes
 from benchmarks.scale import calibrate, scale
 from benchmarks.service import memory, service
 from benchmarks.stream import stream
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, calibrate, large, attached, runtimes, service, memory, keeping):
+for command in (stream, scale, calibrate, large, attached, runtimes, service, memory, regions, keeping):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ STREAM = ("--images", 6, "--references", 40, "--categories", 4, "--batch-size", 
         (("runtimes", *SETS[1:]), ("onnxruntime, int8",), "onnxscript"),
         (("service", *SETS, "--clients", 2), ("latencies",), "uvicorn"),
         (("keeping", *SETS), ("keep_images=small",), None),
+        (("regions", *SETS, "--scenes", 2, "--boxes", 3), ("6 of 6", "decoded once ÷ in memory"), None),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )

@@ -246,8 +246,9 @@ def test_boxes(stocked: Cli) -> None:
         ("new --boxes f.csv", "must name the columns image, left, top, right, bottom"),
     ],
 )
-def test_boxes_that_cannot_be_read(stocked: Cli, new: Path, arguments: str, said: str) -> None:
+def test_boxes_that_cannot_be_read(stocked: Cli, new: Path, hash_encoders: Loading, arguments: str, said: str) -> None:
     Path("f.csv").write_text("path,label\n")
     result = stocked(f"classify {arguments}")
     assert (result.code, result.out) == (2, "")
     assert said in result.said
+    assert not hash_encoders.made

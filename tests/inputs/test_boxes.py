@@ -180,6 +180,9 @@ def test_links_out_of_the_folders_are_refused(folder: Path, tmp_path: Path) -> N
     for file in ("labels", "f.csv"):
         with pytest.raises(InvalidInputError, match="leads out of"):
             list(regions_of_file(tmp_path / file, folder))
+    errors: list[Exception] = []
+    assert list(regions_of_file(tmp_path / "labels", folder, on_error=errors.append)) == []
+    assert len(errors) == 2
 
 
 @pytest.mark.parametrize(

@@ -172,12 +172,13 @@ def _to_classify(
     if len(sources) != 1 or sources[0] == "-" or _has_frames(sources[0]):
         raise typer.BadParameter("--boxes needs one DIR with the images, or the image of one .txt")
     read: deque[Region] = deque()
+    with output.left_out() as report:
+        found = regions_of_file(boxes, sources[0], margin=margin, on_error=report)
 
     def regions() -> Iterator[Region]:
-        with output.left_out() as report:
-            for region in regions_of_file(boxes, sources[0], margin=margin, on_error=report):
-                read.append(region)
-                yield region
+        for region in found:
+            read.append(region)
+            yield region
 
     def show_with_box(prediction: Prediction) -> None:
         box = [at if isfinite(at) else None for at in read.popleft().box]

@@ -18,7 +18,7 @@ from zsvec.inputs.boxes import MAX_BOXES
 from zsvec.inputs.categories import checked_path
 from zsvec.inputs.coco import boxes_of_coco
 from zsvec.inputs.files import inside
-from zsvec.inputs.folders import find_images
+from zsvec.inputs.folders import OnOutside, find_images, refused
 from zsvec.inputs.images import Region, checked_margin
 from zsvec.inputs.tables import DELIMITERS, Gathered, OnError, lines_of, path_in
 
@@ -73,7 +73,7 @@ def regions_of_file(
     gathered = Gathered(str(file), on_error)
     suffix = file.suffix.lower()
     if os.path.isdir(file):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        return _regions(RelativeRegion, _labels_in(file, images, gathered), margin)
+        return _regions(RelativeRegion, _labels_in(file, images, gathered, on_error or refused), margin)
     if suffix == ".txt":
         return _regions(RelativeRegion, {images: _labels(file, gathered)}, margin)
     if suffix not in {".json", ".csv", ".tsv"}:
@@ -137,9 +137,9 @@ def _columns(file: Path, header: str) -> tuple[str, list[str]]:
     )
 
 
-def _labels_in(folder: Path, images: Path, gathered: Gathered) -> dict[Path, list[_Box]]:
+def _labels_in(folder: Path, images: Path, gathered: Gathered, on_outside: OnOutside) -> dict[Path, list[_Box]]:
     boxes: dict[Path, list[_Box]] = {}
-    for image in find_images(images):
+    for image in find_images(images, on_outside=on_outside):
         with gathered.row(str(image)):
             labels = inside(folder, folder / image.relative_to(images).with_suffix(".txt"))
             if os.path.lexists(labels):  # an image without objects may have no file

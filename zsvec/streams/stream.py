@@ -162,7 +162,7 @@ def prefetch(
             shared.end()
 
 
-def _feed(
+def _feed(  # noqa: C901 - one loop with its two ends
     function: Callable[[Item], Result],
     items: Iterable[Item],
     flow: Flow,
@@ -191,10 +191,12 @@ def _feed(
         last.set_result(_END)
     except BaseException as exc:  # noqa: BLE001 - `Future.result` raises this
         last.set_exception(exc)
-    if flow.stopped:  # the workers may have ended before the last tasks, which would keep their items
+    if flow.stopped:  # the workers may have ended before the last tasks, for which a consumer may wait
         with suppress(Empty):
             while True:
-                tasks.get_nowait()
+                left = tasks.get_nowait()
+                while left is not None and (task := left.take()) is not None:
+                    task[0].set_result(_END)
     tasks.put(None)
     waiting.put(last)
 

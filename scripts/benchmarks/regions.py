@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import typer
@@ -36,7 +36,9 @@ def regions(
         in_order = [region for inside in found for region in inside]
         apart = [inside[number] for number in range(boxes) for inside in found]  # no two of an image in a row
         crops = [crop for inside in found for crop in _crops(inside)]
-        with zsvec.open(f"{scratch}/store", profile=profile, batch_size=batch_size, device=device) as classifier:
+        with zsvec.open(
+            f"{scratch}/store", profile=profile, batch_size=batch_size, device=cast("zsvec.Device", device)
+        ) as classifier:
             classifier.add_categories(read_categories(references))
 
             def classify(images: Iterable[zsvec.ImageInput]) -> list[tuple[str | None, bool]]:

@@ -65,8 +65,13 @@ def test_an_image_is_decoded_once_for_all_boxes(
     clf: zsvec.Classifier, of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [clf.classify(scene().crop(box)) for box in BOXES]
-    decoded: list[int] = []
-    monkeypatch.setattr(module, "decode", lambda *given: decoded.append(1) or decode(*given))
+    decoded: list[object] = []
+
+    def counted(*given: Any) -> Image.Image:
+        decoded.append(given)
+        return decode(*given)
+
+    monkeypatch.setattr(module, "decode", counted)
     found = clf.classify_regions(of(scene(), tmp_path), BOXES * 50)
     assert len(decoded) == 1
     assert [one.label for one in found[:3]] == list(COLOURS)
@@ -112,7 +117,7 @@ def test_arguments(clf: zsvec.Classifier) -> None:
         with pytest.raises(InvalidInputError):
             clf.classify_regions(scene(), boxes)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="one image"):
-        clf.classify_regions([scene()], BOXES)  # type: ignore[arg-type]
+        clf.classify_regions([scene()], BOXES)  # type: ignore[call-overload]
 
 
 def test_in_an_event_loop(clf: zsvec.Classifier) -> None:

@@ -224,8 +224,8 @@ def test_boxes(stocked: Cli) -> None:
     assert "2 of 6 images could not be read" in result.err
     text = stocked("classify scenes --boxes found.csv")
     assert text.out.startswith("scenes/b.png#xywh=0,0,8,6  red ")
-    rows = list(csv.DictReader(io.StringIO(stocked("classify scenes --csv --boxes found.csv").out)))
-    assert [row["label"] for row in rows] == ["red", "green", "blue", "", "", "red"]
+    table = csv.DictReader(io.StringIO(stocked("classify scenes --csv --boxes found.csv").out))
+    assert [row["label"] for row in table] == ["red", "green", "blue", "", "", "red"]
     Path("a.txt").write_text("0 .5 .5 .3333333 1\n")
     (found,) = stocked("classify scenes/a.png --json --boxes a.txt --margin 1").objects
     assert found["source"] == "scenes/a.png#xywh=percent:33.3333,0,33.3333,100"

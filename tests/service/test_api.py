@@ -157,7 +157,7 @@ def test_boxes_in_an_image_are_classified_in_order(client: TestClient, classifie
         assert [answer["hash"] for answer in answers] == [one.hash for one in expected]
         assert answers[0]["source"] == "scene.png#xywh=8,0,8,6"
         assert all(answer["experts"] == {} for answer in answers)
-    with_margin = {"files": form, "data": {"boxes": "[[8, 0, 16, 6]]", "margin": "0.5"}}
+    with_margin: dict[str, Any] = {"files": form, "data": {"boxes": "[[8, 0, 16, 6]]", "margin": "0.5"}}
     (answer,) = client.post("/v1/classify/regions?explain=true", **with_margin).json()
     assert answer["hash"] == content_hash(Region(three_colours(), (4, 0, 20, 6)))
     assert answer["experts"]
@@ -188,7 +188,7 @@ def test_invalid_boxes(client: TestClient) -> None:
         {},
     ):
         problem(client.post("/v1/classify/regions", json={"image": data, "boxes": boxes}), 422)
-        form = {"files": {"image": red()}, "data": {"boxes": json.dumps(boxes)}}
+        form: dict[str, Any] = {"files": {"image": red()}, "data": {"boxes": json.dumps(boxes)}}
         problem(client.post("/v1/classify/regions", **form), 422)
     for margin in (-1, 11, "1", None, 1e999):
         body = json.dumps({"image": data, "boxes": [[0, 0, 1, 1]], "margin": margin}).encode()

@@ -65,6 +65,23 @@ def answer_all(page: Page, answers: Mapping[str, Mapping[str, Any]]) -> None:
     page.route("**/classify", answer)
 
 
+@pytest.mark.parametrize("width", [360, 390, 700, 1280])
+def test_the_buttons_of_a_photo_are_on_one_line(opened: Opened, tmp_path: Path, width: int) -> None:
+    page = opened(width=width)
+    drop_on(page.locator(".dropzone"), *small_photos(tmp_path, ["a.png"]), photo_of("ketch"))
+    rows = page.locator(".answer")
+    expect(rows.locator(".actions")).to_have_count(2)
+    for answer in rows.all():
+        boxes = [box for button in answer.locator(".actions button").all() if (box := button.bounding_box())]
+        assert len(boxes) >= 2
+        assert len({round(box["y"]) for box in boxes}) == 1
+        thumb, name = answer.locator(".thumb").first.bounding_box(), answer.locator(".file").bounding_box()
+        assert thumb
+        assert name
+        assert name["x"] > thumb["x"] + thumb["width"]
+        assert width > 704 or boxes[0]["y"] >= thumb["y"] + thumb["height"]  # below the photo, with the whole width
+
+
 def test_totals_and_filters(opened: Opened, tmp_path: Path) -> None:
     answers = {
         "a.png": {"verdict": "sure", "label": "ant"},

@@ -227,5 +227,6 @@ def test_similar_photos_lead_back_to_the_category_that_they_were_opened_from(
     for name in ("red", "blue"):
         page = page_of(browser.get(address, params={"category": name}))
         assert [str(found["href"]) for found in page.all("a", **{"class": "back"})] == [f"/categories/{name}"]
+        assert [found["href"] for found in page.all("a", **{"aria-current": "page"})] == ["/categories"]
     page_of(browser.get(address, params={"category": EVIL}))
     assert browser.get(address, params={"category": "x" * 501}, headers=PART).status_code == 422

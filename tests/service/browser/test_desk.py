@@ -366,7 +366,7 @@ def test_selected_findings_are_decided_at_once(at_desk: Opened) -> None:
     expect(bar).to_be_hidden()
     finding.get_by_role("checkbox").check()
     expect(bar.get_by_role("button", name="Move 1 as proposed")).to_be_visible()
-    bar.get_by_role("button", name="All that are shown").click()
+    bar.get_by_role("button", name="Select all shown").click()
     bar.get_by_role("button", name="Ignore").click()
     expect(page.locator("#toasts")).to_contain_text("ignored")
     expect(page.locator("[data-finding]:visible:has(.select)")).to_have_count(0)

@@ -226,7 +226,7 @@ async def _add(
     def added() -> str:
         _write(work.classifier, name, there(), lines_in(fields, "texts"), images, so_far)
         if not so_far.categories and "more" not in fields:
-            raise refusal(422, so_far.left_out())
+            raise refusal(422, f"{so_far.left_out()} Choose others, or save them as JPEG or PNG.")
         return so_far.message() if so_far.categories else so_far.left_out()
 
     continues = fields.get("change", [None])[0]

@@ -120,7 +120,7 @@ async def show(request: Request, work: Runs) -> Response:
     found, undoable = await work.run(read)
     groups = [list(group) for _, group in groupby(found, key=lambda change: (change.what, change.by))]
     template = "changes_list.html" if is_part(request) else "changes.html"
-    return render(request, template, groups=groups, undoable=undoable, named=_NAMED)
+    return render(request, template, tab="/categories", groups=groups, undoable=undoable, named=_NAMED)
 
 
 @router.post("/undo")
@@ -158,7 +158,7 @@ def _why_not(classifier: Classifier, identifier: str) -> str:
     if found.undone:
         return "This change has been undone already."
     if found.final:
-        return "This change erased an image for good."
+        return "This change erased a photo for good."
     return "A category has been changed since. Undo the later change first: Recent changes lists all."
 
 

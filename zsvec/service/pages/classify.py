@@ -120,10 +120,9 @@ async def similar(
         of = category if category in holders else next(iter(holders), None)
         return {"similar": found, "category": of, "waits": waits}
 
-    part = is_part(request)
-    return render(
-        request, "similar.html" if part else "similar_page.html", tab="/", part=part, hash=hash, **await work.run(read)
-    )
+    part, found = is_part(request), await work.run(read)
+    tab = "/categories" if found["category"] else "/inbox" if found["waits"] else "/"
+    return render(request, "similar.html" if part else "similar_page.html", tab=tab, part=part, hash=hash, **found)
 
 
 @router.post("/correct")

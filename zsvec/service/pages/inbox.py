@@ -25,7 +25,7 @@ _MAX_SHOWN = 16_000  # characters of the hashes of images on the page
 _MAX_IN_GROUP = 60  # images to show of a group, the most typical first
 _MAX_GROUPS = 20
 _CHOICES = 5
-_CLEARER = "It was uncertain at first; references added since have made it clearer."
+_CLEARER = "It was unsure at first; photos or texts added since have made it clearer."
 
 
 @router.get("")

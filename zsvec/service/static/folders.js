@@ -65,7 +65,7 @@ function preview(file) {
 function show() {
   for (const one of rows) {
     const there = known(nameOf(one));
-    const state = there ? `adds to the existing category of ${photos(Number(there.dataset.photos))}` : nameOf(one) ? "new" : "";
+    const state = there ? `adds to the existing category of ${photos(Number(there.dataset.photos))}` : nameOf(one) ? "new category" : "";
     const shared = sharedOf(one);
     const others = [...new Set(shared.flatMap((file) => holders.get(file)))].filter((name) => name !== nameOf(one)).map((name) => `“${name}”`);
     const own = ownOf(one).length;

@@ -102,7 +102,7 @@ function paintPoints(step) {
   const size = Math.max(4, Math.min(12, (points.length > 5000 ? 5 : 8) * Math.sqrt(view.scale)));
   const sprites = new Map();
   for (const faint of [true, false]) {
-    pen.globalAlpha = faint ? 0.18 : 1;
+    pen.globalAlpha = faint ? 0.35 : 1;
     for (let i = 0; i < points.length; i += step) {
       const point = points[i];
       const isFaint = highlighted !== null ? point.category !== highlighted : chosen.size > 0 && !chosen.has(i);

@@ -197,11 +197,11 @@ def test_invalid_boxes(client: TestClient) -> None:
         ({"files": {"image": red()}}, 422),
         ({"files": {"images": red()}, "data": {"boxes": "[[0,0,1,1]]"}}, 422),
         ({"data": {"boxes": "[[0,0,1,1]]"}}, 415),
-        ({"files": [("image", red())] * 2, "data": {"boxes": "[[0,0,1,1]]"}}, 413),
+        ({"files": [("image", red())] * 2, "data": {"boxes": "[[0,0,1,1]]"}}, 422),
         ({"files": {"image": red()}, "data": {"boxes": "[[0,0,1,1]]", "other": "x"}}, 422),
         ({"files": {"image": red()}, "data": {"boxes": "[" * 10_000}}, 400),
         (sent(red(), "image/png"), 415),
-        ({"json": {"image": data, "boxes": [[0, 0, 1, 1]] * 65}}, 413),
+        ({"json": {"image": data, "boxes": [[0, 0, 1, 1]] * 65}}, 422),
         ({"json": {"image": data, "boxes": [[0, 0, 1, 1]] * 1001}}, 422),
         ({"json": {"image": data, "boxes": [[0, 0, 1, 1]] * 30_000}}, 413),
     ):

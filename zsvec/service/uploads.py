@@ -113,7 +113,8 @@ async def sent_boxes(request: Request, max_boxes: int) -> tuple[Upload, list[lis
     else:
         raise _unsupported(kind, "multipart/form-data or application/json")
     if len(boxes) > max_boxes:
-        raise Problem(413, f"a request must have at most {max_boxes} boxes: send several requests")
+        detail = f"a request must have at most {max_boxes} boxes: send several requests"
+        raise Problem(422, detail, error="too_many_images")
     return image, boxes, margin
 
 

@@ -513,8 +513,8 @@ def test_intents_of_a_lost_manifest_block_no_others(folder: Path) -> None:
         backend, catalog, dead = cast("EdgeBackend", store._backend), store._catalog, new_write_id()
         before = points(backend)
         store._references.put([(replace(store.category("lynx"), write_ids=(dead,)), references(["left"], ["left"]))])
-        found: list[tuple[dict[str, str], dict[str, list[str]]]] = [({}, {"lost": [new_write_id()]})] * 150
-        for rev, (writes, replaced) in enumerate([*found, ({"lynx": dead}, {})]):
+        found: list[tuple[dict[str, list[str]], dict[str, list[str]]]] = [({}, {"lost": [new_write_id()]})] * 150
+        for rev, (writes, replaced) in enumerate([*found, ({"lynx": [dead]}, {})]):
             intent = intent_payload(str(UUID(int=rev)), catalog.state([]).store, rev, writes, replaced)
             catalog.put([Put(intent["id"], intent)])
         assert len(points(backend) - before) == 3

@@ -46,7 +46,7 @@ def test_a_category_is_added_and_a_photo_is_corrected(
         page = (opened := Opened(chromium, served))("/categories")
         page.get_by_role("button", name="Add a category").click()
         page.get_by_label("Name", exact=True).fill("red/panda? 🐼")
-        page.get_by_label("Description").fill("a small reddish animal\na bushy tail")
+        page.get_by_label("Texts that describe it").fill("a small reddish animal\na bushy tail")
         page.set_input_files("#add-files", [str(photo_of("beaver", n)) for n in range(2)])
         page.get_by_role("button", name="Add", exact=True).click()
         expect(card(page, "red/panda? 🐼")).to_contain_text("2 photos, 2 texts")

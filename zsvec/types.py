@@ -31,6 +31,8 @@ MAX_OVERSAMPLING = 64
 """Largest `SearchParams.oversampling`: candidates for each reference that a query returns."""
 MAX_EF = 65_536
 """Largest `SearchParams.ef`: candidates that the search of an HNSW graph keeps."""
+MAX_MARGIN = 10
+"""Largest `Region.margin`."""
 CALIBRATION_FORMAT = 6
 """Format version of stored calibrations. Calibrations with another version are ignored."""
 

@@ -17,7 +17,7 @@ from zsvec.cli import output
 from zsvec.cli.app import Explain, Fusion, Json, Keep, Stats, TopK, app, check_exists, images_at
 from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import ImageError, StoreError, without_password
-from zsvec.types import Prediction
+from zsvec.types import MAX_MARGIN, Prediction
 
 if TYPE_CHECKING:
     from zsvec import Classifier, ImageInput, Region
@@ -48,7 +48,7 @@ def classify(
         ),
     ] = None,
     margin: Annotated[
-        float, typer.Option(min=0, max=10, help="Fraction of a box to add on each side; with --boxes.")
+        float, typer.Option(min=0, max=MAX_MARGIN, help="Fraction of a box to add on each side; with --boxes.")
     ] = 0.0,
     json: Json = False,
     csv: Annotated[

@@ -96,7 +96,7 @@ class StoredReferences:
 
         Args:
             moves: Content hashes by pair of source and target. A category may be the source of some pairs and the
-                target of others. It passes on references that it has before, and keeps those that it gains.
+                target of others. Such a category passes on the references of before, and keeps the new ones.
 
         Returns:
             The targets as committed.

@@ -16,7 +16,7 @@ from pathlib import Path
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.boxes import MAX_BOXES
 from zsvec.inputs.categories import checked_path
-from zsvec.inputs.coco import boxes_of_coco
+from zsvec.inputs.coco import Box, boxes_of_coco
 from zsvec.inputs.files import inside
 from zsvec.inputs.folders import OnOutside, find_images, refused
 from zsvec.inputs.images import Region, checked_margin
@@ -27,12 +27,10 @@ COLUMNS = ("image", "left", "top", "right", "bottom")
 MAX_ALL_BOXES = 1_000_000
 """Maximum number of boxes in a file or folder."""
 
-_Box = tuple[float, float, float, float]
-
 
 @dataclass(frozen=True, slots=True)
 class RelativeRegion(Region):
-    """A region whose box is in fractions of the width and height of the upright image."""
+    """A region with a box in fractions of the width and height of the upright image."""
 
     @property
     def fragment(self) -> str:
@@ -87,11 +85,11 @@ def regions_of_file(
     return _regions(Region, _rows(file, images, gathered), margin)
 
 
-def _regions(kind: type[Region], boxes: Mapping[Path, Sequence[_Box]], margin: float) -> Iterator[Region]:
+def _regions(kind: type[Region], boxes: Mapping[Path, Sequence[Box]], margin: float) -> Iterator[Region]:
     return (kind(path, box, margin=margin) for path, found in boxes.items() for box in found)
 
 
-def _check_numbers(file: Path, boxes: Mapping[Path, Sequence[_Box]]) -> None:
+def _check_numbers(file: Path, boxes: Mapping[Path, Sequence[Box]]) -> None:
     for path, found in boxes.items():
         _check_number(path, len(found), MAX_BOXES)
     _check_number(file, sum(map(len, boxes.values())), MAX_ALL_BOXES)
@@ -102,11 +100,11 @@ def _check_number(path: Path, boxes: int, most: int) -> None:
         raise InvalidInputError(f"{path} may have at most {most:,} boxes, got {boxes:,} or more: divide them")
 
 
-def _rows(file: Path, images: Path, gathered: Gathered) -> dict[Path, list[_Box]]:
+def _rows(file: Path, images: Path, gathered: Gathered) -> dict[Path, list[Box]]:
     lines = lines_of(file)
     delimiter, columns = _columns(file, next(lines, ""))
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    boxes: dict[Path, list[_Box]] = {}
+    boxes: dict[Path, list[Box]] = {}
     number = 0
     try:
         for row in rows:
@@ -137,8 +135,8 @@ def _columns(file: Path, header: str) -> tuple[str, list[str]]:
     )
 
 
-def _labels_in(folder: Path, images: Path, gathered: Gathered, on_outside: OnOutside) -> dict[Path, list[_Box]]:
-    boxes: dict[Path, list[_Box]] = {}
+def _labels_in(folder: Path, images: Path, gathered: Gathered, on_outside: OnOutside) -> dict[Path, list[Box]]:
+    boxes: dict[Path, list[Box]] = {}
     for image in find_images(images, on_outside=on_outside):
         with gathered.row(str(image)):
             labels = inside(folder, folder / image.relative_to(images).with_suffix(".txt"))
@@ -148,8 +146,8 @@ def _labels_in(folder: Path, images: Path, gathered: Gathered, on_outside: OnOut
     return boxes
 
 
-def _labels(file: Path, gathered: Gathered) -> list[_Box]:
-    boxes: list[_Box] = []
+def _labels(file: Path, gathered: Gathered) -> list[Box]:
+    boxes: list[Box] = []
     for number, line in enumerate(lines_of(file), 1):
         with gathered.row(f"{file.name}, line {number}"):
             if not (parts := line.split()):
@@ -165,7 +163,7 @@ def _labels(file: Path, gathered: Gathered) -> list[_Box]:
     return boxes
 
 
-def _numbers(texts: Sequence[str]) -> _Box:
+def _numbers(texts: Sequence[str]) -> Box:
     try:
         left, top, right, bottom = map(float, texts)
     except ValueError:

@@ -104,7 +104,7 @@ def from_coco(
 
 
 def boxes_of_coco(file: Path, folder: Path, gathered: Gathered) -> dict[Path, tuple[list[Box], tuple[int, int]]]:
-    """Reads the boxes of objects in COCO annotations, whatever their categories are; crowds are boxes, too.
+    """Reads the boxes of all objects in COCO annotations, crowds included.
 
     Args:
         file: The JSON file.

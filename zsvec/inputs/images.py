@@ -43,6 +43,7 @@ from zsvec.inputs.encoded import Encoded, opening_memory, read_bytes, recognised
 from zsvec.inputs.files import open_regular
 from zsvec.inputs.memory import ACCOUNT, DEFAULT
 from zsvec.inputs.shared import Lease, SharedImage
+from zsvec.types import MAX_MARGIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,8 +184,6 @@ ImageInput: TypeAlias = (
     | Region
 )
 
-MAX_MARGIN = 10
-"""Largest `Region.margin`."""
 _MAX_PIXEL = 2**31
 _CHUNK_BYTES = 2**20
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib merges two; two letters: a Windows drive has one

@@ -794,8 +794,8 @@ class Store:
     def move_many(self, moves: Sequence[Move]) -> list[Category]:
         """Moves references between many pairs of categories: all or none. Returns the targets; raises as `move`.
 
-        A category may be a source and a target. It passes on references that it has before, and keeps those that it
-        gains.
+        A category may be a source and a target. Such a category passes on the references of before, and keeps the new
+        ones.
 
         Args:
             moves: Moves with `Move.hashes`, each reference of a category at most once.

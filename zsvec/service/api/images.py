@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
-from zsvec import checked_name, load_image
+from zsvec import Prediction, checked_name, load_image
 from zsvec.errors import ImageError
 from zsvec.service.api import schemas
 from zsvec.service.api.common import By, Hash, Runs, check_query, of_state, picture
@@ -23,6 +24,10 @@ Explain = Annotated[bool, Query(description="Whether to return the evidence of e
 _IMAGES = body_of(schemas.Images, form=True, raw=True)
 
 router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM, dependencies=[Depends(check_query)])
+
+
+def _answer(predictions: Sequence[Prediction], *, explain: bool) -> Response:
+    return JSON([(one if explain else replace(one, experts={})).to_dict() for one in predictions])
 
 
 @router.post("/classify", response_model=list[schemas.Prediction], openapi_extra=_IMAGES)
@@ -40,7 +45,7 @@ async def classify(
     work.check_room(1)  # before the body is read
     images = await sent_images(request, work.limits.images, each=True)
     found = await work.classify(images, top_k, request.receive)
-    return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])
+    return _answer(found, explain=explain)
 
 
 @router.post(
@@ -61,7 +66,7 @@ async def classify_regions(
     work.check_room(1)  # before the body is read
     image, boxes, margin = await sent_boxes(request, work.limits.images)
     found = await work.classify_regions(image, boxes, margin, top_k, request.receive)
-    return JSON([(one if explain else replace(one, experts={})).to_dict() for one in found])
+    return _answer(found, explain=explain)
 
 
 @router.post("/correct", response_model=schemas.Category, openapi_extra=_IMAGES)

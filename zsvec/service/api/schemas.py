@@ -30,8 +30,6 @@ from zsvec.errors import ImageError
 from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN
 from zsvec.service.problems import CODES, TYPES
 
-MAX_MARGIN = 10
-"""Largest margin of a box, as in `zsvec.Region`."""
 _MAX_ITEMS = 1000  # of a list in a request: each invalid item costs an error object
 
 _RED_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
@@ -118,7 +116,8 @@ Boxes = Annotated[
     ),
 ]
 Margin = Annotated[
-    float, Field(ge=0, le=MAX_MARGIN, description="Fraction of the width and height of a box to add on each side.")
+    float,
+    Field(ge=0, le=types.MAX_MARGIN, description="Fraction of the width and height of a box to add on each side."),
 ]
 
 

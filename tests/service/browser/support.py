@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ DATA = Path(os.environ.get("ZSVEC_DATA") or Path(__file__).parents[4] / "shared"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CATEGORIES = ("ant", "ketch", "pagoda")
 _IMAGES = 4  # of each category
+BLANK = "about:blank"  # for `Page.route`, which sees the requests of an open page late
 PATIENCE = 60_000  # milliseconds for an expectation
 SERVE_KEYS = ",".join(f"{name}:{name}:{key}" for name, key in SECRETS.items())
 
@@ -125,11 +127,11 @@ class Services:
                 stderr=stream,
             )
         stack.callback(_end, process)
-        while not (found := re.search(r"http://\S+/", log.read_text())):
+        end = time.monotonic() + DEADLINE
+        while not ((found := re.search(r"http://\S+/", log.read_text())) and _is_ready(found.group())):
             assert process.poll() is None, log.read_text()
-            _wait(process)
-        while httpx.get(f"{found.group()}health/ready").status_code != 200:
-            _wait(process)
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.05)
         return Service(found.group(), log, key, lambda *arguments: self.run(store, *arguments))
 
 
@@ -140,9 +142,8 @@ def numbers(service: Service) -> dict[str, int]:
     return {one["category"]: max(n for expert, n in one["references"].items() if "image" in expert) for one in found}
 
 
-def _wait(process: subprocess.Popen[bytes]) -> None:
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(0.05)
+def _is_ready(address: str) -> bool:
+    return httpx.get(f"{address}health/ready", timeout=DEADLINE).status_code == 200
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -169,6 +170,14 @@ def drop_on(target: Locator, *paths: Path) -> None:
         session.send("Input.dispatchDragEvent", event)
 
 
+def until(page: Page, happened: Callable[[], object]) -> None:
+    """Lets the page go on until something has happened; fails after `PATIENCE`."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not happened():
+        assert time.monotonic() < end
+        page.wait_for_timeout(50)
+
+
 def drop(page: Page, *photos: Path) -> Locator:
     """Chooses photos on the page Classify, and returns their rows once all are answered."""
     page.set_input_files("#chosen", [str(photo) for photo in photos])
@@ -177,19 +186,27 @@ def drop(page: Page, *photos: Path) -> Locator:
 
 
 class HeldAnswer:
-    """Holds the answer to the next request for a path, which the service has carried out by then."""
+    """Holds the answer to the next POST to a path, which the service has carried out by then.
+
+    The page is blank as yet: the requests of an open page may pass unseen for a while.
+    """
 
     def __init__(self, page: Page, path: str) -> None:
         self._page = page
         self._paused: list[str] = []
         self._network = page.context.new_cdp_session(page)
-        self._network.on("Fetch.requestPaused", lambda paused: self._paused.append(paused["requestId"]))
+        self._network.on("Fetch.requestPaused", self._hold)
         patterns = [{"urlPattern": f"*{path}", "requestStage": "Response"}]
         self._network.send("Fetch.enable", {"patterns": patterns})
 
+    def _hold(self, paused: Any) -> None:
+        if paused["request"]["method"] == "POST":
+            self._paused.append(paused["requestId"])
+        else:
+            self._network.send("Fetch.continueRequest", {"requestId": paused["requestId"]})
+
     def wait(self) -> None:
-        while not self._paused:
-            self._page.wait_for_timeout(50)
+        until(self._page, lambda: self._paused)
 
     def release(self) -> None:
         self._network.send("Fetch.continueRequest", {"requestId": self._paused.pop()})
@@ -219,7 +236,7 @@ class Opened:
     def __call__(
         self, path: str = "/", *, width: int = 1280, stranger: bool = False, lasting: bool = True, **options: Any
     ) -> Page:
-        """Opens a page; with `stranger`, without a key; unless `lasting`, with messages that leave."""
+        """Opens a page, such as `BLANK`; with `stranger`, without a key; unless `lasting`, with messages that leave."""
         context = self._browser.new_context(
             base_url=self._service.address, viewport={"width": width, "height": 860}, reduced_motion="reduce", **options
         )

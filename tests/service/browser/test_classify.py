@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.service.browser.support import (
+    BLANK,
     HeldAnswer,
     Opened,
     Service,
@@ -22,6 +23,7 @@ from tests.service.browser.support import (
     needs_a_browser,
     needs_photos,
     photo_of,
+    until,
     violations,
 )
 from tests.service.support import SECRETS
@@ -63,6 +65,7 @@ def answer_all(page: Page, answers: Mapping[str, Mapping[str, Any]]) -> None:
         route.fulfill(body=html, content_type="text/html")
 
     page.route("**/classify", answer)
+    page.reload()
 
 
 @pytest.mark.parametrize("width", [360, 390, 700, 1280])
@@ -126,10 +129,11 @@ def test_a_corrected_photo_stays_until_the_filter_changes(opened: Opened) -> Non
 
 
 def test_a_cancelled_correction_is_undone(opened: Opened, service: Service) -> None:
-    page = opened()
+    page = opened(BLANK)
+    held = HeldAnswer(page, "/correct")
+    page.goto("/")
     rows = drop(page, photo_of("brain"))
     bearer = {"Authorization": f"Bearer {service.key}"}
-    held = HeldAnswer(page, "/correct")
     rows.locator("[data-shows=teach]").click()
     rows.get_by_label("Another category").fill("brain")
     page.keyboard.press("Enter")
@@ -293,15 +297,15 @@ def test_similar_photos_are_shown_for_a_photo_and_for_a_reference(opened: Opened
 
 
 def test_a_late_answer_does_not_fill_the_dialog_of_another_photo(opened: Opened) -> None:
-    page = opened()
-    rows = drop(page, photo_of("ketch"))
-    rows.get_by_role("button", name="Why?").click()
+    page = opened(BLANK)
     held: list[Route] = []
     page.route("**/similar/*", lambda route: held.append(route), times=1)
+    page.goto("/")
+    rows = drop(page, photo_of("ketch"))
+    rows.get_by_role("button", name="Why?").click()
     rows.get_by_role("button", name="Similar photos").click()
     page.wait_for_function("() => document.querySelector('#compare-dialog[open]')")
-    while not held:
-        page.wait_for_timeout(50)
+    until(page, lambda: held)
     page.keyboard.press("Escape")
     with page.expect_event("requestfailed"):
         rows.get_by_role("button", name="Compare with a photo").first.click()
@@ -370,8 +374,7 @@ def test_the_list_is_kept_for_a_day(opened: Opened) -> None:
     drop(page, photo_of("ketch"))
     page.clock.install(time=datetime.now(UTC) + timedelta(hours=25))
     page.goto("/categories")
-    while page.evaluate(_NUMBER_KEPT):
-        page.wait_for_timeout(50)
+    until(page, lambda: page.evaluate(_NUMBER_KEPT) == 0)
     page.goto("/")
     expect(page.locator(".answer")).to_have_count(0)
     assert page.evaluate("import(document.querySelector('[src*=kept]').src).then(({kept}) => kept())") == []

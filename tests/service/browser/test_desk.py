@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.service.browser.support import (
+    BLANK,
     DATA,
     SERVE_KEYS,
     HeldAnswer,
@@ -132,7 +133,7 @@ def test_an_undo_puts_images_and_groups_back(chromium: Browser, services: Servic
         photos = [file(photo_of("brain", n)) for n in range(8)]
         assert httpx.post(f"{served.address}v1/inbox", files=photos, timeout=60).status_code == 200
         opened = Opened(chromium, served)
-        page = opened("/live")
+        page = opened(BLANK)
         page.route("**/inbox/names", propose)
         page.goto("/inbox")
         tiles, form = page.locator(".tile"), page.locator("form.group")
@@ -183,8 +184,8 @@ def test_images_are_labelled_by_touch(at_desk: Opened) -> None:
 
 
 def test_a_label_that_fails_brings_the_image_back(at_desk: Opened) -> None:
-    page = at_desk("/live")
-    page.route("**/inbox/label", lambda route: route.abort())  # in an open page, it may come too late
+    page = at_desk(BLANK)
+    page.route("**/inbox/label", lambda route: route.abort())
     page.goto("/inbox")
     expect(page.locator(".tile:focus")).to_have_count(1)
     first, waiting = current(page), page.locator(".tile").count()
@@ -196,11 +197,12 @@ def test_a_label_that_fails_brings_the_image_back(at_desk: Opened) -> None:
 
 
 def test_a_cancelled_label_brings_the_image_back(at_desk: Opened, desk: Service) -> None:
-    page = at_desk("/inbox")
+    page = at_desk(BLANK)
+    held = HeldAnswer(page, "/inbox/label")
+    page.goto("/inbox")
     expect(page.locator(".tile:focus")).to_have_count(1)
     first, waiting = current(page), page.locator(".tile").count()
     name = page.locator("#choices button .name").first.inner_text()
-    held = HeldAnswer(page, "/inbox/label")
     page.keyboard.press("1")
     held.wait()
     assert first in pictures(desk, name)
@@ -213,11 +215,12 @@ def test_a_cancelled_label_brings_the_image_back(at_desk: Opened, desk: Service)
 
 
 def test_a_lost_answer_is_not_called_unchanged(at_desk: Opened, desk: Service) -> None:
-    page = at_desk("/audit")
+    page = at_desk(BLANK)
+    held = HeldAnswer(page, "/audit/move")
+    page.goto("/audit")
     finding = mislabelled(page)
     expect(finding).to_have_count(1)
     digest = str(finding.get_attribute("data-finding")).split(":")[1]
-    held = HeldAnswer(page, "/audit/move")
     finding.get_by_role("button", name="Move to “ketch”").click()
     held.wait()
     page.locator("#busy").get_by_role("button", name="Cancel").click()
@@ -232,13 +235,14 @@ def test_a_lost_answer_is_not_called_unchanged(at_desk: Opened, desk: Service) -
 
 
 def test_more_findings_are_loaded_after_a_failure(at_desk: Opened) -> None:
-    page = at_desk("/audit")
+    page = at_desk(BLANK)
+    page.route("**/audit/more?*", lambda route: route.fulfill(status=503), times=1)
+    page.goto("/audit")
     labels = page.locator("#labels [data-finding]")
     expect(labels.first).to_be_visible()
     there = labels.count()
     hide = "kind => { kind.querySelector('.list').replaceChildren(); kind.querySelector('.more').hidden = false; }"
     page.locator("#labels").evaluate(hide)
-    page.route("**/audit/more?*", lambda route: route.fulfill(status=503), times=1)
     more = page.locator("#labels").get_by_role("button", name="Show more")
     more.click()
     expect(page.locator("#toasts").get_by_role("alert")).to_be_visible()
@@ -256,7 +260,7 @@ def test_a_group_becomes_a_category(chromium: Browser, services: Services, tmp_p
         assert answer.status_code == 200
 
         opened = Opened(chromium, served)
-        page = opened("/live")
+        page = opened(BLANK)
         page.route("**/inbox/names", propose)  # embedding a thousand words is slow
         page.goto("/inbox")
         form = page.locator("form.group")
@@ -374,7 +378,7 @@ def test_selected_findings_are_decided_at_once(at_desk: Opened) -> None:
 
 
 def test_a_decision_that_fails_brings_the_finding_back(at_desk: Opened) -> None:
-    page = at_desk("/live")
+    page = at_desk(BLANK)
     page.route("**/audit/move", lambda route: route.abort())
     page.goto("/audit")
     finding = mislabelled(page)
@@ -385,14 +389,17 @@ def test_a_decision_that_fails_brings_the_finding_back(at_desk: Opened) -> None:
 
 
 def test_decisions_are_sent_after_a_load_that_fails(at_desk: Opened) -> None:
-    page = at_desk("/audit")
+    page = at_desk(BLANK)
+    fails = False
+    page.route("**/audit/findings?*", lambda route: route.abort() if fails else route.continue_())
+    page.goto("/audit")
     finding = mislabelled(page)
     expect(finding).to_have_count(1)
+    fails = True
     with page.expect_event("requestfailed"):
-        page.route("**/audit/findings?*", lambda route: route.abort())
         page.evaluate("document.body.dispatchEvent(new CustomEvent('zsvec:changed', { detail: { undone: 'x' } }))")
     expect(page.locator("#toasts")).to_contain_text("cannot be reached")
-    page.unroute("**/audit/findings?*")
+    fails = False
     finding.get_by_role("button", name="Move to “ketch”").click()
     expect(page.locator("#toasts")).to_contain_text("1 photo moved")
     undo(page, finding)
@@ -445,7 +452,10 @@ def test_the_overview_leads_to_the_label_errors(at_desk: Opened) -> None:
 
 
 def test_live_shows_classified_images(at_desk: Opened, desk: Service) -> None:
-    page = at_desk("/live")
+    page = at_desk(BLANK)
+    is_lost = False
+    page.route("**/live/events", lambda route: route.abort() if is_lost else route.continue_())
+    page.goto("/live")
     expect(page.locator("#connection")).to_have_text("Connected")
     expect(page.locator("#none")).to_be_visible()
     with httpx.Client(base_url=desk.address, headers=bearer(desk), timeout=60) as client:
@@ -456,10 +466,10 @@ def test_live_shows_classified_images(at_desk: Opened, desk: Service) -> None:
     expect(page.locator("#last img").first).to_have_js_property("complete", True)
     assert page.locator("#last img").first.evaluate("image => image.naturalWidth") > 0
     expect(page.locator("[data-meter=known]")).not_to_contain_text("–")
-    page.route("**/live/events", lambda route: route.abort())
+    is_lost = True
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
     expect(page.locator("#connection")).to_contain_text("The connection is lost")
-    page.unroute("**/live/events")
+    is_lost = False
     expect(page.locator("#connection")).to_have_text("Connected")
     at_desk.said.clear()  # the browser's messages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import httpx
 import pytest
 
 from tests.service.browser.support import (
+    BLANK,
     DATA,
+    HeldAnswer,
     Opened,
     Service,
     Services,
@@ -19,6 +22,7 @@ from tests.service.browser.support import (
     needs_photos,
     numbers,
     photo_of,
+    until,
     violations,
 )
 from tests.support import coloured, encode
@@ -38,6 +42,20 @@ def folder_of(folder: Path, number: int, colour: str = "red", seed: int = 0) -> 
 
 def row(page: Page, name: str) -> Locator:
     return page.locator("#folders-rows tr").filter(has=page.get_by_label(name, exact=True))
+
+
+def answer_first(status: int) -> Callable[[Route], None]:
+    """Answers the first POST with a status, and lets the service answer the other requests."""
+    answered: list[Route] = []
+
+    def answer(route: Route) -> None:
+        if route.request.method == "POST" and not answered:
+            answered.append(route)
+            route.fulfill(status=status)
+        else:
+            route.continue_()
+
+    return answer
 
 
 def add(page: Page) -> None:
@@ -113,8 +131,9 @@ def test_a_second_folder_is_appended_and_a_failed_addition_keeps_the_table(
     opened: Opened, service: Service, tmp_path: Path
 ) -> None:
     before = numbers(service)
-    page = opened("/categories")
-    page.route("**/categories", lambda route: route.fulfill(status=409), times=1)
+    page = opened(BLANK)
+    page.route("**/categories", answer_first(409))
+    page.goto("/categories")
     drop_on(page.locator("h1"), folder_of(tmp_path / "reds", 2))
     row(page, "Category of the folder reds").get_by_role("combobox").fill("all reds")
     known_photo = min((DATA / "references" / "ant").iterdir())
@@ -156,7 +175,7 @@ def test_an_addition_of_folders_is_cancelled_as_a_whole(
     opened: Opened, service: Service, tmp_path: Path, by: str
 ) -> None:
     before = numbers(service)
-    page = opened("/categories")
+    page = opened(BLANK)
     held: list[Route] = []
     sent = 0
 
@@ -169,12 +188,12 @@ def test_an_addition_of_folders_is_cancelled_as_a_whole(
             route.continue_()
 
     page.route("**/categories", lambda route: hold(route) if route.request.method == "POST" else route.continue_())
+    page.goto("/categories")
     for name in ("a", "b"):
         folder_of(tmp_path / "many" / name, 70, seed=100 if name == "b" else 0)
     drop_on(page.locator("h1"), tmp_path / "many")
     add(page)
-    while not held:
-        page.wait_for_timeout(50)
+    until(page, lambda: held)
     assert numbers(service) != before
     if by == "Escape":
         page.keyboard.press("Escape")
@@ -187,8 +206,9 @@ def test_an_addition_of_folders_is_cancelled_as_a_whole(
 
 
 def test_a_busy_service_is_asked_again(opened: Opened, service: Service, tmp_path: Path) -> None:
-    page = opened("/categories")
-    page.route("**/categories", lambda route: route.fulfill(status=429), times=1)
+    page = opened(BLANK)
+    page.route("**/categories", answer_first(429))
+    page.goto("/categories")
     drop_on(page.locator("h1"), folder_of(tmp_path / "reds", 1))
     add(page)
     expect(page.locator(".toast")).to_contain_text("“reds” is a new category")
@@ -199,12 +219,9 @@ def test_a_busy_service_is_asked_again(opened: Opened, service: Service, tmp_pat
 @pytest.mark.parametrize("what", ["rename", "merge", "remove", "move"])
 def test_a_cancelled_change_is_undone(opened: Opened, service: Service, what: str) -> None:
     before = numbers(service)
-    page = opened("/categories/pagoda")
-    path = "**/references/move" if what == "move" else f"**/categories/pagoda/{what}"
-    network = page.context.new_cdp_session(page)
-    made: list[str] = []
-    network.on("Fetch.requestPaused", lambda paused: made.append(paused["requestId"]))
-    network.send("Fetch.enable", {"patterns": [{"urlPattern": path.replace("**", "*"), "requestStage": "Response"}]})
+    page = opened(BLANK)
+    held = HeldAnswer(page, "/references/move" if what == "move" else f"/categories/pagoda/{what}")
+    page.goto("/categories/pagoda")
     dialog = page.get_by_role("dialog")
     if what == "move":
         page.locator("[data-reference]").first.click()
@@ -214,11 +231,10 @@ def test_a_cancelled_change_is_undone(opened: Opened, service: Service, what: st
         if what != "remove":
             dialog.get_by_role("textbox").or_(dialog.get_by_role("combobox")).fill("ketch" if what == "merge" else "x")
     dialog.get_by_role("button", name=what.capitalize(), exact=True).click()
-    while not made:
-        page.wait_for_timeout(50)
+    held.wait()
     assert numbers(service) != before
     dialog.get_by_role("button", name="Cancel").click()
-    network.send("Fetch.continueRequest", {"requestId": made[0]})
+    held.release()
     expect(page.locator(".toast")).to_contain_text("Nothing was changed")
     assert numbers(service) == before
 

@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from tests.service.browser.support import (
+    BLANK,
     CATEGORIES,
     HeldAnswer,
     Opened,
@@ -61,10 +62,11 @@ def test_photos_of_a_category_are_moved_and_moved_back(opened: Opened, service: 
 @pytest.mark.parametrize("by", ["Escape", "Cancel"])
 def test_a_cancelled_move_is_undone(opened: Opened, service: Service, by: str) -> None:
     before = number(service, "ketch")
-    page = opened("/map")
+    page = opened(BLANK)
+    held = HeldAnswer(page, "/references/move")
+    page.goto("/map")
     page.locator("#legend button", has_text="ketch").click()
     page.fill("#put-name", "boat")
-    held = HeldAnswer(page, "/references/move")
     page.locator('#put button[value="move"]').click()
     held.wait()
     assert (number(service, "ketch"), number(service, "boat")) == (0, before)

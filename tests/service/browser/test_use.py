@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.service.browser.support import (
+    BLANK,
+    HeldAnswer,
     Opened,
     Service,
     Services,
@@ -180,8 +182,9 @@ def test_a_folder_without_pictures_adds_nothing(opened: Opened, tmp_path: Path) 
 
 
 def test_the_number_of_pictures_of_folders_is_limited(opened: Opened, tmp_path: Path) -> None:
-    page = opened("/")
-    page.route("**/classify*", lambda route: route.fulfill(body="<div class='verdict' data-headline=''></div>"))
+    page = opened(BLANK)
+    page.route("**/classify", lambda route: route.fulfill(body="<div class='verdict' data-headline=''></div>"))
+    page.goto("/")
     drop_on(page.locator(".dropzone"), small_pictures(tmp_path / "a", 1990), small_pictures(tmp_path / "b", 20))
     expect(page.locator("#toasts").get_by_role("alert")).to_contain_text("Only 2,000 photos")
     expect(page.locator(".answer")).to_have_count(2000)
@@ -225,27 +228,23 @@ def test_an_upload_is_cancelled(opened: Opened, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("by", ["Escape", "Cancel"])
 def test_a_category_that_is_cancelled_once_it_was_made_is_undone(opened: Opened, by: str) -> None:
-    page = opened("/categories")
-    network = page.context.new_cdp_session(page)
-    made: list[str] = []
-    network.on("Fetch.requestPaused", lambda paused: made.append(paused["requestId"]))
-    network.send("Fetch.enable", {"patterns": [{"urlPattern": "*/categories", "requestStage": "Response"}]})
+    page = opened(BLANK)
+    held = HeldAnswer(page, "/categories")
+    page.goto("/categories")
     page.get_by_role("button", name="Add a category").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_label("Name", exact=True).fill("beaver")
     page.set_input_files("#add-files", str(photo_of("beaver")))
     dialog.get_by_role("button", name="Add", exact=True).click()
     expect(page.locator("#busy")).to_contain_text("Looking at 1 photo")
-    while not made:
-        page.wait_for_timeout(50)
+    held.wait()
     if by == "Escape":
         page.keyboard.press("Escape")
     else:
         dialog.get_by_role("button", name="Cancel").click()
     expect(page.locator("#busy")).to_contain_text("Cancelling")
-    network.send("Fetch.continueRequest", {"requestId": made[0]})
+    held.release()
     expect(page.locator(".toast")).to_contain_text("Nothing was changed")
-    network.send("Fetch.disable")
     page.goto("/categories")
     expect(card(page, "ant")).to_be_visible()
     expect(card(page, "beaver")).to_have_count(0)
@@ -294,8 +293,9 @@ def test_recent_changes_fit_their_cards(opened: Opened, width: int) -> None:
 
 
 def test_a_full_queue_is_retried(opened: Opened) -> None:
-    page = opened()
+    page = opened(BLANK)
     page.route("**/classify", lambda route: route.fulfill(status=429, headers={"Retry-After": "0"}), times=2)
+    page.goto("/")
     expect(drop(page, photo_of("ant")).locator("[data-shows=why]")).to_be_visible()
     opened.forget_refusals()
 

@@ -263,6 +263,9 @@ class SimulatedBackend(InProcess):
     def upsert(self, collection: str, points: Points) -> None:
         self._write(lambda: self.world.server.upsert(collection, points))
 
+    def set_payload(self, collection: str, where: Where, fields: Mapping[str, Any], key: str = "") -> None:
+        self._write(lambda: self.world.server.set_payload(collection, where, fields, key))
+
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         for put in self.world.random.sample(list(puts), len(puts)):  # each lands alone
             self._write(lambda put=put: self._put(collection, put))  # type: ignore[misc]

@@ -880,6 +880,38 @@ def test_points_have_vectors_by_name(deployment: Deployment, open_store: OpenSto
     assert backend.count(name, Where()) == 1
 
 
+def test_fields_are_set_in_points_that_exist(deployment: Deployment, open_store: OpenStore) -> None:
+    backend = open_store()._backend
+    name = "zsvec__several"
+    backend.create(name, {"a": 3, "b": 2}, {"hash": "keyword"})
+    ids = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(i))) for i in range(3)]
+    rows = [{"a": unit_vector(3, str(i)), "b": unit_vector(2, str(i))} for i in range(3)]
+    payloads = [{"hash": str(i), "small": "x" * 99, "told": {"then": {"how": "a", "why": 1}}} for i in range(3)]
+    payloads[2]["told"] = ["no", "mapping"]
+    backend.upsert(name, Points(ids, rows, payloads))
+
+    wanted = Where(match={"hash": ["0", "2", "x"]})
+    backend.set_payload(name, wanted, {"small": None, "width": 7})
+    backend.set_payload(name, wanted, {"then": {"how": "b"}, "now": [1]}, "told")
+    backend.set_payload(name, wanted, {"": 2, "now": None}, "told")
+    backend.set_payload(name, Where(match={"hash": "1"}), {"then": 3}, "other")
+
+    found = {
+        place: (row, payload)
+        for page in backend.scroll(name, Where(), vectors=True)
+        for place, row, payload in zip(page.ids, page.rows, page.payloads, strict=True)
+    }
+    assert [found[place][1] for place in ids] == [
+        {"hash": "0", "width": 7, "told": {"then": {"how": "b"}, "": 2}},
+        {**payloads[1], "other": {"then": 3}},
+        {"hash": "2", "width": 7, "told": {"then": {"how": "b"}, "": 2}},
+    ]
+    for place, row in zip(ids, rows, strict=True):
+        for key, vector in row.items():
+            np.testing.assert_allclose(found[place][0][key], vector, atol=1e-6)
+    assert len(found) == 3
+
+
 # Many points
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -190,6 +192,53 @@ def test_removed_images_are_deleted_once_an_undo_no_longer_needs_them(open_store
     assert [copy is not None for copy in copies] == [False, True]
 
 
+# Writers at the same time
+
+EARLIER, DISMISSAL, LABEL = (str(uuid.uuid5(uuid.NAMESPACE_URL, name)) for name in ("earlier", "dismissal", "label"))
+
+STEPS: dict[str, Callable[[Store, str], Any]] = {
+    "dismiss": lambda store, digest: store.inbox.remove([digest], Removal("dismissed", DISMISSAL)),
+    "dismiss for good": lambda store, digest: store.inbox.remove([digest], Removal("dismissed")),
+    "label": lambda store, digest: store.inbox.remove([digest], Removal("labelled", LABEL)),
+    "undo": lambda store, digest: store.inbox.switch(EARLIER, undone=True),
+    "settle": lambda store, digest: store.inbox.settle(store.inbox.read(labelled=True)),
+    "drop copies": lambda store, digest: store.inbox.drop_copies(),
+    "ask": lambda store, digest: store.inbox.ask(digest),
+    "forget": lambda store, digest: store.inbox.forget(digest),
+}
+"""Writes of the inbox, by name. The image was dismissed earlier, and the record of that change is gone."""
+
+
+@pytest.mark.parametrize("deployment", ["edge", "memory", "local", "server"], indirect=True)
+def test_two_writers_at_once_leave_what_they_leave_one_after_the_other(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = deployment.backend()
+    monkeypatch.setattr(backend.inner, "rewrite", lambda _: None)  # slow, and changes no point
+    store = deployment.open(backend)
+    other = deployment.another(store)
+
+    def left(first: str, then: str, at: int | None = None) -> tuple[Any, int]:
+        """The image after two writes, the second one before call `at` of the first, and the calls of the first."""
+        store.inbox.put([image("a", why="uncertain", removals=(Removal("dismissed", EARLIER),))])
+        begun = backend.calls.total()
+        if at is not None:
+            backend.hooks[begun + at] = lambda *_, **__: STEPS[then](other, content_hash("a"))
+        STEPS[first](store, content_hash("a"))
+        calls = backend.calls.total() - begun
+        if at is None:
+            STEPS[then](other, content_hash("a"))
+        found, small = store.inbox.read(labelled=True, vectors=True), store.inbox.small(content_hash("a"))
+        store.inbox.delete([content_hash("a")])
+        return [(one.state, set(one.removals), one.why, small is None) for one in found], calls
+
+    for first, then in product(STEPS, repeat=2):
+        before, calls = left(first, then)
+        orders = [before, left(then, first)[0]]
+        for at in range(calls):
+            assert left(first, then, at)[0] in orders, (first, then, at)
+
+
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, indirect=True)
 def test_dropping_images_deletes_the_copies_of_images_that_wait(open_store: OpenStore) -> None:
     store = open_store(history=60)
@@ -220,8 +269,9 @@ def test_damage_that_an_image_survives(open_store: OpenStore) -> None:
         {"width": "x", "height": [1]},
         {"source": 3},
         {"why": {"x": 1}},
-        *({"removals": value} for value in (True, "yes", [1, None], [{"how": "labelled"}], [{"record": 7}])),
-        *({"removals": [{"how": "labelled", "record": record}]} for record in ("x", "{" + "0" * 32 + "}")),
+        *({"removals": value} for value in (True, "yes", [1, None], {EARLIER: 1})),
+        *({"removals": {EARLIER: {"how": how}}} for how in (None, 7, ["labelled"], "erased")),
+        *({"removals": {record: {"how": "labelled"}}} for record in ("x", "{" + "0" * 32 + "}")),
     ]
     for damage in damages:
         store.inbox.put([image("a")])

@@ -73,12 +73,10 @@ class Keeper:
     def ask(self, content_hash: str) -> bool:
         """Marks an image of the inbox as kept on request. Returns False if no such image waits."""
         with self._lock:
-            found = [image for image in self.present() if image.hash == content_hash and image.state == "waiting"]
-            for image in found:
-                if image.why != "asked":
-                    small = self._store.inbox.small(content_hash)
-                    self._store.inbox.put([replace(image, why="asked", content=small.content if small else None)])
-            return bool(found)
+            waits = any(image.hash == content_hash and image.state == "waiting" for image in self.present())
+            if waits:
+                self._store.inbox.ask(content_hash)
+            return waits
 
     def keep(self, images: Sequence[InboxImage]) -> set[str]:
         """Keeps the images that are not near-duplicates, and returns the hashes of the given images that now wait.

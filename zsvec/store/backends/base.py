@@ -337,6 +337,17 @@ class Backend(Protocol):
     def upsert(self, collection: str, points: Points) -> None:
         """Writes points, and replaces points that have the same ids."""
 
+    def set_payload(self, collection: str, where: Where, fields: Mapping[str, Any], key: str = "") -> None:
+        """Sets payload fields of all matching points. Creates no point, and keeps vectors and other fields.
+
+        Args:
+            collection: Name of the collection.
+            where: Filter that the points match.
+            fields: New values of the fields. ``None`` removes a field.
+            key: Payload field with the mapping whose fields are set, instead of the fields of the payload. Any other
+                value of this field is replaced by a mapping.
+        """
+
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         """Writes records to a collection of 1-d vectors, each by compare-and-set.
 

@@ -65,6 +65,12 @@ class MemoryBackend(InProcess):
             for identifier, row, payload in zip(points.ids, rows, points.payloads, strict=True):
                 stored[identifier] = deepcopy(row), _copy(payload)
 
+    def set_payload(self, collection: str, where: Where, fields: Mapping[str, Any], key: str = "") -> None:
+        with self._write(collection) as stored:
+            for identifier, (row, payload) in _matching(stored, where).items():
+                after = {**payload, key: _merged(payload.get(key), fields)} if key else _merged(payload, fields)
+                stored[identifier] = row, after
+
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._write(collection) as stored:
             for put in puts:
@@ -171,6 +177,11 @@ def _copy(payload: Mapping[str, Any], fields: Sequence[str] | None = None) -> di
     kept = payload if fields is None else {field: payload[field] for field in fields if field in payload}
     copied: dict[str, Any] = json.loads(json.dumps(kept)) if kept else {}
     return copied
+
+
+def _merged(before: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {field: value for field, value in before.items() if field not in fields} if isinstance(before, dict) else {}
+    return kept | _copy({field: value for field, value in fields.items() if value is not None})
 
 
 def _matching(stored: _Collection, where: Where) -> _Collection:

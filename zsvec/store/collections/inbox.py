@@ -7,15 +7,19 @@ of a dropped store.
 An image that is labelled or dismissed stays in the collection, with its copy, until the change can no longer be undone
 (`InboxCollection.settle`). The image has the record of the change, but not the other way round. So an undo finds the
 images of a change, and erasing an image leaves no trace in the history.
+
+Writers change fields of images, and never write an image again that they have read. Each change of an image has its own
+field, under the id of its record. So concurrent changes of an image keep each other, and no change restores an image
+that another writer has deleted.
 """
 
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from uuid import UUID
 
 from zsvec.errors import StoreError
@@ -38,6 +42,9 @@ Why: TypeAlias = Literal["asked", "uncertain", "all"]
 _FIELDS = ("hash", "source", "added", "width", "height", "why", "removals")
 _AT_ONCE = 256  # images in one request
 
+How: TypeAlias = Literal["labelled", "dismissed"]
+"""How an image was removed from the inbox."""
+
 
 @dataclass(frozen=True, slots=True)
 class Removal:
@@ -49,9 +56,12 @@ class Removal:
         undone: Whether the change is undone.
     """
 
-    how: Literal["labelled", "dismissed"]
+    how: How
     record: str = ""
     undone: bool = False
+
+
+_FOR_GOOD = Removal("dismissed")  # a dismissal that cannot be undone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +75,7 @@ class InboxImage:
         width: Width of the upright image, in pixels; 0 if unknown.
         height: Height of the upright image, in pixels; 0 if unknown.
         why: Why the image was kept.
-        removals: Removals from the inbox, oldest first, undone ones included.
+        removals: Removals from the inbox, in no particular order, undone ones included.
         vectors: By encoder, float32 ``(dim,)``, unit norm; empty unless requested.
         content: The small copy, a JPEG file; ``None`` if missing or not requested.
     """
@@ -81,14 +91,13 @@ class InboxImage:
     content: bytes | None = None
 
     @property
-    def removal(self) -> Removal | None:
-        """The last removal in effect; ``None`` if the image waits."""
-        return next((removal for removal in reversed(self.removals) if not removal.undone), None)
-
-    @property
     def state(self) -> Literal["waiting", "labelled", "dismissed"]:
-        """Whether the image waits, has become a reference, or was dismissed, so that near-duplicates are not kept."""
-        return self.removal.how if self.removal else "waiting"
+        """Whether the image waits, has become a reference, or was dismissed, so that near-duplicates are not kept.
+
+        An image that was both labelled and dismissed, such as by two users at once, has become a reference.
+        """
+        hows = {removal.how for removal in self.removals if not removal.undone}
+        return "labelled" if "labelled" in hows else "dismissed" if hows else "waiting"
 
 
 class InboxCollection:
@@ -187,11 +196,9 @@ class InboxCollection:
             self.delete(hashes)
             return
 
-        def removed(image: InboxImage) -> InboxImage:
-            content = image.content if removal.record else None
-            return replace(image, removals=(*image.removals, removal), content=content)
-
-        self._rewrite(hashes, removed)
+        if not removal.record:
+            self._set(hashes, {"small": None})
+        self._set(hashes, _stored([removal]), "removals")
 
     def switch(self, record: str, *, undone: bool) -> None:
         """Undoes or redoes the removals of a change. Idempotent.
@@ -200,35 +207,46 @@ class InboxCollection:
             record: Id of the record of the change.
             undone: Whether the images become as they were before the change.
         """
-
-        def switched(image: InboxImage) -> InboxImage:
-            removals = (replace(one, undone=undone) if one.record == record else one for one in image.removals)
-            return replace(image, removals=tuple(removals))
-
         every = self.read(labelled=True)
-        self._rewrite([image.hash for image in every if switched(image) != image], switched)
+        for how in get_args(How):
+            found = [image.hash for image in every if Removal(how, record, not undone) in image.removals]
+            self._set(found, _stored([Removal(how, record, undone)]), "removals")
 
     def settle(self, images: Iterable[InboxImage]) -> None:
         """Deletes what an undo no longer needs, of images as read: labelled images, and copies of dismissed ones."""
-        removed = {image.hash: image.removal for image in images if image.removal and image.removal.record}
+        removed = {
+            image.hash: [removal for removal in image.removals if removal.record and not removal.undone]
+            for image in images
+            if image.state == "labelled" or (image.state == "dismissed" and _FOR_GOOD not in image.removals)
+        }
         if not removed:
             return
-        there = self._catalog.retrieve(sorted({removal.record for removal in removed.values()}))
-        final = {digest: removal for digest, removal in removed.items() if removal.record not in there}
-        self.delete([digest for digest, removal in final.items() if removal.how == "labelled"])
-        dismissed = [digest for digest, removal in final.items() if removal.how == "dismissed"]
-        self._rewrite(dismissed, lambda image: replace(image, removals=(Removal("dismissed"),), content=None))
+        there = self._catalog.retrieve(sorted({removal.record for some in removed.values() for removal in some}))
+        final = {digest: {one.how for one in some if one.record not in there} for digest, some in removed.items()}
+        self.delete([digest for digest, hows in final.items() if "labelled" in hows])
+        self.remove([digest for digest, hows in final.items() if hows == {"dismissed"}], _FOR_GOOD)
+
+    def ask(self, content_hash: str) -> None:
+        """Marks an image as kept on request, if it exists."""
+        self._set([content_hash], {"why": "asked"})
 
     def drop_copies(self) -> None:
         """Deletes all small copies. An embedded store also rewrites its files."""
-        if hashes := [image.hash for image in self.read(labelled=True)]:
-            self._rewrite(hashes, lambda image: replace(image, content=None))
-            self._backend.rewrite(self.name)
+        for where in self._there(None):
+            if self._backend.count(self.name, where):
+                self._backend.set_payload(self.name, where, {"small": None})
+                self._backend.rewrite(self.name)
 
-    def _rewrite(self, hashes: Collection[str], rewritten: Callable[[InboxImage], InboxImage]) -> None:
-        """Replaces images with their copies. Does nothing without images."""
-        if found := list(self._read(sorted(hashes), vectors=True, fields=(*_FIELDS, "small"))):
-            self.put([rewritten(image) for image in found])
+    def _set(self, hashes: Collection[str], fields: Mapping[str, Any], key: str = "") -> None:
+        for where in self._there(hashes):
+            self._backend.set_payload(self.name, where, fields, key)
+
+    def _there(self, hashes: Collection[str] | None) -> list[Where]:
+        """Returns filters for images; `None` stands for all. There is no filter without images or collection."""
+        some = None if hashes is None else sorted(hashes)
+        if some == [] or not (store := self._store_id()) or not self._backend.exists(self.name):
+            return []
+        return _parts(store, some)
 
     def copy_from(self, other: InboxCollection) -> int:
         """Adds the readable images of another inbox that are missing here, and returns their number.
@@ -245,8 +263,8 @@ class InboxCollection:
             for image in other.read(missing[first : first + _AT_ONCE], vectors=True):
                 if len(image.source) > LONGEST_SOURCE:
                     continue
-                if image.removal:  # final, since the history stays behind
-                    images.append(replace(image, removals=(Removal("dismissed"),)))
+                if image.state == "dismissed":  # for good, since the history stays behind
+                    images.append(replace(image, removals=(_FOR_GOOD,)))
                 else:
                     small = other.small(image.hash) if small_copies else None
                     images.append(replace(image, removals=(), content=small.content if small else None))
@@ -256,9 +274,8 @@ class InboxCollection:
 
     def delete(self, hashes: Collection[str]) -> None:
         """Deletes images, if they exist."""
-        if hashes and (store := self._store_id()) and self._backend.exists(self.name):
-            for where in _parts(store, sorted(hashes)):
-                self._backend.delete(self.name, where)
+        for where in self._there(hashes):
+            self._backend.delete(self.name, where)
 
     def forget(self, content_hash: str) -> int:
         """Deletes an image, and returns the number of deleted points. An embedded store also rewrites its files."""
@@ -307,7 +324,7 @@ def _payload(image: InboxImage, store: str) -> dict[str, Any]:
         "width": image.width,
         "height": image.height,
         "why": image.why,
-        "removals": [asdict(removal) for removal in image.removals],
+        "removals": _stored(image.removals),
     }
     return payload if image.content is None else {**payload, "small": b64encode(image.content).decode()}
 
@@ -332,14 +349,16 @@ def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> Inb
     )
 
 
+def _stored(removals: Iterable[Removal]) -> dict[str, Any]:
+    return {removal.record: {"how": removal.how, "undone": removal.undone} for removal in removals}
+
+
 def _removals(payload: Mapping[str, Any]) -> Iterator[Removal]:
     """Yields the valid removals of a payload."""
     found = payload.get("removals")
-    for given in found if isinstance(found, list) else ():
-        record = text_from(given, "record") if isinstance(given, Mapping) else None
-        if record is not None and _is_id(record):
-            how: Literal["labelled", "dismissed"] = "labelled" if given.get("how") == "labelled" else "dismissed"
-            yield Removal(how, record, given.get("undone") is True)
+    for record, given in found.items() if isinstance(found, Mapping) else ():
+        if _is_id(record) and isinstance(given, Mapping) and given.get("how") in get_args(How):
+            yield Removal(given["how"], record, given.get("undone") is True)
 
 
 def _is_id(record: str) -> bool:

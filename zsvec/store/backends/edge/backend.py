@@ -147,6 +147,15 @@ class EdgeBackend(InProcess):
             for operation, number, size in _upserts(points):
                 self._update(collection, operation, number, size)
 
+    def set_payload(self, collection: str, where: Where, fields: Mapping[str, Any], key: str = "") -> None:
+        with self._calls(collection):
+            # The engine writes a changed payload as a whole.
+            pages = list(self._pages(collection, where, vectors=False, fields=None, limit=None))
+            points = sum(len(page.ids) for page in pages)
+            size = sum(_size(page.payloads) for page in pages) + points * _size([fields])
+            operation = qe.UpdateOperation.set_payload_by_filter(_filter(where), dict(fields), key or None)
+            self._update(collection, operation, points, size)
+
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         with self._calls(collection):
             for put in puts:

@@ -188,6 +188,9 @@ class ServerBackend:
 
         self._within_limits(collection, write)
 
+    def set_payload(self, collection: str, where: Where, fields: Mapping[str, Any], key: str = "") -> None:
+        self._change(collection, where, partial(_set_payload, collection, dict(fields), key or None))
+
     def put(self, collection: str, puts: Sequence[Put]) -> None:
         def write(limits: Limits) -> None:
             new = [put for put in puts if put.expected is None]
@@ -429,12 +432,15 @@ class ServerBackend:
             yield 1.0 if greens else max(0.0, 1 - waiting / max(1, info.points_count or 0))
 
     def delete(self, collection: str, where: Where) -> None:
-        def delete(limits: Limits) -> None:
+        self._change(collection, where, partial(_delete, collection))
+
+    def _change(self, collection: str, where: Where, request: Callable[..., None]) -> None:
+        def change(limits: Limits) -> None:
             for part in parts(where, limits):
                 chosen = models.FilterSelector(filter=filter_of(part, limits))
-                self._copies.write(collection, partial(_delete, collection, chosen))
+                self._copies.write(collection, partial(request, chosen))
 
-        self._within_limits(collection, delete)
+        self._within_limits(collection, change)
 
     def drop(self, collection: str, ids: Sequence[str]) -> None:
         for some in cut(ids, size=lambda _: ID):
@@ -568,6 +574,18 @@ def _delete(
     collection: str, chosen: models.PointsSelector, client: QdrantClient, timeout: int | None, _: Replicas
 ) -> None:
     client.delete(collection, chosen, wait=True, timeout=timeout)
+
+
+def _set_payload(
+    collection: str,
+    fields: dict[str, Any],
+    key: str | None,
+    chosen: models.FilterSelector,
+    client: QdrantClient,
+    timeout: int | None,
+    _: Replicas,
+) -> None:
+    client.set_payload(collection, fields, chosen, key, wait=True, timeout=timeout)
 
 
 def _retrieve(

@@ -179,6 +179,9 @@ FORGED: Mapping[str, Mapping[str, Any]] = {
     "of each other": {"cat": {**MARK, "at": "dog"}, "dog": {**MARK, "at": "cat"}},
     "with others that are not marked": {"cat": {**MARK, "at": "cat", "others": {"dog": 1}, "won": False}},
     "won with others that are not marked": {"cat": {**MARK, "at": "cat", "others": {"dog": 1}, "won": True}},
+    "of later": {"cat": {**MARK, "since": 2**52}},
+    "won with others of later": {"cat": {**MARK, "at": "cat", "others": {"dog": 2**52}, "won": True}},
+    "won with nobody": {"cat": {**MARK, "at": "cat", "others": {"nobody": 1}, "won": True}},
     "with no step": {"cat": {**MARK, "gains": {"kind": "manifest", "category": "cat", "version": 1, "rev": 1}}},
 }
 
@@ -203,6 +206,36 @@ def test_a_forged_mark_of_a_transfer_stops_no_writer(store: Store, kind: str) ->
     assert sources(store, "cat")["clip:image"] == ["felix", "pluto"]
     assert sources(store, "dog")["clip:image"] == sources(store, "lion")["clip:image"] == ["felix", "pluto", "tom"]
     assert store.incomplete() == []
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_a_forged_mark_of_a_transfer_stops_no_erasure_and_no_garbage_collection(store: Store, kind: str) -> None:
+    for name in ("cat", "dog", "lion"):
+        add(store, name, images=["tom", "pluto"])
+    for name, mark in FORGED[kind].items():
+        forge(store, name, transfer=mark)
+    store.gc(0)
+    for name, mark in FORGED[kind].items():
+        forge(store, name, transfer=mark)
+    [digest] = hashes("tom")
+    assert store.forget(digest).categories == ("cat", "dog", "lion")
+    assert [sources(store, name)["clip:image"] for name in ("cat", "dog", "lion")] == [["pluto"]] * 3
+
+
+def test_a_mark_of_later_stops_a_writer_while_a_replica_may_have_missed_writes(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("cat", "lion"):
+        add(store, name, images=["tom"])
+    forge(store, "cat", transfer=FORGED["of later"]["cat"])
+    backend: Any = store._backend
+    with monkeypatch.context() as patch:
+        patch.setattr(backend.inner, "is_whole", lambda _: False)
+        with pytest.raises(StoreUnavailableError, match="'lion'"):
+            add(store, "cat", images=["felix"])
+        add(store, "lion", images=["felix"])
+    add(store, "cat", images=["felix"])
+    assert sources(store, "cat")["clip:image"] == ["felix", "tom"]
 
 
 @pytest.mark.parametrize("requires", [None, 3, "x", [], {"a": "x"}, {"a": -1}, {"a": None}])

@@ -136,6 +136,21 @@ def test_it_is_settled_when_a_peer_is_away_from_all_shards_or_none(
     assert Replicas(shards).settled == settled
 
 
+@pytest.mark.parametrize(
+    ("shards", "whole"),
+    [
+        ([{1: True}], True),
+        ([{1: True, 2: True}, {1: True, 3: True}], True),
+        ([{1: True, 2: True}, {1: True, 2: False}], False),
+        ([], False),
+    ],
+)
+def test_a_collection_is_whole_when_all_replicas_are_known_to_be_active(
+    shards: list[dict[int, bool]], *, whole: bool
+) -> None:
+    assert Replicas(shards).whole == whole
+
+
 def test_a_slow_node_alone_can_be_asked_for_differing_records() -> None:
     asked: list[Any] = []
 

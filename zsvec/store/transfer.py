@@ -20,7 +20,8 @@ coordinator does not have the transfer, the mark means nothing, and the next man
 a mark is lost after step 3, because a manifest was damaged, the transfer is cancelled, too: a reference may then be in
 two categories, but never in none, since no category loses references before all others have gained theirs. The mark
 names the version in which the coordinator began the transfer, so that an older manifest, from a replica that has
-missed writes, is recognised. No clock is involved.
+missed writes, is recognised. If no replica can have missed writes, a mark of a later version is forged, or the
+coordinator was replaced after damage: such a mark means nothing either. No clock is involved.
 
 A reader that reads page by page may see a loss without the gain. So a category that has lost references names the
 required versions of the categories that gained them, and the reader asks for these versions
@@ -152,10 +153,10 @@ def _running(catalog: Catalog, marks: Collection[Mapping[str, Any]]) -> list[Map
         if not old:  # read again while replicas differ
             break
         catalog.heal(old)
-    if old := old & readable.keys():
+    if (old := old & readable.keys()) and not catalog.backend.is_whole(catalog.collection):
         raise StoreUnavailableError(
-            f"{catalog.location} shows an old state of {', '.join(map(repr, sorted(old)))}: try again when the server "
-            "is well"
+            f"{catalog.location} shows an old state of {', '.join(map(repr, sorted(old)))}: try again when all nodes "
+            "of the cluster are well"
         )
     return [mark for mark in marks if _is_run_by(readable.get(mark["at"], {}), mark["at"], mark["id"])]
 
@@ -167,8 +168,10 @@ def _finish(catalog: Catalog, at: str, identifier: str) -> None:
         with attempt:
             while (found := _found(catalog, at, identifier)) is not None:
                 mark, state = found
-                if not mark["won"] and _is_beginning(mark, state) and (pause := next(pauses, None)) is not None:
+                if (awaited := _awaited(mark, state)) and (pause := next(pauses, None)) is not None:
                     time.sleep(pause)
+                    if mark["won"]:
+                        catalog.heal(awaited)
                 else:  # if lost, another process has done the step
                     commit_manifests(catalog, _next(catalog, mark, state), state)
 
@@ -193,18 +196,23 @@ def _is_marked(mark: Mapping[str, Any], state: State, name: str) -> bool:
     return bool(_mark(state.manifests.get(name, {})).get("id") == mark["id"])
 
 
-def _is_beginning(mark: Mapping[str, Any], state: State) -> bool:
-    """Returns whether categories can still be marked, because they have not changed."""
-    left = {name: version for name, version in mark["others"].items() if not _is_marked(mark, state, name)}
+def _awaited(mark: Mapping[str, Any], state: State) -> set[str]:
+    """Returns the categories that can still be marked or, if the transfer is won, whose marks a read does not show."""
     found = state.manifests
-    return bool(left) and all(name not in found or found[name]["version"] < left[name] for name in left)
+    left = {name: version for name, version in mark["others"].items() if not _is_marked(mark, state, name)}
+    early = {
+        name
+        for name, version in left.items()
+        if name not in found or (not is_damaged(found[name]) and found[name]["version"] < version)
+    }
+    return early if mark["won"] or len(early) == len(left) else set()
 
 
 def _next(catalog: Catalog, mark: Mapping[str, Any], state: State) -> list[dict[str, Any]]:
     """Returns the manifests of the next step."""
     identifier, at, others, there = mark["id"], mark["at"], mark["others"], state.manifests
-    if unmarked := [name for name in others if not _is_marked(mark, state, name)]:
-        if mark["won"] and any(_is_before(_shown(catalog, state, name), others[name]) for name in unmarked):
+    if not all(_is_marked(mark, state, name) for name in others):
+        if mark["won"] and _awaited(mark, state) and not catalog.backend.is_whole(catalog.collection):
             raise UnknownError  # from a replica that has missed writes
         return [_succeeding(there[at], f"{identifier}-off")]  # if won, a manifest is damaged: let no more be lost
     if not mark["won"]:
@@ -225,10 +233,6 @@ def _next(catalog: Catalog, mark: Mapping[str, Any], state: State) -> list[dict[
                 for i, name in enumerate(pending)
             ]
     return [_succeeding(there[at], _done(identifier))]  # if nothing is lost: copies are exchanged
-
-
-def _is_before(manifest: Manifest, version: int) -> bool:
-    return not is_damaged(manifest) and manifest["version"] < version
 
 
 def _stepped(manifest: Manifest, step: str, rev: int, gained: Mapping[str, Manifest], *, ends: bool) -> dict[str, Any]:

@@ -222,6 +222,10 @@ class InProcess(Handle):
         """Returns 0, since there are no replicas."""
         return 0
 
+    def is_whole(self, collection: str) -> bool:
+        """Returns ``True``, since there are no replicas."""
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class VectorSpace:
@@ -433,6 +437,9 @@ class Backend(Protocol):
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
         """Repairs each given record on which replicas differ, and returns the number of repaired records."""
+
+    def is_whole(self, collection: str) -> bool:
+        """Returns whether all replicas of a collection are active, so that reads show all acknowledged writes."""
 
     def flush(self) -> None:
         """Makes all finished writes survive a loss of power."""

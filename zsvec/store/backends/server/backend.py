@@ -490,6 +490,11 @@ class ServerBackend:
         heal(self._connection, collection, found)
         return len(found)
 
+    def is_whole(self, collection: str) -> bool:
+        return self._connection.call(
+            lambda _, __: self._copies.known(collection).whole, before=partial(self._copies.look, collection)
+        )
+
     def flush(self) -> None:
         """Does nothing, since the server flushes on a schedule."""
 

@@ -89,6 +89,11 @@ class Replicas:
         return any(len(peers) == 2 for peers in self.shards)
 
     @property
+    def whole(self) -> bool:
+        """Whether all replicas are known to be active."""
+        return bool(self.shards) and all(all(peers.values()) for peers in self.shards)
+
+    @property
     def consistency(self) -> Consistency:
         """Consistency of reads.
 

@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from tests.store.material import add, content_hash, references, sources, write_of
-from zsvec.errors import CategoryNotFoundError, ConflictError, InvalidInputError, StoreUnavailableError
+from tests.store.support import Deployment
+from zsvec.errors import (
+    CategoryNotFoundError,
+    ConflictError,
+    InvalidInputError,
+    StoreUnavailableError,
+    VersionConflictError,
+)
 from zsvec.store import Move, Renamed, Store, transfer
 from zsvec.store.backends.base import Put
 from zsvec.store.catalog.commit import publish
@@ -301,6 +308,32 @@ def test_a_mark_that_stayed_hides_no_running_transfer(store: Store, monkeypatch:
     assert sources(store, "dog")["clip:image"] == ["new", "of dog", "tom"]
     assert sources(store, "cat")["clip:image"] == ["stays"]
     add(store, "cat", images=["felix"])
+
+
+@pytest.mark.parametrize("deployment", ["local"], indirect=True)  # no other process can write to an embedded store
+@pytest.mark.parametrize("new", [True, False])
+def test_a_move_returns_what_it_has_committed_not_what_came_later(
+    store: Store, deployment: Deployment, monkeypatch: pytest.MonkeyPatch, *, new: bool
+) -> None:
+    add(store, "cat", images=["stays", "tom"])
+    if not new:
+        add(store, "dog", images=["rex"])
+    other, finish = deployment.another(store), transfer._finish
+
+    def finished(*args: Any) -> None:
+        finish(*args)
+        add(other, "dog", images=["felix"])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "_finish", finished)
+        moved = store.move(Move(source="cat", target="dog", hashes=hashes("tom")))
+    assert moved.references["clip:image"] == 2 - new
+    with pytest.raises(VersionConflictError), store.expecting("dog", {moved.version}):
+        pass
+    later = store.move(Move(source="cat", target="dog", hashes=None))
+    assert later == store.category("dog")
+    with store.expecting("dog", {later.version}):
+        add(store, "dog", images=["fido"])
 
 
 @pytest.mark.parametrize("damage", [{"version": "1"}, {"texts": None}])

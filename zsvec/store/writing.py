@@ -323,12 +323,13 @@ class Writer:
         names = list(dict.fromkeys(name for move in moves for name in (move.source, move.target)))
         moved: dict[str, Category] = {}
         leaving: list[list[Reference]] = []  # references that the last attempt moves, by move
+        planned: dict[str, Category] = {}  # the targets after the last attempt
 
         def attempt() -> bool:
             before = settled(self.catalog, names)
             latest = before.categories()
             if leaving and self._are_moved(moves, leaving, latest):  # another writer finished the last attempt
-                moved.update(latest)
+                moved.update({name: _seen(latest[name], plan) for name, plan in planned.items()})
                 return True
             self._check_expected(before, names)
             every = {
@@ -342,12 +343,13 @@ class Writer:
                 gaining={name: {move.target for move in moves if move.source == name} for name in every},
                 pair=names if len(moves) == 1 else (),
             )
+            planned.update({plan.name: plan for plan, _ in (*gains.values(), *losses.plans) if plan.name in gains})
             stored = {name: list(latest[name].write_ids) if name in latest else [] for name in names}
             for move in moves:
                 stored[move.target] += latest[move.source].write_ids
             images = _images(chain.from_iterable(leaving))
             won = self.carry_out(list(gains.values()), before, stored, losses=losses, images=images)
-            moved.update({name: category_from(manifest) for name, manifest in won.items()})
+            moved.update({name: _seen(category_from(won[name]), plan) for name, plan in planned.items() if won})
             return bool(won)
 
         self.until_won(attempt, names)
@@ -624,6 +626,14 @@ def has_same_content(one: Category, other: Category) -> bool:
         other.texts,
         other.metadata,
     )
+
+
+def _seen(category: Category, planned: Category) -> Category:
+    """Returns the category after a move; without the changes of a later writer, which the caller has not seen."""
+    if has_same_content(category, planned):
+        return category
+    # The mark of the transfer has the version of the plan. A category that has more steps has a later version.
+    return replace(planned, version=planned.version + 1, rev=category.rev)
 
 
 def counted_by_expert(references: Iterable[Reference]) -> dict[str, int]:

@@ -16,6 +16,7 @@ import torch
 import zsvec
 from tests.support import encode, isolated, photo, two_encoders
 from zsvec.classifier import Classifier
+from zsvec.encoders.base import ImageBackbone
 from zsvec.errors import EncoderError, InvalidInputError
 from zsvec.evaluation.datasets import DATASETS
 from zsvec.evaluation.evaluate import evaluate, labelled_images, labelled_images_of
@@ -334,6 +335,56 @@ def test_encoders_that_return_no_vectors(subtests: pytest.Subtests) -> None:
             for given in ({"texts": ["a"]}, {"images": [photo(1)]}):
                 with pytest.raises(EncoderError, match="encoder 'clip' returned"):
                     clf.add_category("a", **given)  # type: ignore[arg-type]
+
+
+class FailingBackbone(ImageBackbone):
+    """An image model that fails at one step."""
+
+    def __init__(self, step: str) -> None:
+        self.step = step
+
+    def preprocess(self, image: Any) -> Any:
+        return 1 / 0 if self.step == "preprocess" else image
+
+    def forward(self, inputs: Any) -> Any:
+        return 1 / 0 if self.step == "forward" else inputs
+
+
+class FailingFeatures(HashEncoder):
+    """An encoder that does not use the base class for images."""
+
+    def encode_features(self, features: Any) -> Any:
+        raise KeyError("a key")
+
+
+def failing(step: str) -> list[HashEncoder]:
+    if step == "encode_features":
+        return [FailingFeatures("clip", dim=32)]
+    clip, dino = HashEncoder("clip", dim=32), HashEncoder("dino", dim=16)
+    dino.backbone = FailingBackbone(step)
+    return [clip, dino]
+
+
+@pytest.mark.parametrize(
+    ("step", "raised"),
+    [("preprocess", "'dino'.*ZeroDivisionError"), ("forward", "'dino'.*Zero"), ("encode_features", "'clip'.*KeyError")],
+)
+def test_the_error_of_an_image_model_names_its_encoder(step: str, raised: str) -> None:
+    with zsvec.open(":memory:", encoders=failing(step)) as clf:
+        clf.add_category("a", texts=["a text"])
+        calls: list[Callable[[], object]] = [
+            lambda: clf.classify(photo(1)),
+            lambda: clf.classify([photo(1), photo(2)]),
+            lambda: list(clf.classify_stream([photo(1)])),
+            lambda: list(clf.embed_stream([photo(1)])),
+            lambda: clf.add_category("a", images=[photo(1)]),
+        ]
+        for call in calls:
+            with pytest.raises(EncoderError, match=raised):
+                call()
+    if step != "encode_features":
+        with pytest.raises(EncoderError, match=raised):
+            failing(step)[1].encode_images([photo(1)])
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -95,6 +96,23 @@ class ImageBackbone:
         return inputs
 
 
+@contextmanager
+def named_failures(names: Iterable[str], method: str) -> Iterator[None]:
+    """Turns any error of a method of encoders, which can be classes of a user, into an EncoderError with their names.
+
+    Errors of zsvec stay as they are.
+    """
+    try:
+        yield
+    except ZSVecError:
+        raise
+    except Exception as exc:
+        raise EncoderError(
+            f"encoder {' and '.join(map(repr, names))} must embed the input, but {method}() raised "
+            f"{type(exc).__name__} ({exc}): correct it, or give inputs that it takes"
+        ) from exc
+
+
 class BatchEncoder(ABC):
     """Base class of encoders. A subclass implements `embed`.
 
@@ -136,7 +154,7 @@ class BatchEncoder(ABC):
         """Returns the vectors of one output of `Backbone.forward`, as float32 (n, dim) with rows of unit L2 norm.
 
         Raises:
-            EncoderError: `embed` returned anything but one finite, nonzero vector for each image.
+            EncoderError: The model failed, or did not return one finite, nonzero vector for each image.
         """
         return self._normalised([self._embed(features, "image")])
 
@@ -144,19 +162,24 @@ class BatchEncoder(ABC):
         """Returns the vectors of images in order, as float32 (n, dim) with rows of unit L2 norm.
 
         Raises:
-            EncoderError: `embed` returned anything but one finite, nonzero vector for each image.
+            EncoderError: The model failed, or did not return one finite, nonzero vector for each image.
         """
         return self._normalised(
-            self._embed(self.backbone.forward([self.backbone.preprocess(image) for image in batch]), "image")
-            for batch in batches(images, self.batch_size)
+            self._embed(self._features(batch), "image") for batch in batches(images, self.batch_size)
         )
+
+    def _features(self, images: Sequence[Image.Image]) -> Sized:
+        with named_failures([self.name], "backbone.preprocess"):
+            inputs = [self.backbone.preprocess(image) for image in images]
+        with named_failures([self.name], "backbone.forward"):
+            return self.backbone.forward(inputs)
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """Returns the vectors of texts in order, as float32 (n, dim) with rows of unit L2 norm.
 
         Raises:
             InvalidInputError: The encoder does not embed texts, or `texts` is not a sequence of `str`.
-            EncoderError: `embed` returned anything but one finite, nonzero vector for each text.
+            EncoderError: The model failed, or did not return one finite, nonzero vector for each text.
         """
         if "text" not in self.modalities:
             raise InvalidInputError(
@@ -170,15 +193,8 @@ class BatchEncoder(ABC):
     def _embed(self, batch: Sized, modality: Modality) -> NDArray[np.float64]:
         if not len(batch):
             return np.empty((0, self.fingerprint.dim))
-        try:
+        with named_failures([self.name], "embed"):
             found = self.embed(batch, modality)
-        except ZSVecError:
-            raise
-        except Exception as exc:  # an encoder can be a class of a user
-            raise EncoderError(
-                f"encoder {self.name!r} must return vectors of {len(batch)} {modality}(s), but its embed() raised "
-                f"{type(exc).__name__} ({exc}): correct it, or give inputs that it takes"
-            ) from exc
         try:
             vectors = as_numbers(found)
         except Exception as exc:  # conversions of other libraries raise errors of any type

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from zsvec.encoders.base import Encoder, Vectors, batches
+from zsvec.encoders.base import Backbone, Encoder, Vectors, batches, named_failures
 from zsvec.encoders.dynamic_batching import DynamicBatcher
 from zsvec.encoders.spec import Device
 from zsvec.errors import InvalidInputError, shown
@@ -86,8 +86,16 @@ class EncoderSet:
         return max(scaled) if scaled and len(scaled) == len(sides) else None
 
     def preprocess(self, image: Image.Image) -> tuple[Any, ...]:
-        """Returns the input of each distinct backbone for one image. Thread-safe."""
-        return tuple(backbone.preprocess(image) for backbone in self._backbones)
+        """Returns the input of each distinct backbone for one image. Thread-safe.
+
+        Raises:
+            EncoderError: A backbone failed.
+        """
+        inputs = []
+        for backbone in self._backbones:
+            with named_failures(self._users(backbone), "backbone.preprocess"):
+                inputs.append(backbone.preprocess(image))
+        return tuple(inputs)
 
     def encode_images(self, prepared: Sequence[tuple[Any, ...]]) -> dict[str, Vectors]:
         """Embeds preprocessed images with every encoder.
@@ -99,7 +107,7 @@ class EncoderSet:
             Vectors by name of the encoder: float32 (n, dim) with rows of unit L2 norm, in the order of `prepared`.
 
         Raises:
-            EncoderError: An encoder returned anything but one finite, nonzero vector for each image.
+            EncoderError: An encoder failed, or did not return one finite, nonzero vector for each image.
         """
         parts = [self._encode_batch(batch) for batch in batches(prepared, self._batch_size)]
         return {
@@ -108,8 +116,14 @@ class EncoderSet:
         }
 
     def _encode_batch(self, batch: Sequence[tuple[Any, ...]]) -> Mapping[str, Vectors]:
-        columns = zip(*batch, strict=True)
-        features = {
-            id(backbone): backbone.forward(inputs) for backbone, inputs in zip(self._backbones, columns, strict=True)
-        }
-        return {encoder.name: encoder.encode_features(features[id(encoder.backbone)]) for encoder in self}
+        features, vectors = {}, {}
+        for backbone, inputs in zip(self._backbones, zip(*batch, strict=True), strict=True):
+            with named_failures(self._users(backbone), "backbone.forward"):
+                features[id(backbone)] = backbone.forward(inputs)
+        for encoder in self:
+            with named_failures([encoder.name], "encode_features"):
+                vectors[encoder.name] = encoder.encode_features(features[id(encoder.backbone)])
+        return vectors
+
+    def _users(self, backbone: Backbone) -> Iterator[str]:
+        return (encoder.name for encoder in self if encoder.backbone is backbone)

@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import zsvec
 from tests.support import encode, isolated, photo, two_encoders  # noqa: F401
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.coco import from_coco
-from zsvec.inputs.images import Region
+from zsvec.inputs.decoding import decode
+from zsvec.inputs.images import Region, content_hash
+from zsvec.inputs.memory import ACCOUNT
 
 SIZE = (80, 60)
 CATEGORIES = [{"id": 1, "name": "cat", "supercategory": "animal"}, {"id": 7, "name": "dog"}]
@@ -99,6 +102,28 @@ def test_boxes_are_added_and_recognised(folder: Path) -> None:
         assert clf.add_categories(from_coco(file, boxes=True)) == first
         assert [encoder.images_encoded for encoder in encoders] == embedded
         assert clf.classify(photo(1, SIZE).crop((5, 5, 35, 35))).distance == pytest.approx(0, abs=1e-6)
+
+
+def test_an_image_is_decoded_once_for_all_objects_of_a_category(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[Any] = []
+
+    def noted(*given: Any) -> Image.Image:
+        decoded.append(given)
+        return decode(*given)
+
+    boxes = [(x, y, 20, 20) for x in range(0, 50, 10) for y in range(0, 30, 10)]
+    file = written(folder, [annotation(100 + i, 1, *box) for box in boxes for i in range(3)])
+    monkeypatch.setattr("zsvec.inputs.images.decode", noted)
+    with zsvec.open(":memory:", encoders=two_encoders(), batch_size=4) as clf:
+        found = from_coco(file, boxes=True)
+        (category,) = clf.add_categories(found)
+        assert category.images == 3 * len(boxes)
+        assert len(decoded) == 3
+        assert clf.add_categories(found) == [category]
+        assert len(decoded) == 6
+        cut = photo(1, SIZE).crop((10, 10, 30, 30))
+        assert content_hash(cut) in {reference.hash for reference in clf.references.of("cat")}
+    assert ACCOUNT.taken == 0
 
 
 def test_an_image_that_is_not_of_the_annotated_size(folder: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -20,9 +20,10 @@ from zsvec.inputs.decoding import opened
 from zsvec.inputs.images import (
     ImageInput,
     ImageLimits,
-    lease_of,
     read_held,
+    released,
     share,
+    shared_by,
     source_of,
     taken,
 )
@@ -218,17 +219,12 @@ class Embedder:
         def prepare(image: ImageInput | PreparedImage) -> PreparedImage:
             if isinstance(image, PreparedImage):
                 return image
-            lease = lease_of(image)
-            with closing(lease) if lease else nullcontext():
+            with released(image):
                 return self.prepare(image, flow, hashed=hashed, small=small)
-
-        def lane(image: object) -> object:
-            lease = lease_of(image)
-            return lease and lease.shared
 
         def encoded() -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
             own = map(take, share(images, **self.limits))  # in the source's thread, before the source advances
-            for batch in prefetch(prepare, own, batch_size, max_wait=max_wait, flow=flow, lane=lane):
+            for batch in prefetch(prepare, own, batch_size, max_wait=max_wait, flow=flow, lane=shared_by):
                 inputs = [image.inputs for image in batch if image.error is None]
                 vectors: Vectors = {}
                 if inputs:

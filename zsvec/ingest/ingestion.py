@@ -34,7 +34,7 @@ from zsvec.inputs.categories import (
     is_several,
 )
 from zsvec.inputs.decoding import opened
-from zsvec.inputs.images import ImageLimits, content_hash, source_of, taken
+from zsvec.inputs.images import ImageInput, ImageLimits, content_hash, released, share, shared_by, source_of, taken
 from zsvec.store import Reference, Renamed, Store, StoredContent, Write
 from zsvec.streams.stream import prefetch
 from zsvec.types import Category, Modality, SmallImage, StoredReference, encoder_and_modality, expert_name
@@ -161,6 +161,10 @@ class _Image:
         return Reference(encoder, "image", read.hash, source, vector, given.prompt, given.group, small=small)
 
 
+def _lane(step: _Draft | _Image) -> object:
+    return shared_by(step.given.image) if isinstance(step, _Image) else None
+
+
 class Builder:
     """Embeds categories and writes them to a store.
 
@@ -233,7 +237,7 @@ class Builder:
         reference or cause it to lose stored images. A new category of unreadable images, without texts, is not created.
         """
         steps = self._steps(categories, replace=replace, create=create, respect=on_withdrawn is not None)
-        for batch in prefetch(self._prepare, steps, self.batch_size):
+        for batch in prefetch(self._prepare, steps, self.batch_size, lane=_lane):
             failure = None
             images: list[_Image] = []
             complete: list[_Draft] = []
@@ -273,18 +277,28 @@ class Builder:
                 raise InvalidInputError(f"category {category.name!r} is given twice: put both in one")
             seen.add(category.name)
             draft = self._draft(category, replace=replace, create=create, respect=respect)
-            for image in category.images:
+            yield from self._images(draft, category.images)
+            yield draft
+
+    def _images(self, draft: _Draft, images: Iterable[ImageInput | ReferenceImage]) -> Iterator[_Draft | _Image]:
+        references: list[ReferenceImage] = []  # the present one
+
+        def given() -> Iterator[ImageInput]:
+            for image in images:
                 reference = image if isinstance(image, ReferenceImage) else ReferenceImage(image=image)
                 if reference.group is not None:
                     reference = with_changes(reference, group=checked_group(reference.group))
                 self._check_vectors_of(reference)
-                unread = PreparedImage(source_of(reference.image))
-                if opened(reference.image):
-                    yield self._prepare(_Image(draft, reference, unread))
-                else:
-                    own = taken(reference.image, **self.limits)
-                    yield _Image(draft, with_changes(reference, image=own), unread)
-            yield draft
+                references.append(reference)
+                yield reference.image
+
+        for image in share(given(), **self.limits):
+            unread = PreparedImage(source_of(image))
+            if opened(image):
+                yield self._prepare(_Image(draft, with_changes(references.pop(), image=image), unread))
+            else:
+                own = taken(image, **self.limits)
+                yield _Image(draft, with_changes(references.pop(), image=own), unread)
 
     def _check_vectors_of(self, reference: ReferenceImage) -> None:
         """Raises InvalidInputError if the image has vectors, but not a valid vector for each image encoder."""
@@ -330,7 +344,8 @@ class Builder:
         """Reads an image that has not been read yet. Runs in several threads."""
         if isinstance(step, _Image) and not step.read.hash and step.read.error is None:
             try:
-                step.read = self._read(step.draft, step.given, step.read.source)
+                with released(step.given.image):
+                    step.read = self._read(step.draft, step.given, step.read.source)
             except ImageError as exc:
                 step.read = with_changes(step.read, error=exc)
         return step

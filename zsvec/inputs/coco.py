@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -81,9 +82,9 @@ def from_coco(
         images: Folder that image paths start from and must not leave, as in `from_csv`; by default, the folder of the
             file.
         boxes: If true, each reference is an annotated object: the `Region` of its box. The objects of one image form a
-            group. A box is rounded outwards to whole pixels and cut at the border of the image. Crowds are skipped. If
-            false, each reference is a whole image, in the category of its annotations. An image without annotations is
-            skipped, and an image of several categories is invalid.
+            group, and come one after the other. A box is rounded outwards to whole pixels and cut at the border of the
+            image. Crowds are skipped. If false, each reference is a whole image, in the category of its annotations. An
+            image without annotations is skipped, and an image of several categories is invalid.
         on_error: Called with an error for each category, image or annotation that is invalid or skipped. By default,
             the first error of an invalid entry is raised.
 
@@ -100,7 +101,7 @@ def from_coco(
     names = _names(content["categories"], gathered)
     pictures = _pictures(content["images"], folder_of(file, images), gathered)
     (_add_boxes if boxes else _add_images)(content["annotations"], names, pictures, gathered)
-    return gathered.categories()
+    return gathered.categories(_by_image if boxes else list)
 
 
 def boxes_of_coco(file: Path, folder: Path, gathered: Gathered) -> dict[Path, tuple[list[Box], tuple[int, int]]]:
@@ -197,6 +198,14 @@ def _add_boxes(
             size = image.picture.width, image.picture.height
             region = Region(str(image.path), _pixels(annotation.bbox, size), size)
             gathered.add(names[annotation.category_id], ReferenceImage(image=region, group=image.picture.file_name))
+
+
+def _by_image(objects: list[ReferenceImage]) -> list[ReferenceImage]:
+    """Returns the objects of each image one after the other, so that the image is decoded once."""
+    of_image: dict[str | None, list[ReferenceImage]] = {}
+    for one in objects:
+        of_image.setdefault(one.group, []).append(one)
+    return list(chain.from_iterable(of_image.values()))
 
 
 def _pixels(bbox: tuple[float, float, float, float], size: tuple[int, int]) -> tuple[int, int, int, int]:

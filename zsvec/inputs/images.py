@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Hashable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from inspect import CO_GENERATOR
@@ -420,8 +420,21 @@ def share(images: Iterable[Item], **limits: Unpack[ImageLimits]) -> Iterator[Ite
             current.leave()
 
 
-def lease_of(image: object) -> Lease | None:
-    """Returns the lease of a region that `share` has yielded; ``None`` for any other image."""
+def shared_by(image: object) -> SharedImage | None:
+    """Returns the image of a region that `share` has yielded; ``None`` for any other image."""
+    lease = _lease_of(image)
+    return lease.shared if lease else None
+
+
+@contextmanager
+def released(image: object) -> Iterator[None]:
+    """Ends the lease of a region that `share` has yielded, after the block. Does nothing for any other image."""
+    lease = _lease_of(image)
+    with closing(lease) if lease else nullcontext():
+        yield
+
+
+def _lease_of(image: object) -> Lease | None:
     whole: object = image.image if isinstance(image, Region) else None
     return whole if isinstance(whole, Lease) else None
 
@@ -504,7 +517,7 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
     """
     if isinstance(image, Region):
         image.check()  # before the image is decoded
-        lease = lease_of(image)
+        lease = _lease_of(image)
         whole = lease.shared.whole(held) if lease else _load(image.image, limits, None, held, hashed=False).image
         rgb = image.cut_from(whole)
         return LoadedImage(rgb, _digest_of(rgb) if hashed else "", rgb.size)

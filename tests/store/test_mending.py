@@ -229,6 +229,7 @@ def test_a_forged_mark_of_a_transfer_stops_no_erasure_and_no_garbage_collection(
     assert [sources(store, name)["clip:image"] for name in ("cat", "dog", "lion")] == [["pluto"]] * 3
 
 
+@pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)
 def test_a_mark_of_later_stops_a_writer_while_a_replica_may_have_missed_writes(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,12 +163,12 @@ def _running(catalog: Catalog, marks: Collection[Mapping[str, Any]]) -> list[Map
 
 def _finish(catalog: Catalog, at: str, identifier: str) -> None:
     """Does the remaining steps of a transfer; raises as `settled`. `at` is the coordinator."""
-    pauses = iter(PAUSES)
+    pauses = {is_won: iter(PAUSES) for is_won in (False, True)}
     for attempt in attempts(catalog, [at]):
         with attempt:
             while (found := _found(catalog, at, identifier)) is not None:
                 mark, state = found
-                if (awaited := _awaited(mark, state)) and (pause := next(pauses, None)) is not None:
+                if (awaited := _awaited(mark, state)) and (pause := next(pauses[mark["won"]], None)) is not None:
                     time.sleep(pause)
                     if mark["won"]:
                         catalog.heal(awaited)

@@ -149,10 +149,10 @@ class EdgeBackend(InProcess):
 
     def set_payload(self, collection: str, where: Where, fields: Mapping[str, Any], key: str = "") -> None:
         with self._calls(collection):
-            # The engine writes a changed payload as a whole.
-            pages = list(self._pages(collection, where, vectors=False, fields=None, limit=None))
-            points = sum(len(page.ids) for page in pages)
-            size = sum(_size(page.payloads) for page in pages) + points * _size([fields])
+            points = size = 0
+            for page in self._pages(collection, where, vectors=False, fields=None, limit=None):
+                points += len(page.ids)
+                size += _size(page.payloads) + len(page.ids) * _size([fields])  # changed payloads are written whole
             operation = qe.UpdateOperation.set_payload_by_filter(_filter(where), dict(fields), key or None)
             self._update(collection, operation, points, size)
 

@@ -18,8 +18,11 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from tests.qdrant import Node, wait_until
 from tests.search.support import assert_answers, searcher
 from tests.store.material import FINGERPRINTS, add, references, write_of
+from zsvec.errors import StoreUnavailableError
 from zsvec.store import Placement, Store, open_store
+from zsvec.store.backends.base import Put
 from zsvec.store.backends.server.replication import Replicas
+from zsvec.store.catalog.schema import expected
 from zsvec.store.names import record_id
 
 BUSY = 20  # allowed factor of the usual time, beside the seconds for a quiet machine
@@ -110,6 +113,25 @@ def test_a_store_goes_on_without_any_one_node(nodes: list[Node], namespace: str,
         for node in nodes:  # by whichever is asked
             with opened([node], namespace) as alone:
                 assert_answers(searcher(alone, "numpy"), state)
+
+
+def test_a_mark_of_later_means_nothing_when_all_replicas_are_active(nodes: list[Node], namespace: str) -> None:
+    with filled(nodes, namespace, 3) as store:
+        mark = {"id": "x", "at": "wolf", "since": 2**52, "needs": [], "gains": None, "loses": None}
+        record = store._catalog.state(["lynx"]).manifests["lynx"]
+        marked = {**record, "version": record["version"] + 1, "transfer": mark}
+        store._catalog.put([Put(record_id("category", "lynx"), marked, expected(record))])
+        catalog = store.collection("catalog")
+        assert store._backend.is_whole(catalog)
+        nodes[0].kill()
+        add(store, "fox", ["fox"])  # by a write, the cluster notices
+        wait_until(lambda: not store._backend.is_whole(catalog))
+        with pytest.raises(StoreUnavailableError, match="'wolf'"):
+            add(store, "lynx", ["another"])
+        nodes[0].restart()
+        wait_until(lambda: store._backend.is_whole(catalog))
+        add(store, "lynx", ["another"])
+        assert len(store.keys("lynx")) == 4
 
 
 def test_writes_do_not_wait_for_a_leader_that_is_lost(nodes: list[Node], namespace: str) -> None:

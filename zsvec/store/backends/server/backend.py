@@ -480,11 +480,16 @@ class ServerBackend:
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
         def find(_: QdrantClient, __: int | None) -> Records:
-            if not self._copies.known(collection).copied:
+            copies = self._copies.known(collection)
+            if not copies.copied or copies.consistency == 1:  # a single replica is active
                 return {}
             nodes = [node for node in self._connection.nodes if node.is_well()] or [self._connection.node]
             clients = [node.client for node in nodes]
-            return differing(clients, lambda client, consistency: _retrieve(collection, ids, client, None, consistency))
+            return differing(
+                clients,
+                lambda client, consistency: _retrieve(collection, ids, client, None, consistency),
+                whole=copies.whole,
+            )
 
         found = self._connection.call(find, before=partial(self._copies.look, collection))
         heal(self._connection, collection, found)

@@ -413,14 +413,16 @@ Records: TypeAlias = dict[str, Mapping[str, Any]]  # payloads by id
 Read: TypeAlias = Callable[[QdrantClient, Consistency], Records]
 
 
-def differing(clients: Sequence[QdrantClient], read: Read) -> Records:
+def differing(clients: Sequence[QdrantClient], read: Read, *, whole: bool = True) -> Records:
     """Returns the newest known version of each record on which the replicas differ.
 
     Args:
         clients: Client of each node whose replica is read.
         read: Reads the records through a client with a consistency.
+        whole: Whether all replicas are active. If not, the server refuses to read all, and a quorum is compared.
     """
-    agreed = read(clients[0], models.ReadConsistencyType.ALL)
+    every = models.ReadConsistencyType.ALL if whole else models.ReadConsistencyType.QUORUM
+    agreed = read(clients[0], every)
     found = [read(clients[0], models.ReadConsistencyType.QUORUM)]
     found += [read(client, 1) for client in clients]  # the replica of this node, if the node has one
     newest: Records = {}

@@ -145,15 +145,18 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
 def _running(catalog: Catalog, marks: Collection[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns the marks of transfers that the coordinator still has."""
     names = {mark["at"] for mark in marks}
+    was_whole = False
     for pause in (0.0, *PAUSES):
         time.sleep(pause)
+        was_whole = pause > 0 and catalog.backend.is_whole(catalog.collection)
         found = catalog.state(names).manifests
         readable = {name: manifest for name, manifest in found.items() if not is_damaged(manifest)}
         old = {mark["at"] for mark in marks if readable.get(mark["at"], {}).get("version", 0) < mark["since"]}
         if not old:  # read again while replicas differ
             break
         catalog.heal(old)
-    if (old := old & readable.keys()) and not catalog.backend.is_whole(catalog.collection):
+    # Before and after the read: a replica may have come back, or gone away, meanwhile.
+    if (old := old & readable.keys()) and not (was_whole and catalog.backend.is_whole(catalog.collection)):
         raise StoreUnavailableError(
             f"{catalog.location} shows an old state of {', '.join(map(repr, sorted(old)))}: try again when all nodes "
             "of the cluster are well"

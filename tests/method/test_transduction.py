@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support import coloured, fast_folder, isolated, open_classifier  # noqa: F401
+from zsvec.method.predict import transduction
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.predict.transduction import NEIGHBORS, WORTH, transduce
@@ -97,13 +98,13 @@ def batches(draw: st.DrawFn) -> tuple[np.ndarray, list[np.ndarray], list[float]]
 
 
 @prop
-@given(batches())
-def test_equals_one_picture_after_the_other(
-    case: tuple[np.ndarray, list[np.ndarray], list[float]],
-) -> None:
+@given(batches(), st.sampled_from([1, 2, 5, 256]))
+def test_equals_one_picture_after_the_other(case: tuple[np.ndarray, list[np.ndarray], list[float]], block: int) -> None:
     evidence, views, shares = case
     before = evidence.copy()
-    got = smoothed(evidence, views, shares)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transduction, "_BLOCK", block)
+        got = smoothed(evidence, views, shares)
     if len(pictures(views)) == 1:
         np.testing.assert_array_equal(got, evidence)
         return

@@ -67,7 +67,7 @@ def transduce(evidence: Doubles, vectors: Sequence[Floats], shares: Doubles, wor
     importance = (seen / np.maximum(seen.sum(axis=0), 1.0)).sum(axis=1)
     importance /= importance.sum()
     weights = np.square(shares) / max(float(np.square(shares).sum()), np.finfo(np.float64).tiny)
-    graph = sum(w * _graph(mean @ view, importance) for w, view in zip(weights, vectors, strict=True))
+    graph = sum(w * _graph(_means(mean, view), importance) for w, view in zip(weights, vectors, strict=True))
     moved = evidence
     for _ in range(_ROUNDS):
         moved = evidence + worth * (graph @ (mean @ softmax(moved)))[pictures]
@@ -90,6 +90,14 @@ def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
         pictures = numbers[pictures].astype(np.intp)
     _, pictures = np.unique(pictures, return_inverse=True)
     return pictures
+
+
+def _means(mean: csr_array, vectors: Floats) -> Doubles:
+    """Returns the mean vector of each picture's images, float64 ``(n_pictures, dim)``."""
+    out = np.empty((mean.shape[0], vectors.shape[1]))
+    for columns in slices(vectors.shape[1], _BLOCK):  # each product converts its columns to float64
+        out[:, columns] = mean @ vectors[:, columns]
+    return out
 
 
 def _graph(vectors: Doubles, importance: Doubles) -> csr_array:

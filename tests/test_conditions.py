@@ -51,3 +51,12 @@ def test_audits(folder: Path) -> None:
     ]
     assert found[0] > 80
     assert "nan" not in printed
+
+
+def test_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("together")
+    monkeypatch.setattr(script, "load_encoders", lambda *_, **__: EncoderSet(two_encoders()))
+    printed = run_script(script, folder, "--profile", "base", "--references", 3, "--draws", 2)
+    assert "colours, 2 draws" in printed
+    assert printed.count("  together") == printed.count("  alone") == 9
+    assert "nan" not in printed

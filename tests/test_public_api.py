@@ -190,6 +190,8 @@ def test_methods_of_a_classifier() -> None:
         "aclassify": ["images", "*", "top_k=", "errors=", "keep="],
         "classify_regions": ["image", "boxes", "*", "margin=", "top_k=", "errors=", "keep="],
         "aclassify_regions": ["image", "boxes", "*", "margin=", "top_k=", "errors=", "keep="],
+        "classify_together": ["images", "*", "batch_size=", "top_k=", "errors=", "keep="],
+        "aclassify_together": ["images", "*", "batch_size=", "top_k=", "errors=", "keep="],
         "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "embed_stream": ["images", "*", "batch_size="],

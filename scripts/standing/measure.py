@@ -65,7 +65,7 @@ class Asked:
         owners, digests = [images.owners[i] for i in texts], [f"text {i}" for i in texts]
         for encoder, vectors in images.texts.items():
             references[expert_name(encoder, "text")] = laid_out(vectors[texts], owners, digests, [""] * len(texts))
-        scoring = _scoring(references)
+        scoring = scoring_of(references)
         fitted = fit_calibration(
             references,
             scoring.temperatures,
@@ -78,7 +78,7 @@ class Asked:
 
     def figures(self, fusion: str, batches: Sequence[Numbers]) -> dict[str, float]:
         """Returns how well a strategy classifies batches: figures in percent, by name."""
-        scoring = replace(_scoring(self.references), fusion=fusion)
+        scoring = replace(scoring_of(self.references), fusion=fusion)
         names = category_names(self.references)
         parts = []
         for batch in batches:
@@ -100,7 +100,8 @@ class Asked:
         return figures
 
 
-def _scoring(references: Mapping[str, References]) -> Scoring:
+def scoring_of(references: Mapping[str, References]) -> Scoring:
+    """Returns the default scoring of the experts of some references."""
     return Scoring(temperatures={expert: TEMPERATURES[encoder_and_modality(expert)[1]] for expert in references})
 
 

@@ -252,3 +252,30 @@ def test_boxes_that_cannot_be_read(stocked: Cli, new: Path, hash_encoders: Loadi
     assert (result.code, result.out) == (2, "")
     assert said in result.said
     assert not hash_encoders.made
+
+
+def test_together(stocked: Cli, new: Path) -> None:
+    (new / "broken.png").write_bytes(b"no image")
+    result = stocked("classify --together --json --top-k 2 --stats", new)
+    assert "images in" in result.err
+    assert "1 of 3 images could not be read" in result.err
+    with zsvec.open() as clf:
+        paths = [found["source"] for found in result.objects]
+        expected = [json.loads(json.dumps(one.to_dict())) for one in clf.classify_together(paths, top_k=2)]
+    assert sorted(paths) == sorted(map(str, new.iterdir()))
+    assert result.objects == expected
+    assert stocked("classify --together --csv", new).out.count("\n") == 4
+    assert stocked("classify --together missing.png").code == 1
+
+
+def test_boxes_together(stocked: Cli) -> None:
+    photo_with_three_colours("scenes")
+    Path("found.csv").write_text("image,left,top,right,bottom\nb.png,0,0,8,6\na.png,8,0,16,6\n")
+    found = stocked("classify scenes --together --json --boxes found.csv").objects
+    assert [(o["label"], o["box"]) for o in found] == [("red", [0, 0, 8, 6]), ("green", [8, 0, 16, 6])]
+
+
+def test_a_camera_has_no_end(stocked: Cli, hash_encoders: Loading) -> None:
+    result = stocked("classify --together /dev/video0")
+    assert (result.code, result.out) == (2, "")
+    assert not hash_encoders.made

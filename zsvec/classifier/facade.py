@@ -727,6 +727,58 @@ class Classifier:
         predictions = self._predictor.stream(images, flow, batch_size, max_wait_ms, top_k, errors, keep)
         return AsyncStream(iterate_in_thread(predictions, flow), flow)
 
+    def classify_together(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int | None = None,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> list[Prediction]:
+        """Classifies a whole set of images, such as a folder, in which similar images help each other.
+
+        The images are classified as a stream. Then each image gets evidence from the images of the set that are most
+        similar to it (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020). Categories may be unequally
+        frequent, and images of no category are allowed. `label`, `probability` and `ranking` change. The decision
+        whether an image is unknown and the evidence of the experts are those of the image alone. Without reference
+        images, nothing changes.
+
+        The vectors and the distributions of all images stay in memory until the end. The time of the last step grows
+        with the square of the number of images.
+
+        Args:
+            images: The images. The source must end.
+            batch_size: As for `classify_stream`.
+            top_k: Maximum number of categories in a ranking.
+            errors: For an unreadable image, ``report`` a `Prediction` with ``error``, or ``raise`` the error.
+            keep: As for `classify_stream`. The prediction for the image alone decides which image is uncertain.
+
+        Returns:
+            A prediction for each image, in order.
+
+        Raises:
+            InvalidInputError: An argument is unusable.
+            ZSVecError: As `classify`.
+        """
+        if isinstance(images, Sized) and not len(images):
+            return []
+        return self._predictor.together(images, batch_size, top_k, errors, keep)
+
+    async def aclassify_together(
+        self,
+        images: Iterable[ImageInput],
+        *,
+        batch_size: int | None = None,
+        top_k: int = 5,
+        errors: Errors = "report",
+        keep: Keep | None = None,
+    ) -> list[Prediction]:
+        """Runs `classify_together` in a thread, so that the event loop is not blocked."""
+        return await asyncio.to_thread(
+            self.classify_together, images, batch_size=batch_size, top_k=top_k, errors=errors, keep=keep
+        )
+
     @property
     def stats(self) -> StreamStats:
         """Statistics of all streams and of images classified one at a time, and the store's counters."""

@@ -26,11 +26,13 @@ from zsvec.inputs.boxes import regions_of
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput, Region, shared
 from zsvec.method.predict.scoring import Scoring
+from zsvec.method.predict.together import Batch, together
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, Totals
+from zsvec.streams.stream import Stream
 from zsvec.types import Fingerprint, Keep, Neighbor, Prediction
 
 _NEIGHBORS = 3  # nearest references of each expert in a prediction
@@ -109,8 +111,12 @@ class Predictor:
         top_k: int,
         errors: Errors,
         keep: Keep | None,
+        seen: list[Batch] | None = None,
     ) -> Generator[Prediction, None, None]:
-        """As `zsvec.classifier.Classifier.classify_stream`; refuses invalid arguments at once."""
+        """As `zsvec.classifier.Classifier.classify_stream`; refuses invalid arguments at once.
+
+        With `seen`, images do not influence each other's predictions, and the batches are added to the list.
+        """
         keeper = self._keeper.of_stream(keep, flow)
         size = checked_batch_size(self._settings.batch_size if batch_size is None else batch_size)
         check_answers(top_k, errors)
@@ -124,9 +130,22 @@ class Predictor:
             self.totals.add(flow)
             with closing(batches), flow:
                 for batch, vectors in batches:
-                    yield from self._answers(batch, vectors, top_k, errors, flow, keeper)
+                    yield from self._answers(
+                        batch, vectors, top_k, errors, flow, keeper, related=seen is None, seen=seen
+                    )
 
         return answers()
+
+    def together(
+        self, images: Iterable[ImageInput], batch_size: int | None, top_k: int, errors: Errors, keep: Keep | None
+    ) -> list[Prediction]:
+        """As `zsvec.classifier.Classifier.classify_together`."""
+        flow, seen = Flow(), list[Batch]()
+        with Stream(self.stream(images, flow, batch_size, None, top_k, errors, keep, seen), flow) as stream:
+            answers = list(stream)
+        readable = [answer for answer in answers if answer.error is None]
+        joint = iter(together(readable, seen, top_k) if readable else [])
+        return [answer if answer.error is not None else next(joint) for answer in answers]
 
     def regions(self, image: ImageInput, boxes: object, margin: float) -> list[Region]:
         """Returns the regions of one image, which is decoded once for all of them, in a stream."""
@@ -144,13 +163,14 @@ class Predictor:
         keeper: StreamKeeper | None = None,
         *,
         related: bool = True,
+        seen: list[Batch] | None = None,
     ) -> Iterator[Prediction]:
         """Yields the predictions of a batch, in order. `vectors` has rows for the readable images only."""
         readable = [image for image in batch if image.error is None]
         sources = [image.source for image in readable]
         answered: list[Prediction] = []
         if sources:
-            answered, ranks = self._predict(sources, vectors, top_k, flow, related=related)
+            answered, ranks = self._predict(sources, vectors, top_k, flow, related=related, seen=seen)
             flow.rank(ranks)
             answered = [with_changes(answer, hash=image.hash) for answer, image in zip(answered, readable, strict=True)]
             self._embedder.recent.add(readable, vectors)
@@ -186,11 +206,18 @@ class Predictor:
         return [one for expert in found.experts if expert.modality == "image" for one in expert.nearest[0]]
 
     def _predict(
-        self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow, *, related: bool = True
+        self,
+        sources: Sequence[str],
+        vectors: Vectors,
+        top_k: int,
+        flow: Flow,
+        *,
+        related: bool = True,
+        seen: list[Batch] | None = None,
     ) -> tuple[list[Prediction], list[float]]:
         """Returns the predictions of embedded images, and the rank of each image for `Flow.rank`.
 
-        With `related`, images of a batch may influence each other's predictions.
+        With `related`, images of a batch may influence each other's predictions. The batch is added to `seen`.
         """
         with flow.stage("search"):
             found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
@@ -210,7 +237,10 @@ class Predictor:
         if not used:
             raise self._empty_store()
         with flow.stage("fuse"):
-            parts = self._scoring.predict_in_parts(with_changes(found, experts=used), sources, top_k, related=related)
+            found = with_changes(found, experts=used)
+            parts = self._scoring.predict_in_parts(found, sources, top_k, related=related)
+            if seen is not None:
+                seen.append(Batch.of(found, [scores for scores, _ in parts]))
             ranks = [rank for scores, _ in parts for rank in scores.rank.tolist()]
             return [answer for _, answers in parts for answer in answers], ranks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from math import isfinite
@@ -50,6 +50,10 @@ def classify(
     margin: Annotated[
         float, typer.Option(min=0, max=MAX_MARGIN, help="Fraction of a box to add on each side; with --boxes.")
     ] = 0.0,
+    together: Annotated[
+        bool,
+        typer.Option("--together", help="Print results at the end: similar images of the whole set help each other."),
+    ] = False,
     json: Json = False,
     csv: Annotated[
         bool, typer.Option("--csv", help="Print CSV: source, label, nearest, probability, unknown, novelty, …")
@@ -64,6 +68,8 @@ def classify(
 
     if csv and (json or explain):
         raise typer.BadParameter("--csv has no evidence, and is no JSON: leave --explain and --json out, or --csv")
+    if together and any(map(_is_endless, sources)):
+        raise typer.BadParameter("--together needs images that end, and a camera does not: leave one of the two out")
     show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
     images_to_classify, show_next = _to_classify(sources, every, boxes, margin, show, json=json)
     incomplete: set[str] = set()
@@ -76,15 +82,16 @@ def classify(
         else:
             prepare_encoders(classifier, yes=yes)
             output.print_loading(classifier)
+            failed = images = 0
             with (
                 _noted_as_kept(classifier),
-                classifier.classify_stream(images_to_classify, top_k=top_k) as stream,
-                output.live(stream, stats),
+                _predictions(classifier, images_to_classify, top_k, together=together, stats=stats) as predictions,
             ):
-                for prediction in stream:
+                for prediction in predictions:
                     show_next(prediction)
                     incomplete.update(prediction.incomplete)
-                failed, images = stream.stats.failed, stream.stats.images
+                    failed += prediction.error is not None
+                    images += 1
     if incomplete:
         output.print_note(f"{', '.join(sorted(incomplete))} could not be read: see `zsvec attached` and `zsvec doctor`")
     if failed:
@@ -122,6 +129,18 @@ def watch(
             for prediction in stream:
                 output.print_prediction(prediction, explain=explain, json=json)
                 watched.done(prediction.source)
+
+
+@contextmanager
+def _predictions(
+    classifier: Classifier, images: Iterator[ImageInput], top_k: int, *, together: bool, stats: bool
+) -> Iterator[Iterable[Prediction]]:
+    if together:
+        with output.live(classifier, stats):
+            yield classifier.classify_together(images, top_k=top_k)
+    else:
+        with classifier.classify_stream(images, top_k=top_k) as stream, output.live(stream, stats):
+            yield stream
 
 
 @contextmanager
@@ -188,9 +207,15 @@ def _to_classify(
 
 
 def _has_frames(source: str) -> bool:
-    from zsvec.inputs.video import CAMERA, VIDEOS
+    from zsvec.inputs.video import VIDEOS
 
-    return Path(source).suffix.lower() in VIDEOS or source.startswith((CAMERA, "rtsp://"))
+    return Path(source).suffix.lower() in VIDEOS or _is_endless(source)
+
+
+def _is_endless(source: str) -> bool:
+    from zsvec.inputs.video import CAMERA
+
+    return source.startswith((CAMERA, "rtsp://"))
 
 
 def _missing(source: str) -> Prediction | None:

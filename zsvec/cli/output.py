@@ -201,8 +201,8 @@ def progress(activity: str, total: int | None) -> Iterator[Callable[[Iterable[T]
 
 
 @contextmanager
-def live(running: Stream[Any], wanted: bool) -> Iterator[None]:
-    """Prints the statistics of a stream on stderr at the end, and on a terminal also while the stream runs."""
+def live(running: Stream[Any] | Classifier, wanted: bool) -> Iterator[None]:
+    """Prints the statistics of one or all streams on stderr at the end, and on a terminal also while they run."""
     if not wanted:
         yield
         return

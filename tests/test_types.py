@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import FrozenInstanceError, replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from zsvec.errors import InvalidInputError
 from zsvec.types import (
     MAX_IMAGES,
+    CandidateSets,
     Category,
     ExpertOutput,
     Fingerprint,
@@ -39,6 +42,7 @@ CAT = Prediction(
     novelty=0.125,
     distance=0.25,
     ranking=(("cat", 0.8125), ("dog", 0.125), ("fox", 0.0625)),
+    candidate_sets=CandidateSets(entries=(("cat", 0.5), ("dog", 0.93)), up_to=0.97),
     experts={"clip:text": TEXT, "dino:image": IMAGE},
     fusion="log_linear",
     calibration="current",
@@ -83,6 +87,34 @@ def test_uncertainty() -> None:
     assert (BROKEN.margin, BROKEN.at_odds) == (0.0, 0.0)
 
 
+# ---- sets of candidates
+
+
+def test_candidates_are_the_categories_that_have_entered_at_the_coverage() -> None:
+    sets = CandidateSets(entries=(("a", 0.55), ("b", 0.93), ("c", 0.96)), up_to=0.97)
+    prediction = Prediction(source="", candidate_sets=sets)
+    assert prediction.candidates() == ("a", "b")
+    for coverage, found in (
+        (1e-9, ("a",)),  # the most probable category is always one
+        (0.55, ("a",)),
+        (0.92, ("a",)),
+        (0.921, ("a", "b")),  # counts as 0.93
+        (0.93, ("a", "b")),
+        (0.97, ("a", "b", "c")),
+        (0.971, None),
+        (0.9999, None),
+    ):
+        assert prediction.candidates(coverage) == found
+
+
+def test_without_sets_nothing_is_promised() -> None:
+    assert BROKEN.candidates() is None
+    for coverage in (0, 1, -0.5, 95, math.nan, True, "0.9", None):
+        for prediction in (CAT, BROKEN):
+            with pytest.raises(InvalidInputError):
+                prediction.candidates(coverage)  # type: ignore[arg-type]
+
+
 # ---- the objects of --json (design.md, section 8)
 
 
@@ -100,6 +132,10 @@ def test_prediction_to_dict() -> None:
             {"label": "dog", "probability": 0.125},
             {"label": "fox", "probability": 0.0625},
         ],
+        "candidate_sets": {
+            "entries": [{"label": "cat", "coverage": 0.5}, {"label": "dog", "coverage": 0.93}],
+            "up_to": 0.97,
+        },
         "experts": {
             "clip:text": {
                 "weight": 0.75,
@@ -141,7 +177,8 @@ def test_prediction_keys_are_those_of_the_design() -> None:
         written = prediction.to_dict()
         assert list(written) == [
             *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-            *("experts", "fusion", "calibration", "threshold_progress", "incomplete", "stale_seconds", "error", "hash"),
+            *("candidate_sets", "experts", "fusion", "calibration", "threshold_progress", "incomplete"),
+            *("stale_seconds", "error", "hash"),
         ]
         for expert in written["experts"].values():
             assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]

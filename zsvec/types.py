@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from math import ceil
+from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from zsvec.errors import shown
+from zsvec.errors import InvalidInputError, shown
 from zsvec.notebook import table
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ MAX_EF = 65_536
 """Largest `SearchParams.ef`: candidates that the search of an HNSW graph keeps."""
 MAX_MARGIN = 10
 """Largest `Region.margin`."""
-CALIBRATION_FORMAT = 6
+CALIBRATION_FORMAT = 7
 """Format version of stored calibrations. Calibrations with another version are ignored."""
 
 
@@ -528,6 +530,29 @@ class ExpertOutput:
     neighbors: tuple[Neighbor, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateSets:
+    """Sets of categories, one of which is the category of the image with a wanted probability, the coverage.
+
+    The promise is for images like the references: of 100 such images, the sets of coverage 0.95 have the right category
+    of 95. Categories with 19 left-out images or more each have this promise.
+
+    Attributes:
+        entries: Categories with the coverage from which on the set has the category, 0.5 to 0.99 in steps of 0.01,
+            ascending. Every set has the first category, the most probable one.
+        up_to: Largest coverage that the references can promise, at most 0.99. If more than 100 categories may be the
+            right one, the largest coverage of a smaller set.
+    """
+
+    entries: Ranking
+    up_to: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """A part of the object that ``zsvec classify --json`` prints."""
+        entries = [{"label": label, "coverage": coverage} for label, coverage in self.entries]
+        return {"entries": entries, "up_to": self.up_to}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Prediction:
     """The prediction for one image, with its evidence.
@@ -546,6 +571,8 @@ class Prediction:
         distance: 1 minus the cosine similarity to the nearest reference image, from 0 (an image equal to a reference)
             to 2. Of several encoders, the largest distance counts. Without reference images, texts are compared.
         ranking: The most probable categories with their fused probabilities, best first.
+        candidate_sets: Sets for `candidates`. ``None`` without a calibration, and if the calibration could leave out no
+            image, because every category has a single reference image.
         experts: Evidence of each expert, by name.
         fusion: Name of the fusion strategy that was used: the strategy of the settings, or the fallback.
         calibration: State of the store's calibration: ``current``, ``stale`` if categories have changed since, or
@@ -569,6 +596,7 @@ class Prediction:
     novelty: float | None = None
     distance: float | None = None
     ranking: Ranking = ()
+    candidate_sets: CandidateSets | None = None
     experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
     fusion: str | None = None
     calibration: CalibrationState = "none"
@@ -577,6 +605,31 @@ class Prediction:
     stale_seconds: float = 0.0
     error: str | None = None
     hash: str | None = None
+
+    def candidates(self, coverage: float = 0.95) -> tuple[str, ...] | None:
+        """Returns the smallest set of categories that has the right one with the wanted probability.
+
+        The probability is over images like the references. Experts count by their evidence, whatever the fusion.
+
+        Args:
+            coverage: The wanted probability, between 0 and 1; rounded up to a whole percentage.
+
+        Returns:
+            The categories, the most probable one first. ``None`` if the references cannot promise this coverage: see
+            `candidate_sets` and `CandidateSets.up_to`.
+
+        Raises:
+            InvalidInputError: The coverage is not between 0 and 1.
+        """
+        if not (isinstance(coverage, Real) and 0 < coverage < 1):
+            raise InvalidInputError(f"coverage must be between 0 and 1, got {shown(coverage)}")
+        if self.candidate_sets is None:
+            return None
+        wanted = ceil(100 * coverage - 1e-9) / 100  # 100 * 0.55 is above 55 in rounding
+        if wanted > self.candidate_sets.up_to:
+            return None
+        (first, _), *others = self.candidate_sets.entries
+        return (first, *(label for label, least in others if least <= wanted))
 
     @property
     def margin(self) -> float:
@@ -623,6 +676,7 @@ class Prediction:
         return {
             **fields_of(self),
             "ranking": _labelled(self.ranking),
+            "candidate_sets": self.candidate_sets and self.candidate_sets.to_dict(),
             "experts": experts,
             "threshold_progress": self.threshold_progress and asdict(self.threshold_progress),
             "incomplete": list(self.incomplete),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ CENTRED = "centred"
 """Cosine of an image and a category mean, relative to the mean of all categories; used like an aggregation."""
 GDA = "gda"
 """Gaussian discriminant, nats; used like an aggregation."""
+
+COVERAGES = tuple(round(0.01 * percent, 2) for percent in range(50, 100))
+"""Coverages of sets of categories, ascending; `LogLinear.odds` has a quantile for each."""
 
 _POOLS = ("plain", "aggregations", "classwise")
 
@@ -64,6 +68,9 @@ class LogLinear:
             The share measures the influence of the expert on the choice between categories.
         quantiles: By the pattern of the experts that cover a category, the 5, 10, … 95 % quantiles of the largest
             evidence of left-out images of such categories, nats.
+        odds: By the pattern of the experts that cover a category, log odds that left-out images of such categories have
+            for their own category with each of the first `COVERAGES`, descending, nats before scaling.
+        category_odds: As `odds`, by category, for categories with enough images.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -75,6 +82,8 @@ class LogLinear:
     least: float | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
     quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    odds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    category_odds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +184,7 @@ class Calibration:
         return (
             _finite([pool.noise, *(number for by_name in numbers for number in by_name.values())])
             and _finite([value for values in pool.quantiles.values() for value in values])
+            and all(map(_descend, (*pool.odds.values(), *pool.category_odds.values())))
             and (pool.least is None or (_finite([pool.least]) and pool.least < 0))
             and pool.coefficients.keys() == pool.shares.keys() == self.experts.keys()
             and min(pool.shares.values()) > 0
@@ -188,6 +198,10 @@ class Calibration:
 
 def _finite(values: Sequence[Any]) -> bool:
     return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+def _descend(values: Sequence[Any]) -> bool:
+    return _finite(values) and 0 < len(values) <= len(COVERAGES) and all(a >= b for a, b in pairwise(values))
 
 
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:

@@ -258,10 +258,9 @@ def _pool(
     pool = replace(learn_coefficients(sample, fitted, aggregations), least=least)
     evidence = expert_evidence(pool.coefficients, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
-    thresholds, quantiles, n_images = learn_thresholds(evidence, sample, neutral, false_unknown_rate)
     own = learn_category_thresholds(evidence, sample, neutral, false_unknown_rate)
-    found = replace(pool, neutral=neutral, thresholds=thresholds, category_thresholds=own, quantiles=quantiles)
-    return found, n_images
+    pool = replace(pool, neutral=neutral, category_thresholds=own)
+    return learn_thresholds(pool, evidence, sample, false_unknown_rate)
 
 
 def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ Calibration learns from these labelled examples. They need only the stored vecto
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -43,6 +44,8 @@ class LeftOut:
         hashes: Content hash of each image.
         copies: For each image with copies in other categories, the category and hash of each copy. These images have no
             row in the arrays, unless every image has copies.
+        scenes: For each image, a content hash that the images of its scene share. Empty if every image is a scene of
+            its own.
     """
 
     categories: tuple[str, ...]
@@ -51,6 +54,14 @@ class LeftOut:
     aggregations: Mapping[str, Mapping[str, Floats]]
     hashes: tuple[str, ...] = ()
     copies: Mapping[Key, set[Key]] = field(default_factory=dict)
+    scenes: tuple[str, ...] = ()
+
+    @property
+    def shares(self) -> Doubles:
+        """1 / the number of left-out images of the scene of each image, float64 ``(n_images,)``."""
+        scenes = list(zip(self.labels.tolist(), self.scenes or self.hashes, strict=True))
+        count = Counter(scenes)
+        return np.array([1 / count[scene] for scene in scenes])
 
     def complete(self, evidence: Doubles) -> NDArray[np.bool_]:
         """Returns, for each image, whether every expert has evidence for every category that the expert covers.
@@ -187,7 +198,8 @@ def _left_out(
             scored[expert][name][np.ix_(np.array(ordered), columns)] = similarity
     labels = np.searchsorted(categories, [name for name, _ in images])
     coverage = np.stack([np.isin(categories, by_expert.names) for by_expert in references.values()])
-    return LeftOut(categories, labels, coverage, scored, tuple(digest for _, digest in images), copies)
+    scene_of = tuple(min(together.get(key, key[1:])) for key in images)
+    return LeftOut(categories, labels, coverage, scored, tuple(digest for _, digest in images), copies, scene_of)
 
 
 def left_out_of_search(
@@ -234,7 +246,8 @@ def left_out_of_search(
                 rest = _without(expert, i, images[i][0], int(np.searchsorted(expert.coverage, labels[i])), without)
                 for name, values in scored[expert.name].items():
                     values[i, labels[i]] = aggregate(rest, name, top_m)[0, 0] if rest else np.nan
-    return LeftOut(found.categories, labels, coverage, scored, tuple(digest for _, digest in images), copies)
+    scene_of = tuple(map(min, left_out_hashes))
+    return LeftOut(found.categories, labels, coverage, scored, tuple(digest for _, digest in images), copies, scene_of)
 
 
 def _without(
@@ -290,8 +303,17 @@ def joined(blocks: Sequence[LeftOut]) -> LeftOut:
         for name, covered in zip(experts, coverage, strict=True)
     }
     images = [keys[i] for i in kept]
+    scene_of = [scene for block in blocks for scene in block.scenes or block.hashes]
     labels = np.searchsorted(categories, [name for name, _ in images])
-    return LeftOut(tuple(categories), labels, np.stack(coverage), scored, tuple(h for _, h in images), copies)
+    return LeftOut(
+        tuple(categories),
+        labels,
+        np.stack(coverage),
+        scored,
+        tuple(digest for _, digest in images),
+        copies,
+        tuple(scene_of[i] for i in kept),
+    )
 
 
 def _alike_elsewhere(references: References, values: Floats, itself: NDArray[np.intp]) -> Pairs:

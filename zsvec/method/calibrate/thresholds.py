@@ -1,23 +1,32 @@
-"""Learns neutral evidence, and the thresholds of unknown images, from the evidence of left-out images.
+"""Learns neutral evidence, thresholds of unknown images, and quantiles for sets, from the evidence of left-out images.
 
 - *Neutral* evidence replaces the evidence of an expert for a category that the expert does not cover. Its value makes
   the mean likelihood ratio of a wrong category 1. So categories covered by texts, by images or by both compete fairly.
 - A *threshold* is the evidence below which a new image of the store's categories falls with the wanted probability.
+- The *quantiles* for sets are log odds (`zsvec.method.predict.candidates`) that an image's own category has with the
+  wanted probability.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
+from zsvec.method.calibration import COVERAGES, LogLinear
+from zsvec.method.predict.candidates import log_odds
 from zsvec.method.predict.logits import logsumexp
 from zsvec.method.predict.opinion_pool import log_linear, neutral_evidence, pattern
 from zsvec.streams.drift import PARTS
 from zsvec.types import MAX_IMAGES, ThresholdProgress, encoder_and_modality
+
+_SEPARATE = 0.95  # coverage that a category's images must promise, for quantiles of the category
+_MISSING = 0.01  # images that may be missing for a coverage, because learned noise is never exactly 0
+_LARGEST = 700.0  # nats; the exponential of a larger number may overflow
 
 
 def enough(images: float, fraction: float) -> bool:
@@ -83,27 +92,29 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
 
 
 def learn_thresholds(
-    evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float], false_unknown_rate: float
-) -> tuple[dict[str, float], dict[str, list[float]], int]:
+    pool: LogLinear, evidence: Doubles, sample: LeftOut, false_unknown_rate: float
+) -> tuple[LogLinear, int]:
     """Learns thresholds and quantiles by the set of experts that cover the category of an image.
 
     Args:
+        pool: Pool with the neutral evidence and the noise.
         evidence: As in `learn_neutral`.
         sample: Left-out images.
-        neutral: Result of `learn_neutral`.
         false_unknown_rate: Fraction of the images that fall below a threshold, between 0 and 1.
 
     Returns:
-        The thresholds, and the 5, 10, … 95 % quantiles of the largest evidence, ascending. Both are in nats, by the
-        `opinion_pool.pattern` of the experts. Patterns without enough images are missing. Then the number of images for
-        the threshold of categories with reference images.
+        The pool with thresholds, quantiles and odds. Sets of experts without enough images are missing. Then the number
+        of images for the threshold of categories with reference images.
     """
     thresholds, quantiles, images = {}, {}, 0
+    odds: dict[str, list[float]] = {}
+    category_odds: dict[str, list[float]] = {}
     experts = list(sample.aggregations)
     of_images = np.array([encoder_and_modality(expert)[1] == "image" for expert in experts])
-    everywhere = np.ones(len(sample.labels), dtype=bool)
+    everywhere, shares = np.ones(len(sample.labels), dtype=bool), sample.shares
     for covering in np.unique(sample.coverage, axis=1).T:
-        best = _largest_evidence(evidence, sample, neutral, covering, everywhere)
+        total, rows = _evidence(evidence, sample, pool.neutral, covering, everywhere)
+        best = total.max(axis=1)
         name = pattern(experts, covering)
         if covering[of_images].any():
             images = max(images, len(best))
@@ -111,7 +122,53 @@ def learn_thresholds(
             thresholds[name] = quantile(best, false_unknown_rate)
         if enough(len(best), 1 / PARTS):
             quantiles[name] = [quantile(best, k / PARTS) for k in range(1, PARTS)]
-    return thresholds, quantiles, images
+        labels = sample.labels[rows]
+        own = log_odds(total, np.arange(len(labels)), labels)
+        weights = shares[rows] * right_labels(own, pool.noise, len(sample.categories))
+        if not (table := odds_quantiles(own, weights)):
+            continue
+        odds[name] = table
+        frequent = np.bincount(labels, minlength=len(sample.categories)) >= fewest(1 - _SEPARATE)
+        for position in np.flatnonzero(frequent & (sample.coverage == covering[:, None]).all(axis=0)):
+            chosen = labels == position
+            separate = odds_quantiles(own[chosen], weights[chosen])
+            if len(separate) > COVERAGES.index(_SEPARATE):
+                rest = np.minimum(separate[-1], table[len(separate) :])
+                category_odds[sample.categories[position]] = [*separate, *rest.tolist()]
+    return replace(pool, thresholds=thresholds, quantiles=quantiles, odds=odds, category_odds=category_odds), images
+
+
+def right_labels(odds: Doubles, noise: float, n_categories: int) -> Doubles:
+    """Returns the probability that the label of each image is right, float64 ``(n_images,)``, 0 to 1.
+
+    Args:
+        odds: float64 ``(n_images,)``, log odds of the category of each image, nats.
+        noise: `LogLinear.noise`. A label without information is any category with equal probability.
+        n_categories: Number of categories.
+    """
+    own = (1 - noise) / (1 + np.exp(-np.maximum(odds, -_LARGEST)))
+    right: Doubles = own / (own + noise / n_categories)
+    return right
+
+
+def odds_quantiles(odds: Doubles, weights: Doubles) -> list[float]:
+    """Returns the log odds that a new image has for its category with each coverage, descending.
+
+    The quantiles are those of `quantile`, of weighted images (weighted conformal prediction: Tibshirani et al., 2019).
+    An image counts with the probability that its label is right. Otherwise wrong labels, whose log odds are low, would
+    make sets large. The images of a scene together count as one, because they are not independent.
+
+    Args:
+        odds: float64 ``(n_images,)``, nats.
+        weights: float64 ``(n_images,)``, 0 to 1.
+
+    Returns:
+        A quantile for each of the first `COVERAGES`, as far as there are enough images.
+    """
+    order, total = np.argsort(odds), weights.sum() + 1
+    below = np.cumsum(weights[order]) / total
+    beyond = [1 - coverage for coverage in COVERAGES if (1 - coverage) * (total + _MISSING) >= 1]
+    return [float(value) for value in np.interp(beyond, below, odds[order])] if beyond else []
 
 
 def learn_category_thresholds(
@@ -132,22 +189,25 @@ def learn_category_thresholds(
     for position, name in enumerate(sample.categories):
         own = sample.labels == position
         if enough(int(np.count_nonzero(own)), false_unknown_rate):
-            best = _largest_evidence(evidence, sample, neutral, sample.coverage[:, position], own)
+            best = _evidence(evidence, sample, neutral, sample.coverage[:, position], own)[0].max(axis=1)
             if enough(len(best), false_unknown_rate):
                 thresholds[name] = quantile(best, false_unknown_rate)
     return thresholds
 
 
-def _largest_evidence(
+def _evidence(
     evidence: Doubles,
     sample: LeftOut,
     neutral: Mapping[str, float],
     covering: NDArray[np.bool_],
     chosen: NDArray[np.bool_],
-) -> Doubles:
-    """Returns each chosen image's largest evidence, as if exactly the `covering` experts covered the image's category.
+) -> tuple[Doubles, NDArray[np.intp]]:
+    """Returns the evidence of the chosen images, as if exactly the `covering` experts covered the image's category.
 
     Images without complete evidence are left out.
+
+    Returns:
+        float64 ``(n_images, n_categories)``, nats; and int ``(n_images,)``, row of each image in the sample.
     """
     experts = list(sample.aggregations)
     labels = sample.labels[chosen]
@@ -157,11 +217,10 @@ def _largest_evidence(
     evidence[:, images, labels] = np.where(sample.coverage[:, labels], np.nan_to_num(own), np.nan)
     complete = ~np.isnan(own[covering]).any(axis=0) & sample.complete(evidence)
     if not complete.any():
-        return np.empty(0)
+        return np.empty((0, len(sample.categories))), np.empty(0, dtype=np.intp)
     evidence, own, labels = evidence[:, complete], own[:, complete], labels[complete]
     total = log_linear(evidence, experts, neutral)
     rest = neutral_evidence(evidence, experts, neutral, ~covering) if not covering.all() else 0.0
     against = neutral_evidence(evidence, experts, neutral, np.ones(len(experts), dtype=bool))
     total[np.arange(len(total)), labels] = own[covering].sum(axis=0) + rest - against
-    largest: Doubles = total.max(axis=1)
-    return largest
+    return total, np.flatnonzero(chosen)[complete]

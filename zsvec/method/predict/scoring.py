@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.arrays import Doubles, largest, slices
 from zsvec.method.calibration import Calibration, LogLinear
+from zsvec.method.predict.candidates import candidate_sets
 from zsvec.method.predict.fusion import STRATEGIES, choose_strategy, limit
 from zsvec.method.predict.logits import entropy, expert_logits
 from zsvec.method.predict.novelty import Novelty, image_novelty, largest_probability, prior_novelty
 from zsvec.method.predict.opinion_pool import Similarity
 from zsvec.method.predict.reference_aggregation import aggregate_experts
 from zsvec.method.similarities import SearchResult
-from zsvec.types import CalibrationState, ExpertOutput, Prediction, Ranking, ThresholdProgress
+from zsvec.types import CalibrationState, CandidateSets, ExpertOutput, Prediction, Ranking, ThresholdProgress
 
 _Choice = tuple[Calibration | None, str, LogLinear, LogLinear]  # calibration, strategy, pools for fusion and novelty
 _CACHED = 2**16  # probabilities of an expert that fit a core's cache besides other arrays
@@ -39,6 +40,7 @@ class Scores(Novelty):
         calibration: ``none`` if no calibration was used, ``stale`` if categories have changed since, otherwise
             ``current``.
         threshold_progress: Progress of the calibration towards a threshold, if any.
+        candidate_sets: `Prediction.candidate_sets` of each image.
     """
 
     probabilities: Doubles
@@ -47,6 +49,7 @@ class Scores(Novelty):
     fusion: str
     calibration: CalibrationState
     threshold_progress: ThresholdProgress | None
+    candidate_sets: Sequence[CandidateSets | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +174,7 @@ class Scoring:
             fusion=strategy,
             calibration="none" if calibration is None else "stale" if found.stale else "current",
             threshold_progress=calibration.threshold_progress if calibration else None,
+            candidate_sets=candidate_sets(logits, calibration.scale if calibration else 1.0),
         )
 
     def calibration(self, found: SearchResult) -> Calibration | None:
@@ -226,6 +230,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 novelty=None if scores.calibration == "none" else float(scores.novelty[i]),
                 distance=float(scores.distance[i]),
                 ranking=fused[i],
+                candidate_sets=scores.candidate_sets[i],
                 experts=experts,
                 fusion=scores.fusion,
                 calibration=scores.calibration,

@@ -226,12 +226,21 @@ class Label(Answer):
     probability: Annotated[float, Field(ge=0, le=1)]
 
 
+class Candidate(Answer):
+    """A category with the coverage from which on a set has the category."""
+
+    label: str
+    coverage: Annotated[float, Field(ge=0.5, le=0.99)]
+
+
 Neighbor: Any = _answer(types.Neighbor)
 ExpertOutput: Any = _answer(types.ExpertOutput, ranking=list[Label], neighbors=list[Neighbor])
 ThresholdProgress: Any = _answer(types.ThresholdProgress)
+CandidateSets: Any = _answer(types.CandidateSets, entries=list[Candidate])
 Prediction: Any = _answer(
     types.Prediction,
     ranking=list[Label],
+    candidate_sets=CandidateSets | None,
     experts=dict[str, ExpertOutput],
     threshold_progress=ThresholdProgress | None,
 )

@@ -97,6 +97,23 @@ def test_top_k_and_fusion(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPat
     assert weight("") == pytest.approx(1 / 3)
 
 
+def test_candidates(filled: Cli, colours: Path, new: Path) -> None:
+    assert filled("classify --coverage 0.955 new/red.png").out.endswith("  95.5%: cannot be promised\n")
+    add_images(colours, range(3, 10))
+    assert filled("import", colours).code == 0
+    assert filled("classify --coverage 0.955 new/red.png").out.endswith("  95.5%: red\n")
+    (found,) = filled("classify --json --coverage 0.9 new/red.png").objects
+    with zsvec.open() as clf:
+        prediction = clf.classify(new / "red.png")
+    assert found == {**json.loads(json.dumps(prediction.to_dict())), "candidates": ["red"]}
+    assert prediction.candidate_sets
+    above = prediction.candidate_sets.up_to + 0.001
+    missing, red = filled(f"classify --json --coverage {above} missing.png new/red.png").objects
+    assert missing["candidates"] is red["candidates"] is None
+    for wrong in ("--coverage 0", "--coverage 1", "--coverage 95", "--coverage 0.9 --csv"):
+        assert filled(f"classify {wrong} new/red.png").code == 2
+
+
 def test_unknown_images(filled: Cli, colours: Path, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_photos(new, [7])
     add_images(colours, range(3, 8))

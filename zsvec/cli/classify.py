@@ -35,6 +35,10 @@ def classify(
     ],
     top_k: TopK = 5,
     fusion: Fusion = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.99, help="Print the categories that have the right one with this probability."),
+    ] = None,
     explain: Explain = False,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Each N-th frame of a video.")] = 1,
     keep: Keep = None,
@@ -66,12 +70,15 @@ def classify(
     """
     from zsvec.cli.spreadsheet import prediction_printer
 
-    if csv and (json or explain):
-        raise typer.BadParameter("--csv has no evidence, and is no JSON: leave --explain and --json out, or --csv")
+    if csv and (json or explain or coverage):
+        raise typer.BadParameter(
+            "--csv has no evidence, and is no JSON: leave --explain, --coverage and --json out, or --csv"
+        )
     if together and any(map(_is_endless, sources)):
         raise typer.BadParameter("--together needs images that end, and a camera does not: leave one of the two out")
-    show = prediction_printer() if csv else partial(output.print_prediction, explain=explain, json=json)
-    images_to_classify, show_next = _to_classify(sources, every, boxes, margin, show, json=json)
+    in_words = partial(output.print_prediction, explain=explain, json=json, coverage=coverage)
+    show = prediction_printer() if csv else in_words
+    images_to_classify, show_next = _to_classify(sources, every, boxes, margin, show, json=json, coverage=coverage)
     incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
@@ -177,6 +184,7 @@ def _to_classify(
     show: Callable[[Prediction], None],
     *,
     json: bool,
+    coverage: float | None,
 ) -> tuple[Iterator[ImageInput], Callable[[Prediction], None]]:
     """Returns the images, or the regions in a file of boxes, and a function that prints their predictions, in order.
 
@@ -201,7 +209,7 @@ def _to_classify(
 
     def show_with_box(prediction: Prediction) -> None:
         box = [at if isfinite(at) else None for at in read.popleft().box]
-        output.print_json({**prediction.to_dict(), "box": box})
+        output.print_json({**output.prediction_object(prediction, coverage), "box": box})
 
     return regions(), show_with_box if json else show
 

@@ -240,10 +240,23 @@ def stream_table(stats: StreamStats) -> Table:
     )
 
 
-def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> None:
-    """Prints a prediction as a JSON object or as a line of text. With `explain`, the evidence follows the line."""
+def prediction_object(prediction: Prediction, coverage: float | None) -> dict[str, Any]:
+    """Returns the JSON object of a prediction. With a coverage, the object has the candidates."""
+    values = prediction.to_dict()
+    return values if coverage is None else {**values, "candidates": prediction.candidates(coverage)}
+
+
+def print_prediction(prediction: Prediction, *, explain: bool, json: bool, coverage: float | None = None) -> None:
+    """Prints a prediction as a JSON object or as a line of text.
+
+    Args:
+        prediction: The prediction.
+        explain: Whether the evidence follows the line of text.
+        json: Whether to print a JSON object.
+        coverage: Coverage of the candidates to print, if any.
+    """
     if json:
-        print_json(prediction.to_dict())
+        print_json(prediction_object(prediction, coverage))
         return
     if prediction.error is not None:
         out.print(f"[red]{escape(str(prediction))}[/red]")
@@ -255,9 +268,14 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool) -> No
         f"{escape(prediction.source)}  {label} {prediction.probability:.1%}"
         + (f"  [dim]then {then}[/]" if then else "")
         + f"  [dim]{how_far(prediction)}[/]"
+        + ("" if coverage is None else f"  {100 * coverage:g}%: {_in_set(prediction.candidates(coverage))}")
     )
     if explain:
         out.print(evidence_table(prediction))
+
+
+def _in_set(candidates: Sequence[str] | None) -> str:
+    return "[dim]cannot be promised[/]" if candidates is None else escape(", ".join(candidates))
 
 
 def evidence_table(prediction: Prediction) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from tests.support import coloured, coloured_store, encode
 from zsvec.classifier import Classifier
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.images import content_hash
-from zsvec.service.pages.rendering import certainty, doubt, verdict
+from zsvec.service.pages.rendering import certainty, choices, doubt, verdict
 from zsvec.testing import HashEncoder
-from zsvec.types import ExpertOutput, Prediction
+from zsvec.types import CandidateSets, ExpertOutput, Prediction, Ranking
 
 EVIL = "<script>alert(1)</script>"
 COMPARES: dict[str, Any] = {"data-compares": None}
@@ -116,6 +117,39 @@ def test_a_prediction_is_sure_unsure_or_unknown(prediction: Prediction, expected
     assert bool(doubt(prediction)) == (expected != "sure")
     if prediction.uncertainty:  # kept by keep="uncertain"
         assert verdict(prediction) != "sure"
+
+
+@pytest.mark.parametrize(
+    ("prediction", "entries", "expected"),
+    [
+        (answered(0.55, 0.45), (("a", 0.5), ("b", 0.95)), ("a", "b")),
+        (answered(0.55, 0.45), (("a", 0.5), ("b", 0.96)), ()),
+        (answered(0.5, 0.1), tuple((name, 0.9) for name in "abcd"), tuple("abcd")),
+        (answered(0.5, 0.1), tuple((name, 0.9) for name in "abcde"), ()),
+        (answered(0.97, 0.02), (("a", 0.5), ("b", 0.9)), ()),  # sure
+        (answered(0.55, 0.45, unknown=True), (("a", 0.5), ("b", 0.9)), ()),
+        (answered(0.55, 0.45), (("b", 0.5), ("c", 0.9)), ()),  # the fusion does not agree
+    ],
+)
+def test_two_to_four_candidates_are_asked_for_in_the_place_of_a_guess(
+    prediction: Prediction, entries: Ranking, expected: tuple[str, ...]
+) -> None:
+    assert choices(prediction) == ()
+    for up_to, found in ((0.95, expected), (0.94, ())):
+        assert choices(replace(prediction, candidate_sets=CandidateSets(entries=entries, up_to=up_to))) == found
+
+
+def test_candidates_have_a_button_each(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Prediction, "uncertainty", "close")
+    monkeypatch.setattr(Prediction, "candidates", lambda *_: ("red", EVIL, "blue"))
+    page = page_of(browser.post("/classify", files=[picture("red")], headers=PART))
+    assert "One of these three:" in page.text
+    assert "95 or more" in page.text
+    assert [found["value"] for found in page.all("button", name="category")][:3] == ["red", EVIL, "blue"]
+    assert [found["data-headline"] for found in page.all("div") if "data-headline" in found] == [
+        f"one of red, {EVIL}, blue"
+    ]
+    assert not page.all("script")
 
 
 def test_each_verdict_has_an_icon_of_its_own(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

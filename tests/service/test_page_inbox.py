@@ -82,6 +82,16 @@ def test_each_image_has_its_likely_categories(browser: TestClient, classifier: C
         assert choices[0][0] in str(found["aria-label"])
 
 
+def test_an_image_is_asked_by_its_candidates(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.service.pages.inbox.choices", lambda _: ("red", "rare"))
+    page = shown(browser)
+    for found in page.all("li", role="option"):
+        (red, _, share), other = json.loads(str(found["data-choices"]))
+        assert (red, 0 <= share <= 1) == ("red", True)
+        assert other == ["rare", "under 1 %", 0.0]  # not in the ranking
+    assert "One of these two: red, rare" in page.text
+
+
 def test_without_categories_nothing_is_proposed() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier, visitor(classifier) as client:
         digest = classifier.keep(photo(1))

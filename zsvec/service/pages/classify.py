@@ -18,7 +18,7 @@ from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Hash, Runs
 from zsvec.service.edits import create_missing
 from zsvec.service.pages.changes import changed, name_in
-from zsvec.service.pages.rendering import certainty, doubt, is_part, render, verdict
+from zsvec.service.pages.rendering import certainty, choices, doubt, is_part, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
 from zsvec.types import ExpertOutput, Modality, Neighbor, Prediction, encoder_and_modality, is_attached
@@ -67,6 +67,7 @@ async def classify(request: Request, work: Runs) -> Response:
         verdict=verdict(prediction),
         certainty=certainty(prediction.probability or 0.0),
         doubt=doubt(prediction),
+        choices=choices(prediction),
         limit=_LIMIT if limit is None else limit,
         experts=experts if described else [one for one in experts if one.modality == "image"],
         weight_of_names=0.0 if described else sum(one.output.weight for one in texts),

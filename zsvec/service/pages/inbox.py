@@ -13,7 +13,7 @@ from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
 from zsvec.service.edits import create_missing
 from zsvec.service.pages.changes import changed, lines_in, name_in
-from zsvec.service.pages.rendering import certainty, doubt, may_change, percent, render, verdict
+from zsvec.service.pages.rendering import certainty, choices, doubt, may_change, one_of, percent, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
 from zsvec.types import counted
@@ -67,8 +67,12 @@ def _described(image: Unlabelled) -> dict[str, Any]:
     else:
         guess, headline = f"{nearest}, {percent(probability)}", f"{certainty(probability)} {nearest}"
     why = doubt(prediction) if image.uncertainty else _CLEARER
-    choices = [(label, percent(share), share) for label, share in prediction.ranking[:_CHOICES]]
-    shown = {"verdict": verdict(prediction), "guess": guess, "headline": headline, "why": why, "choices": choices}
+    shares = dict(prediction.ranking[:_CHOICES])
+    if asked := choices(prediction):
+        headline, why = f"{one_of(asked)} {', '.join(asked)}", ""
+        shares = {label: shares.get(label, 0.0) for label in asked}
+    buttons = [(label, percent(share), share) for label, share in shares.items()]
+    shown = {"verdict": verdict(prediction), "guess": guess, "headline": headline, "why": why, "choices": buttons}
     return described | shown
 
 

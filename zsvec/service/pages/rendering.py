@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
@@ -61,6 +61,8 @@ _SENTENCES_BY_ERROR = {
 }
 _SURE = 0.8  # probability of "Very probably"
 _CERTAINTY = ((0.95, "Almost certainly"), (_SURE, "Very probably"), (0.6, "Probably"), (0.0, "Perhaps"))
+_ASKED_COVERAGE = 0.95
+_NUMBERS = ("one", "two", "three", "four")
 _TYPES = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml", "txt": "text/plain"}
 _FILES = {
     file.name: file.read_bytes()
@@ -127,6 +129,21 @@ def doubt(prediction: Prediction) -> str:
     return f"A close call: “{nearest}” or “{others[0][0]}”." if close else f"It may also be “{others[0][0]}”."
 
 
+def choices(prediction: Prediction) -> Sequence[str]:
+    """Returns two to four candidates (`Prediction.candidates`) to ask for, if a single answer would be a guess.
+
+    Returns none for an image that is sure or unknown, or has more candidates, or if the references promise no set.
+    """
+    found = prediction.candidates(_ASKED_COVERAGE) or ()
+    few = 2 <= len(found) <= len(_NUMBERS)
+    return found if few and verdict(prediction) == "unsure" and prediction.nearest in found else ()
+
+
+def one_of(names: Sequence[str]) -> str:
+    """Returns the beginning of a sentence that asks for one of two to four categories."""
+    return f"One of these {_NUMBERS[len(names) - 1]}:"
+
+
 def _influence(weight: float) -> str:
     if weight >= 0.5:
         return "decides most of the answer"
@@ -141,7 +158,7 @@ _templates = Environment(
     lstrip_blocks=True,
 )
 _templates.policies["json.dumps_kwargs"] = {}  # keeps the order of keys
-_templates.globals.update(static=_static_path, counted=counted, influence=_influence)
+_templates.globals.update(static=_static_path, counted=counted, influence=_influence, one_of=one_of)
 _templates.tests.update(attached=is_attached)
 _templates.filters.update(category_path=category_path, percent=percent)
 

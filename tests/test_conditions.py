@@ -60,3 +60,14 @@ def test_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "colours, 2 draws" in printed
     assert printed.count("  together") == printed.count("  alone") == 9
     assert "nan" not in printed
+
+
+def test_candidate_sets(folder: Path) -> None:
+    printed = run_script(importlib.import_module("candidate_sets"), folder, "--profile", "base", "--draws", 2)
+    assert "colours, 2 draws" in printed
+    rows = {line.strip().split("  ")[0] for line in printed.splitlines()}
+    conditions = ("3 references", "10 references", "10, 20% wrong labels", "10 bursts of 5")
+    assert {title for one in conditions for title in (one, f"{one}, split")} <= rows
+    (ten,) = [line for line in printed.splitlines() if line.strip().startswith("10 references  ")]
+    assert " 100.0 ± 0.0 " in ten  # colours are easily told apart
+    assert "nan" not in printed

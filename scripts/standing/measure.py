@@ -20,7 +20,7 @@ from zsvec.method.calibration import Calibration
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.similarities import References, category_names
 from zsvec.search.in_process import compare
-from zsvec.types import encoder_and_modality, expert_name
+from zsvec.types import Prediction, encoder_and_modality, expert_name
 
 Draws = Sequence[Mapping[str, float]]
 """For each draw, the figures of one variant, by name."""
@@ -75,6 +75,13 @@ class Asked:
             false_unknown_rate=trial.rate,
         )
         return cls(images, trial, references, fitted[0] if fitted else None)
+
+    def predictions(self, numbers: Numbers) -> list[Prediction]:
+        """Returns the predictions of the default strategy for some images."""
+        queries = {encoder: vectors[numbers] for encoder, vectors in self.images.vectors.items()}
+        found = compare(self.references, category_names(self.references), queries, nearest=1)
+        sources = [str(number) for number in numbers]
+        return _scoring(self.references).predict(replace(found, calibration=self.calibration), sources, top_k=1)
 
     def figures(self, fusion: str, batches: Sequence[Numbers]) -> dict[str, float]:
         """Returns how well a strategy classifies batches: figures in percent, by name."""

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import pytest
 
 from tests.service.browser.support import (
     BLANK,
+    CATEGORIES,
+    DATA,
     HeldAnswer,
     Opened,
     Service,
+    Services,
     drop,
     drop_on,
     needs_a_browser,
@@ -31,7 +35,7 @@ from tests.support import coloured, encode
 from zsvec.cli.spreadsheet import PREDICTION, row
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 pytestmark = [needs_a_browser, needs_photos]
 
@@ -399,3 +403,27 @@ def test_another_key_does_not_see_the_list(opened: Opened) -> None:
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("Key", exact=True)).to_be_visible()
     page.wait_for_function("async () => !(await indexedDB.databases()).length")
+
+
+def test_close_candidates_have_a_button_each(chromium: Browser, services: Services, tmp_path: Path) -> None:
+    """Two categories of ants, which nothing tells apart."""
+    ant, *others = (sorted((DATA / "references" / category).iterdir()) for category in CATEGORIES)
+    for name, photos in {"one": ant[::2], "other": ant[1::2], **dict(zip(CATEGORIES[1:], others, strict=True))}.items():
+        folder = tmp_path / "references" / name
+        folder.mkdir(parents=True)
+        for photo in photos:
+            shutil.copy(photo, folder)
+    store = tmp_path / "ants"
+    services.run(store, "import", str(tmp_path / "references"))
+    with ExitStack() as stack:
+        opened = Opened(chromium, services.start(store, stack))
+        page = opened(width=390)
+        rows = drop(page, *[photo_of("ant", number) for number in range(8)])
+        asked = rows.filter(has_text="One of these two:").first
+        assert set(asked.locator(".verdict a").all_inner_texts()) == {"one", "other"}
+        assert asked.get_attribute("data-verdict") == "unsure"
+        assert violations(page) == []
+        asked.get_by_role("button", name="other", exact=True).click()
+        expect(page.locator(".toast")).to_contain_text("Learned that this is “other”")
+        expect(page.locator(".before:visible")).to_contain_text("one of ")
+        assert opened.said == []

@@ -22,6 +22,7 @@ from zsvec.types import (
     contents,
     counted,
     expert_name,
+    kind_of,
 )
 
 TEXT = ExpertOutput(
@@ -59,6 +60,33 @@ PANDA = Category(
     references={"clip:text": 2, "clip:image": 5},
     metadata={"owner": "zoo"},
 )
+
+
+# ---- answers of a tree
+
+PATH = (("animal", 0.95), ("cat family", 0.9), ("cat", 0.8125))
+
+
+@pytest.mark.parametrize(
+    ("prediction", "min_accuracy", "answer", "words"),
+    [
+        (replace(CAT, path=PATH), 0.8, ("cat", 0.8125), "cat"),
+        (replace(CAT, path=PATH), 0.9, ("cat family", 0.9), "some cat family"),
+        (replace(CAT, path=PATH), 0.91, ("animal", 0.95), "some animal"),
+        (replace(CAT, path=PATH), 1, None, None),
+        (replace(STRANGE, path=PATH[:2]), 0.8, ("cat family", 0.9), "another kind of cat family"),
+        (replace(STRANGE, path=PATH[:2]), 0.91, ("animal", 0.95), "another kind of animal"),
+        (CAT, 0.8, ("cat", 0.8125), "cat"),
+        (CAT, 0.9, None, None),
+        (STRANGE, 0.8, None, None),
+        (BROKEN, 0.8, None, None),
+    ],
+)
+def test_an_answer_is_the_deepest_node_that_is_probable_enough(
+    prediction: Prediction, min_accuracy: float, answer: tuple[str, float] | None, words: str | None
+) -> None:
+    assert prediction.at(min_accuracy) == answer
+    assert (kind_of(prediction, answer[0]) if answer else None) == words
 
 
 # ---- uncertainty
@@ -136,6 +164,7 @@ def test_prediction_to_dict() -> None:
             "entries": [{"label": "cat", "coverage": 0.5}, {"label": "dog", "coverage": 0.93}],
             "up_to": 0.97,
         },
+        "path": [],
         "experts": {
             "clip:text": {
                 "weight": 0.75,
@@ -167,9 +196,9 @@ def test_prediction_of_an_unknown_or_unreadable_image_to_dict() -> None:
     assert STRANGE.to_dict() == {**CAT.to_dict(), "label": None, "unknown": True, "novelty": 0.7}
     early = replace(CAT, threshold_progress=ThresholdProgress(9, 19))
     assert early.to_dict() == {**CAT.to_dict(), "threshold_progress": {"images": 9, "needed": 19}}
-    filled = {"source": "broken.jpg", "error": "broken.jpg is empty", "ranking": [], "experts": {}, "incomplete": []}
-    values = {"unknown": False, "calibration": "none", "stale_seconds": 0.0}
-    assert BROKEN.to_dict() == dict.fromkeys(CAT.to_dict()) | filled | values
+    empty: dict[str, object] = {"ranking": [], "path": [], "experts": {}, "incomplete": []}
+    values = {"source": "broken.jpg", "error": "broken.jpg is empty", "unknown": False, "calibration": "none"}
+    assert BROKEN.to_dict() == dict.fromkeys(CAT.to_dict()) | empty | values | {"stale_seconds": 0.0}
 
 
 def test_prediction_keys_are_those_of_the_design() -> None:
@@ -177,7 +206,7 @@ def test_prediction_keys_are_those_of_the_design() -> None:
         written = prediction.to_dict()
         assert list(written) == [
             *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-            *("candidate_sets", "experts", "fusion", "calibration", "threshold_progress", "incomplete"),
+            *("candidate_sets", "path", "experts", "fusion", "calibration", "threshold_progress", "incomplete"),
             *("stale_seconds", "error", "hash"),
         ]
         for expert in written["experts"].values():

@@ -37,6 +37,10 @@ MAX_MARGIN = 10
 """Largest `Region.margin`."""
 CALIBRATION_FORMAT = 7
 """Format version of stored calibrations. Calibrations with another version are ignored."""
+PARENT_MARK = " > "
+"""Text between the names of a parent."""
+MAX_LEVELS = 32
+"""Largest number of names in a parent, and of nodes above a category."""
 
 
 POINT_MARK = "#"
@@ -51,6 +55,11 @@ def is_attached(content_hash: str) -> bool:
 def expert_name(encoder: str, modality: Modality) -> str:
     """Returns the name of the expert for an encoder and a modality, such as ``clip:text``."""
     return f"{encoder}:{modality}"
+
+
+def names_of_parent(parent: str) -> tuple[str, ...]:
+    """Returns the names of a parent such as ``animal > bird``, topmost first; none for an empty parent."""
+    return tuple(parent.split(PARENT_MARK)) if parent else ()
 
 
 def encoder_and_modality(expert: str) -> tuple[str, Modality]:
@@ -95,6 +104,7 @@ class Category:
         references: Number of references by expert, such as ``{"clip:text": 2, "clip:image": 5}``.
         attached: Of these, the number of points of attached collections, by expert (`Classifier.attach`).
         metadata: JSON object that the user stored with the category.
+        parent: The names above the category in the tree, topmost first: ``animal > bird``; empty at the top.
         withdrawn: The first 16 characters of the content hash of each reference that was moved or removed from the
             category and not added again since, oldest first.
         retired: Whether the category was removed, renamed or merged into another. Then it has no write ids.
@@ -110,6 +120,7 @@ class Category:
     references: Mapping[str, int]
     attached: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    parent: str = ""
     withdrawn: tuple[str, ...] = ()
     retired: bool = False
     kept: tuple[str, ...] = ()
@@ -156,6 +167,7 @@ class Category:
             "texts": list(self.texts),
             "references": dict(self.references),
             **({"attached": dict(self.attached)} if self.attached else {}),
+            **({"parent": self.parent} if self.parent else {}),
         }
 
 
@@ -573,6 +585,9 @@ class Prediction:
         ranking: The most probable categories with their fused probabilities, best first.
         candidate_sets: Sets for `candidates`. ``None`` without a calibration, and if the calibration could leave out no
             image, because every category has a single reference image.
+        path: If categories have parents, the nodes of the tree that lead down to the most probable child on every
+            level, with their probabilities: the sums over the categories below. Every node with a probability above one
+            half is on the path. For an unknown image, only nodes with other nodes below, and none above all categories.
         experts: Evidence of each expert, by name.
         fusion: Name of the fusion strategy that was used: the strategy of the settings, or the fallback.
         calibration: State of the store's calibration: ``current``, ``stale`` if categories have changed since, or
@@ -597,6 +612,7 @@ class Prediction:
     distance: float | None = None
     ranking: Ranking = ()
     candidate_sets: CandidateSets | None = None
+    path: Ranking = ()
     experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
     fusion: str | None = None
     calibration: CalibrationState = "none"
@@ -663,6 +679,31 @@ class Prediction:
             return "close"
         return "disputed" if self.at_odds > _DISPUTED else None
 
+    def at(self, min_accuracy: float = 0.9) -> tuple[str, float] | None:
+        """Returns the most specific answer that is probable enough: "some bird, 97 %" instead of a doubtful species.
+
+        ```python
+        clf.classify("photo.jpg").at(min_accuracy=0.95)  # ("bird", 0.97)
+        ```
+
+        Among the answers of a calibrated store, at least this fraction is right. For an unknown image, an answer means
+        another kind: another kind of bird. This is only right if the store has a group for the image.
+
+        Args:
+            min_accuracy: Smallest probability of an answer, above 0.5 and at most 1.
+
+        Returns:
+            The name and the probability of the deepest such node of `path`, or of the label if no category has a
+            parent. ``None`` without such an answer.
+
+        Raises:
+            InvalidInputError: `min_accuracy` is out of range.
+        """
+        if not (isinstance(min_accuracy, int | float) and 0.5 < min_accuracy <= 1):
+            raise InvalidInputError(f"min_accuracy must be above 0.5 and at most 1, got {shown(min_accuracy)}")
+        nodes = self.path or (() if self.unknown else self.ranking[:1])
+        return next((node for node in reversed(nodes) if node[1] >= min_accuracy), None)
+
     def to_dict(self) -> dict[str, Any]:
         """The object that ``zsvec classify --json`` prints."""
         experts = {
@@ -677,6 +718,7 @@ class Prediction:
             **fields_of(self),
             "ranking": _labelled(self.ranking),
             "candidate_sets": self.candidate_sets and self.candidate_sets.to_dict(),
+            "path": _labelled(self.path),
             "experts": experts,
             "threshold_progress": self.threshold_progress and asdict(self.threshold_progress),
             "incomplete": list(self.incomplete),
@@ -712,6 +754,13 @@ class Prediction:
         others = ", ".join(f"{label} {p:.1%}" for label, p in self.ranking[1:3])
         then = f" (then {others})" if others else ""
         return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {how_far(self)}"
+
+
+def kind_of(prediction: Prediction, name: str) -> str:
+    """Returns an answer of `Prediction.at` in words: the label itself, ``some bird`` or ``another kind of bird``."""
+    if prediction.unknown:
+        return f"another kind of {name}"
+    return name if name == prediction.label else f"some {name}"
 
 
 def _one_line(value: object, **parts: object) -> str:

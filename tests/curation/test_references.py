@@ -251,7 +251,7 @@ def test_a_refused_change_changes_nothing(pets: Classifier) -> None:
         (lambda: r.rename("fox", "wolf"), CategoryNotFoundError, "fox"),
         (lambda: r.merge("cat", "fox"), CategoryNotFoundError, "fox"),
         (lambda: r.merge("cat", "cat"), InvalidInputError, "the same"),
-        (lambda: r.update("cat"), InvalidInputError, "texts, metadata or both"),
+        (lambda: r.update("cat"), InvalidInputError, "texts, metadata or a parent"),
         (lambda: r.update("fox", texts=["red"]), CategoryNotFoundError, "fox"),
         (lambda: r.update("cat", texts=[""]), InvalidInputError, "text"),
         (lambda: r.update("fox", metadata={}), CategoryNotFoundError, "fox"),

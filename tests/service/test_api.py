@@ -375,6 +375,29 @@ def use_name(client: TestClient, name: str) -> None:
     problem(client.get(path_to(name)), 404)
 
 
+def test_parents(client: TestClient, classifier: Classifier) -> None:
+    assert client.get(path_to("red")).json().get("parent", "") == ""
+    assert client.patch(path_to("red"), json={"parent": "warm>light"}).json()["parent"] == "warm > light"
+    assert client.get(path_to("red")).json()["parent"] == "warm > light"
+    assert client.put(path_to("rose"), data={"parent": "red"}, files=files(red(9))).json()["parent"] == "red"
+    added = client.post(path_to("rose", "references"), json={"texts": ["a flower"]})
+    assert added.json()["parent"] == "red"  # a parent that is not given stays
+    (found,) = client.post("/v1/classify", files=files(red(1))).json()
+    assert [node["label"] for node in found["path"]][:3] == ["warm", "light", "red"]
+    assert found["path"] == sorted(found["path"], key=lambda node: -node["probability"])
+    before = state(classifier._store)
+    for wrong in ("red", "rose", "rose > x", "a > > b", "a\nb", 7, ["a"], "x" * 501, ">".join("x" * 33)):
+        problem(client.patch(path_to("red"), json={"parent": wrong}), 422)
+        problem(client.patch(path_to("red"), json={"parent": wrong, "texts": ["x"], "metadata": {"a": 1}}), 422)
+    problem(client.patch(path_to("red"), json={"name": "light", "texts": ["x"]}), 422)
+    problem(client.patch(path_to("red"), json={"name": "new", "parent": "new"}), 422)
+    problem(client.put(path_to("new"), data={"parent": ["a", "b"]}, files=files(red(9))), 422)
+    assert state(classifier._store) == before
+    assert client.patch(path_to("red"), json={"name": "crimson", "parent": "dark"}).json()["parent"] == "dark"
+    assert client.get(path_to("rose")).json()["parent"] == "crimson"
+    assert "parent" not in client.patch(path_to("rose"), json={"parent": ""}).json()
+
+
 def test_invalid_names_in_paths(client: TestClient) -> None:
     for name in ("", "a/b", "a%20b", "%", "%zz"):
         problem(client.get(f"{CATEGORIES}/{name}"), 404)

@@ -124,6 +124,7 @@ class Classifier:
         vectors: Mapping[str, ArrayLike] | None = None,
         sources: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        parent: str | None = None,
         replace: bool = False,
     ) -> Category:
         """Adds a category, or references to an existing category. Every process sees the change in its next batch.
@@ -142,6 +143,9 @@ class Classifier:
             sources: Name of each row of `vectors`, such as an id of your own: the ``source`` in the evidence of
                 predictions. If given, every array has as many rows. To change stored sources, use `replace`.
             metadata: JSON to store with the category.
+            parent: The names above the category in the tree, topmost first, such as ``animal > bird``. Each name is a
+                category, or a group that exists because categories name it. An empty text removes the parent, and
+                ``None`` keeps it.
             replace: Whether the given images, texts and metadata replace those of the category. Parts that are not
                 given stay.
 
@@ -149,7 +153,7 @@ class Classifier:
             The category as committed.
 
         Raises:
-            InvalidInputError: A name, text, vector or source is unusable, or a new category has no reference.
+            InvalidInputError: A name, text, vector, source or parent is unusable, or a new category has no reference.
             ImageError: An image is unreadable; nothing was stored.
             EncoderMismatchError: The store was made with other encoders.
             ConflictError: The category would have no reference, or other writers changed the category at every attempt.
@@ -161,6 +165,7 @@ class Classifier:
             vectors={} if vectors is None else vectors,
             sources=sources,
             metadata=metadata,
+            parent=parent,
         )
         (category,) = self.add_categories([checked_category(given)], replace=replace)  # checked before encoders load
         return category

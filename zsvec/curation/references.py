@@ -12,7 +12,8 @@ from zsvec.ingest.embedding import RecentVectors
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.validation import checked_count, checked_hash, checked_hashes
-from zsvec.inputs.categories import CategoryInput, as_words, checked_category, checked_name
+from zsvec.inputs.categories import CategoryInput, as_words, checked_category, checked_name, checked_parent
+from zsvec.method.predict.tree import ancestors, carried
 from zsvec.method.quality.label_errors import Suspect
 from zsvec.search.searcher import Searcher
 from zsvec.store import Move, Renamed, Store, Write
@@ -164,9 +165,12 @@ class StoredReferences:
     def rename(self, name: str, new: str) -> Category:
         """Renames a category. If a definition text is the old name, the new name replaces it.
 
+        The parents of the categories below name the new category, in the same change.
+
         Raises:
             CategoryNotFoundError: There is no category of the old name.
-            InvalidInputError: There is already a category of the new name, or both names are the same.
+            InvalidInputError: There is already a category of the new name, both names are the same, or the parent of
+                the category has the new name.
             ConflictError: Other writers changed one of the two categories at every attempt.
         """
         old, wanted = checked_name(name), checked_name(new)
@@ -175,48 +179,84 @@ class StoredReferences:
         if as_words(old) in category.texts:
             embedded = any(encoder_and_modality(expert)[1] == "text" for expert in category.references)
             renamed = self._builder().renamed(old, wanted) if embedded else Renamed(as_words(old), as_words(wanted))
+        checked_parent(category.parent, wanted)
+        parents = self._parents()
+        below = _checked_each(carried(parents, old, (*ancestors(old, parents), wanted)))
         with self._store.one_change("rename"):
-            return self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
+            moved = self._moved(Move(source=old, target=wanted, new=True, renamed=renamed))
+            self._carry(below)
+            return moved
 
     def merge(self, source: str, target: str) -> Category:
         """Moves all references of the source to the target, and removes the source.
 
-        The metadata is merged as well. If both categories have a key, the value of the target stays.
+        The metadata is merged as well. If both categories have a key, the value of the target stays. The target keeps
+        its parent. In the same change, the categories below the source get the target as parent, unless the target is
+        one of them.
 
         Raises:
             CategoryNotFoundError: One of the categories does not exist.
             InvalidInputError: Source and target are the same.
             ConflictError: Other writers changed source or target at every attempt.
         """
-        self._store.category(checked_name(target))
-        return self._moved(Move(source=checked_name(source), target=checked_name(target)))
+        old, kept = checked_name(source), checked_name(target)
+        self._store.category(kept)
+        parents = self._parents()
+        below = _checked_each(carried(parents, old, (*ancestors(kept, parents), kept)))
+        with self._store.one_change("merge"):
+            merged = self._moved(Move(source=old, target=kept))
+            self._carry(below)
+            return merged
+
+    def _parents(self) -> dict[str, str]:
+        return {category.name: category.parent for category in self._store.categories() if category.parent}
+
+    def _carry(self, parents: Mapping[str, str]) -> None:
+        """Gives categories new parents, by name, in the present change."""
+        self._store.write(
+            [Write(name=name, references=(), parent=new, needs=frozenset()) for name, new in parents.items()]
+        )
 
     def update(
-        self, name: str, *, texts: Sequence[str] | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        *,
+        texts: Sequence[str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        parent: str | None = None,
     ) -> Category:
-        """Replaces the definition texts of a category, the metadata, or both in one change. Images stay.
+        """Replaces the definition texts, the metadata or the parent of a category in one change. Images stay.
 
         Args:
             name: Name of the category.
             texts: New definition texts. Texts that the category already has are not embedded again. ``None`` keeps the
                 texts.
             metadata: New metadata, JSON; ``None`` keeps the metadata.
+            parent: New parent, such as ``animal > bird``. An empty text removes the parent, and ``None`` keeps it.
 
         Returns:
             The category as committed.
 
         Raises:
             CategoryNotFoundError: There is no such category.
-            InvalidInputError: A text or the metadata is unusable.
+            InvalidInputError: A text, the metadata or the parent is unusable, or the parent is below the category.
             ConflictError: The category would have no reference, or other writers changed the category at every attempt.
         """
-        if texts is None and metadata is None:
-            raise InvalidInputError("update must be given texts, metadata or both. Got neither")
-        given = checked_category(CategoryInput(name=name, texts=texts, metadata=metadata))
+        if texts is None and metadata is None and parent is None:
+            raise InvalidInputError("update must be given texts, metadata or a parent. Got none of them")
+        given = checked_category(CategoryInput(name=name, texts=texts, metadata=metadata, parent=parent))
         self._store.category(given.name)
         with self._store.one_change("set"):
             if texts is None:
-                write = Write(name=given.name, references=(), metadata=given.metadata, needs=frozenset())
+                if given.parent:
+                    self._store.check_parent(given.name, given.parent)
+                write = Write(
+                    name=given.name,
+                    references=(),
+                    metadata=given.metadata,
+                    parent=given.parent,
+                    needs=frozenset(),
+                )
                 (category,) = self._store.write([write])
             else:
                 (category,) = self._builder().build([given], replace=True, create=False)
@@ -343,6 +383,10 @@ class StoredReferences:
         references = self._calibrator.references()
         found = audited(references, self._calibrator.verdicts(references))
         return found if kept else self.split_kept(found)[0]
+
+
+def _checked_each(parents: Mapping[str, str]) -> dict[str, str]:
+    return {name: checked_parent(parent, name) for name, parent in parents.items()}
 
 
 def _check_different(move: Move) -> None:

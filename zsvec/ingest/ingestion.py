@@ -132,6 +132,7 @@ class _Draft:
             references=list(self.references.values()),
             texts=self.texts(as_words(self.category.name)),
             metadata=self.category.metadata,
+            parent=self.category.parent,
             replace=self.replace and bool(self.given),
             keeps=frozenset({"text", "image", "metadata"} - self.given),
             needs=self._needed,
@@ -321,6 +322,8 @@ class Builder:
         else:
             stored = dict.fromkeys(self._store.keys(category.name))
         is_withdrawn = self._store.withdrawn(category.name) if respect else None
+        if category.parent:
+            self._store.check_parent(category.name, category.parent)
         draft = _Draft(category, replace, stored, self._by, create, is_withdrawn)
         if category.texts:
             texts = [text for text in category.texts if not draft.leave_out("text", _text_hash(text), text)]

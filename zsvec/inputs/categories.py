@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsvec.errors import CONTROLS, SURROGATES, InvalidInputError, shown
 from zsvec.inputs.images import ImageInput, is_one_image
+from zsvec.types import MAX_LEVELS, PARENT_MARK
 
 LONGEST_NAME = 500
 LONGEST_TEXT = 20_000
@@ -26,6 +27,9 @@ _AROUND = r"[\s\x1c-\x1f\x85]*"  # whitespace that `str.strip` removes; \s of EC
 _INSIDE, _VISIBLE, _FIRST = f"[^{CONTROLS}]", rf"[^\s{CONTROLS}]", rf"[^.\s{CONTROLS}]"
 NAME_PATTERN = rf"^{_AROUND}({_FIRST}({_INSIDE}*{_VISIBLE})?|\.{_FIRST}|\.{_INSIDE}+{_VISIBLE}){_AROUND}$"
 """Regular expression for category names, valid in Python and in ECMA 262."""
+_PART = NAME_PATTERN[1 + len(_AROUND) : -1 - len(_AROUND)].replace(CONTROLS, f">{CONTROLS}")  # a name without '>'
+PARENT_PATTERN = rf"^{_AROUND}({_PART}({_AROUND}>{_AROUND}{_PART}){{0,{MAX_LEVELS - 1}}}{_AROUND})?$"
+"""Regular expression for parents, valid in Python and in ECMA 262."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,9 @@ class CategoryInput:
         sources: Name of each row of `vectors` in the evidence of predictions: a path, a URL or an id of your own. If
             given, every array has as many rows as there are sources. By default, ``vector``.
         metadata: JSON object that is stored with the category.
+        parent: The names above the category in the tree, topmost first: ``animal > bird``. Each name is a category, or
+            a group that exists because categories name it. With ``None``, an existing category keeps its parent; an
+            empty text removes the parent.
     """
 
     name: str
@@ -72,6 +79,7 @@ class CategoryInput:
     vectors: Mapping[str, ArrayLike] = field(default_factory=dict)
     sources: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
+    parent: str | None = None
 
 
 def is_several(value: object) -> TypeGuard[Iterable[Any]]:
@@ -92,7 +100,7 @@ def checked_path(name: str, path: object) -> Path:
 
 
 def checked_category(category: object) -> CategoryInput:
-    """Returns a category with name, texts, sources and metadata in stored form.
+    """Returns a category with name, texts, sources, metadata and parent in stored form.
 
     Raises InvalidInputError for invalid values. Images are not iterated. Vectors are not checked, because
     `checked_vectors` needs their dimension.
@@ -103,13 +111,15 @@ def checked_category(category: object) -> CategoryInput:
         raise InvalidInputError(
             f"vectors must be a mapping of experts to arrays. Got {shown(category.vectors)} instead"
         )
+    name = checked_name(category.name)
     return replace(
         category,
-        name=checked_name(category.name),
+        name=name,
         texts=None if category.texts is None else checked_texts(category.texts, "texts", "a definition text"),
         images=checked_images(category.images),
         sources=None if category.sources is None else checked_texts(category.sources, "sources", "a source"),
         metadata=None if category.metadata is None else checked_metadata(category.metadata),
+        parent=None if category.parent is None else checked_parent(category.parent, name),
     )
 
 
@@ -123,6 +133,35 @@ def checked_name(name: object) -> str:
     checked = _short_text(name, "a category name")
     if checked in {".", ".."}:
         raise InvalidInputError(f"a category name must not be that of a folder. Got {checked!r}: take another name")
+    return checked
+
+
+def checked_parent(parent: object, name: str | None = None) -> str:
+    """Returns a parent in stored form: valid names, topmost first, with ``>`` between them; empty without names.
+
+    Args:
+        parent: The parent.
+        name: The category, in stored form, if known.
+
+    Raises:
+        InvalidInputError: The parent is not text, names the category, has an invalid name, more than `MAX_LEVELS` names
+            or more than `LONGEST_NAME` characters.
+    """
+    if not isinstance(parent, str):
+        raise InvalidInputError(f"parent must be a text such as 'animal > bird'. Got {shown(parent)} instead")
+    if not parent.strip():
+        return ""
+    parts = parent.split(PARENT_MARK.strip(), MAX_LEVELS)
+    if len(parts) > MAX_LEVELS:
+        raise InvalidInputError(f"a parent may have at most {MAX_LEVELS} names. Got more, {parent[:40]!r}…")
+    names = [checked_name(part) for part in parts]
+    if name in names:
+        raise InvalidInputError(f"the parent of {name!r} must not name the category itself. Got {parent!r}")
+    checked = PARENT_MARK.join(names)
+    if len(checked) > LONGEST_NAME:
+        raise InvalidInputError(
+            f"a parent may have at most {LONGEST_NAME} characters. Got {len(checked)}, {checked[:40]!r}…"
+        )
     return checked
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from zsvec.method.arrays import Floats, Key, Product, product
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.background import FEWEST, Background, ClassMeans
+from zsvec.method.predict.tree import Tree
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
 T = TypeVar("T")
@@ -178,6 +179,7 @@ class SearchResult:
         incomplete: Committed categories with references that cannot be read now, and attached collections. The search
             uses the former references of such a category, or leaves the category out.
         stale_seconds: Seconds since the store was last read if the store is unreachable, else 0.
+        tree: The tree over the categories, if any of them has a parent.
     """
 
     categories: tuple[str, ...]
@@ -187,6 +189,7 @@ class SearchResult:
     stale: bool = False
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
+    tree: Tree | None = None
 
     def __len__(self) -> int:
         """Number of images."""

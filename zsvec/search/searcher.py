@@ -16,13 +16,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, TypeVar
 
 from zsvec.errors import StoreUnavailableError
 from zsvec.method.arrays import Floats
 from zsvec.method.calibration import Calibration
+from zsvec.method.predict.tree import Tree
 from zsvec.method.similarities import References, SearchResult
 from zsvec.search.base import ATTEMPTS, NUMPY, QDRANT, Change, Incomplete, IndexSpec, Snapshot
 from zsvec.search.cache import WORTH, Kept, ReferenceCache
@@ -39,6 +40,16 @@ COMPARED = 120.0
 
 _RENEWED = 0.1  # minimum share of new references for which the cache is written again
 _STORE_TIMEOUT_S = 1.0  # of a request, if references in memory may answer without the store
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A tree, and the names, the catalog and the parents that it was made from."""
+
+    names: tuple[str, ...] = ()
+    catalog: Mapping[str, Category] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+    tree: Tree | None = None
 
 
 class Searcher:
@@ -78,6 +89,7 @@ class Searcher:
     def _begin(self) -> None:
         """Resets the state, as if the store had never been read."""
         self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
+        self._tree = _Made()
         self._size = 0  # number of references in the catalog of the snapshot
         self._unkept = 0  # number of references read since the cache was written
         self._dropped = b""  # id of the last drop of the cache, taken before the catalog was read
@@ -151,9 +163,20 @@ class Searcher:
             stale = calibration is not None and (calibration.revision < changed or calibration.attached != attached)
             unreadable = self._store.attached_parts().unreadable
             incomplete = tuple(sorted({*self._given_up, *self._unreadable, *unreadable}))
-            return SearchResult(names, experts, queries, calibration, stale, incomplete, self._staleness())
+            tree = self._tree_of(names, snapshot)
+            return SearchResult(names, experts, queries, calibration, stale, incomplete, self._staleness(), tree)
 
         return self._until_whole(answer)
+
+    def _tree_of(self, names: tuple[str, ...], snapshot: Snapshot) -> Tree | None:
+        """Returns the tree over the categories, which is made again when names or parents have changed."""
+        made = self._tree
+        if made.names is not names or made.catalog is not snapshot.catalog:
+            parents = {name: category.parent for name, category in snapshot.catalog.items() if category.parent}
+            is_same = (made.names, made.parents) == (names, parents)
+            tree = made.tree if is_same else Tree.of(names, parents)
+            made = self._tree = _Made(names, snapshot.catalog, parents, tree)
+        return made.tree
 
     def references(self) -> tuple[Mapping[str, References], int]:
         """Returns all references, by expert, and the largest ``rev`` of their categories."""

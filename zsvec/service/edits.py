@@ -7,10 +7,22 @@ from collections.abc import Collection, Mapping
 from zsvec import Category, Classifier
 from zsvec.service.api.common import of_state
 from zsvec.service.problems import Problem
+from zsvec.types import PARENT_MARK
 
 
-def check_rename(classifier: Classifier, name: str, new: str) -> None:
-    """Raises a Problem if another category has the new name of a category."""
+def check_rename(classifier: Classifier, name: str, new: str, parent: str | None = None) -> None:
+    """Raises a Problem if another category has the new name of a category, or a parent of it.
+
+    Args:
+        classifier: The classifier.
+        name: Name of the category.
+        new: New name.
+        parent: New parent; ``None`` if the parent stays.
+    """
+    above = classifier.category(name).parent if parent is None else parent
+    if new in map(str.strip, above.split(PARENT_MARK.strip())):
+        said = f"The category is below “{new}”: take another name"
+        raise Problem(422, f"{name!r} must not get the name of its parent {above!r}: take another name", said=said)
     if new != name and new in {category.name for category in classifier.categories()}:
         detail = f"there is a category {new!r} already: merge, or take another name"
         said = f"There is a category “{new}” already: merge the two, or take another name"

@@ -57,11 +57,12 @@ class _Unreadable(Upload):
 
 @dataclass(frozen=True)
 class Material:
-    """Reference images, definition texts and metadata of a category in a request. ``None`` means not given."""
+    """Reference images, texts, metadata and parent of a category in a request. ``None`` means not given."""
 
     images: Sequence[Upload]
     texts: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
+    parent: str | None = None
 
 
 async def sent_images(request: Request, max_images: int, *, each: bool = False) -> list[Upload]:
@@ -119,7 +120,7 @@ async def sent_boxes(request: Request, max_boxes: int) -> tuple[Upload, list[lis
 
 
 async def sent_material(request: Request, max_images: int) -> Material:
-    """Reads the texts, images and metadata of a category from a form or from JSON.
+    """Reads the texts, images, metadata and parent of a category from a form or from JSON.
 
     Raises:
         Problem: There are too many images, or the body cannot be read.
@@ -127,17 +128,20 @@ async def sent_material(request: Request, max_images: int) -> Material:
     kind = _content_type(request)
     if kind == "application/json":
         given = await sent_json(request, CategoryGiven)
-        return Material(_named(given.images, max_images), given.texts, given.metadata)
+        return Material(_named(given.images, max_images), given.texts, given.metadata, given.parent)
     if kind != "multipart/form-data":
         raise _unsupported(kind, "multipart/form-data or application/json")
     images, fields = await sent_form(request, max_images)
-    texts, metadata = fields.pop("texts", None), fields.pop("metadata", [])
+    texts, once = fields.pop("texts", None), {name: fields.pop(name, []) for name in ("metadata", "parent")}
     if fields:
-        raise Problem(422, f"the form must have images, texts and metadata only, got a field {next(iter(fields))!r}")
-    if len(metadata) > 1:
-        raise Problem(422, f"metadata must be given once, got {len(metadata)} fields")
+        field = next(iter(fields))
+        raise Problem(422, f"the form must have images, texts, metadata and parent only, got a field {field!r}")
+    for name, values in once.items():
+        if len(values) > 1:
+            raise Problem(422, f"{name} must be given once, got {len(values)} fields")
+    metadata, parent = (next(iter(values), None) for values in once.values())
     with _as_problems():
-        return Material(images, texts, _METADATA.validate_json(metadata[0]) if metadata else None)
+        return Material(images, texts, None if metadata is None else _METADATA.validate_json(metadata), parent)
 
 
 async def sent_json(request: Request, model: type[Model]) -> Model:

@@ -25,7 +25,7 @@ from zsvec.errors import (
     StoreLockedError,
     StoreUnavailableError,
 )
-from zsvec.inputs.categories import checked_metadata, checked_name, checked_texts
+from zsvec.inputs.categories import checked_metadata, checked_name, checked_parent, checked_texts
 from zsvec.store.backends.base import Points
 from zsvec.store.catalog.catalog import Catalog, State, readable
 from zsvec.store.catalog.changefeed import Cursor, Look, look
@@ -137,14 +137,19 @@ class _Copying:
 
     def _is_usable(self, category: Category) -> bool:
         try:
-            is_stored_form = checked_name(category.name) == category.name
+            is_stored_form = (checked_name(category.name), checked_parent(category.parent)) == (
+                category.name,
+                category.parent,
+            )
             checked_texts(category.texts, "texts", "a definition text")
             checked_metadata(category.metadata)
         except InvalidInputError as exc:
             self.damaged[category.name] = str(exc)
             return False
         if not is_stored_form:
-            self.damaged[category.name] = "its name is not in Unicode normal form NFC, or has surrounding whitespace"
+            self.damaged[category.name] = (
+                "its name or parent is not in Unicode normal form NFC, or has surrounding whitespace"
+            )
         return is_stored_form
 
     def _attempt(self, pending: dict[str, Category]) -> bool:
@@ -200,8 +205,8 @@ class _Copying:
         return plans, new
 
     def _is_same(self, category: Category, there: Category) -> bool:
-        """Returns whether a category has the same texts, metadata and references in both stores."""
-        if (category.texts, category.metadata) != (there.texts, there.metadata):
+        """Returns whether a category has the same texts, metadata, parent and references in both stores."""
+        if (category.texts, category.metadata, category.parent) != (there.texts, there.metadata, there.parent):
             return False
         return self._described(self.references, category) == self._described(self.writer.references, there)
 

@@ -36,6 +36,7 @@ from zsvec.store.collector import Collector
 from zsvec.store.reuse import StoredVectors
 from zsvec.store.writing import EXPECTED, Expected, Move, Write, Writer
 from zsvec.types import (
+    MAX_LEVELS,
     Attached,
     Attachment,
     Category,
@@ -51,6 +52,7 @@ from zsvec.types import (
     SmallImage,
     StoredReference,
     encoder_and_modality,
+    names_of_parent,
 )
 
 if TYPE_CHECKING:
@@ -262,6 +264,21 @@ class Store:
             CategoryNotFoundError: There is no such category.
         """
         return self._catalog.category(name)
+
+    def check_parent(self, name: str, parent: str) -> None:
+        """Raises InvalidInputError if a parent would put a category above itself.
+
+        Concurrent writers may still do so. A reader ends such a path (`zsvec.method.predict.tree`).
+        """
+        above = parent
+        for _ in range(MAX_LEVELS):
+            if not above:
+                return
+            top = names_of_parent(above)[0]
+            if top == name:
+                raise InvalidInputError(f"the parent of {name!r} must not be below {name!r}, got {parent!r}")
+            found = self._catalog.find(top)
+            above = found.parent if found else ""
 
     def references(
         self, encoder: str, write_ids: Sequence[str], *, vectors: bool = True, all_writes: bool = False

@@ -73,6 +73,7 @@ class Write:
         references: References to add.
         texts: Definition texts to add.
         metadata: JSON to store with the category; ``None`` if there is no new metadata.
+        parent: Parent of the category; ``None`` keeps the present parent.
         replace: Whether to drop the present references, texts and metadata, except the parts in `keeps`.
         keeps: Parts that stay despite `replace`: ``"image"`` (image references), ``"text"`` (text references and
             `texts`) and ``"metadata"``.
@@ -84,6 +85,7 @@ class Write:
     references: Sequence[Reference]
     texts: Sequence[str] = ()
     metadata: Mapping[str, Any] | None = None
+    parent: str | None = None
     replace: bool = False
     keeps: frozenset[str] = frozenset()
     needs: frozenset[str] | None = None
@@ -373,6 +375,7 @@ class Writer:
                 references=[reference for _, some in own for reference in some],
                 texts=[text for move, some in own for text in _leaving_texts(move, latest[move.source], some)],
                 metadata={**metadata, **(target.metadata if target and target.write_ids else {})} if whole else None,
+                parent=None if target and target.write_ids else next((source.parent for source in whole), None),
             )
             plan = self._planned(write, target)
             if target and plan[0] is target:  # has all references; the new version makes concurrent removals lose
@@ -458,7 +461,8 @@ class Writer:
         texts = tuple(dict.fromkeys((*(there.texts if there and "text" in keeps else ()), *write.texts)))
         before = there.metadata if there and "metadata" in keeps else {}
         metadata = dict(before if write.metadata is None else write.metadata)
-        if there and (texts, _as_json(metadata)) == (there.texts, _as_json(there.metadata)):
+        parent = (there.parent if there else "") if write.parent is None else write.parent
+        if there and (texts, parent, _as_json(metadata)) == (there.texts, there.parent, _as_json(there.metadata)):
             unchanged = self._are_stored(fresh, there) if write.replace else not fresh
             if unchanged:
                 return there, ()
@@ -480,6 +484,7 @@ class Writer:
             texts=texts,
             references=dict(counts),
             metadata=metadata,
+            parent=parent,
             withdrawn=unmarked(current, written) if current else (),
             kept=findings,
         )
@@ -613,6 +618,7 @@ def emptied(category: Category) -> Category:
         texts=(),
         references={},
         metadata={},
+        parent="",
         retired=False,
         kept=(),
     )
@@ -620,11 +626,12 @@ def emptied(category: Category) -> Category:
 
 def has_same_content(one: Category, other: Category) -> bool:
     """Returns whether two versions of a category differ in marks at most."""
-    return (one.write_ids, one.references, one.texts, one.metadata) == (
+    return (one.write_ids, one.references, one.texts, one.metadata, one.parent) == (
         other.write_ids,
         other.references,
         other.texts,
         other.metadata,
+        other.parent,
     )
 
 

@@ -207,6 +207,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
         rankings(p, expert.coverage, found.categories, top_k)
         for p, expert in zip(scores.probabilities, found.experts, strict=True)
     ]
+    paths = found.tree.paths(scores.fused, scores.unknown) if found.tree else None
     out = []
     for i, source in enumerate(sources):
         experts = {
@@ -231,6 +232,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 distance=float(scores.distance[i]),
                 ranking=fused[i],
                 candidate_sets=scores.candidate_sets[i],
+                path=paths[i] if paths else (),
                 experts=experts,
                 fusion=scores.fusion,
                 calibration=scores.calibration,

@@ -65,9 +65,9 @@ def _answer(category: Category, status: int = 200) -> Response:
     openapi_extra={**body_of(schemas.CategoryGiven, form=True), **described("If-Match", "If-None-Match")},
 )
 async def put_category(request: Request, name: Name, work: Runs, by: By, condition: If) -> Response:
-    """Creates a category, or replaces the texts, images and metadata that the request contains.
+    """Creates a category, or replaces the texts, images, metadata and parent that the request contains.
 
-    Texts, images or metadata that the request omits stay as they are. A new category without texts gets the name as
+    Parts that the request omits stay as they are. A new category without texts gets the name as
     definition text. A request that changes nothing leaves the version as it is.
     """
     sent = await sent_material(request, work.limits.images)
@@ -106,7 +106,9 @@ def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) 
     of_none = sent.texts is not None and not sent.texts and not images
     checked = checked_name(name)
     with of_state() if of_none else nullcontext():
-        return classifier.add_category(checked, sent.texts, images, metadata=sent.metadata, replace=replace)
+        return classifier.add_category(
+            checked, sent.texts, images, metadata=sent.metadata, parent=sent.parent, replace=replace
+        )
 
 
 @router.patch(
@@ -116,7 +118,7 @@ def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) 
     openapi_extra={**body_of(schemas.CategoryChange), **described("If-Match")},
 )
 async def change_category(request: Request, name: Name, work: Runs, by: By, condition: If) -> Response:
-    """Sets texts and metadata, renames or merges a category.
+    """Sets texts, metadata and parent, renames or merges a category.
 
     All parts of the request form one change in the history, so one undo reverts them.
     """
@@ -135,10 +137,15 @@ def _changed(classifier: Classifier, name: str, given: schemas.CategoryChange) -
     # Checked before the first write, so that a refused request changes nothing, even without a history.
     new = None if given.name is None else checked_name(given.name)
     if new is not None:
-        (edits.check_merge if given.merge else edits.check_rename)(classifier, category.name, new)
+        if given.merge:
+            edits.check_merge(classifier, category.name, new)
+        else:
+            edits.check_rename(classifier, category.name, new, given.parent)
     with whole_change(classifier, "merge" if given.merge else "set" if given.name is None else "rename"):
-        if given.texts is not None or given.metadata is not None:
-            category = classifier.references.update(name, texts=given.texts, metadata=given.metadata)
+        if any(part is not None for part in (given.texts, given.metadata, given.parent)):
+            category = classifier.references.update(
+                name, texts=given.texts, metadata=given.metadata, parent=given.parent
+            )
         if new is not None and given.merge:
             with of_state():
                 category = classifier.references.merge(name, new)

@@ -58,6 +58,7 @@ def body_of(model: type[BaseModel], *, form: bool = False, raw: bool = False) ->
             "images": {"type": "array", "items": _IMAGE, "minItems": 1},
             "texts": {"type": "array", "items": schemas.TEXT},
             "metadata": {"type": "object"},  # as JSON
+            "parent": schemas.PARENT,
             "image": _IMAGE,
             "boxes": TypeAdapter(schemas.Boxes).json_schema(),  # as JSON
             "margin": TypeAdapter(schemas.Margin).json_schema(),

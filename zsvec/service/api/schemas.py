@@ -27,7 +27,7 @@ import zsvec
 from zsvec import types
 from zsvec.curation import inbox
 from zsvec.errors import ImageError
-from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN
+from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN, PARENT_PATTERN
 from zsvec.service.problems import CODES, TYPES
 
 _MAX_ITEMS = 1000  # of a list in a request: each invalid item costs an error object
@@ -49,6 +49,14 @@ TEXT: dict[str, Any] = {
     "examples": ["a small reddish arboreal mammal"],
 }
 """JSON Schema of a definition text."""
+PARENT: dict[str, Any] = {
+    "type": "string",
+    "maxLength": LONGEST_NAME,
+    "pattern": PARENT_PATTERN,
+    "description": "Names above the category in the tree, topmost first. An empty text removes the parent.",
+    "examples": ["animal > bird"],
+}
+"""JSON Schema of a parent."""
 HASH = "^[0-9a-f]{64}$"
 """Pattern of a content hash."""
 Hash = Annotated[str, Field(pattern=HASH)]
@@ -63,6 +71,7 @@ def _not_too_long(name: str) -> str:
 
 CategoryName = Annotated[str, AfterValidator(_not_too_long), WithJsonSchema(NAME)]
 Text = Annotated[str, WithJsonSchema(TEXT)]
+Parent = Annotated[str, WithJsonSchema(PARENT)]
 
 
 def _from_base64(value: object) -> bytes | ImageError:
@@ -130,11 +139,12 @@ class Regions(Given):
 
 
 class CategoryGiven(Given):
-    """Texts, images and metadata of a category."""
+    """Texts, images, metadata and parent of a category."""
 
     texts: Annotated[list[Text] | None, Field(max_length=_MAX_ITEMS, description="Definition texts.")] = None
     images: Annotated[list[Image], Field(max_length=_MAX_ITEMS, description="Reference images.")] = []
     metadata: Annotated[dict[str, Any] | None, Field(description="JSON object stored with the category.")] = None
+    parent: Parent | None = None
 
 
 class CategoryChange(Given):
@@ -151,6 +161,7 @@ class CategoryChange(Given):
     merge: Annotated[bool, Field(description="Whether to merge into the existing category `name`.")] = False
     texts: Annotated[list[Text] | None, Field(max_length=_MAX_ITEMS, description="New definition texts.")] = None
     metadata: Annotated[dict[str, Any] | None, Field(description="New JSON object.")] = None
+    parent: Parent | None = None
 
     @model_validator(mode="after")
     def _merges_with_one(self) -> CategoryChange:
@@ -241,6 +252,7 @@ Prediction: Any = _answer(
     types.Prediction,
     ranking=list[Label],
     candidate_sets=CandidateSets | None,
+    path=list[Label],
     experts=dict[str, ExpertOutput],
     threshold_progress=ThresholdProgress | None,
 )
@@ -261,6 +273,7 @@ class Category(Answer):
     attached: Annotated[
         dict[str, int], Field(default_factory=dict, description="Of these, the points of attached collections.")
     ]
+    parent: Annotated[str, Field(description="Names above the category in the tree, topmost first.")] = ""
 
 
 class WholeCategory(Category):

@@ -47,7 +47,7 @@ FORGET = "forget"
 
 _EXAMPLES = 6  # images of a write that its record names
 
-_STATE = ("version", "writes", "references", "texts", "metadata", "withdrawn", "retired", "kept", "change")
+_STATE = ("version", "writes", "references", "texts", "metadata", "parent", "withdrawn", "retired", "kept", "change")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,9 @@ A store owns the collections of one namespace: the references of each encoder, t
 Every record has a version and the id of its store. The version is 1 for a new record and grows by 1 with each
 replacement. Records are replaced by compare-and-set of the version and the store's id (`zsvec.store.catalog.commit`).
 
+A manifest may have the ``parent`` of its category, a chain of names (`zsvec.method.predict.tree`). It is only text: no
+record depends on it, and a reader ends a cycle.
+
 A manifest also remembers which references were withdrawn from its category, and which findings of an audit were kept
 (`zsvec.store.catalog.marks`).
 
@@ -41,6 +44,8 @@ from zsvec.store.catalog.marks import marks_from
 from zsvec.store.names import record_id
 from zsvec.types import (
     CALIBRATION_FORMAT,
+    MAX_LEVELS,
+    PARENT_MARK,
     Attachment,
     Category,
     Fingerprint,
@@ -50,6 +55,7 @@ from zsvec.types import (
     SearchParams,
     SmallImage,
     ThresholdProgress,
+    names_of_parent,
 )
 
 if TYPE_CHECKING:
@@ -298,7 +304,7 @@ def manifest_payload(
         "texts": list(category.texts),
         "metadata": dict(category.metadata),
     }
-    is_same = before is not None and content.items() <= before.items()
+    is_same = before is not None and content.items() <= before.items() and parent_from(before) == category.parent
     return {
         "kind": "manifest",
         "store": store,
@@ -309,6 +315,7 @@ def manifest_payload(
         **content,
         "writers": with_writer(writer, before),
         "removed": not category.write_ids,
+        **({"parent": category.parent} if category.parent else {}),
         **({"withdrawn": "".join(category.withdrawn)} if category.withdrawn else {}),
         **({"retired": True} if category.retired else {}),
         **({"kept": "".join(category.kept)} if category.kept else {}),
@@ -353,10 +360,17 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
         texts=tuple(manifest["texts"]),
         references=manifest["references"],
         metadata=manifest["metadata"],
+        parent=parent_from(manifest),
         withdrawn=marks_from(manifest, "withdrawn"),
         retired=manifest.get("retired") is True,
         kept=marks_from(manifest, "kept"),
     )
+
+
+def parent_from(manifest: Mapping[str, Any]) -> str:
+    """Returns the parent in a manifest, which any writer may have made; empty without a valid one."""
+    names = names_of_parent(text_from(manifest, "parent") or "")
+    return PARENT_MARK.join(names) if len(names) <= MAX_LEVELS and all(map(str.strip, names)) else ""
 
 
 def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:

@@ -261,3 +261,23 @@ def test_the_images_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     assert list(category.images) == [str(folder / "val" / "0.png")]
     with pytest.raises(InvalidInputError, match="is no folder"):
         from_coco(file, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("above", "parent"),
+    [("animal", "animal"), ("animal > pet", "animal > pet"), ("", None), ("none", None), ("cat", None), (7, None)],
+)
+@pytest.mark.parametrize("boxes", [False, True])
+def test_a_supercategory_is_the_parent(folder: Path, above: object, parent: str | None, boxes: bool) -> None:
+    categories = [{"id": 1, "name": "cat", "supercategory": above}]
+    file = written(folder, [annotation(100, 1, 0, 0, 9, 9)], categories=categories)
+    (found,) = from_coco(file, boxes=boxes)
+    assert (found.name, found.parent) == ("cat", parent)
+
+
+def test_an_unusable_supercategory_is_told_and_the_category_stays(folder: Path) -> None:
+    said: list[object] = []
+    categories = [{"id": 1, "name": "cat", "supercategory": "a > > b"}]
+    file = written(folder, [annotation(100, 1, 0, 0, 9, 9)], categories=categories, images=images(1))
+    (found,) = from_coco(file, on_error=said.append)
+    assert (found.name, found.parent, len(said)) == ("cat", None, 1)

@@ -45,6 +45,30 @@ def test_links_within_a_folder_are_followed_and_loops_end(photos: Path) -> None:
     assert find_images(photos) == [photos / "cat" / "a.jpg", photos / "deep" / "dog" / "b.jpg", photos / "link.jpg"]
 
 
+def test_folders_in_folders_are_a_tree(tmp_path: Path) -> None:
+    for name in ("animal/bird/robin/a.jpg", "animal/bird/b.jpg", "animal/dog/c.jpg", "car/d.jpg", "loose.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    found = {one.name: (one.parent, len(list(one.images))) for one in read_categories(tmp_path, tree=True)}
+    assert found == {"robin": ("animal > bird", 1), "bird": ("animal", 1), "dog": ("animal", 1), "car": ("", 1)}
+    flat = {one.name: (one.parent, len(list(one.images))) for one in read_categories(tmp_path)}
+    assert flat == {"animal": (None, 3), "car": (None, 1)}
+    (tmp_path / "toy" / "car").mkdir(parents=True)
+    assert len(read_categories(tmp_path, tree=True)) == 4  # a folder without images is no category
+    (tmp_path / "toy" / "car" / "e.jpg").write_bytes(b"")
+    with pytest.raises(InvalidInputError):
+        read_categories(tmp_path, tree=True)
+    (tmp_path / "toy" / "car").rename(tmp_path / "toy" / "racer")
+    (tmp_path / "toy").rename(tmp_path / "a > b")
+    with pytest.raises(InvalidInputError):
+        read_categories(tmp_path, tree=True)
+
+
+def test_links_in_a_tree_end(photos: Path) -> None:
+    assert [(one.name, one.parent) for one in read_categories(photos, tree=True)] == [("cat", ""), ("dog", "deep")]
+
+
 def test_the_folder_itself_may_be_a_link(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "named").symlink_to(photos, target_is_directory=True)
     assert len(find_images(tmp_path / "named")) == 3

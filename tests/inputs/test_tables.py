@@ -81,6 +81,43 @@ def test_csv_of_other_columns_and_of_another_folder(folder: Path, tmp_path: Path
     assert by_label(from_csv(absolute, folder)) == {"cat": ["0.png"]}
 
 
+PARENTS = "path,label,parent\nphotos/0.png,cat,animal>pet\nphotos/1.png,dog,\nphotos/2.png,cat,\n"
+
+
+def test_a_column_has_the_parents(folder: Path) -> None:
+    def parents(**options: Any) -> dict[str, str | None]:
+        return {category.name: category.parent for category in from_csv(file, **options)}
+
+    file = written(folder, PARENTS)
+    assert parents() == {"cat": "animal > pet", "dog": None}
+    file = written(folder, PARENTS.replace("parent", "kind"))
+    assert parents() == {"cat": None, "dog": None}
+    assert parents(parent="kind") == {"cat": "animal > pet", "dog": None}
+    with pytest.raises(InvalidInputError):
+        parents(parent="group")
+
+
+@pytest.mark.parametrize("parent", ["plant", "cat", "a > > b", " > ".join("x" * 33)])
+def test_a_row_with_another_or_an_unusable_parent_is_left_out(folder: Path, parent: str) -> None:
+    said: list[object] = []
+    file = written(folder, f"{PARENTS}photos/1.png,cat,{parent}\n")
+    found = from_csv(file, on_error=said.append)
+    assert (by_label(found), len(said)) == ({"cat": ["0.png", "2.png"], "dog": ["1.png"]}, 1)
+    with pytest.raises(InvalidInputError):
+        from_csv(file)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_frame_has_parents(library: str) -> None:
+    frames = pytest.importorskip(library, reason=f"pip install {library}")
+    rows = {"path": ["a.png", "b.png", "c.png"], "label": ["cat", "cat", "dog"], "parent": ["animal", None, None]}
+    assert {one.name: one.parent for one in from_frame(frames.DataFrame(rows))} == {"cat": "animal", "dog": None}
+    other = {"path": ["a.png"], "label": ["cat"], "kind": ["animal"]}
+    assert [one.parent for one in from_frame(frames.DataFrame(other), parent="kind")] == ["animal"]
+    with pytest.raises(InvalidInputError):
+        from_frame(frames.DataFrame(other), parent="group")
+
+
 def test_a_csv_is_added_and_recognised(folder: Path) -> None:
     file = written(
         folder,

@@ -29,6 +29,7 @@ _Side = Annotated[int, Field(gt=0, lt=2**31)]
 class _Category(BaseModel):
     id: _Id
     name: str
+    supercategory: Any = None
 
 
 class _Picture(BaseModel):
@@ -56,6 +57,7 @@ class _Detected(BaseModel):
 _KEPT = {"images", "annotations", "categories", *_Category.model_fields, *_Picture.model_fields}
 _KEPT |= _Object.model_fields.keys()
 
+_NO_PARENT = (None, "", "none")  # tools without supercategories write these, or the name of the category
 _SHOWN = 5  # maximum number of categories that an error names for one image
 
 T = TypeVar("T", bound=BaseModel)
@@ -89,7 +91,7 @@ def from_coco(
             the first error of an invalid entry is raised.
 
     Returns:
-        The categories for `add_categories`, sorted by name. No image is read yet.
+        The categories for `add_categories`, sorted by name, with the supercategory as parent. No image is read yet.
 
     Raises:
         InvalidInputError: The file cannot be read or does not contain COCO annotations, an entry is invalid, or no
@@ -153,6 +155,8 @@ def _names(rows: list[Any], gathered: Gathered) -> dict[int | str, str]:
             name = checked_name(category.name)
             if names.setdefault(category.id, name) != name:
                 raise InvalidInputError(f"the id {category.id!r} is taken by {names[category.id]!r}")
+            if category.supercategory not in _NO_PARENT and category.supercategory != category.name:
+                gathered.set_parent(name, category.supercategory)
     return names
 
 

@@ -14,9 +14,10 @@ from typing import NoReturn, TypeAlias
 from pydantic import TypeAdapter
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.inputs.categories import CategoryInput, checked_name, checked_path, checked_texts
+from zsvec.inputs.categories import CategoryInput, checked_name, checked_parent, checked_path, checked_texts
 from zsvec.inputs.encoded import SUFFIXES
 from zsvec.inputs.files import inside, read_named
+from zsvec.types import PARENT_MARK
 
 OnOutside: TypeAlias = Callable[[InvalidInputError], object]
 
@@ -101,6 +102,7 @@ def read_categories(
     folder: str | os.PathLike[str],
     definitions: Mapping[str, Sequence[str]] | None = None,
     *,
+    tree: bool = False,
     on_outside: OnOutside = refused,
 ) -> list[CategoryInput]:
     """Reads categories from a folder: the images of each category are in a sub-folder with its name.
@@ -113,6 +115,8 @@ def read_categories(
         folder: Folder with a sub-folder of images per category. Images are recognised by suffix; hidden files are
             skipped. The folder is untrusted: links must not leave it.
         definitions: Definition texts by category, also of categories without a sub-folder.
+        tree: Whether nested folders are a tree: every folder that has images itself is a category, and the folders
+            above are its parent: ``animal > bird``. By default, a sub-folder and all folders in it are one category.
         on_outside: Called with the error of each image or sub-folder that is a link out of `folder`. The path is then
             skipped. The default raises the error.
 
@@ -127,8 +131,11 @@ def read_categories(
     """
     folder = checked_path("folder", folder)
     folders = category_folders(folder, on_outside=on_outside)
-    images = {name: find_images(path, root=folder, on_outside=on_outside) for name, path in folders.items()}
-    given = [CategoryInput(name=name, images=paths) for name, paths in images.items()]
+    if tree:
+        given = _with_parents(folder, find_images(folder, on_outside=on_outside))
+    else:
+        images = {name: find_images(path, root=folder, on_outside=on_outside) for name, path in folders.items()}
+        given = [CategoryInput(name=name, images=paths) for name, paths in images.items()]
     defined = with_definitions(given, {} if definitions is None else definitions)
     found = [category for category in defined if category.images or category.texts is not None]
     if not found:
@@ -136,6 +143,25 @@ def read_categories(
             f"{folder} has no images in its sub-folders: put the images of each category in a sub-folder"
         )
     return found
+
+
+def _with_parents(folder: Path, images: Iterable[Path]) -> list[CategoryInput]:
+    """Returns a category for each folder in `folder` with images. The folders between the two are the parent."""
+    by_folder: dict[Path, list[Path]] = {}
+    for path in images:
+        if path.parent != folder:
+            by_folder.setdefault(path.parent, []).append(path)
+    found: dict[str, tuple[Path, CategoryInput]] = {}
+    for place, paths in by_folder.items():
+        *above, last = place.relative_to(folder).parts
+        if split := [part for part in above if PARENT_MARK.strip() in part]:
+            raise InvalidInputError(f"the name of a folder above a category must not have a '>'. Got {split[0]!r}")
+        name = checked_name(last)
+        category = CategoryInput(name=name, images=paths, parent=checked_parent(PARENT_MARK.join(above), name))
+        same, _ = found.setdefault(name, (place, category))
+        if same != place:
+            raise InvalidInputError(f"{str(same)!r} and {str(place)!r} name the same category: rename one")
+    return [category for _, category in found.values()]
 
 
 def with_definitions(

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
+from itertools import repeat
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name, checked_path
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name, checked_parent, checked_path
 from zsvec.inputs.files import inside, open_regular
 
 OnError: TypeAlias = Callable[[InvalidInputError], object]
@@ -47,6 +48,7 @@ class Gathered:
         self._table = table
         self._on_error = on_error
         self._images: dict[str, list[Any]] = {}
+        self._parents: dict[str, str] = {}
 
     @contextmanager
     def row(self, row: str) -> Iterator[None]:
@@ -67,6 +69,17 @@ class Gathered:
         """Adds an image to the category `label`; raises InvalidInputError if the label is not a valid category name."""
         self._images.setdefault(checked_name(label), []).append(image)
 
+    def set_parent(self, label: object, parent: object) -> None:
+        """Sets the parent of the category `label`. Without a text, as in an empty cell, does nothing.
+
+        Raises:
+            InvalidInputError: The parent is unusable, or differs from the parent that was set before.
+        """
+        name = checked_name(label)
+        given = checked_parent(parent, name) if isinstance(parent, str) else ""
+        if given and (before := self._parents.setdefault(name, given)) != given:
+            raise InvalidInputError(f"{name!r} must have one parent. Got {given!r} after {before!r}")
+
     def categories(self, images: Callable[[list[Any]], Iterable[Any]] = list) -> list[CategoryInput]:
         """Returns the categories, sorted by name; `images` converts the list of images of each category.
 
@@ -75,7 +88,10 @@ class Gathered:
         """
         if not self._images:
             raise InvalidInputError(f"{self._table} has no image with a label that can be used; mend or replace it")
-        return [CategoryInput(name=name, images=images(self._images[name])) for name in sorted(self._images)]
+        return [
+            CategoryInput(name=name, images=images(self._images[name]), parent=self._parents.get(name))
+            for name in sorted(self._images)
+        ]
 
 
 def from_csv(
@@ -84,6 +100,7 @@ def from_csv(
     *,
     path: str = "path",
     label: str = "label",
+    parent: str | None = None,
     on_error: OnError | None = None,
 ) -> list[CategoryInput]:
     """Reads categories from a CSV file with the path and the label of one image per row.
@@ -98,6 +115,8 @@ def from_csv(
             folder: ``..``, absolute paths and symbolic links that lead out are refused.
         path: Name of the column of paths.
         label: Name of the column of labels.
+        parent: Name of the column of parents, such as ``animal > bird``; by default ``parent``, if the file has such a
+            column. Rows of one label have the same parent, or an empty cell.
         on_error: Called with the error of each invalid row. The row is then skipped. By default, the first error is
             raised.
 
@@ -112,7 +131,8 @@ def from_csv(
     folder = folder_of(file, images)
     gathered = Gathered(str(file), on_error)
     lines = lines_of(file)
-    delimiter, columns = _columns(file, next(lines, ""), path, label)
+    delimiter, columns = _columns(file, next(lines, ""), path, label, *([parent] if parent else []))
+    above = parent or ("parent" if columns.count("parent") == 1 else None)
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
     try:
         for row in rows:
@@ -123,14 +143,22 @@ def from_csv(
                     raise InvalidInputError(
                         f"{len(row)} columns where the first line has {len(columns)}; quote its text"
                     )
-                gathered.add(row[columns.index(label)], str(path_in(folder, row[columns.index(path)])))
+                image = str(path_in(folder, row[columns.index(path)]))
+                if above:
+                    gathered.set_parent(row[columns.index(label)], row[columns.index(above)])
+                gathered.add(row[columns.index(label)], image)
     except csv.Error as exc:
         raise InvalidInputError(f"{file} is no CSV after line {rows.line_num + 1}: {exc}; mend it") from exc
     return gathered.categories()
 
 
 def from_frame(
-    frame: Any, *, path: str = "path", label: str = "label", on_error: OnError | None = None
+    frame: Any,
+    *,
+    path: str = "path",
+    label: str = "label",
+    parent: str | None = None,
+    on_error: OnError | None = None,
 ) -> list[CategoryInput]:
     """Reads categories from a pandas or polars data frame with the path and the label of one image per row.
 
@@ -138,6 +166,7 @@ def from_frame(
         frame: The data frame. Relative paths start from the working directory.
         path: Name of the column of paths.
         label: Name of the column of labels, which are text.
+        parent: As in `from_csv`.
         on_error: As in `from_csv`.
 
     Returns:
@@ -150,19 +179,22 @@ def from_frame(
         raise InvalidInputError(f"{type(frame).__name__} is lazy: give its collect()")
     try:
         columns = list(frame.columns)
-        if columns.count(path) != 1 or columns.count(label) != 1:
+        wanted = [path, label, *([parent] if parent else [])]
+        if any(columns.count(name) != 1 for name in wanted):
             raise InvalidInputError(
-                f"a frame needs one column {path!r} and one {label!r}; give their names as path and label. "
-                f"Got {shown(columns)}"
+                f"a frame needs one column {' and one '.join(map(repr, wanted))}; give their names as path, label and "
+                f"parent. Got {shown(columns)}"
             )
-        rows = zip(frame[path], frame[label], strict=True)
+        above = parent or ("parent" if columns.count("parent") == 1 else None)
+        rows = zip(frame[path], frame[label], frame[above] if above else repeat(None, len(frame)), strict=True)
     except (AttributeError, TypeError) as exc:
         raise InvalidInputError(f"a frame must be one of pandas or polars. Got {shown(frame)} instead") from exc
     gathered = Gathered("the frame", on_error)
-    for number, (image, name) in enumerate(rows):
+    for number, (image, name, over) in enumerate(rows):
         with gathered.row(f"row {number}"):
             if not isinstance(image, str | os.PathLike) or not os.fspath(image):
                 raise InvalidInputError(f"a path must be text that is not empty. Got {shown(image)}")
+            gathered.set_parent(name, over)
             gathered.add(name, image)
     return gathered.categories()
 
@@ -306,14 +338,14 @@ def lines_of(file: Path) -> Iterator[str]:
             yield line
 
 
-def _columns(file: Path, header: str, path: str, label: str) -> tuple[str, list[str]]:
-    """Returns the delimiter of a CSV file and the names of its columns."""
+def _columns(file: Path, header: str, *wanted: str) -> tuple[str, list[str]]:
+    """Returns the delimiter of a CSV file and the names of its columns, among them the wanted ones."""
     for delimiter in DELIMITERS:
         with suppress(csv.Error):  # not a line with this delimiter
             columns = [name.strip() for row in csv.reader([header], delimiter=delimiter, strict=True) for name in row]
-            if columns.count(path) == 1 and columns.count(label) == 1:
+            if all(columns.count(name) == 1 for name in wanted):
                 return delimiter, columns
     raise InvalidInputError(
-        f"the first line of {file} must name the columns {path} and {label}. Got {shown(header.strip())}; correct it, "
-        "or give the names of its columns (path and label; --path-column and --label-column)"
+        f"the first line of {file} must name the columns {' and '.join(wanted)}. Got {shown(header.strip())}; correct "
+        "it, or give the names of its columns (path, label and parent; --path-column, --label-column, --parent-column)"
     )

@@ -81,7 +81,7 @@ class Asked:
         queries = {encoder: vectors[numbers] for encoder, vectors in self.images.vectors.items()}
         found = compare(self.references, category_names(self.references), queries, nearest=1)
         sources = [str(number) for number in numbers]
-        return _scoring(self.references).predict(replace(found, calibration=self.calibration), sources, top_k=1)
+        return scoring_of(self.references).predict(replace(found, calibration=self.calibration), sources, top_k=1)
 
     def figures(self, fusion: str, batches: Sequence[Numbers]) -> dict[str, float]:
         """Returns how well a strategy classifies batches: figures in percent, by name."""

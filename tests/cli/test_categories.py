@@ -40,6 +40,21 @@ def test_add(cli: Cli, colours: Path, new: Path) -> None:
     assert (row[:3], row[-2:]) == (["red_panda", "0", "1"], ["red", "panda"])
 
 
+def test_a_parent_is_set_shown_and_removed(cli: Cli) -> None:
+    (added,) = cli("add robin --parent 'animal > bird' --json").objects
+    assert added["parent"] == "animal > bird"
+    assert "parent" not in cli("add car --json").objects[0]
+    header, _, *rows = words(cli("list").out)
+    assert header[:3] == ["category", "parent", "images"]
+    assert [row[:4] for row in rows] == [["car", "0", "1", rows[0][3]], ["robin", "animal", ">", "bird"]]
+    (shown,) = cli("show robin --json").objects
+    assert shown["parent"] == "animal > bird"
+    assert cli("set robin --parent bird --json").objects[0]["parent"] == "bird"
+    assert "parent" not in cli("set robin --parent '' --json").objects[0]
+    assert cli("set robin --parent robin").code == 2
+    assert cli("set robin").code == 2
+
+
 def test_an_unreadable_image_adds_nothing(cli: Cli, new: Path) -> None:
     result = cli("add red --image", new / "red.png", "--image", "missing.png")
     expected = "zsvec: cannot read 'missing.png': No such file or directory; check the path and its permissions\n"

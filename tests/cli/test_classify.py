@@ -35,7 +35,7 @@ def test_json(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["hash"]
     assert list(found) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("candidate_sets", "experts", "fusion", "calibration", "threshold_progress", "incomplete"),
+        *("candidate_sets", "path", "experts", "fusion", "calibration", "threshold_progress", "incomplete"),
         *("stale_seconds", "error", "hash"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
@@ -64,6 +64,27 @@ def test_text(stocked: Cli, new: Path) -> None:
     assert red.startswith("new/red.png  red ")
     assert "then" in red
     assert "novelty 0.0" in red
+
+
+def test_an_answer_of_the_tree(stocked: Cli, new: Path) -> None:
+    for colour in COLOURS:
+        assert stocked(f"set {colour} --parent 'thing > colour'").code == 0
+    image = new / "red.png"
+    (found,) = stocked("classify --min-accuracy 0.51 --json", image).objects
+    assert found["answer"] == {"label": "red", "probability": found["probability"]}
+    assert [node["label"] for node in found["path"]] == ["thing", "colour", "red"]
+    (found,) = stocked("classify --min-accuracy 1 --json", image).objects
+    assert found["answer"] == {"label": "colour", "probability": 1.0}
+    assert "some colour 100.0%, nearest red" in " ".join(stocked("classify --min-accuracy 1", image).out.split())
+    header, row = csv.reader(io.StringIO(stocked("classify --min-accuracy 1 --csv", image).out))
+    assert (header[-1], row[-1]) == ("answer", "some colour")
+    for colour in COLOURS:
+        assert stocked(f"set {colour} --parent ''").code == 0
+    (found,) = stocked("classify --min-accuracy 1 --json", image).objects
+    assert (found["answer"], found["path"]) == (None, [])
+    assert "no answer, nearest red" in " ".join(stocked("classify --min-accuracy 1", image).out.split())
+    for wrong in ("0.5", "1.5", "nan"):
+        assert stocked(f"classify --min-accuracy {wrong}", image).code == 2
 
 
 def test_explain(stocked: Cli, new: Path) -> None:

@@ -43,6 +43,19 @@ def test_importing_again_embeds_nothing(cli: Cli, colours: Path, hash_encoders: 
     assert without_time(replaced[2]) == category("red", version=2, clip_text=1, clip_image=2, dino_image=2)
 
 
+def test_folders_in_folders_are_a_tree(cli: Cli, colours: Path) -> None:
+    Path("tree/warm").mkdir(parents=True)
+    colours.joinpath("red").rename("tree/warm/red")
+    colours.joinpath("blue").rename("tree/blue")
+    found = cli("import --tree --json tree").objects
+    assert [(one["category"], one.get("parent")) for one in found] == [("blue", None), ("red", "warm")]
+    assert [one["category"] for one in cli("import --json tree").objects] == ["blue", "warm"]
+    Path("labels.csv").write_text("path,label,kind\ntree/blue/0.png,blue,cold\n")
+    assert cli("import --tree labels.csv").code == 2
+    assert cli("import --parent-column kind tree").code == 2
+    assert cli("import --parent-column kind --json labels.csv").objects[0]["parent"] == "cold"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [

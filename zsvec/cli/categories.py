@@ -25,6 +25,12 @@ _MIN_HASH, _WHOLE_HASH = 6, 64  # characters
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH", help="Hash of a text or an image, or a prefix.")]
 From = Annotated[str, typer.Argument(metavar="SOURCE", help="Category to take from.")]
 To = Annotated[str, typer.Argument(metavar="TARGET", help="Category to add to.")]
+Parent = Annotated[
+    str | None,
+    typer.Option(
+        "--parent", metavar="NAMES", help="Names above the category, topmost first: 'animal > bird'; '' is none."
+    ),
+]
 
 
 @app.command()
@@ -38,6 +44,7 @@ def add(
         list[Path] | None,
         typer.Option("--image", metavar="PATH|DIR", help="Reference image, or a folder of images. Repeatable."),
     ] = None,
+    parent: Parent = None,
     replace_: Replace = False,
     keep_images: KeepImages = None,
     json: Json = False,
@@ -49,7 +56,7 @@ def add(
         check_exists(path)
     with context.obj.open(keep_images=keep_images) as classifier:
         prepare_encoders(classifier, yes=yes, adds=True)
-        category = classifier.add_category(name, text or None, images, replace=replace_)
+        category = classifier.add_category(name, text or None, images, parent=parent, replace=replace_)
         output.print_found([category], categories_table, json=json)
         if not json:
             output.print_standing(classifier.info(), classifier.categories())
@@ -197,14 +204,15 @@ def set_(
     metadata: Annotated[
         str | None, typer.Option("--metadata", metavar="JSON", help="Object to keep with the category.")
     ] = None,
+    parent: Parent = None,
     json: Json = False,
 ) -> None:
-    """Replace the texts or the metadata of a category."""
-    if text is None and metadata is None:
-        raise InvalidInputError("there is nothing to set: give --text or --metadata")
+    """Replace the texts, the metadata or the parent of a category."""
+    if text is None and metadata is None and parent is None:
+        raise InvalidInputError("there is nothing to set: give --text, --metadata or --parent")
     kept = None if metadata is None else _object(metadata)
     with context.obj.open(runs_encoders=False) as classifier:
-        category = classifier.references.update(name, texts=text, metadata=kept)
+        category = classifier.references.update(name, texts=text, metadata=kept, parent=parent)
     output.print_found([category], categories_table, json=json)
 
 
@@ -263,12 +271,14 @@ def print_if_new(category: Category, others: Collection[str]) -> None:
 
 
 def categories_table(categories: Sequence[Category]) -> Table:
-    """Returns a table with a row per category: numbers of images and texts, date, and the texts."""
+    """Returns a table with a row per category: parent, if any has one, numbers of images and texts, date, texts."""
+    with_parents = any(category.parent for category in categories)
     return output.new_table(
-        *("category", "images", "texts", "updated", "definition"),
+        *("category", *["parent"] * with_parents, "images", "texts", "updated", "definition"),
         rows=(
             (
                 category.name,
+                *[category.parent] * with_parents,
                 f"{category.images:,}" + _attached(category),
                 str(len(category.texts)),
                 output.minute(category.updated if category.version else None),

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -38,6 +38,14 @@ def classify(
     coverage: Annotated[
         float | None,
         typer.Option(min=0.01, max=0.99, help="Print the categories that have the right one with this probability."),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            min=0.51,
+            max=1,
+            help="Answer with the deepest node of the tree that is right with this probability: 'some bird'.",
+        ),
     ] = None,
     explain: Explain = False,
     every: Annotated[int, typer.Option(min=1, metavar="N", help="Each N-th frame of a video.")] = 1,
@@ -76,9 +84,12 @@ def classify(
         )
     if together and any(map(_is_endless, sources)):
         raise typer.BadParameter("--together needs images that end, and a camera does not: leave one of the two out")
-    in_words = partial(output.print_prediction, explain=explain, json=json, coverage=coverage)
-    show = prediction_printer() if csv else in_words
-    images_to_classify, show_next = _to_classify(sources, every, boxes, margin, show, json=json, coverage=coverage)
+    as_object = partial(output.prediction_object, coverage=coverage, min_accuracy=min_accuracy)
+    in_words = partial(
+        output.print_prediction, explain=explain, json=json, coverage=coverage, min_accuracy=min_accuracy
+    )
+    show = prediction_printer(min_accuracy) if csv else in_words
+    images_to_classify, show_next = _to_classify(sources, every, boxes, margin, show, as_object if json else None)
     incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
@@ -182,13 +193,12 @@ def _to_classify(
     boxes: Path | None,
     margin: float,
     show: Callable[[Prediction], None],
-    *,
-    json: bool,
-    coverage: float | None,
+    as_object: Callable[[Prediction], dict[str, Any]] | None,
 ) -> tuple[Iterator[ImageInput], Callable[[Prediction], None]]:
     """Returns the images, or the regions in a file of boxes, and a function that prints their predictions, in order.
 
-    Unusable rows are reported and skipped. JSON has the box of each prediction, with null for NaN and infinity.
+    Unusable rows are reported and skipped. Objects, if they are printed, have the box of each prediction, with null for
+    NaN and infinity.
     """
     if boxes is None and margin:
         raise typer.BadParameter("--margin needs --boxes")
@@ -207,11 +217,13 @@ def _to_classify(
             read.append(region)
             yield region
 
-    def show_with_box(prediction: Prediction) -> None:
+    def show_next(prediction: Prediction) -> None:
+        if as_object is None:
+            return show(prediction)
         box = [at if isfinite(at) else None for at in read.popleft().box]
-        output.print_json({**output.prediction_object(prediction, coverage), "box": box})
+        output.print_json({**as_object(prediction), "box": box})
 
-    return regions(), show_with_box if json else show
+    return regions(), show_next
 
 
 def _has_frames(source: str) -> bool:

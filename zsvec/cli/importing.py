@@ -45,6 +45,10 @@ PathColumn = Annotated[
 LabelColumn = Annotated[
     str | None, typer.Option("--label-column", metavar="NAME", help="Column of labels in a CSV file.  [default: label]")
 ]
+ParentColumn = Annotated[
+    str | None,
+    typer.Option("--parent-column", metavar="NAME", help="Column of parents in a CSV file.  [default: parent, if any]"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +60,19 @@ class FileOptions:
         boxes: Whether to take each box of COCO annotations as an image.
         path_column: Column of paths in a CSV file.
         label_column: Column of labels in a CSV file.
+        parent_column: Column of parents in a CSV file.
     """
 
     images: Path | None
     boxes: bool
     path_column: str | None
     label_column: str | None
+    parent_column: str | None = None
 
     @property
     def columns(self) -> dict[str, str]:
         """The given names of columns, as arguments of `zsvec.inputs.tables.from_csv`."""
-        names = {"path": self.path_column, "label": self.label_column}
+        names = {"path": self.path_column, "label": self.label_column, "parent": self.parent_column}
         return {column: name for column, name in names.items() if name is not None}
 
 
@@ -78,6 +84,10 @@ def import_(
     boxes: Boxes = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
+    parent_column: ParentColumn = None,
+    tree: Annotated[
+        bool, typer.Option("--tree", help="Folders in folders are groups: each folder with images is a category.")
+    ] = False,
     definitions: Annotated[
         Path | None,
         typer.Option(
@@ -104,8 +114,10 @@ def import_(
     from zsvec.inputs.folders import read_definitions
 
     texts = read_definitions(definitions) if definitions else {}
-    options = FileOptions(images=images, boxes=boxes, path_column=path_column, label_column=label_column)
-    found = _read(source, options, definitions=texts, strict=replace_)
+    options = FileOptions(
+        images=images, boxes=boxes, path_column=path_column, label_column=label_column, parent_column=parent_column
+    )
+    found = _read(source, options, definitions=texts, tree=tree, strict=replace_)
     number = _images_in(found)
     unreadable: list[str] = []
 
@@ -193,6 +205,8 @@ def is_file(source: Path, options: FileOptions) -> bool:
     if options.boxes and not (in_file and suffix == ".json"):
         raise typer.BadParameter("--boxes needs COCO annotations, a file that ends with .json")
     if options.columns and not (in_file and suffix != ".json"):
+        if options.parent_column is not None:
+            raise typer.BadParameter("--parent-column needs a CSV file")
         raise typer.BadParameter("--path-column and --label-column need a CSV file")
     return in_file
 
@@ -222,13 +236,18 @@ def read_file(file: Path, options: FileOptions, *, strict: bool) -> list[Categor
 
 
 def _read(
-    source: Path, options: FileOptions, *, definitions: Mapping[str, Sequence[str]], strict: bool
+    source: Path, options: FileOptions, *, definitions: Mapping[str, Sequence[str]], tree: bool, strict: bool
 ) -> list[CategoryInput]:
     from zsvec.inputs.folders import category_folders, read_categories, refused, with_definitions
 
-    if not is_file(source, options):
+    in_file = is_file(source, options)
+    if tree and in_file:
+        raise typer.BadParameter("--tree needs a DIR: a file has the column parent")
+    if not in_file:
         with output.left_out() as report:
-            found = read_categories(source, definitions, on_outside=refused if strict else report)
+            found = read_categories(source, definitions, tree=tree, on_outside=refused if strict else report)
+        if tree:
+            return found
         for note in _notes_on(source, found, category_folders(source, on_outside=lambda _: None)):
             output.print_note(note)
         return found

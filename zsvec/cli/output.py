@@ -19,7 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from zsvec.errors import harmless, without_password
-from zsvec.types import StoredReference, ThresholdProgress, how_far, in_words
+from zsvec.types import StoredReference, ThresholdProgress, how_far, in_words, kind_of
 from zsvec.types import counted as counted
 
 if TYPE_CHECKING:
@@ -240,13 +240,29 @@ def stream_table(stats: StreamStats) -> Table:
     )
 
 
-def prediction_object(prediction: Prediction, coverage: float | None) -> dict[str, Any]:
-    """Returns the JSON object of a prediction. With a coverage, the object has the candidates."""
+def prediction_object(prediction: Prediction, coverage: float | None, min_accuracy: float | None) -> dict[str, Any]:
+    """Returns the JSON object of a prediction.
+
+    With `coverage`, the object has the ``candidates``. With `min_accuracy`, ``answer`` is the answer of
+    `Prediction.at`, or null.
+    """
     values = prediction.to_dict()
-    return values if coverage is None else {**values, "candidates": prediction.candidates(coverage)}
+    if coverage is not None:
+        values["candidates"] = prediction.candidates(coverage)
+    if min_accuracy is not None:
+        answer = prediction.at(min_accuracy)
+        values["answer"] = answer and dict(zip(("label", "probability"), answer, strict=True))
+    return values
 
 
-def print_prediction(prediction: Prediction, *, explain: bool, json: bool, coverage: float | None = None) -> None:
+def print_prediction(
+    prediction: Prediction,
+    *,
+    explain: bool,
+    json: bool,
+    coverage: float | None = None,
+    min_accuracy: float | None = None,
+) -> None:
     """Prints a prediction as a JSON object or as a line of text.
 
     Args:
@@ -254,15 +270,21 @@ def print_prediction(prediction: Prediction, *, explain: bool, json: bool, cover
         explain: Whether the evidence follows the line of text.
         json: Whether to print a JSON object.
         coverage: Coverage of the candidates to print, if any.
+        min_accuracy: Accuracy for `Prediction.at`, whose answer begins the line, if any.
     """
     if json:
-        print_json(prediction_object(prediction, coverage))
+        print_json(prediction_object(prediction, coverage, min_accuracy))
         return
     if prediction.error is not None:
         out.print(f"[red]{escape(str(prediction))}[/red]")
         return
     nearest = escape(prediction.nearest or "")
     label = f"[bold yellow]unknown[/], nearest {nearest}" if prediction.unknown else f"[bold green]{nearest}[/]"
+    if min_accuracy is not None and (answer := prediction.at(min_accuracy)) is None and not prediction.unknown:
+        label = f"[bold yellow]no answer[/], nearest {nearest}"
+    elif min_accuracy is not None and answer and answer[0] != prediction.label:
+        perhaps = "[bold yellow]unknown[/], perhaps " * prediction.unknown
+        label = f"{perhaps}[bold green]{escape(kind_of(prediction, answer[0]))}[/] {answer[1]:.1%}, nearest {nearest}"
     then = ", ".join(f"{escape(label)} {p:.1%}" for label, p in prediction.ranking[1:3])
     out.print(
         f"{escape(prediction.source)}  {label} {prediction.probability:.1%}"

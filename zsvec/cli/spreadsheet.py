@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 
 from zsvec.errors import harmless
-from zsvec.types import Prediction
+from zsvec.types import Prediction, kind_of
 
 PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error")
 """Columns of a prediction. `Prediction.to_dict` returns all fields."""
@@ -43,14 +43,21 @@ def print_row(values: Iterable[object]) -> None:
     sys.stdout.flush()
 
 
-def prediction_printer() -> Callable[[Prediction], None]:
-    """Returns a function that prints a prediction as a line of CSV. The first call prints a header before the line."""
-    names = iter([PREDICTION])
+def prediction_printer(min_accuracy: float | None = None) -> Callable[[Prediction], None]:
+    """Returns a function that prints a prediction as a line of CSV. The first call prints a header before the line.
+
+    With `min_accuracy`, the last column is the answer of `Prediction.at`, in words.
+    """
+    names = iter([(*PREDICTION, *["answer"] * (min_accuracy is not None))])
 
     def show(prediction: Prediction) -> None:
         for columns in names:
             print_row(columns)
-        print_row(getattr(prediction, name) for name in PREDICTION)
+        values = [getattr(prediction, name) for name in PREDICTION]
+        if min_accuracy is not None:
+            answer = prediction.at(min_accuracy)
+            values.append(answer and kind_of(prediction, answer[0]))
+        print_row(values)
 
     return show
 

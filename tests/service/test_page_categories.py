@@ -351,6 +351,24 @@ def test_a_category_is_renamed(browser: TestClient, classifier: Classifier) -> N
     page_of(browser.post("/categories/red/rename", data={"new": "blue"}, headers=PART), 409)
 
 
+def test_a_category_is_placed_in_the_tree(browser: TestClient, classifier: Classifier) -> None:
+    change = done(browser.post("/categories/red/parent", data={"parent": "warm > light"}, headers=PART), "red", "warm")
+    assert classifier.category("red").parent == "warm > light"
+    page = page_of(browser.get("/categories/red"))
+    assert "Below warm > light" in page.text
+    assert {"blue", "green", "warm > light"} == {one["value"] for one in page.all("option") if "data-photos" not in one}
+    assert "warm > light" in page_of(browser.get("/categories")).text
+    done(undo(browser, change), "Undone: set")
+    assert classifier.category("red").parent == ""
+    done(browser.post("/categories/red/parent", data={"parent": "blue"}, headers=PART))
+    for wrong in ("red", "a > > b"):
+        page_of(browser.post("/categories/red/parent", data={"parent": wrong}, headers=PART), 422)
+    page_of(browser.post("/categories/blue/parent", data={"parent": "red"}, headers=PART), 422)
+    page_of(browser.post("/categories/red/rename", data={"new": "blue"}, headers=PART), 422)
+    done(browser.post("/categories/red/parent", data={"parent": ""}, headers=PART), "top")
+    assert classifier.category("red").parent == ""
+
+
 def test_a_category_is_merged_into_another(browser: TestClient, classifier: Classifier) -> None:
     answer = browser.post("/categories/red/merge", data={"category": "blue"}, headers=PART)
     change = done(answer, "“red” is now part of “blue”.")

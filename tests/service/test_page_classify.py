@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -28,6 +29,18 @@ def classifier() -> Iterator[Classifier]:
     """Enough images for a calibration."""
     with coloured_store(8) as classifier:
         yield classifier
+
+
+def test_an_unsure_photo_gets_the_group_that_surely_has_it(browser: TestClient, classifier: Classifier) -> None:
+    assert "Some colour" not in page_of(browser.post("/classify", files=[picture("red")], headers=PART)).text
+    with classifier.history.one_change("set"):
+        for name in ("red", "blue", "green"):
+            classifier.references.update(name, parent="colour")
+    page = page_of(browser.post("/classify", files=[picture("red")], headers=PART))
+    (said,) = (one for one in page.all("div") if "data-prediction" in one)
+    prediction = json.loads(said["data-prediction"] or "")
+    assert [node["label"] for node in prediction["path"]] == ["colour", "red"]
+    assert ("Some colour, over 99 %" in page.text) == (prediction["probability"] < 0.9)
 
 
 def test_a_prediction_has_its_probability_and_pictures_as_evidence(browser: TestClient) -> None:

@@ -218,10 +218,11 @@ def _to_classify(
             yield region
 
     def show_next(prediction: Prediction) -> None:
-        if as_object is None:
-            return show(prediction)
         box = [at if isfinite(at) else None for at in read.popleft().box]
-        output.print_json({**as_object(prediction), "box": box})
+        if as_object is None:
+            show(prediction)
+        else:
+            output.print_json({**as_object(prediction), "box": box})
 
     return regions(), show_next
 

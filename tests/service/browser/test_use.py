@@ -422,6 +422,37 @@ def test_a_category_is_renamed_merged_and_removed_and_each_is_undone(opened: Ope
     opened.forget_refusals()
 
 
+def test_a_category_is_placed_in_the_tree_and_it_is_undone(opened: Opened) -> None:
+    page = opened("/categories/pagoda")
+    page.get_by_role("button", name="Place", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_label("Below, topmost first").fill("artefact>building")
+    assert violations(page) == []
+    dialog.get_by_role("button", name="Place", exact=True).click()
+    expect(page.locator("#toasts")).to_contain_text("“pagoda” is now below “artefact > building”.")
+    expect(page.locator("#content")).to_contain_text("Below artefact > building")
+    page.get_by_role("button", name="Place", exact=True).click()
+    expect(dialog.get_by_label("Below, topmost first")).to_have_value("artefact > building")
+    dialog.get_by_label("Below, topmost first").fill("pagoda")
+    dialog.get_by_role("button", name="Place", exact=True).click()
+    expect(page.locator("body")).to_contain_text("cannot be below itself")
+    dialog.get_by_role("button", name="Cancel").click()
+    page.goto("/categories")
+    expect(card(page, "pagoda")).to_contain_text("artefact > building")
+    page.goto("/")
+    row = drop(page, photo_of("pagoda")).first
+    row.get_by_role("button", name="Why?").click()
+    expect(row).to_contain_text("pagoda")
+    page.goto("/categories/pagoda")
+    page.get_by_role("button", name="Place", exact=True).click()
+    dialog.get_by_label("Below, topmost first").fill("")
+    dialog.get_by_role("button", name="Place", exact=True).click()
+    expect(page.locator("#content")).not_to_contain_text("Below artefact")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#content")).to_contain_text("Below artefact > building")
+    opened.forget_refusals()
+
+
 def test_two_browsers_see_each_others_changes(opened: Opened) -> None:
     first, second = opened("/categories/ant"), opened("/categories/ant")
     first.set_input_files("#more-files", [str(photo_of("ant", n)) for n in range(2)])

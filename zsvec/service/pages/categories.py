@@ -14,7 +14,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from starlette.responses import Response
 
 from zsvec import CategoryInput, Classifier, ReferenceImage
-from zsvec.errors import ImageError
+from zsvec.errors import ImageError, InvalidInputError
 from zsvec.service import edits
 from zsvec.service.api.common import Hash, Name, Runs, picture, work_of
 from zsvec.service.api.schemas import Hashes
@@ -158,7 +158,11 @@ async def show_category(request: Request, name: Name, work: Runs) -> Response:
             "name": category.name,
             "attached": _attached(category),
             "own": bool(category.own),
-            "categories": work.classifier.categories(),
+            "parent": category.parent,
+            "categories": (every := work.classifier.categories()),
+            "parents": sorted(
+                {one.parent for one in every if one.parent} | {one.name for one in every} - {category.name}
+            ),
             "texts": [reference for reference in stored if reference.modality == "text"],
             "photos": [reference for reference in stored if reference.modality == "image"],
         }
@@ -245,6 +249,23 @@ async def rename(request: Request, name: Name, work: Runs) -> Response:
         return f"“{name}” is now “{new}”."
 
     return await changed(request, "rename", renamed, goes=category_path(new))
+
+
+@router.post("/categories/{name}/parent")
+async def set_parent(request: Request, name: Name, work: Runs) -> Response:
+    """Puts a category below a parent, or at the top of the tree."""
+    _, fields = await sent_form(request, 0)
+
+    def put() -> str:
+        try:
+            category = work.classifier.references.update(name, parent=fields.get("parent", [""])[0])
+        except InvalidInputError as exc:
+            raise refusal(
+                422, f"“{name}” cannot be below itself, and a name must have letters. Choose another"
+            ) from exc
+        return f"“{name}” is now below “{category.parent}”." if category.parent else f"“{name}” is now at the top."
+
+    return await changed(request, "set", put)
 
 
 @router.post("/categories/{name}/merge")

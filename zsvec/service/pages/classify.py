@@ -18,15 +18,16 @@ from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Hash, Runs
 from zsvec.service.edits import create_missing
 from zsvec.service.pages.changes import changed, name_in
-from zsvec.service.pages.rendering import certainty, choices, doubt, is_part, render, verdict
+from zsvec.service.pages.rendering import certainty, choices, doubt, is_part, percent, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
-from zsvec.types import ExpertOutput, Modality, Neighbor, Prediction, encoder_and_modality, is_attached
+from zsvec.types import ExpertOutput, Modality, Neighbor, Prediction, encoder_and_modality, is_attached, kind_of
 
 router = APIRouter()
 
 _CHOICES = 5  # categories with a button
 _SIMILAR = 12  # references, and waiting photos, to show
+_SURE = 0.9  # probability of a group that is named instead of an unsure category
 _LIMIT = 0.5  # novelty above which a photo is unknown by default
 
 
@@ -68,10 +69,24 @@ async def classify(request: Request, work: Runs) -> Response:
         certainty=certainty(prediction.probability or 0.0),
         doubt=doubt(prediction),
         choices=choices(prediction),
+        some=_some(prediction),
         limit=_LIMIT if limit is None else limit,
         experts=experts if described else [one for one in experts if one.modality == "image"],
         weight_of_names=0.0 if described else sum(one.output.weight for one in texts),
     )
+
+
+def _some(prediction: Prediction) -> str:
+    """Returns the group that probably has the photo, such as “Some bird, 97 %”; empty if the label itself is sure.
+
+    For an unknown photo, the probability only compares the groups, so the sentence leaves it out.
+    """
+    answer = prediction.at(_SURE)
+    if answer is None or answer[0] == prediction.label:
+        return ""
+    if prediction.unknown:
+        return f"Perhaps {kind_of(prediction, answer[0])}"
+    return f"Some {answer[0]}, {percent(answer[1])}"
 
 
 def _experts(prediction: Prediction) -> list[_Expert]:

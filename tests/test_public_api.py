@@ -41,6 +41,8 @@ def test_the_names_of_the_package() -> None:
         "Region",
         "SmallImage",
         "StreamStats",
+        "TrackPrediction",
+        "Tracker",
     } <= named
     errors_of_zsvec = {error.__name__ for error in ERRORS}
     others = {"Classifier", "BatchEncoder", "Copied", "SettingsArguments", "__version__"}
@@ -192,6 +194,7 @@ def test_methods_of_a_classifier() -> None:
         "aclassify_regions": ["image", "boxes", "*", "margin=", "top_k=", "errors=", "keep="],
         "classify_together": ["images", "*", "batch_size=", "top_k=", "errors=", "keep="],
         "aclassify_together": ["images", "*", "batch_size=", "top_k=", "errors=", "keep="],
+        "tracker": ["*", "error_rate=", "margin=", "keep=", "max_tracks=", "max_age="],
         "classify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "aclassify_stream": ["images", "*", "batch_size=", "max_wait_ms=", "top_k=", "errors=", "keep="],
         "embed_stream": ["images", "*", "batch_size="],

@@ -62,11 +62,14 @@ from zsvec.types import (
     SmallImage,
     StoredReference,
     ThresholdProgress,
+    TrackId,
+    TrackPrediction,
     Uncertainty,
 )
 
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
+    from zsvec.classifier.tracker import Tracker
     from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
     from zsvec.curation.copying import copy as copy
     from zsvec.curation.history import ChangeHistory
@@ -199,6 +202,9 @@ __all__ = [
     "ThinCategory",
     "ThresholdProgress",
     "Track",
+    "TrackId",
+    "TrackPrediction",
+    "Tracker",
     "Uncertainty",
     "Unlabelled",
     "VersionConflictError",
@@ -214,6 +220,7 @@ __all__ = [
 # Names that are imported on first access, by module, because numpy, Pillow and pydantic are slow to import.
 _LATE = {
     "zsvec.classifier": "Classifier",
+    "zsvec.classifier.tracker": "Tracker",
     "zsvec.curation.audit": "Audit Confusion Duplicates Outlier StoredImage ThinCategory",
     "zsvec.curation.copying": "copy",
     "zsvec.curation.history": "ChangeHistory",

@@ -21,6 +21,7 @@ KeepImages: TypeAlias = Literal["small", "none"]
 Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 Uncertainty: TypeAlias = Literal["unknown", "close", "disputed"]
+TrackId: TypeAlias = int | str
 
 _SHOWN = 5  # definition texts of a category in a notebook
 _CLOSE = 0.3  # margin, in probability, below which an image is uncertain
@@ -761,6 +762,48 @@ def kind_of(prediction: Prediction, name: str) -> str:
     if prediction.unknown:
         return f"another kind of {name}"
     return name if name == prediction.label else f"some {name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TrackPrediction:
+    """The prediction for one track: for one object, from several frames of a video.
+
+    Attributes:
+        track: Id of the track; ``None`` for a box that has no track yet.
+        label: The category, while the answer is locked; otherwise ``None``.
+        nearest: The most probable category; ``None`` before the first frame is classified.
+        probability: Probability that the object belongs to `nearest`, 0 to 1.
+        unknown: Whether `novelty` exceeds 0.5. An unknown track is not locked.
+        novelty: Probability that the object belongs to no category, 0 to 1; ``None`` without a calibration.
+        frames: Number of classified frames.
+        decided_after: Number of frames that had been classified when the answer was locked; ``None`` if it is not.
+        ranking: The most probable categories with their probabilities, best first.
+        error: Reason why the last frame could not be classified, or ``None``.
+    """
+
+    track: TrackId | None
+    label: str | None = None
+    nearest: str | None = None
+    probability: float | None = None
+    unknown: bool = False
+    novelty: float | None = None
+    frames: int = 0
+    decided_after: int | None = None
+    ranking: Ranking = ()
+    error: str | None = None
+
+    @property
+    def locked(self) -> bool:
+        """Whether the answer is locked."""
+        return self.decided_after is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object that ``zsvec classify --boxes --json`` prints for a track."""
+        return {**fields_of(self), "ranking": _labelled(self.ranking)}
+
+    def __repr__(self) -> str:
+        numbers = {"probability": _rounded(self.probability), "frames": self.frames}
+        return _one_line(self, track=self.track, label=self.label, nearest=self.nearest, **numbers)
 
 
 def _one_line(value: object, **parts: object) -> str:

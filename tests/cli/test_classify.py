@@ -273,6 +273,29 @@ def test_boxes(stocked: Cli) -> None:
         assert clf.classify_regions("scenes/a.png", [(8, 0, 16, 6)], margin=1)[0].hash == found["hash"]
 
 
+def test_boxes_of_tracks(stocked: Cli) -> None:
+    photo_with_three_colours("scenes")
+    rows = ["a.png,16,0,24,6,car 1", "a.png,8,0,16,6,", "a.png,0,0,8,6,car 2", "b.png,0,0,8,6,car 1", "b.png,9,9,9,9,x"]
+    Path("found.csv").write_text("\n".join(["image,left,top,right,bottom,track", *rows]))
+    box, second, first, neither = stocked("classify scenes --json --boxes found.csv").objects
+    assert (box["label"], box["box"]) == ("green", [8, 0, 16, 6])
+    assert [(one["track"], one["nearest"], one["frames"]) for one in (second, first)] == [
+        ("car 2", "blue", 1),
+        ("car 1", "red", 2),
+    ]
+    assert (neither["track"], neither["frames"], neither["error"] is None) == ("x", 0, False)
+    with zsvec.open() as clf:
+        tracker = clf.tracker()
+        for image, left in (("a", 16), ("b", 0)):
+            (found,) = clf.classify_regions(f"scenes/{image}.png", [(left, 0, left + 8, 6)])
+            answer = tracker.update("car 1", found)
+    assert (first["label"], first["decided_after"]) == (answer.label, answer.decided_after) == ("red", 2)
+    assert first["probability"] == pytest.approx(answer.probability)
+    text = stocked("classify scenes --boxes found.csv").out.splitlines()
+    assert [line.split("  ")[0] for line in text[1:]] == ["track car 2", "track car 1", "track x"]
+    assert stocked("classify scenes --csv --boxes found.csv").out.count("\n") == 6
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

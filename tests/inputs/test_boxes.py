@@ -225,3 +225,22 @@ def test_too_many_boxes(folder: Path, tmp_path: Path, suffix: str, monkeypatch: 
         monkeypatch.setattr(box_files, "MAX_ALL_BOXES", number - 1)
         with pytest.raises(InvalidInputError, match="at most 10,000 boxes"):
             regions_of_file(file, images)
+
+
+def test_regions_of_tracks(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(encode(photo(1, SIZE)))
+    rows = [
+        "track,image,left,top,right,bottom",
+        "7,b.png,0,0,8,6",
+        ",b.png,0,0,8,6",
+        " 8,a.png,0,0,8,6",
+        "7,a.png,0,0,8,6",
+    ]
+    (tmp_path / "f.csv").write_text("\n".join([*rows, "7,b.png,1,1,8,6"]))
+    found = list(regions_of_file(tmp_path / "f.csv", tmp_path))
+    tracks = [(one.track, one.last) if isinstance(one, box_files.TrackedRegion) else None for one in found]
+    assert tracks == [("7", False), None, ("7", False), ("8", True), ("7", True)]
+    (tmp_path / "f.csv").write_text("track,track,image,left,top,right,bottom\n")
+    with pytest.raises(InvalidInputError):
+        regions_of_file(tmp_path / "f.csv", tmp_path)

@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import AsyncIterable, Callable, Container, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import replace as with_changes
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast, overload
 
 from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
 from zsvec.classifier.predictor import Predictor
+from zsvec.classifier.tracker import TOP_K, Tracker
 from zsvec.curation import attachments
 from zsvec.curation.retention import Keeper
 from zsvec.encoders import EncoderSet
@@ -20,10 +21,10 @@ from zsvec.errors import ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder, Embedding
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
-from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag
+from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag, checked_keep
 from zsvec.inputs.boxes import Boxes, Detections, is_detections, with_predictions
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
-from zsvec.inputs.images import ImageInput, SupportsArray, is_one_image, load_image
+from zsvec.inputs.images import ImageInput, Region, SupportsArray, checked_margin, is_one_image, load_image
 from zsvec.inputs.small import SIDE, open_small, small_copy
 from zsvec.method.calibrate.fit import CalibrationReport
 from zsvec.search.searcher import Searcher
@@ -682,6 +683,47 @@ class Classifier:
         """Runs `classify_regions` in a thread, so that the event loop is not blocked."""
         return await asyncio.to_thread(
             self.classify_regions, image, boxes, margin=margin, top_k=top_k, errors=errors, keep=keep
+        )
+
+    def tracker(
+        self,
+        *,
+        error_rate: float = 0.01,
+        margin: float = 0.0,
+        keep: Keep | None = None,
+        max_tracks: int = 1000,
+        max_age: float = 60.0,
+    ) -> Tracker:
+        """Returns a tracker, which gives each object that is followed through a video one answer.
+
+        ```python
+        tracker = clf.tracker()
+        for frame in video:
+            detections = tracker.classify(frame, byte_track.update(detect(frame)))
+        ```
+
+        Args:
+            error_rate: Fraction of locked answers that may be wrong, above 0, at most 0.5.
+            margin: As for `classify_regions`.
+            keep: As for `classify_stream`.
+            max_tracks: Maximum number of tracks. Beyond this, the track without frames for the longest time ends.
+            max_age: Seconds without a frame after which a track ends.
+
+        Raises:
+            InvalidInputError: An argument is not in its range.
+        """
+        margin, chosen = checked_margin(margin), None if keep is None else checked_keep(keep)
+
+        def classify(regions: Sequence[Region]) -> list[Prediction]:
+            with self.classify_stream(regions, top_k=TOP_K, keep=chosen) as stream:
+                return list(stream) if regions else []
+
+        return Tracker(
+            partial(self._predictor.regions, margin=margin),
+            classify,
+            error_rate=error_rate,
+            max_tracks=max_tracks,
+            max_age=max_age,
         )
 
     def classify_stream(

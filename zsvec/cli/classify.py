@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ from zsvec.errors import ImageError, StoreError, without_password
 from zsvec.types import MAX_MARGIN, Prediction
 
 if TYPE_CHECKING:
-    from zsvec import Classifier, ImageInput, Region
+    from zsvec import Classifier, ImageInput, Region, Tracker
 
 
 @app.command()
@@ -55,8 +55,8 @@ def classify(
         Path | None,
         typer.Option(
             metavar="FILE|DIR",
-            help="Classify boxes in the images of DIR: COCO (.json), CSV (image, left, top, right, bottom), or YOLO "
-            "labels (a folder, or .txt for one image).",
+            help="Classify boxes in the images of DIR: COCO (.json), CSV (image, left, top, right, bottom, maybe "
+            "track), or YOLO labels (a folder, or .txt for one image).",
         ),
     ] = None,
     margin: Annotated[
@@ -89,7 +89,9 @@ def classify(
         output.print_prediction, explain=explain, json=json, coverage=coverage, min_accuracy=min_accuracy
     )
     show = prediction_printer(min_accuracy) if csv else in_words
-    images_to_classify, show_next = _to_classify(sources, every, boxes, margin, show, as_object if json else None)
+    images_to_classify, show_next = _to_classify(
+        sources, every, boxes, margin, show, as_object=as_object if json else None, by_track=not csv
+    )
     incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
@@ -106,7 +108,7 @@ def classify(
                 _predictions(classifier, images_to_classify, top_k, together=together, stats=stats) as predictions,
             ):
                 for prediction in predictions:
-                    show_next(prediction)
+                    show_next(prediction, classifier)
                     incomplete.update(prediction.incomplete)
                     failed += prediction.error is not None
                     images += 1
@@ -187,42 +189,67 @@ def _images(sources: list[str], every: int) -> Iterator[ImageInput]:
             yield from images_at(source)
 
 
+Show = Callable[[Prediction, "Classifier"], None]
+
+
 def _to_classify(
     sources: list[str],
     every: int,
     boxes: Path | None,
     margin: float,
     show: Callable[[Prediction], None],
+    *,
     as_object: Callable[[Prediction], dict[str, Any]] | None,
-) -> tuple[Iterator[ImageInput], Callable[[Prediction], None]]:
-    """Returns the images, or the regions in a file of boxes, and a function that prints their predictions, in order.
-
-    Unusable rows are reported and skipped. Objects, if they are printed, have the box of each prediction, with null for
-    NaN and infinity.
-    """
+    by_track: bool,
+) -> tuple[Iterator[ImageInput], Show]:
+    """Returns the images, or the regions in a file of boxes, and a function that prints their predictions, in order."""
     if boxes is None and margin:
         raise typer.BadParameter("--margin needs --boxes")
     if boxes is None:
-        return _images(sources, every), show
-    from zsvec.inputs.box_files import regions_of_file
-
+        return _images(sources, every), lambda prediction, classifier: show(prediction)
     if len(sources) != 1 or sources[0] == "-" or _has_frames(sources[0]):
         raise typer.BadParameter("--boxes needs one DIR with the images, or the image of one .txt")
+    return _regions_to_classify(boxes, sources[0], margin, show, as_object=as_object, by_track=by_track)
+
+
+def _regions_to_classify(
+    boxes: Path,
+    images: str,
+    margin: float,
+    show: Callable[[Prediction], None],
+    *,
+    as_object: Callable[[Prediction], dict[str, Any]] | None,
+    by_track: bool,
+) -> tuple[Iterator[Region], Show]:
+    """Returns the regions in a file of boxes, and a function that prints their predictions, in order.
+
+    Unusable rows are reported and skipped. Objects, if they are printed, have the box of each prediction, with null for
+    NaN and infinity. With `by_track`, the boxes of a track have one answer, after the last of them.
+    """
+    from zsvec.inputs.box_files import MAX_ALL_BOXES, TrackedRegion, regions_of_file
+
     read: deque[Region] = deque()
+    trackers: list[Tracker] = []
     with output.left_out() as report:
-        found = regions_of_file(boxes, sources[0], margin=margin, on_error=report)
+        found = regions_of_file(boxes, images, margin=margin, on_error=report)
 
     def regions() -> Iterator[Region]:
         for region in found:
             read.append(region)
             yield region
 
-    def show_next(prediction: Prediction) -> None:
-        box = [at if isfinite(at) else None for at in read.popleft().box]
-        if as_object is None:
+    def show_next(prediction: Prediction, classifier: Classifier) -> None:
+        region = read.popleft()
+        if isinstance(region, TrackedRegion) and by_track:
+            if not trackers:
+                trackers.append(classifier.tracker(max_tracks=MAX_ALL_BOXES, max_age=inf))
+            answer = trackers[0].update(region.track, prediction)
+            if region.last:
+                output.print_track(answer, json=as_object is not None)
+        elif as_object is None:
             show(prediction)
         else:
-            output.print_json({**as_object(prediction), "box": box})
+            output.print_json({**as_object(prediction), "box": [at if isfinite(at) else None for at in region.box]})
 
     return regions(), show_next
 

@@ -23,7 +23,7 @@ from zsvec.types import StoredReference, ThresholdProgress, how_far, in_words, k
 from zsvec.types import counted as counted
 
 if TYPE_CHECKING:
-    from zsvec import Category, Classifier, Prediction, Stream, StreamStats
+    from zsvec import Category, Classifier, Prediction, Stream, StreamStats, TrackPrediction
 
 T = TypeVar("T")
 
@@ -298,6 +298,22 @@ def print_prediction(
 
 def _in_set(candidates: Sequence[str] | None) -> str:
     return "[dim]cannot be promised[/]" if candidates is None else escape(", ".join(candidates))
+
+
+def print_track(answer: TrackPrediction, *, json: bool) -> None:
+    """Prints the answer of a track as a JSON object or as a line of text."""
+    if json:
+        print_json(answer.to_dict())
+        return
+    line = f"track {escape(str(answer.track))}  "
+    if answer.nearest is None:
+        out.print(f"[red]{line}not classified[/red]")
+        return
+    nearest = escape(answer.nearest)
+    found = f"[bold green]{nearest}[/]" if answer.locked else f"[bold yellow]undecided[/], nearest {nearest}"
+    label = f"[bold yellow]unknown[/], nearest {nearest}" if answer.unknown else found
+    after = "" if answer.decided_after is None else f", decided after {answer.decided_after}"
+    out.print(f"{line}{label} {answer.probability:.1%}  [dim]{counted(answer.frames, 'frame')}{after}[/]")
 
 
 def evidence_table(prediction: Prediction) -> Table:

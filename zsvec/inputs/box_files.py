@@ -24,6 +24,8 @@ from zsvec.inputs.tables import DELIMITERS, Gathered, OnError, lines_of, path_in
 
 COLUMNS = ("image", "left", "top", "right", "bottom")
 """Columns of a CSV file."""
+TRACK = "track"
+"""Column of a CSV file with the id of the track of each box. A box with an empty field has no track."""
 MAX_ALL_BOXES = 1_000_000
 """Maximum number of boxes in a file or folder."""
 
@@ -47,6 +49,19 @@ class RelativeRegion(Region):
         return Region(self.image, box, margin=self.margin).pixels(size)
 
 
+@dataclass(frozen=True, slots=True)
+class TrackedRegion(Region):
+    """A region in a frame of a video.
+
+    Attributes:
+        track: Id of the track of the region.
+        last: Whether the region is the last one of its track.
+    """
+
+    track: str = ""
+    last: bool = False
+
+
 def regions_of_file(
     file: str | os.PathLike[str],
     images: str | os.PathLike[str],
@@ -55,6 +70,8 @@ def regions_of_file(
     on_error: OnError | None = None,
 ) -> Iterator[Region]:
     """Reads boxes, and returns their regions. The boxes of an image stay in order.
+
+    With the column `TRACK` in a CSV file, the regions of tracks are `TrackedRegion`. Its rows are in the order of time.
 
     Args:
         file: COCO annotations (``.json``, box ``[x, y, width, height]``), a CSV file with the `COLUMNS`, labels of YOLO
@@ -82,14 +99,25 @@ def regions_of_file(
         boxes = boxes_of_coco(file, images, gathered)
         _check_numbers(file, {path: found for path, (found, _) in boxes.items()})
         return (Region(path, box, size, margin) for path, (found, size) in boxes.items() for box in found)
-    return _regions(Region, _rows(file, images, gathered), margin)
+    return _tracked(_rows(file, images, gathered), margin)
+
+
+def _tracked(rows: Mapping[Path, Sequence[tuple[Box, str]]], margin: float) -> Iterator[Region]:
+    last = {track: (path, number) for path, found in rows.items() for number, (_, track) in enumerate(found)}
+    for path, found in rows.items():
+        for number, (box, track) in enumerate(found):
+            if track:
+                ends = last[track] == (path, number)
+                yield TrackedRegion(path, box, margin=margin, track=track, last=ends)
+            else:
+                yield Region(path, box, margin=margin)
 
 
 def _regions(kind: type[Region], boxes: Mapping[Path, Sequence[Box]], margin: float) -> Iterator[Region]:
     return (kind(path, box, margin=margin) for path, found in boxes.items() for box in found)
 
 
-def _check_numbers(file: Path, boxes: Mapping[Path, Sequence[Box]]) -> None:
+def _check_numbers(file: Path, boxes: Mapping[Path, Sequence[object]]) -> None:
     for path, found in boxes.items():
         _check_number(path, len(found), MAX_BOXES)
     _check_number(file, sum(map(len, boxes.values())), MAX_ALL_BOXES)
@@ -100,11 +128,11 @@ def _check_number(path: Path, boxes: int, most: int) -> None:
         raise InvalidInputError(f"{path} may have at most {most:,} boxes, got {boxes:,} or more: divide them")
 
 
-def _rows(file: Path, images: Path, gathered: Gathered) -> dict[Path, list[Box]]:
+def _rows(file: Path, images: Path, gathered: Gathered) -> dict[Path, list[tuple[Box, str]]]:
     lines = lines_of(file)
     delimiter, columns = _columns(file, next(lines, ""))
     rows = csv.reader(lines, delimiter=delimiter, strict=True)
-    boxes: dict[Path, list[Box]] = {}
+    boxes: dict[Path, list[tuple[Box, str]]] = {}
     number = 0
     try:
         for row in rows:
@@ -116,8 +144,9 @@ def _rows(file: Path, images: Path, gathered: Gathered) -> dict[Path, list[Box]]
                 if len(row) != len(columns):
                     raise InvalidInputError(f"{len(row)} columns where the first line has {len(columns)}; mend it")
                 path, *box = (row[columns.index(name)] for name in COLUMNS)
+                track = row[columns.index(TRACK)].strip() if TRACK in columns else ""
                 numbers = _numbers(box)
-                boxes.setdefault(path_in(images, path), []).append(numbers)
+                boxes.setdefault(path_in(images, path), []).append((numbers, track))
     except csv.Error as exc:
         raise InvalidInputError(f"{file} is no CSV after line {rows.line_num + 1}: {exc}; mend it") from exc
     _check_numbers(file, boxes)
@@ -128,7 +157,7 @@ def _columns(file: Path, header: str) -> tuple[str, list[str]]:
     for delimiter in DELIMITERS:
         with suppress(csv.Error):  # not a line with this delimiter
             columns = [name.strip() for row in csv.reader([header], delimiter=delimiter, strict=True) for name in row]
-            if all(columns.count(name) == 1 for name in COLUMNS):
+            if all(columns.count(name) == 1 for name in COLUMNS) and columns.count(TRACK) <= 1:
                 return delimiter, columns
     raise InvalidInputError(
         f"the first line of {file} must name the columns {', '.join(COLUMNS)}. Got {shown(header.strip())}; correct it"

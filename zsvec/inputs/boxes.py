@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import as_numbers
 from zsvec.inputs.images import ImageInput, Region, as_array, is_one_image
-from zsvec.types import Prediction
+from zsvec.types import Prediction, TrackId, TrackPrediction
 
 MAX_BOXES = 10_000
 """Maximum number of boxes in one image."""
@@ -86,7 +86,51 @@ def is_detections(boxes: object) -> TypeGuard[SupportsDetections]:
     return hasattr(boxes, "xyxy") and hasattr(boxes, "confidence") and isinstance(getattr(boxes, "data", 0), Mapping)
 
 
-def with_predictions(detections: Detections, predictions: Sequence[Prediction]) -> Detections:
+def track_ids(boxes: object, ids: object, number: int) -> list[TrackId | None]:
+    """Returns the id of the track of each box; ``None`` for a box that has no track yet, whose id is negative or NaN.
+
+    Args:
+        boxes: Boxes, or detections with ``tracker_id``.
+        ids: Integers or texts; ``None`` for the ids of the detections.
+        number: Number of boxes.
+
+    Raises:
+        InvalidInputError: There are no ids, one is neither an integer nor a text, there are more or fewer than boxes,
+            or two boxes have the same id.
+    """
+    given = getattr(boxes, "tracker_id", None) if ids is None else ids
+    if given is None and number:
+        raise InvalidInputError(
+            "each box must have the id of its track, got none. Give detections after a tracker, with tracker_id; or ids"
+        )
+    try:
+        each = [] if given is None else given if isinstance(given, Sequence) else as_array(given).tolist()
+        found = [_track_id(one) for one in each]
+    except Exception as exc:  # arrays of other libraries may raise anything
+        raise InvalidInputError(f"ids of tracks must be integers or texts. Got {shown(given)} instead") from exc
+    if len(found) != number:
+        raise InvalidInputError(f"each box must have one id of a track. Got {number} boxes and {len(found)} ids")
+    tracks = [one for one in found if one is not None]
+    if len(set(tracks)) < len(tracks):
+        raise InvalidInputError(f"the boxes of an image must have different ids. Got {shown(found)}")
+    return found
+
+
+def _track_id(value: object) -> TrackId | None:
+    """Returns an id as an int or str, also of numpy or a whole float; ``None`` for a negative number, NaN or None."""
+    if value is None or isinstance(value, str):
+        return value
+    number = value.item() if isinstance(value, np.generic) else value
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise TypeError(f"{value!r} is no id")
+    if number < 0 or math.isnan(number):
+        return None
+    if number != int(number):
+        raise ValueError(f"{value!r} is no id")
+    return int(number)
+
+
+def with_predictions(detections: Detections, predictions: Sequence[Prediction | TrackPrediction]) -> Detections:
     """Returns a copy of detections with predictions: ``confidence`` and, in the data, ``class_name``, for annotators.
 
     Where the category is unknown, or the box is unusable, name and confidence of the detector stay. ``zsvec`` in the

@@ -48,7 +48,7 @@ UNRUN = {
         "needs-data",
         *["needs-time"] * 2,
         *["needs-server-tests"] * 2,
-        *["needs-data"] * 2,
+        *["needs-data"] * 3,
         "needs-server-tests",
     ],
 }

@@ -31,7 +31,7 @@ from zsvec.types import Prediction, Ranking, TrackId, TrackPrediction
 TOP_K = 10
 """Number of categories of a frame that count one by one."""
 FEWEST_FRAMES = 2
-"""Number of classified frames without which an answer is not locked: half of the wrong answers were of one frame."""
+"""Number of classified frames without which an answer is not locked, because a single frame may mislead."""
 _REMEMBERED_FRAMES = 30  # the last frames of a track count, because an id may pass to another object
 _LONGEST_GAP = 30  # frames from one classification of a settled track to the next, a second of video
 

@@ -133,8 +133,9 @@ def _track_id(value: object) -> TrackId | None:
 def with_predictions(detections: Detections, predictions: Sequence[Prediction | TrackPrediction]) -> Detections:
     """Returns a copy of detections with predictions: ``confidence`` and, in the data, ``class_name``, for annotators.
 
-    Where the category is unknown, or the box is unusable, name and confidence of the detector stay. ``zsvec`` in the
-    data has all predictions, and ``detector_class_name`` the names of the detector. ``class_id`` stays.
+    Where the category is unknown or not locked, or the box is unusable, name and confidence of the detector stay.
+    ``zsvec`` in the data has all predictions, and ``detector_class_name`` the names of the detector. ``class_id``
+    stays.
     """
     copied, number = copy.copy(detections), len(predictions)
     ids = ["unknown"] * number if detections.class_id is None else [str(one) for one in detections.class_id]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import certifi
 import pytest
 import typer.main
+from hypothesis import HealthCheck, settings
 
 from tests.qdrant import Node, any_server, running_cluster
 
@@ -33,6 +34,9 @@ for name in [name for name in os.environ if name.startswith("OPENAI_") or name.l
 # Files of tests need not survive the machine.
 if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > 2**30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", "/dev/shm")
+# No test fails because the machine is busy.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 gc.disable()  # while tests are collected: nearly all that is made is modules, which stay

@@ -207,7 +207,17 @@ def test_methods_of_a_classifier() -> None:
     }
     properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}
     properties = {name for name in properties if not name.startswith("_")}
-    assert properties == {"encoders", "generation", "history", "inbox", "index", "location", "references", "stats"}
+    assert properties == {
+        "encoders",
+        "generation",
+        "history",
+        "inbox",
+        "index",
+        "labels",
+        "location",
+        "references",
+        "stats",
+    }
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
         attributes = {name for name in vars(classifier) if not name.startswith("_")}
     assert attributes == {"settings"}

@@ -165,6 +165,7 @@ def test_prediction_to_dict() -> None:
             "up_to": 0.97,
         },
         "path": [],
+        "labels": [],
         "experts": {
             "clip:text": {
                 "weight": 0.75,
@@ -196,7 +197,7 @@ def test_prediction_of_an_unknown_or_unreadable_image_to_dict() -> None:
     assert STRANGE.to_dict() == {**CAT.to_dict(), "label": None, "unknown": True, "novelty": 0.7}
     early = replace(CAT, threshold_progress=ThresholdProgress(9, 19))
     assert early.to_dict() == {**CAT.to_dict(), "threshold_progress": {"images": 9, "needed": 19}}
-    empty: dict[str, object] = {"ranking": [], "path": [], "experts": {}, "incomplete": []}
+    empty: dict[str, object] = {"ranking": [], "path": [], "labels": [], "experts": {}, "incomplete": []}
     values = {"source": "broken.jpg", "error": "broken.jpg is empty", "unknown": False, "calibration": "none"}
     assert BROKEN.to_dict() == dict.fromkeys(CAT.to_dict()) | empty | values | {"stale_seconds": 0.0}
 
@@ -206,8 +207,8 @@ def test_prediction_keys_are_those_of_the_design() -> None:
         written = prediction.to_dict()
         assert list(written) == [
             *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-            *("candidate_sets", "path", "experts", "fusion", "calibration", "threshold_progress", "incomplete"),
-            *("stale_seconds", "error", "hash"),
+            *("candidate_sets", "path", "labels", "experts", "fusion", "calibration", "threshold_progress"),
+            *("incomplete", "stale_seconds", "error", "hash"),
         ]
         for expert in written["experts"].values():
             assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]
@@ -292,6 +293,13 @@ def test_prediction_as_text() -> None:
     assert str(STRANGE) == f"photo.jpg: unknown; nearest is cat 81.2% {others}, novelty 0.70"
     assert str(replace(CAT, novelty=None)) == f"photo.jpg: cat 81.2% {others}, distance 0.25"
     assert str(BROKEN) == "broken.jpg: not classified, broken.jpg is empty"
+
+
+def test_labels_of_a_prediction() -> None:
+    both = replace(CAT, labels=(("cat", 0.75), ("dog", 0.5)))
+    assert both.to_dict()["labels"] == [{"label": "cat", "probability": 0.75}, {"label": "dog", "probability": 0.5}]
+    assert str(both) == f"{CAT}; labels cat 75.0%, dog 50.0%"
+    assert "cat 75.0%, dog 50.0%" in both._repr_html_()
 
 
 MARKUP = "<img src=x onerror=alert(1)>&\"'\n\u202e$\\href{javascript:alert(1)}{a}$\udcff"

@@ -19,6 +19,7 @@ Modality: TypeAlias = Literal["text", "image"]
 CalibrationState: TypeAlias = Literal["current", "stale", "none"]
 KeepImages: TypeAlias = Literal["small", "none"]
 Keep: TypeAlias = Literal["none", "uncertain", "all"]
+Labels: TypeAlias = Literal["one", "many"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 Uncertainty: TypeAlias = Literal["unknown", "close", "disputed"]
 TrackId: TypeAlias = int | str
@@ -589,6 +590,10 @@ class Prediction:
         path: If categories have parents, the nodes of the tree that lead down to the most probable child on every
             level, with their probabilities: the sums over the categories below. Every node with a probability above one
             half is on the path. For an unknown image, only nodes with other nodes below, and none above all categories.
+        labels: In a store whose images may belong to several categories (setting ``labels="many"``): the categories
+            that the image belongs to, each with its own probability of a yes, 0 to 1, the most probable first. Empty if
+            no category exceeds its threshold, in a store of one category an image, and without a calibration. The
+            decisions depend neither on each other nor on `unknown`.
         experts: Evidence of each expert, by name.
         fusion: Name of the fusion strategy that was used: the strategy of the settings, or the fallback.
         calibration: State of the store's calibration: ``current``, ``stale`` if categories have changed since, or
@@ -614,6 +619,7 @@ class Prediction:
     ranking: Ranking = ()
     candidate_sets: CandidateSets | None = None
     path: Ranking = ()
+    labels: Ranking = ()
     experts: Mapping[str, ExpertOutput] = field(default_factory=dict)
     fusion: str | None = None
     calibration: CalibrationState = "none"
@@ -720,6 +726,7 @@ class Prediction:
             "ranking": _labelled(self.ranking),
             "candidate_sets": self.candidate_sets and self.candidate_sets.to_dict(),
             "path": _labelled(self.path),
+            "labels": _labelled(self.labels),
             "experts": experts,
             "threshold_progress": self.threshold_progress and asdict(self.threshold_progress),
             "incomplete": list(self.incomplete),
@@ -738,6 +745,8 @@ class Prediction:
             return table(f"{self.source}: not classified", [("error", self.error)])
         title = f"{self.source}: unknown" if self.unknown else f"{self.source}: {self.label}"
         rows: list[tuple[object, ...]] = [(label, f"{p:.1%}") for label, p in self.ranking]
+        if self.labels:
+            rows.append(("labels", _listed(self.labels)))
         rows.append(tuple(how_far(self).split(" ", 1)))
         for name, expert in self.experts.items():
             nearest = [f"{one.category}: {one.source} ({one.similarity:.2f})" for one in expert.neighbors[:1]]
@@ -752,9 +761,10 @@ class Prediction:
         if self.error is not None:
             return f"{self.source}: not classified, {self.error}"
         unknown = "unknown; nearest is " if self.unknown else ""
-        others = ", ".join(f"{label} {p:.1%}" for label, p in self.ranking[1:3])
+        others = _listed(self.ranking[1:3])
         then = f" (then {others})" if others else ""
-        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {how_far(self)}"
+        labels = f"; labels {_listed(self.labels)}" if self.labels else ""
+        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {how_far(self)}{labels}"
 
 
 def kind_of(prediction: Prediction, name: str) -> str:
@@ -809,6 +819,10 @@ class TrackPrediction:
 def _one_line(value: object, **parts: object) -> str:
     """Returns a ``repr`` of one line. Line breaks and control characters in the parts are escaped."""
     return f"{type(value).__name__}({', '.join(f'{name}={shown(part)}' for name, part in parts.items())})"
+
+
+def _listed(ranking: Ranking) -> str:
+    return ", ".join(f"{label} {p:.1%}" for label, p in ranking)
 
 
 def _rounded(number: float | None) -> float | None:

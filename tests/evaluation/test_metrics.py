@@ -7,17 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    classification_report,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from zsvec.evaluation.metrics import (
     Accuracy,
     CategoryScore,
+    LabelScore,
     auroc,
+    average_precision,
     brier_score,
     by_category,
     confusion,
     interval_of_auroc,
     interval_of_share,
+    mean_label_score,
     mean_score,
     paper_unknown_score,
     ranks,
@@ -308,3 +317,37 @@ def test_as_scikit_learn_has_it() -> None:
             "support": score.images,
         }
     assert np.array_equal(confusion(truth, answers, sorted(found)), confusion_matrix(truth, answers))
+
+
+# ---- several labels an image
+
+
+def test_average_precision_by_hand() -> None:
+    score, yes = np.array([0.9, 0.8, 0.7, 0.6]), np.array([True, False, True, False])
+    assert average_precision(score, yes) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    assert average_precision(np.full(4, 0.5), yes) == 0.5  # all of one rank
+    assert average_precision(-score, yes) == pytest.approx((1 / 2 + 2 / 4) / 2)
+
+
+@prop
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1).filter(lambda rows: any(yes for _, yes in rows))
+)
+def test_scores_of_a_label_are_those_of_scikit_learn(rows: list[tuple[int, bool]]) -> None:
+    probability, yes = np.array([p / 8 for p, _ in rows]), np.array([yes for _, yes in rows])
+    given = probability >= 0.5
+    found = LabelScore.of(probability, given, yes)
+    assert found.images == yes.sum()
+    assert found.average_precision == pytest.approx(average_precision_score(yes, probability))
+    precision, recall, f1, _ = precision_recall_fscore_support(yes, given, average="binary", zero_division=0)
+    assert (found.precision or 0, found.recall, found.f1) == pytest.approx((precision, recall, f1))
+    assert (found.precision is None) == (not given.any())
+    assert (found.false_positives is None) == yes.all()
+    assert found.ece == expected_calibration_error(probability, yes)
+
+
+def test_the_mean_over_labels() -> None:
+    one = LabelScore.of(np.array([0.9, 0.1]), np.array([True, False]), np.array([True, False]))
+    other = LabelScore.of(np.array([0.1, 0.1]), np.array([False, False]), np.array([True, True]))
+    mean = mean_label_score({"one": one, "other": other})
+    assert (mean.images, mean.precision, mean.recall, mean.f1, mean.false_positives) == (3, 0.5, 0.5, 0.5, 0)

@@ -717,6 +717,28 @@ def test_a_correction_counts_from_the_next_prediction_on(client: TestClient) -> 
     assert (moved["category"], moved["references"]["hash:image"]) == ("red", 4)
 
 
+def test_several_labels() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()], labels="many") as several, asked(several) as client:
+        for colour in COLOURS:
+            several.add_category(colour, images=[coloured(colour, seed) for seed in range(6)])
+        assert client.get("/v1/info").json()["labels"] == "many"
+        [answer] = client.post("/v1/classify", files=files(encode(coloured("red", 50)))).json()
+        assert [label["label"] for label in answer["labels"]] == ["red"]
+        picture = encode(photo(1))
+        corrected = client.post("/v1/correct?category=red&category=new", files=files(picture)).json()
+        assert corrected["category"] == "red"
+        assert several.references.holders([content_hash(picture)]) == {content_hash(picture): ("new", "red")}
+        kept = several.keep(photo(2))
+        labelled = client.post("/v1/inbox/label", json={"hashes": [kept], "category": ["blue", "green"]}).json()
+        assert labelled["category"] == "blue"
+        assert several.references.holders([str(kept)]) == {kept: ("blue", "green")}
+        problem(client.post("/v1/inbox/label", json={"hashes": [kept], "category": []}), 422, "category")
+
+
+def test_one_label_takes_one_category(client: TestClient) -> None:
+    problem(client.post("/v1/correct?category=red&category=blue", files=files(encode(photo(1)))), 409, "one category")
+
+
 def test_corrections_are_atomic(client: TestClient, classifier: Classifier) -> None:
     before = state(classifier._store)
     answer = client.post("/v1/correct?category=blue", files=files(encode(photo(1)), b"no image"))

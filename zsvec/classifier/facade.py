@@ -38,6 +38,7 @@ from zsvec.types import (
     Attachment,
     Category,
     Keep,
+    Labels,
     Prediction,
     Similar,
     StoredReference,
@@ -424,23 +425,26 @@ class Classifier:
         """
         return self._feedback.keep(image)
 
-    def correct(self, image: ImageInput | Prediction, name: str) -> Category:
+    def correct(self, image: ImageInput | Prediction, name: str | Sequence[str]) -> Category:
         """Makes an image a reference of the right category. Every process uses the reference from its next batch on.
 
-        If another category has the image as a reference, the reference is moved. The image is not embedded again in the
+        If another category has the image as a reference, the reference is moved: the image is a reference of the named
+        categories alone. The image is not embedded again in the
         cases of `add_category`.
 
         Args:
             image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image
                 is a reference or waits in the inbox.
-            name: Name of the category, which is created if missing.
+            name: Name of the category, which is created if missing. In a store whose images may belong to several
+                categories (`labels`), one or several names.
 
         Returns:
-            The category as committed.
+            The category as committed; the first of several.
 
         Raises:
             ImageError: The image is unreadable, or the file of the prediction has changed.
-            InvalidInputError: The name is unusable, or the prediction has no hash.
+            InvalidInputError: A name is unusable, several names are given and an image belongs to one category, or the
+                prediction has no hash.
             ConflictError: Another category would lose its last reference, or other writers changed a category at every
                 attempt.
         """
@@ -891,7 +895,12 @@ class Classifier:
 
         Raises the same errors as a write.
         """
-        self._store.bind(self.encoders.fingerprints, images=self.settings.keep_images, profile=self._profile)
+        self._store.bind(
+            self.encoders.fingerprints,
+            images=self.settings.keep_images,
+            profile=self._profile,
+            labels=self.settings.labels,
+        )
         if self.settings.keep != "none":
             self._store.inbox.create()
 
@@ -899,6 +908,11 @@ class Classifier:
     def location(self) -> str:
         """Folder or URL of the store, and the namespace."""
         return self._store.location
+
+    @property
+    def labels(self) -> Labels:
+        """Whether an image belongs to ``one`` category of the store, or may belong to ``many``."""
+        return self._store.labels()
 
     def info(self) -> dict[str, Any]:
         """Returns location, size, encoders, state of the calibration and engine versions, as a JSON object.
@@ -958,3 +972,22 @@ def basis_of(classifier: Classifier) -> tuple[Mapping[str, References], Scoring,
     """
     calibrator = classifier._calibrator
     return dict(sorted(calibrator.references().items())), classifier._scoring, calibrator.false_unknown_rate
+
+
+def label_scores(
+    classifier: Classifier, vectors: Mapping[str, NDArray[Any]]
+) -> tuple[Sequence[str], NDArray[Any], NDArray[Any]] | None:
+    """Returns the probabilities and the thresholds of all labels, for an evaluation.
+
+    Args:
+        classifier: The classifier.
+        vectors: By encoder, float32 ``(n_images, dim)``, unit rows; at least one image.
+
+    Returns:
+        The categories; float64 ``(n_images, n_categories)``, 0 to 1, of a yes; and float64 ``(n_categories,)``, the
+        thresholds. ``None`` if the calibration in use decides on no labels.
+
+    Raises:
+        StoreError: The store has no category, or cannot be read.
+    """
+    return classifier._predictor.label_scores(vectors)

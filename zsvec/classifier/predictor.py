@@ -25,8 +25,10 @@ from zsvec.ingest.validation import (
 from zsvec.inputs.boxes import regions_of
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput, Region, shared
+from zsvec.method.arrays import Doubles
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.predict.together import Batch, together
+from zsvec.method.similarities import SearchResult
 from zsvec.search.base import IndexSpec, in_memory
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings
@@ -200,6 +202,14 @@ class Predictor:
         """Returns the predictions of embedded images, each independent of the other images."""
         return self._predict(sources, vectors, top_k, Flow(), related=False)[0]
 
+    def label_scores(self, vectors: Vectors) -> tuple[Sequence[str], Doubles, Doubles] | None:
+        """As `zsvec.classifier.facade.label_scores`."""
+        found = self._searched(vectors)
+        scores = self._scoring.scores(found)
+        if scores.label_probabilities is None or scores.label_thresholds is None:
+            return None
+        return found.categories, scores.label_probabilities, scores.label_thresholds
+
     def nearest_images(self, vectors: Vectors, number: int) -> list[Neighbor]:
         """Returns the reference images nearest to one embedded image, so many of each encoder."""
         found = self._searcher.search(vectors, number, self._index(), self._fingerprints)
@@ -220,7 +230,17 @@ class Predictor:
         With `related`, images of a batch may influence each other's predictions. The batch is added to `seen`.
         """
         with flow.stage("search"):
-            found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
+            found = self._searched(vectors)
+        with flow.stage("fuse"):
+            parts = self._scoring.predict_in_parts(found, sources, top_k, related=related)
+            if seen is not None:
+                seen.append(Batch.of(found, [scores for scores, _ in parts]))
+            ranks = [rank for scores, _ in parts for rank in scores.rank.tolist()]
+            return [answer for _, answers in parts for answer in answers], ranks
+
+    def _searched(self, vectors: Vectors) -> SearchResult:
+        """Returns the result of a search with the experts in use; raises StoreError if no category can be compared."""
+        found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
         # A modality that is no longer in use may still have references.
         used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
         if not used and found.categories:
@@ -236,13 +256,7 @@ class Predictor:
             )
         if not used:
             raise self._empty_store()
-        with flow.stage("fuse"):
-            found = with_changes(found, experts=used)
-            parts = self._scoring.predict_in_parts(found, sources, top_k, related=related)
-            if seen is not None:
-                seen.append(Batch.of(found, [scores for scores, _ in parts]))
-            ranks = [rank for scores, _ in parts for rank in scores.rank.tolist()]
-            return [answer for _, answers in parts for answer in answers], ranks
+        return with_changes(found, experts=used)
 
     def _index(self) -> IndexSpec:
         encoders = self._embedder.loaded  # numpy searches until encoders are loaded

@@ -55,7 +55,8 @@ class Duplicates:
 
     Attributes:
         images: Two or more images.
-        across: Whether the images are in several categories, of which at most one is right.
+        across: Whether the images are in several categories, of which at most one is right. Always false where an image
+            may belong to several categories.
         likeness: Smallest cosine between an image and its duplicate, -1 to 1.
     """
 
@@ -168,8 +169,16 @@ class Audit:
             yield from ({"finding": kind, **asdict(one)} for one in found)
 
 
-def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | None) -> Audit:
-    """Returns the audit of references, given by expert. `verdicts` is ``None`` without a calibration."""
+def audited(
+    references: Mapping[str, References], verdicts: Sequence[Verdict] | None, *, multilabel: bool = False
+) -> Audit:
+    """Returns the audit of references.
+
+    Args:
+        references: All references of the store, by expert.
+        verdicts: Verdicts on the labels; ``None`` without a calibration.
+        multilabel: Whether an image may belong to several categories. Then the same image in several is no finding.
+    """
     stored = {
         key: StoredImage(category=key[0], hash=key[1], source=source)
         for found in image_experts(references).values()
@@ -190,7 +199,7 @@ def audited(references: Mapping[str, References], verdicts: Sequence[Verdict] | 
         judged=len(verdicts or ()),
         calibrated=verdicts is not None,
         labels=labels,
-        duplicates=_duplicates(compared, stored),
+        duplicates=_duplicates(compared, stored, multilabel=multilabel),
         outliers=[
             Outlier(image=stored[compared.keys[image]], similarity=float(compared.nearest[image]))
             for image in far_below(closeness(compared.nearest, best.starts), _OUTLIER_FENCE)
@@ -237,7 +246,7 @@ def split_kept(found: Audit, is_kept: Callable[[str, str, str], bool]) -> tuple[
     return replace(found, **waiting, kept=number) if number else found, replace(found, **kept, thin=[])
 
 
-def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> list[Duplicates]:
+def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage], *, multilabel: bool) -> list[Duplicates]:
     members: dict[int, list[int]] = defaultdict(list)
     for image in np.flatnonzero(~np.isnan(compared.likeness)).tolist():
         members[int(compared.pictures[image])].append(image)
@@ -246,10 +255,11 @@ def _duplicates(compared: Neighborhoods, stored: Mapping[Key, StoredImage]) -> l
             images=sorted(
                 (stored[compared.keys[image]] for image in images), key=lambda one: (one.category, one.source, one.hash)
             ),
-            across=len({compared.keys[image][0] for image in images}) > 1,
+            across=not multilabel and len({compared.keys[image][0] for image in images}) > 1,
             likeness=float(compared.likeness[images].min()),
         )
         for images in members.values()
+        if not multilabel or len({compared.keys[image][1] for image in images}) > 1
     ]
     return sorted(found, key=lambda one: (not one.across, -len(one.images), -one.likeness))
 

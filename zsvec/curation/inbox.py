@@ -18,7 +18,7 @@ from zsvec.encoders.torch.vocabulary import common_words
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name, is_several
 from zsvec.inputs.images import ImageInput, content_hash, read_file, source_of, taken
 from zsvec.method.quality.inbox_ranking import most_useful, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
@@ -183,44 +183,63 @@ class Inbox:
         best = np.argsort(-scores, axis=1)[:, :_PROPOSED]
         return [tuple(words[word].split(",")[0] for word in row) for row in best]
 
-    def label(self, hashes: str | Collection[str], name: str) -> Category:
-        """Makes images of the inbox references of a category. No encoder runs.
+    def label(self, hashes: str | Collection[str], name: str | Sequence[str]) -> Category:
+        """Makes images of the inbox references of a category, or of several. No encoder runs.
 
         The images leave the inbox, and every process uses the references from its next batch on. If another category
-        has an image as a reference, the reference is moved. A missing category is created without definition texts;
+        has an image as a reference, the reference is moved: an image is a reference of the named categories alone. A
+        missing category is created without definition texts;
         `StoredReferences.update` adds texts. Labelling is idempotent: after a kill, repeat the call. An undo puts the
         images back into the inbox.
 
         Args:
             hashes: Content hash of an image, or several.
-            name: Name of the category.
+            name: Name of the category. In a store whose images may belong to several categories (`labels`), one or
+                several names.
 
         Returns:
-            The category as committed.
+            The category as committed; the first of several.
 
         Raises:
-            InvalidInputError: An image does not wait in the inbox, or the name is unusable.
+            InvalidInputError: An image does not wait in the inbox, a name is unusable, or several names are given and
+                an image belongs to one category.
             ConflictError: Another category would lose its last reference, or other writers changed a category at every
                 attempt.
         """
-        wanted, target = checked_hashes(hashes), checked_name(name)
+        wanted, targets = checked_hashes(hashes), self._targets(name)
         images = {image.hash: image for image in self._store.inbox.read(sorted(wanted), vectors=True)}
         holders = self._store.holders(wanted)
-        _check_waiting({one for one in wanted if one not in images and target not in holders.get(one, ())})
+        missing = wanted - images.keys()
+        _check_waiting({one for one in missing if not holders.get(one, set()).issuperset(targets)})
         with self._store.one_change("label"):
-            category = self._relabel(holders, target, [images[one] for one in sorted(wanted) if one in images])
+            category = self._relabel(holders, targets, [images[one] for one in sorted(wanted) if one in images])
             # Last: after a kill, the images are references and still wait.
-            self._store.remove_from_inbox(images.keys(), target)
+            self._store.remove_from_inbox(images.keys(), targets[0])
         return category
 
+    def _targets(self, name: str | Sequence[str]) -> list[str]:
+        """Returns the names of categories for an image, each once; raises InvalidInputError for unusable names."""
+        if isinstance(name, str) or not is_several(name):
+            return [checked_name(name)]
+        targets = list(dict.fromkeys(map(checked_name, name)))
+        if not targets or (len(targets) > 1 and self._store.labels() == "one"):
+            raise InvalidInputError(
+                f"name must be one category, got {len(targets)}. To give an image several, add or import references "
+                "with labels='many' first (--labels many)"
+            )
+        return targets
+
     def _relabel(
-        self, holders: Mapping[str, Collection[str]], target: str, images: Sequence[InboxImage] = ()
+        self, holders: Mapping[str, Collection[str]], targets: Sequence[str], images: Sequence[InboxImage] = ()
     ) -> Category:
-        """Makes inbox images, and the images in `holders`, references of one category.
+        """Makes inbox images, and the images in `holders`, references of the targets alone. Returns the first target.
 
         `holders` has, by content hash, the names of the categories that already have an image. Raises a ConflictError
         if another writer has removed a reference.
         """
+        if len(targets) > 1:
+            return self._give_labels(holders, targets, images)
+        (target,) = targets
         by_source: dict[str, set[str]] = {}
         for digest, names in holders.items():
             for name in names:
@@ -231,6 +250,30 @@ class Inbox:
         references = [reference for image in images for reference in self._references(image)]
         needs = frozenset(holders) - {image.hash for image in images}
         [category] = self._store.write([Write(name=target, references=references, needs=needs or None)])
+        return category
+
+    def _give_labels(
+        self, holders: Mapping[str, Collection[str]], targets: Sequence[str], images: Sequence[InboxImage]
+    ) -> Category:
+        """As `_relabel`, for several targets. After an error, an image may be in more categories, but not in fewer."""
+        known = {image.hash: self._references(image) for image in images}
+        by_holder: dict[str, set[str]] = {}
+        for digest, names in holders.items():
+            if digest not in known and not set(targets) <= set(names):
+                by_holder.setdefault(min(names), set()).add(digest)
+        for name, hashes in by_holder.items():
+            for one in self._store.stored(name):
+                if one.modality == "image" and one.hash in hashes:
+                    small = self._store.image(one.hash)
+                    known.setdefault(one.hash, []).append(with_changes(one, small=small))
+        writes = []
+        for target in targets:
+            held = frozenset(digest for digest, names in holders.items() if target in names)
+            new = [one for digest, references in known.items() if digest not in held for one in references]
+            writes.append(Write(name=target, references=new, needs=held or None))
+        category, *_ = self._store.write(writes)
+        for name in sorted({name for names in holders.values() for name in names} - set(targets)):
+            self._store.remove_references(name, [digest for digest, names in holders.items() if name in names])
         return category
 
     def dismiss(self, hashes: str | Collection[str]) -> None:
@@ -379,9 +422,9 @@ class Feedback:
         kept = self._keeper.keep([inbox_image(prepared, row, "asked", datetime.now(UTC))])
         return prepared.hash if prepared.hash in kept else None
 
-    def correct(self, image: ImageInput | Prediction, name: str) -> Category:
+    def correct(self, image: ImageInput | Prediction, name: str | Sequence[str]) -> Category:
         """As `zsvec.classifier.Classifier.correct`."""
-        target = checked_name(name)
+        targets = self._inbox._targets(name)
         with self._store.one_change("correct"):
             if isinstance(image, Prediction):
                 known = _hash_of(image)
@@ -389,13 +432,13 @@ class Feedback:
                 image = taken(image, **self._embedder.limits)  # since the image is read twice
                 known = content_hash(image, **self._embedder.limits)
             if self._store.inbox.read([known], vectors=True):
-                return self._inbox.label(known, target)
+                return self._inbox.label(known, targets)
             if holders := self._store.holders({known}):
-                return self._inbox._relabel(holders, target)
+                return self._inbox._relabel(holders, targets)
             if isinstance(image, Prediction):
                 image = self._unchanged(image)
             reference = ReferenceImage(image=image, source=source_of(image))
-            (category,) = self._add([CategoryInput(name=target, images=[reference])])
+            category, *_ = self._add([CategoryInput(name=target, images=[reference]) for target in targets])
             return category
 
     def _unchanged(self, prediction: Prediction) -> ImageInput:

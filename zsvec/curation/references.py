@@ -381,7 +381,8 @@ class StoredReferences:
             StoreError: References cannot be read.
         """
         references = self._calibrator.references()
-        found = audited(references, self._calibrator.verdicts(references))
+        multilabel = self._store.labels() == "many"
+        found = audited(references, self._calibrator.verdicts(references), multilabel=multilabel)
         return found if kept else self.split_kept(found)[0]
 
 

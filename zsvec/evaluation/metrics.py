@@ -209,6 +209,74 @@ def _area(known: Labels, unknown: Labels) -> float:
     return float(below[unknown].sum()) / (len(known) * len(unknown))
 
 
+# ---- several labels an image
+
+
+def average_precision(score: Doubles, yes: Flags) -> float:
+    """Returns the mean precision at the ranks of the images with a label; equal scores have one rank. 0 to 1.
+
+    Args:
+        score: float64 ``(n_images,)``; larger is more likely a yes.
+        yes: bool ``(n_images,)``, whether the image has the label; at least one has.
+
+    Source: ``average_precision_score`` of scikit-learn, without interpolation.
+    """
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.diff(score[order]) < 0, True)
+    hits, told = np.cumsum(yes[order])[last], np.flatnonzero(last) + 1
+    return float(np.diff(hits, prepend=0) @ (hits / told) / yes.sum())
+
+
+@dataclass(frozen=True, slots=True)
+class LabelScore:
+    """Scores of one label, or mean scores of several labels. Scores are fractions, 0 to 1.
+
+    Attributes:
+        images: Number of images with the label.
+        average_precision: Mean precision at the ranks of the images with the label.
+        precision: Fraction of the images that were given the label which have it; ``None`` without such images.
+        recall: Fraction of the images with the label that were given it.
+        f1: Harmonic mean of precision and recall.
+        false_positives: Fraction of the images without the label that were given it; ``None`` without such images.
+        ece: Expected calibration error of the probability of a yes.
+    """
+
+    images: int
+    average_precision: float
+    precision: float | None
+    recall: float
+    f1: float
+    false_positives: float | None
+    ece: float
+
+    @classmethod
+    def of(cls, probability: Doubles, given: Flags, yes: Flags) -> LabelScore:
+        """Returns the scores of one label.
+
+        Args:
+            probability: float64 ``(n_images,)``, 0 to 1, of a yes.
+            given: bool ``(n_images,)``, whether the image was given the label.
+            yes: bool ``(n_images,)``, whether the image has the label; at least one has.
+        """
+        right, n_given, n_yes = (int(np.count_nonzero(flags)) for flags in (given & yes, given, yes))
+        return cls(
+            images=n_yes,
+            average_precision=average_precision(probability, yes),
+            precision=_share(right, n_given),
+            recall=right / n_yes,
+            f1=2 * right / (n_given + n_yes),
+            false_positives=_share(n_given - right, len(yes) - n_yes),
+            ece=expected_calibration_error(probability, yes),
+        )
+
+
+def mean_label_score(scores: Mapping[str, LabelScore]) -> LabelScore:
+    """Returns the unweighted mean ("macro") over labels, and the sum of `images`. Missing values count as 0."""
+    names = ("average_precision", "precision", "recall", "f1", "false_positives", "ece")
+    means = (fmean(getattr(score, name) or 0.0 for score in scores.values()) for name in names)
+    return LabelScore(sum(score.images for score in scores.values()), *means)
+
+
 # ---- by category
 
 

@@ -19,6 +19,7 @@ from zsvec.method.calibrate.coefficients import fit_scale, scaled
 from zsvec.method.calibrate.fit import (
     FALSE_UNKNOWN_RATE,
     CalibrationReport,
+    LabelSettings,
     Quality,
     fit_calibration,
     fit_sample,
@@ -64,12 +65,22 @@ class Calibrator:
         self._budget = math.inf if settings.index == "memory" else settings.index_budget
         self._automatic = settings.calibration == "auto"
         self._wanted_rate = settings.false_unknown_rate
+        self._label_rate = settings.label_false_positive_rate
 
     @property
     def false_unknown_rate(self) -> float:
         """The default target rate: the setting, else the rate of the stored calibration, else `FALSE_UNKNOWN_RATE`."""
         present = self.present()
         return self._wanted_rate or (present.false_unknown_rate if present else FALSE_UNKNOWN_RATE)
+
+    def _labels(self) -> LabelSettings | None:
+        """Returns how to learn labels; ``None`` if an image belongs to one category."""
+        if self._store.labels() == "one":
+            return None
+        present = self.present()
+        stored = present.plain.labels if present else None
+        rate = self._label_rate if self._label_rate is not None else stored and stored.false_positive_rate
+        return LabelSettings(rate or None)
 
     @property
     def exceeds_budget(self) -> bool:
@@ -125,7 +136,10 @@ class Calibrator:
         attached = self._store.attached_parts().digest
         chosen = sample(self._store, categories, self._temperatures, largest_sample(len(categories)))
         how = (self._aggregation, self._top_m)
-        left_out = left_out_on_server(self._searcher, chosen, self._temperatures, *how, self._neighbors)
+        labels = self._labels()
+        left_out = left_out_on_server(
+            self._searcher, chosen, self._temperatures, *how, self._neighbors, multilabel=labels is not None
+        )
         if left_out is None:
             raise self._impossible()
         calibration = fit_sample(
@@ -135,6 +149,7 @@ class Calibrator:
             aggregation=self._aggregation,
             top_m=self._top_m,
             false_unknown_rate=rate,
+            labels=labels,
         )
         calibration = replace(calibration, attached=attached)
         labelled_before = labelled_after = None
@@ -186,7 +201,9 @@ class Calibrator:
             for name in category_names(references)
             if min((counts.get(name, 0) for counts in images), default=0) < FEWEST
         ]
-        if self._fusion.classwise and made.classwise is None and few:
+        if self._fusion.classwise and made.multilabel:
+            notes.append("log_linear_views runs: log_linear_gda assumes that an image belongs to one category")
+        elif self._fusion.classwise and made.classwise is None and few:
             others = f" and {len(few) - 1} more have" if len(few) > 1 else " has"
             notes.append(
                 f"log_linear_views runs: log_linear_gda takes {FEWEST} images of each category, "
@@ -256,9 +273,11 @@ class Calibrator:
             present = self.present()
             categories, counted, revision = self._census.update()
             references = {expert: n for expert, n in counted.items() if expert in self._temperatures}
+            many = self._store.labels() == "many"
             for_others = present is not None and not present.fits((), self._aggregation, self._top_m)
             attached = self._store.attached_parts().digest
-            current = present is not None and present.revision >= revision and present.attached == attached
+            of_these = present is not None and (present.attached, present.multilabel) == (attached, many)
+            current = of_these and present is not None and present.revision >= revision
             if not for_others and not current and self._cheap(categories, references, present):
                 scale = present.scale if present else 1.0  # learned from images that are not stored
                 former = present and scaled(present, 1 / scale)
@@ -267,6 +286,7 @@ class Calibrator:
                 newer = (
                     now is not None
                     and made is not None
+                    and now.multilabel == made[0].multilabel
                     and (
                         now.revision > made[0].revision or (now.revision, now.attached) == (made[0].revision, attached)
                     )
@@ -297,6 +317,7 @@ class Calibrator:
             top_m=self._top_m,
             false_unknown_rate=false_unknown_rate,
             former=former,
+            labels=self._labels(),
         )
 
     def _keep(self, calibration: Calibration | None) -> None:

@@ -128,7 +128,14 @@ def _groups(images: Sequence[Key], groups: Mapping[Key, str | None]) -> Scenes:
 
 
 def left_out_on_server(
-    searcher: Searcher, chosen: Sample, experts: Collection[str], aggregation: str, top_m: int, neighbors: int
+    searcher: Searcher,
+    chosen: Sample,
+    experts: Collection[str],
+    aggregation: str,
+    top_m: int,
+    neighbors: int,
+    *,
+    multilabel: bool = False,
 ) -> LeftOut | None:
     """Scores a sample by the search that also classifies; see `left_out_of_search`.
 
@@ -139,6 +146,7 @@ def left_out_on_server(
         aggregation: A name in `reference_aggregation.AGGREGATIONS`, but not ``prototype``.
         top_m: Number of references that ``top_mean`` averages.
         neighbors: Number of references that a query returns.
+        multilabel: Whether an image may belong to several categories.
 
     Returns:
         The scores, or ``None`` for an empty sample and for a store with fewer than two categories.
@@ -150,8 +158,8 @@ def left_out_on_server(
             images, vectors = [images[i] for i in there], {name: rows[there] for name, rows in vectors.items()}
             found = in_use(searcher.search(vectors, neighbors), experts)
         if there:
-            blocks.append(left_out_of_search(found, images, chosen.groups, aggregation, top_m))
-    left_out = joined(blocks) if blocks else None
+            blocks.append(left_out_of_search(found, images, chosen.groups, aggregation, top_m, multilabel=multilabel))
+    left_out = joined(blocks, multilabel=multilabel) if blocks else None
     return left_out if left_out and len(left_out.categories) > 1 and len(left_out.labels) else None
 
 

@@ -50,6 +50,35 @@ class ExpertCalibration:
 
 
 @dataclass(frozen=True, slots=True)
+class LabelModel:
+    """Decides for each category separately whether an image belongs to it (multi-label classification).
+
+    One logistic regression serves all categories. Its features are the evidence for the category, and the mean and the
+    maximum of the evidence over all categories.
+
+    Attributes:
+        intercept: Log odds of a yes if all features are 0, nats.
+        own: Coefficient of the evidence for the category.
+        mean: Coefficient of the mean evidence of the image.
+        largest: Coefficient of the largest evidence of the image.
+        threshold: Probability of a yes from which on an image belongs to a category, 0 to 1.
+        category_thresholds: Thresholds by category, for categories with enough images.
+        false_positive_rate: Fraction of the images without a category that may get this category, between 0 and 1.
+            ``None`` for the threshold with the largest F1 score over all categories.
+        images: Number of left-out images that the model was learned from.
+    """
+
+    intercept: float
+    own: float
+    mean: float
+    largest: float
+    threshold: float
+    category_thresholds: Mapping[str, float] = field(default_factory=dict)
+    false_positive_rate: float | None = None
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class LogLinear:
     """A logarithmic opinion pool: the coefficients of `opinion_pool.log_linear`, and the thresholds of unknown images.
 
@@ -71,6 +100,8 @@ class LogLinear:
         odds: By the pattern of the experts that cover a category, log odds that left-out images of such categories have
             for their own category with each of the first `COVERAGES`, descending, nats before scaling.
         category_odds: As `odds`, by category, for categories with enough images.
+        labels: Decides which categories an image belongs to. ``None`` in a store of one category an image, or if no
+            image could be left out.
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -84,6 +115,7 @@ class LogLinear:
     quantiles: Mapping[str, Sequence[float]] = field(default_factory=dict)
     odds: Mapping[str, Sequence[float]] = field(default_factory=dict)
     category_odds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    labels: LabelModel | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +160,11 @@ class Calibration:
         same = self.aggregation == aggregation and (self.top_m == top_m or not by_top_mean)
         return same and set(experts) <= self.experts.keys()
 
+    @property
+    def multilabel(self) -> bool:
+        """Whether the calibration decides to which categories an image belongs, which may be several."""
+        return self.plain.labels is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the record that the store keeps as JSON."""
         backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
@@ -152,7 +189,7 @@ class Calibration:
     def _read(cls, values: Mapping[str, Any]) -> Calibration:
         fields = {name: value for name, value in values.items() if name != "format"}
         experts = {name: ExpertCalibration(**expert) for name, expert in fields["experts"].items()}
-        pools = {name: LogLinear(**fields[name]) for name in _POOLS if fields.get(name)}
+        pools = {name: _pool_from(fields[name]) for name in _POOLS if fields.get(name)}
         backgrounds = {name: Background.from_dict(kept) for name, kept in fields["backgrounds"].items()}
         progress = ThresholdProgress.from_dict(fields.get("threshold_progress"))
         return cls(
@@ -186,6 +223,7 @@ class Calibration:
             and _finite([value for values in pool.quantiles.values() for value in values])
             and all(map(_descend, (*pool.odds.values(), *pool.category_odds.values())))
             and (pool.least is None or (_finite([pool.least]) and pool.least < 0))
+            and (pool.labels is None or _decides(pool.labels))
             and pool.coefficients.keys() == pool.shares.keys() == self.experts.keys()
             and min(pool.shares.values()) > 0
             and all(pool.coefficients.values())
@@ -194,6 +232,20 @@ class Calibration:
                 for expert, by_name in pool.coefficients.items()
             )
         )
+
+
+def _pool_from(values: Mapping[str, Any]) -> LogLinear:
+    pool = LogLinear(**values)
+    labels: Any = pool.labels
+    return pool if labels is None else replace(pool, labels=LabelModel(**labels))
+
+
+def _decides(model: LabelModel) -> bool:
+    """Returns whether the numbers of a model of labels are valid."""
+    rates = [model.threshold, *model.category_thresholds.values()]
+    rates += [] if model.false_positive_rate is None else [model.false_positive_rate]
+    numbers = [model.intercept, model.own, model.mean, model.largest, model.images, *rates]
+    return _finite(numbers) and min(rates) >= 0 and max(rates) <= 1
 
 
 def _finite(values: Sequence[Any]) -> bool:

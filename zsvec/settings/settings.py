@@ -47,7 +47,7 @@ from zsvec.settings.import_string import checked_import_string, import_encoders,
 from zsvec.settings.profiles import PROFILES, Profile, encoders_of
 from zsvec.settings.trust import is_private, read_settings, require_trust
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
-from zsvec.types import Keep, KeepImages
+from zsvec.types import Keep, KeepImages, Labels
 
 if TYPE_CHECKING:
     from zsvec.encoders.base import Encoder
@@ -247,6 +247,8 @@ class Settings(_Masked, BaseSettings):
         write_consistency: Number of replicas that must confirm a write; by default the server decides.
         keep_images: Copies of reference images to keep, `small` or `none`. By default the choice of the store; for a
             new store, `small`.
+        labels: Number of categories of an image, `one` or `many`. By default the choice of the store; for a new store,
+            `one`. If set, the store is changed with the next write.
         added_by: Author to record with references and changes.
         history: Undo window in seconds; 0 disables undo.
         keep: Images of streams to keep in the inbox.
@@ -290,6 +292,10 @@ class Settings(_Masked, BaseSettings):
         unknown_above: Novelty above which an image is unknown, 0.5 by default. No effect without a calibration.
         unknown_per_category: Whether each category with enough references has a separate threshold. At a
             `false_unknown_rate` of 0.05, 19 references are enough.
+        label_false_positive_rate: Fraction of the images without a category that may get this category as a label,
+            where an image may belong to several (`labels`). At 0.05, a category with 19 images of other categories has
+            a separate threshold. 0 chooses the threshold with the largest F1 score. By default the fraction of the
+            present calibration, or else 0.
         max_pixels: Maximum width × height of an image. The default is 100 million pixels, or more for a JPEG that is
             decoded at a reduced size.
         image_memory: Maximum bytes for decoding images in all threads together. An image that needs more is refused;
@@ -324,6 +330,7 @@ class Settings(_Masked, BaseSettings):
     shards: PositiveInt | None = None
     write_consistency: PositiveInt | None = None
     keep_images: KeepImages | None = None
+    labels: Labels | None = None
     added_by: str | None = Field(default=None, max_length=500, pattern=r"^\P{C}+$")
     history: float = Field(default=86_400.0, ge=0, le=366 * 86_400)
     keep: Keep = "none"
@@ -356,6 +363,7 @@ class Settings(_Masked, BaseSettings):
     false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=1)
     unknown_per_category: bool = False
+    label_false_positive_rate: float | None = Field(default=None, ge=0, lt=1)
     max_pixels: PositiveInt | None = None
     image_memory: PositiveInt = DEFAULT_IMAGE_MEMORY
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
@@ -518,6 +526,7 @@ class SettingsArguments(TypedDict, total=False):
     shards: int | None
     write_consistency: int | None
     keep_images: KeepImages | None
+    labels: Labels | None
     added_by: str | None
     history: float | None
     keep: Keep | None
@@ -547,6 +556,7 @@ class SettingsArguments(TypedDict, total=False):
     false_unknown_rate: float | None
     unknown_above: float | None
     unknown_per_category: bool | None
+    label_false_positive_rate: float | None
     max_pixels: int | None
     image_memory: int | None
     generation: GenerationSettings | Mapping[str, Any] | None

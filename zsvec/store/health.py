@@ -10,7 +10,13 @@ from typing import Any
 from zsvec.store.attached.collections import AttachedCollections
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.history import History
-from zsvec.store.catalog.schema import keeps_images, measurement_from, search_params_from, threshold_progress
+from zsvec.store.catalog.schema import (
+    keeps_images,
+    labels_from,
+    measurement_from,
+    search_params_from,
+    threshold_progress,
+)
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.types import Attached, Category, Finding, contents, counted
 
@@ -81,6 +87,7 @@ def info(
         "references": dict(counts),
         "profile": catalog.profile(),
         "encoders": {name: str(fingerprint) for name, fingerprint in encoders.items()},
+        "labels": labels_from(catalog.store()),
         "calibration": _calibration_state(catalog, attached.current().digest),
         "threshold_progress": progress and asdict(progress),
         **_search(catalog),

@@ -26,6 +26,7 @@ from zsvec.store.catalog.schema import (
     attachments_from,
     dims_from,
     keeps_images,
+    labels_from,
     measurement_from,
     search_params_from,
 )
@@ -46,6 +47,7 @@ from zsvec.types import (
     Fingerprint,
     Forgotten,
     KeepImages,
+    Labels,
     Modality,
     SearchMeasurement,
     SearchParams,
@@ -180,6 +182,7 @@ class Store:
         *,
         images: KeepImages | None = None,
         profile: str | None = None,
+        labels: Labels | None = None,
     ) -> None:
         """Prepares the store for writes with these encoders.
 
@@ -188,6 +191,8 @@ class Store:
             images: Whether to keep small copies of images. ``small`` makes any store keep copies from now on. ``none``
                 applies only to a new store. By default, a new store keeps copies, and an existing store is not changed.
             profile: Name of the profile that the encoders come from, which a new store remembers.
+            labels: Whether an image belongs to ``one`` category or may belong to ``many``, from now on. By default, one
+                in a new store; an existing store is not changed.
 
         Raises:
             EncoderMismatchError: The stored vectors were made by other encoders.
@@ -195,7 +200,7 @@ class Store:
             StoreError: A collection that the store needs exists, and zsvec did not make it.
         """
         with self._writing():
-            compatibility.bind(self._catalog, self._references, fingerprints, images, profile)
+            compatibility.bind(self._catalog, self._references, fingerprints, images, profile, labels)
 
     def check(self, names: Iterable[str]) -> None:
         """Checks the names of the encoders in use.
@@ -537,6 +542,10 @@ class Store:
         """Returns whether small copies of images are kept; False before the first write."""
         return keeps_images(self._catalog.store())
 
+    def labels(self) -> Labels:
+        """Returns whether an image belongs to ``one`` category or may belong to ``many``."""
+        return labels_from(self._catalog.store())
+
     def image(self, content_hash: str) -> SmallImage | None:
         """Returns the small copy of a reference image, if a readable one exists."""
         return self._references.images.find(content_hash) if self.keeps_images() else None
@@ -853,7 +862,9 @@ class Store:
         copying.check_encoders(source._catalog, self._catalog)
         with self._changing("copy"):
             chosen: KeepImages = images or ("small" if source.keeps_images() else "none")
-            self.bind(encoders, images=None if self.encoders() else chosen, profile=source.profile())
+            is_new = not self.encoders()
+            labels = source.labels() if is_new else None
+            self.bind(encoders, images=chosen if is_new else None, profile=source.profile(), labels=labels)
             copied = copying.copy(
                 source._catalog,
                 source._references,

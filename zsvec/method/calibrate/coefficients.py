@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles, Floats, slices
 from zsvec.method.calibrate.leave_one_out import LeftOut
-from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LogLinear
+from zsvec.method.calibration import LOG_COUNT, Calibration, ExpertCalibration, LabelModel, LogLinear
 from zsvec.method.predict.logits import logsumexp
 
 WIDEST = 100.0
@@ -248,7 +248,7 @@ def fit_scale(evidence: Doubles, labels: NDArray[np.intp]) -> float:
 
 
 def scaled(calibration: Calibration, factor: float) -> Calibration:
-    """Returns a calibration with all evidence multiplied by a factor. Decisions on unknown images stay the same."""
+    """Returns a calibration with all evidence multiplied by a factor. Decisions on images and labels stay the same."""
     return replace(
         calibration,
         plain=_scaled_pool(calibration.plain, factor),
@@ -268,7 +268,13 @@ def _scaled_pool(pool: LogLinear, factor: float) -> LogLinear:
         category_thresholds=_times(pool.category_thresholds, factor),
         shares=_times(pool.shares, factor),
         quantiles={name: [factor * value for value in values] for name, values in pool.quantiles.items()},
+        labels=pool.labels and _scaled_labels(pool.labels, factor),
     )
+
+
+def _scaled_labels(model: LabelModel, factor: float) -> LabelModel:
+    """Returns a model that gives the same probabilities for evidence that is multiplied by a factor."""
+    return replace(model, own=model.own / factor, mean=model.mean / factor, largest=model.largest / factor)
 
 
 def _times(values: Mapping[str, float], factor: float) -> dict[str, float]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.coefficients import calibrate_expert, learn_coefficients
+from zsvec.method.calibrate.labels import learn_labels
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample, leave_one_out
 from zsvec.method.calibrate.thresholds import (
     learn_category_thresholds,
@@ -31,6 +32,7 @@ from zsvec.method.calibration import (
     LOG_COUNT,
     Calibration,
     ExpertCalibration,
+    LabelModel,
     LogLinear,
     other_aggregation,
 )
@@ -43,6 +45,18 @@ from zsvec.types import counted
 
 FALSE_UNKNOWN_RATE = 0.05
 """Default fraction of the images of a store's categories that may be called unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """How to decide which categories an image belongs to, in a store of several labels an image.
+
+    Attributes:
+        false_positive_rate: Fraction of the images without a category that may get this category, between 0 and 1.
+            ``None`` chooses the threshold with the largest F1 score.
+    """
+
+    false_positive_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +136,7 @@ def fit_calibration(
     top_m: int,
     false_unknown_rate: float,
     former: Calibration | None = None,
+    labels: LabelSettings | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrates a store from its references.
 
@@ -139,6 +154,8 @@ def fit_calibration(
         false_unknown_rate: Fraction of the images of these categories that may be called unknown, between 0 and 1.
         former: A calibration of these experts. Its backgrounds and its pool of category means are reused if the number
             of references is about the same and most references are unchanged. By default everything is learned anew.
+        labels: How to learn to which categories an image belongs; ``None`` if an image belongs to one category. A
+            Gaussian discriminant assumes one category an image, so there is none where an image may have several.
 
     Returns:
         The calibration, and the left-out images. ``None`` without reference images, or with fewer than two categories.
@@ -150,8 +167,11 @@ def fit_calibration(
     kept = former if former and holds(former, sizes) else None
     if kept and not all(describes(known, references[expert]) for expert, known in kept.backgrounds.items()):
         kept = None
-    backgrounds = {} if kept else learn_backgrounds(references)
-    sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds)
+    if labels is not None:
+        kept = None
+    backgrounds = {} if kept or labels is not None else learn_backgrounds(references)
+    several = labels is not None
+    sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds, multilabel=several)
     if sample is None:
         return None
     fitted = {
@@ -164,13 +184,19 @@ def fit_calibration(
     classwise_pool = kept.classwise if kept else None
     if backgrounds:
         of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
-        classwise_pool, _ = _pool(sample, fitted, of_means, false_unknown_rate, LEAST)
+        classwise_pool, _ = _pool(sample, fitted, of_means, false_unknown_rate, least=LEAST)
         if not classwise_pool.learned:  # every category is a single scene, so no image can be left out
             classwise_pool, backgrounds = None, {}
     plain = _of_one_aggregation(
-        sample, fitted, revision=revision, aggregation=aggregation, top_m=top_m, false_unknown_rate=false_unknown_rate
+        sample,
+        fitted,
+        revision=revision,
+        aggregation=aggregation,
+        top_m=top_m,
+        false_unknown_rate=false_unknown_rate,
+        labels=labels,
     )
-    of_two, n_images = _pool(sample, fitted, two, false_unknown_rate)
+    of_two, n_images = _pool(sample, fitted, two, false_unknown_rate, labels)
     return replace(
         plain,
         aggregations=of_two,
@@ -188,6 +214,7 @@ def fit_sample(
     aggregation: str,
     top_m: int,
     false_unknown_rate: float,
+    labels: LabelSettings | None = None,
 ) -> Calibration:
     """Calibrates a store that is too large to compare every reference, from a sample of its images.
 
@@ -200,13 +227,20 @@ def fit_sample(
         aggregation: As in `fit_calibration`.
         top_m: As in `fit_calibration`.
         false_unknown_rate: As in `fit_calibration`.
+        labels: As in `fit_calibration`.
     """
     fitted = {
         (expert, aggregation): calibrate_expert(found[aggregation], sample.labels, temperatures[expert])
         for expert, found in sample.aggregations.items()
     }
     return _of_one_aggregation(
-        sample, fitted, revision=revision, aggregation=aggregation, top_m=top_m, false_unknown_rate=false_unknown_rate
+        sample,
+        fitted,
+        revision=revision,
+        aggregation=aggregation,
+        top_m=top_m,
+        false_unknown_rate=false_unknown_rate,
+        labels=labels,
     )
 
 
@@ -218,10 +252,11 @@ def _of_one_aggregation(
     aggregation: str,
     top_m: int,
     false_unknown_rate: float,
+    labels: LabelSettings | None,
 ) -> Calibration:
     """Returns a calibration with one aggregation of each expert. `fitted` has each expert with this aggregation."""
     of_one = {expert: [aggregation] for expert in sample.aggregations}
-    pool, n_images = _pool(sample, fitted, of_one, false_unknown_rate)
+    pool, n_images = _pool(sample, fitted, of_one, false_unknown_rate, labels)
     return Calibration(
         revision=revision,
         aggregation=aggregation,
@@ -252,6 +287,8 @@ def _pool(
     fitted: Mapping[tuple[str, str], ExpertCalibration],
     aggregations: Mapping[str, Sequence[str]],
     false_unknown_rate: float,
+    labels: LabelSettings | None = None,
+    *,
     least: float | None = None,
 ) -> tuple[LogLinear, int]:
     """Learns a pool. Returns the pool, and the number of images of `learn_thresholds`."""
@@ -259,8 +296,21 @@ def _pool(
     evidence = expert_evidence(pool.coefficients, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
     own = learn_category_thresholds(evidence, sample, neutral, false_unknown_rate)
-    pool = replace(pool, neutral=neutral, category_thresholds=own)
-    return learn_thresholds(pool, evidence, sample, false_unknown_rate)
+    pool, n_images = learn_thresholds(
+        replace(pool, neutral=neutral, category_thresholds=own), evidence, sample, false_unknown_rate
+    )
+    return (replace(pool, labels=_labels(pool, sample, labels)) if labels else pool), n_images
+
+
+def _labels(pool: LogLinear, sample: LeftOut, settings: LabelSettings) -> LabelModel | None:
+    """Learns the labels of images from a sample with a row for each category of an image; uses one row an image."""
+    evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
+    _, first = np.unique(sample.hashes, return_index=True)
+    chosen = first[sample.complete(evidence)[first]]
+    if not chosen.size:
+        return None
+    pooled = log_linear(evidence[:, chosen], list(sample.aggregations), pool.neutral)
+    return learn_labels(pooled, sample.belongs()[chosen], sample.categories, settings.false_positive_rate)
 
 
 def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[str]]:

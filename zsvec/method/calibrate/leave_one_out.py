@@ -42,8 +42,8 @@ class LeftOut:
             reference of the category outside the scene of the image, or no vector of the image. Image experts also have
             `LOG_COUNT`, and `CENTRED` and `GDA` if they have a background.
         hashes: Content hash of each image.
-        copies: For each image with copies in other categories, the category and hash of each copy. These images have no
-            row in the arrays, unless every image has copies.
+        copies: For each image with copies in other categories, the category and hash of each copy. In a store of one
+            category an image, these images have no row in the arrays, unless every image has copies.
         scenes: For each image, a content hash that the images of its scene share. Empty if every image is a scene of
             its own.
     """
@@ -62,6 +62,15 @@ class LeftOut:
         scenes = list(zip(self.labels.tolist(), self.scenes or self.hashes, strict=True))
         count = Counter(scenes)
         return np.array([1 / count[scene] for scene in scenes])
+
+    def belongs(self) -> NDArray[np.bool_]:
+        """Returns the categories that have each image or a copy of it, bool ``(n_images, n_categories)``."""
+        found: NDArray[np.bool_] = self.labels[:, None] == np.arange(len(self.categories))
+        column = {name: c for c, name in enumerate(self.categories)}
+        for row, digest in zip(found, self.hashes, strict=bool(self.hashes)):
+            own = self.categories[int(row.argmax())]
+            row[[column[name] for name, _ in self.copies.get((own, digest), ()) if name in column]] = True
+        return found
 
     def complete(self, evidence: Doubles) -> NDArray[np.bool_]:
         """Returns, for each image, whether every expert has evidence for every category that the expert covers.
@@ -100,6 +109,8 @@ def leave_one_out(
     top_m: int,
     most: int,
     backgrounds: Mapping[str, Background],
+    *,
+    multilabel: bool = False,
 ) -> LeftOut | None:
     """Scores a sample of reference images. Each image is scored against all references but itself.
 
@@ -107,19 +118,30 @@ def leave_one_out(
     scene (`scenes`) are left out as well, because they are not independent of the image. The right label of an image
     with a copy in another category is not known yet. Such images are skipped, unless all images have such copies.
 
+    With `multilabel`, an image belongs to every category that has a copy. It has a row for each of these categories,
+    and is left out of all of them, each time with its scene.
+
     Args:
         references: References of each expert, by name.
         aggregations: Names in `reference_aggregation.AGGREGATIONS`.
         top_m: Number of references that ``top_mean`` averages.
         most: Maximum number of images. If the store has more, each category contributes an equal number as far as
             possible, chosen by hash.
-        backgrounds: Backgrounds by expert, for `CENTRED` and `GDA`.
+        backgrounds: Backgrounds by expert, for `CENTRED` and `GDA`; none with `multilabel`.
+        multilabel: Whether an image may belong to several categories.
 
     Returns:
         The similarities, or ``None`` if there is no reference image or no second category.
     """
-    images = evenly(set().union(*image_rows(references).values()), most)
-    return next(each_left_out(references, aggregations, top_m, most, backgrounds, images), None)
+    every: set[Key] = set().union(*image_rows(references).values())
+    images = evenly(every, most)
+    if multilabel:
+        hashes = {digest for _, digest in images}
+        images = sorted(key for key in every if key[1] in hashes)
+    blocks = each_left_out(
+        references, aggregations, top_m, max(1, len(images)), backgrounds, images, multilabel=multilabel
+    )
+    return next(blocks, None)
 
 
 def each_left_out(
@@ -129,6 +151,8 @@ def each_left_out(
     most: int,
     backgrounds: Mapping[str, Background],
     images: Sequence[Key] | None = None,
+    *,
+    multilabel: bool = False,
 ) -> Iterator[LeftOut]:
     """Yields the result of `leave_one_out` for all reference images, in blocks.
 
@@ -139,6 +163,7 @@ def each_left_out(
         most: Maximum number of images in a block.
         backgrounds: As in `leave_one_out`.
         images: The images to score, instead of all reference images.
+        multilabel: As in `leave_one_out`. A block has the row of each category of an image only if `images` are given.
     """
     rows = image_rows(references)
     images = sorted(set().union(*rows.values())) if images is None else images
@@ -146,7 +171,7 @@ def each_left_out(
         return
     together = scenes(references, rows, images)
     for block in slices(len(images), most):
-        yield _left_out(references, rows, images[block], together, aggregations, top_m, backgrounds)
+        yield _left_out(references, rows, images[block], together, aggregations, top_m, backgrounds, multilabel)
 
 
 def _left_out(
@@ -157,6 +182,7 @@ def _left_out(
     aggregations: Sequence[str],
     top_m: int,
     backgrounds: Mapping[str, Background],
+    multilabel: bool,
 ) -> LeftOut:
     """Scores images as `leave_one_out` does; needs at least one image and two categories."""
     categories = tuple(category_names(references))
@@ -183,7 +209,9 @@ def _left_out(
     for one, other in agreed(alike, rows):
         copies.setdefault(one, set()).add(other)
     unique = np.array([key not in copies for key in images])
-    if unique.any():
+    if multilabel:
+        _leave_out_everywhere(scored, categories, images, copies)
+    elif unique.any():
         images = [key for key in images if key not in copies]
         scored = {expert: {name: found[unique] for name, found in by.items()} for expert, by in scored.items()}
     for expert, background in backgrounds.items():
@@ -202,8 +230,38 @@ def _left_out(
     return LeftOut(categories, labels, coverage, scored, tuple(digest for _, digest in images), copies, scene_of)
 
 
+def _leave_out_everywhere(
+    scored: Mapping[str, Mapping[str, Floats]],
+    categories: Sequence[str],
+    images: Sequence[Key],
+    copies: Mapping[Key, Collection[Key]],
+) -> None:
+    """Leaves images out of every category that has a copy, in place.
+
+    The row of a copy has the similarity to its own category without the picture. NaN if the copy is not in `images`.
+    """
+    row_of, column = ({key: i for i, key in enumerate(keys)} for keys in (images, categories))
+    pairs = [
+        (row, row_of.get(copy, -1), column[copy[0]])
+        for row, key in enumerate(images)
+        for copy in sorted(copies.get(key, ()))
+    ]
+    if not pairs:
+        return
+    rows, others, columns = np.array(pairs).T
+    for similarities in scored.values():
+        for similarity in similarities.values():
+            similarity[rows, columns] = np.where(others >= 0, similarity[others, columns], np.nan)
+
+
 def left_out_of_search(
-    found: SearchResult, images: Sequence[Key], groups: Scenes, aggregation: str, top_m: int
+    found: SearchResult,
+    images: Sequence[Key],
+    groups: Scenes,
+    aggregation: str,
+    top_m: int,
+    *,
+    multilabel: bool = False,
 ) -> LeftOut:
     """Scores reference images by a search that returned only the references nearest to each.
 
@@ -218,20 +276,24 @@ def left_out_of_search(
         groups: For each image in a group, the content hashes of the group.
         aggregation: A name in `reference_aggregation.AGGREGATIONS`, but not ``prototype``.
         top_m: Number of references that ``top_mean`` averages.
+        multilabel: Whether to leave an image out of every category that has a copy, instead of its own alone.
 
     Returns:
         The scores of all images, images with copies in other categories included.
     """
     compared = [expert for expert in found.experts if expert.modality == "image"]
     copies: dict[Key, set[Key]] = {}
-    left_out_hashes: list[set[str]] = []
+    left_out_hashes: list[dict[str, set[str]]] = []  # by category
     for i, (name, digest) in enumerate(images):
         twins = [{(n.category, n.hash) for n in one.nearest[i] if n.similarity >= TWIN} for one in compared]
         same = set.intersection(*twins) - {(name, digest)} if twins else set()
         if elsewhere := {key for key in same if key[0] != name}:
             copies[name, digest] = elsewhere
-        own = {other for category, other in same if category == name}
-        left_out_hashes.append({digest, *own, *groups.get((name, digest), ())})
+        without = {name: {digest, *groups.get((name, digest), ())}}
+        for category, other in same:
+            if multilabel or category == name:
+                without.setdefault(category, set()).add(other)
+        left_out_hashes.append(without)
     labels = np.searchsorted(found.categories, [name for name, _ in images])
     coverage = np.zeros((len(found.experts), len(found.categories)), dtype=bool)
     scored: dict[str, dict[str, Floats]] = {}
@@ -242,12 +304,33 @@ def left_out_of_search(
         for name, values in scored[expert.name].items():
             values[:, expert.coverage] = aggregate(expert.similarities, name, top_m)
         if expert.modality == "image":
-            for i, without in enumerate(left_out_hashes):
-                rest = _without(expert, i, images[i][0], int(np.searchsorted(expert.coverage, labels[i])), without)
-                for name, values in scored[expert.name].items():
-                    values[i, labels[i]] = aggregate(rest, name, top_m)[0, 0] if rest else np.nan
-    scene_of = tuple(map(min, left_out_hashes))
+            _leave_out(scored[expert.name], expert, found.categories, left_out_hashes, top_m)
+    scene_of = tuple(min(without[name]) for (name, _), without in zip(images, left_out_hashes, strict=True))
     return LeftOut(found.categories, labels, coverage, scored, tuple(digest for _, digest in images), copies, scene_of)
+
+
+def _leave_out(
+    scored: Mapping[str, Floats],
+    expert: ExpertSimilarities,
+    categories: Sequence[str],
+    hashes: Sequence[Mapping[str, Collection[str]]],
+    top_m: int,
+) -> None:
+    """Leaves references out of the scores of one image expert, in place.
+
+    Args:
+        scored: By aggregation, float32 ``(n_images, n_categories)``.
+        expert: Similarities of the images.
+        categories: Names of the columns.
+        hashes: For each image, the content hashes of the references to leave out, by category.
+        top_m: Number of references that ``top_mean`` averages.
+    """
+    position = {categories[column]: i for i, column in enumerate(expert.coverage)}
+    for i, by_category in enumerate(hashes):
+        for category, without in by_category.items():
+            rest = _without(expert, i, category, position[category], without)
+            for name, values in scored.items():
+                values[i, expert.coverage[position[category]]] = aggregate(rest, name, top_m)[0, 0] if rest else np.nan
 
 
 def _without(
@@ -276,14 +359,16 @@ def _without(
     )
 
 
-def joined(blocks: Sequence[LeftOut]) -> LeftOut:
+def joined(blocks: Sequence[LeftOut], *, multilabel: bool = False) -> LeftOut:
     """Returns the images of all blocks in one result.
 
     Categories and experts that some block lacks are left out, since the store may have changed between the blocks. So
-    are images with copies in other categories, unless all images have such copies.
+    are images with copies in other categories, unless all images have such copies or images may belong to several
+    categories.
 
     Args:
         blocks: Results of `left_out_of_search`, at least one.
+        multilabel: Whether an image may belong to several categories.
     """
     categories = sorted(set.intersection(*(set(block.categories) for block in blocks)))
     experts = [name for name in blocks[0].aggregations if all(name in block.aggregations for block in blocks)]
@@ -291,7 +376,7 @@ def joined(blocks: Sequence[LeftOut]) -> LeftOut:
     keys = [(block.categories[c], h) for block in blocks for c, h in zip(block.labels, block.hashes, strict=True)]
     present = np.isin([name for name, _ in keys], categories)
     unique = present & [key not in copies for key in keys]
-    kept = np.flatnonzero(unique if unique.any() else present)
+    kept = np.flatnonzero(unique if unique.any() and not multilabel else present)
     columns = [np.searchsorted(block.categories, categories) for block in blocks]
     pairs = list(zip(blocks, columns, strict=True))
     coverage = [np.all([block.covers(name)[places] for block, places in pairs], axis=0) for name in experts]

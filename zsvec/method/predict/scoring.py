@@ -16,6 +16,7 @@ from zsvec.method.arrays import Doubles, largest, slices
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.predict.candidates import candidate_sets
 from zsvec.method.predict.fusion import STRATEGIES, choose_strategy, limit
+from zsvec.method.predict.labels import chosen_labels, label_probabilities, label_thresholds
 from zsvec.method.predict.logits import entropy, expert_logits
 from zsvec.method.predict.novelty import Novelty, image_novelty, largest_probability, prior_novelty
 from zsvec.method.predict.opinion_pool import Similarity
@@ -41,6 +42,10 @@ class Scores(Novelty):
             ``current``.
         threshold_progress: Progress of the calibration towards a threshold, if any.
         candidate_sets: `Prediction.candidate_sets` of each image.
+        label_probabilities: float64 ``(n_images, n_categories)``, 0 to 1, whether each image belongs to each category;
+            ``None`` if an image belongs to one category.
+        label_thresholds: float64 ``(n_categories,)``, 0 to 1: the probability from which on an image belongs to a
+            category; ``None`` without `label_probabilities`.
     """
 
     probabilities: Doubles
@@ -50,6 +55,8 @@ class Scores(Novelty):
     calibration: CalibrationState
     threshold_progress: ThresholdProgress | None
     candidate_sets: Sequence[CandidateSets | None]
+    label_probabilities: Doubles | None = None
+    label_thresholds: Doubles | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +169,7 @@ class Scoring:
             unknown_above=self.unknown_above,
             per_category=self.unknown_per_category,
         )
+        labels = novelty_logits.pool.labels
         return Scores(
             probabilities=logits.probabilities,
             confidence=fused.confidence,
@@ -175,6 +183,8 @@ class Scoring:
             calibration="none" if calibration is None else "stale" if found.stale else "current",
             threshold_progress=calibration.threshold_progress if calibration else None,
             candidate_sets=candidate_sets(logits, calibration.scale if calibration else 1.0),
+            label_probabilities=label_probabilities(novelty_logits.pooled, labels) if labels else None,
+            label_thresholds=label_thresholds(found.categories, labels) if labels else None,
         )
 
     def calibration(self, found: SearchResult) -> Calibration | None:
@@ -208,6 +218,9 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
         for p, expert in zip(scores.probabilities, found.experts, strict=True)
     ]
     paths = found.tree.paths(scores.fused, scores.unknown) if found.tree else None
+    labels: list[Ranking] = [()] * len(sources)
+    if scores.label_probabilities is not None and scores.label_thresholds is not None:
+        labels = chosen_labels(scores.label_probabilities, scores.label_thresholds, found.categories)
     out = []
     for i, source in enumerate(sources):
         experts = {
@@ -233,6 +246,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 ranking=fused[i],
                 candidate_sets=scores.candidate_sets[i],
                 path=paths[i] if paths else (),
+                labels=labels[i],
                 experts=experts,
                 fusion=scores.fusion,
                 calibration=scores.calibration,

@@ -5,7 +5,8 @@ be the fused probability of an image's category given all other references, and 
 then wrong with probability (ε / C) / ((1 - ε) p + ε / C).
 
 A picture that is in several categories has one right label. So all copies of such a picture are left out together, with
-their scenes (`zsvec.method.quality.scenes`), and the other references decide between these categories.
+their scenes (`zsvec.method.quality.scenes`), and the other references decide between these categories. Where an image
+may belong to several categories, only the images of one category are judged.
 
 Suspects are only reported: a rare image with the right label looks as doubtful as an image with a wrong label.
 """
@@ -91,6 +92,7 @@ def judge(references: Mapping[str, References], calibration: Calibration) -> lis
         calibration.top_m,
         largest_sample(len(category_names(references))),
         backgrounds,
+        multilabel=calibration.multilabel,
     )
     return [verdict for block in blocks for verdict in verdicts(references, calibration, block)]
 
@@ -99,7 +101,8 @@ def verdicts(references: Mapping[str, References], calibration: Calibration, sam
     """Returns verdicts on left-out images, and on images that are in several categories.
 
     There is no verdict on texts, on an image whose category has no other scene, or on an image without a vector of
-    every encoder. The same holds for each category that has a copy of the image.
+    every encoder. The same holds for each category that has a copy of the image. Where an image may belong to several
+    categories, there is no verdict on an image of several.
 
     Args:
         references: All references of the store, by expert.
@@ -108,7 +111,8 @@ def verdicts(references: Mapping[str, References], calibration: Calibration, sam
     """
     calibration = scaled(calibration, 1 / calibration.scale)  # the scale was not learned from references
     pool = calibration.classwise or calibration.aggregations
-    return [*_of_left_out(pool, sample), *_of_copied(references, pool, calibration, sample.copies)]
+    copied = [] if calibration.multilabel else _of_copied(references, pool, calibration, sample.copies)
+    return [*_of_left_out(pool, sample), *copied]
 
 
 def suspects(references: Mapping[str, References], judged: Iterable[Verdict]) -> list[Suspect]:

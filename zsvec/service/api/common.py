@@ -39,12 +39,14 @@ async def author_of(request: Request) -> str | None:
 async def check_query(request: Request) -> None:
     """Refuses query parameters that the description of the route does not have, and repeated ones."""
     operation = request.app.openapi()["paths"][request.scope["route"].path][request.method.lower()]
-    known = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
+    parameters = [one for one in operation.get("parameters", ()) if one["in"] == "query"]
+    known = {one["name"] for one in parameters}
+    once = known - {one["name"] for one in parameters if one["schema"].get("type") == "array"}
     names = [name for name, _ in request.query_params.multi_items()]
     if unknown := sorted(set(names) - known):
         detail = f"the query may have {', '.join(sorted(known)) or 'no parameter'}, got {unknown[0]!r}"
         raise Problem(422, detail, error="unknown_parameter")
-    if len(names) > len(set(names)):
+    if any(names.count(name) > 1 for name in once):
         raise Problem(422, "each parameter of the query must be given once", error="unknown_parameter")
 
 

@@ -19,6 +19,8 @@ from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_boxes, sent_images, sent_json
 
 MAX_TOP_K = 1000
+MAX_CATEGORIES = 100
+"""Maximum number of categories in a correction."""
 TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Categories in the rankings.")]
 Explain = Annotated[bool, Query(description="Whether to return the evidence of each expert.")]
 _IMAGES = body_of(schemas.Images, form=True, raw=True)
@@ -74,20 +76,28 @@ async def correct(
     request: Request,
     work: Runs,
     by: By,
-    category: Annotated[schemas.CategoryName, Query(description="The right category; created if missing.")],
+    category: Annotated[
+        list[schemas.CategoryName],
+        Query(
+            min_length=1,
+            max_length=MAX_CATEGORIES,
+            description="The right category; created if missing. Repeat it where an image may belong to several.",
+        ),
+    ],
 ) -> Response:
     """Adds images to the right category as references, for all following predictions, and returns the category.
 
-    An image that is a reference of another category is moved. If an image cannot be read, nothing is changed.
+    Of several categories, the first is returned. An image that is a reference of another category is moved. If an image
+    cannot be read, nothing is changed.
     """
     images = await sent_images(request, work.limits.images)
 
     def corrected() -> dict[str, Any]:
-        name = checked_name(category)
+        names = list(map(checked_name, category))
         for image in images if len(images) > 1 else ():
             load_image(image, **work.classifier.settings.image_limits())
         with work.classifier.history.one_change("correct"), of_state():
-            return [work.classifier.correct(image, name) for image in images][-1].to_dict()
+            return [work.classifier.correct(image, names) for image in images][-1].to_dict()
 
     return JSON(await work.run(corrected, by=by))
 
@@ -145,13 +155,17 @@ async def show_waiting_image(request: Request, hash: Hash, work: Runs) -> Respon
 
 @router.post("/inbox/label", response_model=schemas.Category, openapi_extra=body_of(schemas.LabelGiven))
 async def label_images(request: Request, work: Runs, by: By) -> Response:
-    """Moves images from the inbox to a category, as references, and returns the category. Nothing is embedded again."""
+    """Moves images from the inbox to a category, as references, and returns the category. Nothing is embedded again.
+
+    Of several categories, the first is returned.
+    """
     given = await sent_json(request, schemas.LabelGiven)
 
     def labelled() -> dict[str, Any]:
-        category = checked_name(given.category)
+        several = [given.category] if isinstance(given.category, str) else given.category
+        categories = list(map(checked_name, several))
         with of_state():
-            return work.classifier.inbox.label(given.hashes, category).to_dict()
+            return work.classifier.inbox.label(given.hashes, categories).to_dict()
 
     return JSON(await work.run(labelled, by=by))
 

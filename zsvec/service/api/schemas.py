@@ -180,7 +180,10 @@ class LabelGiven(Given):
     """Content hashes of images in the inbox, and the category of these images."""
 
     hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MAX_ITEMS)]
-    category: Annotated[CategoryName, Field(description="Created if missing.")]
+    category: Annotated[
+        CategoryName | Annotated[list[CategoryName], Field(min_length=1, max_length=_MAX_ITEMS)],
+        Field(description="Created if missing. Several, where an image may belong to several categories."),
+    ]
 
 
 class Hashes(Given):
@@ -253,6 +256,7 @@ Prediction: Any = _answer(
     ranking=list[Label],
     candidate_sets=CandidateSets | None,
     path=list[Label],
+    labels=list[Label],
     experts=dict[str, ExpertOutput],
     threshold_progress=ThresholdProgress | None,
 )
@@ -361,6 +365,7 @@ class Info(Answer):
     references: Annotated[dict[str, int], Field(description="Number of references by expert.")]
     unreadable: Annotated[list[str], Field(description="Categories whose records are damaged.")]
     profile: str | None
+    labels: Annotated[types.Labels, Field(description="Number of categories that an image may belong to.")]
     calibration: zsvec.CalibrationState
     threshold_progress: ThresholdProgress | None
 

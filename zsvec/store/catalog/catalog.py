@@ -35,7 +35,7 @@ from zsvec.store.catalog.schema import (
     store_payload,
 )
 from zsvec.store.names import CATALOG, IMAGES, collection_name, record_id
-from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages
+from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages, Labels
 
 SLACK = 1_000_000
 """Maximum distance of a commit below the newest ``rev`` when the commit is acknowledged, in microseconds."""
@@ -100,10 +100,13 @@ class Catalog:
 
     # The store
 
-    def create(self, fingerprints: Mapping[str, Fingerprint], images: KeepImages, profile: str | None) -> None:
+    def create(
+        self, fingerprints: Mapping[str, Fingerprint], images: KeepImages, profile: str | None, labels: Labels
+    ) -> None:
         """Creates the collection of records, and the record of the store unless another writer has created it."""
         self.backend.create(self.collection, 1, CATALOG_INDEXES, ordered=True)
-        self.backend.put(self.collection, [Put(record_id("store"), store_payload(fingerprints, images, profile))])
+        record = store_payload(fingerprints, images, profile, labels)
+        self.backend.put(self.collection, [Put(record_id("store"), record)])
 
     def set_in_store(self, **fields: Any) -> None:
         """Sets fields in the record of the store, if there is a store.

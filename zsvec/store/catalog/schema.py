@@ -4,9 +4,10 @@ A store owns the collections of one namespace: the references of each encoder, t
 (`zsvec.store.collections.images`), the inbox, and the catalog. The points of the catalog are records:
 
 - one record of the store: the version of this schema, an id, the fingerprint of each encoder, the name of the profile
-  that the encoders came from, if any, whether small copies of images are kept (``images``: ``small`` or ``none``), how
-  a server searches (``search``, if not exact), the last ``measurement`` of that search, if any, and the
-  ``attachments``: collections of others whose points are references;
+  that the encoders came from, if any, whether small copies of images are kept (``images``: ``small`` or ``none``),
+  whether an image may belong to several categories (``labels``: ``many``, else ``one``), how a server searches
+  (``search``, if not exact), the last ``measurement`` of that search, if any, and the ``attachments``: collections of
+  others whose points are references;
 - one manifest per category, which names the committed writes;
 - one record of the calibration;
 - one intent per write that is in progress or has left garbage to delete;
@@ -50,6 +51,7 @@ from zsvec.types import (
     Category,
     Fingerprint,
     KeepImages,
+    Labels,
     Modality,
     SearchMeasurement,
     SearchParams,
@@ -183,12 +185,13 @@ LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "s
 
 
 def store_payload(
-    fingerprints: Mapping[str, Fingerprint], images: KeepImages, profile: str | None = None
+    fingerprints: Mapping[str, Fingerprint], images: KeepImages, profile: str | None = None, labels: Labels = "one"
 ) -> dict[str, Any]:
     """Returns the record of a new store."""
     encoders = {name: asdict(fingerprint) for name, fingerprint in fingerprints.items()}
     identity = {"kind": "store", "schema": SCHEMA, "version": 1, "id": uuid.uuid4().hex}
-    return {**identity, "encoders": encoders, "images": images, **({"profile": profile} if profile else {})}
+    named = {"profile": profile} if profile else {}
+    return {**identity, "encoders": encoders, "images": images, "labels": labels, **named}
 
 
 def fingerprints_from(store: Mapping[str, Any]) -> dict[str, Fingerprint]:
@@ -217,6 +220,11 @@ def profile_from(store: Mapping[str, Any] | None) -> str | None:
 def keeps_images(store: Mapping[str, Any] | None) -> bool:
     """Returns whether a store keeps small copies of images, according to its record."""
     return store is not None and store.get("images") == "small"
+
+
+def labels_from(store: Mapping[str, Any] | None) -> Labels:
+    """Returns to how many categories an image of a store may belong, according to its record."""
+    return "many" if store is not None and store.get("labels") == "many" else "one"
 
 
 def search_params_from(store: Mapping[str, Any] | None) -> SearchParams:

@@ -9,10 +9,10 @@ from dataclasses import asdict
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.schema import keeps_images
+from zsvec.store.catalog.schema import keeps_images, labels_from
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.names import CATALOG, IMAGES, INBOX
-from zsvec.types import Fingerprint, KeepImages
+from zsvec.types import Fingerprint, KeepImages, Labels
 
 _RESERVED = {CATALOG, IMAGES, INBOX}
 _PART = re.compile("[,;] ")
@@ -25,13 +25,14 @@ def bind(
     fingerprints: Mapping[str, Fingerprint],
     images: KeepImages | None,
     profile: str | None,
+    labels: Labels | None,
 ) -> None:
     """As `zsvec.store.store.Store.bind`."""
     check_names(catalog, fingerprints)
     if catalog.store() is None:
         for collection in (catalog.collection, *map(references.collection, (*fingerprints, IMAGES))):
             _refuse_foreign(collection, catalog)
-        catalog.create(fingerprints, images or "small", profile)
+        catalog.create(fingerprints, images or "small", profile, labels or "one")
     check_fingerprints(catalog, fingerprints)
     for name, fingerprint in fingerprints.items():
         references.create(name, fingerprint.dim)
@@ -39,6 +40,8 @@ def bind(
         references.images.create()
     if images == "small":  # last: a reader of this record expects the collection
         catalog.set_in_store(images="small")
+    if labels is not None and labels != labels_from(catalog.store()):
+        catalog.set_in_store(labels=labels)
 
 
 def keep_no_images(catalog: Catalog, references: ReferenceCollections) -> None:

@@ -128,6 +128,29 @@ def test_dismiss(waiting: Cli) -> None:
             assert message in result.err
 
 
+def test_several_labels(cli: Cli, colours: Path) -> None:
+    assert cli("import --labels many", colours).code == 0
+    [path, other] = write_photos(Path(), [9, 10])
+    found = cli(f"correct --json {path} green red").objects
+    assert [category["category"] for category in found] == ["green", "red"]
+    assert all(path.name in cli(f"show {name}").out for name in ("green", "red"))
+    with zsvec.open() as clf:
+        digest = clf.keep(other)
+    assert cli(f"inbox label {digest} blue --also new").code == 0
+    assert all(other.name in cli(f"show {name}").out for name in ("blue", "new"))
+    [score] = cli("evaluate --json", colours).objects
+    assert score["n"] == 9
+    assert score["labels"].keys() == {"blue", "green", "red"}
+    assert "mAP" in cli("evaluate", colours).out
+    assert cli("evaluate --unknown", colours, colours).code == 2
+
+
+def test_several_names_need_the_setting(filled: Cli) -> None:
+    [path] = write_photos(Path(), [9])
+    assert filled(f"correct {path} green red").code == 2
+    assert path.name not in filled("show green").out
+
+
 def test_correct(filled: Cli) -> None:
     [path] = write_photos(Path(), [9])
     [category] = filled(f"correct --json {path} green").objects

@@ -163,6 +163,11 @@ def test_an_image_of_several_categories_is_of_none(folder: Path) -> None:
     (category,) = from_coco(file, on_error=lambda error: said.append(str(error)))
     assert list(category.images) == [str(folder / "val" / "1.png")]
     assert said[1] == f"{file}, image 102 (val/2.png): it has no annotation that can be used"
+    both = from_coco(file, labels="many")
+    assert {category.name: [Path(str(image)).name for image in category.images] for category in both} == {
+        "cat": ["0.png", "1.png"],
+        "dog": ["0.png"],
+    }
 
 
 @pytest.mark.parametrize(

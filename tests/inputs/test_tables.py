@@ -271,6 +271,15 @@ def test_frames_of_columns_with_kinds() -> None:
         from_frame(frame, label="path")
 
 
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_with_lists_of_labels(library: str) -> None:
+    frames = pytest.importorskip(library, reason=f"pip install {library}")
+    rows = {"path": ["a.png", "b.png", "c.png"], "label": [["cat", "dog"], ["dog"], []]}
+    assert by_label(from_frame(frames.DataFrame(rows))) == {"cat": ["a.png"], "dog": ["a.png", "b.png"]}
+    with pytest.raises(InvalidInputError, match="row 0: a category name"):
+        from_frame(frames.DataFrame({"path": ["a.png"], "label": [["cat", ""]]}))
+
+
 def test_a_value_that_is_no_frame() -> None:
     polars = pytest.importorskip("polars", reason="pip install polars")
     with pytest.raises(InvalidInputError, match="LazyFrame is lazy: give its collect"):

@@ -92,6 +92,16 @@ def test_an_image_is_asked_by_its_candidates(browser: TestClient, monkeypatch: p
     assert "One of these two: red, rare" in page.text
 
 
+def test_labels_are_shown_where_an_image_may_have_several() -> None:
+    settings: Any = {"labels": "many", "label_false_positive_rate": 0.9}  # so that any photo has a label
+    with zsvec.open(":memory:", encoders=[HashEncoder()], **settings) as several, visitor(several) as client:
+        for colour in ("red", "blue"):
+            several.add_category(colour, images=[coloured(colour, seed) for seed in range(6)])
+        several.keep(photo(1))
+        assert "Labels: " in shown(client).text
+        assert "Labels: red" in page_of(client.post("/classify", files=[picture("red")], headers=PART)).text
+
+
 def test_without_categories_nothing_is_proposed() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier, visitor(classifier) as client:
         digest = classifier.keep(photo(1))

@@ -118,6 +118,14 @@ KeepImages = Annotated[
         help="Keep small copies of the images.  [default: as the store; a new store keeps them]",
     ),
 ]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="one|many",
+        help="Categories of an image.  [default: as the store; a new store has one]",
+    ),
+]
 Keep = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from zsvec.cli import output
-from zsvec.cli.app import Json, KeepImages, Name, Replace, Sheet, Yes, app, check_exists, confirm, images_at
+from zsvec.cli.app import Json, KeepImages, Labels, Name, Replace, Sheet, Yes, app, check_exists, confirm, images_at
 from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import InvalidInputError
 from zsvec.types import Category, SmallImage, StoredReference
@@ -47,6 +47,7 @@ def add(
     parent: Parent = None,
     replace_: Replace = False,
     keep_images: KeepImages = None,
+    labels: Labels = None,
     json: Json = False,
     yes: ExportYes = False,
 ) -> None:
@@ -54,7 +55,7 @@ def add(
     images = [path for given in image or [] for path in images_at(given)]
     for path in images:
         check_exists(path)
-    with context.obj.open(keep_images=keep_images) as classifier:
+    with context.obj.open(keep_images=keep_images, labels=labels) as classifier:
         prepare_encoders(classifier, yes=yes, adds=True)
         category = classifier.add_category(name, text or None, images, parent=parent, replace=replace_)
         output.print_found([category], categories_table, json=json)

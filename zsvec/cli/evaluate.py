@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,8 +21,8 @@ from zsvec.inputs.files import replacing_named
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zsvec import ImageInput, Prediction
-    from zsvec.evaluation import Evaluation
+    from zsvec import Classifier, ImageInput, Prediction
+    from zsvec.evaluation import Evaluation, LabelEvaluation
 
 _SCORES = ("images", "precision", "recall", "f1", "called_unknown")
 _MATRIX = 10  # maximum number of categories of a confusion matrix in a terminal
@@ -60,7 +61,8 @@ def evaluate(
 ) -> None:
     """Measure accuracy on labelled images, overall and by category, and show confused categories.
 
-    Reports and skips unusable rows and unreadable images.
+    Reports and skips unusable rows and unreadable images. In a store whose images may belong to several categories, the
+    labels of each image are compared: average precision, F1 scores and calibration error.
 
     --suite paper writes every table and figure of the paper, computed from the store's references and these images.
     Embeddings are cached in the folder of the report, so you can interrupt and repeat the command.
@@ -87,10 +89,13 @@ def evaluate(
         output.print_note(f"left out: {prediction.error}")
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
+        if classifier.labels == "many":
+            _refuse_with_labels(unknown, csv, html)
+            labelled = _labelled(source, replace(options, labels="many"))
+            _print_labels(_label_scores(classifier, labelled, left_out, counted), json=json)
+            return
         given, labels = zip(*_labelled(source, options), strict=True)
-        strangers = images_in(unknown) if unknown else []
-        if unknown and not strangers:
-            raise InvalidInputError(f"{unknown} has no images")
+        strangers = _strangers(unknown)
         result = measure(classifier, given, labels, strangers, on_error=left_out, track=counted)
         references = sum((Counter(category.references) for category in classifier.categories()), Counter[str]())
     if csv is not None:
@@ -105,6 +110,54 @@ def evaluate(
         output.print_json(result.to_dict())
     else:
         _print(result)
+
+
+def _strangers(folder: Path | None) -> Sequence[Path]:
+    """Returns the images of no category; raises InvalidInputError for a folder without images."""
+    strangers = images_in(folder) if folder else []
+    if folder and not strangers:
+        raise InvalidInputError(f"{folder} has no images")
+    return strangers
+
+
+def _refuse_with_labels(*options: Path | None) -> None:
+    if any(option is not None for option in options):
+        raise typer.BadParameter("images of this store may have several labels: leave --unknown, --csv and --html out")
+
+
+def _label_scores(
+    classifier: Classifier,
+    labelled: Sequence[tuple[ImageInput, str]],
+    left_out: Callable[[Prediction], None],
+    counted: Callable[[Iterable[ImageInput]], Iterable[ImageInput]],
+) -> LabelEvaluation:
+    from zsvec.evaluation import evaluate_labels
+
+    images, labels = zip(*labelled, strict=True)
+    return evaluate_labels(classifier, images, [[label] for label in labels], on_error=left_out, track=counted)
+
+
+def _print_labels(result: LabelEvaluation, *, json: bool) -> None:
+    """Prints the scores of labels: a row for each label, and the means."""
+    if json:
+        output.print_json(result.to_dict())
+        return
+    columns = ("average_precision", "precision", "recall", "f1", "false_positives", "ece")
+    rows = (
+        (name, str(score.images), *(_share(getattr(score, column)) for column in columns))
+        for name, score in [*result.labels.items(), ("mean", result.macro)]
+    )
+    titles = ("label", "images", "AP", "precision", "recall", "F1", "false positives", "ECE")
+    output.out.print(output.new_table(*titles, rows=rows))
+    output.out.print(
+        f"{output.counted(result.n, 'image')} with {result.mean_labels:.1f} labels on average; "
+        f"mAP {result.mean_average_precision:.1%}, micro F1 {result.micro_f1:.1%}, macro F1 {result.macro.f1:.1%}; "
+        f"{result.exact:.1%} have exactly their labels"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -> Sequence[tuple[ImageInput, str]]:

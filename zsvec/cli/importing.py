@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import Json, KeepImages, Replace, app
+from zsvec.cli.app import Json, KeepImages, Replace, Target, app
+from zsvec.cli.app import Labels as LabelsOption
 from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import ImageError, InvalidInputError, StoreError
-from zsvec.types import Category, StoredReference
+from zsvec.types import Category, Labels, StoredReference
 
 if TYPE_CHECKING:
     from zsvec import CategoryInput, ImageInput, ReferenceImage, StoredReferences
@@ -61,6 +62,7 @@ class FileOptions:
         path_column: Column of paths in a CSV file.
         label_column: Column of labels in a CSV file.
         parent_column: Column of parents in a CSV file.
+        labels: Whether an image belongs to ``one`` category, or may belong to ``many``.
     """
 
     images: Path | None
@@ -68,6 +70,7 @@ class FileOptions:
     path_column: str | None
     label_column: str | None
     parent_column: str | None = None
+    labels: Labels = "one"
 
     @property
     def columns(self) -> dict[str, str]:
@@ -99,6 +102,7 @@ def import_(
         bool, typer.Option("--again", help="Also add images and texts that were moved or removed since.")
     ] = False,
     keep_images: KeepImages = None,
+    labels: LabelsOption = None,
     json: Json = False,
     yes: ExportYes = False,
 ) -> None:
@@ -115,7 +119,12 @@ def import_(
 
     texts = read_definitions(definitions) if definitions else {}
     options = FileOptions(
-        images=images, boxes=boxes, path_column=path_column, label_column=label_column, parent_column=parent_column
+        images=images,
+        boxes=boxes,
+        path_column=path_column,
+        label_column=label_column,
+        parent_column=parent_column,
+        labels=_labels(context.obj, labels),
     )
     found = _read(source, options, definitions=texts, tree=tree, strict=replace_)
     number = _images_in(found)
@@ -136,7 +145,7 @@ def import_(
 
     start = time.monotonic()
     with ExitStack() as opened:
-        classifier = opened.enter_context(context.obj.open(keep_images=keep_images))
+        classifier = opened.enter_context(context.obj.open(keep_images=keep_images, labels=labels))
         prepare_encoders(classifier, yes=yes, adds=True)
         counted = opened.enter_context(output.progress("importing", number))
         before = {category.name: category for category in classifier.categories()}
@@ -162,7 +171,8 @@ def import_(
         notes = list(_notes_on_withdrawn(classifier.references, names | before.keys(), withdrawn))
         standing = None if json else (classifier.info(), classifier.categories())
     seconds = time.monotonic() - start
-    for note in [*_notes_on_shared(list(shared.values())), *notes]:
+    in_several = [] if options.labels == "many" else list(shared.values())
+    for note in [*_notes_on_shared(in_several), *notes]:
         output.print_note(note)
     stored = [category for category in found if category.name in names]
     bad = set(unreadable)
@@ -212,7 +222,7 @@ def is_file(source: Path, options: FileOptions) -> bool:
 
 
 def read_file(file: Path, options: FileOptions, *, strict: bool) -> list[CategoryInput]:
-    """Returns the categories of a CSV file or of COCO annotations. Reports images that have several labels.
+    """Returns the categories of a CSV file or of COCO annotations. Reports images with too many labels.
 
     Args:
         file: A file that `is_file` accepts.
@@ -224,15 +234,25 @@ def read_file(file: Path, options: FileOptions, *, strict: bool) -> list[Categor
         if file.suffix.lower() == ".json":
             from zsvec.inputs.coco import from_coco
 
-            found = from_coco(file, options.images, boxes=options.boxes, on_error=on_error)
+            found = from_coco(file, options.images, boxes=options.boxes, labels=options.labels, on_error=on_error)
         else:
             from zsvec.inputs.tables import from_csv
 
             found = from_csv(file, options.images, **options.columns, on_error=on_error)
     labels = Counter(image for category in found for image in {_source_of(image) for image in category.images})
-    if several := [image for image, number in labels.items() if number > 1]:
+    several = [image for image, number in labels.items() if number > 1]
+    if several and options.labels == "one":
         output.print_note(f"images under several labels: {len(several)}, such as {several[0]}")
     return found
+
+
+def _labels(target: Target, given: str | None) -> Labels:
+    """Returns the labels of an image in the store of an import: the option, else the setting, else as the store."""
+    settings = target.settings(labels=given)
+    if settings.labels is not None:
+        return settings.labels
+    with settings.open_store() as store:
+        return store.labels()
 
 
 def _read(

@@ -30,22 +30,27 @@ app.add_typer(inbox, name="inbox")
 def correct(
     context: typer.Context,
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image file.")],
-    name: Name,
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME…", help="Right category; several where an image may belong to several."),
+    ],
     json: Json = False,
     yes: ExportYes = False,
 ) -> None:
     """Make an image a reference of the right category, which is created if new.
 
     Every process uses the reference from the next image on. If the image is a reference of another category,
-    the reference is moved.
+    the reference is moved: the image is a reference of the named categories alone.
     """
     check_exists(photo)
     with context.obj.open() as classifier:
         prepare_encoders(classifier, yes=yes, adds=True)
         others = [one.name for one in classifier.categories()]
-        category = classifier.correct(photo, name)
-    output.print_found([category], categories_table, json=json)
-    print_if_new(category, others)
+        classifier.correct(photo, names)
+        categories = [classifier.category(name) for name in dict.fromkeys(names)]
+    output.print_found(categories, categories_table, json=json)
+    for category in categories:
+        print_if_new(category, others)
 
 
 @inbox.callback(invoke_without_command=True)
@@ -82,6 +87,10 @@ def label(
     group: Annotated[
         int | None, typer.Option("--group", metavar="N", min=1, help="All images of a group; see `zsvec inbox groups`.")
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="NAME", help="Another category of the same images. Repeatable."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Make images, or a whole group of images, references of a category, which is created if new."""
@@ -91,7 +100,7 @@ def label(
         groups = classifier.inbox.groups(names=False) if group else []
         chosen = _images_of(groups, group) if group else _hashes_of(classifier.inbox, hashes or [])
         others = [one.name for one in classifier.categories()]
-        category = classifier.inbox.label(chosen, name)
+        category = classifier.inbox.label(chosen, [name, *(also or [])])
     output.print_found([category], categories_table, json=json)
     print_if_new(category, others)
     if group:

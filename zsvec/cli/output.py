@@ -292,6 +292,8 @@ def print_prediction(
         + f"  [dim]{how_far(prediction)}[/]"
         + ("" if coverage is None else f"  {100 * coverage:g}%: {_in_set(prediction.candidates(coverage))}")
     )
+    if prediction.labels:
+        out.print("  labels " + ", ".join(f"[bold]{escape(label)}[/] {p:.1%}" for label, p in prediction.labels))
     if explain:
         out.print(evidence_table(prediction))
 

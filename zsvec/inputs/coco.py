@@ -20,6 +20,7 @@ from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_group, checked_name, checked_path
 from zsvec.inputs.images import Region
 from zsvec.inputs.tables import Gathered, LeftOutError, OnError, folder_of, opened_text, path_in
+from zsvec.types import Labels
 
 Box = tuple[float, float, float, float]
 _Id = int | Annotated[str, Field(max_length=200)]
@@ -75,6 +76,7 @@ def from_coco(
     images: str | os.PathLike[str] | None = None,
     *,
     boxes: bool = False,
+    labels: Labels = "one",
     on_error: OnError | None = None,
 ) -> list[CategoryInput]:
     """Reads categories from a JSON file of COCO annotations.
@@ -86,7 +88,9 @@ def from_coco(
         boxes: If true, each reference is an annotated object: the `Region` of its box. The objects of one image form a
             group, and come one after the other. A box is rounded outwards to whole pixels and cut at the border of the
             image. Crowds are skipped. If false, each reference is a whole image, in the category of its annotations. An
-            image without annotations is skipped, and an image of several categories is invalid.
+            image without annotations is skipped.
+        labels: Of whole images: if ``one``, an image of several categories is invalid; if ``many``, the image is a
+            reference of each of them.
         on_error: Called with an error for each category, image or annotation that is invalid or skipped. By default,
             the first error of an invalid entry is raised.
 
@@ -102,7 +106,10 @@ def from_coco(
     gathered = Gathered(str(file), on_error)
     names = _names(content["categories"], gathered)
     pictures = _pictures(content["images"], folder_of(file, images), gathered)
-    (_add_boxes if boxes else _add_images)(content["annotations"], names, pictures, gathered)
+    if boxes:
+        _add_boxes(content["annotations"], names, pictures, gathered)
+    else:
+        _add_images(content["annotations"], names, pictures, gathered, labels)
     return gathered.categories(_by_image if boxes else list)
 
 
@@ -173,21 +180,28 @@ def _pictures(rows: list[Any], folder: Path, gathered: Gathered) -> dict[int | s
 
 
 def _add_images(
-    rows: list[Any], names: Mapping[int | str, str], pictures: Mapping[int | str, _Image], gathered: Gathered
+    rows: list[Any],
+    names: Mapping[int | str, str],
+    pictures: Mapping[int | str, _Image],
+    gathered: Gathered,
+    labels: Labels,
 ) -> None:
     labels_of: dict[int | str, dict[str, None]] = {key: {} for key in pictures}
     for number, row in enumerate(rows):
         with gathered.row(f"annotations[{number}]"):
             annotation = _known(_Annotation, row, names, pictures)
             labels_of[annotation.image_id][names[annotation.category_id]] = None
-    for key, labels in labels_of.items():
+    for key, own in labels_of.items():
         with gathered.row(f"image {key!r} ({pictures[key].picture.file_name})"):
-            if not labels:
+            if not own:
                 raise LeftOutError("it has no annotation that can be used")
-            if len(labels) > 1:
-                first = ", ".join(list(labels)[:_SHOWN])
-                raise InvalidInputError(f"it shows {len(labels)} categories ({first}): take the boxes instead")
-            gathered.add(next(iter(labels)), str(pictures[key].path))
+            if len(own) > 1 and labels == "one":
+                first = ", ".join(list(own)[:_SHOWN])
+                raise InvalidInputError(
+                    f"it shows {len(own)} categories ({first}): take the boxes instead, or labels='many'"
+                )
+            for name in own:
+                gathered.add(name, str(pictures[key].path))
 
 
 def _add_boxes(

@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name, checked_parent, checked_path
+from zsvec.inputs.categories import (
+    CategoryInput,
+    ReferenceImage,
+    checked_name,
+    checked_parent,
+    checked_path,
+    is_several,
+)
 from zsvec.inputs.files import inside, open_regular
 
 OnError: TypeAlias = Callable[[InvalidInputError], object]
@@ -165,7 +172,7 @@ def from_frame(
     Args:
         frame: The data frame. Relative paths start from the working directory.
         path: Name of the column of paths.
-        label: Name of the column of labels, which are text.
+        label: Name of the column of labels, which are text, or lists of text for images with several labels.
         parent: As in `from_csv`.
         on_error: As in `from_csv`.
 
@@ -194,8 +201,9 @@ def from_frame(
         with gathered.row(f"row {number}"):
             if not isinstance(image, str | os.PathLike) or not os.fspath(image):
                 raise InvalidInputError(f"a path must be text that is not empty. Got {shown(image)}")
-            gathered.set_parent(name, over)
-            gathered.add(name, image)
+            for one in [name] if isinstance(name, str) or not is_several(name) else name:
+                gathered.set_parent(one, over)
+                gathered.add(one, image)
     return gathered.categories()
 
 

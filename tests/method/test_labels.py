@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from tests.method.material import Vectors, clusters, references, searched
+from tests.method.material import Vectors, clusters, references, searched, unit
 from zsvec.method.calibrate.coefficients import scaled
 from zsvec.method.calibrate.fit import LabelSettings, fit_calibration
 from zsvec.method.calibrate.labels import best_f1_threshold, learn_labels
@@ -17,6 +17,7 @@ from zsvec.method.calibration import Calibration, LabelModel
 from zsvec.method.predict.labels import chosen_labels, label_features, label_probabilities, label_thresholds
 from zsvec.method.predict.scoring import Scoring
 from zsvec.method.quality.label_errors import judge, verdicts
+from zsvec.method.quality.scenes import image_rows, scenes
 
 NAN = np.nan
 MODEL = LabelModel(intercept=-1.0, own=1.0, mean=-0.5, largest=0.25, threshold=0.5)
@@ -144,6 +145,21 @@ def test_a_sample_has_all_categories_of_an_image() -> None:
     assert ("a", "1") in names
     assert ("b", "1") in names
     assert not np.isnan(found.aggregations["clip:image"]["mean"][[name[1] == "1" for name in names]]).any()
+
+
+def test_a_burst_is_left_out_of_all_its_categories() -> None:
+    rng = np.random.default_rng(0)
+    first, *others = [np.array(vector) for vector in unit(rng, 21, 16).values()]
+    second = first + 0.2 * others[0]
+    burst = {"x1": tuple(first), "x2": tuple(second / np.linalg.norm(second))}
+    vectors: Vectors = {
+        name: {**burst, **{f"{name}{i}": tuple(other) for i, other in enumerate(others[start : start + 10])}}
+        for name, start in (("a", 0), ("b", 10))
+    }
+    stored = {"clip:image": references(vectors)}
+    for multilabel, expected in ((True, {"x1", "x2"}), (False, set())):
+        together = scenes(stored, image_rows(stored), [("a", "x1"), ("b", "x1")], multilabel=multilabel)
+        assert [together.get((name, "x1"), set()) for name in "ab"] == [expected] * 2
 
 
 def test_a_copy_counts_as_the_image() -> None:

@@ -169,7 +169,7 @@ def each_left_out(
     images = sorted(set().union(*rows.values())) if images is None else images
     if len(category_names(references)) < 2:
         return
-    together = scenes(references, rows, images)
+    together = scenes(references, rows, images, multilabel=multilabel)
     for block in slices(len(images), most):
         yield _left_out(references, rows, images[block], together, aggregations, top_m, backgrounds, multilabel)
 

@@ -43,7 +43,11 @@ def image_rows(references: Mapping[str, References]) -> dict[str, dict[Key, int]
 
 
 def scenes(
-    references: Mapping[str, References], rows: Mapping[str, Mapping[Key, int]], images: Collection[Key]
+    references: Mapping[str, References],
+    rows: Mapping[str, Mapping[Key, int]],
+    images: Collection[Key],
+    *,
+    multilabel: bool = False,
 ) -> Scenes:
     """Returns the scenes of two or more images in the categories of ``images``.
 
@@ -51,13 +55,15 @@ def scenes(
         references: References of each expert, by name.
         rows: Result of `image_rows` for the references.
         images: Reference images of any image expert. All images of their categories are compared.
+        multilabel: Whether an image may belong to several categories. Then the images of a category are no evidence
+            against a scene of this category where another category has them, too.
     """
     experts = image_experts(references)
     wanted = sorted({name for name, _ in images})
     links = agreed({expert: set(_twins(found, wanted)) for expert, found in experts.items()}, rows)
     if experts:
         best = most_discriminating(references, rows, images)
-        links |= set(_neighbors(experts[best], rows[best], wanted))
+        links |= set(_neighbors(experts[best], rows[best], wanted, multilabel=multilabel))
     for found in experts.values():
         links |= set(_grouped(found, wanted))
     return _connected(links)
@@ -121,7 +127,9 @@ def _grouped(references: References, names: Collection[str]) -> Iterator[tuple[K
             last[name, group] = key
 
 
-def _neighbors(references: References, row_of: Mapping[Key, int], names: Collection[str]) -> Iterator[tuple[Key, Key]]:
+def _neighbors(
+    references: References, row_of: Mapping[Key, int], names: Collection[str], *, multilabel: bool
+) -> Iterator[tuple[Key, Key]]:
     """Yields pairs of images of a category that show one scene under one encoder, in both orders.
 
     Their cosine lies far above the median of the category, and above the cosine of either with an image of another
@@ -139,23 +147,28 @@ def _neighbors(references: References, row_of: Mapping[Key, int], names: Collect
         for pair in _pairs(name, vectors, hashes, median + _FAR * deviation)
     ]
     vectors, rows = references.vectors, sorted({row_of[one] for one, _ in pairs})
-    nearest = dict(zip(rows, _nearest_elsewhere(references, rows), strict=True))
+    nearest = dict(zip(rows, _nearest_elsewhere(references, rows, multilabel=multilabel), strict=True))
     for one, other in pairs:
         i, j = row_of[one], row_of[other]
         if vectors[i] @ vectors[j] > max(nearest[i], nearest[j]):
             yield one, other
 
 
-def _nearest_elsewhere(references: References, rows: Sequence[int]) -> list[float]:
-    """Returns the largest cosine of each image with an image of another category; copies are ignored."""
+def _nearest_elsewhere(references: References, rows: Sequence[int], *, multilabel: bool) -> list[float]:
+    """Returns the largest cosine of each image with an image of another category; copies are ignored.
+
+    With `multilabel`, images that the category of the image has as well are ignored.
+    """
     vectors, bounds = references.vectors, references.starts
+    content = np.unique(references.hashes, return_inverse=True)[1] if multilabel else None
     found: list[float] = []
     for part in slices(len(rows), max(1, _BLOCK // len(vectors))):
         block = np.array(rows[part])
         cosines = vectors[block] @ vectors.T
         cosines[cosines >= TWIN] = -1
         for row, category in zip(cosines, references.owners(block), strict=True):
-            row[bounds[category] : bounds[category + 1]] = -1
+            own = slice(bounds[category], bounds[category + 1])
+            row[own if content is None else np.isin(content, content[own])] = -1
         found += cosines.max(axis=1).tolist()
     return found
 

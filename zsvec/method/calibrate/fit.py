@@ -329,7 +329,10 @@ def _distinct(sample: LeftOut, aggregations: Sequence[str]) -> dict[str, list[st
 
 
 def quality(pool: LogLinear, sample: LeftOut) -> Quality | None:
-    """Measures a pool on left-out images. Returns ``None`` if no image has another reference of its category."""
+    """Measures a pool on left-out images. Returns ``None`` if no image has another reference of its category.
+
+    An image of several categories counts once for each of them.
+    """
     evidence = expert_evidence(pool.coefficients, sample.aggregations, pool.least)
     complete = sample.complete(evidence)
     if not complete.any():

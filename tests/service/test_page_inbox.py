@@ -99,7 +99,12 @@ def test_labels_are_shown_where_an_image_may_have_several() -> None:
             several.add_category(colour, images=[coloured(colour, seed) for seed in range(6)])
         several.keep(photo(1))
         assert "Labels: " in shown(client).text
-        assert "Labels: red" in page_of(client.post("/classify", files=[picture("red")], headers=PART)).text
+        page = page_of(client.post("/classify", files=[picture("red")], headers=PART))
+        assert "Labels: red" in page.text
+        confirmed = str(page.all("button", name="category")[0]["value"])
+        assert confirmed.splitlines() == [name for name, _ in several.classify(coloured("red", 100)).labels]
+        answer = client.post("/correct", data={"category": "red\nblue"}, files=[picture("red")], headers=PART)
+        done(answer, "Learned that this is “red” and “blue”.")
 
 
 def test_without_categories_nothing_is_proposed() -> None:

@@ -17,7 +17,7 @@ from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreUnavaila
 from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Hash, Runs
 from zsvec.service.edits import create_missing
-from zsvec.service.pages.changes import changed, name_in
+from zsvec.service.pages.changes import changed, lines_in, name_in
 from zsvec.service.pages.rendering import certainty, choices, doubt, is_part, percent, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images
@@ -143,16 +143,17 @@ async def similar(
 
 @router.post("/correct")
 async def correct(request: Request, work: Runs) -> Response:
-    """Adds an image to the right category as a reference."""
+    """Adds an image to the right category as a reference; to several categories if the field has several lines."""
     images, fields = await sent_form(request, 1)
-    name = name_in(fields, "category")
+    names = [name_in({"category": [line]}, "category") for line in lines_in(fields, "category") or [""]]
     if len(images) != 1:
         raise refusal(422, "There is no photo. Choose it again.")
 
     def corrected() -> str:
         load_image(images[0], **work.classifier.settings.image_limits())  # before anything is written
-        create_missing(work.classifier, name)
-        category = work.classifier.correct(images[0], name)
-        return f"Learned that this is “{category.name}”."
+        for name in names:
+            create_missing(work.classifier, name)
+        work.classifier.correct(images[0], names)
+        return f"Learned that this is {' and '.join(f'“{name}”' for name in names)}."
 
     return await changed(request, "correct", corrected)

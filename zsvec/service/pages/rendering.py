@@ -132,8 +132,11 @@ def doubt(prediction: Prediction) -> str:
 def choices(prediction: Prediction) -> Sequence[str]:
     """Returns two to four candidates (`Prediction.candidates`) to ask for, if a single answer would be a guess.
 
-    Returns none for an image that is sure or unknown, or has more candidates, or if the references promise no set.
+    Returns none for an image that is sure or unknown, has several labels or more candidates, or if the references
+    promise no set.
     """
+    if prediction.labels:
+        return ()
     found = prediction.candidates(_ASKED_COVERAGE) or ()
     few = 2 <= len(found) <= len(_NUMBERS)
     return found if few and verdict(prediction) == "unsure" and prediction.nearest in found else ()

@@ -310,11 +310,13 @@ async function teach(row, name) {
   ask(row, true);
 }
 
-// Adds a file to a category. Returns whether the change was made.
+// Adds a file to a category, or to several, one a line. Returns whether the change was made.
 function learn(file, name) {
-  const request = { path: "/correct", fields: [["category", name], ["images", file]], progress: () => [`Learning that this is “${name}” …`, null] };
+  const given = name.split("\n");
+  const request = { path: "/correct", fields: [["category", name], ["images", file]], progress: () => [`Learning that this is “${given.join("” and “")}” …`, null] };
   corrections = corrections.then(() => makeChange([request])).then((learned) => {
-    if (learned && ![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
+    const known = [...names.options].map((option) => option.value);
+    if (learned) names.append(...given.filter((one) => !known.includes(one)).map((one) => new Option("", one)));
     return learned;
   });
   return corrections;

@@ -66,6 +66,14 @@ def test_a_record_of_another_shape_is_not_read(made: Calibration) -> None:
         assert Calibration.from_dict({**made.to_dict(), **change}) is None
 
 
+def test_a_number_that_would_absorb_all_evidence_is_not_read(made: Calibration) -> None:
+    for large, is_read in ((1e308, False), (-1e308, False), (1e6, True)):
+        neutral = dict.fromkeys(made.plain.neutral, large)
+        assert made.plain.neutral
+        changed = replace(made, plain=replace(made.plain, neutral=neutral)).to_dict()
+        assert (Calibration.from_dict(changed) is not None) == is_read
+
+
 def damaged(value: Any) -> Iterator[Any]:
     """JSON with one part after another in the place of which is something else."""
     items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -23,6 +22,7 @@ GDA = "gda"
 COVERAGES = tuple(round(0.01 * percent, 2) for percent in range(50, 100))
 """Coverages of sets of categories, ascending; `LogLinear.odds` has a quantile for each."""
 
+_LARGEST = 1e9  # in a sum, a much larger number would absorb the evidence for all categories
 _POOLS = ("plain", "aggregations", "classwise")
 
 
@@ -249,7 +249,7 @@ def _decides(model: LabelModel) -> bool:
 
 
 def _finite(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    return all(isinstance(value, int | float) and abs(value) <= _LARGEST for value in values)  # NaN is not
 
 
 def _descend(values: Sequence[Any]) -> bool:

@@ -35,8 +35,8 @@ def test_json(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["hash"]
     assert list(found) == [
         *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("candidate_sets", "path", "experts", "fusion", "calibration", "threshold_progress", "incomplete"),
-        *("stale_seconds", "error", "hash"),
+        *("candidate_sets", "path", "labels", "experts", "fusion", "calibration", "threshold_progress"),
+        *("incomplete", "stale_seconds", "error", "hash"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert (found["calibration"], found["fusion"]) == ("current", "log_linear_gda")

@@ -131,7 +131,7 @@ def test_dismiss(waiting: Cli) -> None:
 def test_several_labels(cli: Cli, colours: Path) -> None:
     assert cli("import --labels many", colours).code == 0
     [path, other] = write_photos(Path(), [9, 10])
-    found = cli(f"correct --json {path} green red").objects
+    found = cli(f"correct --json {path} green --also red").objects
     assert [category["category"] for category in found] == ["green", "red"]
     assert all(path.name in cli(f"show {name}").out for name in ("green", "red"))
     with zsvec.open() as clf:
@@ -147,7 +147,7 @@ def test_several_labels(cli: Cli, colours: Path) -> None:
 
 def test_several_names_need_the_setting(filled: Cli) -> None:
     [path] = write_photos(Path(), [9])
-    assert filled(f"correct {path} green red").code == 2
+    assert filled(f"correct {path} green --also red").code == 2
     assert path.name not in filled("show green").out
 
 

@@ -725,18 +725,20 @@ def test_several_labels() -> None:
         [answer] = client.post("/v1/classify", files=files(encode(coloured("red", 50)))).json()
         assert [label["label"] for label in answer["labels"]] == ["red"]
         picture = encode(photo(1))
-        corrected = client.post("/v1/correct?category=red&category=new", files=files(picture)).json()
+        corrected = client.post("/v1/correct?category=red&also=new", files=files(picture)).json()
         assert corrected["category"] == "red"
         assert several.references.holders([content_hash(picture)]) == {content_hash(picture): ("new", "red")}
         kept = several.keep(photo(2))
-        labelled = client.post("/v1/inbox/label", json={"hashes": [kept], "category": ["blue", "green"]}).json()
+        labelled = client.post("/v1/inbox/label", json={"hashes": [kept], "category": "blue", "also": ["green"]}).json()
         assert labelled["category"] == "blue"
         assert several.references.holders([str(kept)]) == {kept: ("blue", "green")}
-        problem(client.post("/v1/inbox/label", json={"hashes": [kept], "category": []}), 422, "category")
+        problem(client.post("/v1/inbox/label", json={"hashes": [kept], "category": "red", "also": [""]}), 422, "name")
+        problem(client.post("/v1/correct?category=red&category=blue", files=files(picture)), 422, "once")
+        assert client.post("/v1/correct?category=red&also=blue&also=new", files=files(picture)).status_code == 200
 
 
 def test_one_label_takes_one_category(client: TestClient) -> None:
-    problem(client.post("/v1/correct?category=red&category=blue", files=files(encode(photo(1)))), 409, "one category")
+    problem(client.post("/v1/correct?category=red&also=blue", files=files(encode(photo(1)))), 409, "one category")
 
 
 def test_corrections_are_atomic(client: TestClient, classifier: Classifier) -> None:
@@ -843,7 +845,7 @@ def test_info_tells_version_limits_and_what_the_command_line_tells(
     limits = {"images": 64, "body_bytes": 64 * 2**20, "queue": 256, "top_k": 1000, "page": 1000}
     assert (found.pop("version"), found.pop("limits")) == (zsvec.__version__, limits)
     assert found.keys() == {"encoders", "categories", "references", "unreadable", "profile", "calibration"} | {
-        "threshold_progress"
+        *("labels", "threshold_progress")
     }
     assert found == {name: said[name] for name in found}
     assert str(store) not in json.dumps(found)

@@ -18,6 +18,10 @@ from zsvec.errors import InvalidInputError
 if TYPE_CHECKING:
     from zsvec import Group, Inbox, Unlabelled
 
+Also = Annotated[
+    list[str] | None,
+    typer.Option("--also", metavar="NAME", help="Another category, where an image may have several. Repeatable."),
+]
 Hashes = Annotated[list[str], typer.Argument(metavar="HASH", help="Hash of an image, or a prefix.")]
 
 _SHOWN = 20  # default number of images in the table
@@ -30,10 +34,8 @@ app.add_typer(inbox, name="inbox")
 def correct(
     context: typer.Context,
     photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="Image file.")],
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="NAME…", help="Right category; several where an image may belong to several."),
-    ],
+    name: Name,
+    also: Also = None,
     json: Json = False,
     yes: ExportYes = False,
 ) -> None:
@@ -46,6 +48,7 @@ def correct(
     with context.obj.open() as classifier:
         prepare_encoders(classifier, yes=yes, adds=True)
         others = [one.name for one in classifier.categories()]
+        names = [name, *(also or [])]
         classifier.correct(photo, names)
         categories = [classifier.category(name) for name in dict.fromkeys(names)]
     output.print_found(categories, categories_table, json=json)
@@ -87,10 +90,7 @@ def label(
     group: Annotated[
         int | None, typer.Option("--group", metavar="N", min=1, help="All images of a group; see `zsvec inbox groups`.")
     ] = None,
-    also: Annotated[
-        list[str] | None,
-        typer.Option("--also", metavar="NAME", help="Another category of the same images. Repeatable."),
-    ] = None,
+    also: Also = None,
     json: Json = False,
 ) -> None:
     """Make images, or a whole group of images, references of a category, which is created if new."""

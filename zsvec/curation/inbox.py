@@ -18,7 +18,7 @@ from zsvec.encoders.torch.vocabulary import common_words
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
-from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name, is_several
+from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
 from zsvec.inputs.images import ImageInput, content_hash, read_file, source_of, taken
 from zsvec.method.quality.inbox_ranking import most_useful, urgency
 from zsvec.store import InboxImage, Move, Reference, Store, Write
@@ -188,9 +188,8 @@ class Inbox:
 
         The images leave the inbox, and every process uses the references from its next batch on. If another category
         has an image as a reference, the reference is moved: an image is a reference of the named categories alone. A
-        missing category is created without definition texts;
-        `StoredReferences.update` adds texts. Labelling is idempotent: after a kill, repeat the call. An undo puts the
-        images back into the inbox.
+        missing category is created without definition texts; `StoredReferences.update` adds texts. Labelling is
+        idempotent: after a kill, repeat the call. An undo puts the images back into the inbox.
 
         Args:
             hashes: Content hash of an image, or several.
@@ -219,7 +218,7 @@ class Inbox:
 
     def _targets(self, name: str | Sequence[str]) -> list[str]:
         """Returns the names of categories for an image, each once; raises InvalidInputError for unusable names."""
-        if isinstance(name, str) or not is_several(name):
+        if not isinstance(name, list | tuple):  # sets and mappings have no first name
             return [checked_name(name)]
         targets = list(dict.fromkeys(map(checked_name, name)))
         if not targets or (len(targets) > 1 and self._store.labels() == "one"):

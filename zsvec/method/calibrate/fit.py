@@ -164,13 +164,11 @@ def fit_calibration(
     limit = largest_sample(len(category_names(references)))
     images = image_experts(references)
     sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
-    kept = former if former and holds(former, sizes) else None
+    several = labels is not None
+    kept = former if former and not several and holds(former, sizes) else None
     if kept and not all(describes(known, references[expert]) for expert, known in kept.backgrounds.items()):
         kept = None
-    if labels is not None:
-        kept = None
-    backgrounds = {} if kept or labels is not None else learn_backgrounds(references)
-    several = labels is not None
+    backgrounds = {} if kept or several else learn_backgrounds(references)
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds, multilabel=several)
     if sample is None:
         return None

@@ -19,8 +19,6 @@ from zsvec.service.problems import JSON
 from zsvec.service.uploads import sent_boxes, sent_images, sent_json
 
 MAX_TOP_K = 1000
-MAX_CATEGORIES = 100
-"""Maximum number of categories in a correction."""
 TopK = Annotated[int, Query(ge=1, le=MAX_TOP_K, description="Categories in the rankings.")]
 Explain = Annotated[bool, Query(description="Whether to return the evidence of each expert.")]
 _IMAGES = body_of(schemas.Images, form=True, raw=True)
@@ -76,24 +74,20 @@ async def correct(
     request: Request,
     work: Runs,
     by: By,
-    category: Annotated[
+    category: Annotated[schemas.CategoryName, Query(description="The right category; created if missing.")],
+    also: Annotated[
         list[schemas.CategoryName],
-        Query(
-            min_length=1,
-            max_length=MAX_CATEGORIES,
-            description="The right category; created if missing. Repeat it where an image may belong to several.",
-        ),
-    ],
+        Query(max_length=schemas.MAX_ALSO, description="Further categories, where an image may belong to several."),
+    ] = [],  # noqa: B006 - never changed
 ) -> Response:
     """Adds images to the right category as references, for all following predictions, and returns the category.
 
-    Of several categories, the first is returned. An image that is a reference of another category is moved. If an image
-    cannot be read, nothing is changed.
+    An image that is a reference of another category is moved. If an image cannot be read, nothing is changed.
     """
     images = await sent_images(request, work.limits.images)
 
     def corrected() -> dict[str, Any]:
-        names = list(map(checked_name, category))
+        names = list(map(checked_name, [category, *also]))
         for image in images if len(images) > 1 else ():
             load_image(image, **work.classifier.settings.image_limits())
         with work.classifier.history.one_change("correct"), of_state():
@@ -155,15 +149,11 @@ async def show_waiting_image(request: Request, hash: Hash, work: Runs) -> Respon
 
 @router.post("/inbox/label", response_model=schemas.Category, openapi_extra=body_of(schemas.LabelGiven))
 async def label_images(request: Request, work: Runs, by: By) -> Response:
-    """Moves images from the inbox to a category, as references, and returns the category. Nothing is embedded again.
-
-    Of several categories, the first is returned.
-    """
+    """Moves images from the inbox to a category, as references, and returns the category. Nothing is embedded again."""
     given = await sent_json(request, schemas.LabelGiven)
 
     def labelled() -> dict[str, Any]:
-        several = [given.category] if isinstance(given.category, str) else given.category
-        categories = list(map(checked_name, several))
+        categories = list(map(checked_name, [given.category, *given.also]))
         with of_state():
             return work.classifier.inbox.label(given.hashes, categories).to_dict()
 

@@ -31,6 +31,8 @@ from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN, PA
 from zsvec.service.problems import CODES, TYPES
 
 _MAX_ITEMS = 1000  # of a list in a request: each invalid item costs an error object
+MAX_ALSO = 100
+"""Maximum number of further categories of an image in a request."""
 
 _RED_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAIAAACQd1PeAAAADElEQVR4nGP4z8AAAAMBAQDJ/pLvAAAAAElFTkSuQmCC"
 _DATA_URI = re.compile(r"data:[\w.+/-]{0,100}(?:;[\w.=+-]{1,100}){0,4};base64,", re.ASCII | re.IGNORECASE)
@@ -180,10 +182,11 @@ class LabelGiven(Given):
     """Content hashes of images in the inbox, and the category of these images."""
 
     hashes: Annotated[list[Hash], Field(min_length=1, max_length=_MAX_ITEMS)]
-    category: Annotated[
-        CategoryName | Annotated[list[CategoryName], Field(min_length=1, max_length=_MAX_ITEMS)],
-        Field(description="Created if missing. Several, where an image may belong to several categories."),
-    ]
+    category: Annotated[CategoryName, Field(description="Created if missing.")]
+    also: Annotated[
+        list[CategoryName],
+        Field(max_length=MAX_ALSO, description="Further categories, where an image may belong to several."),
+    ] = []
 
 
 class Hashes(Given):

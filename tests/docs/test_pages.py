@@ -43,7 +43,7 @@ UNRUN = {
     "generation": ["needs-key", "needs-key"],
     "architecture": ["needs-host"],
     "measured": [
-        *["needs-data"] * 7,
+        *["needs-data"] * 10,
         "needs-time",
         "needs-data",
         *["needs-time"] * 2,

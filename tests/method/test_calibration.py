@@ -12,7 +12,7 @@ from hypothesis import settings
 from tests.method.material import calibrated, clusters, searched, texts
 from zsvec.method.calibrate.coefficients import scaled
 from zsvec.method.calibrate.fit import holds
-from zsvec.method.calibration import Calibration, uncalibrated
+from zsvec.method.calibration import Calibration, LabelModel, uncalibrated
 from zsvec.method.predict.scoring import Scoring
 
 NAN = np.nan
@@ -84,10 +84,13 @@ def damaged(value: Any) -> Iterator[Any]:
             yield changed
 
 
-OTHERS = (None, 0, -5.0, NAN, np.inf, 10**400, True, "x", [], [1], [[]], {}, {"a": 1})
+OTHERS = (None, 0, -5.0, 5e-324, 1e308, -1e308, NAN, np.inf, 10**400, True, "x", [], [1], [[]], {}, {"a": 1})
 
 
-def test_a_record_that_is_damaged_anywhere_is_none_or_of_use(made: Calibration) -> None:
+@pytest.mark.parametrize("labels", [None, LabelModel(0.1, 0.5, -0.2, -0.3, 0.5, {"a": 0.4}, 0.1, 20)])
+def test_a_record_that_is_damaged_anywhere_is_none_or_of_use(made: Calibration, labels: LabelModel | None) -> None:
+    if labels is not None:
+        made = replace(made, aggregations=replace(made.aggregations, labels=labels), classwise=None, backgrounds={})
     scoring = Scoring(temperatures=dict.fromkeys(made.experts, 0.07))
     rng = np.random.default_rng(13)
     experts = {"clip:image": clusters(rng, {"a": 20, "b": 3}, 1.0), "clip:text": texts(rng, "ab")}
@@ -97,8 +100,12 @@ def test_a_record_that_is_damaged_anywhere_is_none_or_of_use(made: Calibration) 
     read = [Calibration.from_dict({**values, "format": record["format"]}) for values in records]
     assert 0 < sum(one is None for one in read) < len(read)
     for one in filter(None, read):
-        scores = scoring.scores(replace(found, calibration=scaled(one, 1 / one.scale)))
-        np.testing.assert_allclose(scores.fused.sum(axis=1), 1)
+        for calibration in (one, scaled(one, 1 / one.scale)):
+            scores = scoring.scores(replace(found, calibration=calibration))
+            np.testing.assert_allclose(scores.fused.sum(axis=1), 1)
+            if scores.label_probabilities is not None:
+                assert scores.label_probabilities.min() >= 0
+                assert scores.label_probabilities.max() <= 1
         assert isinstance(holds(one, {"clip:image": 23, "clip:text": 2}), bool)
 
 

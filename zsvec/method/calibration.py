@@ -22,8 +22,8 @@ GDA = "gda"
 COVERAGES = tuple(round(0.01 * percent, 2) for percent in range(50, 100))
 """Coverages of sets of categories, ascending; `LogLinear.odds` has a quantile for each."""
 
-_LARGEST = 1e9  # in a sum, a much larger number would absorb the evidence for all categories
 _POOLS = ("plain", "aggregations", "classwise")
+_LARGEST = 1e9  # of a number in a record: much larger ones would absorb evidence in a sum, and overflow in a product
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +207,8 @@ class Calibration:
         return (
             isinstance(self.revision, int)
             and isinstance(self.attached, str)
-            and _finite([*others, *positive])
-            and min(positive) > 0
+            and _moderate([*others, *positive])
+            and min(positive) >= 1 / _LARGEST
             and self.backgrounds.keys() <= self.experts.keys()
             and self._adds_up(self.plain, {})
             and self._adds_up(self.aggregations, dict.fromkeys(self.experts, (several,)))
@@ -219,13 +219,13 @@ class Calibration:
         """Returns whether a pool is valid. `more` names further permitted coefficients of each expert."""
         numbers = (pool.neutral, pool.thresholds, pool.category_thresholds, pool.shares, *pool.coefficients.values())
         return (
-            _finite([pool.noise, *(number for by_name in numbers for number in by_name.values())])
-            and _finite([value for values in pool.quantiles.values() for value in values])
+            _moderate([pool.noise, *(number for by_name in numbers for number in by_name.values())])
+            and _moderate([value for values in pool.quantiles.values() for value in values])
             and all(map(_descend, (*pool.odds.values(), *pool.category_odds.values())))
-            and (pool.least is None or (_finite([pool.least]) and pool.least < 0))
+            and (pool.least is None or (_moderate([pool.least]) and pool.least < 0))
             and (pool.labels is None or _decides(pool.labels))
             and pool.coefficients.keys() == pool.shares.keys() == self.experts.keys()
-            and min(pool.shares.values()) > 0
+            and min(pool.shares.values()) >= 1 / _LARGEST
             and all(pool.coefficients.values())
             and all(
                 by_name.keys() <= {self.aggregation, LOG_COUNT, *more.get(expert, ())}
@@ -245,15 +245,15 @@ def _decides(model: LabelModel) -> bool:
     rates = [model.threshold, *model.category_thresholds.values()]
     rates += [] if model.false_positive_rate is None else [model.false_positive_rate]
     numbers = [model.intercept, model.own, model.mean, model.largest, model.images, *rates]
-    return _finite(numbers) and min(rates) >= 0 and max(rates) <= 1
+    return _moderate(numbers) and min(rates) >= 0 and max(rates) <= 1
 
 
-def _finite(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and abs(value) <= _LARGEST for value in values)  # NaN is not
+def _moderate(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and abs(value) <= _LARGEST for value in values)  # false for NaN
 
 
 def _descend(values: Sequence[Any]) -> bool:
-    return _finite(values) and 0 < len(values) <= len(COVERAGES) and all(a >= b for a, b in pairwise(values))
+    return _moderate(values) and 0 < len(values) <= len(COVERAGES) and all(a >= b for a, b in pairwise(values))
 
 
 def uncalibrated(temperatures: Mapping[str, float], aggregation: str) -> LogLinear:

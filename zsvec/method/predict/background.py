@@ -144,6 +144,7 @@ class Background:
 
 _ARRAYS = {"mean": "<f4", "basis": "<f2", "along": "<f4"}
 _NUMBERS = ("elsewhere", "weight", "within", "between", "references", "of_roots")
+_LARGEST = 1e20  # precision, weight or distance; float32 has the sums of products with it
 
 
 @lru_cache(maxsize=16)
@@ -151,9 +152,12 @@ def _read(*values: Any) -> Background:
     kept = dict(zip((*_ARRAYS, *_NUMBERS), values, strict=True))
     arrays = {name: np.frombuffer(b64decode(kept[name]), _ARRAYS[name]).astype(np.float32) for name in _ARRAYS}
     fields: dict[str, Any] = {name: float(kept[name]) for name in _NUMBERS}
-    numbers = np.concatenate([*arrays.values(), list(fields.values())])
-    if not np.isfinite(numbers).all() or min(fields.values()) < 0 or fields["within"] == 0:
-        raise ValueError("the numbers of a background must be finite and not negative")
+    of_unit_rows = np.abs(np.concatenate([arrays["mean"], arrays["basis"]]))
+    positive = np.append(arrays["along"], list(fields.values()))
+    if not (of_unit_rows.max() <= 2 and 0 <= positive.min() and positive.max() <= _LARGEST):  # false for NaN
+        raise ValueError("the numbers of a background must not be so large that a distance overflows, nor negative")
+    if fields["within"] < 1 / _LARGEST:
+        raise ValueError("the references of a category must differ")
     fields |= arrays | {"references": int(kept["references"]), "of_roots": bool(kept["of_roots"])}
     fields["basis"] = arrays["basis"].reshape(len(arrays["along"]), len(arrays["mean"]))
     return Background(**fields)

@@ -155,6 +155,10 @@ def test_predictions_from_json(clf: zsvec.Classifier) -> None:
         {"ranking": (("cat", float("nan")),)},
         {"ranking": (("cat", 2.0),)},
         {"ranking": (("cat", "1"),)},
+        {"ranking": ((["cat"], 1.0),)},
+        {"ranking": ((3, 1.0),)},
+        {"ranking": (("cat",),)},
+        {"ranking": None},
         {"novelty": float("nan")},
         {"novelty": -1.0},
     ],
@@ -177,7 +181,7 @@ def test_the_novelty_setting_decides_which_frames_are_unknown(tracker: zsvec.Tra
     lax = Prediction(source="", nearest="cat", ranking=(("cat", 1.0),), novelty=0.999)
     for given in (strict, lax):
         for _ in range(7):
-            answer = tracker.update(given.novelty or 0, given)  # type: ignore[arg-type]
+            answer = tracker.update(str(given.novelty), given)
         assert (answer.novelty, answer.unknown, answer.label) == (pytest.approx(0.5), False, None)
 
 
@@ -245,6 +249,27 @@ def test_a_frame_with_ids(clf: zsvec.Classifier, ids: Any) -> None:
     assert [(one.track, one.label) for one in found] == [*zip([3, 1, 2], COLOURS, strict=True), (9, None)]
     assert found[3].unknown
     assert asyncio.run(tracker.aclassify(scene(), BOXES, ids))[0].label == COLOURS[0]
+
+
+def test_an_id_of_numpy_is_that_of_the_number(tracker: zsvec.Tracker) -> None:
+    prediction = Prediction(source="", ranking=(("cat", 1.0),))
+    for number in (np.int64(7), np.float32(7), 7.0, 7):
+        found = tracker.update(number, prediction)  # type: ignore[arg-type]
+        assert json.loads(json.dumps(found.to_dict()))["track"] == 7
+    assert (len(tracker), tracker.answer(np.int32(7)).frames, found.frames) == (1, 4, 4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("track", [None, -1, float("nan"), float("inf"), 1.5, True, b"x", [1], {}])
+def test_an_id_that_is_none(tracker: zsvec.Tracker, track: Any) -> None:
+    prediction = Prediction(source="", ranking=(("cat", 1.0),))
+    for call in (
+        lambda: tracker.update(track, prediction),
+        lambda: tracker.wants(track),
+        lambda: tracker.answer(track),
+    ):
+        with pytest.raises(InvalidInputError):
+            call()
+    assert len(tracker) == 0
 
 
 def test_a_frame_is_not_decoded_if_no_track_wants_it(clf: zsvec.Classifier) -> None:

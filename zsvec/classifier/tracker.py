@@ -102,6 +102,7 @@ class Tracker:
 
     def answer(self, track_id: TrackId) -> TrackPrediction:
         """Returns the present answer of a track; one without frames for an unknown id."""
+        track_id = _checked_id(track_id)
         with self._lock:
             self._end_old(time.monotonic())
             track = self._tracks.get(track_id)
@@ -113,6 +114,7 @@ class Tracker:
         Every frame needs to be classified until the answer is locked, or until 30 frames did not lock it. Then the gaps
         between classified frames grow to 30 frames, as long as these frames agree with the answer.
         """
+        track_id = _checked_id(track_id)
         with self._lock:
             track = self._seen(track_id)
             track.passed += 1
@@ -125,8 +127,10 @@ class Tracker:
         precise. An unreadable frame is no evidence.
 
         Raises:
-            InvalidInputError: The ranking is no ranking, or a probability is not from 0 to 1.
+            InvalidInputError: The ranking is no ranking, a probability is not from 0 to 1, or the id is neither a text
+                nor an integer from 0 on.
         """
+        track_id = _checked_id(track_id)
         if prediction.error is None:
             _check(prediction)
         with self._lock:
@@ -251,14 +255,28 @@ def _novelty(prediction: Prediction) -> float | None:
 
 
 def _check(prediction: Prediction) -> None:
-    numbers = [probability for _, probability in prediction.ranking]
-    numbers += [] if prediction.novelty is None else [prediction.novelty]
+    try:
+        ranking = dict(prediction.ranking)
+    except (TypeError, ValueError):  # a prediction from elsewhere may have anything
+        ranking = {}
+    numbers = [*ranking.values(), *([] if prediction.novelty is None else [prediction.novelty])]
     sound = all(isinstance(number, int | float) and 0 <= number <= 1 for number in numbers)  # false for NaN
-    if not prediction.ranking or not sound:
+    if not ranking or not sound or not all(isinstance(name, str) for name in ranking):
         raise InvalidInputError(
             f"a prediction must have a ranking with probabilities from 0 to 1. Got {shown(prediction.ranking)} and the "
             f"novelty {shown(prediction.novelty)}; give a prediction of this store"
         )
+
+
+def _checked_id(track_id: object) -> TrackId:
+    """Returns the id of a track as an int or str; raises InvalidInputError for any other value, and below 0."""
+    (found,) = track_ids((), [track_id], 1)
+    if found is None:
+        raise InvalidInputError(
+            f"the id of a track must be a text or an integer from 0 on. Got {shown(track_id)}; leave out boxes without "
+            "a track"
+        )
+    return found
 
 
 def _checked_number(name: str, value: object, most: float) -> float:

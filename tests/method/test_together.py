@@ -10,6 +10,7 @@ import pytest
 
 from zsvec.method.predict import together as module
 from zsvec.method.predict.together import Batch, together
+from zsvec.method.predict.tree import Tree
 from zsvec.types import Prediction
 
 # Three images of each category, and one beside those of a, with a little more evidence for b.
@@ -61,6 +62,19 @@ def test_an_image_in_doubt_gets_the_category_of_similar_images() -> None:
     means = [np.mean([one.probability for one in some if one.probability]) for some in (found, alone())]
     assert means[0] == pytest.approx(means[1], abs=1e-6)
     assert [len(one.ranking) for one in together(alone(), [a_batch()], 1)] == [1] * 7
+
+
+@pytest.mark.parametrize("size", [7, 3])
+def test_a_path_leads_to_the_new_category(size: int) -> None:
+    tree = Tree.of(("a", "b"), {"a": "x", "b": "y"})
+    batches = [a_batch(slice(first, first + size), tree=tree) for first in range(0, 7, size)]
+    found = together(alone(), batches, 2)
+    assert [one.path[-1] for one in found] == [one.ranking[0] for one in found]
+    assert [[name for name, _ in one.path] for one in found] == [["x", "a"]] * 3 + [["y", "b"]] * 3 + [["x", "a"]]
+    for one in together(alone(unknown=True), batches, 2):
+        assert one.path == (({"a": "x", "b": "y"}[str(one.nearest)], one.probability),)
+    mixed = together(alone(), [a_batch(slice(3)), a_batch(slice(3, 7), tree=tree)], 2)
+    assert [len(one.path) for one in mixed] == [0] * 3 + [2] * 4
 
 
 def test_an_unknown_image_stays_unknown() -> None:

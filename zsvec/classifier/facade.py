@@ -791,9 +791,9 @@ class Classifier:
 
         The images are classified as a stream. Then each image gets evidence from the images of the set that are most
         similar to it (Ziko et al., "Laplacian regularized few-shot learning", ICML 2020). Categories may be unequally
-        frequent, and images of no category are allowed. `label`, `probability` and `ranking` change. The decision
-        whether an image is unknown and the evidence of the experts are those of the image alone. Without reference
-        images, nothing changes.
+        frequent, and images of no category are allowed. `label`, `probability`, `ranking` and `path` change. The
+        decision whether an image is unknown, `candidates`, `labels` and the evidence of the experts are those of the
+        image alone, so a set of candidates may lack the label. Without reference images, nothing changes.
 
         The vectors and the distributions of all images stay in memory until the end. The time of the last step grows
         with the square of the number of images.

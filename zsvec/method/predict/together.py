@@ -11,8 +11,9 @@ from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.predict.logits import entropy, softmax
 from zsvec.method.predict.scoring import Scores, rankings
 from zsvec.method.predict.transduction import transduce
+from zsvec.method.predict.tree import Tree
 from zsvec.method.similarities import SearchResult
-from zsvec.types import Prediction
+from zsvec.types import Prediction, Ranking
 
 WORTH = 5.0
 """λ of `transduce` in a set with many images of each category, nats."""
@@ -32,12 +33,14 @@ class Batch:
         fused: float64 ``(n_images, n_categories)``, fused distribution of each image alone.
         vectors: By encoder with reference images, float32 ``(n_images, dim)``, unit rows.
         shares: By the same encoders, the mean confidence of the image expert in this batch.
+        tree: The tree over the categories, if any of them has a parent.
     """
 
     categories: tuple[str, ...]
     fused: Doubles
     vectors: Mapping[str, Floats]
     shares: Mapping[str, float]
+    tree: Tree | None = None
 
     @classmethod
     def of(cls, found: SearchResult, parts: Iterable[Scores]) -> Batch:
@@ -50,14 +53,15 @@ class Batch:
             np.concatenate([one.fused for one in scores]),
             {encoder: found.queries[encoder] for encoder in images.values()},
             {encoder: float(confidence[e]) for e, encoder in images.items()},
+            found.tree,
         )
 
 
 def together(alone: Sequence[Prediction], batches: Sequence[Batch], top_k: int) -> list[Prediction]:
     """Returns predictions from the evidence of each image and of similar images of the set.
 
-    Label, probability and ranking change. Novelty, the decision whether an image is unknown, and the evidence of the
-    experts are those of the image alone.
+    Label, probability, ranking and path change. Novelty, the decision whether an image is unknown, candidate sets,
+    labels and the evidence of the experts are those of the image alone.
 
     Args:
         alone: Predictions of the images of the batches, in order.
@@ -70,16 +74,20 @@ def together(alone: Sequence[Prediction], batches: Sequence[Batch], top_k: int) 
         return list(alone)
     categories = sorted({name for batch in batches for name in batch.categories})
     evidence = np.full((len(alone), len(categories)), -np.inf)
-    first = 0
-    for batch in batches:
-        columns = np.searchsorted(categories, batch.categories)
+    ends = np.cumsum([len(batch.fused) for batch in batches]).tolist()
+    parts = [slice(end - len(batch.fused), end) for end, batch in zip(ends, batches, strict=True)]
+    of_batch = [np.searchsorted(categories, batch.categories) for batch in batches]
+    for batch, rows, columns in zip(batches, parts, of_batch, strict=True):
         with np.errstate(divide="ignore"):
-            evidence[first : first + len(batch.fused), columns] = np.log(batch.fused)
-        first += len(batch.fused)
+            evidence[rows, columns] = np.log(batch.fused)
     vectors = [np.concatenate([batch.vectors[name] for batch in batches]) for name in encoders]
     shares = np.array([np.mean([batch.shares[name] for batch in batches]) for name in encoders])
     fused = softmax(transduce(evidence, vectors, shares, _worth(softmax(evidence).mean(axis=0), len(alone))))
     ranked = rankings(fused, np.arange(len(categories)), categories, top_k)
+    unknown = np.array([prediction.unknown for prediction in alone])
+    paths: list[Ranking] = []
+    for batch, rows, columns in zip(batches, parts, of_batch, strict=True):
+        paths += batch.tree.paths(fused[rows][:, columns], unknown[rows]) if batch.tree else [()] * len(batch.fused)
     return [
         replace(
             prediction,
@@ -87,8 +95,9 @@ def together(alone: Sequence[Prediction], batches: Sequence[Batch], top_k: int) 
             nearest=ranking[0][0],
             probability=ranking[0][1],
             ranking=ranking,
+            path=path,
         )
-        for prediction, ranking in zip(alone, ranked, strict=True)
+        for prediction, ranking, path in zip(alone, ranked, paths, strict=True)
     ]
 
 

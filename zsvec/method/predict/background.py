@@ -154,7 +154,7 @@ def _read(*values: Any) -> Background:
     fields: dict[str, Any] = {name: float(kept[name]) for name in _NUMBERS}
     of_unit_rows = np.abs(np.concatenate([arrays["mean"], arrays["basis"]]))
     positive = np.append(arrays["along"], list(fields.values()))
-    if not (of_unit_rows.max() <= 2 and 0 <= positive.min() and positive.max() <= _LARGEST):  # false for NaN
+    if not (of_unit_rows.max() <= 2 and positive.min() >= 0 and positive.max() <= _LARGEST):  # false for NaN
         raise ValueError("the numbers of a background must not be so large that a distance overflows, nor negative")
     if fields["within"] < 1 / _LARGEST:
         raise ValueError("the references of a category must differ")

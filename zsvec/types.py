@@ -39,6 +39,8 @@ MAX_MARGIN = 10
 """Largest `Region.margin`."""
 CALIBRATION_FORMAT = 7
 """Format version of stored calibrations. Calibrations with another version are ignored."""
+LONGEST_NAME = 500
+"""Maximum number of characters of a category name, and of a parent."""
 PARENT_MARK = " > "
 """Text between the names of a parent."""
 MAX_LEVELS = 32

@@ -189,6 +189,9 @@ def test_moved_images_change_no_parent(clf: Classifier) -> None:
         ({"robin": ["bird"]}, ["robin"]),
         ({"robin": " >  > "}, ["robin"]),
         ({"robin": " > ".join("x" * 40)}, ["robin"]),
+        ({"robin": "b" * 501}, ["robin"]),
+        ({"robin": "to\ny"}, ["robin"]),
+        ({"robin": "bird > \u202e"}, ["robin"]),
     ],
 )
 def test_a_forged_parent_stops_no_reader(clf: Classifier, forged: dict[str, object], path: list[str]) -> None:
@@ -216,4 +219,15 @@ def test_a_copy_has_the_parents(tmp_path: Path) -> None:
     with zsvec.open(target, encoders=[HashEncoder()]) as clf:
         assert parents(clf) == {"robin": "toy", "car": ""}
         forge(clf, "robin", "to\ny")
-    assert list(zsvec.copy(target, tmp_path / "third").damaged) == ["robin"]
+    assert zsvec.copy(target, tmp_path / "third").complete
+    with zsvec.open(tmp_path / "third", encoders=[HashEncoder()]) as clf:
+        assert parents(clf) == {"robin": "", "car": ""}
+        forge(clf, "robin", "..")
+    assert list(zsvec.copy(tmp_path / "third", tmp_path / "fourth").damaged) == ["robin"]
+
+
+@pytest.mark.parametrize("forged", ["bird > robin", "bird > \x00", "bird > " + "x" * 500])
+def test_a_forged_parent_below_stops_no_rename(clf: Classifier, forged: str) -> None:
+    forge(clf, "robin", forged)
+    clf.references.rename("bird", "birds")
+    assert parents(clf) == {"robin": "", "wren": "animal > birds", "birds": "animal", "dog": "animal", "car": ""}

@@ -16,9 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from zsvec.errors import CONTROLS, SURROGATES, InvalidInputError, shown
 from zsvec.inputs.images import ImageInput, is_one_image
-from zsvec.types import MAX_LEVELS, PARENT_MARK
+from zsvec.types import LONGEST_NAME, MAX_LEVELS, PARENT_MARK
 
-LONGEST_NAME = 500
 LONGEST_TEXT = 20_000
 LONGEST_METADATA = 100_000
 _DEEPEST_METADATA = 32  # nested levels; the embedded engine cannot read its log beyond 128

@@ -27,8 +27,9 @@ import zsvec
 from zsvec import types
 from zsvec.curation import inbox
 from zsvec.errors import ImageError
-from zsvec.inputs.categories import LONGEST_NAME, LONGEST_TEXT, NAME_PATTERN, PARENT_PATTERN
+from zsvec.inputs.categories import LONGEST_TEXT, NAME_PATTERN, PARENT_PATTERN
 from zsvec.service.problems import CODES, TYPES
+from zsvec.types import LONGEST_NAME
 
 _MAX_ITEMS = 1000  # of a list in a request: each invalid item costs an error object
 MAX_ALSO = 100

@@ -40,13 +40,13 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from zsvec.errors import InvalidInputError, StoreError, shown
+from zsvec.errors import CONTROLS, SURROGATES, InvalidInputError, StoreError, shown
 from zsvec.store.catalog.marks import marks_from
 from zsvec.store.names import record_id
 from zsvec.types import (
     CALIBRATION_FORMAT,
+    LONGEST_NAME,
     MAX_LEVELS,
-    PARENT_MARK,
     Attachment,
     Category,
     Fingerprint,
@@ -377,8 +377,16 @@ def category_from(manifest: Mapping[str, Any]) -> Category:
 
 def parent_from(manifest: Mapping[str, Any]) -> str:
     """Returns the parent in a manifest, which any writer may have made; empty without a valid one."""
-    names = names_of_parent(text_from(manifest, "parent") or "")
-    return PARENT_MARK.join(names) if len(names) <= MAX_LEVELS and all(map(str.strip, names)) else ""
+    parent = text_from(manifest, "parent") or ""
+    names = names_of_parent(parent)
+    is_valid = (
+        len(parent) <= LONGEST_NAME
+        and len(names) <= MAX_LEVELS
+        and all(map(str.strip, names))
+        and manifest.get("category") not in names
+        and not re.search(f"[{CONTROLS}{SURROGATES}]", parent)
+    )
+    return parent if is_valid else ""
 
 
 def requirements(record: Mapping[str, Any]) -> Mapping[str, int]:

@@ -33,6 +33,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         "namespace": "zsvec",
         "categories": 3,
         "unreadable": [],
+        "labels": "one",
         "references": {"clip:text": 3, "clip:image": 9, "dino:image": 9},
         "profile": "base",
         "encoders": {"clip": encoder, "dino": encoder},

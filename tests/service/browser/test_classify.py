@@ -406,9 +406,10 @@ def test_another_key_does_not_see_the_list(opened: Opened) -> None:
 
 
 def test_close_candidates_have_a_button_each(chromium: Browser, services: Services, tmp_path: Path) -> None:
-    """Two categories of ants, which nothing tells apart."""
+    """Two categories of ants, which nothing tells apart, with long names."""
+    one, other = "ants that live in the nest below the old oak", "ants that live in the nest below the old beech"
     ant, *others = (sorted((DATA / "references" / category).iterdir()) for category in CATEGORIES)
-    for name, photos in {"one": ant[::2], "other": ant[1::2], **dict(zip(CATEGORIES[1:], others, strict=True))}.items():
+    for name, photos in {one: ant[::2], other: ant[1::2], **dict(zip(CATEGORIES[1:], others, strict=True))}.items():
         folder = tmp_path / "references" / name
         folder.mkdir(parents=True)
         for photo in photos:
@@ -420,10 +421,14 @@ def test_close_candidates_have_a_button_each(chromium: Browser, services: Servic
         page = opened(width=390)
         rows = drop(page, *[photo_of("ant", number) for number in range(8)])
         asked = rows.filter(has_text="One of these two:").first
-        assert set(asked.locator(".verdict a").all_inner_texts()) == {"one", "other"}
+        assert set(asked.locator(".verdict a").all_inner_texts()) == {one, other}
         assert asked.get_attribute("data-verdict") == "unsure"
         assert violations(page) == []
-        asked.get_by_role("button", name="other", exact=True).click()
-        expect(page.locator(".toast")).to_contain_text("Learned that this is “other”")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        page.set_viewport_size({"width": 1280, "height": 900})
+        assert (box := asked.locator(".verdict").bounding_box())
+        assert box["width"] > 640  # pixels; the names need two lines or fewer
+        asked.get_by_role("button", name=other, exact=True).click()
+        expect(page.locator(".toast")).to_contain_text(f"Learned that this is “{other}”")
         expect(page.locator(".before:visible")).to_contain_text("one of ")
         assert opened.said == []

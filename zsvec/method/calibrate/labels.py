@@ -2,7 +2,8 @@
 
 One logistic regression over all pairs of image and category is shared by the categories, so that it needs few images of
 each: on photos with other photos pasted on them, it ranks better than a logistic regression for each category on the
-vectors. Its evidence is the evidence of the opinion pool. A category that is added later needs no training.
+vectors (`scripts/several_labels.py`). Its evidence is the evidence of the opinion pool. A category that is added later
+needs no training.
 
 A *threshold* turns probabilities into decisions. By default, one threshold for all categories has the largest F1 score
 on the left-out images. A threshold for each category scored no better, also with 20 images of each. With a requested

@@ -37,13 +37,19 @@ def classify(
     fusion: Fusion = None,
     coverage: Annotated[
         float | None,
-        typer.Option(min=0.01, max=0.99, help="Print the categories that have the right one with this probability."),
+        typer.Option(
+            min=0.01,
+            max=0.99,
+            metavar="P",
+            help="Print the categories that have the right one with this probability.",
+        ),
     ] = None,
     min_accuracy: Annotated[
         float | None,
         typer.Option(
             min=0.51,
             max=1,
+            metavar="P",
             help="Answer with the deepest node of the tree that is right with this probability: 'some bird'.",
         ),
     ] = None,

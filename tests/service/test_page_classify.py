@@ -157,7 +157,7 @@ def test_candidates_have_a_button_each(browser: TestClient, monkeypatch: pytest.
     monkeypatch.setattr(Prediction, "candidates", lambda *_: ("red", EVIL, "blue"))
     page = page_of(browser.post("/classify", files=[picture("red")], headers=PART))
     assert "One of these three:" in page.text
-    assert "95 or more" in page.text
+    assert "95 of 100" in page.text
     assert [found["value"] for found in page.all("button", name="category")][:3] == ["red", EVIL, "blue"]
     assert [found["data-headline"] for found in page.all("div") if "data-headline" in found] == [
         f"one of red, {EVIL}, blue"

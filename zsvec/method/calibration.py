@@ -198,7 +198,7 @@ class Calibration:
 
     def _sound(self) -> bool:
         """Returns whether the numbers are valid. Invalid numbers may also raise the errors that `from_dict` catches."""
-        positive = [self.scale, self.false_unknown_rate, 1 - self.false_unknown_rate]
+        positive = [self.scale]
         others: list[float] = [self.images, self.top_m]
         for expert in self.experts.values():
             positive += [expert.temperature, expert.spread]
@@ -209,6 +209,7 @@ class Calibration:
             and isinstance(self.attached, str)
             and _moderate([*others, *positive])
             and min(positive) >= 1 / _LARGEST
+            and 0 < self.false_unknown_rate < 1
             and self.backgrounds.keys() <= self.experts.keys()
             and self._adds_up(self.plain, {})
             and self._adds_up(self.aggregations, dict.fromkeys(self.experts, (several,)))

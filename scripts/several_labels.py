@@ -32,17 +32,15 @@ from rich.progress import track
 from rich.table import Column, Table
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from standing.measure import mean_and_error
+from standing.measure import mean_and_error, scoring_of
 from standing.sets import progress
 
 from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.encoders.base import batches
-from zsvec.encoders.spec import TEMPERATURES
 from zsvec.evaluation import LabelEvaluation, labelled_images
 from zsvec.evaluation.study import laid_out
 from zsvec.inputs.images import load_image
 from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE, LabelSettings, fit_calibration
-from zsvec.method.predict.scoring import Scoring
 from zsvec.search.in_process import compare
 from zsvec.settings.profiles import PROFILES
 from zsvec.types import expert_name
@@ -129,7 +127,7 @@ def by_zsvec(references: Composites, photos: Composites, rate: float | None) -> 
         expert_name(encoder, "image"): laid_out(vectors[images], labels, hashes, [""] * len(labels))
         for encoder, vectors in references.vectors.items()
     }
-    scoring = Scoring(temperatures=dict.fromkeys(stored, TEMPERATURES["image"]))
+    scoring = scoring_of(stored)
     fitted = fit_calibration(
         stored,
         scoring.temperatures,

@@ -429,8 +429,7 @@ class Classifier:
         """Makes an image a reference of the right category. Every process uses the reference from its next batch on.
 
         If another category has the image as a reference, the reference is moved: the image is a reference of the named
-        categories alone. The image is not embedded again in the
-        cases of `add_category`.
+        categories alone. The image is not embedded again in the cases of `add_category`.
 
         Args:
             image: An image, or a prediction with a `hash`. The file of a prediction must be unchanged, unless the image

@@ -270,7 +270,7 @@ def print_prediction(
         explain: Whether the evidence follows the line of text.
         json: Whether to print a JSON object.
         coverage: Coverage of the candidates to print, if any.
-        min_accuracy: Accuracy for `Prediction.at`, whose answer begins the line, if any.
+        min_accuracy: Accuracy for `Prediction.at`, if any. The line begins with its answer.
     """
     if json:
         print_json(prediction_object(prediction, coverage, min_accuracy))

@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles
+from zsvec.method.arrays import Doubles, logistic
 from zsvec.method.calibrate.thresholds import enough, quantile
 from zsvec.method.calibration import LabelModel
 from zsvec.method.predict.labels import label_features, label_probabilities
@@ -53,7 +53,7 @@ def learn_labels(
 
     def cost(free: Doubles) -> tuple[float, Doubles]:
         odds = free[1:] @ standard + free[0]
-        residuals = 0.5 * (1 + np.tanh(odds / 2)) - yes  # the logistic function, without overflow
+        residuals = logistic(odds) - yes
         gradient = np.concatenate([[residuals.sum()], standard @ residuals + free[1:]])
         return float(np.logaddexp(0, odds).sum() - odds[yes].sum() + free[1:] @ free[1:] / 2), gradient
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles
+from zsvec.method.arrays import Doubles, logistic
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import COVERAGES, LogLinear
 from zsvec.method.predict.candidates import log_odds
@@ -26,7 +26,6 @@ from zsvec.types import MAX_IMAGES, ThresholdProgress, encoder_and_modality
 
 _SEPARATE = 0.95  # coverage that a category's images must promise, for quantiles of the category
 _MISSING = 0.01  # images that may be missing for a coverage, because learned noise is never exactly 0
-_LARGEST = 700.0  # nats; the exponential of a larger number may overflow
 
 
 def enough(images: float, fraction: float) -> bool:
@@ -146,7 +145,7 @@ def right_labels(odds: Doubles, noise: float, n_categories: int) -> Doubles:
         noise: `LogLinear.noise`. A label without information is any category with equal probability.
         n_categories: Number of categories.
     """
-    own = (1 - noise) / (1 + np.exp(-np.maximum(odds, -_LARGEST)))
+    own = (1 - noise) * logistic(odds)
     right: Doubles = own / (own + noise / n_categories)
     return right
 
@@ -155,8 +154,8 @@ def odds_quantiles(odds: Doubles, weights: Doubles) -> list[float]:
     """Returns the log odds that a new image has for its category with each coverage, descending.
 
     The quantiles are those of `quantile`, of weighted images (weighted conformal prediction: Tibshirani et al., 2019).
-    An image counts with the probability that its label is right. Otherwise wrong labels, whose log odds are low, would
-    make sets large. The images of a scene together count as one, because they are not independent.
+    An image counts with the probability that its label is right: wrong labels have low log odds, which would make sets
+    large. The images of a scene together count as one, because they are not independent.
 
     Args:
         odds: float64 ``(n_images,)``, nats.

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from zsvec.method.arrays import Doubles
+from zsvec.method.arrays import Doubles, logistic
 from zsvec.method.calibration import LabelModel
 from zsvec.types import Ranking
-
-_LARGEST = 700.0  # nats; the exponential of a larger number may overflow
 
 
 def label_features(evidence: Doubles) -> Doubles:
@@ -41,7 +39,7 @@ def label_probabilities(evidence: Doubles, model: LabelModel) -> Doubles:
     probabilities = np.zeros_like(evidence)
     coefficients = np.array([model.own, model.mean, model.largest])
     odds = np.tensordot(coefficients, label_features(evidence[:, covered]), axes=1) + model.intercept
-    probabilities[:, covered] = 1 / (1 + np.exp(np.minimum(-odds, _LARGEST)))
+    probabilities[:, covered] = logistic(odds)
     return probabilities
 
 

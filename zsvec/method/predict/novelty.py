@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles
+from zsvec.method.arrays import Doubles, logistic
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.logits import Logits
 from zsvec.method.predict.opinion_pool import Similarity, covering_sets, pattern
@@ -20,7 +20,6 @@ from zsvec.method.similarities import SearchResult
 
 HALFWAY = 0.5
 """Novelty of an image whose evidence equals the threshold of its category."""
-_LARGEST = 700.0  # nats; the exponential of a larger number may overflow
 # Fitted on stores of few references, where one image in four belongs to no category: `python scripts/small_stores.py`.
 SLOPE = 0.52
 """Log odds that an image belongs to its nearest category, nats per temperature of additional similarity."""
@@ -134,9 +133,7 @@ def novelty(evidence: Doubles, threshold: Doubles) -> Doubles:
         evidence: float64 ``(n_images,)``, nats: the row maximum of `opinion_pool.log_linear`.
         threshold: float64 ``(n_images,)``, nats.
     """
-    # The same as scipy.special.expit(threshold - evidence), but scipy.special takes 0.1 s to import.
-    scaled: Doubles = 1 / (1 + np.exp(np.minimum(evidence - threshold, _LARGEST)))
-    return scaled
+    return logistic(threshold - evidence)
 
 
 def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:

@@ -40,7 +40,7 @@ UNRUN = {
     "server": ["needs-docker", *["needs-server"] * 9],  # the latter run where there is one
     "encoders": ["needs-time", "needs-network", "needs-docker"],
     "evaluation": ["needs-time"],
-    "generation": ["needs-key", "needs-key"],
+    "generation": ["needs-key"] * 3,
     "architecture": ["needs-host"],
     "measured": [
         *["needs-data"] * 10,

@@ -28,6 +28,7 @@ def plan_of(
     budget: Budget | None = None,
     stored: Mapping[str, StoredCategory] | None = None,
     confusions: Confusions | None = None,
+    texts_only: bool = False,
 ) -> Plan:
     return make_plan(
         categories,
@@ -37,6 +38,7 @@ def plan_of(
         per_category=per_category,
         budget=budget or Budget(),
         folder=folder,
+        texts_only=texts_only,
     )
 
 

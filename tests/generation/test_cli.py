@@ -103,6 +103,8 @@ def test_a_dry_run_as_json(cli: Run, service: Service, monkeypatch: pytest.Monke
         "categories": ["red panda"],
         "retired": [],
         "confused": [],
+        "texts_only": False,
+        "described": ["red panda"],
         "questions": {"descriptions": 1, "groups": 1, "features": 1},
         "images": 3,
         "images_there": 0,
@@ -258,6 +260,52 @@ def test_show_prints_the_prompts(cli: Run, service: Service) -> None:
     assert expected in cli("show 'red panda'").out
 
 
+# ---- texts alone
+
+
+def test_a_dry_run_of_texts_names_no_images(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    settings = Path("zsvec.toml").read_text()
+    trusted_settings(
+        settings.replace('[generation.prices."gpt-6-luna"]', '[generation.prices."gpt-6-luna"]\noutput = 1')
+    )
+    result = cli("generate 'red panda' 'blue whale' --texts --max-cost 0.0009 --dry-run")
+    assert (result.code, result.err) == (0, "")
+    assert facts(result.out) == {
+        "categories": "1, and 1 that the budget does not allow",
+        "questions": "at most 1 for descriptions, 1 for groups, 1 for features (gpt-6-luna)",
+        "cost": "about $0.0007",  # 300 + 60 + 300 tokens
+        "spent so far": "$0.0000",
+        "budget": "$0.0009",
+        "folder": "zsvec-generated",
+    }
+    (found,) = cli("generate 'red panda' --texts --dry-run --json").objects
+    assert (found["texts_only"], found["described"], found["images"]) == (True, ["red panda"], 0)
+    assert found["cost"] == pytest.approx(0.00066)
+    assert service.requests() == {}
+    assert not FOLDER.exists()
+
+
+def test_a_run_for_texts(cli: Run, service: Service) -> None:
+    service.fault = lambda request: Fault.refusal("Not this.") if "whale" in str(request.body) else None
+    result = cli("generate 'red panda' 'blue whale' --texts")
+    assert result.code == 0
+    header, _, row = [re.split(r"  +", line.strip()) for line in result.out.splitlines()[:-1] if line.strip()]
+    assert (header, row) == (["category", "no text because"], ["blue whale", "refusal: Not this."])
+    assert summary(result) == "1 text of 1 category, 1 without a description; $0.0000 spent"
+    assert references(cli, "red panda") == {"clip:text": 2}
+    assert SOURCES[1] in cli("show 'red panda'").out
+    asked = service.requests()
+    assert cli("generate 'red panda' 'blue whale' --texts --json").objects == [
+        {"category": "blue whale", "texts": [], "error": "refusal: Not this."},
+        {"category": "red panda", "texts": [SOURCES[1]], "error": None},
+    ]
+    assert service.requests() == asked
+    assert asked["images"] == 0
+    assert cli("undo").code == 0
+    assert cli("list --json").objects == []
+
+
 # ---- budgets
 
 
@@ -302,6 +350,9 @@ def test_wrong_usage(cli: Run, service: Service) -> None:
         "cat --folder zsvec.toml": "zsvec.toml",
         "cat --folder zsvec.toml --dry-run --json": "zsvec.toml",
         "cat --nonsense": "--nonsense",
+        "cat --texts --per-category 4": "--texts draws no images",
+        "cat --texts --max-images 4": "--texts draws no images",
+        "cat --texts --keep-flagged": "--texts draws no images",
     }.items():
         result = cli(f"generate {options}")
         assert (result.code, result.out) == (2, ""), options

@@ -328,6 +328,29 @@ def test_a_prompt_does_not_depend_on_other_categories() -> None:
     assert known.look("a", some)["common"] == ["a trait of a+c"]
 
 
+def test_texts_are_the_appearance_and_the_features_of_its_own() -> None:
+    known = Knowledge()
+    pairs = [("red_panda", "b"), ("red_panda", "c"), ("red_panda", "d")]
+    odd = {"common": ["x"], "members": [{"name": "red_panda", "distinguishing": [" a ", " ", "y" * 30_000]}]}
+
+    def replies(groups: Sequence[NameGroup]) -> Reply:
+        return {"groups": [odd if "c" in group else features(*group) for group in groups]}
+
+    ask_all(known, ["red_panda", "lonely"], {"b": "", "c": ""}, groups=lambda _: grouped(*pairs), features=replies)
+    assert known.texts(["red_panda", "lonely", "b"], ["red_panda", "lonely", "b", "c"]) == {
+        "red_panda": ["what a red_panda is like", "red panda with the mark of red_panda", "red panda with a"],
+        "lonely": ["what a lonely is like"],
+    }
+
+
+def test_an_appearance_that_is_too_long_for_a_store_is_no_answer() -> None:
+    known = Knowledge()
+    ask_all(known, ["a"], descriptions=lambda _: {"categories": [description("a", "x" * 20_001)]})
+    assert (known.descriptions, list(known.declined)) == ({}, [("descriptions", "a")])
+    ask_all(known, ["b"], descriptions=lambda _: {"categories": [description("b", f" {'x' * 20_000}")]})
+    assert list(known.texts(["b"], ["b"])) == ["b"]
+
+
 # Prompts
 
 

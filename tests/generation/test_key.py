@@ -148,6 +148,32 @@ def test_nothing_says_the_key(
     assert leaks(result.out, result.err, caplog.text, files=files) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("an answer quotes it", 0),
+        ("answers of no use quote it", 0),
+        ("questions that are declined", 0),
+        ("HTTP 401 for questions", 1),
+    ],
+)
+@pytest.mark.usefixtures("hash_encoders")
+def test_a_run_for_texts_does_not_say_the_key(
+    name: str,
+    code: int,
+    cli: Callable[..., Result],  # noqa: F811
+    serve: Callable[..., FakeOpenAI],
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    server = serve(**ENDS[name][1])
+    result = cli("generate lion tiger --texts")
+    assert (result.code, {entry.path for entry in server.entries}) == (code, {CHAT})
+    files = left(tmp_path, Path(os.environ["ZSVEC_STORE"]))
+    assert leaks(result.out, result.err, caplog.text, files=files) == []
+
+
 @pytest.mark.parametrize("name", ["an answer quotes it", "answers of no use quote it", "images that are declined"])
 @pytest.mark.usefixtures("hash_encoders")
 def test_texts_that_quote_the_key_are_kept_without_it(

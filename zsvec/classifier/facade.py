@@ -358,7 +358,9 @@ class Classifier:
         """Generates references by a language model and an image model (paper, section 3.1)."""
         from zsvec.generation.facet import Generation
 
-        return Generation(self._store, self.settings.generation, self._searcher, self._calibrator, self._builder)
+        takes_texts = any(encoder_and_modality(expert)[1] == "text" for expert in self._scoring.temperatures)
+        settings, searcher, calibrator = self.settings.generation, self._searcher, self._calibrator
+        return Generation(self._store, settings, searcher, calibrator, self._builder, takes_texts=takes_texts)
 
     @cached_property
     def references(self) -> StoredReferences:

@@ -38,16 +38,20 @@ class Generated:
     """Result of a run and of all earlier runs over the folder.
 
     Attributes:
-        images: All images of the categories, sorted by category and index.
+        images: All images of the categories, sorted by category and index; none if only texts were wanted.
         declined: Images that the service declined to draw, with the reason.
+        texts: Definition texts by category; none if no encoder of the store embeds texts.
+        undescribed: Reason by category for each missing description.
         categories: Categories that this run committed to the store.
         withdrawn: Images and descriptions that were left out, because they were moved or removed from their category.
         spent: Sum of the known costs in dollars.
-        out_of_budget: Whether the budget ended the run before every image was bought.
+        out_of_budget: Whether the budget ended the run before every image was bought, or every answer.
     """
 
     images: tuple[GeneratedImage, ...]
     declined: tuple[DeclinedRecord, ...]
+    texts: Mapping[str, Sequence[str]]
+    undescribed: Mapping[str, str]
     categories: tuple[Category, ...]
     withdrawn: tuple[StoredReference, ...]
     spent: float
@@ -60,7 +64,7 @@ class Generated:
 
 
 class Generation:
-    """Draws reference images for the categories of a store: ``clf.generation``.
+    """Generates reference images and definition texts for the categories of a store: ``clf.generation``.
 
     Args:
         store: Store of the categories.
@@ -68,6 +72,7 @@ class Generation:
         searcher: Provides the references of the store.
         calibrator: Measures confusions between categories.
         builder: Returns the builder of the store; called after drawing.
+        takes_texts: Whether an encoder of the store embeds texts.
     """
 
     def __init__(
@@ -77,12 +82,15 @@ class Generation:
         searcher: Searcher,
         calibrator: Calibrator,
         builder: Callable[[], Builder],
+        *,
+        takes_texts: bool,
     ) -> None:
         self._store = store
         self._settings = settings
         self._searcher = searcher
         self._calibrator = calibrator
         self._builder = builder
+        self._takes_texts = takes_texts
 
     def plan(
         self,
@@ -91,6 +99,7 @@ class Generation:
         per_category: int = 4,
         budget: Budget | None = None,
         folder: str | os.PathLike[str] = FOLDER,
+        texts_only: bool = False,
     ) -> Plan:
         """Plans a run. Sends no requests, writes nothing and needs no API key.
 
@@ -104,11 +113,18 @@ class Generation:
             budget: Limits for these categories. Earlier runs over the folder count too. Categories that the budget
                 cannot cover are neither drawn nor described.
             folder: Folder of images and costs. An image in this folder is not bought again.
+            texts_only: Whether to plan definition texts alone: the appearance of each category, and the features that
+                distinguish the category from similar ones. `per_category` and the budget in images do not count.
 
         Raises:
             InvalidInputError: An argument is invalid, there is no category, the budget is in dollars but the price of a
-                model is unknown, or the folder cannot be used.
+                model is unknown, the folder cannot be used, or no encoder embeds the texts.
         """
+        if texts_only and not self._takes_texts:
+            raise InvalidInputError(
+                "definition texts need an encoder that embeds texts, and those of this store embed images alone: "
+                "generate images, or use a profile with a text encoder"
+            )
         per_category = checked_count("per_category", per_category)
         if not isinstance(budget, Budget | None):
             raise InvalidInputError(f"budget must be a Budget or None. Got {shown(budget)} instead")
@@ -130,11 +146,15 @@ class Generation:
             per_category=per_category,
             budget=budget or Budget(),
             folder=checked_path("folder", folder),
+            texts_only=texts_only,
         )
         return replace(plan, retired=tuple(name for name in names if name in retired))
 
     def run(self, plan: Plan, *, keep_flagged: bool = False, track: Track = iter) -> Generated:
         """Describes and compares categories, draws images, and stores the images with the descriptions as texts.
+
+        With `Plan.texts_only`, stores descriptions and distinguishing features as texts, and draws nothing. The history
+        gets one change.
 
         Flags images that are blank, unreadable or duplicates, or that show something else. Images and descriptions that
         were moved or removed from their category since an earlier run are left out. To resume a run after a kill, an
@@ -157,7 +177,7 @@ class Generation:
         drawn = carry_out(plan, self._settings, track=track)
         if drawn.error is None:
             return self._store_drawn(plan, drawn, keep_flagged)
-        if drawn.images:
+        if drawn.images or (plan.texts_only and drawn.knowledge.texts(plan.categories, ())):
             drawn.error.generated = self._store_drawn(plan, drawn, keep_flagged)
         raise drawn.error
 
@@ -169,15 +189,16 @@ class Generation:
         budget: Budget | None = None,
         folder: str | os.PathLike[str] = FOLDER,
         keep_flagged: bool = False,
+        texts_only: bool = False,
     ) -> Generated:
         """Plans a run and executes the plan. Arguments and errors are those of `plan` and `run`."""
-        plan = self.plan(categories, per_category=per_category, budget=budget, folder=folder)
+        plan = self.plan(categories, per_category=per_category, budget=budget, folder=folder, texts_only=texts_only)
         return self.run(plan, keep_flagged=keep_flagged)
 
     def _store_drawn(self, plan: Plan, drawn: Drawn, keep_flagged: bool) -> Generated:
-        """Checks drawn images, and stores the accepted ones with the descriptions as texts."""
+        """Checks drawn images, and stores the accepted ones with the texts."""
         builder = self._builder()
-        gate = Gate(builder, self._searcher.references()[0])
+        gate = Gate(builder, self._searcher.references()[0] if drawn.images else {})
         stored = gate.stored
         images = [
             GeneratedImage(record, plan.folder / record.file, stored=(record.category, record.sha256) in stored)
@@ -194,7 +215,13 @@ class Generation:
         appearances = drawn.knowledge.appearances()
         gate.look(fresh, appearances)
         wanted = [image for image in fresh if image.vectors and (keep_flagged or not image.flags)]
-        texts = appearances if builder.takes_texts else {}
+        texts: Mapping[str, Sequence[str]]
+        if not builder.takes_texts:
+            texts = {}
+        elif plan.texts_only:
+            texts = drawn.knowledge.texts(plan.categories, [*plan.categories, *plan.others])
+        else:
+            texts = {name: [appearances[name]] for name in plan.categories if name in appearances}
         with self._store.one_change("generate"):
             existing = {category.name for category in self._store.categories()}
             inputs = list(_inputs(wanted, plan.categories, texts))
@@ -211,6 +238,12 @@ class Generation:
         return Generated(
             images=tuple(images),
             declined=drawn.declined,
+            texts=texts,
+            undescribed={
+                name: why
+                for (step, name), why in drawn.knowledge.declined.items()
+                if step == "descriptions" and name in plan.categories
+            },
             categories=tuple(committed.values()),
             withdrawn=tuple(withdrawn),
             spent=drawn.spent,
@@ -228,7 +261,7 @@ class Generation:
 
 
 def _inputs(
-    images: Sequence[GeneratedImage], categories: Sequence[str], appearances: Mapping[str, str]
+    images: Sequence[GeneratedImage], categories: Sequence[str], texts: Mapping[str, Sequence[str]]
 ) -> Iterator[CategoryInput]:
     """Yields the categories with an image or a text to store."""
     for name in categories:
@@ -237,9 +270,8 @@ def _inputs(
             for image in images
             if image.record.category == name
         ]
-        texts = [appearances[name]] if name in appearances else None
-        if references or texts:
-            yield CategoryInput(name=name, texts=texts, images=references)
+        if references or name in texts:
+            yield CategoryInput(name=name, texts=texts.get(name), images=references)
 
 
 def _stored(category: Category) -> StoredCategory:

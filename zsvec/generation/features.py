@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from zsvec.generation import prompts
 from zsvec.generation.manifest import AnswerRecord, Record
 from zsvec.generation.prompts import Description, Descriptions, Features, GroupFeatures, Groups, Question
+from zsvec.inputs.categories import LONGEST_TEXT, as_words
 
 # Number of subjects in one question. In long answers, models become careless; a refusal concerns all subjects.
 DESCRIBED_AT_ONCE = 10
@@ -23,6 +24,7 @@ COMPARED_AT_ONCE = 6
 
 MOST_GROUPS = 2  # maximum number of groups that the prompts of one category use
 _MOST_PHRASES = 4
+_MAX_FEATURE = 1000  # characters of a feature in a definition text; answers ask for short phrases
 
 NameGroup: TypeAlias = tuple[str, ...]
 Asked: TypeAlias = tuple[Question[Any], Sequence[Any]]
@@ -77,7 +79,8 @@ class Knowledge:
     def _taken_over(self, step: str, answer: Mapping[str, Any], about: Sequence[Any]) -> Iterable[Any]:
         """Adds an answer, and returns the subjects that the answer covers."""
         if step == "descriptions":
-            found = {one.name: one for one in Descriptions.model_validate(answer).categories if one.appearance.strip()}
+            categories = Descriptions.model_validate(answer).categories
+            found = {one.name: one for one in categories if 0 < len(one.appearance.strip()) <= LONGEST_TEXT}
             described = {name: found[name] for name in about if name in found}
             self.descriptions.update(described)
             return described
@@ -101,6 +104,27 @@ class Knowledge:
     def appearances(self) -> dict[str, str]:
         """Returns the appearance of each described category."""
         return {name: description.appearance for name, description in self.descriptions.items()}
+
+    def texts(self, names: Sequence[str], every: Iterable[str]) -> dict[str, list[str]]:
+        """Returns definition texts of each described category: its appearance and its distinguishing features.
+
+        Args:
+            names: Names of the categories.
+            every: Names of all categories. Groups of other categories are not used.
+        """
+        groups = chosen_groups(names, self.groups, every)
+        return {
+            name: [
+                self.descriptions[name].appearance,
+                *(
+                    prompts.definition_text(as_words(name), feature.strip())
+                    for feature in self.look(name, groups)["distinguishing"]
+                    if 0 < len(feature.strip()) <= _MAX_FEATURE
+                ),
+            ]
+            for name in names
+            if name in self.descriptions
+        }
 
     def look(self, name: str, groups: Sequence[NameGroup]) -> dict[str, Sequence[str]]:
         """Returns the keyword arguments of `prompts.draw` for a category.

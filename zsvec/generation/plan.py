@@ -80,17 +80,20 @@ class Plan:
         retired: Requested categories that are not drawn, because they were removed, renamed or merged.
         others: By name, a definition text of each other category of the store, for comparison with `categories`.
         measured: Groups of categories that the store confuses.
+        texts_only: Whether categories are described and compared for their definition texts, and no images are bought.
+        described: Categories that the language model is asked about, unless the folder has the answers.
         places: Images to buy, as pairs of category and index, the most useful first.
         affordable: Estimated number of `places` within the budget. If images cost less than estimated, more are bought.
         excluded: Number of images left out of `places`, because the budget in images is exceeded or the budget in
-            dollars cannot cover the category.
+            dollars cannot cover the category. With `texts_only`, the number of categories left out of `described`.
         there: Number of images of `categories` that the folder already contains.
         questions: Number of requests to the language model by step. For ``features``, this is an upper bound.
         budget: Limits of the run.
         spent: Dollars spent on `categories` in this folder so far.
         cost_of_questions: Estimated cost of all questions in dollars; ``None`` if the price of the language model is
             unknown.
-        cost_of_image: Estimated cost of one image in dollars; ``None`` if the price of the image model is unknown.
+        cost_of_image: Estimated cost of one image in dollars; ``None`` if the price of the image model is unknown, 0
+            with `texts_only`.
         models: Language model and image model.
     """
 
@@ -99,6 +102,8 @@ class Plan:
     retired: tuple[str, ...] = ()
     others: Mapping[str, str] = field(repr=False)
     measured: tuple[tuple[str, ...], ...] = field(repr=False)
+    texts_only: bool = False
+    described: tuple[str, ...] = ()
     places: tuple[tuple[str, int], ...] = field(repr=False)
     affordable: int
     excluded: int
@@ -112,7 +117,7 @@ class Plan:
 
     @property
     def beyond_budget(self) -> int:
-        """Estimated number of images beyond the budget."""
+        """Estimated number of images beyond the budget; of categories with `texts_only`."""
         return self.excluded + len(self.places) - self.affordable
 
     @property
@@ -129,10 +134,12 @@ class Plan:
             "categories": list(self.categories),
             "retired": list(self.retired),
             "confused": [list(group) for group in self.measured],
+            "texts_only": self.texts_only,
+            "described": list(self.described),
             "questions": dict(self.questions),
             "images": self.affordable,
             "images_there": self.there,
-            "images_beyond_budget": self.beyond_budget,
+            "images_beyond_budget": 0 if self.texts_only else self.beyond_budget,
             "cost": self.cost,
             "spent": self.spent,
             "budget": {"images": self.budget.images, "dollars": self.budget.dollars},
@@ -150,6 +157,7 @@ def make_plan(
     per_category: int,
     budget: Budget,
     folder: Path,
+    texts_only: bool = False,
 ) -> Plan:
     """Plans a run.
 
@@ -161,6 +169,7 @@ def make_plan(
         per_category: Number of images that the folder should contain for each category.
         budget: Limits for the categories. Earlier runs over the folder count too.
         folder: Folder of images and costs. An image in this folder is not bought again.
+        texts_only: Whether to plan definition texts and no images.
 
     Raises:
         InvalidInputError: The budget is in dollars but the price of a model is unknown, or `read_manifest` fails.
@@ -169,29 +178,36 @@ def make_plan(
     knowledge = Knowledge.of(records)
     bought = images(records, folder).keys()
     there = [place for place in bought if place[0] in categories]
-    finished = bought | settled(records, settings.image_model)
-    places = [(name, index) for name in categories for index in range(per_category) if (name, index) not in finished]
+    if texts_only:
+        places = [(name, 0) for name in categories]  # each stands for the description of the category
+    else:
+        finished = bought | settled(records, settings.image_model)
+        wanted = ((name, index) for name in categories for index in range(per_category))
+        places = [place for place in wanted if place not in finished]
     places.sort(key=lambda place: -_worth(place, stored, confusions))
     planned = len(places)
-    if budget.images is not None:
+    if budget.images is not None and not texts_only:
         places = places[: max(0, budget.images - len(there))]
     if budget.dollars is not None:
-        for model in (settings.language_model, settings.image_model):
+        for model in (settings.language_model, *([] if texts_only else [settings.image_model])):
             if price_of(model, settings) is None:
                 raise InvalidInputError(
                     f"no price is known for {model!r}, so that a budget in dollars cannot be kept: set "
                     f'[generation.prices."{model}"] in zsvec.toml'
                 )
     every = sorted({*categories, *stored})
-    measured = tuple((name, *others) for name in categories if (others := confusions.partners.get(name)))
+    # New texts change the confusions. A repeated run for texts would pay for the comparison of new groups.
+    partners = {} if texts_only else confusions.partners
+    measured = tuple((name, *others) for name in categories if (others := partners.get(name)))
     paid = spent(records, categories)
+    cost_of_image = 0.0 if texts_only else image_cost(None, settings)
 
     def questions(images: int) -> tuple[dict[str, int], Usage]:
         """Returns the number of questions by step, and their tokens, for the first `images` places."""
         return _questions(knowledge, sorted({name for name, _ in places[:images]}), every, measured)
 
     def cost(images: int) -> float:
-        return (text_cost(questions(images)[1], settings) or 0.0) + images * (image_cost(None, settings) or 0.0)
+        return (text_cost(questions(images)[1], settings) or 0.0) + images * (cost_of_image or 0.0)
 
     affordable = len(places)
     if budget.dollars is not None:
@@ -205,15 +221,17 @@ def make_plan(
         categories=tuple(categories),
         others={name: category.text for name, category in stored.items() if name not in categories},
         measured=measured,
-        places=tuple(places),
-        affordable=affordable,
+        texts_only=texts_only,
+        described=tuple(sorted({name for name, _ in places[:affordable]})),
+        places=() if texts_only else tuple(places),
+        affordable=0 if texts_only else affordable,
         excluded=planned - len(places),
         there=len(there),
         questions=counts,
         budget=budget,
         spent=paid,
         cost_of_questions=text_cost(usage, settings),
-        cost_of_image=image_cost(None, settings),
+        cost_of_image=cost_of_image,
         models=(settings.language_model, settings.image_model),
     )
 

@@ -133,6 +133,11 @@ def compare(groups: Sequence[Sequence[str]], appearances: Mapping[str, str]) -> 
     )
 
 
+def definition_text(name: str, feature: str) -> str:
+    """Returns a definition text for a visible feature of a category (Menon and Vondrick, 2023, arXiv:2210.07183)."""
+    return f"{name} with {feature}"
+
+
 VIEWPOINTS = (
     "seen from the side",
     "close up",

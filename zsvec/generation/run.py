@@ -51,8 +51,8 @@ class Drawn:
     """Result of a run and of all earlier runs over the folder, for the categories of the plan.
 
     Attributes:
-        images: Images of the categories.
-        declined: Images that the service declined to draw.
+        images: Images of the categories; none if only texts were wanted.
+        declined: Images that the service declined to draw; none if only texts were wanted.
         knowledge: Answers about the categories.
         spent: Sum of the known costs in dollars.
         out_of_budget: Whether the budget ended the run before every image was bought.
@@ -89,7 +89,7 @@ class Run:
     def analyse(self) -> list[NameGroup]:
         """Asks the language model for features of the categories, and returns the compared groups of categories."""
         plan = self._plan
-        names = sorted({name for name, _ in plan.places})
+        names = plan.described if plan.texts_only else sorted({name for name, _ in plan.places})
         # A category that needs no more images can still be confused with the others.
         others = {**dict.fromkeys(plan.categories, ""), **plan.others}
         return analyse(self.knowledge, names, others, plan.measured, self._ask)
@@ -105,7 +105,7 @@ class Run:
 
     def _ask(self, questions: Sequence[Asked]) -> None:
         if self.out_of_budget:
-            return  # no image would use the answers
+            return  # no image would use the answers, and each answer costs
         each = self._plan.cost_of_questions
         estimate = None if each is None else each / max(1, sum(self._plan.questions.values()))
         before = len(self._manifest.records)
@@ -222,16 +222,17 @@ def carry_out(
 
     Raises:
         InvalidInputError: The folder is in use, or cannot be used.
-        GenerationError: There are images to buy, but the API key or the address of the service is missing or invalid.
+        GenerationError: There is something to buy, but the API key or the address of the service is missing or invalid.
     """
     plan = _without_finished(plan, read_manifest(plan.folder), settings)
     with ExitStack() as opened:
-        client = opened.enter_context(Client(settings)) if plan.places else None  # fails before the folder is made
+        buys = plan.places or (plan.texts_only and any(plan.questions.values()))
+        client = opened.enter_context(Client(settings)) if buys else None  # fails before the folder is made
         manifest = opened.enter_context(Manifest(plan.folder))
         knowledge, error = Knowledge.of(manifest.records), None
         out_of_budget = plan.excluded > 0
         plan = _without_finished(plan, manifest.records, settings)  # another run may have ended meanwhile
-        if client and plan.places:
+        if client and (plan.places or plan.texts_only):
             run = Run(plan, settings, manifest, client)
             try:
                 with closing(run.draw(run.analyse())) as results:  # closes `results` even if `track` fails
@@ -243,9 +244,10 @@ def carry_out(
         records = manifest.records
         bought = images(records, plan.folder).values()
         declined = (record for record in records if isinstance(record, DeclinedRecord))
+        drawn = () if plan.texts_only else plan.categories
         return Drawn(
-            images=tuple(record for record in bought if record.category in plan.categories),
-            declined=tuple(record for record in declined if record.category in plan.categories),
+            images=tuple(record for record in bought if record.category in drawn),
+            declined=tuple(record for record in declined if record.category in drawn),
             knowledge=knowledge,
             spent=spent(records, plan.categories),
             out_of_budget=out_of_budget,

@@ -74,7 +74,10 @@ def classify(
     ] = False,
     json: Json = False,
     csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV: source, label, nearest, probability, unknown, novelty, …")
+        bool,
+        typer.Option(
+            "--csv", help="Print CSV: source, label, nearest, probability, …; a row for each of several labels."
+        ),
     ] = False,
     yes: ExportYes = False,
 ) -> None:
@@ -94,13 +97,13 @@ def classify(
     in_words = partial(
         output.print_prediction, explain=explain, json=json, coverage=coverage, min_accuracy=min_accuracy
     )
-    show = prediction_printer(min_accuracy) if csv else in_words
     images_to_classify, show_next = _to_classify(
-        sources, every, boxes, margin, show, as_object=as_object if json else None, by_track=not csv
+        sources, every, boxes, margin, as_object=as_object if json else None, by_track=not csv
     )
     incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
+        show = prediction_printer(min_accuracy, many=classifier.labels == "many") if csv else in_words
         if len(missing) == len(sources) and classifier.categories():  # an empty store raises its own error below
             for answer in missing:
                 show(answer)
@@ -114,7 +117,7 @@ def classify(
                 _predictions(classifier, images_to_classify, top_k, together=together, stats=stats) as predictions,
             ):
                 for prediction in predictions:
-                    show_next(prediction, classifier)
+                    show_next(prediction, show, classifier)
                     incomplete.update(prediction.incomplete)
                     failed += prediction.error is not None
                     images += 1
@@ -195,7 +198,8 @@ def _images(sources: list[str], every: int) -> Iterator[ImageInput]:
             yield from images_at(source)
 
 
-Show = Callable[[Prediction, "Classifier"], None]
+Show = Callable[[Prediction], None]
+ShowNext = Callable[[Prediction, Show, "Classifier"], None]
 
 
 def _to_classify(
@@ -203,30 +207,28 @@ def _to_classify(
     every: int,
     boxes: Path | None,
     margin: float,
-    show: Callable[[Prediction], None],
     *,
     as_object: Callable[[Prediction], dict[str, Any]] | None,
     by_track: bool,
-) -> tuple[Iterator[ImageInput], Show]:
+) -> tuple[Iterator[ImageInput], ShowNext]:
     """Returns the images, or the regions in a file of boxes, and a function that prints their predictions, in order."""
     if boxes is None and margin:
         raise typer.BadParameter("--margin needs --boxes")
     if boxes is None:
-        return _images(sources, every), lambda prediction, classifier: show(prediction)
+        return _images(sources, every), lambda prediction, show, classifier: show(prediction)
     if len(sources) != 1 or sources[0] == "-" or _has_frames(sources[0]):
         raise typer.BadParameter("--boxes needs one DIR with the images, or the image of one .txt")
-    return _regions_to_classify(boxes, sources[0], margin, show, as_object=as_object, by_track=by_track)
+    return _regions_to_classify(boxes, sources[0], margin, as_object=as_object, by_track=by_track)
 
 
 def _regions_to_classify(
     boxes: Path,
     images: str,
     margin: float,
-    show: Callable[[Prediction], None],
     *,
     as_object: Callable[[Prediction], dict[str, Any]] | None,
     by_track: bool,
-) -> tuple[Iterator[Region], Show]:
+) -> tuple[Iterator[Region], ShowNext]:
     """Returns the regions in a file of boxes, and a function that prints their predictions, in order.
 
     Unusable rows are reported and skipped. Objects, if they are printed, have the box of each prediction, with null for
@@ -244,7 +246,7 @@ def _regions_to_classify(
             read.append(region)
             yield region
 
-    def show_next(prediction: Prediction, classifier: Classifier) -> None:
+    def show_next(prediction: Prediction, show: Show, classifier: Classifier) -> None:
         region = read.popleft()
         if isinstance(region, TrackedRegion) and by_track:
             if not trackers:

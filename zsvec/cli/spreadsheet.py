@@ -43,12 +43,14 @@ def print_row(values: Iterable[object]) -> None:
     sys.stdout.flush()
 
 
-def prediction_printer(min_accuracy: float | None = None) -> Callable[[Prediction], None]:
-    """Returns a function that prints a prediction as a line of CSV. The first call prints a header before the line.
+def prediction_printer(min_accuracy: float | None = None, *, many: bool = False) -> Callable[[Prediction], None]:
+    """Returns a function that prints a prediction as lines of CSV. The first call prints a header before the lines.
 
-    With `min_accuracy`, the last column is the answer of `Prediction.at`, in words.
+    With `min_accuracy`, the last column is the answer of `Prediction.at`, in words. With `many`, the last column is
+    ``labels``, and an image has one line for each label, as in a CSV file for ``zsvec import``. An image without a label
+    has one line with an empty cell.
     """
-    names = iter([(*PREDICTION, *["answer"] * (min_accuracy is not None))])
+    names = iter([(*PREDICTION, *["answer"] * (min_accuracy is not None), *["labels"] * many)])
 
     def show(prediction: Prediction) -> None:
         for columns in names:
@@ -57,7 +59,9 @@ def prediction_printer(min_accuracy: float | None = None) -> Callable[[Predictio
         if min_accuracy is not None:
             answer = prediction.at(min_accuracy)
             values.append(answer and kind_of(prediction, answer[0]))
-        print_row(values)
+        labels: list[str | None] = [name for name, _ in prediction.labels] or [None]
+        for label in labels if many else [None]:
+            print_row([*values, *[label] * many])
 
     return show
 

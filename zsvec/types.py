@@ -697,6 +697,7 @@ class Prediction:
 
         Among the answers of a calibrated store, at least this fraction is right. For an unknown image, an answer means
         another kind: another kind of bird. This is only right if the store has a group for the image.
+        If images may belong to several categories, these share the probability: use `labels` instead.
 
         Args:
             min_accuracy: Smallest probability of an answer, above 0.5 and at most 1.

@@ -78,3 +78,10 @@ def test_csv_has_a_row_for_each_label_and_can_be_imported(several: Cli) -> None:
         colour: [str(path) for path in paths if colour in dict(answers[str(path)].labels)] for colour in COLOURS
     }
     assert len(refused) == sum(not answer.labels for answer in answers.values())
+
+
+def test_one_answer_for_several_labels_is_refused(several: Cli, new: Path) -> None:
+    for options in ("", "--csv", "--json"):
+        result = several(f"classify --min-accuracy 0.9 {options}", new)
+        assert (result.code, result.out) == (2, "")
+        assert "needs one category an image" in result.said

@@ -103,6 +103,11 @@ def classify(
     incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
+        if min_accuracy is not None and classifier.labels == "many":
+            raise typer.BadParameter(
+                "--min-accuracy needs one category an image. Images of this store may belong to several, each with its "
+                "own probability: leave --min-accuracy out"
+            )
         show = prediction_printer(min_accuracy, many=classifier.labels == "many") if csv else in_words
         if len(missing) == len(sources) and classifier.categories():  # an empty store raises its own error below
             for answer in missing:

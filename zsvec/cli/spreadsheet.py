@@ -47,7 +47,7 @@ def prediction_printer(min_accuracy: float | None = None, *, many: bool = False)
     """Returns a function that prints a prediction as lines of CSV. The first call prints a header before the lines.
 
     With `min_accuracy`, the last column is the answer of `Prediction.at`, in words. With `many`, the last column is
-    ``labels``, and an image has one line for each label, as in a CSV file for ``zsvec import``. An image without a label
+    ``labels``, and an image has one line for each label, as in a CSV file for ``zsvec import``. An image without labels
     has one line with an empty cell.
     """
     names = iter([(*PREDICTION, *["answer"] * (min_accuracy is not None), *["labels"] * many)])

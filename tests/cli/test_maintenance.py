@@ -49,6 +49,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {row[0]: " ".join(row[1:]) for row in words(out)}
     assert facts["store"].startswith(f"{os.environ['ZSVEC_STORE']}, namespace zsvec, Qdrant Edge ")
     assert facts["contents"] == "3 categories, 9 images and 3 texts"
+    assert "labels" not in facts
     assert (facts["profile"], facts["calibration"]) == ("base", "current")
     assert facts["threshold"].startswith("9 of 19 images until ")
     assert not set("{}[]'") & set(out)

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import zsvec
-from tests.cli.support import Cli, Loading
+from tests.cli.support import Cli, Loading, words
 from tests.support import COLOURS, coloured, encode, fast_folder
 from zsvec.cli import main
 from zsvec.inputs.tables import from_csv
@@ -85,3 +85,7 @@ def test_one_answer_for_several_labels_is_refused(several: Cli, new: Path) -> No
         result = several(f"classify --min-accuracy 0.9 {options}", new)
         assert (result.code, result.out) == (2, "")
         assert "needs one category an image" in result.said
+
+
+def test_info_shows_that_images_have_several_labels(several: Cli) -> None:
+    assert ["labels", "many:"] in [row[:2] for row in words(several("info").out)]

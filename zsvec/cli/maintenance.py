@@ -62,6 +62,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         "store": ", ".join([found["store"], f"namespace {found['namespace']}", *engines]),
         "contents": f"{output.counted(len(categories), 'category', 'categories')}, {output.contents(categories)}",
         **({"unreadable": f"{unreadable}: run `zsvec doctor`"} if unreadable else {}),
+        **({"labels": "many: an image may belong to several categories"} if found["labels"] == "many" else {}),
         **({"profile": found["profile"]} if found["profile"] else {}),
         "encoders": {name: _HASH.sub(r"\1…", encoder) for name, encoder in found["encoders"].items()},
         "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),

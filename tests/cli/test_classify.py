@@ -294,6 +294,26 @@ def test_boxes_of_tracks(stocked: Cli) -> None:
     text = stocked("classify scenes --boxes found.csv").out.splitlines()
     assert [line.split("  ")[0] for line in text[1:]] == ["track car 2", "track car 1", "track x"]
     assert stocked("classify scenes --csv --boxes found.csv").out.count("\n") == 6
+    for option in ("--explain", "--coverage .9", "--min-accuracy .9"):
+        result = stocked(f"classify scenes {option} --boxes found.csv")
+        assert (result.code, result.out) == (2, "")
+        assert "has the column track" in result.said
+    assert stocked("classify scenes --csv --min-accuracy .9 --boxes found.csv").out.count("\n") == 6
+
+
+def test_a_track_counts_as_many_categories_as_a_tracker(cli: Cli) -> None:
+    for i in range(12):
+        write_photos(Path("references") / f"c{i:02}", [i])
+    assert cli("import references").code == 0
+    photo_with_three_colours("scenes")
+    Path("found.csv").write_text("image,left,top,right,bottom,track\na.png,0,0,8,6,x\nb.png,0,0,8,6,x\n")
+    (found,) = cli("classify scenes --json --top-k 1 --boxes found.csv").objects
+    with zsvec.open() as clf:
+        tracker = clf.tracker()
+        for image in ("a", "b"):
+            (answer,) = tracker.classify(f"scenes/{image}.png", [(0, 0, 8, 6)], ["x"])
+    assert [one["label"] for one in found["ranking"]] == [label for label, _ in answer.ranking]
+    assert found["probability"] == pytest.approx(answer.probability)
 
 
 @pytest.mark.parametrize(

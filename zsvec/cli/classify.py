@@ -100,14 +100,13 @@ def classify(
     images_to_classify, show_next = _to_classify(
         sources, every, boxes, margin, as_object=as_object if json else None, by_track=not csv
     )
+    if boxes is not None and not csv:
+        top_k = _top_k_of_boxes(boxes, top_k, of_boxes=explain or coverage is not None or min_accuracy is not None)
     incomplete: set[str] = set()
     missing = [answer for source in sources if (answer := _missing(source))]
     with context.obj.open(fusion=fusion, keep=keep) as classifier:
-        if min_accuracy is not None and classifier.labels == "many":
-            raise typer.BadParameter(
-                "--min-accuracy needs one category an image. Images of this store may belong to several, each with its "
-                "own probability: leave --min-accuracy out"
-            )
+        if min_accuracy is not None:
+            _check_has_one_answer(classifier)
         show = prediction_printer(min_accuracy, many=classifier.labels == "many") if csv else in_words
         if len(missing) == len(sources) and classifier.categories():  # an empty store raises its own error below
             for answer in missing:
@@ -128,11 +127,7 @@ def classify(
                     images += 1
     if incomplete:
         output.print_note(f"{', '.join(sorted(incomplete))} could not be read: see `zsvec attached` and `zsvec doctor`")
-    if failed:
-        output.print_note(f"{failed} of {output.counted(images, 'image')} could not be read")
-    elif not images:
-        places = ", ".join("stdin" if source == "-" else source for source in sources)
-        output.print_note(f"nothing was classified: there are no images in {places}")
+    _print_failures(failed, images, sources)
     if failed == images:
         raise typer.Exit(1)
 
@@ -163,6 +158,41 @@ def watch(
             for prediction in stream:
                 output.print_prediction(prediction, explain=explain, json=json)
                 watched.done(prediction.source)
+
+
+def _print_failures(failed: int, images: int, sources: list[str]) -> None:
+    if failed:
+        output.print_note(f"{failed} of {output.counted(images, 'image')} could not be read")
+    elif not images:
+        places = ", ".join("stdin" if source == "-" else source for source in sources)
+        output.print_note(f"nothing was classified: there are no images in {places}")
+
+
+def _check_has_one_answer(classifier: Classifier) -> None:
+    if classifier.labels == "many":
+        raise typer.BadParameter(
+            "--min-accuracy needs one category an image. Images of this store may belong to several, each with its own "
+            "probability: leave --min-accuracy out"
+        )
+
+
+def _top_k_of_boxes(boxes: Path, top_k: int, *, of_boxes: bool) -> int:
+    """Returns the number of categories in the ranking of each box; for a file with tracks, as many as a tracker uses.
+
+    Raises:
+        typer.BadParameter: The file has tracks, and an option concerns the answers of single boxes (`of_boxes`).
+    """
+    from zsvec.classifier.tracker import TOP_K
+    from zsvec.inputs.box_files import has_tracks
+
+    if not has_tracks(boxes):
+        return top_k
+    if of_boxes:
+        raise typer.BadParameter(
+            f"--coverage, --min-accuracy and --explain concern single boxes, and {boxes} has the column track: leave "
+            "out the options, or the column"
+        )
+    return max(top_k, TOP_K)
 
 
 @contextmanager

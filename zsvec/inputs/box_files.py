@@ -28,6 +28,7 @@ TRACK = "track"
 """Column of a CSV file with the id of the track of each box. A box with an empty field has no track."""
 MAX_ALL_BOXES = 1_000_000
 """Maximum number of boxes in a file or folder."""
+_CSV = (".csv", ".tsv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def regions_of_file(
         return _regions(RelativeRegion, _labels_in(file, images, gathered, on_error or refused), margin)
     if suffix == ".txt":
         return _regions(RelativeRegion, {images: _labels(file, gathered)}, margin)
-    if suffix not in {".json", ".csv", ".tsv"}:
+    if suffix != ".json" and suffix not in _CSV:
         raise InvalidInputError(f"{file} must end with .json (COCO), .csv or .txt (YOLO), or be a folder: give one")
     if not os.path.isdir(images):  # noqa: PTH112 - as above
         raise InvalidInputError(f"the images of {file} must be a folder, got {str(images)!r}: give the folder")
@@ -100,6 +101,18 @@ def regions_of_file(
         _check_numbers(file, {path: found for path, (found, _) in boxes.items()})
         return (Region(path, box, size, margin) for path, (found, size) in boxes.items() for box in found)
     return _tracked(_rows(file, images, gathered), margin)
+
+
+def has_tracks(file: str | os.PathLike[str]) -> bool:
+    """Returns whether a file of boxes is a CSV file with the column `TRACK`.
+
+    Raises:
+        InvalidInputError: The CSV file cannot be read, or lacks one of the `COLUMNS`.
+    """
+    path = checked_path("file", file)
+    if path.suffix.lower() not in _CSV or os.path.isdir(path):  # noqa: PTH112 - as below
+        return False
+    return TRACK in _columns(path, next(lines_of(path), ""))[1]
 
 
 def _tracked(rows: Mapping[Path, Sequence[tuple[Box, str]]], margin: float) -> Iterator[Region]:

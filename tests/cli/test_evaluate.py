@@ -120,6 +120,19 @@ def test_unusable_labels(stocked: Cli, colours: Path) -> None:
         assert "\x1b" not in result.err
 
 
+def test_folders_in_folders(stocked: Cli, colours: Path) -> None:
+    (of_the_folder,) = stocked("evaluate --json", colours).objects
+    Path("tree/warm/very").mkdir(parents=True)
+    (colours / "red").rename("tree/warm/very/red")
+    for colour in ("blue", "green"):
+        (colours / colour).rename(Path("tree") / colour)
+    assert stocked("evaluate --json --tree tree").objects == [of_the_folder]
+    assert stocked("evaluate tree").code == 2
+    Path("labels.csv").write_text("path,label\ntree/blue/0.png,blue\n")
+    assert stocked("evaluate --tree labels.csv").code == 2
+    assert stocked("evaluate --tree --suite paper --dataset mnist tree").code == 2
+
+
 def test_csv_and_page(stocked: Cli, colours: Path) -> None:
     pytest.importorskip("matplotlib", reason='pip install "zsvec[report]"')
     shutil.copy(colours / "red" / "0.png", colours / "blue" / "red.png")

@@ -13,7 +13,7 @@ import typer
 from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import Fusion, Json, Target, app, images_in, needs_extra
-from zsvec.cli.importing import Boxes, FileOptions, Images, LabelColumn, PathColumn, Source, is_file, read_file
+from zsvec.cli.importing import Boxes, FileOptions, Images, LabelColumn, PathColumn, Source, Tree, is_file, read_file
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import replacing_named
@@ -38,6 +38,7 @@ def evaluate(
     boxes: Boxes = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
+    tree: Tree = False,
     unknown: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images of no category, to measure rejection.")
     ] = None,
@@ -69,7 +70,7 @@ def evaluate(
     """
     from zsvec.evaluation import evaluate as measure
 
-    options = FileOptions(images=images, boxes=boxes, path_column=path_column, label_column=label_column)
+    options = FileOptions(images=images, boxes=boxes, path_column=path_column, label_column=label_column, tree=tree)
     if suite is not None:
         if fusion is not None or csv is not None or html is not None:
             raise typer.BadParameter(
@@ -163,6 +164,7 @@ def _share(value: float | None) -> str:
 def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -> Sequence[tuple[ImageInput, str]]:
     """Returns pairs of image and category from a folder, a file or a public data set."""
     from zsvec.evaluation import labelled_images, labelled_images_of
+    from zsvec.inputs.folders import read_categories
 
     in_file = is_file(source, options)
     if dataset != "folder":
@@ -170,10 +172,14 @@ def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -
 
         if in_file:
             raise typer.BadParameter(f"--dataset {dataset} is a folder. Got the file {source}")
+        if options.tree:
+            raise typer.BadParameter(f"--dataset {dataset} has no folders in folders: leave --tree out")
         return DATASETS[dataset](source)
     if in_file:
         return labelled_images_of(read_file(source, options, strict=False))
     with output.left_out() as report:
+        if options.tree:
+            return labelled_images_of(read_categories(source, tree=True, on_outside=report))
         return labelled_images(source, on_outside=report)
 
 

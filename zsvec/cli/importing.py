@@ -50,11 +50,14 @@ ParentColumn = Annotated[
     str | None,
     typer.Option("--parent-column", metavar="NAME", help="Column of parents in a CSV file.  [default: parent, if any]"),
 ]
+Tree = Annotated[
+    bool, typer.Option("--tree", help="Folders in folders are groups: each folder with images is a category.")
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileOptions:
-    """The options of a file with labels.
+    """The options of a file or folder with labels.
 
     Attributes:
         images: Folder of the images, to which paths in the file are relative. By default the folder of the file.
@@ -62,6 +65,7 @@ class FileOptions:
         path_column: Column of paths in a CSV file.
         label_column: Column of labels in a CSV file.
         parent_column: Column of parents in a CSV file.
+        tree: Whether folders in folders are groups, as in `zsvec.inputs.folders.read_categories`.
         labels: Whether an image belongs to ``one`` category, or may belong to ``many``.
     """
 
@@ -70,6 +74,7 @@ class FileOptions:
     path_column: str | None
     label_column: str | None
     parent_column: str | None = None
+    tree: bool = False
     labels: Labels = "one"
 
     @property
@@ -88,9 +93,7 @@ def import_(
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     parent_column: ParentColumn = None,
-    tree: Annotated[
-        bool, typer.Option("--tree", help="Folders in folders are groups: each folder with images is a category.")
-    ] = False,
+    tree: Tree = False,
     definitions: Annotated[
         Path | None,
         typer.Option(
@@ -124,9 +127,10 @@ def import_(
         path_column=path_column,
         label_column=label_column,
         parent_column=parent_column,
+        tree=tree,
         labels=_labels(context.obj, labels),
     )
-    found = _read(source, options, definitions=texts, tree=tree, strict=replace_)
+    found = _read(source, options, definitions=texts, strict=replace_)
     number = _images_in(found)
     unreadable: list[str] = []
 
@@ -210,6 +214,8 @@ def is_file(source: Path, options: FileOptions) -> bool:
     suffix = source.suffix.lower()
     if in_file and suffix not in _FILES:
         raise InvalidInputError(f"{source} is not a folder, and no file that ends with {' or '.join(_FILES)}: give one")
+    if options.tree and in_file:
+        raise typer.BadParameter("--tree needs a DIR: a file has the column parent")
     if options.images is not None and not in_file:
         raise typer.BadParameter("--images needs a FILE: the images of a folder are in it")
     if options.boxes and not (in_file and suffix == ".json"):
@@ -256,17 +262,14 @@ def _labels(target: Target, given: str | None) -> Labels:
 
 
 def _read(
-    source: Path, options: FileOptions, *, definitions: Mapping[str, Sequence[str]], tree: bool, strict: bool
+    source: Path, options: FileOptions, *, definitions: Mapping[str, Sequence[str]], strict: bool
 ) -> list[CategoryInput]:
     from zsvec.inputs.folders import category_folders, read_categories, refused, with_definitions
 
-    in_file = is_file(source, options)
-    if tree and in_file:
-        raise typer.BadParameter("--tree needs a DIR: a file has the column parent")
-    if not in_file:
+    if not is_file(source, options):
         with output.left_out() as report:
-            found = read_categories(source, definitions, tree=tree, on_outside=refused if strict else report)
-        if tree:
+            found = read_categories(source, definitions, tree=options.tree, on_outside=refused if strict else report)
+        if options.tree:
             return found
         for note in _notes_on(source, found, category_folders(source, on_outside=lambda _: None)):
             output.print_note(note)

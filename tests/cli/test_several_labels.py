@@ -15,7 +15,7 @@ from PIL import Image
 
 import zsvec
 from tests.cli.support import Cli, Loading, words
-from tests.support import COLOURS, coloured, encode, fast_folder
+from tests.support import COLOURS, coloured, encode, fast_folder, write_photos
 from zsvec.cli import main
 from zsvec.inputs.tables import from_csv
 
@@ -74,7 +74,7 @@ def test_csv_has_a_row_for_each_label_and_can_be_imported(several: Cli) -> None:
     assert [(row["source"], row["label"], row["labels"]) for row in rows] == expected
     refused: list[Exception] = []
     found = from_csv("found.csv", path="source", label="labels", on_error=refused.append)
-    assert {category.name: sorted(category.images) for category in found} == {
+    assert {category.name: sorted(map(str, category.images)) for category in found} == {
         colour: [str(path) for path in paths if colour in dict(answers[str(path)].labels)] for colour in COLOURS
     }
     assert len(refused) == sum(not answer.labels for answer in answers.values())
@@ -89,3 +89,25 @@ def test_one_answer_for_several_labels_is_refused(several: Cli, new: Path) -> No
 
 def test_info_shows_that_images_have_several_labels(several: Cli) -> None:
     assert ["labels", "many:"] in [row[:2] for row in words(several("info").out)]
+
+
+def test_evaluation(several: Cli) -> None:
+    pytest.importorskip("matplotlib", reason='pip install "zsvec[report]"')
+    write_pairs(Path("new"), range(20, 22))
+    write_photos(Path("noise"), range(4))
+    result = several("evaluate new/labels.csv --unknown noise --csv e.csv --html e.html --json")
+    (found,) = result.objects
+    assert result.err.splitlines() == ["written: e.csv", "written: e.html"]
+    assert (found["n"], found["unknown_images"], found["macro"]["images"]) == (12, 4, 12)
+    rows = {row["category"]: row for row in csv.DictReader(io.StringIO(Path("e.csv").read_text(encoding="utf-8")))}
+    assert list(rows) == list(COLOURS)
+    for name, row in rows.items():
+        assert {key: float(row[key]) for key in found["labels"][name]} == found["labels"][name]
+    page = Path("e.html").read_text(encoding="utf-8")
+    assert "data:image/png" not in page
+    assert f"mAP {found['mean_average_precision']:.1%}" in page
+    lines = words(several("evaluate new/labels.csv --unknown noise").out)
+    mean = ["mean", "12", *(f"{found['macro'][name]:.1%}" for name in ("average_precision", "precision", "recall"))]
+    assert [line[:5] for line in lines if line[0] == "mean"] == [mean]
+    assert [line[0] for line in lines[2:5]] == list(COLOURS)
+    assert f"{found['auroc']:.3f}." in lines[-2]

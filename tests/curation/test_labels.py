@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 import zsvec
 from tests.support import coloured, two_encoders
@@ -226,8 +227,28 @@ def test_evaluation_by_hand(clf: Classifier) -> None:
     assert (found.labels["green"].recall, found.labels["green"].precision) == (9 / 10, 1)
     assert found.labels["blue"].false_positives == pytest.approx(1 / 10)
     assert found.mean_labels == 1.5
+    assert found.macro.images == 18
     assert 0.9 < found.mean_average_precision < 1
     assert found.to_dict()["macro"]["f1"] == pytest.approx(np.mean([one.f1 for one in found.labels.values()]))
+
+
+def test_images_of_no_category(clf: Classifier) -> None:
+    images, names = zip(*labelled(range(20, 23)), strict=True)
+    strangers = [*(coloured("white", seed) for seed in range(4)), coloured("red", 30)]
+    plain, found = evaluate_labels(clf, images, names), evaluate_labels(clf, images, names, [*strangers, b"x"])
+    assert (plain.unknown_images, plain.auroc, plain.detected, "auroc" in plain.to_dict()) == (0, None, None, False)
+    answers = clf.classify([*images, *strangers])
+    known, foreign = answers[: len(images)], answers[len(images) :]
+    assert found.unknown_images == found.to_dict()["unknown_images"] == len(strangers)
+    assert found.detected == np.mean([one.unknown for one in foreign])
+    assert found.given_labels == np.mean([bool(one.labels) for one in foreign])
+    assert found.false_unknown_rate == np.mean([one.unknown for one in known])
+    novelty = np.array([one.novelty for one in answers])
+    assert found.auroc == pytest.approx(roc_auc_score([0] * len(known) + [1] * len(foreign), novelty))
+    assert (found.detected, found.given_labels) == (4 / 5, 1 / 5)
+    assert (found.n, found.micro_f1, found.macro.ece) == pytest.approx((18, plain.micro_f1, plain.macro.ece))
+    with pytest.raises(InvalidInputError):
+        evaluate_labels(clf, images, names, [b"x"])
 
 
 def test_an_image_that_is_given_twice_has_the_labels_of_both(clf: Classifier) -> None:

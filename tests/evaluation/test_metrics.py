@@ -349,5 +349,8 @@ def test_scores_of_a_label_are_those_of_scikit_learn(rows: list[tuple[int, bool]
 def test_the_mean_over_labels() -> None:
     one = LabelScore.of(np.array([0.9, 0.1]), np.array([True, False]), np.array([True, False]))
     other = LabelScore.of(np.array([0.1, 0.1]), np.array([False, False]), np.array([True, True]))
-    mean = mean_label_score({"one": one, "other": other})
-    assert (mean.images, mean.precision, mean.recall, mean.f1, mean.false_positives) == (3, 0.5, 0.5, 0.5, 0)
+    mean = mean_label_score({"one": one, "other": other}, 2)
+    assert (mean.images, mean.precision, mean.recall, mean.f1, mean.false_positives) == (2, 0.5, 0.5, 0.5, 0)
+    assert mean_label_score({"other": other}, 2).false_positives is None
+    wrong = LabelScore.of(np.array([0.9, 0.9]), np.array([True, True]), np.array([True, False]))
+    assert mean_label_score({"other": other, "wrong": wrong}, 2).false_positives == 1  # every image has the other

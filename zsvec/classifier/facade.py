@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from zsvec.curation.references import StoredReferences
     from zsvec.curation.search_index import SearchIndex
     from zsvec.generation.facet import Generation
-    from zsvec.method.predict.scoring import Scoring
+    from zsvec.method.predict.scoring import Scores, Scoring
     from zsvec.method.similarities import References
 
 
@@ -975,20 +975,14 @@ def basis_of(classifier: Classifier) -> tuple[Mapping[str, References], Scoring,
     return dict(sorted(calibrator.references().items())), classifier._scoring, calibrator.false_unknown_rate
 
 
-def label_scores(
-    classifier: Classifier, vectors: Mapping[str, NDArray[Any]]
-) -> tuple[Sequence[str], NDArray[Any], NDArray[Any]] | None:
-    """Returns the probabilities and the thresholds of all labels, for an evaluation.
+def scores_of(classifier: Classifier, vectors: Mapping[str, NDArray[Any]]) -> tuple[Sequence[str], Scores]:
+    """Returns the categories, and the scores of embedded images for all of them, for an evaluation.
 
     Args:
         classifier: The classifier.
         vectors: By encoder, float32 ``(n_images, dim)``, unit rows; at least one image.
 
-    Returns:
-        The categories; float64 ``(n_images, n_categories)``, 0 to 1, of a yes; and float64 ``(n_categories,)``, the
-        thresholds. ``None`` if the calibration in use decides on no labels.
-
     Raises:
         StoreError: The store has no category, or cannot be read.
     """
-    return classifier._predictor.label_scores(vectors)
+    return classifier._predictor.scores(vectors)

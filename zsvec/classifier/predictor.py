@@ -25,8 +25,7 @@ from zsvec.ingest.validation import (
 from zsvec.inputs.boxes import regions_of
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput, Region, shared
-from zsvec.method.arrays import Doubles
-from zsvec.method.predict.scoring import Scoring
+from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.method.predict.together import Batch, together
 from zsvec.method.similarities import SearchResult
 from zsvec.search.base import IndexSpec, in_memory
@@ -202,13 +201,10 @@ class Predictor:
         """Returns the predictions of embedded images, each independent of the other images."""
         return self._predict(sources, vectors, top_k, Flow(), related=False)[0]
 
-    def label_scores(self, vectors: Vectors) -> tuple[Sequence[str], Doubles, Doubles] | None:
-        """As `zsvec.classifier.facade.label_scores`."""
+    def scores(self, vectors: Vectors) -> tuple[Sequence[str], Scores]:
+        """As `zsvec.classifier.facade.scores_of`."""
         found = self._searched(vectors)
-        scores = self._scoring.scores(found)
-        if scores.label_probabilities is None or scores.label_thresholds is None:
-            return None
-        return found.categories, scores.label_probabilities, scores.label_thresholds
+        return found.categories, self._scoring.scores(found)
 
     def nearest_images(self, vectors: Vectors, number: int) -> list[Neighbor]:
         """Returns the reference images nearest to one embedded image, so many of each encoder."""

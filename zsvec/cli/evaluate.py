@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -21,10 +21,11 @@ from zsvec.inputs.files import replacing_named
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zsvec import Classifier, ImageInput, Prediction
+    from zsvec import ImageInput, Prediction
     from zsvec.evaluation import Evaluation, LabelEvaluation
 
 _SCORES = ("images", "precision", "recall", "f1", "called_unknown")
+_LABEL_SCORES = ("images", "average_precision", "precision", "recall", "f1", "false_positives", "ece")
 _MATRIX = 10  # maximum number of categories of a confusion matrix in a terminal
 
 Dataset = Literal["folder", "mnist", "svhn", "cifar10", "cifar100", "tinyimagenet"]
@@ -69,6 +70,7 @@ def evaluate(
     Embeddings are cached in the folder of the report, so you can interrupt and repeat the command.
     """
     from zsvec.evaluation import evaluate as measure
+    from zsvec.evaluation import evaluate_labels
 
     options = FileOptions(images=images, boxes=boxes, path_column=path_column, label_column=label_column, tree=tree)
     if suite is not None:
@@ -90,14 +92,15 @@ def evaluate(
         output.print_note(f"left out: {prediction.error}")
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
-        if classifier.labels == "many":
-            _refuse_with_labels(unknown, csv, html)
-            labelled = _labelled(source, replace(options, labels="many"))
-            _print_labels(_label_scores(classifier, labelled, left_out, counted), json=json)
-            return
-        given, labels = zip(*_labelled(source, options), strict=True)
         strangers = _strangers(unknown)
-        result = measure(classifier, given, labels, strangers, on_error=left_out, track=counted)
+        result: Evaluation | LabelEvaluation
+        if classifier.labels == "many":
+            given, labels = zip(*_labelled(source, replace(options, labels="many")), strict=True)
+            each = [[label] for label in labels]
+            result = evaluate_labels(classifier, given, each, strangers, on_error=left_out, track=counted)
+        else:
+            given, labels = zip(*_labelled(source, options), strict=True)
+            result = measure(classifier, given, labels, strangers, on_error=left_out, track=counted)
         references = sum((Counter(category.references) for category in classifier.categories()), Counter[str]())
     if csv is not None:
         _write(csv, "".join(map(row, _rows(result))))
@@ -119,46 +122,6 @@ def _strangers(folder: Path | None) -> Sequence[Path]:
     if folder and not strangers:
         raise InvalidInputError(f"{folder} has no images")
     return strangers
-
-
-def _refuse_with_labels(*options: Path | None) -> None:
-    if any(option is not None for option in options):
-        raise typer.BadParameter("images of this store may have several labels: leave --unknown, --csv and --html out")
-
-
-def _label_scores(
-    classifier: Classifier,
-    labelled: Sequence[tuple[ImageInput, str]],
-    left_out: Callable[[Prediction], None],
-    counted: Callable[[Iterable[ImageInput]], Iterable[ImageInput]],
-) -> LabelEvaluation:
-    from zsvec.evaluation import evaluate_labels
-
-    images, labels = zip(*labelled, strict=True)
-    return evaluate_labels(classifier, images, [[label] for label in labels], on_error=left_out, track=counted)
-
-
-def _print_labels(result: LabelEvaluation, *, json: bool) -> None:
-    """Prints the scores of labels: a row for each label, and the means."""
-    if json:
-        output.print_json(result.to_dict())
-        return
-    columns = ("average_precision", "precision", "recall", "f1", "false_positives", "ece")
-    rows = (
-        (name, str(score.images), *(_share(getattr(score, column)) for column in columns))
-        for name, score in [*result.labels.items(), ("mean", result.macro)]
-    )
-    titles = ("label", "images", "AP", "precision", "recall", "F1", "false positives", "ECE")
-    output.out.print(output.new_table(*titles, rows=rows))
-    output.out.print(
-        f"{output.counted(result.n, 'image')} with {result.mean_labels:.1f} labels on average; "
-        f"mAP {result.mean_average_precision:.1%}, micro F1 {result.micro_f1:.1%}, macro F1 {result.macro.f1:.1%}; "
-        f"{result.exact:.1%} have exactly their labels"
-    )
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
 
 
 def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -> Sequence[tuple[ImageInput, str]]:
@@ -183,10 +146,17 @@ def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -
         return labelled_images(source, on_outside=report)
 
 
-def _print(result: Evaluation) -> None:
+def _print(result: Evaluation | LabelEvaluation) -> None:
     """Prints the tables. With few categories, a confusion matrix replaces the table of mistakes."""
-    from zsvec.evaluation.tables import tables_of
+    from zsvec.evaluation import LabelEvaluation
+    from zsvec.evaluation.tables import summary_of, tables_of
 
+    if isinstance(result, LabelEvaluation):
+        for table in tables_of(result):
+            output.out.print(_printable(table))
+        for sentence in summary_of(result):
+            output.out.print(sentence)
+        return
     few = len(result.categories) <= _MATRIX
     for table in tables_of(result):
         if not few or table["id"] != "mistakes":
@@ -234,8 +204,18 @@ def _write(file: Path, text: str) -> None:
     output.print_note(f"written: {file}")
 
 
-def _rows(result: Evaluation) -> Iterator[list[object]]:
-    """Yields a header, then a row per category: scores, and how many of its images got each category as answer."""
+def _rows(result: Evaluation | LabelEvaluation) -> Iterator[list[object]]:
+    """Yields a header, then a row per category: scores, and how many of its images got each category as answer.
+
+    An evaluation of labels has only scores, because an image has no single answer.
+    """
+    from zsvec.evaluation import LabelEvaluation
+
+    if isinstance(result, LabelEvaluation):
+        yield ["category", *_LABEL_SCORES]
+        for name, found in result.labels.items():
+            yield [name, *(getattr(found, column) for column in _LABEL_SCORES)]
+        return
     scores = result.categories
     yield ["category", *_SCORES, *(f"answered {name}" for name in scores)]
     for (name, score), counts in zip(scores.items(), result.confusion.tolist(), strict=True):

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.classifier import Classifier
-from zsvec.classifier.facade import label_scores
+from zsvec.classifier.facade import scores_of
 from zsvec.errors import ImageError, InvalidInputError, StoreError, shown
 from zsvec.evaluation.evaluate import check_labels
-from zsvec.evaluation.metrics import LabelScore, mean_label_score
+from zsvec.evaluation.metrics import LabelScore, auroc, mean_label_score
 from zsvec.inputs.categories import checked_images, checked_name, is_several
 from zsvec.inputs.images import ImageInput, content_hash
 from zsvec.method.arrays import Doubles
 from zsvec.types import Prediction
 
 _BATCH = 256  # images that are compared at once
+_OF_UNKNOWN = ("unknown_images", "auroc", "detected", "given_labels", "false_unknown_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,12 @@ class LabelEvaluation:
         labels: Scores of each label that an image has, sorted by name.
         exact: Fraction of the images that were given all their labels and no other.
         mean_labels: Mean number of labels of an image.
+        unknown_images: Number of readable images that belong to no category. Without such images, the following are
+            ``None``.
+        auroc: How well novelty separates these from the other images: area under the ROC curve, 0.5 is chance.
+        detected: Fraction of these that were called unknown.
+        given_labels: Fraction of these that were given a label.
+        false_unknown_rate: Fraction of the other images that were called unknown.
     """
 
     n: int
@@ -43,6 +51,11 @@ class LabelEvaluation:
     labels: Mapping[str, LabelScore]
     exact: float
     mean_labels: float
+    unknown_images: int = 0
+    auroc: float | None = None
+    detected: float | None = None
+    given_labels: float | None = None
+    false_unknown_rate: float | None = None
 
     @classmethod
     def of(
@@ -61,7 +74,7 @@ class LabelEvaluation:
             for name, probability, said, yes in zip(names, probabilities.T, given.T, truth.T, strict=True)
             if yes.any()
         }
-        macro = mean_label_score(scores)
+        macro = mean_label_score(scores, len(truth))
         return cls(
             n=len(truth),
             mean_average_precision=macro.average_precision,
@@ -74,13 +87,15 @@ class LabelEvaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the object that ``zsvec evaluate --json`` prints."""
-        return asdict(self)
+        values = asdict(self)
+        return values if self.unknown_images else {name: values[name] for name in values if name not in _OF_UNKNOWN}
 
 
 def evaluate_labels(
     classifier: Classifier,
     images: Iterable[ImageInput],
     labels: Iterable[Collection[str]],
+    unknown: Iterable[ImageInput] = (),
     *,
     on_error: Callable[[Prediction], None] = lambda prediction: None,
     track: Callable[[Iterable[ImageInput]], Iterable[ImageInput]] = iter,
@@ -91,13 +106,14 @@ def evaluate_labels(
         classifier: Classifier of a store whose images may belong to several categories, with every label as a category.
         images: Images. An image that is given again counts once, with all of its labels.
         labels: For each image, the names of its categories.
+        unknown: Images that belong to no category, to measure open-set rejection.
         on_error: Called with the error of each unreadable image, which is left out.
         track: Wraps the images, to show progress.
 
     Raises:
         StoreError: The store has no category, or its calibration decides on no labels.
         InvalidInputError: There are no images, the numbers of images and labels differ, a label is not a category of
-            the store, or all images are unreadable.
+            the store, or all of `images` or all of `unknown` are unreadable.
     """
     if not is_several(labels):
         raise InvalidInputError(f"labels must be a list of lists of category names. Got {shown(labels)} instead")
@@ -117,30 +133,71 @@ def evaluate_labels(
             continue
         first.setdefault(digest, image)
         truth.setdefault(digest, set()).update(own)
+    strangers = list(checked_images(unknown))
     rows: list[Mapping[str, NDArray[np.float32]]] = []
-    read: list[str] = []
-    for digest, embedding in zip(first, classifier.embed_stream(track(first.values())), strict=True):
+    read: list[str | None] = []  # by row, the hash of an image with labels
+    digests = [*first, *[None] * len(strangers)]
+    embeddings = classifier.embed_stream(track([*first.values(), *strangers]))
+    for known_as, embedding in zip(digests, embeddings, strict=True):
         if embedding.error is None:
-            read.append(digest)
+            read.append(known_as)
             rows.append(embedding.vectors)
         else:
             on_error(Prediction(source=embedding.source, error=embedding.error))
-    if not rows:
+    known = np.array([digest is not None for digest in read], dtype=bool)
+    if not known.any():
         raise InvalidInputError("no image with a label can be read: `zsvec classify` says why")
-    probabilities, thresholds = np.zeros((len(rows), len(names))), np.ones((len(rows), len(names)))
+    if strangers and known.all():
+        raise InvalidInputError("no image of no category can be read: `zsvec classify` says why")
+    probabilities, given_labels, novelty, is_unknown = _decisions(classifier, rows, names)
+    is_true = np.array([[name in truth[digest] for name in names] for digest in read if digest is not None])
+    found = LabelEvaluation.of(names, probabilities[known], given_labels[known], is_true)
+    if not strangers:
+        return found
+    return replace(
+        found,
+        unknown_images=int(np.count_nonzero(~known)),
+        auroc=auroc(novelty, ~known),
+        detected=fmean(is_unknown[~known]),
+        given_labels=fmean(given_labels[~known].any(axis=1)),
+        false_unknown_rate=fmean(is_unknown[known]),
+    )
+
+
+def _decisions(
+    classifier: Classifier, rows: Sequence[Mapping[str, NDArray[np.float32]]], names: Sequence[str]
+) -> tuple[Doubles, NDArray[np.bool_], Doubles, NDArray[np.bool_]]:
+    """Returns the decisions on embedded images.
+
+    Args:
+        classifier: The classifier.
+        rows: Vectors of each image by encoder, at least one image.
+        names: Names of the columns.
+
+    Returns:
+        float64 ``(n_images, n_labels)``, the probabilities of a yes; bool of the same shape, whether the image was
+        given the label; float64 ``(n_images,)``, novelty; bool ``(n_images,)``, whether the image was called unknown.
+
+    Raises:
+        StoreError: The calibration decides on no labels.
+    """
+    shape = (len(rows), len(names))
+    probabilities, given = np.zeros(shape), np.zeros(shape, dtype=bool)
+    novelty, unknown = np.zeros(len(rows)), np.zeros(len(rows), dtype=bool)
     column = {name: i for i, name in enumerate(names)}
     for start in range(0, len(rows), _BATCH):
-        some = rows[start : start + _BATCH]
-        found = label_scores(classifier, {encoder: np.stack([row[encoder] for row in some]) for encoder in some[0]})
-        if found is None:
+        some = slice(start, start + _BATCH)
+        vectors = {encoder: np.stack([row[encoder] for row in rows[some]]) for encoder in rows[start]}
+        there, scores = scores_of(classifier, vectors)
+        if scores.label_probabilities is None or scores.label_thresholds is None:
             raise StoreError(
                 f"{classifier.location} has not learned which categories an image belongs to: run `zsvec calibrate`, "
                 "after categories have two images or more"
             )
-        there, said, limit = found
         columns = [(column[name], i) for i, name in enumerate(there) if name in column]
         into, of = (list(part) for part in zip(*columns, strict=True))
-        probabilities[start : start + len(some), into] = said[:, of]
-        thresholds[start : start + len(some), into] = limit[of]
-    is_true = np.array([[name in truth[digest] for name in names] for digest in read])
-    return LabelEvaluation.of(names, probabilities, (probabilities >= thresholds) & (probabilities > 0), is_true)
+        own = scores.label_probabilities[:, of]
+        probabilities[some, into] = own
+        given[some, into] = (own >= scores.label_thresholds[of]) & (own > 0)
+        novelty[some], unknown[some] = scores.novelty, scores.unknown
+    return probabilities, given, novelty, unknown

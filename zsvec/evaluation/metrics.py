@@ -232,7 +232,7 @@ class LabelScore:
     """Scores of one label, or mean scores of several labels. Scores are fractions, 0 to 1.
 
     Attributes:
-        images: Number of images with the label.
+        images: Number of images with the label; of mean scores, the number of all images.
         average_precision: Mean precision at the ranks of the images with the label.
         precision: Fraction of the images that were given the label which have it; ``None`` without such images.
         recall: Fraction of the images with the label that were given it.
@@ -270,11 +270,20 @@ class LabelScore:
         )
 
 
-def mean_label_score(scores: Mapping[str, LabelScore]) -> LabelScore:
-    """Returns the unweighted mean ("macro") over labels, and the sum of `images`. Missing values count as 0."""
-    names = ("average_precision", "precision", "recall", "f1", "false_positives", "ece")
-    means = (fmean(getattr(score, name) or 0.0 for score in scores.values()) for name in names)
-    return LabelScore(sum(score.images for score in scores.values()), *means)
+def mean_label_score(scores: Mapping[str, LabelScore], images: int) -> LabelScore:
+    """Returns the unweighted mean ("macro") over labels.
+
+    A label that no image was given has precision 0 in the mean, as in scikit-learn. A label that every image has counts
+    in no mean of false positives.
+
+    Args:
+        scores: Scores by label, at least one.
+        images: Number of all images. An image with several labels counts once.
+    """
+    names = ("average_precision", "precision", "recall", "f1", "ece")
+    means = {name: fmean(getattr(score, name) or 0.0 for score in scores.values()) for name in names}
+    wrong = [score.false_positives for score in scores.values() if score.false_positives is not None]
+    return LabelScore(images=images, false_positives=fmean(wrong) if wrong else None, **means)
 
 
 # ---- by category

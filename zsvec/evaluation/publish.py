@@ -1,6 +1,6 @@
 """Pages of results with figures.
 
-`page_of` returns an `Evaluation` as one page. `publish` writes results, figures and a page of a `Suite` to a folder.
+`page_of` returns an evaluation as one page. `publish` writes results, figures and a page of a `Suite` to a folder.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from zsvec.errors import ImageError
 from zsvec.evaluation import figures, metrics
 from zsvec.evaluation.evaluate import Evaluation
+from zsvec.evaluation.labels import LabelEvaluation
 from zsvec.evaluation.report import Drawing, Mistake, report_page
 from zsvec.evaluation.study import Study
 from zsvec.evaluation.suite import Suite
-from zsvec.evaluation.tables import tables_of
+from zsvec.evaluation.tables import summary_of, tables_of
 from zsvec.inputs.files import inside, write_whole
 from zsvec.inputs.images import ImageInput, load_image
 from zsvec.inputs.small import small_copy
@@ -35,8 +36,10 @@ _MOST_MISTAKES, _MOST_NEIGHBOURHOODS = 24, 10
 # ---- an evaluation
 
 
-def page_of(evaluation: Evaluation, *, name: str, profile: str, references: Mapping[str, int], version: str) -> str:
-    """Returns the page of an evaluation, as HTML.
+def page_of(
+    evaluation: Evaluation | LabelEvaluation, *, name: str, profile: str, references: Mapping[str, int], version: str
+) -> str:
+    """Returns the page of an evaluation, as HTML. The page of an evaluation of labels has no figures.
 
     Args:
         evaluation: The results.
@@ -45,28 +48,25 @@ def page_of(evaluation: Evaluation, *, name: str, profile: str, references: Mapp
         references: Number of references in the store, by expert.
         version: Version of zsvec.
     """
-    summary = [
-        f"{evaluation.accuracy.top1:.1%} of {evaluation.n:,} images are right.",
-        f"{evaluation.false_unknown_rate:.1%} of the images are called unknown.",
-    ]
-    if evaluation.auroc is not None:
-        summary.append(
-            f"{evaluation.detected:.1%} of the images of no category are called unknown; "
-            f"the AUROC of novelty is {evaluation.auroc:.3f}."
-        )
+    drawings: list[Drawing] = []
+    if isinstance(evaluation, LabelEvaluation):
+        unknown_images, categories = evaluation.unknown_images, len(evaluation.labels)
+    else:
+        unknown_images, categories = len(evaluation.judged) - evaluation.n, len(evaluation.categories)
+        drawings += _drawings(evaluation)
     results = {
         "set": name,
         "profile": profile,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "images": evaluation.n,
-        "unknown_images": len(evaluation.judged) - evaluation.n,
-        "categories": len(evaluation.categories),
+        "unknown_images": unknown_images,
+        "categories": categories,
         "references": references,
         "versions": {"python": platform.python_version(), "zsvec": version},
-        "summary": summary,
+        "summary": summary_of(evaluation),
         "tables": list(tables_of(evaluation)),
     }
-    return report_page(results, list(_drawings(evaluation)))
+    return report_page(results, drawings)
 
 
 def _drawings(evaluation: Evaluation) -> Iterator[Drawing]:

@@ -14,7 +14,9 @@ from dataclasses import asdict
 from typing import Any
 
 from zsvec.evaluation.evaluate import Evaluation
+from zsvec.evaluation.labels import LabelEvaluation
 from zsvec.evaluation.metrics import mean_score
+from zsvec.types import counted
 
 NO_VALUE = "–"
 ACCURACY = (
@@ -34,6 +36,15 @@ _BY_CATEGORY = (
     {"key": "recall", "title": "recall", "unit": "%"},
     {"key": "f1", "title": "F1", "unit": "%"},
     {"key": "called_unknown", "title": "called unknown", "unit": "%"},
+)
+_BY_LABEL = (
+    {"key": "images", "title": "images", "unit": "images"},
+    {"key": "average_precision", "title": "AP", "unit": "%"},
+    {"key": "precision", "title": "precision", "unit": "%"},
+    {"key": "recall", "title": "recall", "unit": "%"},
+    {"key": "f1", "title": "F1", "unit": "%"},
+    {"key": "false_positives", "title": "false positives", "unit": "%"},
+    {"key": "ece", "title": "ECE", "unit": "%"},
 )
 _MISTAKES = (
     {"key": "number", "title": "images", "unit": "images"},
@@ -65,8 +76,17 @@ def table(
     return {"id": identifier, "title": title, "paper": paper, "note": note, "columns": used, "rows": list(rows)}
 
 
-def tables_of(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
-    """Yields the tables ``accuracy``, ``categories`` and, if an answer is wrong, ``mistakes``."""
+def tables_of(evaluation: Evaluation | LabelEvaluation) -> Iterator[dict[str, Any]]:
+    """Yields the tables ``accuracy``, ``categories`` and, if an answer is wrong, ``mistakes``.
+
+    An evaluation of labels has only the table ``categories``, because an image has no single answer.
+    """
+    if isinstance(evaluation, LabelEvaluation):
+        rows = [{"name": name, "values": asdict(score)} for name, score in evaluation.labels.items()]
+        rows.append({"name": "mean", "values": asdict(evaluation.macro)})
+        note = "An image counts for each of its categories. The mean is over categories."
+        yield table("categories", "Categories", note, _BY_LABEL, rows)
+        return
     quality = {f"fusion ({evaluation.fusion})": evaluation.accuracy, **evaluation.experts}
     rows = [{"name": name, "values": asdict(accuracy)} for name, accuracy in quality.items()]
     yield table("accuracy", "Accuracy", "The fusion, and each expert alone.", ACCURACY, rows)
@@ -85,6 +105,28 @@ def tables_of(evaluation: Evaluation) -> Iterator[dict[str, Any]]:
     ]
     if rows:
         yield table("mistakes", "Mistakes", "Category → answer, the most frequent first.", _MISTAKES, rows)
+
+
+def summary_of(evaluation: Evaluation | LabelEvaluation) -> list[str]:
+    """Returns the main results as sentences."""
+    if isinstance(evaluation, LabelEvaluation):
+        summary = [
+            f"{counted(evaluation.n, 'image')} with {evaluation.mean_labels:.1f} labels on average; "
+            f"mAP {evaluation.mean_average_precision:.1%}, micro F1 {evaluation.micro_f1:.1%}, "
+            f"macro F1 {evaluation.macro.f1:.1%}; {evaluation.exact:.1%} have exactly their labels."
+        ]
+    else:
+        summary = [f"{evaluation.accuracy.top1:.1%} of {evaluation.n:,} images are right."]
+    if evaluation.false_unknown_rate is not None:
+        summary.append(f"{evaluation.false_unknown_rate:.1%} of the images are called unknown.")
+    if evaluation.auroc is not None:
+        summary.append(
+            f"{evaluation.detected:.1%} of the images of no category are called unknown; "
+            f"the AUROC of novelty is {evaluation.auroc:.3f}."
+        )
+    if isinstance(evaluation, LabelEvaluation) and evaluation.given_labels is not None:
+        summary.append(f"{evaluation.given_labels:.1%} of the images of no category are given a label.")
+    return summary
 
 
 def shown(value: float | None, unit: str) -> str:

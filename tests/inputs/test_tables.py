@@ -317,6 +317,13 @@ class ClassLabel:
     names: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Elements:
+    """As the feature `Sequence`, or `List`, of `datasets`."""
+
+    feature: Any
+
+
 class Dataset:
     """The used part of a Hugging Face data set. Notes the rows that are read; decoding fails."""
 
@@ -376,6 +383,25 @@ def test_a_data_set_of_hugging_face(folder: Path) -> None:
     assert [list(category.images) for category in found] == [list(category.images) for category in found]
 
 
+def test_a_data_set_with_several_labels_an_image(folder: Path) -> None:
+    pictures = [{"bytes": encode(photo(seed)), "path": f"{seed}.png"} for seed in range(5)]
+    labels = [[0, 1], [1], [], None, [0, 2]]
+    features = {"picture": Image(), "animals": Elements(ClassLabel(["cat", "dog"])), "views": Elements(Image())}
+    dataset = Dataset({"picture": pictures, "animals": labels, "views": [[]] * 5}, features)
+    reasons: list[str] = []
+    found = from_dataset(dataset, on_error=lambda error: reasons.append(str(error)))
+    assert {category.name: [cast("Any", image).source for image in category.images] for category in found} == {
+        "cat": ["0.png"],
+        "dog": ["0.png", "1.png"],
+    }
+    assert [reason.split(":")[0] for reason in reasons] == [f"the data set, row {number}" for number in (2, 3, 4)]
+    with zsvec.open(":memory:", encoders=two_encoders(), labels="many") as clf:
+        clf.add_categories(found)
+        assert clf.references.holders([zsvec.content_hash(encode(photo(0)))]) == {
+            zsvec.content_hash(encode(photo(0))): ("cat", "dog")
+        }
+
+
 def test_a_data_set_with_ambiguous_columns(folder: Path) -> None:
     dataset = hugging_face("")
     with pytest.raises(InvalidInputError, match=r"one column of type ClassLabel; .*Got label=None"):
@@ -408,6 +434,11 @@ def test_a_data_set_of_the_real_library(tmp_path: Path, monkeypatch: pytest.Monk
         found = from_dataset(dataset)
         images = {category.name: [cast("Any", image).image for image in category.images] for category in found}
         assert images == {"cat": [encode(photo(0)), encode(photo(2))], "dog": [encode(photo(1))]}
+    several = datasets.Features({"image": datasets.Image(), "label": datasets.Sequence(features["label"])})
+    rows = {"image": contents, "label": [[0, 1], [1], [0]]}
+    found = from_dataset(datasets.Dataset.from_dict(rows, features=several))
+    images = {category.name: [cast("Any", image).image for image in category.images] for category in found}
+    assert images == {"cat": [encode(photo(0)), encode(photo(2))], "dog": [encode(photo(0)), encode(photo(1))]}
     for given in (splits, splits["train"].to_iterable_dataset()):
         with pytest.raises(InvalidInputError, match="of a DatasetDict one split"):
             from_dataset(given)

@@ -213,13 +213,15 @@ def from_dataset(
     """Reads categories from a torchvision ``ImageFolder`` or a Hugging Face ``Dataset`` (``Image``, ``ClassLabel``).
 
     zsvec decodes the images itself, within its own limits. Transforms and formats of the data set are not applied. If a
-    Hugging Face data set stores only the path of an image, the file is read from that path, as ``datasets`` does.
+    Hugging Face data set stores only the path of an image, the file is read from that path, as ``datasets`` does. If
+    the labels are a ``Sequence`` of ``ClassLabel``, an image belongs to each of its categories.
 
     Args:
         dataset: The data set. Of a ``DatasetDict``, pass one split. Streamed data sets (``IterableDataset``) are
             refused.
         image: Name of the image column of a Hugging Face data set; by default, the only column of type ``Image``.
-        label: Name of the label column of a Hugging Face data set; by default, the only column of type ``ClassLabel``.
+        label: Name of the label column of a Hugging Face data set; by default, the only column of type ``ClassLabel``,
+            or ``Sequence`` of this type.
         on_error: As in `from_csv`.
 
     Returns:
@@ -240,14 +242,17 @@ def from_dataset(
             "a data set must be a torchvision ImageFolder or a Hugging Face Dataset, of a DatasetDict one split. Got "
             f"{type(dataset).__name__} instead"
         )
-    image, label = _feature(features, "Image", image), _feature(features, "ClassLabel", label)
+    labels = {column: _element(feature) for column, feature in features.items()}
+    image, label = _feature(features, "Image", image), _feature(labels, "ClassLabel", label)
     plain = dataset.with_format(None)
-    names = features[label].names
-    for number, position in enumerate(plain[label]):
+    names = labels[label].names
+    for number, given in enumerate(plain[label]):
         with gathered.row(f"row {number}"):
-            if not isinstance(position, int) or not 0 <= position < len(names):
-                raise InvalidInputError(f"it has no label. Got {position}")
-            gathered.add(names[position], number)
+            positions = list(given) if is_several(given) else [given]
+            if not positions or not all(isinstance(one, int) and 0 <= one < len(names) for one in positions):
+                raise InvalidInputError(f"it has no label. Got {given}")
+            for position in positions:
+                gathered.add(names[position], number)
     pictures = plain.select_columns([image]).cast_column(image, type(features[image])(decode=False))
     return gathered.categories(lambda rows: _Pictures(pictures, image, rows))
 
@@ -267,6 +272,11 @@ class _Pictures:
             content = found.get("bytes")
             # A missing image becomes empty bytes, which are reported as unreadable when they are decoded.
             yield ReferenceImage(image=content or path or b"", source=path or f"row {row}")
+
+
+def _element(feature: Any) -> Any:
+    """Returns the feature of the elements of a ``Sequence`` or ``List``; any other feature as it is."""
+    return getattr(feature, "feature", feature)
 
 
 def _feature(features: Any, kind: str, name: str | None) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +136,23 @@ def test_a_rename_carries_the_categories_below_and_one_undo_reverts_it(clf: Clas
     clf.history.undo()
     assert parents(clf) == before
     assert [name for name, _ in clf.classify(coloured("blue", 0)).path] == ["animal", "bird", "wren"]
+
+
+@pytest.mark.parametrize("gone", [["robin"], ["robin", "wren"]])
+def test_a_category_below_that_is_removed_during_a_rename_needs_no_parent(
+    clf: Classifier, gone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    move = clf._store.move
+
+    def removes_meanwhile(*given: Any) -> Any:
+        with ThreadPoolExecutor(1) as other:  # a thread is another writer
+            list(other.map(clf.remove_category, gone))
+        return move(*given)
+
+    monkeypatch.setattr(clf._store, "move", removes_meanwhile)
+    assert clf.references.rename("bird", "fowl").name == "fowl"
+    expected = {"robin": "fowl", "wren": "animal > fowl", "fowl": "animal", "dog": "animal", "car": ""}
+    assert parents(clf) == {name: parent for name, parent in expected.items() if name not in gone}
 
 
 def test_a_category_cannot_take_the_name_of_its_parent(clf: Classifier) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
 from zsvec.curation.audit import Audit, audited, split_kept
-from zsvec.errors import InvalidInputError, StoreError, shown
+from zsvec.errors import ConflictError, InvalidInputError, StoreError, shown
 from zsvec.ingest.embedding import RecentVectors
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
@@ -212,10 +212,15 @@ class StoredReferences:
         return {category.name: category.parent for category in self._store.categories() if category.parent}
 
     def _carry(self, parents: Mapping[str, str]) -> None:
-        """Gives categories new parents, by name, in the present change."""
-        self._store.write(
-            [Write(name=name, references=(), parent=new, needs=frozenset()) for name, new in parents.items()]
-        )
+        """Gives categories new parents, by name, in the present change. A category that is gone needs none."""
+        writes = [Write(name=name, references=(), parent=new, needs=frozenset()) for name, new in parents.items()]
+        try:
+            self._store.write(writes)
+        except ConflictError:
+            there = {category.name for category in self._store.categories()}
+            if parents.keys() <= there:
+                raise
+            self._carry({name: new for name, new in parents.items() if name in there})
 
     def update(
         self,

@@ -18,6 +18,7 @@ from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.evaluation import evaluate_labels
 from zsvec.inputs.images import content_hash
+from zsvec.method.calibration import Calibration
 from zsvec.store.catalog.schema import labels_from
 
 COLOURS = ("red", "green", "blue")
@@ -91,6 +92,23 @@ def test_by_default_an_image_has_one_label() -> None:
     with zsvec.open(":memory:", encoders=two_encoders()) as clf:
         fill(clf)
         assert (clf.labels, clf.classify(coloured("red", 9)).labels) == ("one", ())
+
+
+def test_a_store_that_learns_no_labels_is_calibrated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same() -> list[CategoryInput]:  # every image is in every category
+        return [CategoryInput(name=name, images=[coloured("red", seed) for seed in range(4)]) for name in ("a", "b")]
+
+    with open_many() as clf:
+        clf.add_categories(same())
+        made = Calibration.from_dict(clf._store.calibration())
+        assert made is not None
+        assert (made.multilabel, made.plain.labels) == (True, None)
+        written: list[object] = []
+        monkeypatch.setattr(clf._store, "keep_calibration", written.append)
+        clf.add_categories(same())
+        assert written == []
+        clf.add_category("a", images=[coloured("red", 9)])
+        assert len(written) == 1
 
 
 @pytest.mark.parametrize("record", [None, {}, {"labels": "all"}, {"labels": ["many"]}, {"labels": None}])

@@ -100,8 +100,8 @@ class LogLinear:
         odds: By the pattern of the experts that cover a category, log odds that left-out images of such categories have
             for their own category with each of the first `COVERAGES`, descending, nats before scaling.
         category_odds: As `odds`, by category, for categories with enough images.
-        labels: Decides which categories an image belongs to. ``None`` in a store of one category an image, or if no
-            image could be left out.
+        labels: Decides which categories an image belongs to. ``None`` in a store of one category an image, or if
+            nothing could be learned (`Calibration.multilabel`).
     """
 
     coefficients: Mapping[str, Mapping[str, float]]
@@ -138,6 +138,8 @@ class Calibration:
         threshold_progress: Progress towards a threshold for categories with reference images. ``None`` if there is such
             a threshold.
         attached: Digest of the points of attached collections; empty without any.
+        multilabel: Whether an image of the store may belong to several categories. The pools may have no `labels`
+            nevertheless: nothing can be learned if no image can be left out, or if every image is in every category.
     """
 
     revision: int
@@ -153,17 +155,13 @@ class Calibration:
     scale: float = 1.0
     threshold_progress: ThresholdProgress | None = None
     attached: str = ""
+    multilabel: bool = False
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Returns whether the calibration covers these experts and fits this aggregation and, if used, ``top_m``."""
         by_top_mean = "top_mean" in (aggregation, other_aggregation(aggregation))
         same = self.aggregation == aggregation and (self.top_m == top_m or not by_top_mean)
         return same and set(experts) <= self.experts.keys()
-
-    @property
-    def multilabel(self) -> bool:
-        """Whether the calibration decides to which categories an image belongs, which may be several."""
-        return self.plain.labels is not None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the record that the store keeps as JSON."""
@@ -207,6 +205,7 @@ class Calibration:
         return (
             isinstance(self.revision, int)
             and isinstance(self.attached, str)
+            and isinstance(self.multilabel, bool)
             and _moderate([*others, *positive])
             and min(positive) >= 1 / _LARGEST
             and 0 < self.false_unknown_rate < 1

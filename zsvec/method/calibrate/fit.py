@@ -265,6 +265,7 @@ def _of_one_aggregation(
         plain=pool,
         aggregations=pool,
         threshold_progress=threshold_progress(n_images, false_unknown_rate),
+        multilabel=labels is not None,
     )
 
 

@@ -106,6 +106,7 @@ def test_evaluation(several: Cli) -> None:
     page = Path("e.html").read_text(encoding="utf-8")
     assert "data:image/png" not in page
     assert f"mAP {found['mean_average_precision']:.1%}" in page
+    assert several("evaluate new/labels.csv --suite paper").code == 2
     lines = words(several("evaluate new/labels.csv --unknown noise").out)
     mean = ["mean", "12", *(f"{found['macro'][name]:.1%}" for name in ("average_precision", "precision", "recall"))]
     assert [line[:5] for line in lines if line[0] == "mean"] == [mean]

@@ -238,6 +238,11 @@ def _suite(
 
     strangers = images_in(unknown) if unknown else []
     with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
+        if classifier.labels == "many":
+            raise typer.BadParameter(
+                "the tables of the paper need one category an image, and images of this store may belong to several: "
+                "leave --suite out"
+            )
         found = run(
             classifier,
             images,

@@ -61,7 +61,12 @@ def test_another_format_is_not_read(made: Calibration) -> None:
 
 
 def test_a_record_of_another_shape_is_not_read(made: Calibration) -> None:
-    changes: list[dict[str, Any]] = [{"later": 3}, {"experts": 3}, {"plain": {"coefficients": {}, "later": 1}}]
+    changes: list[dict[str, Any]] = [
+        {"later": 3},
+        {"multilabel": 1},
+        {"experts": 3},
+        {"plain": {"coefficients": {}, "later": 1}},
+    ]
     for change in changes:
         assert Calibration.from_dict({**made.to_dict(), **change}) is None
 

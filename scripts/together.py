@@ -10,7 +10,8 @@ that are not references are photos. The sets of photos are:
 - all photos; a geometric distribution, in which the most frequent category has all its photos and the rarest has one;
 - the photos of three categories, or of one;
 - all photos, or 100 of them, with all images of no category;
-- 64, 10 or 2 random photos.
+- 64, 10 or 2 random photos;
+- at most 64 photos of three categories.
 
 Images of no category count in no figure. The draws share images, so the standard errors are somewhat too small.
 """
@@ -113,6 +114,8 @@ def _sets(draw: Draw, count: int, strangers: Numbers) -> Iterator[tuple[str, Seq
         yield f"100 and {len(strangers)} unknown", [np.concatenate([everything[:100], strangers])]
     for size, number in ((64, 4), (10, 10), (2, 10)):
         yield f"{size} photos", [random.permutation(everything)[:size] for _ in range(number)]
+    random = random.spawn(1)[0]  # the other sets stay the same
+    yield "64 photos of 3 categories", [of(random.choice(draw.names, 3, replace=False).tolist())[:64] for _ in range(4)]
 
 
 def _classified(asked: Asked, numbers: Numbers) -> tuple[list[Prediction], list[Prediction]]:

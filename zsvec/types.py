@@ -782,7 +782,7 @@ class TrackPrediction:
     """The prediction for one track: for one object, from several frames of a video.
 
     Attributes:
-        track: Id of the track; ``None`` for a box that has no track yet.
+        track: Id of the track; ``None`` for a box that has no track yet, and for images of no track.
         label: The category, while the answer is locked; otherwise ``None``.
         nearest: The most probable category; ``None`` before the first frame is classified.
         probability: Probability that the object belongs to `nearest`, 0 to 1.

@@ -140,6 +140,40 @@ def total() -> float:
     return float(0.9**0.5 + 2 * 0.1**0.5)
 
 
+def test_images_of_one_object_have_one_answer_in_any_order(clf: zsvec.Classifier) -> None:
+    shorts = [("cat", 0.9), ("dog", 0.5)]
+    predictions = [Prediction(source="", nearest=name, ranking=((name, p),)) for name, p in shorts]
+    broken = Prediction(source="", error="broken")
+    cat = 0.9**0.5 / total()
+    for given in ([broken, *predictions], [*reversed(predictions), broken]):
+        answer = clf.tracker(error_rate=0.5).combine(given)
+        assert dict(answer.ranking) == pytest.approx({"cat": cat, "dog": 0.1**0.5 / total()})
+        assert (answer.label, answer.track, answer.frames, answer.decided_after) == ("cat", None, 2, 2)
+        assert (answer.probability, answer.novelty, answer.error) == (pytest.approx(cat), None, None)
+    assert clf.tracker(error_rate=0.99 * (1 - cat)).combine(predictions).label is None
+
+
+def test_all_images_of_one_object_count(tracker: zsvec.Tracker) -> None:
+    """Of a track, only the last 30 frames count, and only the last one when the answer is unlocked."""
+    cats, dogs = [frame("cat", 0.9999)] * 50, [frame("dog", 0.9999, second="cat")] * 31
+    for prediction in [*cats, *dogs]:
+        followed = tracker.update(7, prediction)
+    answer = tracker.combine([*cats, *dogs])
+    assert (followed.nearest, answer.nearest, answer.frames) == ("dog", "cat", 81)
+    assert answer.probability == pytest.approx(1 / (1 + (0.0001 / 0.9999) ** (19 / 81)), abs=1e-4)
+    assert len(tracker) == 1
+
+
+def test_one_answer_from_one_image_unknown_ones_and_none(tracker: zsvec.Tracker) -> None:
+    alone = tracker.combine([frame(probability=0.9999)])
+    assert (alone.nearest, alone.label, alone.frames) == ("cat", None, 1)
+    unknown = tracker.combine([frame(probability=0.9999, novelty=0.9)] * 2)
+    assert (unknown.unknown, unknown.label, unknown.novelty) == (True, None, pytest.approx(0.9))
+    assert tracker.combine([]) == zsvec.TrackPrediction(track=None)
+    broken = [Prediction(source="", error=error) for error in ("first", "last")]
+    assert tracker.combine(broken) == zsvec.TrackPrediction(track=None, error="last")
+
+
 def test_predictions_from_json(clf: zsvec.Classifier) -> None:
     found = clf.classify(coloured("red", 100), top_k=3)
     values = json.loads(json.dumps(found.to_dict()))
@@ -164,8 +198,11 @@ def test_predictions_from_json(clf: zsvec.Classifier) -> None:
     ],
 )
 def test_predictions_that_are_none(tracker: zsvec.Tracker, wrong: dict[str, Any]) -> None:
+    prediction = Prediction(**{"source": "", "ranking": (("cat", 1.0),), **wrong})
     with pytest.raises(InvalidInputError):
-        tracker.update(7, Prediction(**{"source": "", "ranking": (("cat", 1.0),), **wrong}))
+        tracker.update(7, prediction)
+    with pytest.raises(InvalidInputError):
+        tracker.combine([frame(), prediction])
     assert len(tracker) == 0
 
 

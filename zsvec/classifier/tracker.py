@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as with_changes
 from numbers import Real
@@ -140,6 +140,37 @@ class Tracker:
             track.answer = with_changes(track.answer, error=prediction.error)
             return track.answer
 
+    def combine(self, predictions: Iterable[Prediction]) -> TrackPrediction:
+        """Returns one answer for several images of one object, which belong to no track.
+
+        ```python
+        answer = clf.tracker(error_rate=0.05).combine(clf.classify(["front.jpg", "back.jpg"], top_k=10))
+        ```
+
+        All images count, in any order. The answer is locked if it is certain enough, and from two images at least.
+
+        Args:
+            predictions: Predictions of the images, as for `update`. Unreadable images are no evidence.
+
+        Returns:
+            The answer, without the id of a track. `error` is set only if no image is readable.
+
+        Raises:
+            InvalidInputError: As `update`.
+        """
+        frames: list[tuple[Ranking, float | None]] = []
+        error = None
+        for prediction in predictions:
+            if prediction.error is None:
+                _check(prediction)
+                frames.append(_evidence(prediction))
+            else:
+                error = prediction.error
+        if not frames:
+            return TrackPrediction(track=None, error=error)
+        answer = _answer(frames, TrackPrediction(track=None, frames=len(frames)))
+        return self._locked_if_certain(answer, len(frames))
+
     @overload
     def classify(  # type: ignore[overload-overlap]
         self, image: ImageInput, boxes: Detections, ids: object = None
@@ -186,19 +217,24 @@ class Tracker:
         return await asyncio.to_thread(self.classify, image, boxes, ids)
 
     def _add(self, track: _Track, prediction: Prediction) -> None:
-        old = track.answer
-        track.frames.append((prediction.ranking[:TOP_K], _novelty(prediction)))
+        old = with_changes(track.answer, frames=track.answer.frames + 1)
+        track.frames.append(_evidence(prediction))
         answer = _answer(track.frames, old)
         if old.locked and (answer.nearest != old.nearest or answer.unknown):
             while len(track.frames) > 1:
                 track.frames.popleft()
             answer = with_changes(_answer(track.frames, old), label=None, decided_after=None)
-        elif len(track.frames) >= FEWEST_FRAMES and (answer.probability or 0.0) >= 1 - self._error_rate:
-            answer = with_changes(answer, label=answer.nearest, decided_after=old.decided_after or answer.frames)
+        else:
+            answer = self._locked_if_certain(answer, len(track.frames))
         track.answer, track.passed = answer, 0
         agrees = (prediction.ranking[0][0], prediction.unknown) == (answer.nearest, answer.unknown)
         settled = answer.locked or len(track.frames) == _REMEMBERED_FRAMES
         track.gap = min(2 * track.gap, _LONGEST_GAP) if settled and agrees else 1
+
+    def _locked_if_certain(self, answer: TrackPrediction, n_frames: int) -> TrackPrediction:
+        if n_frames < FEWEST_FRAMES or (answer.probability or 0.0) < 1 - self._error_rate:
+            return answer
+        return with_changes(answer, label=answer.nearest, decided_after=answer.decided_after or answer.frames)
 
     def _answer_of(self, track: TrackId | None, prediction: Prediction | None) -> TrackPrediction:
         if track is None:
@@ -222,7 +258,7 @@ class Tracker:
 
 
 def _answer(frames: Sequence[tuple[Ranking, float | None]], old: TrackPrediction) -> TrackPrediction:
-    """Returns the answer of a track after one more frame, locked or not as before."""
+    """Returns the answer of a track with these frames, locked or not as before."""
     names = list(dict.fromkeys(name for ranking, _ in frames for name, _ in ranking))
     column = {name: i for i, name in enumerate(names)}
     probabilities = np.empty((len(frames), len(names) + 1))  # the last column is for a category of no ranking
@@ -241,9 +277,13 @@ def _answer(frames: Sequence[tuple[Ranking, float | None]], old: TrackPrediction
         probability=ranking[0][1],
         novelty=novelty if told else None,
         unknown=round(novelty, 9) > HALFWAY,  # the mean of halves may be rounded up
-        frames=old.frames + 1,
         ranking=ranking,
     )
+
+
+def _evidence(prediction: Prediction) -> tuple[Ranking, float | None]:
+    """Returns ranking and novelty of a frame, as they count."""
+    return prediction.ranking[:TOP_K], _novelty(prediction)
 
 
 def _novelty(prediction: Prediction) -> float | None:

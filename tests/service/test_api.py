@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -133,6 +134,60 @@ def test_invalid_queries(client: TestClient) -> None:
         problem(client.post(f"/v1/classify?{query}", **sent(red(), "image/png")), 422, query.partition("=")[0])
 
 
+def test_images_of_one_object_have_one_answer(client: TestClient, classifier: Classifier) -> None:
+    pictures = [red(50), b"no image", encode(coloured("blue", 51)), red(52)]
+    found = client.post("/v1/classify/track?error_rate=0.5", files=files(*pictures)).raise_for_status().json()
+    predictions = found.pop("predictions")
+    alone = classifier.classify(pictures, top_k=10, errors="report")
+    assert rounded(found) == rounded(classifier.tracker(error_rate=0.5).combine(alone).to_dict())
+    assert (found["label"], found["frames"], found["decided_after"], found["error"]) == ("red", 3, 3, None)
+    assert [one["label"] for one in predictions] == ["red", None, "blue", "red"]
+    assert [one["error"] is None for one in predictions] == [True, False, True, True]
+    assert [one["hash"] for one in predictions] == [one.hash for one in alone]
+    assert all(one["experts"] == {} for one in predictions)
+    turned = client.post("/v1/classify/track?error_rate=0.5", **as_json(*reversed(pictures))).json()
+    assert rounded({**turned, "predictions": []}) == rounded({**found, "predictions": []})
+    strict = client.post("/v1/classify/track", files=files(*pictures)).json()
+    assert (strict["label"], strict["decided_after"], strict["nearest"]) == (None, None, "red")
+
+
+def test_one_answer_from_one_image_and_from_none(client: TestClient) -> None:
+    alone = client.post("/v1/classify/track?error_rate=0.5", **sent(red(50), "image/png")).json()
+    assert (alone["label"], alone["nearest"], alone["frames"]) == (None, "red", 1)
+    broken = client.post("/v1/classify/track", files=files(b"", b"no image")).raise_for_status().json()
+    assert (broken["frames"], broken["nearest"], broken["ranking"]) == (0, None, [])
+    assert broken["error"] == broken["predictions"][1]["error"] is not None
+    problem(client.post("/v1/classify/track", json={"images": []}), 422)
+    problem(client.post("/v1/classify/track", files=files(*[red()] * 65)), 422, "64 images")
+    for rate in ("nan", "inf", "0", "-0.1", "0.51", "", "x"):
+        problem(client.post(f"/v1/classify/track?error_rate={rate}", files=files(red())), 422, "error_rate")
+
+
+def test_the_images_of_a_request_are_classified_together(client: TestClient, classifier: Classifier) -> None:
+    """Two photos in doubt are like many that are not."""
+    pictures = [encode(coloured(colour, 50 + seed)) for seed in range(12) for colour in COLOURS]
+    pictures[1:1] = [b"no image", b""]
+    found = client.post("/v1/classify?together=true&top_k=2", files=files(*pictures)).raise_for_status().json()
+    expected = classifier.classify_together(pictures, top_k=2)
+    assert [one["error"] is None for one in found] == [one.error is None for one in expected]
+    readable = [(one, other) for one, other in zip(found, expected, strict=True) if other.error is None]
+    assert [rounded(one) for one, _ in readable] == [
+        rounded(replace(other, source="photo.png", experts={}).to_dict()) for _, other in readable
+    ]
+    alone = client.post("/v1/classify?top_k=2", files=files(*pictures)).json()
+    assert [one["novelty"] for one in alone] == pytest.approx([one["novelty"] for one in found])
+    changed = [one["probability"] != other["probability"] for one, other in zip(found, alone, strict=True)]
+    assert changed.count(True) > len(readable) / 2
+
+
+def test_an_invalid_set_is_refused(client: TestClient) -> None:
+    assert all(one["error"] for one in client.post("/v1/classify?together=true", files=files(b"", b"x")).json())
+    problem(client.post("/v1/classify?together=true", json={"images": []}), 422)
+    problem(client.post("/v1/classify?together=true", files=files(*[red()] * 65)), 422, "64 images")
+    for query in ("together=perhaps", "together=", "together=true&together=true"):
+        problem(client.post(f"/v1/classify?{query}", files=files(red())), 422)
+
+
 def three_colours() -> bytes:
     whole = Image.new("RGB", (24, 6))
     for number, colour in enumerate(COLOURS):
@@ -210,7 +265,8 @@ def test_invalid_boxes(client: TestClient) -> None:
 
 def test_a_store_without_categories_classifies_nothing() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as empty, asked(empty) as client:
-        problem(client.post("/v1/classify", files=files(red())), 409, "no categor")
+        for path in ("/v1/classify", "/v1/classify?together=true", "/v1/classify/track"):
+            problem(client.post(path, files=files(red())), 409, "no categor")
         assert listed(client, CATEGORIES) == listed(client, "/v1/inbox") == listed(client, "/v1/history") == []
         assert client.get("/v1/inbox/groups").json() == []
         assert client.get("/v1/info").json()["categories"] == 0

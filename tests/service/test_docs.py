@@ -26,7 +26,7 @@ ASKED = [
 def test_the_curl_examples_succeed(tmp_path: Path) -> None:
     for number, name in enumerate(("photo", "other", "panda")):
         coloured("red", number).save(tmp_path / f"{name}.jpg")
-    assert len(ASKED) == 5
+    assert len(ASKED) == 6
     with running(tmp_path / "store") as (_, port):
         for line in ASKED:
             command = line.replace("localhost:8000", f"127.0.0.1:{port}").replace(

@@ -356,7 +356,7 @@ def waiting() -> Iterator[tuple[Classifier, Waiting]]:
         yield classifier, encoder
 
 
-def as_form(*images: bytes) -> bytes:
+def as_form(*images: bytes, path: str = "/v1/classify") -> bytes:
     """A complete request that classifies images."""
     parts = b"".join(
         b'--x\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n' + image + b"\r\n"
@@ -364,18 +364,20 @@ def as_form(*images: bytes) -> bytes:
     )
     body = parts + b"--x--\r\n"
     kind = "multipart/form-data; boundary=x"
-    return head("POST", "/v1/classify", Content_Length=len(body), Content_Type=kind) + body
+    return head("POST", path, Content_Length=len(body), Content_Type=kind) + body
 
 
-@pytest.mark.parametrize("how", ["closed", "reset"])
+@pytest.mark.parametrize(
+    ("how", "path"), [("closed", "/v1/classify"), ("reset", "/v1/classify"), ("closed", "/v1/classify/track")]
+)
 def test_waiting_images_of_a_disconnected_client_are_cancelled(
-    waiting: tuple[Classifier, Waiting], how: str, caplog: pytest.LogCaptureFixture
+    waiting: tuple[Classifier, Waiting], how: str, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     classifier, encoder = waiting
     caplog.set_level(logging.INFO)
     with running(classifier) as service:
         connection = service.connect()
-        connection.sendall(as_form(*(encode(photo(seed)) for seed in range(20))))
+        connection.sendall(as_form(*(encode(photo(seed)) for seed in range(20)), path=path))
         wait_until(lambda: service.work.queued == 20)
         assert encoder.entered.wait(DEADLINE)
         if how == "reset":
@@ -387,8 +389,26 @@ def test_waiting_images_of_a_disconnected_client_are_cancelled(
         wait_until(lambda: service.work.queued == 0)
         assert 1 <= encoder.images_encoded <= 2
         assert status(service.ask(as_form(encode(photo(1))))) == 200
-    assert "POST /v1/classify 499" in caplog.text
+    assert f"POST {path} 499" in caplog.text
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def test_the_set_of_a_disconnected_client_is_not_completed(waiting: tuple[Classifier, Waiting]) -> None:
+    classifier, encoder = waiting
+    pictures = [encode(photo(seed)) for seed in range(64)]
+    with running(classifier) as service:
+        with ExitStack() as stack:
+            for number in range(1, 4):  # the third set waits for a thread
+                connection = stack.enter_context(service.connect())
+                connection.sendall(as_form(*pictures, path="/v1/classify?together=true"))
+                wait_until(lambda number=number: service.work.queued == 64 * number)  # type: ignore[misc]
+            assert encoder.entered.wait(DEADLINE)
+        wait_until(lambda: service.work.queued == 128)
+        wait_until(lambda: service.receiving == 0)
+        encoder.may_go_on.set()
+        wait_until(lambda: service.work.queued == 0)
+        assert 2 <= encoder.images_encoded < 64
+        assert status(service.ask(as_form(pictures[0], path="/v1/classify?together=true"))) == 200
 
 
 def test_a_client_that_disconnects_within_its_body(classifier: Classifier, caplog: pytest.LogCaptureFixture) -> None:
@@ -414,18 +434,20 @@ def test_a_full_queue_refuses_before_the_body_is_read(waiting: tuple[Classifier,
     with running(classifier, limits=Limits(queue=3)) as service, service.connect() as first:
         first.sendall(as_form(*(encode(photo(seed)) for seed in range(3))))
         wait_until(lambda: service.work.queued == 3)
-        refused = service.ask(head("POST", "/v1/classify", Content_Length=1000, **RAW))  # without a body
-        assert (status(refused), b"retry-after: 1" in refused.lower(), "3 images" in detail(refused)) == (
-            429,
-            True,
-            True,
-        )
+        for path in ("/v1/classify", "/v1/classify?together=true", "/v1/classify/track"):
+            refused = service.ask(head("POST", path, Content_Length=1000, **RAW))  # without a body
+            assert (status(refused), b"retry-after: 1" in refused.lower(), "3 images" in detail(refused)) == (
+                429,
+                True,
+                True,
+            )
         for path in ("/health/live", "/health/ready", "/metrics", "/v1/categories"):
             assert status(service.ask(head("GET", path))) == 200
         assert b"zsvec_queue_size 3.0" in httpx.get(url(service, "/metrics")).content
         encoder.may_go_on.set()
         assert status(read_answer(first)) == 200
-        assert status(service.ask(as_form(*[encode(photo(1))] * 4))) == 429  # more than the queue
+        for path in ("/v1/classify", "/v1/classify?together=true", "/v1/classify/track"):
+            assert status(service.ask(as_form(*[encode(photo(1))] * 4, path=path))) == 429  # more than the queue
         assert status(service.ask(as_form(*[encode(photo(1))] * 3))) == 200
 
 

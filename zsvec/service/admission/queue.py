@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, BinaryIO, TypeVar
 
 from zsvec import Classifier, ImageInput, Region
@@ -103,7 +104,7 @@ class Work:
         futures = [self._classifying.submit(self._classified, image, top_k) for image in images]
         for future in futures:
             future.add_done_callback(lambda _: self._release(1))
-        return await _unless_gone(futures, images, gone)
+        return await _unless_gone(futures, [[image] for image in images], gone)
 
     async def classify_regions(
         self,
@@ -117,7 +118,24 @@ class Work:
         self._admit(len(boxes))
         future = self._classifying.submit(self._regions_classified, image, boxes, margin, top_k)
         future.add_done_callback(lambda _: self._release(len(boxes)))
-        (predictions,) = await _unless_gone([future], [image], gone)
+        (predictions,) = await _unless_gone([future], [[image]], gone)
+        return predictions
+
+    async def classify_together(
+        self,
+        images: Sequence[BinaryIO],
+        top_k: int,
+        gone: Callable[[], Awaitable[object]],
+    ) -> list[Prediction]:
+        """Classifies the images of a request as one set, in one thread. Otherwise as `classify`."""
+        self._admit(len(images))
+        left = threading.Event()
+        future = self._classifying.submit(self._classified_together, images, top_k, left)
+        future.add_done_callback(lambda _: self._release(len(images)))
+        try:
+            (predictions,) = await _unless_gone([future], [images], gone)
+        finally:
+            left.set()
         return predictions
 
     def _classified(self, image: ImageInput, top_k: int) -> Prediction:
@@ -126,6 +144,15 @@ class Work:
             prediction = self.classifier.classify(image, top_k=top_k, errors="report", keep=keep)
         self._report(image, prediction)
         return prediction
+
+    def _classified_together(self, images: Sequence[BinaryIO], top_k: int, left: threading.Event) -> list[Prediction]:
+        keep = self.classifier.settings.keep
+        wanted = takewhile(lambda _: not left.is_set(), images)
+        with self.classifier.within(self.limits.store_timeout_s):
+            predictions = self.classifier.classify_together(wanted, top_k=top_k, keep=keep)
+        for image, prediction in zip(images, predictions, strict=False):  # fewer after the client has left
+            self._report(image, prediction)
+        return predictions
 
     def _regions_classified(
         self, image: BinaryIO, boxes: Sequence[Sequence[float]], margin: float, top_k: int
@@ -183,9 +210,12 @@ class Work:
 
 
 async def _unless_gone(
-    futures: Sequence[Future[Result]], images: Sequence[BinaryIO], gone: Callable[[], Awaitable[object]]
+    futures: Sequence[Future[Result]], images: Sequence[Sequence[BinaryIO]], gone: Callable[[], Awaitable[object]]
 ) -> list[Result]:
-    """Waits for the results of images, unless the client disconnects first. Then closes images not yet started on."""
+    """Waits for results, unless the client disconnects first. Then closes images not yet started on.
+
+    Each result is of the images at the same position.
+    """
     leaving: asyncio.Future[Any] = asyncio.ensure_future(gone())
     answers = asyncio.gather(*map(asyncio.wrap_future, futures))
     answers.add_done_callback(lambda done: done.cancelled() or done.exception())  # marks the exception as retrieved
@@ -198,6 +228,7 @@ async def _unless_gone(
     finally:
         leaving.cancel()
         answers.cancel()
-        for future, image in zip(futures, images, strict=True):
-            if future.cancel():  # the executor would hold the image until a thread is free
-                image.close()
+        for future, of_future in zip(futures, images, strict=True):
+            if future.cancel():  # the executor would hold the images until a thread is free
+                for image in of_future:
+                    image.close()

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import Response
 
 from zsvec import Prediction, checked_name, load_image
+from zsvec.classifier.tracker import TOP_K
 from zsvec.errors import ImageError
 from zsvec.service.api import schemas
 from zsvec.service.api.common import By, Hash, Runs, check_query, of_state, picture
@@ -26,8 +27,8 @@ _IMAGES = body_of(schemas.Images, form=True, raw=True)
 router = APIRouter(prefix="/v1", tags=["images"], responses=PROBLEM, dependencies=[Depends(check_query)])
 
 
-def _answer(predictions: Sequence[Prediction], *, explain: bool) -> Response:
-    return JSON([(one if explain else replace(one, experts={})).to_dict() for one in predictions])
+def _dicts(predictions: Sequence[Prediction], *, explain: bool) -> list[dict[str, Any]]:
+    return [(one if explain else replace(one, experts={})).to_dict() for one in predictions]
 
 
 @router.post("/classify", response_model=list[schemas.Prediction], openapi_extra=_IMAGES)
@@ -36,16 +37,39 @@ async def classify(
     work: Runs,
     top_k: TopK = 5,
     explain: Explain = False,
+    together: Annotated[bool, Query(description="Whether similar images of the request help each other.")] = False,
 ) -> Response:
     """Classifies images. Returns one prediction per image, in order, with an `error` for an unreadable image.
 
     Send images as form files named `images`, a single image as the body, or base64 or data URIs in JSON. URLs are not
-    fetched.
+    fetched. With `together`, `label`, `probability`, `ranking` and `path` also count the similar images of the request.
     """
     work.check_room(1)  # before the body is read
     images = await sent_images(request, work.limits.images, each=True)
-    found = await work.classify(images, top_k, request.receive)
-    return _answer(found, explain=explain)
+    classify_all = work.classify_together if together else work.classify
+    found = await classify_all(images, top_k, request.receive)
+    return JSON(_dicts(found, explain=explain))
+
+
+@router.post("/classify/track", response_model=schemas.TrackPrediction, openapi_extra=_IMAGES)
+async def classify_track(
+    request: Request,
+    work: Runs,
+    error_rate: Annotated[
+        float, Query(gt=0, le=0.5, description="Fraction of the answers with a `label` that may be wrong.")
+    ] = 0.01,
+) -> Response:
+    """Classifies several images of one object. Returns one answer from all of them, and the prediction of each.
+
+    Send images as to `/v1/classify`, in any order. The answer has a `label` if it is certain enough, and from two
+    readable images at least. `nearest` and `ranking` have the evidence in any case. An unreadable image is no evidence,
+    and has an `error` in `predictions`.
+    """
+    work.check_room(1)  # before the body is read
+    images = await sent_images(request, work.limits.images, each=True)
+    found = await work.classify(images, TOP_K, request.receive)
+    answer = work.classifier.tracker(error_rate=error_rate).combine(found)
+    return JSON({**answer.to_dict(), "predictions": _dicts(found, explain=False)})
 
 
 @router.post(
@@ -66,7 +90,7 @@ async def classify_regions(
     work.check_room(1)  # before the body is read
     image, boxes, margin = await sent_boxes(request, work.limits.images)
     found = await work.classify_regions(image, boxes, margin, top_k, request.receive)
-    return _answer(found, explain=explain)
+    return JSON(_dicts(found, explain=explain))
 
 
 @router.post("/correct", response_model=schemas.Category, openapi_extra=_IMAGES)

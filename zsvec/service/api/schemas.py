@@ -264,6 +264,15 @@ Prediction: Any = _answer(
     experts=dict[str, ExpertOutput],
     threshold_progress=ThresholdProgress | None,
 )
+TrackPrediction: Any = create_model(
+    "TrackPrediction",
+    __base__=_answer(types.TrackPrediction, ranking=list[Label]),
+    __doc__="The prediction for one object, from several images.",
+    predictions=(
+        list[Prediction],
+        Field(description="Prediction of each image, in order, with an `error` for an unreadable image."),
+    ),
+)
 StoredReference: Any = _answer(types.StoredReference)
 Change: Any = _answer(types.Change)
 Unlabelled: Any = _answer(inbox.Unlabelled, prediction=Prediction | None)

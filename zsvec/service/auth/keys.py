@@ -26,7 +26,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 FOR_WRITERS = ("/live",)
 """Paths that need the right ``write``, because they show images of other clients."""
 
-_READING = ("/v1/classify", "/v1/classify/regions", "/classify")  # allowed by POST for the right to read
+_CLASSIFYING = ("/v1/classify", "/v1/classify/regions", "/v1/classify/track", "/classify")
 _MIN_LENGTH = 16  # characters of a key
 _MAX_FILE_BYTES = 100  # of the key file to read
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")
@@ -52,9 +52,9 @@ class Key:
         """Returns whether the right of this key allows a request.
 
         The right ``read`` allows safe methods, except at `FOR_WRITERS`, and allows POST only to classify. A new POST
-        route therefore needs ``write``, unless `_READING` lists the route.
+        route therefore needs ``write``, unless `_CLASSIFYING` lists the route.
         """
-        reads = method in SAFE_METHODS or (method == "POST" and path in _READING)
+        reads = method in SAFE_METHODS or (method == "POST" and path in _CLASSIFYING)
         return self.right == "write" or (reads and not path.startswith(FOR_WRITERS))
 
 

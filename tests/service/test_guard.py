@@ -255,7 +255,7 @@ def test_with_a_key_to_read_nothing_can_be_changed(
         guarded.cookies.clear()
     assert everything(classifier) == before
     changing = {(method, path) for method, path in let_in if method not in ("GET", "HEAD")}
-    classifying = ("/v1/classify", "/v1/classify/regions", "/v1/classify/track", "/classify")
+    classifying = ("/v1/classify", "/v1/classify/regions", "/v1/classify/track", "/classify", "/classify/combined")
     assert changing <= {("POST", path) for path in (*classifying, "/login", "/logout")}
     assert changing >= {("POST", path) for path in classifying}
 

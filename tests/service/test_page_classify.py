@@ -16,7 +16,7 @@ from tests.support import coloured, coloured_store, encode
 from zsvec.classifier import Classifier
 from zsvec.errors import StoreUnavailableError
 from zsvec.inputs.images import content_hash
-from zsvec.service.pages.rendering import certainty, choices, doubt, verdict
+from zsvec.service.pages.rendering import certainty, choices, doubt, percent, verdict
 from zsvec.testing import HashEncoder
 from zsvec.types import CandidateSets, ExpertOutput, Prediction, Ranking
 
@@ -206,6 +206,73 @@ def test_the_author_of_a_correction_is_recorded(classifier: Classifier) -> None:
     with visitor(classifier, "write") as client:
         client.post("/correct", data={"category": "snow"}, files=[picture("white")], headers=PART)
     assert next(iter(classifier.history)).by == "ann"
+
+
+def predictions_of(browser: TestClient, *colours: str) -> list[dict[str, Any]]:
+    """The predictions that the page has of photos."""
+    answers = [
+        browser.post("/classify", files=[picture(colour, 60 + i)], headers=PART) for i, colour in enumerate(colours)
+    ]
+    return [
+        json.loads(said["data-prediction"] or "")
+        for answer in answers
+        for said in page_of(answer).all("div")
+        if "data-prediction" in said
+    ]
+
+
+def test_photos_of_one_thing_have_one_answer(browser: TestClient, classifier: Classifier) -> None:
+    for colours, verdict_of_all in ((("red", "white", "red"), "unsure"), (("white", "white"), "unknown")):
+        predictions = predictions_of(browser, *colours)
+        expected = classifier.tracker().combine(
+            classifier.classify(encode(coloured(colour, 60 + i)), top_k=5) for i, colour in enumerate(colours)
+        )
+        page = page_of(browser.post("/classify/combined", json={"predictions": predictions}, headers=PART))
+        (said,) = page.all("div", **{"class": "said"})
+        assert said["data-verdict"] == verdict_of_all
+        assert expected.unknown == (verdict_of_all == "unknown")
+        if not expected.unknown:
+            assert expected.nearest == "red"
+            assert said["data-headline"] == f"red, {percent(expected.probability or 0)}"
+        buttons = [button["value"] for button in page.all("button", name="category")]
+        assert buttons == ([] if expected.unknown else ["red"])
+    with visitor(classifier, "read") as reader:
+        answer = reader.post("/classify/combined", json={"predictions": predictions_of(reader, "red", "red")})
+        assert not page_of(answer).all("button")
+
+
+def test_predictions_of_one_thing_may_be_forged(browser: TestClient) -> None:
+    ranking = [{"label": EVIL, "probability": 0.9}, {"label": "red", "probability": 0.1}]
+    seen: dict[str, Any] = {"ranking": ranking, "unknown": False, "novelty": 0.1}
+    page = page_of(browser.post("/classify/combined", json={"predictions": [seen] * 1000}, headers=PART))
+    assert EVIL in page.text
+    assert not page.all("script")
+    for wrong in (
+        {"ranking": []},
+        {"ranking": [{"label": "red", "probability": 2}]},
+        {"ranking": [{"label": "red", "probability": float("nan")}]},
+        {"ranking": [{"label": 3, "probability": 0.5}]},
+        {"ranking": None},
+        {"novelty": float("nan")},
+        {"novelty": -1},
+        {"unknown": None},
+    ):
+        body = json.dumps({"predictions": [seen, {**seen, **wrong}]})
+        headers = {**PART, "Content-Type": "application/json"}
+        page_of(browser.post("/classify/combined", content=body, headers=headers), 422)
+    for few in ([], [seen], None):
+        page_of(browser.post("/classify/combined", json={"predictions": few}, headers=PART), 422)
+
+
+def test_photos_of_one_thing_are_corrected_by_one_change(browser: TestClient, classifier: Classifier) -> None:
+    before = images_of(classifier, "blue")
+    fields = {"category": "blue"}
+    first = done(browser.post("/correct", data={**fields, "more": "yes"}, files=[picture("red", 61)], headers=PART))
+    last = browser.post("/correct", data={**fields, "change": first}, files=[picture("red", 62)], headers=PART)
+    assert done(last, "Learned that this is “blue”") == first
+    assert len(images_of(classifier, "blue")) == len(before) + 2
+    done(undo(browser, first))
+    assert images_of(classifier, "blue") == before
 
 
 def test_a_correction_needs_an_image_and_a_category(browser: TestClient) -> None:

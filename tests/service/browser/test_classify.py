@@ -26,6 +26,7 @@ from tests.service.browser.support import (
     drop_on,
     needs_a_browser,
     needs_photos,
+    numbers,
     photo_of,
     until,
     violations,
@@ -403,6 +404,50 @@ def test_another_key_does_not_see_the_list(opened: Opened) -> None:
     page.get_by_role("button", name="Sign out").click()
     expect(page.get_by_label("Key", exact=True)).to_be_visible()
     page.wait_for_function("async () => !(await indexedDB.databases()).length")
+
+
+def test_photos_of_one_thing_have_one_answer(opened: Opened, service: Service, tmp_path: Path) -> None:
+    page = opened(BLANK)
+    held: list[Route] = []
+    page.route("**/classify/combined", lambda route: held.append(route), times=1)
+    page.goto("/")
+    drop(page, photo_of("pagoda"))
+    one, choice = page.locator("#combined"), page.get_by_role("checkbox", name="show one thing")
+    expect(one).to_be_hidden()  # one photo
+    (broken := tmp_path / "broken.jpg").write_bytes(b"no photo")
+    photos = [photo_of("ketch", number) for number in range(3)]
+    page.set_input_files("#chosen", [*map(str, photos), str(broken)])
+    expect(page.get_by_text("These 3 photos show one thing")).to_be_visible()
+    choice.check()
+    until(page, lambda: held)
+    choice.uncheck()
+    choice.check()  # the answer to the first request comes after the answer to the second
+    card = one.locator(".answer")
+    expect(card.locator(".verdict")).to_contain_text("ketch")
+    held[0].fulfill(body="<div class='said'>late</div>", content_type="text/html")
+    expect(card).to_contain_text("3 photos of one thing")
+    expect(card).not_to_contain_text("late")
+    expect(card.locator("img")).to_have_count(3)
+    assert violations(page) == []
+
+    rows = page.locator("#answers .answer")
+    card.get_by_role("button", name="Confirm for all").press("Enter")
+    expect(page.locator(".toast")).to_contain_text("Learned that this is “ketch”")
+    expect(rows.locator(".before:visible")).to_have_count(3)
+    assert numbers(service)["ketch"] == 4 + 3
+    page.locator(".toast").get_by_role("button", name="Undo").click()
+    expect(page.locator(".toast")).to_contain_text("Undone")
+    expect(page.locator("#busy")).to_be_hidden()  # all photos are answered again
+    assert numbers(service)["ketch"] == 4
+
+    rows.filter(has_text=photos[0].name).get_by_role("button", name="Why?").click()
+    rows.filter(has_text=photos[0].name).get_by_role("button", name="Take off the list").click()
+    expect(card).to_contain_text("2 photos of one thing")
+    page.reload()
+    expect(page.get_by_text("These 2 photos show one thing")).to_be_visible()
+    expect(one.locator(".answer")).to_have_count(0)
+    drop(page, photo_of("ant"))
+    expect(one).to_be_hidden()
 
 
 def test_close_candidates_have_a_button_each(chromium: Browser, services: Services, tmp_path: Path) -> None:

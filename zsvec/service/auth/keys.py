@@ -26,7 +26,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 FOR_WRITERS = ("/live",)
 """Paths that need the right ``write``, because they show images of other clients."""
 
-_CLASSIFYING = ("/v1/classify", "/v1/classify/regions", "/v1/classify/track", "/classify")
+_CLASSIFYING = ("/v1/classify", "/v1/classify/regions", "/v1/classify/track", "/classify", "/classify/combined")
 _MIN_LENGTH = 16  # characters of a key
 _MAX_FILE_BYTES = 100  # of the key file to read
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")

@@ -10,17 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from zsvec import Classifier, load_image
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreUnavailableError
 from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Hash, Runs
+from zsvec.service.api.schemas import Label
 from zsvec.service.edits import create_missing
 from zsvec.service.pages.changes import changed, lines_in, name_in
 from zsvec.service.pages.rendering import certainty, choices, doubt, is_part, percent, render, verdict
 from zsvec.service.problems import refusal
-from zsvec.service.uploads import sent_form, sent_images
+from zsvec.service.uploads import sent_form, sent_images, sent_json
 from zsvec.types import ExpertOutput, Modality, Neighbor, Prediction, encoder_and_modality, is_attached, kind_of
 
 router = APIRouter()
@@ -29,6 +31,18 @@ _CHOICES = 5  # categories with a button
 _SIMILAR = 12  # references, and waiting photos, to show
 _SURE = 0.9  # probability of a group that is named instead of an unsure category
 _LIMIT = 0.5  # novelty above which a photo is unknown by default
+
+
+class _Seen(BaseModel):
+    """The part of a prediction that counts for several photos of one thing."""
+
+    ranking: list[Label]
+    unknown: bool
+    novelty: float | None
+
+
+class _SeenPhotos(BaseModel):
+    predictions: Annotated[list[_Seen], Field(min_length=2)]
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,38 @@ async def classify(request: Request, work: Runs) -> Response:
         limit=_LIMIT if limit is None else limit,
         experts=experts if described else [one for one in experts if one.modality == "image"],
         weight_of_names=0.0 if described else sum(one.output.weight for one in texts),
+    )
+
+
+@router.post("/classify/combined")
+async def combine(request: Request, work: Runs) -> Response:
+    """Combines the answers to several photos of one thing. The browser sends the predictions, not the photos again."""
+    predictions = (await sent_json(request, _SeenPhotos)).predictions
+    answer = work.classifier.tracker().combine(
+        Prediction(
+            source="",
+            ranking=tuple((one.label, one.probability) for one in seen.ranking),
+            unknown=seen.unknown,
+            novelty=seen.novelty,
+        )
+        for seen in predictions
+    )
+    combined = Prediction(
+        source="",
+        nearest=answer.nearest,
+        probability=answer.probability,
+        unknown=answer.unknown,
+        novelty=answer.novelty,
+        ranking=answer.ranking,
+    )
+    return render(
+        request,
+        "combined.html",
+        prediction=combined,
+        photos=answer.frames,
+        verdict=verdict(combined),
+        certainty=certainty(combined.probability or 0.0),
+        doubt=doubt(combined),
     )
 
 
@@ -143,7 +189,11 @@ async def similar(
 
 @router.post("/correct")
 async def correct(request: Request, work: Runs) -> Response:
-    """Adds an image to the right category as a reference; to several categories if the field has several lines."""
+    """Adds an image to the right category as a reference; to several categories if the field has several lines.
+
+    Several photos of one thing are one change: with ``change``, the id of the response before, the change goes on. With
+    ``more``, other requests follow.
+    """
     images, fields = await sent_form(request, 1)
     names = [name_in({"category": [line]}, "category") for line in lines_in(fields, "category") or [""]]
     if len(images) != 1:
@@ -156,4 +206,5 @@ async def correct(request: Request, work: Runs) -> Response:
         work.classifier.correct(images[0], names)
         return f"Learned that this is {' and '.join(f'“{name}”' for name in names)}."
 
-    return await changed(request, "correct", corrected)
+    continues = fields.get("change", [None])[0]
+    return await changed(request, "correct", corrected, continues=continues, more="more" in fields)

@@ -12,6 +12,7 @@ import { csv } from "./spreadsheet.js";
 const AT_ONCE = 3;
 const ATTEMPTS = 5;
 const MOST = 2000; // photos in the list
+const MOST_OF_ONE = 64; // photos of one thing
 const SIDE = 192; // pixels of a thumbnail
 const COLUMNS = ["source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error"]; // as `zsvec classify --csv`
 const VERDICTS = ["sure", "unsure", "unknown"];
@@ -21,6 +22,8 @@ const filters = document.getElementById("filters");
 const names = document.getElementById("category-names");
 const heard = document.getElementById("heard");
 const blank = document.getElementById("answer-row");
+const one = document.getElementById("combined");
+const showsOne = document.getElementById("shows-one");
 const items = new Map(); // row: { file, … }
 const digits = (number) => number.toLocaleString("en");
 const photos = (number) => (number === 1 ? "1 photo" : `${digits(number)} photos`);
@@ -175,6 +178,8 @@ async function restore() {
     list.append(row);
     put(row, item, rendered(item.html));
   }
+  const key = items.get(list.firstChild)?.key[0]; // the same for photos that were added at once
+  last = [...list.children].filter((row) => items.get(row).key[0] === key);
 }
 
 function add(files, _, said) {
@@ -193,7 +198,54 @@ function add(files, _, said) {
   for (const row of left) take(row);
   if (left.length) said.push(`${photos(left.length)} left the list, which has room for ${digits(MOST)}.`);
   for (const row of rows) ask(row);
+  last = rows;
+  one.hidden = true;
+  showNoOne();
   refresh();
+}
+
+// One answer for the photos that were added last
+
+let last = []; // rows
+let combined = []; // predictions of the shown answer
+
+// Asks whether the photos show one thing, once all are answered. A shown answer follows corrections of its photos.
+function offerOne() {
+  const rows = last.filter((row) => items.has(row));
+  if (rows.some((row) => row.querySelector(".body").ariaBusy !== "false")) return;
+  const seen = rows.filter((row) => items.get(row).prediction?.ranking?.length);
+  one.hidden = seen.length < 2 || seen.length > MOST_OF_ONE;
+  one.querySelector(".check span").textContent = `These ${photos(seen.length)} show one thing`;
+  const predictions = seen.map((row) => items.get(row).prediction);
+  const same = predictions.length === combined.length && predictions.every((prediction, i) => prediction === combined[i]);
+  if (one.hidden || !showsOne.checked || same) return;
+  combined = predictions;
+  combine(seen);
+}
+
+async function combine(rows) {
+  const predictions = combined;
+  const answer = await send("/classify/combined", new Blob([JSON.stringify({ predictions })], { type: "application/json" }), { quiet: true });
+  if (answer.status === 401) location.assign("/login");
+  if (predictions !== combined) return; // of other photos meanwhile
+  const said = answer.status === 200 ? rendered(answer.responseText) : problemIn(answer).querySelector("p");
+  const card = blank.content.cloneNode(true).firstElementChild;
+  card.dataset.verdict = said.dataset.verdict ?? "";
+  card.querySelector(".thumb").replaceChildren(...rows.slice(0, 4).map((row) => row.querySelector("img").cloneNode()));
+  card.querySelector(".file").textContent = `${photos(rows.length)} of one thing`;
+  card.querySelector(".body").replaceChildren(said);
+  card.querySelector(".body").ariaBusy = "false";
+  const shown = one.querySelector(".answers");
+  const focused = shown.contains(document.activeElement);
+  shown.replaceChildren(card);
+  if (focused) card.querySelector("button")?.focus({ preventScroll: true });
+  heard.textContent = `${photos(rows.length)} of one thing: ${said.dataset.headline ?? said.textContent}`;
+}
+
+function showNoOne() {
+  showsOne.checked = false;
+  one.querySelector(".answers").replaceChildren();
+  combined = [];
 }
 
 // Shows or hides a part of a row. Evidence is in the page only while it is open, because its photos are loaded then.
@@ -264,6 +316,7 @@ function refresh() {
     const shown = filter();
     for (const [row, item] of items) row.hidden = !shown(item);
     offer(filters.elements.label);
+    offerOne();
   });
 }
 
@@ -297,24 +350,31 @@ function download(kind) {
 
 let corrections = Promise.resolve(); // one after the other
 
-async function teach(row, name) {
-  const item = items.get(row);
-  if (item.teaching) return; // a second click
-  if (!item.file) return sayProblem("This browser has only a small copy of the photo.", "Choose the photo again to correct it.");
-  item.teaching = true;
-  const learned = await learn(item.file, name);
-  item.teaching = false;
+// Adds the photos of rows to a category.
+async function teach(rows, name) {
+  const taught = rows.map((row) => items.get(row));
+  if (taught.some((item) => item.teaching)) return; // a second click
+  if (!taught.every((item) => item.file)) return sayProblem("This browser has only a small copy of the photo.", "Choose the photo again to correct it.");
+  for (const item of taught) item.teaching = true;
+  const learned = await learn(taught.map((item) => item.file), name);
+  for (const item of taught) item.teaching = false;
   if (!learned) return;
-  item.taught = item.stays = true;
-  item.before = item.headline;
-  ask(row, true);
+  for (const row of rows.filter((row) => items.has(row))) {
+    const item = items.get(row);
+    item.taught = item.stays = true;
+    item.before = item.headline;
+    ask(row, true);
+  }
 }
 
-// Adds a file to a category, or to several, one a line. Returns whether the change was made.
-function learn(file, name) {
+// Adds files to a category, or to several, one a line, as one change. Returns whether the change was made.
+function learn(files, name) {
   const given = name.split("\n");
-  const request = { path: "/correct", fields: [["category", name], ["images", file]], progress: () => [`Learning that this is “${given.join("” and “")}” …`, null] };
-  corrections = corrections.then(() => makeChange([request])).then((learned) => {
+  const requests = files.map((file, i) => {
+    const more = i + 1 < files.length && "yes";
+    return { path: "/correct", fields: [["category", name], ["images", file], ["more", more]], progress: () => [`Learning that this is “${given.join("” and “")}” …`, files.length > 1 ? i / files.length : null] };
+  });
+  corrections = corrections.then(() => makeChange(requests)).then((learned) => {
     const known = [...names.options].map((option) => option.value);
     if (learned) names.append(...given.filter((one) => !known.includes(one)).map((one) => new Option("", one)));
     return learned;
@@ -333,7 +393,7 @@ async function submitPart(event) {
   const name = new FormData(event.target).get("category")?.trim();
   const part = await cutPart();
   if (name === undefined) add([part], null, []);
-  else if (!name || !(await learn(part, name))) return;
+  else if (!name || !(await learn([part], name))) return;
   event.target.reset();
   dialog.close();
 }
@@ -344,8 +404,13 @@ if (list) {
   list.addEventListener("submit", (event) => {
     event.preventDefault();
     const chosen = event.submitter?.value || new FormData(event.target).get("category");
-    if (chosen?.trim()) teach(event.target.closest(".answer"), chosen.trim());
+    if (chosen?.trim()) teach([event.target.closest(".answer")], chosen.trim());
   });
+  one.addEventListener("submit", (event) => {
+    event.preventDefault();
+    teach(last.filter((row) => combined.includes(items.get(row)?.prediction)), event.submitter.value);
+  });
+  showsOne.addEventListener("change", () => (showsOne.checked ? offerOne() : showNoOne()));
   list.addEventListener("click", (event) => {
     const row = event.target.closest(".answer");
     const shows = event.target.closest("[data-shows]");

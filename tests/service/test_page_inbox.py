@@ -18,6 +18,7 @@ from zsvec import Unlabelled
 from zsvec.classifier import Classifier
 from zsvec.errors import ConflictError, WeightsUnavailableError
 from zsvec.inputs.images import content_hash
+from zsvec.service.api.schemas import MAX_ALSO
 from zsvec.service.pages.inbox import _described
 from zsvec.service.pages.rendering import verdict
 from zsvec.testing import HashEncoder
@@ -155,6 +156,47 @@ def test_a_label_makes_a_reference_and_undo_puts_the_image_back(browser: TestCli
     done(undo(browser, change), "Undone: label")
     assert first not in images_of(classifier, "red")
     assert set(hashes(shown(browser))) == {first, *rest}
+
+
+@pytest.fixture
+def several() -> Iterator[Classifier]:
+    """Two categories, and an image that waits, where an image may belong to several categories."""
+    with zsvec.open(":memory:", encoders=[HashEncoder()], labels="many") as classifier:
+        for colour in ("red", "blue"):
+            classifier.add_category(colour, images=[coloured(colour, seed) for seed in range(3)])
+        classifier.keep(photo(1))
+        yield classifier
+
+
+def test_several_categories_are_one_change(several: Classifier) -> None:
+    with visitor(several) as client:
+        (digest,) = hashes(shown(client))
+        data = {"hash": digest, "category": "red\nstripes\n red"}
+        change = done(client.post("/inbox/label", data=data, headers=PART), "1 photo labelled “red” and “stripes”.")
+        assert several.references.holders([digest]) == {digest: ("red", "stripes")}
+        assert several.category("stripes").texts == ("stripes",)
+        done(undo(client, change))
+        assert [category.name for category in several.categories()] == ["blue", "red"]
+        assert hashes(shown(client)) == [digest]
+
+
+def test_several_categories_need_a_store_that_allows_them(browser: TestClient, classifier: Classifier) -> None:
+    first, *_ = hashes(shown(browser))
+    sent = {"/inbox/label": ({"hash": first}, None), "/correct": ({}, [picture("red")])}
+    for path, (fields, photos) in sent.items():
+        data = {**fields, "category": "red\nnew"}
+        page = page_of(browser.post(path, data=data, files=photos, headers=PART), 422)
+        assert "one category" in page.text
+    assert first in classifier.inbox.hashes()
+    assert len(classifier.categories()) == 3
+
+
+def test_the_number_of_categories_of_a_photo_is_bounded(several: Classifier) -> None:
+    with visitor(several) as client:
+        (digest,) = hashes(shown(client))
+        data = {"hash": digest, "category": "\n".join(f"name {number}" for number in range(MAX_ALSO + 2))}
+        page_of(client.post("/inbox/label", data=data, headers=PART), 422)
+    assert len(several.categories()) == 2
 
 
 def test_a_label_that_fails_at_the_end_loses_no_image(browser: TestClient, classifier: Classifier) -> None:

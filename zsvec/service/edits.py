@@ -37,10 +37,12 @@ def check_merge(classifier: Classifier, name: str, target: str) -> None:
     classifier.category(target)
 
 
-def create_missing(classifier: Classifier, name: str) -> None:
-    """Creates a missing category with its name as text, so that all new categories have the same texts."""
-    if name not in {category.name for category in classifier.categories()}:
-        classifier.add_category(name)
+def create_missing(classifier: Classifier, *names: str) -> None:
+    """Creates missing categories with their names as texts, so that all new categories have the same texts."""
+    there = {category.name for category in classifier.categories()}
+    for name in names:
+        if name not in there:
+            classifier.add_category(name)
 
 
 def move(classifier: Classifier, chosen: Mapping[str, Collection[str]], target: str) -> Category:

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from zsvec import Classifier, checked_name
 from zsvec.errors import InvalidInputError
 from zsvec.service.api.common import By, Runs, author_of, whole_change, work_of
-from zsvec.service.api.schemas import NAME
+from zsvec.service.api.schemas import MAX_ALSO, NAME
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import Problem, refusal
 from zsvec.service.uploads import sent_form
@@ -71,6 +71,28 @@ def name_in(fields: Mapping[str, Sequence[str]], field: str) -> str:
     except InvalidInputError as exc:
         sentence = f"A name has 1 to {NAME['maxLength']} characters in one line, but not “.” or “..”. Choose another."
         raise refusal(422, sentence) from exc
+
+
+def names_in(fields: Mapping[str, Sequence[str]], field: str) -> list[str]:
+    """Returns the names of categories in a form, one per line and each once.
+
+    Raises a Problem for no name, for too many, and for one that no category can have.
+    """
+    lines = lines_in(fields, field) or [""]
+    if len(lines) > MAX_ALSO + 1:
+        raise refusal(422, f"A photo may get {MAX_ALSO + 1} categories at once. Choose fewer.")
+    return list(dict.fromkeys(name_in({field: [line]}, field) for line in lines))
+
+
+def check_several(classifier: Classifier, names: Sequence[str]) -> None:
+    """Raises a Problem for several categories of an image in a store whose images belong to one."""
+    if len(names) > 1 and classifier.labels == "one":
+        raise refusal(422, "A photo belongs to one category here. Choose one.")
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Returns names of categories for a message."""
+    return " and ".join(f"“{name}”" for name in names)
 
 
 def lines_in(fields: Mapping[str, Sequence[str]], field: str) -> list[str]:

@@ -19,7 +19,7 @@ from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Hash, Runs
 from zsvec.service.api.schemas import Label
 from zsvec.service.edits import create_missing
-from zsvec.service.pages.changes import changed, lines_in, name_in
+from zsvec.service.pages.changes import changed, check_several, names_in, quoted
 from zsvec.service.pages.rendering import certainty, choices, doubt, is_part, percent, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form, sent_images, sent_json
@@ -55,11 +55,16 @@ class _Expert:
 @router.get("/")
 async def show(request: Request, work: Runs) -> Response:
     """Shows the page, even if the store is unavailable, because predictions may still work."""
+
+    def read() -> dict[str, Any]:
+        categories = work.classifier.categories()
+        return {"categories": categories, "empty": not categories, "several": work.classifier.labels == "many"}
+
     try:
-        categories = await work.run(work.classifier.categories)
+        found = await work.run(read)
     except StoreUnavailableError:
-        return render(request, "classify.html", tab="/", categories=[], empty=False)
-    return render(request, "classify.html", tab="/", categories=categories, empty=not categories)
+        found = {"categories": [], "empty": False, "several": False}
+    return render(request, "classify.html", tab="/", **found)
 
 
 @router.post("/classify")
@@ -195,16 +200,16 @@ async def correct(request: Request, work: Runs) -> Response:
     ``more``, other requests follow.
     """
     images, fields = await sent_form(request, 1)
-    names = [name_in({"category": [line]}, "category") for line in lines_in(fields, "category") or [""]]
+    names = names_in(fields, "category")
     if len(images) != 1:
         raise refusal(422, "There is no photo. Choose it again.")
 
     def corrected() -> str:
         load_image(images[0], **work.classifier.settings.image_limits())  # before anything is written
-        for name in names:
-            create_missing(work.classifier, name)
+        check_several(work.classifier, names)
+        create_missing(work.classifier, *names)
         work.classifier.correct(images[0], names)
-        return f"Learned that this is {' and '.join(f'“{name}”' for name in names)}."
+        return f"Learned that this is {quoted(names)}."
 
     continues = fields.get("change", [None])[0]
     return await changed(request, "correct", corrected, continues=continues, more="more" in fields)

@@ -12,7 +12,7 @@ from zsvec import Group, Unlabelled
 from zsvec.errors import WeightsUnavailableError
 from zsvec.service.api.common import Runs
 from zsvec.service.edits import create_missing
-from zsvec.service.pages.changes import changed, lines_in, name_in
+from zsvec.service.pages.changes import changed, check_several, lines_in, names_in, quoted
 from zsvec.service.pages.rendering import certainty, choices, doubt, may_change, one_of, percent, render, verdict
 from zsvec.service.problems import refusal
 from zsvec.service.uploads import sent_form
@@ -34,7 +34,8 @@ async def show(request: Request, work: Runs) -> Response:
     inbox = work.classifier.inbox
 
     def read() -> dict[str, Any]:
-        return {"waiting": len(inbox), "categories": work.classifier.categories()}
+        several = work.classifier.labels == "many"
+        return {"waiting": len(inbox), "categories": work.classifier.categories(), "several": several}
 
     keep = work.classifier.settings.keep
     return render(request, "inbox.html", tab="/inbox", keep=keep, choices=_CHOICES, **await work.run(read))
@@ -99,19 +100,23 @@ async def names(request: Request, work: Runs) -> Response:
 
 @router.post("/label")
 async def label(request: Request, work: Runs) -> Response:
-    """Adds images to a category as references. Creates the category if missing."""
+    """Adds images to a category as references; to several categories if the field has several lines.
+
+    Missing categories are created.
+    """
     hashes, fields = await _chosen(request)
-    name = name_in(fields, "category")
+    names = names_in(fields, "category")
     inbox = work.classifier.inbox
 
     def labelled() -> str:
+        check_several(work.classifier, names)
         there = hashes.intersection(inbox.hashes())
         if not there:
             return _no_longer_there(hashes)
-        create_missing(work.classifier, name)
-        inbox.label(there, name)
+        create_missing(work.classifier, *names)
+        inbox.label(there, names)
         left = f" {_no_longer_there(hashes - there)}" if hashes - there else ""
-        return f"{counted(len(there), 'photo')} labelled “{name}”.{left}"
+        return f"{counted(len(there), 'photo')} labelled {quoted(names)}.{left}"
 
     return await changed(request, "label", labelled)
 

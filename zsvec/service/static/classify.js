@@ -7,6 +7,7 @@ import { busy, loadPart, open, problemIn, rendered, sayProblem, send } from "./p
 import { takeFiles } from "./files.js";
 import { forget, forgetAll, keep, kept } from "./kept.js";
 import { cutPart, showPart } from "./part.js";
+import { given, toggle as toggleName } from "./several.js";
 import { csv } from "./spreadsheet.js";
 
 const AT_ONCE = 3;
@@ -251,7 +252,12 @@ function showNoOne() {
 // Shows or hides a part of a row. Evidence is in the page only while it is open, because its photos are loaded then.
 function toggle(row, button) {
   const opened = row.querySelector(".opened");
-  if (!opened.firstChild) opened.innerHTML = items.get(row).more; // rendered by the service
+  if (!opened.firstChild) {
+    const { more, prediction } = items.get(row);
+    opened.innerHTML = more; // rendered by the service
+    const names = opened.querySelector("[data-several] [data-names]"); // absent if a photo has one category
+    if (names) for (const { label } of prediction.labels) toggleName(names, label);
+  }
   const part = opened.querySelector(`[data-part="${button.dataset.shows}"]`);
   part.hidden = !part.hidden;
   button.ariaExpanded = String(!part.hidden);
@@ -403,8 +409,8 @@ if (list) {
   takeFiles(add, { most: MOST });
   list.addEventListener("submit", (event) => {
     event.preventDefault();
-    const chosen = event.submitter?.value || new FormData(event.target).get("category");
-    if (chosen?.trim()) teach([event.target.closest(".answer")], chosen.trim());
+    const chosen = given(event);
+    if (chosen) teach([event.target.closest(".answer")], chosen);
   });
   one.addEventListener("submit", (event) => {
     event.preventDefault();

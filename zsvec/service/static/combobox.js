@@ -49,7 +49,7 @@ function show(input, typing = false) {
   place();
 }
 
-function hide() {
+export function hide() {
   list.remove();
   if (field) field.ariaExpanded = "false";
   field?.removeAttribute("aria-activedescendant");

@@ -5,6 +5,7 @@ import "./combobox.js";
 import { makeChange } from "./change.js";
 import { idle, listKeys } from "./keys.js";
 import { inLines, loadPart } from "./page.js";
+import { chosen as chosenNames, clear, given, mark, toggle } from "./several.js";
 
 const FEW = 8; // loads more images when fewer are left
 const list = document.getElementById("images");
@@ -12,6 +13,7 @@ const panel = document.getElementById("panel");
 const choices = document.getElementById("choices"); // absent if the key may only read
 const other = document.getElementById("other");
 const several = document.getElementById("several");
+const names = document.querySelector("[data-several] [data-names]"); // absent if a photo has one category
 
 const sent = new Set(); // hashes of images that are being labelled or dismissed
 let current = null;
@@ -28,6 +30,7 @@ const photos = (number) => (number === 1 ? "1 photo" : `${number} photos`);
 
 function choose(tile, { focus = false } = {}) {
   if (current) current.tabIndex = -1;
+  if (names && tile !== current) clear(names); // they are of the photo before
   current = tile;
   if (tile) tile.tabIndex = 0;
   show();
@@ -75,6 +78,7 @@ function show() {
     button.querySelector(".name").textContent = found[i]?.[0] ?? "";
     button.querySelector(".figure").textContent = found[i]?.[1] ?? "";
   });
+  if (names) mark(names);
 }
 
 function count(number) {
@@ -159,15 +163,19 @@ function forget(hashes) {
   }
 }
 
-function label(name) {
-  if (!name?.trim()) return;
-  remember(name.trim());
-  act("/inbox/label", [["category", name.trim()]], `Labelling as “${name.trim()}” …`);
+// Labels the chosen images with one or several categories, one a line. Returns whether there was any.
+function label(lines) {
+  if (!lines) return false;
+  const categories = lines.split("\n");
+  categories.forEach(remember);
+  if (names) clear(names);
+  act("/inbox/label", [["category", lines]], `Labelling as “${categories.join("” and “")}” …`);
+  return true;
 }
 
 function remember(name) {
-  const names = document.getElementById("category-names");
-  if (![...names.options].some((option) => option.value === name)) names.append(new Option("", name));
+  const there = document.getElementById("category-names");
+  if (![...there.options].some((option) => option.value === name)) there.append(new Option("", name));
 }
 
 // Makes a category of the checked photos of a group.
@@ -208,9 +216,10 @@ const keys = list && listKeys({
   area: (element) => list.contains(element) || panel.contains(element),
   choose: (number) => {
     const button = choices.elements[number - 1];
-    if (button && !button.hidden) label(button.value);
+    if (button && !button.hidden) button.click();
   },
   remove: dismiss,
+  send: () => names !== null && label(chosenNames(names)),
   field: other?.elements.category,
 });
 
@@ -248,20 +257,20 @@ if (list) {
   });
   choices?.addEventListener("submit", (event) => {
     event.preventDefault();
-    label(event.submitter?.value);
+    label(given(event));
   });
   other?.addEventListener("submit", (event) => {
     event.preventDefault();
-    const name = other.elements.category.value;
+    const categories = given(event);
     other.reset();
     named();
     current?.focus({ preventScroll: true });
-    label(name);
+    label(categories);
   });
   const named = () => {
     const name = other.elements.category.value.trim();
     const known = [...document.getElementById("category-names").options].some((option) => option.value === name);
-    other.querySelector("button").textContent = name && !known ? "Make category" : "Label";
+    other.querySelector(".primary").textContent = name && !known ? "Make category" : "Label";
   };
   other?.addEventListener("input", named);
   document.getElementById("dismiss")?.addEventListener("click", dismiss);

@@ -30,6 +30,7 @@ function target(items, item, key) {
 //   selected()     is called once the selection has changed
 //   area(element)  whether the keys work while this element has the focus
 //   choose(number), remove()
+//   send()         sends what is chosen, and returns whether there was anything; optional
 //   field          where to type a name; without it, the keys move only
 // Returns functions that select for the pointer.
 export function listKeys(list) {
@@ -72,6 +73,7 @@ export function listKeys(list) {
     else if (key === " ") toggle(item);
     else if (/^[1-9]$/.test(key)) list.choose(Number(key));
     else if (key === "Delete") list.remove();
+    else if (key === "Enter" && list.send?.()) return event.preventDefault();
     else if (key === "Enter" || key.length === 1) {
       const { form } = list.field;
       const { hidden } = form;

@@ -111,6 +111,18 @@ def test_images_are_labelled_by_keys(at_desk: Opened, desk: Service) -> None:
     assert second in [item.get_attribute("data-hash") for item in page.locator("[data-reference]").all()]
 
 
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_buttons_of_a_photo_are_on_the_screen(at_desk: Opened, width: int) -> None:
+    page = at_desk("/inbox", width=width)
+    expect(page.locator(".tile:focus")).to_have_count(1)
+    for name in ("Dismiss", "Label"):
+        expect(page.locator("#panel").get_by_role("button", name=name, exact=True)).to_be_in_viewport(ratio=1)
+    mark, dismiss = page.locator("#panel .mark").bounding_box(), page.locator("#dismiss").bounding_box()
+    assert mark
+    assert dismiss
+    assert mark["x"] + mark["width"] <= dismiss["x"]
+
+
 def test_a_category_is_found_by_typing(at_desk: Opened) -> None:
     page = at_desk("/inbox")
     expect(page.locator(".tile:focus")).to_have_count(1)
@@ -312,6 +324,13 @@ def test_a_mislabelled_picture_is_moved_and_moved_back(at_desk: Opened, desk: Se
     assert digest in pictures(desk, "ketch") - pictures(desk, "ant")
     undo(page, finding)
     assert digest in pictures(desk, "ant") - pictures(desk, "ketch")
+
+
+def test_the_buttons_of_a_finding_are_on_one_line(at_desk: Opened) -> None:
+    page = at_desk("/audit")
+    buttons = mislabelled(page).get_by_role("button")
+    expect(buttons).to_have_count(3)
+    assert len({round(box["y"]) for button in buttons.all() if (box := button.bounding_box())}) == 1
 
 
 def test_all_label_errors_above_a_probability_are_moved(at_desk: Opened, desk: Service) -> None:

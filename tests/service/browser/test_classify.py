@@ -118,6 +118,25 @@ def test_totals_and_filters(opened: Opened, tmp_path: Path) -> None:
     expect(page.locator("#results")).to_be_hidden()
 
 
+def test_photos_that_could_not_be_read_have_a_filter(opened: Opened, tmp_path: Path) -> None:
+    unreadable = tmp_path / "a.jpg"
+    unreadable.write_bytes(b"no photo")
+    page = opened()
+    drop(page, photo_of("ketch"))
+    unread = page.get_by_role("radio", name="Not read")
+    expect(unread).to_have_count(0)
+    drop(page, unreadable)
+    expect(page.locator("#totals")).to_contain_text("1 not read")
+    unread.check(force=True)
+    shown = page.locator(".answer:not([hidden])")
+    expect(shown.locator(".file")).to_have_text(["a.jpg"])
+    shown.get_by_role("button", name="Take off the list").click()
+    expect(shown).to_have_count(0)
+    page.get_by_role("radio", name="All").check(force=True)
+    expect(shown).to_have_count(1)
+    expect(unread).to_have_count(0)
+
+
 def test_a_corrected_photo_stays_until_the_filter_changes(opened: Opened) -> None:
     page = opened()
     rows = drop(page, photo_of("brain"))

@@ -319,6 +319,8 @@ function refresh() {
     due = false;
     results.hidden = !items.size;
     document.getElementById("totals").textContent = totals();
+    const unread = filters.querySelector("[value=unread]");
+    unread.parentElement.hidden = !count("unread") && !unread.checked;
     const shown = filter();
     for (const [row, item] of items) row.hidden = !shown(item);
     offer(filters.elements.label);

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -22,6 +25,7 @@ from tests.service.browser.support import (
     photo_of,
     violations,
 )
+from zsvec.cli.spreadsheet import PREDICTION
 
 pytest.importorskip("playwright", reason="playwright is not installed")
 from playwright.sync_api import Browser, Page, Route, expect
@@ -179,6 +183,29 @@ def test_a_label_that_fails_brings_the_photo_back(opens: Opened, many: Service) 
     assert failing
     assert holders(many, digest) == set()
     opens.said.clear()  # the browser's message
+
+
+def test_the_downloads_have_the_labels(opens: Opened, many: Service) -> None:
+    photo = photo_of("ketch", 5)
+    headers = {"HX-Request": "true", "Accept": "text/html", "Origin": many.address.rstrip("/")}
+    files = {"images": (photo.name, photo.read_bytes())}
+    html = httpx.post(f"{many.address}classify", files=files, headers=headers, timeout=60).text
+    labels = [{"label": name, "probability": 0.9} for name in ("ketch", "=1", "a, b")]
+    answer, changed = re.subn(r'"labels": \[[^]]*]', f'"labels": {json.dumps(labels)}', html)
+    assert changed == 1
+    page = opens(BLANK)
+    page.route("**/classify", lambda route: route.fulfill(body=answer, content_type="text/html"))
+    page.goto("/")
+    drop(page, photo)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download JSON").click()
+    (found,) = json.loads(download.value.path().read_text())
+    assert found["labels"] == labels
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download CSV").click()
+    (row,) = csv.DictReader(download.value.path().read_text(encoding="utf-8-sig").splitlines())
+    assert [*row] == [*PREDICTION, "labels"]
+    assert (row["source"], row["labels"]) == (found["source"], "ketch;'=1;a, b")
 
 
 def test_a_correction_names_several_categories(opens: Opened, many: Service) -> None:

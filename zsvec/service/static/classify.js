@@ -343,10 +343,17 @@ function offer(select) {
   }
 }
 
+// Returns CSV; where a photo may have several categories, with the names of its labels.
+function table(predictions) {
+  if (!("several" in list.dataset)) return csv(COLUMNS, predictions);
+  const rows = predictions.map((one) => ({ ...one, labels: one.labels.map(({ label }) => label).join(";") }));
+  return csv([...COLUMNS, "labels"], rows);
+}
+
 function download(kind) {
   const found = [...list.children].map((row) => items.get(row)).filter(filter());
   const predictions = found.map((item) => item.prediction).filter(Boolean);
-  const [text, type] = kind === "csv" ? [csv(COLUMNS, predictions), "text/csv"] : [JSON.stringify(predictions, null, 1), "application/json"];
+  const [text, type] = kind === "csv" ? [table(predictions), "text/csv"] : [JSON.stringify(predictions, null, 1), "application/json"];
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type }));
   link.download = `photos.${kind}`;

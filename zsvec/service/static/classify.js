@@ -215,7 +215,7 @@ function offerOne() {
   const rows = last.filter((row) => items.has(row));
   if (rows.some((row) => row.querySelector(".body").ariaBusy !== "false")) return;
   const seen = rows.filter((row) => items.get(row).prediction?.ranking?.length);
-  one.hidden = seen.length < 2 || seen.length > MOST_OF_ONE;
+  one.hidden = seen.length < 2 || seen.length > MOST_OF_ONE || "several" in list.dataset;
   one.querySelector(".check span").textContent = `These ${photos(seen.length)} show one thing`;
   const predictions = seen.map((row) => items.get(row).prediction);
   const same = predictions.length === combined.length && predictions.every((prediction, i) => prediction === combined[i]);
@@ -343,10 +343,10 @@ function offer(select) {
   }
 }
 
-// Returns CSV; where a photo may have several categories, with the names of its labels.
+// Returns CSV; where a photo may have several categories, with a row for each of its labels.
 function table(predictions) {
   if (!("several" in list.dataset)) return csv(COLUMNS, predictions);
-  const rows = predictions.map((one) => ({ ...one, labels: one.labels.map(({ label }) => label).join(";") }));
+  const rows = predictions.flatMap((one) => (one.labels?.length ? one.labels : [null]).map((given) => ({ ...one, labels: given?.label })));
   return csv([...COLUMNS, "labels"], rows);
 }
 

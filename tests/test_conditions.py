@@ -42,6 +42,17 @@ def test_conditions(folder: Path) -> None:
     assert "nan" not in printed
 
 
+def test_arrivals(folder: Path) -> None:
+    printed = run_script(
+        importlib.import_module("arrivals"), folder, "--profile", "base", "--references", 3, "--draws", 2
+    )
+    assert "colours, 3 references a category, 2 draws" in printed
+    assert printed.count("  log_linear_gda") == printed.count("  log_linear_views") == 12
+    (_, one) = [line for line in printed.splitlines() if "log_linear_gda" in line][:2]
+    assert one.split("  ")[-3].strip()
+    assert "nan" not in printed
+
+
 def test_audits(folder: Path) -> None:
     printed = run_script(importlib.import_module("audits"), folder, "--profile", "base", "--draws", 2)
     assert "colours, 20% wrong, 5% copied, 2 draws" in printed

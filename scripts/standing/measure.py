@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Column, Table
@@ -17,7 +18,7 @@ from zsvec.evaluation.metrics import ranks
 from zsvec.evaluation.study import laid_out
 from zsvec.method.calibrate.fit import calibration_floor, expected_calibration_error, fit_calibration
 from zsvec.method.calibration import Calibration
-from zsvec.method.predict.scoring import Scoring
+from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.method.similarities import References, category_names
 from zsvec.search.in_process import compare
 from zsvec.types import Prediction, encoder_and_modality, expert_name
@@ -54,14 +55,15 @@ class Asked:
     @classmethod
     def of(cls, images: Images, trial: Trial) -> Asked:
         """Indexes the references of a trial, and fits a calibration to them."""
-        labels = [name for _, name in trial.rows]
-        numbers = [number for number, _ in trial.rows]
-        hashes, nothing = [f"{number:08d}" for number in numbers], [""] * len(labels)
-        references = {
-            expert_name(encoder, "image"): laid_out(vectors[numbers], labels, hashes, nothing)
-            for encoder, vectors in images.vectors.items()
-        }
-        texts = [i for i, name in enumerate(images.owners) if name in set(labels)]
+        references = {}
+        for encoder, vectors in images.vectors.items():
+            covered = [(number, name) for number, name in trial.rows if trial.by_encoder.get(name, encoder) == encoder]
+            numbers = [number for number, _ in covered]
+            hashes, nothing = [f"{number:08d}" for number in numbers], [""] * len(numbers)
+            labels = [name for _, name in covered]
+            references[expert_name(encoder, "image")] = laid_out(vectors[numbers], labels, hashes, nothing)
+        described = {name for _, name in trial.rows if name not in trial.by_encoder} | trial.by_text
+        texts = [i for i, name in enumerate(images.owners) if name in described]
         owners, digests = [images.owners[i] for i in texts], [f"text {i}" for i in texts]
         for encoder, vectors in images.texts.items():
             references[expert_name(encoder, "text")] = laid_out(vectors[texts], owners, digests, [""] * len(texts))
@@ -83,8 +85,8 @@ class Asked:
         sources = [str(number) for number in numbers]
         return scoring_of(self.references).predict(replace(found, calibration=self.calibration), sources, top_k=1)
 
-    def figures(self, fusion: str, batches: Sequence[Numbers]) -> dict[str, float]:
-        """Returns how well a strategy classifies batches: figures in percent, by name."""
+    def scores(self, fusion: str, batches: Sequence[Numbers]) -> tuple[list[str], NDArray[np.intp], list[Scores]]:
+        """Returns the categories, the column of the category of each image, and the scores of each batch."""
         scoring = replace(scoring_of(self.references), fusion=fusion)
         names = category_names(self.references)
         parts = []
@@ -93,6 +95,11 @@ class Asked:
             found = compare(self.references, names, queries, nearest=1)
             parts.append(scoring.scores(replace(found, calibration=self.calibration)))
         truth = np.array([names.index(self.trial.truth[number]) for number in np.concatenate(batches).tolist()])
+        return names, truth, parts
+
+    def figures(self, fusion: str, batches: Sequence[Numbers]) -> dict[str, float]:
+        """Returns how well a strategy classifies batches: figures in percent, by name."""
+        names, truth, parts = self.scores(fusion, batches)
         probabilities = np.concatenate([part.fused for part in parts])
         confidence, right = probabilities.max(axis=1), ranks(probabilities, truth) == 0
         figures = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,9 @@ class Trial:
         truth: Category of each image.
         few: Categories with few references. The accuracy on images of these categories is also measured separately.
         rate: Requested false-unknown rate.
+        by_text: Categories that have a text, but no reference.
+        by_encoder: Categories that have no text, and vectors of one encoder alone, as those of an attached collection;
+            with the name of the encoder.
     """
 
     rows: Rows
@@ -38,6 +41,8 @@ class Trial:
     truth: Mapping[int, str]
     few: frozenset[str] = frozenset()
     rate: float = FALSE_UNKNOWN_RATE
+    by_text: frozenset[str] = frozenset()
+    by_encoder: Mapping[str, str] = field(default_factory=dict)
 
 
 class Draw:
@@ -132,3 +137,63 @@ def doubtful(images: Images, count: int, wrong: float, copied: float, seed: int)
     copies = [(images.copies[number], draw.another(name) if i % 2 else name) for i, (number, name) in enumerate(chosen)]
     truth = draw.truth | {images.copies[number]: draw.truth[number] for number, _ in chosen}
     return Trial([*rows, *copies], {"": draw.balanced()}, truth)
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """New categories in a store.
+
+    Attributes:
+        new: The new categories.
+        before: Trial of the other categories, with their photos.
+        after: Trial of all categories, with all photos.
+    """
+
+    new: frozenset[str]
+    before: Trial
+    after: Trial
+
+
+def arrivals(images: Images, count: int, seed: int) -> dict[str, Arrival]:
+    """Returns arrivals of categories with less evidence than the others, by name of the condition.
+
+    For comparison, the same categories also arrive with as much evidence as the others.
+
+    Args:
+        images: Images of the set.
+        count: Number of references of each of the other categories.
+        seed: Seed of the draw.
+    """
+    draw = Draw(images, seed)
+    names = [str(name) for name in draw.random.permutation(draw.names)]
+    half, three = names[: len(names) // 2], names[: min(3, len(names) - 2)]
+    photos = draw.balanced()
+
+    def arrival(counts: dict[str, int], encoder: str | None = None) -> Arrival:
+        new = frozenset(counts)
+        by_encoder = dict.fromkeys(new, encoder) if encoder else {}
+        by_text = frozenset(name for name, n in counts.items() if not n)
+        others = [batch[[draw.truth[number] not in new for number in batch.tolist()]] for batch in photos]
+        before = draw.references(dict.fromkeys(names, count) | dict.fromkeys(new, 0))
+        after = draw.references(dict.fromkeys(names, count) | counts)
+        return Arrival(
+            new,
+            Trial(before, {"": others}, draw.truth),
+            Trial(after, {"": photos}, draw.truth, by_text=by_text, by_encoder=by_encoder),
+        )
+
+    one, few = names[0], len(three)
+    found = {
+        f"1 category, {count} references": arrival({one: count}),
+        "1 category, 1 reference": arrival({one: 1}),
+        "1 category, 2 references": arrival({one: 2}),
+        "1 category, a text alone": arrival({one: 0}),
+        f"{few} categories, {count} references": arrival(dict.fromkeys(three, count)),
+        f"{few} categories, 1 reference": arrival(dict.fromkeys(three, 1)),
+        f"{few} categories: 1, 2, a text alone": arrival(dict(zip(three, (1, 2, 0), strict=False))),
+        f"half of the categories, {count} references": arrival(dict.fromkeys(half, count)),
+    }
+    for encoder in sorted(images.vectors):
+        found[f"1 category, {encoder} alone"] = arrival({one: count}, encoder)
+        found[f"half of the categories, {encoder} alone"] = arrival(dict.fromkeys(half, count), encoder)
+    return found

@@ -1595,14 +1595,16 @@ class TestGda:
             assert again.classify(image).ranking == before
 
     @pytest.mark.parametrize("images", [0, 1, 2])
-    def test_a_category_of_few_images_brings_back_the_default(
-        self, gda: Classifier, images: int, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize("calibrates", [False, True])
+    def test_a_category_of_few_images_is_compared_like_the_others(
+        self, gda: Classifier, images: int, calibrates: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)  # the calibration stays as it was
+        if not calibrates:
+            monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)  # the calibration stays as it was
         gda.add_category("white", ["all white"], [coloured("white", seed) for seed in range(images)])
-        assert gda.classify(coloured("red", 99)).fusion == "log_linear_views"
-        gda.remove_category("white")
-        assert gda.classify(coloured("red", 99)).fusion == "log_linear_gda"
+        for colour in (*COLOURS, *["white"] * min(images, 1)):
+            prediction = gda.classify(coloured(colour, 99))
+            assert (prediction.nearest, prediction.fusion) == (colour, "log_linear_gda")
 
     @pytest.mark.parametrize("asked", [False, True])
     def test_a_process_with_another_strategy_calibrates_it(self, gda: Classifier, folder: Path, asked: bool) -> None:

@@ -161,6 +161,26 @@ def test_backgrounds_are_learned_anew_where_references_are_others(others: str) -
     assert made.backgrounds["a:image"].references == sum(map(len, after["a:image"].values()))
 
 
+def test_an_encoder_that_covers_most_categories_by_now_is_learned_from() -> None:
+    rng = np.random.default_rng(9)
+    clip, dino = (clusters(rng, dict.fromkeys("abcd", 10), 1.0) for _ in range(2))
+    half = {name: dino[name] for name in "ab"}
+    former, _ = calibrated({"clip:image": clip, "dino:image": half})
+    assert former.backgrounds.keys() == {"clip:image"}
+    now = {"clip:image": clip, "dino:image": {**half, "c": dino["c"]}}
+    assert again(now, former).backgrounds.keys() == {"clip:image", "dino:image"}
+
+
+def test_texts_of_many_new_categories_end_the_comparison_with_category_means() -> None:
+    rng = np.random.default_rng(10)
+    clip, words = clusters(rng, dict.fromkeys("abcd", 10), 1.0), texts(rng, "abcdefgh")
+    three = {name: words[name] for name in "abcdefg"}
+    former, _ = calibrated({"clip:image": clip, "clip:text": three})
+    assert former.classwise is not None
+    assert again({"clip:image": clip, "clip:text": three}, former).classwise == former.classwise
+    assert again({"clip:image": clip, "clip:text": words}, former).classwise is None
+
+
 def test_an_expert_of_one_category_has_nothing_to_be_tried_on() -> None:
     rng = np.random.default_rng(6)
     clip = clusters(rng, {"a": 5, "b": 5}, 1.0)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.method.material import Vectors, calibrated, clusters, searched, texts
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.calibration import Calibration
+from zsvec.method.calibration import CENTRED, GDA, Calibration
 from zsvec.method.predict.fusion import STRATEGIES, limit
 from zsvec.method.predict.scoring import Scoring
 
@@ -144,6 +144,48 @@ def test_the_strategy_that_runs_is_named_and_is_the_one_that_runs(
     distinct = [scores[name].fused for name, ran in expected.items() if name == ran]
     if len(kept) > 1:
         assert len({fused.tobytes() for fused in distinct}) == len(distinct)
+
+
+@pytest.mark.parametrize(
+    "arrived",
+    [
+        {"clip:image": 1, "dino:image": 1, "clip:text": 1},
+        {"clip:image": 2, "dino:image": 2},
+        {"clip:text": 1},
+        {"dino:image": 4},
+        {"clip:image": 1, "clip:text": 1},
+    ],
+    ids=" and ".join,
+)
+def test_a_new_category_of_any_evidence_leaves_the_order_of_the_others(
+    arrived: Mapping[str, int],
+    experts: Mapping[str, Vectors],
+    calibration: Calibration,
+    queries: dict[str, np.ndarray],
+) -> None:
+    rng = np.random.default_rng(2)
+    more = {name: {**vectors, **clusters(rng, {"b2": arrived.get(name, 0)}, 0.8)} for name, vectors in experts.items()}
+    more = {name: {category: one for category, one in vectors.items() if one} for name, vectors in more.items()}
+    scoring = Scoring(temperatures=TEMPERATURES)
+    before = scoring.scores(searched(experts, queries, calibration=calibration))
+    after = scoring.scores(searched(more, queries, calibration=calibration))
+    assert before.fusion == after.fusion == "log_linear_gda"
+    assert (after.fused[:, 2] > 0).all()  # a, b, b2, c
+    np.testing.assert_array_equal(after.fused[:, [0, 1, 3]].argsort(axis=1), before.fused.argsort(axis=1))
+
+
+def test_one_category_of_an_encoder_leaves_category_means_to_the_other_encoders(
+    experts: Mapping[str, Vectors], queries: dict[str, np.ndarray]
+) -> None:
+    some = {**experts, "dino:image": {"b": experts["dino:image"]["b"]}}
+    made = calibrated(some)[0]
+    assert made.classwise is not None
+    assert made.backgrounds.keys() == {"clip:image"}
+    assert made.classwise.coefficients["clip:image"].keys() >= {CENTRED, GDA}
+    assert made.classwise.coefficients["dino:image"].keys() == {"top_mean"}
+    read = Calibration.from_dict(made.to_dict())
+    scores = Scoring(temperatures=TEMPERATURES).scores(searched(some, queries, calibration=read))
+    assert scores.fusion == "log_linear_gda"
 
 
 @pytest.mark.parametrize("change", ["none", "short"])

@@ -80,7 +80,9 @@ def rooted(every: np.ndarray) -> np.ndarray:
 
 
 @by_sign
-@pytest.mark.parametrize(("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6)])
+@pytest.mark.parametrize(
+    ("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6), ({"a": 5, "b": 1, "c": 2}, 8)]
+)
 def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim: int, of_roots: bool) -> None:
     images, others = (clusters(np.random.default_rng(s), n, 1.0, dim) for s, n in ((1, sizes), (2, {"x": 5})))
     if of_roots:
@@ -107,7 +109,9 @@ def test_discriminants_are_those_of_the_definition(sizes: Mapping[str, int], dim
 
 
 @by_sign
-@pytest.mark.parametrize(("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6)])
+@pytest.mark.parametrize(
+    ("sizes", "dim"), [({"a": 4, "b": 3, "c": 6}, 16), ({"a": 30, "b": 9, "c": 21}, 6), ({"a": 5, "b": 1, "c": 2}, 8)]
+)
 def test_leaving_out_is_refitting_with_mean_and_shrinkage_held(
     sizes: Mapping[str, int], dim: int, of_roots: bool
 ) -> None:
@@ -164,8 +168,23 @@ def test_a_category_that_is_one_scene_has_no_evidence_for_its_images() -> None:
 
 
 def test_too_few_references_have_no_background() -> None:
-    for sizes in [{"a": 8}, {"a": 3, "b": 2}, {"a": 1, "b": 1, "c": 1}]:
+    for sizes in [{"a": 8}, {"a": 2, "b": 2}, {"a": 1, "b": 1, "c": 1}]:
         assert learn_background(references(clusters(np.random.default_rng(6), sizes, 1.0))) is None
+
+
+def test_a_category_of_one_reference_leaves_the_covariance_to_the_others() -> None:
+    sizes = {"a": 4, "b": 5, "c": 3}
+    images = clusters(np.random.default_rng(12), sizes, 1.0, 16)
+    one = clusters(np.random.default_rng(13), {"d": 1}, 1.0, 16)
+    before, after = (learn_background(references(some)) for some in (images, {**images, **one}))
+    assert before is not None
+    assert after is not None
+    # N and C grow by one, so N - C and the scatter stay. The shrinkage r / (1 + r) = d / (d + N - 1) falls a little.
+    assert before.weight == pytest.approx((1 - 16 / 27) / 9)
+    assert after.weight == pytest.approx((1 - 16 / 28) / 9)
+    np.testing.assert_allclose(np.abs(after.basis @ before.basis.T), np.eye(9), atol=1e-3)
+    was, now = ((1 / found.along - 1 / found.elsewhere) / found.weight for found in (before, after))
+    np.testing.assert_allclose(now, was, rtol=1e-4)
 
 
 def test_references_that_are_alike_have_no_background() -> None:

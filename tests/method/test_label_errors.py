@@ -10,7 +10,7 @@ from tests.method.material import Vectors, calibrated, clusters, references, tex
 from zsvec.method.calibrate.leave_one_out import LeftOut, each_left_out
 from zsvec.method.calibration import Calibration, LogLinear
 from zsvec.method.predict.gda import learn_backgrounds
-from zsvec.method.quality.label_errors import Suspect, suspects, verdicts, wrong_label
+from zsvec.method.quality.label_errors import Suspect, judge, suspects, verdicts, wrong_label
 
 
 def found(experts: Mapping[str, Vectors]) -> list[Suspect]:
@@ -147,6 +147,18 @@ def test_a_burst_of_a_copied_picture_does_not_make_its_label_right() -> None:
     sample = next(each_left_out(stored, ("top_mean", "prototype"), 5, 10**9, {}))
     told = suspects(stored, verdicts(stored, replace(calibration, classwise=None), sample))
     assert {(s.hash, s.category, s.instead) for s in told} == {(f"burst{i}", "b", "a") for i in range(6)}
+
+
+def test_references_that_were_removed_since_the_calibration_leave_verdicts_on_the_rest() -> None:
+    rng = np.random.default_rng(5)
+    images, others = (clusters(rng, dict.fromkeys("abcd", 5), 3.0) for _ in range(2))
+    calibration, _ = calibrated({"clip:image": images, "dino:image": others})
+    assert calibration.backgrounds.keys() == {"clip:image", "dino:image"}
+    for left in ("abcd", "ab"):
+        stored = {"clip:image": references(images), "dino:image": references({name: others[name] for name in left})}
+        judged = judge(stored, calibration)
+        assert {verdict.key[0] for verdict in judged} == set(left)
+        assert suspects(stored, judged) == []
 
 
 def test_of_a_picture_in_three_categories_one_label_is_kept() -> None:

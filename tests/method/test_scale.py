@@ -42,7 +42,8 @@ def test_scale_ignores_uncovered_categories() -> None:
 
 def test_scaling_keeps_unknown_images_and_scales_probabilities() -> None:
     rng = np.random.default_rng(1)
-    experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 25), 0.9), "clip:text": texts(rng, "abcd")}
+    # Above 100 references, no prior limits the probabilities.
+    experts = {"clip:image": clusters(rng, dict.fromkeys("abc", 34), 0.9), "clip:text": texts(rng, "abcd")}
     made, _ = calibrated(experts, false_unknown_rate=0.3)
     queries = rng.normal(size=(40, 16)).astype(np.float32)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)

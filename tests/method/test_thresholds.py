@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.method.material import calibrated, clusters, pools, texts
-from zsvec.method.calibrate.thresholds import enough, fewest, quantile
+from zsvec.method.calibrate.leave_one_out import LeftOut
+from zsvec.method.calibrate.thresholds import balanced_neutral, enough, fewest, quantile
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.novelty import novelty
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear
@@ -133,6 +134,58 @@ def test_a_new_image_falls_below_with_the_asked_probability(n: int, fraction: fl
 
 
 # ---- neutral evidence
+
+
+def left_out_images(labels: list[int], coverage: list[list[bool]]) -> LeftOut:
+    experts = ["a:image", "b:image", "c:text"][: len(coverage)]
+    names = "xyz"[: len(coverage[0])]
+    nothing = np.zeros((len(labels), len(names)), np.float32)
+    scored = {expert: {"mean": nothing} for expert in experts}
+    return LeftOut(tuple(names), np.array(labels), np.array(coverage), scored)
+
+
+def test_balanced_neutral_evidence_by_hand() -> None:
+    # Without b, the odds of an image's own category are 2 nats and the intercept, those of the other category -3 nats
+    # and the intercept. Both probabilities sum to 1 if 2 + intercept = 3 - intercept. Without a: 1 and -3 nats.
+    evidence = np.array([[[2.0, 0.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    sample = left_out_images([0, 1], [[True, True], [True, True]])
+    got = balanced_neutral(evidence, sample, {})
+    assert got == pytest.approx({"a:image": 1.0, "b:image": 0.5}, abs=1e-5)
+
+
+def test_balanced_neutral_evidence_of_experts_that_cover_some_categories() -> None:
+    # The third category has a text alone, and none of the images; its evidence is 0 nats. Without a and b, the odds of
+    # an image's own category are the intercept less ln 2, those of the other the intercept less ln (e⁴ + 1).
+    of_images = [[2.0, 0.0, NAN], [0.0, 2.0, NAN]]
+    sample = left_out_images([0, 1], [[True, True, False], [True, True, False], [True, True, True]])
+    evidence = np.array([of_images, of_images, [[0.0] * 3] * 2])
+    got = balanced_neutral(evidence, sample, {"a:image+b:image": 0.0})
+    assert got.keys() == {"a:image", "b:image", "c:text", "a:image+b:image"}
+    assert got["a:image+b:image"] == pytest.approx((np.log(2) + np.log(np.exp(4) + 1)) / 2, abs=1e-5)
+
+
+def test_images_without_complete_evidence_balance_nothing() -> None:
+    sample = left_out_images([0, 1], [[True, True], [True, True]])
+    evidence = np.array([[[NAN, 0.0], [0.0, NAN]]] * 2)
+    assert balanced_neutral(evidence, sample, {}) == {}
+
+
+@prop
+@given(st.integers(0, 10**6))
+def test_balanced_probabilities_sum_to_the_number_of_images(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = [0, 1, 2, *rng.integers(0, 3, 4).tolist()]
+    evidence = 5 * rng.normal(size=(2, 7, 3))
+    got = balanced_neutral(evidence, left_out_images(labels, [[True] * 3] * 2), {})
+    for without, neutral in enumerate((got["a:image"], got["b:image"])):
+        total = 0.0
+        for image, label in enumerate(labels):
+            for category in range(3):  # as if the expert did not cover this category
+                said = evidence[:, image].copy()
+                said[without, category] = neutral
+                weights = np.exp(said.sum(axis=0))
+                total += weights[category] / weights.sum() / labels.count(label)
+        assert total == pytest.approx(3, abs=1e-4)  # categories have equal weight
 
 
 def test_the_likelihood_ratio_of_a_wrong_category_is_one_on_average() -> None:

@@ -270,7 +270,7 @@ def test_one_image_is_answered_as_without_it(calibration: str, index: str) -> No
         with fast_folder() as folder:
             fill(folder, **options)
             alone = answers(folder, IMAGES, alone=True, fusion="transductive", **options)
-            others = answers(folder, IMAGES, alone=True, fusion="log_linear_views", **options)
+            others = answers(folder, IMAGES, alone=True, fusion="log_linear_gda", **options)
             together = answers(folder, IMAGES, alone=False, fusion="transductive", **options)
         for one, other in zip(rankings(alone), rankings(others), strict=True):
             assert one == pytest.approx(other, abs=1e-6)

@@ -113,7 +113,8 @@ class Calibrator:
         self._keep(calibration)
         before = uncalibrated({expert: self._temperatures[expert] for expert in sample.aggregations}, self._aggregation)
         if former is not None and former.fits(sample.aggregations, self._aggregation, self._top_m):
-            before = self._pool(former) if calibration.classwise else former.aggregations
+            comparable = former.backgrounds.keys() <= calibration.backgrounds.keys()
+            before = self._pool(former) if comparable else former.aggregations
         after = self._pool(calibration)
         return CalibrationReport(
             calibration,
@@ -195,19 +196,12 @@ class Calibrator:
 
     def _notes(self, made: Calibration, former: Calibration | None, references: Mapping[str, References]) -> list[str]:
         notes = []
-        images = [dict(zip(r.names, np.diff(r.starts), strict=True)) for r in image_experts(references).values()]
-        few = [
-            name
-            for name in category_names(references)
-            if min((counts.get(name, 0) for counts in images), default=0) < FEWEST
-        ]
         if self._fusion.classwise and made.multilabel:
             notes.append("log_linear_views runs: log_linear_gda assumes that an image belongs to one category")
-        elif self._fusion.classwise and made.classwise is None and few:
-            others = f" and {len(few) - 1} more have" if len(few) > 1 else " has"
+        elif self._fusion.classwise and made.classwise is None and references:
             notes.append(
-                f"log_linear_views runs: log_linear_gda takes {FEWEST} images of each category, "
-                f"{few[0]!r}{others} fewer"
+                "log_linear_views runs: log_linear_gda takes images of most categories, of one at least "
+                f"{FEWEST} and of another 2 that are not one scene"
             )
         if former is not None and former.scale != 1 == made.scale:
             notes.append(

@@ -131,9 +131,9 @@ class Calibration:
         experts: Calibration of each expert, by name.
         plain: Log-linear pool of one aggregation of each expert.
         aggregations: Log-linear pool of two aggregations of each expert.
-        classwise: Log-linear pool of one aggregation of each text expert, and the centred prototype and the
-            discriminant of each image expert. ``None`` if there were no backgrounds.
-        backgrounds: Background of each image expert; empty if a category has too few references.
+        classwise: Log-linear pool of the centred prototype and the discriminant of each image expert with a
+            background, and of one aggregation of each other expert. ``None`` if there were no backgrounds.
+        backgrounds: Background of each image expert with enough references.
         scale: Factor of all evidence, fitted on labelled images; 1 without labelled images.
         threshold_progress: Progress towards a threshold for categories with reference images. ``None`` if there is such
             a threshold.

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.arrays import Floats, Key, Product, product
-from zsvec.method.calibration import Calibration
-from zsvec.method.predict.background import FEWEST, Background, ClassMeans
+from zsvec.method.calibration import CENTRED, GDA, Calibration, LogLinear
+from zsvec.method.predict.background import Background, ClassMeans
 from zsvec.method.predict.tree import Tree
 from zsvec.types import Modality, Neighbor, encoder_and_modality
 
@@ -206,22 +206,22 @@ class SearchResult:
         queries = {encoder: vectors[rows] for encoder, vectors in self.queries.items()}
         return replace(self, experts=tuple(experts), queries=queries)
 
-    def summed_up(self, backgrounds: Mapping[str, Background]) -> bool:
-        """Returns whether category means can be used.
-
-        Every image expert must have a background, and the mean and at least `FEWEST` references of every category.
+    def summed_up(self, pool: LogLinear, backgrounds: Mapping[str, Background]) -> bool:
+        """Returns whether the category means that a pool uses are known.
 
         Args:
-            backgrounds: By expert. Backgrounds come from the store, so the dimension may be wrong.
+            pool: Pool of a calibration.
+            backgrounds: By expert. Backgrounds come from the store, so one may be missing, or its dimension wrong.
         """
-        images = [expert for expert in self.experts if expert.modality == "image"]
-        for expert in images:
+        for expert in self.experts:
+            if {CENTRED, GDA}.isdisjoint(pool.coefficients[expert.name]):
+                continue
             known = backgrounds.get(expert.name)
             if known is None or len(known.mean) != self.queries[expert.encoder].shape[1]:
                 return False
-            if len(expert.coverage) < len(self.categories) or expert.similarities.counts.min() < FEWEST:
+            if expert.class_means(known) is None:
                 return False
-        return all(expert.class_means(backgrounds[expert.name]) is not None for expert in images)
+        return True
 
     @property
     def exact(self) -> bool:

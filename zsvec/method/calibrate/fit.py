@@ -21,6 +21,7 @@ from zsvec.method.calibrate.coefficients import calibrate_expert, learn_coeffici
 from zsvec.method.calibrate.labels import learn_labels
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample, leave_one_out
 from zsvec.method.calibrate.thresholds import (
+    balanced_neutral,
     learn_category_thresholds,
     learn_neutral,
     learn_thresholds,
@@ -36,7 +37,7 @@ from zsvec.method.calibration import (
     LogLinear,
     other_aggregation,
 )
-from zsvec.method.predict.gda import describes, learn_backgrounds
+from zsvec.method.predict.gda import covering_most, describes, learn_backgrounds
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
 from zsvec.method.quality.label_errors import Suspect
@@ -162,11 +163,13 @@ def fit_calibration(
     """
     other = other_aggregation(aggregation)
     limit = largest_sample(len(category_names(references)))
-    images = image_experts(references)
     sizes = {expert: len(stored.vectors) for expert, stored in references.items()}
     several = labels is not None
     kept = former if former and not several and holds(former, sizes) else None
-    if kept and not all(describes(known, references[expert]) for expert, known in kept.backgrounds.items()):
+    most = covering_most(references)
+    if kept and not all(
+        expert in most and describes(known, most[expert]) for expert, known in kept.backgrounds.items()
+    ):
         kept = None
     backgrounds = {} if kept or several else learn_backgrounds(references)
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds, multilabel=several)
@@ -181,7 +184,9 @@ def fit_calibration(
     two = _distinct(sample, (aggregation, other))
     classwise_pool = kept.classwise if kept else None
     if backgrounds:
-        of_means = {expert: [CENTRED, GDA] if expert in images else [aggregation] for expert in sample.aggregations}
+        of_means = {
+            expert: [CENTRED, GDA] if expert in backgrounds else [aggregation] for expert in sample.aggregations
+        }
         classwise_pool, _ = _pool(sample, fitted, of_means, false_unknown_rate, least=LEAST)
         if not classwise_pool.learned:  # every category is a single scene, so no image can be left out
             classwise_pool, backgrounds = None, {}
@@ -278,6 +283,8 @@ def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
     """
     if calibration.classwise is None or calibration.classwise.coefficients.keys() != references.keys():
         return False
+    if calibration.backgrounds.keys() != image_experts(references).keys():  # another may be learned by now
+        return False
     return not any(background.outdated(references[expert]) for expert, background in calibration.backgrounds.items())
 
 
@@ -294,6 +301,8 @@ def _pool(
     pool = replace(learn_coefficients(sample, fitted, aggregations), least=least)
     evidence = expert_evidence(pool.coefficients, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
+    if least is not None:
+        neutral |= balanced_neutral(evidence, sample, neutral)
     own = learn_category_thresholds(evidence, sample, neutral, false_unknown_rate)
     pool, n_images = learn_thresholds(
         replace(pool, neutral=neutral, category_thresholds=own), evidence, sample, false_unknown_rate

@@ -2,6 +2,7 @@
 
 - *Neutral* evidence replaces the evidence of an expert for a category that the expert does not cover. Its value makes
   the mean likelihood ratio of a wrong category 1. So categories covered by texts, by images or by both compete fairly.
+  In a pool of category means, its value makes a category without the expert as probable as its images are frequent.
 - A *threshold* is the evidence below which a new image of the store's categories falls with the wanted probability.
 - The *quantiles* for sets are log odds (`zsvec.method.predict.candidates`) that an image's own category has with the
   wanted probability.
@@ -88,6 +89,57 @@ def learn_neutral(evidence: Doubles, sample: LeftOut) -> dict[str, float]:
         if n:
             neutral[pattern(experts, chosen)] = float(logsumexp(np.array(logs)) - np.log(n))
     return neutral
+
+
+def balanced_neutral(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, float]) -> dict[str, float]:
+    """Learns neutral evidence by which a category without some experts is as probable as its images are frequent.
+
+    Evidence from category means is relative to the mean of all categories, so an image unlike every category still has
+    evidence for some category. By the mean likelihood ratio (`learn_neutral`), a category without this evidence would
+    hardly ever be found.
+
+    Each left-out image is classified once for each category, as if the experts did not cover this category. The
+    probabilities of these categories sum to the number of their images. So the neutral evidence is the intercept of a
+    logistic regression, by maximum likelihood. Categories have equal weight.
+
+    Args:
+        evidence: As in `learn_neutral`.
+        sample: Left-out images.
+        neutral: Result of `learn_neutral`.
+
+    Returns:
+        Nats, by the `opinion_pool.pattern` of the experts: each expert alone, all image experts, and, for each
+        category, the experts that do not cover the category. Sets without a left-out image that they could lose are
+        missing.
+    """
+    from scipy.optimize import brentq  # slow to import, and not needed to classify
+    from scipy.special import expit
+
+    experts = list(sample.aggregations)
+    of_images = np.array([[encoder_and_modality(expert)[1] == "image"] for expert in experts])
+    sets = np.unique(np.hstack([of_images, np.eye(len(experts), dtype=bool), ~sample.coverage]), axis=1).T
+    complete = sample.complete(evidence)
+    if not complete.any():
+        return {}
+    evidence, labels = evidence[:, complete], sample.labels[complete]
+    total = log_linear(evidence, experts, neutral)
+    odds = log_odds(total, *np.ogrid[: total.shape[0], : total.shape[1]])
+    shares = (1 / np.bincount(labels)[labels])[:, None]
+    balanced = {}
+    for chosen in sets[sets.any(axis=1) & ~sets.all(axis=1)]:
+        covered = sample.coverage[chosen].all(axis=0)
+        others = odds[:, covered] - evidence[chosen][..., covered].sum(axis=0)
+        own = float(shares[covered[labels]].sum())
+        if not 0 < (frequency := own / (shares.sum() * max(1, np.count_nonzero(covered)))) < 1:
+            continue
+        # With this intercept, the least or the largest probability is the frequency, so the solution is in between.
+        even = np.log(frequency / (1 - frequency))
+
+        def excess(intercept: float, others: Doubles = others, own: float = own) -> float:
+            return float((shares * expit(others + intercept)).sum()) - own
+
+        balanced[pattern(experts, chosen)] = float(brentq(excess, even - others.max(), even - others.min(), xtol=1e-6))
+    return balanced
 
 
 def learn_thresholds(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from zsvec.method.arrays import Floats
 
 FEWEST = 3
-"""Least number of references per category from which a background is learned."""
+"""Least number of references of the largest category from which a background is learned."""
 _SHORTEST = np.float32(1e-12)  # length below which a vector has no direction
 _LARGEST_RANK = 256  # maximum rank of the basis of a stored background
 _GROWTH = 0.1  # relative change in the number of references above which a background is outdated

@@ -34,11 +34,11 @@ def log_odds(evidence: Doubles, images: NDArray[np.intp], categories: NDArray[np
 
     Args:
         evidence: float64 ``(n_images, n_categories)``, nats, from `opinion_pool.log_linear`.
-        images: int ``(n,)``, row of each pair of an image and a category.
-        categories: int ``(n,)``, column of each pair.
+        images: int, row of each pair of an image and a category.
+        categories: int, column of each pair; of a shape that broadcasts with ``images``.
 
     Returns:
-        float64 ``(n,)``, nats.
+        float64 of the common shape, nats.
     """
     rows, best = np.arange(len(evidence)), evidence.argmax(axis=1)
     top = evidence[rows, best]

@@ -88,7 +88,7 @@ def choose_strategy(
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
     wanted = calibration.classwise if calibration and exact and STRATEGIES[name].classwise else None
-    classwise = wanted if wanted and calibration and found.summed_up(calibration.backgrounds) else None
+    classwise = wanted if wanted and calibration and found.summed_up(wanted, calibration.backgrounds) else None
     strategy = STRATEGIES[name]
     while strategy.fallback and (
         (strategy.needs_exact and not exact)
@@ -290,8 +290,8 @@ STRATEGIES: Mapping[str, Strategy] = {
     ),
     "log_linear_gda": Strategy(
         function=_log_linear,
-        summary="sum of the evidence of texts, centred prototypes and Gaussian discriminants; log_linear_views where a "
-        "category has fewer than three images",
+        summary="sum of the evidence of texts, centred prototypes and Gaussian discriminants; log_linear_views if most "
+        "categories have no image, or none has three",
         classwise=True,
         needs_classwise=True,
         needs_exact=True,

@@ -3,7 +3,8 @@
 Both methods compare an image with the mean reference of each category, after the mean of all categories is subtracted.
 The centred prototype is the cosine. The discriminant gives more weight to directions in which images of one category
 differ little (Wang et al., "A hard-to-beat baseline for training-free CLIP-based adaptation", ICLR 2024, equations 5 to
-7). With about three references per category or more, both are more accurate than the nearest references.
+7). With about three references per category or more, both are more accurate than the nearest references. A category of
+one reference is compared by this reference, moved towards the mean of all categories (`Background.trust`).
 
 Images are represented by their vectors, or by the roots of the vectors if no component is negative. Both methods need
 the *background* of an expert besides the means. A calibration learns the background, which then stays fixed while the
@@ -32,17 +33,19 @@ _TOGETHER = 64  # maximum number of left-out references in one matrix product
 
 
 def learn_backgrounds(references: Mapping[str, References]) -> dict[str, Background]:
-    """Returns the backgrounds of all image experts, or an empty dict if any of the backgrounds cannot be learned.
+    """Returns the backgrounds of the experts of `covering_most` that have enough references for `learn_background`."""
+    learned = {expert: learn_background(found) for expert, found in covering_most(references).items()}
+    return {expert: background for expert, background in learned.items() if background is not None}
 
-    Every image expert must cover every category. Otherwise, scores of different categories would come from different
-    methods.
+
+def covering_most(references: Mapping[str, References]) -> dict[str, References]:
+    """Returns the references of the image experts that cover more than half of the categories.
+
+    A background of fewer categories does not describe images of the others: these may be far from its mean, and have
+    much evidence for a category in their direction.
     """
-    images, categories = image_experts(references), category_names(references)
-    if not images or any(len(found.names) < len(categories) for found in images.values()):
-        return {}
-    learned = {expert: learn_background(found) for expert, found in images.items()}
-    found = {expert: background for expert, background in learned.items() if background is not None}
-    return found if len(found) == len(images) else {}
+    n_categories = len(category_names(references))
+    return {expert: found for expert, found in image_experts(references).items() if 2 * len(found.names) > n_categories}
 
 
 def learn_background(references: References) -> Background | None:
@@ -50,14 +53,15 @@ def learn_background(references: References) -> Background | None:
 
     With N references of C categories in d dimensions, let S be their scatter around the means of their categories, and
     τ = tr S / (d (N - C)) the mean variance. The covariance is (1 - λ) S / (N - C) + λ τ I with λ = r / (1 + r) and
-    r = d / (N - 1). Up to a factor, this is the estimate of Kubokawa & Srivastava (2008) that Wang et al. use.
+    r = d / (N - 1). Up to a factor, this is the estimate of Kubokawa & Srivastava (2008) that Wang et al. use. A
+    category of one reference adds nothing to the scatter, so the other categories determine the covariance.
 
     Args:
         references: All references of the expert.
 
     Returns:
-        The background. ``None`` if a category has fewer than `FEWEST` references, if there is only one category, or if
-        the references of each category are equal.
+        The background. ``None`` if no category has `FEWEST` references, if there is only one category, or if the
+        references of each category are equal.
     """
     from scipy.linalg import eigh  # slow to import, and not needed to classify
 
@@ -65,7 +69,7 @@ def learn_background(references: References) -> Background | None:
     means = references.root_means if of_roots else references.class_means
     counts = means.counts
     (n, dim), n_categories = references.vectors.shape, len(counts)
-    if counts.min() < FEWEST or n_categories < 2:
+    if counts.max() < FEWEST or n_categories < 2:
         return None
     rank = min(n - n_categories, dim)
     if n < dim:

@@ -239,7 +239,7 @@ def aggregate_experts(
         methods: By expert, names in `AGGREGATIONS`, `LOG_COUNT`, `CENTRED` or `GDA`.
         m: Number of references that ``top_mean`` averages; at least 1.
         backgrounds: Background of each expert with `CENTRED` or `GDA`. For these experts, `found` must have the means
-            of all categories.
+            of all categories that the expert covers.
 
     Returns:
         By expert, in the order of `found`, and by aggregation: float32 ``(n_images, n_categories)``. Columns are in the

@@ -84,8 +84,8 @@ def judge(references: Mapping[str, References], calibration: Calibration) -> lis
         calibration: Calibration of these experts. It may have been learned from fewer references.
     """
     backgrounds = learn_backgrounds(references) if calibration.classwise else {}
-    if not backgrounds:
-        calibration = replace(calibration, classwise=None)  # a category has too few images since the calibration
+    if not calibration.backgrounds.keys() <= backgrounds.keys():  # references were removed since the calibration
+        calibration, backgrounds = replace(calibration, classwise=None), {}
     blocks = each_left_out(
         references,
         (calibration.aggregation, other_aggregation(calibration.aggregation)),

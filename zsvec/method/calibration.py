@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from zsvec.method.predict.background import Background
-from zsvec.types import CALIBRATION_FORMAT, ThresholdProgress
+from zsvec.types import CALIBRATION_FORMAT, ThresholdProgress, encoder_and_modality
 
 LOG_COUNT = "log_count"
 """Logarithm of a category's number of references, the same for every image; used like an aggregation."""
@@ -119,6 +119,51 @@ class LogLinear:
 
 
 @dataclass(frozen=True, slots=True)
+class Alone:
+    """The calibration of one encoder alone, and the rule by which this encoder settles images without the others.
+
+    The encoder settles an image if the log odds and the evidence of its own prediction reach both limits. See
+    `zsvec.method.calibrate.cascade`.
+
+    Attributes:
+        calibration: Calibration of the experts of the encoder. In a record without backgrounds, because the calibration
+            of the store has the same.
+        fusion: The strategy that the rule was learned for, a name in `fusion.STRATEGIES`.
+        odds: Least log odds of the most probable category against all other categories, nats before scaling.
+        above: Least evidence above the threshold of unknown images, nats before scaling.
+        settled: Fraction of the left-out images that the encoder settles, 0 to 1.
+    """
+
+    calibration: Calibration
+    fusion: str
+    odds: float
+    above: float
+    settled: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the record that the store keeps as JSON, without backgrounds."""
+        fields = {name: getattr(self, name) for name in ("fusion", "odds", "above", "settled")}
+        return {**fields, "calibration": replace(self.calibration, backgrounds={}).to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], backgrounds: Mapping[str, Background]) -> Alone:
+        """Reads a record of `to_dict`, with the backgrounds of the store's calibration.
+
+        Raises:
+            ValueError: The record is damaged.
+        """
+        record = {**values["calibration"], "backgrounds": {}}
+        if record.get("format") != CALIBRATION_FORMAT or "alone" in record:
+            raise ValueError("an encoder alone has a calibration of its own experts only")
+        made = Calibration._read(record)
+        own = {name: background for name, background in backgrounds.items() if name in made.experts}
+        made = replace(made, backgrounds=own if made.classwise else {})
+        if not made._sound():
+            raise ValueError("the calibration of an encoder alone is damaged")
+        return cls(**{**values, "calibration": made})
+
+
+@dataclass(frozen=True, slots=True)
 class Calibration:
     """A calibration of a store.
 
@@ -140,6 +185,7 @@ class Calibration:
         attached: Digest of the points of attached collections; empty without any.
         multilabel: Whether an image of the store may belong to several categories. The pools may have no `labels`
             nevertheless: nothing can be learned if no image can be left out, or if every image is in every category.
+        alone: By encoder, how the encoder classifies alone (setting ``cascade``); empty unless learned.
     """
 
     revision: int
@@ -156,6 +202,7 @@ class Calibration:
     threshold_progress: ThresholdProgress | None = None
     attached: str = ""
     multilabel: bool = False
+    alone: Mapping[str, Alone] = field(default_factory=dict)
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Returns whether the calibration covers these experts and fits this aggregation and, if used, ``top_m``."""
@@ -166,9 +213,12 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Returns the record that the store keeps as JSON."""
         backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
-        fields = {**asdict(replace(self, backgrounds={})), "backgrounds": backgrounds}
+        alone = {encoder: one.to_dict() for encoder, one in self.alone.items()}
+        fields = {**asdict(replace(self, backgrounds={}, alone={})), "backgrounds": backgrounds, "alone": alone}
         if not self.attached:
             del fields["attached"]
+        if not alone:
+            del fields["alone"]
         return {"format": CALIBRATION_FORMAT, **fields}
 
     @classmethod
@@ -190,9 +240,9 @@ class Calibration:
         pools = {name: _pool_from(fields[name]) for name in _POOLS if fields.get(name)}
         backgrounds = {name: Background.from_dict(kept) for name, kept in fields["backgrounds"].items()}
         progress = ThresholdProgress.from_dict(fields.get("threshold_progress"))
-        return cls(
-            **{**fields, "experts": experts, **pools, "backgrounds": backgrounds, "threshold_progress": progress}
-        )
+        alone = {name: Alone.from_dict(one, backgrounds) for name, one in fields.get("alone", {}).items()}
+        read = {"experts": experts, **pools, "backgrounds": backgrounds, "threshold_progress": progress, "alone": alone}
+        return cls(**{**fields, **read})
 
     def _sound(self) -> bool:
         """Returns whether the numbers are valid. Invalid numbers may also raise the errors that `from_dict` catches."""
@@ -213,6 +263,20 @@ class Calibration:
             and self._adds_up(self.plain, {})
             and self._adds_up(self.aggregations, dict.fromkeys(self.experts, (several,)))
             and (self.classwise is None or self._adds_up(self.classwise, of_means))
+            and all(self._settles(encoder, one) for encoder, one in self.alone.items())
+        )
+
+    def _settles(self, encoder: str, one: Alone) -> bool:
+        """Returns whether the rule of an encoder alone is valid."""
+        made = one.calibration
+        own = {expert for expert in self.experts if encoder_and_modality(expert)[0] == encoder}
+        return (
+            made.fits(own, self.aggregation, self.top_m)
+            and made.experts.keys() == own < self.experts.keys()
+            and isinstance(one.fusion, str)
+            and _moderate([one.odds, one.above, one.settled])
+            and one.above > 0
+            and 0 <= one.settled <= 1
         )
 
     def _adds_up(self, pool: LogLinear, more: Mapping[str, Collection[str]]) -> bool:

@@ -111,6 +111,11 @@ class Searcher:
         """The kind of search that answered the last batch."""
         return "qdrant" if self._snapshot.spec == QDRANT else "memory"
 
+    @property
+    def calibration(self) -> Calibration | None:
+        """The stored calibration that the last batch was answered with, if any."""
+        return self._calibration
+
     def close(self) -> None:
         """Caches the references for the next process if many of them are new."""
         with self._lock:

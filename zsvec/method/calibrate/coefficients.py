@@ -255,6 +255,10 @@ def scaled(calibration: Calibration, factor: float) -> Calibration:
         aggregations=_scaled_pool(calibration.aggregations, factor),
         classwise=calibration.classwise and _scaled_pool(calibration.classwise, factor),
         scale=calibration.scale * factor,
+        alone={
+            encoder: replace(one, calibration=scaled(one.calibration, factor))
+            for encoder, one in calibration.alone.items()
+        },
     )
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
+from zsvec.method.calibrate.cascade import learn_alone
 from zsvec.method.calibrate.coefficients import calibrate_expert, learn_coefficients
 from zsvec.method.calibrate.labels import learn_labels
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample, leave_one_out
@@ -37,6 +39,7 @@ from zsvec.method.calibration import (
     LogLinear,
     other_aggregation,
 )
+from zsvec.method.predict.background import Background
 from zsvec.method.predict.gda import covering_most, describes, learn_backgrounds
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
@@ -138,6 +141,7 @@ def fit_calibration(
     false_unknown_rate: float,
     former: Calibration | None = None,
     labels: LabelSettings | None = None,
+    cascade: str | None = None,
 ) -> tuple[Calibration, LeftOut] | None:
     """Calibrates a store from its references.
 
@@ -157,6 +161,7 @@ def fit_calibration(
             of references is about the same and most references are unchanged. By default everything is learned anew.
         labels: How to learn to which categories an image belongs; ``None`` if an image belongs to one category. A
             Gaussian discriminant assumes one category an image, so there is none where an image may have several.
+        cascade: Strategy for which to learn which images an encoder settles alone; ``None`` learns no such rule.
 
     Returns:
         The calibration, and the left-out images. ``None`` without reference images, or with fewer than two categories.
@@ -181,15 +186,42 @@ def fit_calibration(
         for name, similarity in similarities.items()
         if name != LOG_COUNT
     }
-    two = _distinct(sample, (aggregation, other))
-    classwise_pool = kept.classwise if kept else None
-    if backgrounds:
-        of_means = {
-            expert: [CENTRED, GDA] if expert in backgrounds else [aggregation] for expert in sample.aggregations
-        }
+    fit = partial(
+        _fit_exact,
+        fitted=fitted,
+        revision=revision,
+        aggregation=aggregation,
+        top_m=top_m,
+        false_unknown_rate=false_unknown_rate,
+        labels=labels,
+    )
+    made = fit(sample, backgrounds=backgrounds)
+    if kept:
+        made = replace(made, classwise=kept.classwise, backgrounds=kept.backgrounds, alone=kept.alone)
+    elif cascade and not several:
+        made = replace(made, alone=learn_alone(made, sample, partial(fit, backgrounds=backgrounds), cascade))
+    return made, sample
+
+
+def _fit_exact(
+    sample: LeftOut,
+    *,
+    fitted: Mapping[tuple[str, str], ExpertCalibration],
+    backgrounds: Mapping[str, Background],
+    revision: int,
+    aggregation: str,
+    top_m: int,
+    false_unknown_rate: float,
+    labels: LabelSettings | None,
+) -> Calibration:
+    """Returns the calibration of the experts of a sample that were compared with every reference."""
+    own = {expert: background for expert, background in backgrounds.items() if expert in sample.aggregations}
+    classwise_pool = None
+    if own:
+        of_means = {expert: [CENTRED, GDA] if expert in own else [aggregation] for expert in sample.aggregations}
         classwise_pool, _ = _pool(sample, fitted, of_means, false_unknown_rate, least=LEAST)
         if not classwise_pool.learned:  # every category is a single scene, so no image can be left out
-            classwise_pool, backgrounds = None, {}
+            classwise_pool, own = None, {}
     plain = _of_one_aggregation(
         sample,
         fitted,
@@ -199,14 +231,15 @@ def fit_calibration(
         false_unknown_rate=false_unknown_rate,
         labels=labels,
     )
+    two = _distinct(sample, (aggregation, other_aggregation(aggregation)))
     of_two, n_images = _pool(sample, fitted, two, false_unknown_rate, labels)
     return replace(
         plain,
         aggregations=of_two,
         classwise=classwise_pool,
-        backgrounds=kept.backgrounds if kept else {name: learned.kept() for name, learned in backgrounds.items()},
+        backgrounds={name: learned.kept() for name, learned in own.items()},
         threshold_progress=threshold_progress(n_images, false_unknown_rate),
-    ), sample
+    )
 
 
 def fit_sample(
@@ -218,6 +251,7 @@ def fit_sample(
     top_m: int,
     false_unknown_rate: float,
     labels: LabelSettings | None = None,
+    cascade: str | None = None,
 ) -> Calibration:
     """Calibrates a store that is too large to compare every reference, from a sample of its images.
 
@@ -231,20 +265,23 @@ def fit_sample(
         top_m: As in `fit_calibration`.
         false_unknown_rate: As in `fit_calibration`.
         labels: As in `fit_calibration`.
+        cascade: As in `fit_calibration`.
     """
     fitted = {
         (expert, aggregation): calibrate_expert(found[aggregation], sample.labels, temperatures[expert])
         for expert, found in sample.aggregations.items()
     }
-    return _of_one_aggregation(
-        sample,
-        fitted,
+    fit = partial(
+        _of_one_aggregation,
+        fitted=fitted,
         revision=revision,
         aggregation=aggregation,
         top_m=top_m,
         false_unknown_rate=false_unknown_rate,
         labels=labels,
     )
+    made = fit(sample)
+    return replace(made, alone=learn_alone(made, sample, fit, cascade)) if cascade and labels is None else made
 
 
 def _of_one_aggregation(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import cast
 
@@ -83,6 +83,12 @@ class LeftOut:
         """
         whole: NDArray[np.bool_] = (np.isnan(evidence) == ~self.coverage[:, None]).all(axis=(0, 2))
         return whole
+
+    def of(self, experts: Collection[str]) -> LeftOut:
+        """Returns the similarities of some experts."""
+        chosen = [expert in experts for expert in self.aggregations]
+        some = {expert: found for expert, found in self.aggregations.items() if expert in experts}
+        return replace(self, coverage=self.coverage[chosen], aggregations=some)
 
     def covers(self, expert: str) -> NDArray[np.bool_]:
         """Returns whether an expert has references of each category, bool ``(n_categories,)``."""

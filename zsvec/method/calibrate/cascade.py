@@ -1,0 +1,131 @@
+"""Learns which images one encoder settles alone, so that the other encoders need not run (setting ``cascade``).
+
+Every left-out image is classified by all encoders, and by one encoder alone. If the encoder settled images above some
+log odds, the answers of a fraction of all images would be others. The learned limit is the smallest for which this
+fraction is at most `DISAGREEMENT` if one more image has another answer: conformal risk control (Angelopoulos et al.,
+ICLR 2024, arXiv 2208.02814). So the expected fraction is about `DISAGREEMENT` at most for new images that are like the
+references. The promise is not exact, because the same images also fit the calibrations.
+
+An answer is a category or ``unknown``. Images of no category are not among the references. Therefore an encoder settles
+only images with more evidence than a quarter of the left-out images. Few images of no category have as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsvec.method.arrays import Doubles
+from zsvec.method.calibrate.leave_one_out import LeftOut
+from zsvec.method.calibration import Alone, Calibration, LogLinear
+from zsvec.method.predict.candidates import log_odds
+from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.opinion_pool import expert_evidence, log_linear, pattern
+from zsvec.types import encoder_and_modality
+
+DISAGREEMENT = 0.01
+"""Largest expected fraction of images that have another answer than with all encoders."""
+
+_BELOW = 0.25  # fraction of the left-out images with so little evidence that all encoders classify them
+_UNKNOWN = -1
+
+
+def learn_alone(
+    calibration: Calibration,
+    sample: LeftOut,
+    fit: Callable[[LeftOut], Calibration],
+    strategy: str,
+) -> dict[str, Alone]:
+    """Learns the rule of each encoder.
+
+    Args:
+        calibration: Calibration of all experts.
+        sample: The left-out images that the calibration was learned from.
+        fit: Returns the calibration of some experts of the sample.
+        strategy: Name of the log-linear strategy that classifies.
+
+    Returns:
+        The rule by encoder. Encoders that settle nothing are missing: there are too few references, the calibration has
+        no threshold, or an expert does not cover every category.
+    """
+    encoders = dict.fromkeys(encoder_and_modality(expert)[0] for expert in sample.aggregations)
+    if len(encoders) < 2 or not sample.coverage.all():
+        return {}
+    everyone = _answers(sample, *_pools(calibration, strategy)[1:])
+    found = {}
+    for encoder in encoders:
+        part = sample.of([expert for expert in sample.aggregations if encoder_and_modality(expert)[0] == encoder])
+        made = fit(part)
+        fusion, *of_one = _pools(made, strategy)
+        alone = _answers(part, *of_one)
+        if everyone is None or alone is None:
+            continue
+        (answers, _, _), (own, odds, above) = everyone, alone
+        known = ~np.isnan(odds)
+        least = float(np.quantile(above[known], _BELOW)) if known.any() else 0.0
+        if least <= 0:
+            continue
+        ready = known & (above >= least)
+        limit = least_odds(odds[ready], (own != answers)[ready], int(known.sum()))
+        if limit is not None and (settled := ready & (odds >= limit)).any():
+            found[encoder] = Alone(made, fusion, limit, least, float(settled.sum() / known.sum()))
+    return found
+
+
+def least_odds(odds: Doubles, differs: NDArray[np.bool_], n_images: int) -> float | None:
+    """Returns the smallest log odds from which on an encoder may settle images.
+
+    Args:
+        odds: float64 ``(n,)``, of the images that the encoder may settle, nats.
+        differs: bool ``(n,)``, whether all encoders together give another answer.
+        n_images: Number of all images, at least n.
+
+    Returns:
+        ``None`` if no image may be settled.
+    """
+    allowed = int(np.floor(DISAGREEMENT * (n_images + 1) + 1e-9)) - 1
+    if allowed < 0 or not odds.size:
+        return None
+    wrong = np.sort(odds[differs])[::-1]
+    if len(wrong) <= allowed:
+        return float(odds.min())
+    above = odds[odds > wrong[allowed]]
+    return float(above.min()) if above.size else None
+
+
+def _pools(calibration: Calibration, strategy: str) -> tuple[str, LogLinear, LogLinear]:
+    """Returns the strategy that runs, and the pools for fusion and for novelty, as `fusion.choose_strategy` does."""
+    if STRATEGIES[strategy].classwise and calibration.classwise is not None:
+        return "log_linear_gda", calibration.classwise, calibration.aggregations
+    if STRATEGIES[strategy].several_aggregations:
+        return "log_linear_views", calibration.aggregations, calibration.aggregations
+    return "log_linear", calibration.plain, calibration.plain
+
+
+def _answers(
+    sample: LeftOut, pool: LogLinear, novelty_pool: LogLinear
+) -> tuple[NDArray[np.intp], Doubles, Doubles] | None:
+    """Returns the answer to each image, its log odds, and the evidence above the threshold, nats.
+
+    The odds are NaN for images without complete evidence. ``None`` without a threshold.
+    """
+    experts = list(sample.aggregations)
+    threshold = novelty_pool.thresholds.get(pattern(experts, np.ones(len(experts), dtype=bool)))
+    if threshold is None:
+        return None
+    evidence, of_novelty = (
+        log_linear(expert_evidence(_of(p, experts), sample.aggregations, p.least), experts, p.neutral)
+        for p in (pool, novelty_pool)
+    )
+    complete = ~(np.isnan(evidence) | np.isnan(of_novelty)).any(axis=1)
+    odds = np.full(len(evidence), np.nan)
+    best = np.nan_to_num(evidence, nan=-np.inf).argmax(axis=1)
+    odds[complete] = log_odds(evidence[complete], np.arange(int(complete.sum())), best[complete])
+    above = of_novelty.max(axis=1) - threshold
+    return np.where(above < 0, _UNKNOWN, best), odds, above
+
+
+def _of(pool: LogLinear, experts: list[str]) -> Mapping[str, Mapping[str, float]]:
+    return {expert: pool.coefficients[expert] for expert in experts}

@@ -63,7 +63,7 @@ def scores(store: Mapping[str, Vectors], queries: Mapping[str, Any], calibration
 
 
 @pytest.mark.parametrize(
-    ("odds", "differs", "n_images", "least"),
+    ("odds", "differs", "total", "least"),
     [
         # floor(0.01 · 100) - 1 = 0 may differ: the first above the largest that differs.
         ([1.0, 2.0, 3.0, 4.0], [1, 0, 1, 0], 99, 4.0),
@@ -74,11 +74,13 @@ def scores(store: Mapping[str, Vectors], queries: Mapping[str, Any], calibration
         ([1.0, 2.0, 3.0, 4.0], [1, 0, 1, 0], 199, 2.0),
         ([1.0, 2.0, 2.0, 4.0], [1, 0, 1, 1], 199, 4.0),  # the tie at 2 is not divided
         ([1.0, 2.0, 3.0, 4.0], [1, 1, 1, 1], 299, 3.0),
+        ([1.0, 2.0, 3.0, 4.0], [0, 0.5, 0.5, 0.5], 199, 3.0),  # images of scenes of two
+        ([4.0, 1.0, 3.0, 2.0], [0, 0, 1, 0], 99, 4.0),
         ([], [], 500, None),
     ],
 )
-def test_limits_by_hand(odds: list[float], differs: list[int], n_images: int, least: float | None) -> None:
-    assert least_odds(np.array(odds), np.array(differs, dtype=bool), n_images) == least
+def test_limits_by_hand(odds: list[float], differs: list[float], total: float, least: float | None) -> None:
+    assert least_odds(np.array(odds), np.array(differs, dtype=float), total) == least
 
 
 def test_new_images_keep_their_answers() -> None:

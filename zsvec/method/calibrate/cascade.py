@@ -29,6 +29,7 @@ DISAGREEMENT = 0.01
 """Largest expected fraction of images that have another answer than with all encoders."""
 
 _BELOW = 0.25  # fraction of the left-out images with so little evidence that all encoders classify them
+_ROUNDING = 1e-9
 _UNKNOWN = -1
 
 
@@ -53,6 +54,7 @@ def learn_alone(
     encoders = dict.fromkeys(encoder_and_modality(expert)[0] for expert in sample.aggregations)
     if len(encoders) < 2 or not sample.coverage.all():
         return {}
+    shares = sample.shares
     everyone = _answers(sample, *_pools(calibration, strategy)[1:])
     found = {}
     for encoder in encoders:
@@ -68,30 +70,30 @@ def learn_alone(
         if least <= 0:
             continue
         ready = known & (above >= least)
-        limit = least_odds(odds[ready], (own != answers)[ready], int(known.sum()))
+        limit = least_odds(odds[ready], shares[ready] * (own != answers)[ready], float(shares[known].sum()))
         if limit is not None and (settled := ready & (odds >= limit)).any():
-            found[encoder] = Alone(made, fusion, limit, least, float(settled.sum() / known.sum()))
+            found[encoder] = Alone(made, fusion, limit, least, float(shares[settled].sum() / shares[known].sum()))
     return found
 
 
-def least_odds(odds: Doubles, differs: NDArray[np.bool_], n_images: int) -> float | None:
+def least_odds(odds: Doubles, differs: Doubles, total: float) -> float | None:
     """Returns the smallest log odds from which on an encoder may settle images.
 
     Args:
         odds: float64 ``(n,)``, of the images that the encoder may settle, nats.
-        differs: bool ``(n,)``, whether all encoders together give another answer.
-        n_images: Number of all images, at least n.
+        differs: float64 ``(n,)``, the weight of each image that has another answer by all encoders, 0 to 1; 0 for the
+            rest. The images of a scene together weigh 1, because they are not independent.
+        total: Weight of all images.
 
     Returns:
         ``None`` if no image may be settled.
     """
-    allowed = int(np.floor(DISAGREEMENT * (n_images + 1) + 1e-9)) - 1
+    allowed = DISAGREEMENT * (total + 1) - 1 + _ROUNDING
     if allowed < 0 or not odds.size:
         return None
-    wrong = np.sort(odds[differs])[::-1]
-    if len(wrong) <= allowed:
-        return float(odds.min())
-    above = odds[odds > wrong[allowed]]
+    order = np.argsort(-odds)
+    beyond = np.flatnonzero(np.cumsum(differs[order]) > allowed)
+    above = odds[odds > odds[order[beyond[0]]]] if beyond.size else odds
     return float(above.min()) if above.size else None
 
 

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
+import zsvec
 from tests import endless
 from tests.cli.support import IMPORTED, Cli, Result, without_time, words
 from tests.store.support import ServerDeployment
 from zsvec import __version__
 from zsvec.cli import doctor
+from zsvec.cli.output import stream_table
 from zsvec.curation import search_index
 from zsvec.store import writing
 from zsvec.store.backends.base import InProcess
+from zsvec.streams.flow import StreamStats
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
@@ -60,6 +63,21 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     facts = {row[0]: " ".join(row[1:]) for row in words(result.out)}
     assert (facts["contents"], "namespace other" in facts["store"]) == ("0 categories, 0 images and 0 texts", True)
     assert facts["calibration"].startswith("none: run `zsvec calibrate`")
+
+
+def test_info_has_a_cascade(filled: Cli) -> None:
+    with zsvec.open() as clf:
+        rules = {"clip": {"settled": 0.75}, "dino": {"settled": 0.5}}
+        clf._store.keep_calibration({**(clf._store.calibration() or {}), "alone": rules})
+    (found,) = filled("info --json").objects
+    assert found["cascade"] == {"clip": 0.75, "dino": 0.5}
+    assert "clip: settles 75% of the references alone" in filled("info").out
+
+
+def test_statistics_count_settled_images() -> None:
+    caption = str(stream_table(StreamStats(images=9000, settled={"clip": 8000})).caption)
+    assert "8,000 by clip alone" in caption
+    assert "alone" not in str(stream_table(StreamStats(images=9000)).caption)
 
 
 @pytest.fixture

@@ -113,6 +113,7 @@ def test_an_event_has_the_figures_of_the_metrics(served: Served) -> None:
     for modality, number in event["references"].items():
         assert samples["zsvec_references", modality] == number
     assert event["queue"] == samples["zsvec_queue_size",] == 0
+    assert event["settled"] == 0
     assert event["codes"] == {"200": 1}
     images = samples["zsvec_batch_size_sum",]
     assert event["batch"] == images / samples["zsvec_batch_size_count",]

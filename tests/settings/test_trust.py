@@ -70,6 +70,7 @@ VALUES: dict[str, Any] = {
     "false_unknown_rate": 0.9,
     "unknown_above": 0.1,
     "unknown_per_category": True,
+    "cascade": "auto",
     "label_false_positive_rate": 0.9,
     "max_pixels": 10**9,
     "image_memory": 10**12,

@@ -741,6 +741,22 @@ def test_info_has_the_progress_towards_a_threshold(open_store: OpenStore) -> Non
         assert store.info()["threshold_progress"] == told
 
 
+def test_info_has_the_fractions_that_encoders_settle_alone(open_store: OpenStore) -> None:
+    store = open_store()
+    rule = {"settled": 0.75}
+    cases: list[tuple[dict[str, Any], object]] = [
+        ({"alone": {"clip": rule, "dino": {"settled": 0}}}, {"clip": 0.75, "dino": 0.0}),
+        ({"alone": {"clip": rule}, "format": 0}, None),
+        ({"alone": {"clip": {"settled": "0.75"}}}, None),
+        ({"alone": {"clip": {"settled": 1.5}, "dino": [], "mobile": {}}}, None),
+        ({"alone": [rule]}, None),
+        ({}, None),
+    ]
+    for rev, (made, told) in enumerate(cases):
+        store.keep_calibration({**made_from(rev), **made})
+        assert store.info().get("cascade") == told
+
+
 def test_info_says_whether_categories_have_changed_since_the_calibration(
     deployment: Deployment, open_store: OpenStore
 ) -> None:

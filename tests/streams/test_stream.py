@@ -507,6 +507,8 @@ def test_a_process_with_an_open_stream_exits_after_the_work_in_progress() -> Non
 def test_nothing_has_been_done_yet() -> None:
     assert Flow().stats() == StreamStats()
     assert StreamStats().rate == 0
+    settled = [StreamStats(settled={"clip": 2}), StreamStats(settled={"clip": 3, "dino": 1}), StreamStats()]
+    assert sum(settled, StreamStats()).settled == {"clip": 5, "dino": 1}
     ended = Flow()
     ended.end()
     assert ended.stats() == StreamStats()

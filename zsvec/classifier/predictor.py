@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace as with_changes
+from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from zsvec.curation.retention import Keeper, StreamKeeper
@@ -25,6 +27,7 @@ from zsvec.ingest.validation import (
 from zsvec.inputs.boxes import regions_of
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput, Region, shared
+from zsvec.method.predict.cascade import CASCADED, settled
 from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.method.predict.together import Batch, together
 from zsvec.method.similarities import SearchResult
@@ -97,7 +100,8 @@ class Predictor:
             with encoders.shared.turn(prepared, (top_k, chosen), max_wait=max_wait) as turn:
                 if turn.items:
                     with flow.encoding(len(turn.items)):
-                        vectors = encoders.encode_images([image.inputs for image in turn.items])
+                        first = self._first(keeper)
+                        vectors = encoders.encode_images([image.inputs for image in turn.items], first)
                     answers = self._answers(turn.items, vectors, top_k, errors, flow, keeper, related=False)
                     turn.results = list(answers)
         prediction: Prediction = turn.result
@@ -127,7 +131,8 @@ class Predictor:
         def answers() -> Generator[Prediction, None, None]:
             self.encoders_to_read()
             small = keeper is not None and self._store.keeps_images()
-            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait, small=small)
+            names = partial(self._first, keeper, seen)
+            batches = self._embedder.batches(checked, size, flow, max_wait=max_wait, small=small, names=names)
             self.totals.add(flow)
             with closing(batches), flow:
                 for batch, vectors in batches:
@@ -166,15 +171,28 @@ class Predictor:
         related: bool = True,
         seen: list[Batch] | None = None,
     ) -> Iterator[Prediction]:
-        """Yields the predictions of a batch, in order. `vectors` has rows for the readable images only."""
+        """Yields the predictions of a batch, in order. `vectors` has rows for the readable images only.
+
+        In a cascade, `vectors` are those of the first encoder.
+        """
         readable = [image for image in batch if image.error is None]
         sources = [image.source for image in readable]
         answered: list[Prediction] = []
         if sources:
-            answered, ranks = self._predict(sources, vectors, top_k, flow, related=related, seen=seen)
-            flow.rank(ranks)
-            answered = [with_changes(answer, hash=image.hash) for answer, image in zip(answered, readable, strict=True)]
-            self._embedder.recent.add(readable, vectors)
+            found: Mapping[int, Prediction] = {}
+            rest = list(range(len(readable)))
+            if len(vectors) < len(self._embedder.encoders):
+                found = self._settle(sources, vectors, top_k, flow)
+                rest = [i for i in rest if i not in found]
+                vectors = self._encode_rest([readable[i].inputs for i in rest], rest, vectors, flow)
+            others: list[Prediction] = []
+            if rest:
+                some = [sources[i] for i in rest]
+                others, ranks = self._predict(some, vectors, top_k, flow, related=related, seen=seen)
+                flow.rank(ranks)
+                self._embedder.recent.add([readable[i] for i in rest], vectors)
+            by_image = {**found, **dict(zip(rest, others, strict=True))}
+            answered = [with_changes(by_image[i], hash=image.hash) for i, image in enumerate(readable)]
         if keeper is not None:
             keeper.offer(readable, vectors, answered)
         flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
@@ -186,6 +204,48 @@ class Predictor:
                 raise image.error
             else:
                 yield Prediction(source=image.source, error=str(image.error))
+
+    def _first(self, keeper: StreamKeeper | None, seen: list[Batch] | None = None) -> list[str] | None:
+        """Returns the encoder that embeds the images of the next batch first; ``None`` if all encoders do.
+
+        Images to keep and images that are classified together need the vectors of all encoders. Calibration learns from
+        decisions that the settings of unknown images would change.
+        """
+        scoring, calibration = self._scoring, self._searcher.calibration
+        if self._settings.cascade == "off" or not scoring.calibrated or scoring.fusion not in CASCADED:
+            return None
+        if scoring.unknown_above is not None or scoring.unknown_per_category:
+            return None
+        if keeper is not None or seen is not None or calibration is None:
+            return None
+        first = self._embedder.encoders.first({name: rule.settled for name, rule in calibration.alone.items()})
+        return None if first is None else [first]
+
+    def _settle(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow) -> dict[int, Prediction]:
+        """Returns the predictions of the images that one encoder settles alone, by position."""
+        (encoder,) = vectors
+        with flow.stage("search"):
+            found = self._compared(vectors)
+        rule = found.calibration.alone.get(encoder) if found.calibration else None
+        if rule is None or {expert.name for expert in found.experts} != rule.calibration.experts.keys():
+            return {}
+        with flow.stage("fuse"):
+            found = with_changes(found, calibration=rule.calibration)
+            parts = self._scoring.predict_in_parts(found, sources, top_k)
+            answers = [answer for _, some in parts for answer in some]
+            ranks = np.concatenate([scores.rank for scores, _ in parts])
+            chosen = np.flatnonzero(np.concatenate([settled(scores, rule) for scores, _ in parts]))
+        flow.rank(ranks[chosen].tolist())
+        flow.settle(encoder, len(chosen))
+        return {i: answers[i] for i in chosen.tolist()}
+
+    def _encode_rest(self, inputs: Sequence[Any], rest: Sequence[int], vectors: Vectors, flow: Flow) -> Vectors:
+        """Returns the vectors of the images at the positions `rest` by all encoders; `vectors` are those of one."""
+        encoders = self._embedder.encoders
+        missing = [encoder.name for encoder in encoders if encoder.name not in vectors]
+        with flow.stage("encode"):
+            others = encoders.encode_images(inputs, missing) if inputs else {}
+        return others | {name: rows[list(rest)] for name, rows in vectors.items()}
 
     def predict_embedded(self, vectors: Mapping[str, ArrayLike], top_k: int) -> list[Prediction]:
         """As `zsvec.classifier.Classifier.classify_vectors`."""
@@ -236,22 +296,27 @@ class Predictor:
 
     def _searched(self, vectors: Vectors) -> SearchResult:
         """Returns the result of a search with the experts in use; raises StoreError if no category can be compared."""
-        found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
-        # A modality that is no longer in use may still have references.
-        used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
-        if not used and found.categories:
+        found = self._compared(vectors)
+        if not found.experts and found.categories:
             encoders = ", ".join(vectors)
             raise StoreError(
                 f"no category of {self._store.location} has references that {encoders} can compare: add references, or "
                 "give vectors of the other encoders"
             )
-        if not used and found.incomplete:
+        if not found.experts and found.incomplete:
             raise StoreError(
                 f"no category of {self._store.location} can be read now: {', '.join(found.incomplete)} cannot; see "
                 "`zsvec attached` and `zsvec doctor`"
             )
-        if not used:
+        if not found.experts:
             raise self._empty_store()
+        return found
+
+    def _compared(self, vectors: Vectors) -> SearchResult:
+        """Returns the result of a search with the experts in use, which may be none."""
+        found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
+        # A modality that is no longer in use may still have references.
+        used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
         return with_changes(found, experts=used)
 
     def _index(self) -> IndexSpec:

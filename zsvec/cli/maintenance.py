@@ -54,6 +54,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         for name, placement in found.get("collections", {}).items()
     }
     progress = ThresholdProgress.from_dict(found["threshold_progress"])
+    cascade = {name: f"settles {part:.0%} of the references alone" for name, part in found.get("cascade", {}).items()}
     attached = {
         one["collection"]: one["problem"] or f"{output.counted(one['points'], 'point')}, {one['expert']}"
         for one in found.get("attached", ())
@@ -67,6 +68,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         "encoders": {name: _HASH.sub(r"\1…", encoder) for name, encoder in found["encoders"].items()},
         "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),
         **({"threshold": str(progress)} if progress else {}),
+        **({"cascade": cascade} if cascade else {}),
         **({"search": _search_in_words(found["search"])} if "search" in found else {}),
         **({"speed": found["measured"]} if "measured" in found else {}),
         **({"collections": placements} if placements else {}),

@@ -223,8 +223,9 @@ def live(running: Stream[Any] | Classifier, wanted: bool) -> Iterator[None]:
 
 def stream_table(stats: StreamStats) -> Table:
     """Returns a table of the statistics of a stream, with a row per stage."""
-    images = counted(stats.images, "image")
+    rate = f"{counted(stats.images, 'image')} in {stats.seconds:.1f} s, {stats.rate:.1f} a second"
     drift = "" if stats.drift is None else f", drift {stats.drift:.2f}"
+    settled = "".join(f", {number:,} by {encoder} alone" for encoder, number in stats.settled.items())
     return new_table(
         *("stage", "busy", "of the time", "waiting for the next"),
         rows=(
@@ -236,7 +237,7 @@ def stream_table(stats: StreamStats) -> Table:
             )
             for stage in ("decode", "preprocess", "encode", "search", "fuse")
         ),
-        caption=f"{images} in {stats.seconds:.1f} s, {stats.rate:.1f} a second, {stats.failed} unreadable{drift}",
+        caption=f"{rate}, {stats.failed} unreadable{settled}{drift}",
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -207,10 +207,12 @@ class Embedder:
         max_wait: float | None = None,
         hashed: bool = True,
         small: bool = False,
+        names: Callable[[], Collection[str] | None] = lambda: None,
     ) -> Generator[tuple[list[PreparedImage], Vectors], None, None]:
         """Yields batches of images with the vectors of the readable images. Threads decode ahead of the encoders.
 
-        An incomplete batch is yielded `max_wait` seconds after its first image.
+        An incomplete batch is yielded `max_wait` seconds after its first image. `names` returns the encoders for a
+        batch; ``None`` stands for all.
         """
 
         def take(image: ImageInput) -> ImageInput | PreparedImage:
@@ -229,7 +231,7 @@ class Embedder:
                 vectors: Vectors = {}
                 if inputs:
                     with flow.encoding(len(inputs)):
-                        vectors = self.encoders.encode_images(inputs)
+                        vectors = self.encoders.encode_images(inputs, names())
                 yield batch, vectors
 
         return ahead(encoded(), flow, "encode") if _work_ahead(self.encoders) else encoded()

@@ -30,6 +30,7 @@ from zsvec.method.calibrate.fit import (
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.predict.background import FEWEST
+from zsvec.method.predict.cascade import CASCADED
 from zsvec.method.predict.fusion import STRATEGIES, without_every_reference
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import pooled_evidence
@@ -64,6 +65,7 @@ class Calibrator:
         self._neighbors = settings.neighbors
         self._budget = math.inf if settings.index == "memory" else settings.index_budget
         self._automatic = settings.calibration == "auto"
+        self._cascade = settings.fusion if settings.cascade == "auto" and settings.fusion in CASCADED else None
         self._wanted_rate = settings.false_unknown_rate
         self._label_rate = settings.label_false_positive_rate
 
@@ -151,6 +153,7 @@ class Calibrator:
             top_m=self._top_m,
             false_unknown_rate=rate,
             labels=labels,
+            cascade=self._cascade and "log_linear",
         )
         calibration = replace(calibration, attached=attached)
         labelled_before = labelled_after = None
@@ -312,6 +315,7 @@ class Calibrator:
             false_unknown_rate=false_unknown_rate,
             former=former,
             labels=self._labels(),
+            cascade=self._cascade,
         )
 
     def _keep(self, calibration: Calibration | None) -> None:

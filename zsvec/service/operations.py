@@ -143,6 +143,12 @@ class Metrics(Collector):
         for stage, spent in stats.busy.items():
             stages.add_metric([stage], count_value=stats.runs[stage], sum_value=spent)
         yield stages
+        settled = CounterMetricFamily(
+            "zsvec_settled_images", "Images that an encoder settled alone", labels=["encoder"]
+        )
+        for encoder, number in stats.settled.items():
+            settled.add_metric([encoder], number)
+        yield settled
         yield GaugeMetricFamily("zsvec_queue_size", "Images that wait or are at work", work.queued)
         sizes = stats.batches
         counts = [(str(float(size)), sum(n for images, n in sizes.items() if images <= size)) for size in _BATCH_SIZES]

@@ -290,6 +290,8 @@ class Settings(_Masked, BaseSettings):
         false_unknown_rate: Fraction of images of known categories that may be rejected as unknown; by default the
             fraction of the present calibration, or else 0.05.
         unknown_above: Novelty above which an image is unknown, 0.5 by default. No effect without a calibration.
+        cascade: Whether a fast encoder classifies images that it settles alone, so that the other encoders run only for
+            the rest. `auto` learns with each calibration which images these are: at most 1 % of the answers change.
         unknown_per_category: Whether each category with enough references has a separate threshold. At a
             `false_unknown_rate` of 0.05, 19 references are enough.
         label_false_positive_rate: Fraction of the images without a category that may get this category as a label,
@@ -363,6 +365,7 @@ class Settings(_Masked, BaseSettings):
     false_unknown_rate: float | None = Field(default=None, gt=0, lt=1)
     unknown_above: float | None = Field(default=None, ge=0, le=1)
     unknown_per_category: bool = False
+    cascade: Literal["auto", "off"] = "off"
     label_false_positive_rate: float | None = Field(default=None, ge=0, lt=1)
     max_pixels: PositiveInt | None = None
     image_memory: PositiveInt = DEFAULT_IMAGE_MEMORY

@@ -15,6 +15,7 @@ from zsvec.store.catalog.schema import (
     labels_from,
     measurement_from,
     search_params_from,
+    settled_fractions,
     threshold_progress,
 )
 from zsvec.store.collections.references import ReferenceCollections
@@ -76,7 +77,7 @@ def info(
     names = [catalog.collection, *map(references.collection, encoders)] if catalog.store() else []
     if keeps_images(catalog.store()):
         names.append(references.images.name)
-    progress = threshold_progress(catalog.calibration())
+    progress, settled = threshold_progress(catalog.calibration()), settled_fractions(catalog.calibration())
     placements = {name: asdict(placement) for name in names if (placement := catalog.backend.placement(name))}
     return {
         "store": catalog.backend.location,
@@ -90,6 +91,7 @@ def info(
         "labels": labels_from(catalog.store()),
         "calibration": _calibration_state(catalog, attached.current().digest),
         "threshold_progress": progress and asdict(progress),
+        **({"cascade": settled} if settled else {}),
         **_search(catalog),
         **({"collections": placements} if placements else {}),
         **({"attached": [one.to_dict() for one in states]} if (states := attached.states()) else {}),

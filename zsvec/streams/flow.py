@@ -42,12 +42,13 @@ class StreamStats:
             without a stream, the seconds during which at least one image is in progress.
         busy: Seconds of work by stage, summed over threads. Waiting for a GPU counts as work.
         runs: Number of runs by stage. A stage runs once for each image or batch.
-        batches: Number of encoded batches, by number of images in the batch.
+        batches: Number of encoded batches, by number of images in the batch. In a cascade, those of the first encoder.
         waiting: Number of results (images or batches) that the next stage has not taken, by the name of the stage that
             makes the results. Images that are being decoded are included.
         store: Counters of the store's writes (`zsvec.store.store.Store.stats`); only in the totals of a classifier.
         drift: Drift of the last images from the references, 0 to 1 (`zsvec.streams.drift`); in totals, the maximum over
             all streams. ``None`` if there are too few images, or if novelty is not calibrated.
+        settled: By encoder, the number of images that the encoder classified without the others (setting ``cascade``).
     """
 
     images: int = 0
@@ -60,6 +61,7 @@ class StreamStats:
     waiting: Mapping[str, int] = field(default_factory=dict)
     store: Mapping[str, int] = field(default_factory=dict)
     drift: float | None = None
+    settled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -77,6 +79,7 @@ class StreamStats:
             _sum(self.batches, other.batches),
             _sum(self.waiting, other.waiting),
             drift=max((drift for drift in (self.drift, other.drift) if drift is not None), default=None),
+            settled=_sum(self.settled, other.settled),
         )
 
 
@@ -102,6 +105,7 @@ class Flow:
         self._busy: defaultdict[str, float] = defaultdict(float)
         self._runs: Counter[str] = Counter()
         self._batches: Counter[int] = Counter()
+        self._settled: Counter[str] = Counter()
         self._images = self._failed = self._stale = 0
         self._drift = Drift()
         self._workers = 0
@@ -160,6 +164,11 @@ class Flow:
             self._images += images
             self._failed += failed
             self._stale += stale
+
+    def settle(self, encoder: str, images: int) -> None:
+        """Adds images that an encoder classified without the others."""
+        with self._lock:
+            self._settled[encoder] += images
 
     def rank(self, ranks: Iterable[float]) -> None:
         """Adds the ranks of images among the left-out references (`Drift.add`); warns once if drift is large."""
@@ -230,6 +239,7 @@ class Flow:
                 dict(self._batches),
                 {name: 0 if self._ended else channel.waiting for name, channel in self._channels.items()},
                 drift=self._drift.value,
+                settled=dict(self._settled),
             )
 
 

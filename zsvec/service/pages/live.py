@@ -106,6 +106,7 @@ class Live:
         event = {
             **_rates(past),
             "outcomes": work.outcomes,
+            "settled": sum(past[-1][2].settled.values()),
             "queue": work.queued,
             "room": work.limits.queue,
             "codes": self._metrics.codes(),

@@ -73,6 +73,8 @@ function show(told) {
   for (const [name, seconds] of stages) meter(name, seconds / whole, time(seconds));
   meter("queue", told.queue / told.room, `${told.queue} of ${told.room}`);
   at("batch").textContent = told.batch === null ? "–" : few(told.batch);
+  at("by-one").hidden = !told.settled;
+  at("settled").textContent = number.format(told.settled);
   at("references-image").textContent = told.references ? number.format(told.references.image) : "–";
   at("references-text").textContent = told.references ? number.format(told.references.text) : "–";
   at("codes").replaceChildren(

@@ -91,7 +91,7 @@ if TYPE_CHECKING:
     from zsvec.inputs.folders import read_categories
     from zsvec.inputs.images import ImageInput, Region, SupportsArray, content_hash, load_image
     from zsvec.method.calibrate.fit import CalibrationReport, Quality
-    from zsvec.method.calibration import Calibration, ExpertCalibration, LabelModel, LogLinear
+    from zsvec.method.calibration import Calibration, CascadeRule, ExpertCalibration, LabelModel, LogLinear
     from zsvec.method.predict.background import Background
     from zsvec.method.quality.label_errors import Suspect
     from zsvec.settings.profiles import Profile
@@ -121,6 +121,7 @@ __all__ = [
     "CalibrationReport",
     "CalibrationState",
     "CandidateSets",
+    "CascadeRule",
     "Category",
     "CategoryInput",
     "CategoryNotFoundError",
@@ -244,7 +245,7 @@ _LATE = {
     "zsvec.inputs.folders": "read_categories",
     "zsvec.inputs.images": "ImageInput Region SupportsArray content_hash load_image",
     "zsvec.method.calibrate.fit": "CalibrationReport Quality",
-    "zsvec.method.calibration": "Calibration ExpertCalibration LabelModel LogLinear",
+    "zsvec.method.calibration": "Calibration CascadeRule ExpertCalibration LabelModel LogLinear",
     "zsvec.method.predict.background": "Background",
     "zsvec.method.quality.label_errors": "Suspect",
     "zsvec.settings.profiles": "Profile",

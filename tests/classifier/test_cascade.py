@@ -26,7 +26,7 @@ class Planted(BatchEncoder):
     """Sees the category in the first pixel, and errs by as much as the image is blurred, times its own weakness."""
 
     def __init__(self, name: str, weakness: float, seconds: float) -> None:
-        super().__init__(name, Fingerprint(model=name, revision="1", dim=8, preprocessing=""), modalities=("image",))
+        super().__init__(name, Fingerprint(model=name, revision="1", dim=64, preprocessing=""), modalities=("image",))
         self.weakness = weakness
         self.seconds = seconds
         self.seen = 0
@@ -47,8 +47,8 @@ class Planted(BatchEncoder):
 
     def _vector(self, pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         category, blur, *seed = pixels[0, 0].tolist()
-        noise = np.random.default_rng([*seed, *pixels[0, 1].tolist(), len(self.name)]).normal(size=8)
-        return np.eye(8)[category] + (0.1 + self.weakness * blur / 255) * noise / np.sqrt(8)
+        noise = np.random.default_rng([*seed, *pixels[0, 1].tolist(), len(self.name)]).normal(size=64)
+        return np.eye(64)[category] + (0.6 + self.weakness * blur / 255) * noise / np.sqrt(64)
 
 
 def image(category: int, seed: int) -> Image.Image:

@@ -119,7 +119,7 @@ class LogLinear:
 
 
 @dataclass(frozen=True, slots=True)
-class Alone:
+class CascadeRule:
     """The calibration of one encoder alone, and the rule by which this encoder settles images without the others.
 
     The encoder settles an image if the log odds and the evidence of its own prediction reach both limits. See
@@ -146,7 +146,7 @@ class Alone:
         return {**fields, "calibration": replace(self.calibration, backgrounds={}).to_dict()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], backgrounds: Mapping[str, Background]) -> Alone:
+    def from_dict(cls, values: Mapping[str, Any], backgrounds: Mapping[str, Background]) -> CascadeRule:
         """Reads a record of `to_dict`, with the backgrounds of the store's calibration.
 
         Raises:
@@ -202,7 +202,7 @@ class Calibration:
     threshold_progress: ThresholdProgress | None = None
     attached: str = ""
     multilabel: bool = False
-    alone: Mapping[str, Alone] = field(default_factory=dict)
+    alone: Mapping[str, CascadeRule] = field(default_factory=dict)
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Returns whether the calibration covers these experts and fits this aggregation and, if used, ``top_m``."""
@@ -240,7 +240,7 @@ class Calibration:
         pools = {name: _pool_from(fields[name]) for name in _POOLS if fields.get(name)}
         backgrounds = {name: Background.from_dict(kept) for name, kept in fields["backgrounds"].items()}
         progress = ThresholdProgress.from_dict(fields.get("threshold_progress"))
-        alone = {name: Alone.from_dict(one, backgrounds) for name, one in fields.get("alone", {}).items()}
+        alone = {name: CascadeRule.from_dict(one, backgrounds) for name, one in fields.get("alone", {}).items()}
         read = {"experts": experts, **pools, "backgrounds": backgrounds, "threshold_progress": progress, "alone": alone}
         return cls(**{**fields, **read})
 
@@ -266,7 +266,7 @@ class Calibration:
             and all(self._settles(encoder, one) for encoder, one in self.alone.items())
         )
 
-    def _settles(self, encoder: str, one: Alone) -> bool:
+    def _settles(self, encoder: str, one: CascadeRule) -> bool:
         """Returns whether the rule of an encoder alone is valid."""
         made = one.calibration
         own = {expert for expert in self.experts if encoder_and_modality(expert)[0] == encoder}

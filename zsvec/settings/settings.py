@@ -559,6 +559,7 @@ class SettingsArguments(TypedDict, total=False):
     false_unknown_rate: float | None
     unknown_above: float | None
     unknown_per_category: bool | None
+    cascade: Literal["auto", "off"] | None
     label_false_positive_rate: float | None
     max_pixels: int | None
     image_memory: int | None

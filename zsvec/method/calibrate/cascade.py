@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
-from zsvec.method.calibration import Alone, Calibration, LogLinear
+from zsvec.method.calibration import Calibration, CascadeRule, LogLinear
 from zsvec.method.predict.candidates import log_odds
 from zsvec.method.predict.fusion import STRATEGIES
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear, pattern
@@ -38,7 +38,7 @@ def learn_alone(
     sample: LeftOut,
     fit: Callable[[LeftOut], Calibration],
     strategy: str,
-) -> dict[str, Alone]:
+) -> dict[str, CascadeRule]:
     """Learns the rule of each encoder.
 
     Args:
@@ -72,7 +72,7 @@ def learn_alone(
         ready = known & (above >= least)
         limit = least_odds(odds[ready], shares[ready] * (own != answers)[ready], float(shares[known].sum()))
         if limit is not None and (settled := ready & (odds >= limit)).any():
-            found[encoder] = Alone(made, fusion, limit, least, float(shares[settled].sum() / shares[known].sum()))
+            found[encoder] = CascadeRule(made, fusion, limit, least, float(shares[settled].sum() / shares[known].sum()))
     return found
 
 

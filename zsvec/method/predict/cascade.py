@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.calibration import Alone
+from zsvec.method.calibration import CascadeRule
 from zsvec.method.predict.candidates import log_odds
 from zsvec.method.predict.scoring import Scores
 
@@ -15,11 +15,11 @@ CASCADED = ("log_linear_gda", "log_linear_views", "log_linear")
 _TINY = np.finfo(np.float64).tiny
 
 
-def settled(scores: Scores, rule: Alone) -> NDArray[np.bool_]:
+def settled(scores: Scores, rule: CascadeRule) -> NDArray[np.bool_]:
     """Returns whether each image needs no other encoder, bool ``(n_images,)``.
 
     Args:
-        scores: Scores of the images by `Alone.calibration`.
+        scores: Scores of the images by `CascadeRule.calibration`.
         rule: The rule of the encoder. It settles nothing under another strategy, or if categories have changed since.
     """
     if scores.fusion != rule.fusion or scores.calibration != "current":

@@ -40,7 +40,7 @@ def test_the_slopes_are_those_of_the_cost(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr("scipy.optimize.minimize", checked)
     least_cross_entropy(features, truth, np.ones(2), 8.0)
-    assert tried == 40
+    assert tried == 60
 
 
 def test_many_wrong_labels_are_not_taken_for_weak_evidence() -> None:
@@ -65,6 +65,26 @@ def test_categories_weigh_the_same_however_many_images_they_have() -> None:
     (even,), _, _ = least_cross_entropy(evidence[:, :1000], np.repeat([0, 1], 500), np.ones(1), 8.0)
     assert uneven == pytest.approx(even, rel=1e-2)
     assert uneven < 0.5
+
+
+def test_few_difficult_images_are_not_taken_for_wrong_labels() -> None:
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        evidence = rng.normal(size=(1, 100, 10))
+        _, _, noise = least_cross_entropy(evidence, drawn(rng, evidence[0]), np.ones(1), 8.0)
+        assert noise < 1e-3, seed
+
+
+def test_difficult_images_of_rare_categories_are_few_however_much_each_weighs() -> None:
+    # If each image of a rare category counted as twenty, five of these stores would have wrong labels.
+    found = []
+    for seed in range(30):
+        rng = np.random.default_rng(seed)
+        evidence = rng.normal(size=(1, 600, 6))
+        truth = drawn(rng, evidence[0])
+        kept = np.concatenate([np.flatnonzero(truth == c)[: 60 if c < 3 else 3] for c in range(6)])
+        found.append(least_cross_entropy(evidence[:, kept], truth[kept], np.ones(1), 8.0)[2])
+    assert np.count_nonzero(np.array(found) > 1e-3) <= 2
 
 
 def test_nothing_to_learn_leaves_the_priors() -> None:

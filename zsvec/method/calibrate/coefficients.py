@@ -36,7 +36,11 @@ WIDEST = 100.0
 # references, so a large coefficient of this number would reveal the category.
 _STIFF = 4.0
 _BLOCK = 2**20  # double-precision logits that fit the cache
+# Wrong labels are assumed only if they explain the images significantly better (likelihood-ratio test at 5 %).
+# Otherwise, noise would explain mistakes on a few difficult images, and probabilities would be overconfident.
+_SIGNIFICANT = 2.0  # nats
 _LOW_NOISE = 0.02  # initial noise of the search
+_LOGIT = 12.0  # limit on the size of the logit of the noise
 # High noise or small coefficients can explain many wrong labels, and both explanations are local minima. If at most
 # this fraction of images is classified correctly, the search runs again from high noise and larger coefficients.
 _MOSTLY = 0.75
@@ -68,7 +72,7 @@ def least_cross_entropy(
             ``clean_images`` additional images with the right label.
 
     Returns:
-        The positive coefficients, the coefficients of either sign, and the noise.
+        The positive coefficients, the coefficients of either sign, and the noise; about 0 unless it is significant.
     """
     from scipy.optimize import minimize  # slow to import, and not needed to classify
 
@@ -106,18 +110,22 @@ def least_cross_entropy(
     widest = [np.log(WIDEST)] * n_positive + [WIDEST] * (len(prior) - n_positive)
     limits = [(p - w, p + w) for p, w in zip(prior, widest, strict=True)]
 
-    def search(noise: float, factor: float) -> Any:
-        first = np.append(prior, np.log(noise / (1 - noise)))
-        first[:n_positive] += np.log(factor)
-        return minimize(cost, first, jac=True, method="L-BFGS-B", bounds=[*limits, (-12.0, 12.0)])
+    def search(first: Doubles, noise: float, largest: float = _LOGIT) -> Any:
+        tried = np.append(first, min(largest, np.log(noise / (1 - noise))))
+        return minimize(cost, tried, jac=True, method="L-BFGS-B", bounds=[*limits, (-_LOGIT, largest)])
 
     def accuracy(weight: Doubles) -> float:
         best = [np.tensordot(weight, logits[:, block], axes=1).argmax(axis=1) for block in blocks]
         return float((np.concatenate(best) == truth).mean())
 
-    found = search(_LOW_NOISE, 1.0)
-    if accuracy(weights_of(found.x)) <= _MOSTLY:
-        found = min(found, search(_HIGH_NOISE, _LARGER), key=lambda result: float(result.fun))
+    clean = search(prior, _LOW_NOISE, -_LOGIT)
+    noisy = search(clean.x[:-1], _LOW_NOISE)
+    if accuracy(weights_of(clean.x)) <= _MOSTLY:
+        larger = prior + np.append(np.full(n_positive, np.log(_LARGER)), np.zeros(len(prior) - n_positive))
+        noisy = min(noisy, search(larger, _HIGH_NOISE), key=lambda result: float(result.fun))
+    prior_of_noise = clean_images * np.log1p(np.exp(noisy.x[-1]))  # no part of the likelihood
+    effective = len(truth) / (share @ share)  # fraction of the images that an even sample needs (Kish, 1965)
+    found = noisy if effective * (clean.fun - noisy.fun + prior_of_noise) > _SIGNIFICANT else clean
     positive, free = np.split(weights_of(found.x), [n_positive])
     return positive, free, float(1 / (1 + np.exp(-found.x[-1])))
 

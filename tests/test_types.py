@@ -41,6 +41,7 @@ CAT = Prediction(
     probability=0.8125,
     unknown=False,
     novelty=0.125,
+    novelty_basis="references",
     distance=0.25,
     ranking=(("cat", 0.8125), ("dog", 0.125), ("fox", 0.0625)),
     candidate_sets=CandidateSets(entries=(("cat", 0.5), ("dog", 0.93)), up_to=0.97),
@@ -154,6 +155,7 @@ def test_prediction_to_dict() -> None:
         "probability": 0.8125,
         "unknown": False,
         "novelty": 0.125,
+        "novelty_basis": "references",
         "distance": 0.25,
         "ranking": [
             {"label": "cat", "probability": 0.8125},
@@ -206,8 +208,18 @@ def test_prediction_keys_are_those_of_the_design() -> None:
     for prediction in (CAT, BROKEN, STRANGE):
         written = prediction.to_dict()
         assert list(written) == [
-            *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-            *("candidate_sets", "path", "labels", "experts", "fusion", "calibration", "threshold_progress"),
+            *("source", "label", "nearest", "probability", "unknown", "novelty", "novelty_basis"),
+            *(
+                "distance",
+                "ranking",
+                "candidate_sets",
+                "path",
+                "labels",
+                "experts",
+                "fusion",
+                "calibration",
+                "threshold_progress",
+            ),
             *("incomplete", "stale_seconds", "error", "hash"),
         ]
         for expert in written["experts"].values():

@@ -22,6 +22,7 @@ Keep: TypeAlias = Literal["none", "uncertain", "all"]
 Labels: TypeAlias = Literal["one", "many"]
 Ranking: TypeAlias = tuple[tuple[str, float], ...]
 Uncertainty: TypeAlias = Literal["unknown", "close", "disputed"]
+NoveltyBasis: TypeAlias = Literal["words", "references", "both"]
 TrackId: TypeAlias = int | str
 
 _SHOWN = 5  # definition texts of a category in a notebook
@@ -579,11 +580,14 @@ class Prediction:
         nearest: The most probable category, also for an unknown image.
         probability: Fused probability of `nearest`, 0 to 1. Below 100 reference images it is limited, the more the
             image may be new.
-        unknown: Whether the novelty exceeds the setting ``unknown_above``, or by default 0.5. False without a
-            calibration. By default, also false if `nearest` has only texts and the calibration has no threshold for it.
-        novelty: Novelty, 0 to 1; ``None`` without a calibration. With a calibrated threshold, the novelty exceeds 0.5
-            for a fraction ``false_unknown_rate`` (setting) of the images of known categories. With too few references
-            for a threshold (`threshold_progress`), the novelty is a prior that was learned from other images.
+        unknown: Whether the novelty exceeds the setting ``unknown_above``, or by default 0.5. False without a novelty.
+        novelty: Novelty, 0 to 1; ``None`` without evidence (`novelty_basis`). With a calibrated threshold, the novelty
+            exceeds 0.5 for a fraction ``false_unknown_rate`` (setting) of the images of known categories. With too few
+            references for a threshold (`threshold_progress`), a prior that was learned from other images counts, too.
+        novelty_basis: Evidence of the novelty: ``references`` of the store; ``words`` for everyday things, to which the
+            image is compared if `nearest` has only texts; ``both`` while there are few references. Words promise no
+            rate of false unknowns. ``None`` without a novelty: without a calibration if `nearest` has images, with
+            ``calibration="off"``, and for vectors that are classified without their encoder.
         distance: 1 minus the cosine similarity to the nearest reference image, from 0 (an image equal to a reference)
             to 2. Of several encoders, the largest distance counts. Without reference images, texts are compared.
         ranking: The most probable categories with their fused probabilities, best first.
@@ -617,6 +621,7 @@ class Prediction:
     probability: float | None = None
     unknown: bool = False
     novelty: float | None = None
+    novelty_basis: NoveltyBasis | None = None
     distance: float | None = None
     ranking: Ranking = ()
     candidate_sets: CandidateSets | None = None

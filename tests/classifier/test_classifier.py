@@ -40,6 +40,7 @@ from tests.support import (
 )
 from zsvec.classifier import Classifier
 from zsvec.encoders import EncoderSet
+from zsvec.encoders.everyday import EVERYDAY
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.errors import (
     CategoryNotFoundError,
@@ -375,7 +376,8 @@ def test_batches(folder: Path) -> None:
 
     class Encoder(HashEncoder):
         def embed(self, batch: Any, modality: Modality) -> Any:
-            sizes.append(len(batch))
+            if modality == "image":
+                sizes.append(len(batch))
             return super().embed(batch, modality)
 
     images = [coloured("red", seed) for seed in range(20)]
@@ -603,11 +605,44 @@ def test_few_images_calibrate_no_threshold(folder: Path) -> None:
         assert prediction.calibration == "current"
         novelty = prediction.novelty
         assert novelty is not None
-        assert novelty > 0
-        assert not prediction.unknown
-    for threshold, unknown in ((0.99 * novelty, True), (1.01 * novelty, False)):
+        assert 0 < novelty < 1
+        assert prediction.unknown == (novelty > 0.5)
+        assert prediction.novelty_basis == "both"
+    for threshold, unknown in ((0.99 * novelty, True), (min(1.0, 1.01 * novelty), False)):
         with open_classifier(folder, unknown_above=threshold) as clf:
             assert clf.classify(photo(7)).unknown == unknown
+
+
+def test_words_judge_categories_of_texts_alone_until_there_are_references(
+    empty: Classifier, encoders: tuple[HashEncoder, HashEncoder]
+) -> None:
+    image, clip = coloured("red", 100), encoders[0]
+    for name in ("red", "blue"):
+        empty.add_category(name, [f"the colour {name}"])
+    before = clip.texts_encoded
+    prediction = empty.classify(image)
+    assert (prediction.novelty_basis, prediction.calibration) == ("words", "none")
+    assert prediction.novelty is not None
+    assert prediction.unknown == (prediction.novelty > 0.5)
+    assert [one.novelty for one in empty.classify([image, image])] == [prediction.novelty] * 2
+    assert clip.texts_encoded == before + len(EVERYDAY)  # once
+
+    vectors = {name: [vector] for name, vector in next(iter(empty.embed_stream([image]))).vectors.items()}
+    (given,) = empty.classify_vectors(vectors)
+    assert (given.novelty, given.novelty_basis, given.unknown) == (None, None, False)
+
+    for number, basis in ((1, "both"), (3, "both"), (10, "references")):
+        for name in ("red", "blue"):
+            empty.add_category(name, images=[coloured(name, seed) for seed in range(number)])
+        assert empty.classify(image).novelty_basis == basis
+        assert empty.classify_vectors(vectors)[0].novelty_basis == "references"
+
+
+def test_an_uncalibrated_store_with_images_has_no_novelty_by_words(folder: Path) -> None:
+    with fill(open_classifier(folder, calibration="off")) as clf:
+        clf.add_category("cat", ["a feline"])
+        prediction = clf.classify(coloured("red", 100))
+        assert (prediction.novelty, prediction.novelty_basis, prediction.unknown) == (None, None, False)
 
 
 def test_categories_of_texts_alone_live_beside_categories_of_images_alone(empty: Classifier) -> None:
@@ -912,7 +947,7 @@ def test_a_small_store_is_calibrated_automatically(
     assert first is not None
     assert set(first["experts"]) == EXPERTS
     assert first["images"] == 9
-    before = encoded(encoders) + 2
+    before = encoded(encoders) + 2 + len(EVERYDAY)
     assert calibration_states(empty) == ("current", "current")
 
     empty.remove_category("blue")

@@ -34,8 +34,18 @@ def test_json(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found == expected
     assert found["hash"]
     assert list(found) == [
-        *("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "ranking"),
-        *("candidate_sets", "path", "labels", "experts", "fusion", "calibration", "threshold_progress"),
+        *("source", "label", "nearest", "probability", "unknown", "novelty", "novelty_basis"),
+        *(
+            "distance",
+            "ranking",
+            "candidate_sets",
+            "path",
+            "labels",
+            "experts",
+            "fusion",
+            "calibration",
+            "threshold_progress",
+        ),
         *("incomplete", "stale_seconds", "error", "hash"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
@@ -223,8 +233,10 @@ def test_csv(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [row["source"] for row in rows] == ["'=red.png", str(new / "blue.png"), str(new / "broken, or so.jpg")]
     objects = stocked("classify --json =red.png", new).objects
     for row, found in zip(rows, objects, strict=True):
-        assert list(row) == ["source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error"]
-        for name in ("label", "nearest", "probability", "novelty", "distance", "error"):
+        assert list(row) == [
+            *("source", "label", "nearest", "probability", "unknown", "novelty", "novelty_basis", "distance", "error")
+        ]
+        for name in ("label", "nearest", "probability", "novelty", "novelty_basis", "distance", "error"):
             assert row[name] == ("" if found[name] is None else str(found[name]))
         assert row["unknown"] == ("true" if found["unknown"] else "false")
     assert stocked("classify --csv missing.png").out.splitlines()[1].startswith("missing.png,,,,false,,,")

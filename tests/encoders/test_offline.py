@@ -57,6 +57,18 @@ def test_a_cat_is_a_cat(offline: EncoderSet, photographs: list[Image.Image]) -> 
     assert (np.stack([cat, coffee, rocket]) @ texts.T).argmax(axis=1).tolist() == [0, 1, 2]
 
 
+def test_an_image_of_no_category_is_nearer_to_everyday_words(photographs: list[Image.Image]) -> None:
+    needs_offline_weights()
+    with zsvec.open(":memory:", profile="offline", device="cpu", dtype="float32") as clf:
+        for name in ("cat", "cup of coffee", "rocket"):
+            clf.add_category(name)
+        cat, person, coffee, rocket = clf.classify(photographs)
+    assert [one.nearest for one in (cat, coffee, rocket)] == ["cat", "cup of coffee", "rocket"]
+    assert {one.novelty_basis for one in (cat, person, coffee, rocket)} == {"words"}
+    known = [one.novelty or 1 for one in (cat, coffee, rocket)]
+    assert max(known) < 0.1 < 0.4 < (person.novelty or 0)
+
+
 @pytest.fixture(scope="module")
 def classifier() -> torch.nn.Module:
     """Returns EfficientNet-Lite0 with the package's tensors in order."""

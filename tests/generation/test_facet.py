@@ -19,10 +19,10 @@ from tests.generation.studio import Studio, picture, studio_of, tinted
 from tests.store.support import ServerDeployment
 from tests.support import encode, isolated, photo, sources, state  # noqa: F401
 from zsvec.encoders import EncoderSet
+from zsvec.encoders.everyday import EVERYDAY
 from zsvec.errors import GenerationError, ImageError, InvalidInputError
 from zsvec.generation import Budget
 from zsvec.generation.facet import Generated
-from zsvec.generation.gate import EVERYDAY
 from zsvec.ingest.embedding import Embedder
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from tests.support import encode
+from zsvec.encoders.everyday import EVERYDAY
 from zsvec.generation import gate
-from zsvec.generation.gate import EVERYDAY, blank, copies, far
+from zsvec.generation.gate import blank, copies, far
 
 Floats = NDArray[np.float32]
 

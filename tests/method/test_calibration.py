@@ -79,6 +79,23 @@ def test_a_number_that_would_absorb_all_evidence_is_not_read(made: Calibration) 
         assert (Calibration.from_dict(changed) is not None) == is_read
 
 
+def test_an_early_threshold_without_a_share_is_not_read(made: Calibration) -> None:
+    cases: list[tuple[Any, bool]] = [
+        ([2.0, 0.0], True),
+        ([2.0, 0.5], True),
+        ([2.0, 1.0], False),
+        ([2.0, -0.1], False),
+        ([2.0, NAN], False),
+        ([1e308, 0.5], False),
+        ([2.0], False),
+        ([2.0, 0.5, 0.5], False),
+        ("ab", False),
+    ]
+    for early, is_read in cases:
+        changed = replace(made, plain=replace(made.plain, early={"clip:image": early})).to_dict()
+        assert (Calibration.from_dict(changed) is not None) == is_read
+
+
 def damaged(value: Any) -> Iterator[Any]:
     """JSON with one part after another in the place of which is something else."""
     items = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())

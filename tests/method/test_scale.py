@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -54,6 +56,8 @@ def test_scaling_keeps_unknown_images_and_scales_probabilities() -> None:
         assert other.neutral == pytest.approx({name: 0.5 * value for name, value in one.neutral.items()})
         assert other.thresholds == pytest.approx({name: 0.5 * value for name, value in one.thresholds.items()})
         assert other.quantiles.keys() == one.quantiles.keys()
+    early = replace(made, plain=replace(made.plain, early={"clip:text": [3.0, 0.25]}))
+    assert scaled(early, 0.5).plain.early == {"clip:text": [1.5, 0.25]}
     scoring = Scoring(temperatures=dict.fromkeys(experts, 0.07))
     before, after = (
         scoring.scores(searched(experts, {"clip": queries}, calibration=made_now)) for made_now in (made, half)

@@ -87,6 +87,23 @@ def test_a_threshold_takes_nineteen_images_where_one_in_twenty_may_be_unknown() 
             assert pool.category_thresholds.keys() == own
 
 
+def test_early_thresholds_end_where_enough_images_begin() -> None:
+    rng = np.random.default_rng(11)
+    for rate, needed in ((0.05, 19), (0.1, 9), (0.9, 9)):
+        for n in range(4, needed + 1):
+            made, sample = calibrated({"clip:image": clusters(rng, {"a": n - 2, "b": 2}, 1.0)}, "mean", rate)
+            assert len(sample.labels) == n
+            for pool in pools(made):
+                said = log_linear(
+                    expert_evidence(pool.coefficients, sample.aggregations), list(sample.aggregations), pool.neutral
+                ).max(axis=1)
+                outermost = pytest.approx(said.max() if rate > 0.5 else said.min())
+                early, learned = pool.early, pool.thresholds
+                assert early == ({"clip:image": [outermost, pytest.approx(n / needed)]} if n < needed else {})
+                assert learned == ({"clip:image": outermost} if n == needed else {})
+            assert Calibration.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
 def test_the_progress_counts_the_images_that_a_threshold_is_learned_from() -> None:
     rng = np.random.default_rng(11)
     for sizes, others, counted in [

@@ -103,7 +103,9 @@ class Classifier:
         )
         self._scoring = settings.scoring(temperatures)
         self._keeper = Keeper(store, settings)
-        self._predictor = Predictor(store, self._searcher, self._scoring, self._embedder, self._keeper, settings)
+        self._predictor = Predictor(
+            store, self._searcher, self._scoring, self._embedder, self._keeper, settings, prompts
+        )
         self._calibrator = Calibrator(store, self._searcher, settings, temperatures)
         store.after_changes(self._calibrator.calibrate_if_cheap)
         settings.check_experts(temperatures)
@@ -857,7 +859,7 @@ class Classifier:
             vectors: By encoder, for all or some encoders of the store, float ``(n_images, dim)`` of any norm. Row i of
                 each array belongs to image i. Other encoders give no evidence: a category without references of the
                 given encoders has probability 0. The calibration may have no threshold for the experts of these
-                encoders; then novelty is a prior (see `Prediction.novelty`).
+                encoders; then novelty is a prior (see `Prediction.novelty`). Novelty does not compare words.
             top_k: Maximum number of categories in a ranking.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace as with_changes
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike
 
 from zsvec.curation.retention import Keeper, StreamKeeper
 from zsvec.encoders import EncoderSet
+from zsvec.encoders.everyday import EVERYDAY
 from zsvec.errors import StoreError
 from zsvec.ingest.embedding import Embedder, PreparedImage, Vectors
 from zsvec.ingest.validation import (
@@ -43,7 +45,10 @@ _NEIGHBORS = 3  # nearest references of each expert in a prediction
 
 
 class Predictor:
-    """Predicts categories from the references of a store. `totals` has the statistics of all streams together."""
+    """Predicts categories from the references of a store. `totals` has the statistics of all streams together.
+
+    `prompts` maps encoders to templates for the text of a name.
+    """
 
     def __init__(
         self,
@@ -53,6 +58,7 @@ class Predictor:
         embedder: Embedder,
         keeper: Keeper,
         settings: Settings,
+        prompts: Mapping[str, str],
     ) -> None:
         self._store = store
         self._searcher = searcher
@@ -60,6 +66,9 @@ class Predictor:
         self._embedder = embedder
         self._keeper = keeper
         self._settings = settings
+        self._prompts = prompts
+        self._words: Vectors | None = None
+        self._lock = threading.Lock()
         self._fingerprints: Mapping[str, Fingerprint] | None = None
         self.totals = Totals()
         self._singles = Flow()  # of images that are classified one at a time
@@ -188,7 +197,7 @@ class Predictor:
             others: list[Prediction] = []
             if rest:
                 some = [sources[i] for i in rest]
-                others, ranks = self._predict(some, vectors, top_k, flow, related=related, seen=seen)
+                others, ranks = self._predict(some, vectors, top_k, flow, related=related, seen=seen, words=True)
                 flow.rank(ranks)
                 self._embedder.recent.add([readable[i] for i in rest], vectors)
             by_image = {**found, **dict(zip(rest, others, strict=True))}
@@ -280,13 +289,17 @@ class Predictor:
         *,
         related: bool = True,
         seen: list[Batch] | None = None,
+        words: bool = False,
     ) -> tuple[list[Prediction], list[float]]:
         """Returns the predictions of embedded images, and the rank of each image for `Flow.rank`.
 
-        With `related`, images of a batch may influence each other's predictions. The batch is added to `seen`.
+        With `related`, images of a batch may influence each other's predictions. The batch is added to `seen`. With
+        `words`, whose encoders must be loaded, novelty compares the images with words for everyday things if necessary.
         """
         with flow.stage("search"):
             found = self._searched(vectors)
+            if words and self._scoring.compares_words(found):
+                found = with_changes(found, words=self._everyday())
         with flow.stage("fuse"):
             parts = self._scoring.predict_in_parts(found, sources, top_k, related=related)
             if seen is not None:
@@ -318,6 +331,18 @@ class Predictor:
         # A modality that is no longer in use may still have references.
         used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
         return with_changes(found, experts=used)
+
+    def _everyday(self) -> Vectors:
+        """Returns the vectors of `EVERYDAY` by encoder of texts. They are embedded once, for the first such image."""
+        with self._lock:
+            if self._words is None:
+                self._words = {
+                    encoder.name: encoder.encode_texts([prompt.replace("{name}", word) for word in EVERYDAY])
+                    for encoder in self._embedder.encoders
+                    if "text" in encoder.modalities
+                    for prompt in [self._prompts.get(encoder.name, "{name}")]
+                }
+            return self._words
 
     def _index(self) -> IndexSpec:
         encoders = self._embedder.loaded  # numpy searches until encoders are loaded

@@ -326,7 +326,8 @@ def evidence_table(prediction: Prediction) -> Table:
         f"fused by {prediction.fusion} (`zsvec docs decides`)"
         + "; the calibration is stale: run `zsvec calibrate`" * stale
         + (f"; {progress}" if progress else "")
-        + "; without a calibration, no image is unknown" * (prediction.calibration == "none")
+        + "; without a calibration, no image is unknown" * (prediction.novelty is None)
+        + "; novelty by words alone" * (prediction.novelty_basis == "words")
     )
     return new_table(
         *("expert", "weight", "entropy", "says", "nearest references"),

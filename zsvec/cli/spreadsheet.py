@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from zsvec.errors import harmless
 from zsvec.types import Prediction, kind_of
 
-PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty", "distance", "error")
+PREDICTION = ("source", "label", "nearest", "probability", "unknown", "novelty", "novelty_basis", "distance", "error")
 """Columns of a prediction. `Prediction.to_dict` returns all fields."""
 
 _END = "\r\n"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from zsvec.encoders.base import Encoder
+from zsvec.encoders.everyday import EVERYDAY
 from zsvec.errors import ImageError
 from zsvec.generation.manifest import ImageRecord
 from zsvec.ingest.ingestion import Builder
@@ -25,14 +26,6 @@ from zsvec.method.quality.scenes import TWIN, image_rows
 from zsvec.method.similarities import References
 from zsvec.streams.stream import prefetch
 from zsvec.types import expert_name
-
-# Everyday things: a good image is nearer to the category than to these.
-EVERYDAY = (
-    *("person", "dog", "cat", "bird", "fish", "insect", "reptile", "horse", "tree", "flower"),
-    *("fruit", "vegetable", "meal", "bottle", "chair", "bed", "lamp", "book", "computer", "camera"),
-    *("car", "bicycle", "train", "boat", "aeroplane", "building", "bridge", "road", "mountain", "beach"),
-    *("sky", "forest", "shirt", "shoe", "hat", "bag", "tool", "ball", "musical instrument", "machine"),
-)
 
 _BLOCK = 2**24  # number of similarities in memory at once
 _SIDE = 64

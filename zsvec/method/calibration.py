@@ -90,6 +90,8 @@ class LogLinear:
         thresholds: Nats, by the pattern of the experts that cover a category. The largest evidence of a new image of
             such a category is below the threshold with a probability of `Calibration.false_unknown_rate`.
         category_thresholds: Thresholds by category, for categories with enough references.
+        early: Thresholds from too few images, by pattern, for patterns without an entry in `thresholds`: nats, and the
+            number of images as a share of the number that a threshold takes, from 0 to less than 1.
         learned: Whether the coefficients were learned from left-out images. Otherwise all experts have equal weights.
         noise: Learned fraction of references with uninformative labels, 0 to 1.
         least: Lower bound of the evidence from category means, nats; ``None`` for a pool without category means.
@@ -108,6 +110,7 @@ class LogLinear:
     neutral: Mapping[str, float] = field(default_factory=dict)
     thresholds: Mapping[str, float] = field(default_factory=dict)
     category_thresholds: Mapping[str, float] = field(default_factory=dict)
+    early: Mapping[str, Sequence[float]] = field(default_factory=dict)
     learned: bool = False
     noise: float = 0.0
     least: float | None = None
@@ -284,7 +287,8 @@ class Calibration:
         numbers = (pool.neutral, pool.thresholds, pool.category_thresholds, pool.shares, *pool.coefficients.values())
         return (
             _moderate([pool.noise, *(number for by_name in numbers for number in by_name.values())])
-            and _moderate([value for values in pool.quantiles.values() for value in values])
+            and _moderate([value for values in (*pool.quantiles.values(), *pool.early.values()) for value in values])
+            and all(0 <= share < 1 for _, share in pool.early.values())
             and all(map(_descend, (*pool.odds.values(), *pool.category_odds.values())))
             and (pool.least is None or (_moderate([pool.least]) and pool.least < 0))
             and (pool.labels is None or _decides(pool.labels))

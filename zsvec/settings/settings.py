@@ -289,7 +289,7 @@ class Settings(_Masked, BaseSettings):
             changes if recalibration is cheap; `off` uses the temperatures of the profile, as in the paper.
         false_unknown_rate: Fraction of images of known categories that may be rejected as unknown; by default the
             fraction of the present calibration, or else 0.05.
-        unknown_above: Novelty above which an image is unknown, 0.5 by default. No effect without a calibration.
+        unknown_above: Novelty above which an image is unknown, 0.5 by default. No effect without a novelty.
         cascade: Whether a fast encoder classifies images that it settles alone, so that the other encoders run only for
             the rest. `auto` learns with each calibration which images these are: at most 1 % of the answers change.
         unknown_per_category: Whether each category with enough references has a separate threshold. At a

@@ -278,6 +278,7 @@ def _scaled_pool(pool: LogLinear, factor: float) -> LogLinear:
         least=None if pool.least is None else factor * pool.least,
         thresholds=_times(pool.thresholds, factor),
         category_thresholds=_times(pool.category_thresholds, factor),
+        early={name: [factor * threshold, share] for name, (threshold, share) in pool.early.items()},
         shares=_times(pool.shares, factor),
         quantiles={name: [factor * value for value in values] for name, values in pool.quantiles.items()},
         labels=pool.labels and _scaled_labels(pool.labels, factor),

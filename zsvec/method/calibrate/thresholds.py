@@ -154,10 +154,11 @@ def learn_thresholds(
         false_unknown_rate: Fraction of the images that fall below a threshold, between 0 and 1.
 
     Returns:
-        The pool with thresholds, quantiles and odds. Sets of experts without enough images are missing. Then the number
-        of images for the threshold of categories with reference images.
+        The pool with thresholds, quantiles and odds. Sets of experts without enough images are missing, and have an
+        early threshold. Then the number of images for the threshold of categories with reference images.
     """
     thresholds, quantiles, images = {}, {}, 0
+    early: dict[str, list[float]] = {}
     odds: dict[str, list[float]] = {}
     category_odds: dict[str, list[float]] = {}
     experts = list(sample.aggregations)
@@ -171,6 +172,9 @@ def learn_thresholds(
             images = max(images, len(best))
         if enough(len(best), false_unknown_rate):
             thresholds[name] = quantile(best, false_unknown_rate)
+        elif n := len(best):  # the nearest fraction that n images can tell, so that enough images continue from here
+            fraction = min(max(false_unknown_rate, 1 / (n + 1)), n / (n + 1))
+            early[name] = [quantile(best, fraction), n / fewest(false_unknown_rate)]
         if enough(len(best), 1 / PARTS):
             quantiles[name] = [quantile(best, k / PARTS) for k in range(1, PARTS)]
         labels = sample.labels[rows]
@@ -186,7 +190,8 @@ def learn_thresholds(
             if len(separate) > COVERAGES.index(_SEPARATE):
                 rest = np.minimum(separate[-1], table[len(separate) :])
                 category_odds[sample.categories[position]] = [*separate, *rest.tolist()]
-    return replace(pool, thresholds=thresholds, quantiles=quantiles, odds=odds, category_odds=category_odds), images
+    pool = replace(pool, thresholds=thresholds, early=early, quantiles=quantiles)
+    return replace(pool, odds=odds, category_odds=category_odds), images
 
 
 def right_labels(odds: Doubles, noise: float, n_categories: int) -> Doubles:

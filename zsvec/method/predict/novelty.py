@@ -1,12 +1,14 @@
 """Novelty of images, and the decision whether an image is unknown.
 
 Calibration learns from the references below which evidence an image is unknown. Where there are too few references for
-such a threshold, the novelty is a prior that was learned from other data sets (`prior_novelty`).
+such a threshold, the novelty is a prior that was learned from other data sets. The prior compares an image with the
+references of wrong categories (`prior_novelty`), and with words for everyday things (`word_deviations`). The more
+references there are, the less the prior counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from zsvec.method.calibration import Calibration
 from zsvec.method.predict.logits import Logits
 from zsvec.method.predict.opinion_pool import Similarity, covering_sets, pattern
 from zsvec.method.similarities import SearchResult
+from zsvec.types import NoveltyBasis
 
 HALFWAY = 0.5
 """Novelty of an image whose evidence equals the threshold of its category."""
@@ -25,6 +28,17 @@ SLOPE = 0.52
 """Log odds that an image belongs to its nearest category, nats per temperature of additional similarity."""
 OFFSET = -0.26
 """Log odds for an image that is as similar as images of wrong categories, nats."""
+WORD_SLOPE = 0.8
+"""Log odds that an image belongs to its nearest category, nats per `word_deviations`."""
+WORD_OFFSET = 0.9
+"""Log odds for an image that is as similar to its nearest category as to the most similar of as many random words."""
+_SMALLEST = 1e-12  # novelty of a certain prior
+_BASES: Mapping[tuple[bool, bool], NoveltyBasis | None] = {
+    (True, True): "both",
+    (True, False): "words",
+    (False, True): "references",
+    (False, False): None,
+}
 _ENOUGH = 100  # left-out images from which on the calibration needs no prior
 
 
@@ -33,10 +47,11 @@ class Novelty:
     """Novelty of a batch of images.
 
     Attributes:
-        novelty: float64 ``(n_images,)``, 0 to 1; NaN without a calibration.
+        novelty: float64 ``(n_images,)``, 0 to 1; NaN without evidence.
         threshold: float64 ``(n_images,)``, novelty above which an image is unknown; NaN without a threshold.
         unknown: bool ``(n_images,)``, whether the image is unknown.
         distance: float64 ``(n_images,)``, 0 to 2, from `distances`.
+        basis: Evidence of each novelty, as `Prediction.novelty_basis`.
         rank: float64 ``(n_images,)``, fraction of the calibration's left-out images that had less evidence than the
             image, 0 to 0.95 in steps of 0.05. NaN if the calibration has no quantiles.
     """
@@ -45,34 +60,107 @@ class Novelty:
     threshold: Doubles
     unknown: NDArray[np.bool_]
     distance: Doubles
+    basis: Sequence[NoveltyBasis | None]
     rank: Doubles
 
 
-def image_novelty(logits: Logits, *, prior: Doubles | None, unknown_above: float | None, per_category: bool) -> Novelty:
+def image_novelty(
+    logits: Logits, *, prior: Doubles | None, words: Doubles, unknown_above: float | None, per_category: bool
+) -> Novelty:
     """Computes the novelty of each image, and decides which images are unknown.
 
     Args:
         logits: Distributions and evidence of the experts.
-        prior: The result of `prior_novelty`; ``None`` without a calibration. Then no image is unknown.
+        prior: The result of `prior_novelty`; ``None`` without a calibration. Then words count only for images whose
+            nearest category has no reference images.
+        words: The result of `word_deviations`.
         unknown_above: Novelty above which an image is unknown. ``None``: `HALFWAY` for categories with a threshold or
-            reference images; images of other categories are not unknown.
+            a prior; images of other categories are not unknown.
         per_category: Whether each category with enough references has a separate threshold.
     """
-    distance = distances(logits.found)
-    if prior is None:
-        nothing = np.full(len(distance), np.nan)
-        return Novelty(nothing, nothing, is_unknown(nothing, nothing), distance, nothing)
-    nearest = logits.pooled.argmax(axis=1)
-    evidence = evidence_thresholds(logits, per_category=per_category)[nearest]
+    nearest, best = logits.pooled.argmax(axis=1), logits.pooled.max(axis=1)
+    rank, distance = ranks(logits, nearest), distances(logits.found)
     # Without a threshold and a prior, novelty is 0.5 at ln(n_categories): even odds against n_categories wrong ones.
-    learned = ~np.isnan(evidence)
-    novel = novelty(logits.pooled.max(axis=1), np.where(learned, evidence, np.log(len(logits.found.categories))))
-    told = ~np.isnan(prior)
-    novel = np.where(told & ~learned, prior, novel)
-    threshold = (
-        np.where(told | learned, HALFWAY, np.nan) if unknown_above is None else np.full(len(novel), unknown_above)
+    untold = best - np.log(len(logits.found.categories))
+    if prior is None:
+        rank = untold = prior = np.full(len(nearest), np.nan)
+        images = [expert.modality == "image" for expert in logits.found.experts]
+        words = np.where(logits.coverage[images][:, nearest].any(axis=0), np.nan, words)
+    evidence = evidence_thresholds(logits, per_category=per_category)[nearest]
+    early, share = early_thresholds(logits)[:, nearest]
+    odds = prior_odds(prior, words, share)
+    told, learned = ~np.isnan(odds), ~np.isnan(evidence)
+    share[learned] = 1
+    by_images = np.where(share > 0, best - np.where(learned, evidence, early), 0)
+    joined = share * by_images + np.where(learned, 0, (1 - share) * odds)
+    novel = logistic(-np.where(told | learned, joined, untold))
+    threshold = np.where(told | learned, HALFWAY, np.nan)
+    if unknown_above is not None:
+        threshold = np.where(np.isnan(novel), np.nan, unknown_above)
+    by_words = ~np.isnan(words) & ~learned
+    by_references = ~np.isnan(novel) & ~(by_words & np.isnan(prior) & (share == 0))
+    return Novelty(
+        novelty=novel,
+        threshold=threshold,
+        unknown=is_unknown(novel, threshold),
+        distance=distance,
+        basis=[_BASES[evidence] for evidence in zip(by_words.tolist(), by_references.tolist(), strict=True)],
+        rank=rank,
     )
-    return Novelty(novel, threshold, is_unknown(novel, threshold), distance, ranks(logits, nearest))
+
+
+def word_deviations(logits: Logits, similarities: Similarity, aggregation: str) -> Doubles:
+    """Compares the nearest category of each image with words for everyday things, by the experts of texts.
+
+    Of unrelated words, the nearest of many is nearer than the nearest of few. The category therefore competes with the
+    most similar of as many random words as there are categories, which is about √(2 ln n) standard deviations above the
+    mean. The words are negative labels as in NegLabel (Jiang et al., 2024, arXiv:2403.20078).
+
+    Args:
+        logits: Coverage and evidence of the experts, and the search with the words.
+        similarities: Similarities of the images by `aggregation`.
+        aggregation: The aggregation of the similarities to the texts of a category.
+
+    Returns:
+        float64 ``(n_images,)``: the similarity to the nearest category, in standard deviations of the similarities to
+        the words above the random words. NaN if the nearest category has no text, or without different words.
+    """
+    nearest = logits.pooled.argmax(axis=1)
+    total, count = np.zeros(len(nearest)), np.zeros(len(nearest))
+    for expert, covered in zip(logits.found.experts, logits.coverage, strict=True):
+        words = logits.found.words.get(expert.encoder)
+        if expert.modality == "text" and words is not None:
+            own = similarities[expert.name][aggregation][np.arange(len(nearest)), nearest]
+            others = logits.found.queries[expert.encoder] @ words.T
+            spread, by_chance = others.std(axis=1), np.sqrt(2 * np.log(max(1, int(covered.sum()))))
+            told = covered[nearest] & (spread > 0)
+            above = np.divide(own - others.mean(axis=1), spread, out=np.zeros_like(total), where=told)
+            total += np.where(told, above - by_chance, 0)
+            count += told
+    mean: Doubles = np.divide(total, count, out=np.full(len(nearest), np.nan), where=count > 0)
+    return mean
+
+
+def prior_odds(prior: Doubles, words: Doubles, share: Doubles) -> Doubles:
+    """Returns the log odds that an image belongs to its nearest category, from the evidence that needs no threshold.
+
+    Images and words count as √2 experts, because they are neither independent nor identical.
+
+    Args:
+        prior: float64 ``(n_images,)``, the result of `prior_novelty`; NaN without reference images.
+        words: float64 ``(n_images,)``, the result of `word_deviations`; NaN without words.
+        share: float64 ``(n_images,)``, share of an early threshold in the novelty, 0 to 1. Words give way to images by
+            this share.
+
+    Returns:
+        float64 ``(n_images,)``, nats; NaN where both arrays have NaN.
+    """
+    by_words = WORD_SLOPE * words + WORD_OFFSET
+    bounded = np.clip(prior, _SMALLEST, 1 - _SMALLEST)
+    by_images = np.log((1 - bounded) / bounded)
+    both = share * by_images + (1 - share) * (by_images + by_words) / np.sqrt(2)
+    odds: Doubles = np.where(np.isnan(prior), by_words, np.where(np.isnan(words), by_images, both))
+    return odds
 
 
 def prior_novelty(
@@ -154,6 +242,19 @@ def evidence_thresholds(logits: Logits, *, per_category: bool) -> Doubles:
         own = zip(categories, thresholds, strict=True)
         thresholds = np.array([pool.category_thresholds.get(name, threshold) for name, threshold in own])
     return thresholds
+
+
+def early_thresholds(logits: Logits) -> Doubles:
+    """Returns the early threshold of each category, nats, and its share in the novelty, float64 ``(2, n_categories)``.
+
+    A category without such a threshold has NaN and the share 0.
+
+    Args:
+        logits: Coverage of the experts, and the pool with the thresholds.
+    """
+    sets, of_category = covering_sets(logits.coverage)
+    by_set = [logits.pool.early.get(pattern(logits.experts, covering), (np.nan, 0.0)) for covering in sets]
+    return np.array(by_set)[of_category].T
 
 
 def ranks(logits: Logits, nearest: NDArray[np.intp]) -> Doubles:

@@ -18,7 +18,7 @@ from zsvec.method.predict.candidates import candidate_sets
 from zsvec.method.predict.fusion import STRATEGIES, choose_strategy, limit
 from zsvec.method.predict.labels import chosen_labels, label_probabilities, label_thresholds
 from zsvec.method.predict.logits import entropy, expert_logits
-from zsvec.method.predict.novelty import Novelty, image_novelty, largest_probability, prior_novelty
+from zsvec.method.predict.novelty import Novelty, image_novelty, largest_probability, prior_novelty, word_deviations
 from zsvec.method.predict.opinion_pool import Similarity
 from zsvec.method.predict.reference_aggregation import aggregate_experts
 from zsvec.method.similarities import SearchResult
@@ -72,8 +72,8 @@ class Scoring:
         weights: By expert, the confidence under the ``fixed`` strategy. Experts without an entry have 1.
         calibrated: Whether to use the calibration of the store.
         unknown_above: Novelty above which an image is unknown, 0 to 1. ``None``: 0.5 if the calibration has a threshold
-            for the image's best category, or if this category has reference images; otherwise the image is not unknown.
-            Ignored without a calibration.
+            for the image's best category, or if a prior applies; otherwise the image is not unknown. Ignored without a
+            novelty.
         unknown_per_category: Whether each category with enough references has a separate threshold.
     """
 
@@ -166,6 +166,7 @@ class Scoring:
         novelty = image_novelty(
             novelty_logits,
             prior=prior,
+            words=word_deviations(novelty_logits, similarities, self.aggregation),
             unknown_above=self.unknown_above,
             per_category=self.unknown_per_category,
         )
@@ -178,6 +179,7 @@ class Scoring:
             threshold=novelty.threshold,
             unknown=novelty.unknown,
             distance=novelty.distance,
+            basis=novelty.basis,
             rank=novelty.rank,
             fusion=strategy,
             calibration="none" if calibration is None else "stale" if found.stale else "current",
@@ -186,6 +188,11 @@ class Scoring:
             label_probabilities=label_probabilities(novelty_logits.pooled, labels) if labels else None,
             label_thresholds=label_thresholds(found.categories, labels) if labels else None,
         )
+
+    def compares_words(self, found: SearchResult) -> bool:
+        """Returns whether the novelty of an image may need words: the store has too few references for a threshold."""
+        calibration = self.calibration(found)
+        return self.calibrated and (calibration is None or calibration.threshold_progress is not None)
 
     def calibration(self, found: SearchResult) -> Calibration | None:
         """Returns the stored calibration if it was made for these settings and covers all experts, else ``None``."""
@@ -241,7 +248,8 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 nearest=nearest,
                 probability=probability,
                 unknown=unknown,
-                novelty=None if scores.calibration == "none" else float(scores.novelty[i]),
+                novelty=None if scores.basis[i] is None else float(scores.novelty[i]),
+                novelty_basis=scores.basis[i],
                 distance=float(scores.distance[i]),
                 ranking=fused[i],
                 candidate_sets=scores.candidate_sets[i],

@@ -81,6 +81,24 @@ def test_the_novelty_is_shown_beside_the_limit(browser: TestClient, classifier: 
     assert ("Why unknown?" in page.text) == expected["unknown"] == (colour == "white")
 
 
+def test_the_evidence_of_the_novelty_is_named(browser: TestClient, classifier: Classifier) -> None:
+    def named() -> tuple[str, bool, bool]:
+        (expected,) = browser.post("/v1/classify", files=[picture("red")]).json()
+        page = page_of(browser.post("/classify", files=[picture("red")], headers=PART)).text
+        return expected["novelty_basis"], "words for everyday things" in page, "Your photos" in page
+
+    assert named() == ("references", False, True)
+    for category in classifier.categories():
+        few = [coloured(category.name, seed) for seed in range(2)]
+        classifier.add_category(category.name, images=few, replace=True)
+    assert named() == ("both", True, True)
+    for category in classifier.categories():
+        classifier.remove_category(category.name)
+    for name in ("red", "blue"):
+        classifier.add_category(name)
+    assert named() == ("words", True, False)
+
+
 def test_texts_are_evidence_if_they_say_more_than_a_name(browser: TestClient, classifier: Classifier) -> None:
     def said() -> str:
         return page_of(browser.post("/classify", files=[picture("red")], headers=PART)).text

@@ -121,7 +121,7 @@ def _draw(embedded: Embedded, count: int, seed: int) -> dict[str, dict[str, floa
     total = embedded.total
     figures = {}
     for encoder in every:
-        rule = calibration.alone.get(encoder)
+        rule = calibration.cascade.get(encoder)
         by_first, stops, in_sample, strange = answers, np.zeros(len(truth), dtype=bool), 0.0, np.nan
         if rule is not None:
             by_first, said = scores(draw.photos, [encoder], rule.calibration)

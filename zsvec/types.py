@@ -412,7 +412,7 @@ class ThresholdProgress:
     def __str__(self) -> str:
         return (
             f"{self.images} of {counted(self.needed, 'image')} until unknown images can be rejected as you asked; "
-            "until then, a prior decides"
+            "until then, a prior also decides"
         )
 
     @classmethod

@@ -68,7 +68,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_info_has_a_cascade(filled: Cli) -> None:
     with zsvec.open() as clf:
         rules = {"clip": {"settled": 0.75}, "dino": {"settled": 0.5}}
-        clf._store.keep_calibration({**(clf._store.calibration() or {}), "alone": rules})
+        clf._store.keep_calibration({**(clf._store.calibration() or {}), "cascade": rules})
     (found,) = filled("info --json").objects
     assert found["cascade"] == {"clip": 0.75, "dino": 0.5}
     assert "clip: settles 75% of the references alone" in filled("info").out
@@ -77,7 +77,7 @@ def test_info_has_a_cascade(filled: Cli) -> None:
 def test_statistics_count_settled_images() -> None:
     caption = str(stream_table(StreamStats(images=9000, settled={"clip": 8000})).caption)
     assert "8,000 by clip alone" in caption
-    assert "alone" not in str(stream_table(StreamStats(images=9000)).caption)
+    assert "cascade" not in str(stream_table(StreamStats(images=9000)).caption)
 
 
 @pytest.fixture

@@ -331,7 +331,7 @@ def test_a_prompt_does_not_depend_on_other_categories() -> None:
 def test_texts_are_the_appearance_and_the_features_of_its_own() -> None:
     known = Knowledge()
     pairs = [("red_panda", "b"), ("red_panda", "c"), ("red_panda", "d")]
-    odd = {"common": ["x"], "members": [{"name": "red_panda", "distinguishing": [" a ", " ", "y" * 30_000]}]}
+    odd = {"common": ["x"], "members": [{"name": "red_panda", "distinguishing": [" a ", "a", " ", "y" * 30_000]}]}
 
     def replies(groups: Sequence[NameGroup]) -> Reply:
         return {"groups": [odd if "c" in group else features(*group) for group in groups]}
@@ -347,8 +347,8 @@ def test_an_appearance_that_is_too_long_for_a_store_is_no_answer() -> None:
     known = Knowledge()
     ask_all(known, ["a"], descriptions=lambda _: {"categories": [description("a", "x" * 20_001)]})
     assert (known.descriptions, list(known.declined)) == ({}, [("descriptions", "a")])
-    ask_all(known, ["b"], descriptions=lambda _: {"categories": [description("b", f" {'x' * 20_000}")]})
-    assert list(known.texts(["b"], ["b"])) == ["b"]
+    ask_all(known, ["b"], descriptions=lambda _: {"categories": [description("b", f" {'x' * 20_000}{' ' * 9}")]})
+    assert known.texts(["b"], ["b"]) == {"b": ["x" * 20_000]}
 
 
 # Prompts

@@ -49,8 +49,7 @@ def fitted(store: Mapping[str, Vectors], **options: Any) -> Calibration:
         revision=1,
         aggregation="top_mean",
         top_m=5,
-        false_unknown_rate=0.05,
-        **{"cascade": "log_linear_gda", **options},
+        **{"cascade": "log_linear_gda", "false_unknown_rate": 0.05, **options},
     )
     assert made is not None
     return made[0]
@@ -89,7 +88,7 @@ def test_new_images_keep_their_answers() -> None:
         rng = np.random.default_rng(seed)
         store = stored(rng, 30)
         calibration = fitted(store)
-        rule = calibration.alone["fast"]
+        rule = calibration.cascade["fast"]
         categories = rng.integers(len(NAMES), size=400)
         queries = {encoder: vectors(rng, categories, WEAKNESS[f"{encoder}:image"]) for encoder in ENCODERS}
         every = scores(store, queries, calibration)
@@ -106,7 +105,7 @@ def test_new_images_keep_their_answers() -> None:
 def test_images_far_from_every_category_are_never_settled() -> None:
     rng = np.random.default_rng(0)
     store = stored(rng, 40)
-    rule = fitted(store).alone["fast"]
+    rule = fitted(store).cascade["fast"]
     strange = vectors(rng, np.full(50, 9), 0.2)
     assert not settled(scores(store, {"fast": strange}, rule.calibration), rule).any()
 
@@ -114,7 +113,7 @@ def test_images_far_from_every_category_are_never_settled() -> None:
 def test_a_rule_applies_to_the_strategy_and_the_categories_that_it_was_learned_for() -> None:
     rng = np.random.default_rng(1)
     store = stored(rng, 40)
-    rule = fitted(store).alone["fast"]
+    rule = fitted(store).cascade["fast"]
     found = scores(store, {"fast": vectors(rng, np.arange(100) % 4, 0.2)}, rule.calibration)
     assert settled(found, rule).any()
     assert not settled(replace(found, calibration="stale"), rule).any()
@@ -129,7 +128,7 @@ def test_a_scale_changes_no_decision() -> None:
     queries = {"fast": vectors(rng, np.arange(200) % 4, 1.6)}
     stops = [
         settled(scores(store, queries, rule.calibration), rule)
-        for rule in (calibration.alone["fast"], doubled.alone["fast"])
+        for rule in (calibration.cascade["fast"], doubled.cascade["fast"])
     ]
     assert 0 < stops[0].mean() < 1
     np.testing.assert_array_equal(stops[0], stops[1])
@@ -137,11 +136,11 @@ def test_a_scale_changes_no_decision() -> None:
 
 def test_nothing_is_learned_without_need_or_with_too_few_images() -> None:
     store = stored(np.random.default_rng(3), 30)
-    assert fitted(store, cascade=None).alone == {}
-    assert fitted({"fast:image": store["fast:image"]}).alone == {}
-    assert fitted(stored(np.random.default_rng(3), 24)).alone == {}  # 96 images
+    assert fitted(store, cascade=None).cascade == {}
+    assert fitted({"fast:image": store["fast:image"]}).cascade == {}
+    assert fitted(stored(np.random.default_rng(3), 24)).cascade == {}  # 96 images
     partly = {**store, "slow:image": {name: store["slow:image"][name] for name in NAMES[:3]}}
-    assert fitted(partly).alone == {}
+    assert fitted(partly).cascade == {}
 
 
 def test_the_rule_of_unchanged_backgrounds_is_reused() -> None:
@@ -149,7 +148,33 @@ def test_the_rule_of_unchanged_backgrounds_is_reused() -> None:
     former = fitted(store)
     again = fitted(store, former=former)
     assert again.classwise is former.classwise
-    assert again.alone == former.alone
+    assert again.cascade == former.cascade
+    assert fitted(store, former=former, cascade=None).cascade == {}
+    other_rate = fitted(store, former=former, false_unknown_rate=0.3)
+    assert other_rate.cascade == fitted(store, false_unknown_rate=0.3).cascade
+
+
+def test_a_category_that_an_encoder_lacks_ends_the_rule() -> None:
+    store = stored(np.random.default_rng(4), 30)
+    former = fitted(store)
+    (some, *_) = store["slow:image"].values()
+    wider = {
+        **store,
+        "slow:image": {**store["slow:image"], "zebra": {f"z{digest}": row for digest, row in some.items()}},
+    }
+    assert former.cascade
+    assert fitted(wider, former=former).cascade == {}
+
+
+def test_images_that_an_encoder_lacks_say_nothing_of_the_rule() -> None:
+    store = stored(np.random.default_rng(6), 40)
+    found = []
+    for c, name in enumerate(NAMES[:2]):
+        rows = vectors(np.random.default_rng(7), np.full(30, c), 0.2)
+        more = {f"more{i}": row.tolist() for i, row in enumerate(rows)}
+        partly = {**store, "fast:image": {**store["fast:image"], name: {**store["fast:image"][name], **more}}}
+        found.append(fitted(partly).cascade["fast"].settled)
+    assert found == [pytest.approx(found[0], abs=0.05)] * 2
 
 
 def test_a_record_round_trips() -> None:
@@ -158,15 +183,15 @@ def test_a_record_round_trips() -> None:
     assert "backgrounds" in record
     read = Calibration.from_dict(json.loads(json.dumps(record)))
     assert read is not None
-    assert read.alone.keys() == {"fast", "slow"}
-    for encoder, rule in read.alone.items():
-        before = calibration.alone[encoder]
+    assert read.cascade.keys() == {"fast", "slow"}
+    for encoder, rule in read.cascade.items():
+        before = calibration.cascade[encoder]
         assert (rule.fusion, rule.odds, rule.above, rule.settled) == (
             *(before.fusion, before.odds, before.above, before.settled),
         )
         assert rule.calibration.classwise == before.calibration.classwise
         assert rule.calibration.backgrounds.keys() == {f"{encoder}:image"}
-    assert "alone" not in replace(calibration, alone={}).to_dict()
+    assert "cascade" not in replace(calibration, cascade={}).to_dict()
 
 
 DAMAGE: list[dict[str, Any]] = [
@@ -193,13 +218,13 @@ def record() -> dict[str, Any]:
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_rule_is_refused(record: dict[str, Any], damage: dict[str, Any]) -> None:
     assert Calibration.from_dict(record) is not None
-    alone = {**record["alone"], "fast": {**record["alone"]["fast"], **damage}}
-    assert Calibration.from_dict({**record, "alone": alone}) is None
+    alone = {**record["cascade"], "fast": {**record["cascade"]["fast"], **damage}}
+    assert Calibration.from_dict({**record, "cascade": alone}) is None
 
 
 def test_a_rule_with_the_calibration_of_other_experts_is_refused(record: dict[str, Any]) -> None:
-    rule = record["alone"]["fast"]
-    for inner in (record["alone"]["slow"]["calibration"], record, {**rule["calibration"], "alone": {}}):
-        assert Calibration.from_dict({**record, "alone": {"fast": {**rule, "calibration": inner}}}) is None
-    assert Calibration.from_dict({**record, "alone": {"other": rule}}) is None
-    assert Calibration.from_dict({**record, "alone": [rule]}) is None
+    rule = record["cascade"]["fast"]
+    for inner in (record["cascade"]["slow"]["calibration"], record, {**rule["calibration"], "cascade": {}}):
+        assert Calibration.from_dict({**record, "cascade": {"fast": {**rule, "calibration": inner}}}) is None
+    assert Calibration.from_dict({**record, "cascade": {"other": rule}}) is None
+    assert Calibration.from_dict({**record, "cascade": [rule]}) is None

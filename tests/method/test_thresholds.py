@@ -135,6 +135,9 @@ def test_how_many_images_a_rate_takes() -> None:
         assert [n for n in range(200) if enough(n, false_unknown_rate)] == list(range(least, 200))
         assert [n for n in range(200) if enough(n, 1 - false_unknown_rate)] == list(range(least, 200))
         assert fewest(false_unknown_rate) == fewest(1 - false_unknown_rate) == least
+    for images in range(1, 2000):  # some quotients are rounded up, some down
+        rate = 1 / (images + 1)
+        assert [enough(n, rate) for n in (fewest(rate) - 1, fewest(rate))] == [False, True]
 
 
 def test_how_many_images_a_tiny_rate_takes_is_told_at_once() -> None:

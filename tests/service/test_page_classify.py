@@ -262,11 +262,12 @@ def test_photos_of_one_thing_have_one_answer(browser: TestClient, classifier: Cl
 def test_predictions_of_one_thing_may_be_forged(browser: TestClient) -> None:
     ranking = [{"label": EVIL, "probability": 0.9}, {"label": "red", "probability": 0.1}]
     seen: dict[str, Any] = {"ranking": ranking, "unknown": False, "novelty": 0.1}
-    page = page_of(browser.post("/classify/combined", json={"predictions": [seen] * 1000}, headers=PART))
+    page = page_of(browser.post("/classify/combined", json={"predictions": [seen] * 64}, headers=PART))
     assert EVIL in page.text
     assert not page.all("script")
     for wrong in (
         {"ranking": []},
+        {"ranking": [{"label": f"{i}", "probability": 0.01} for i in range(11)]},
         {"ranking": [{"label": "red", "probability": 2}]},
         {"ranking": [{"label": "red", "probability": float("nan")}]},
         {"ranking": [{"label": 3, "probability": 0.5}]},
@@ -278,8 +279,8 @@ def test_predictions_of_one_thing_may_be_forged(browser: TestClient) -> None:
         body = json.dumps({"predictions": [seen, {**seen, **wrong}]})
         headers = {**PART, "Content-Type": "application/json"}
         page_of(browser.post("/classify/combined", content=body, headers=headers), 422)
-    for few in ([], [seen], None):
-        page_of(browser.post("/classify/combined", json={"predictions": few}, headers=PART), 422)
+    for number in ([], [seen], [seen] * 65, None):
+        page_of(browser.post("/classify/combined", json={"predictions": number}, headers=PART), 422)
 
 
 def test_photos_of_one_thing_are_corrected_by_one_change(browser: TestClient, classifier: Classifier) -> None:

@@ -745,11 +745,11 @@ def test_info_has_the_fractions_that_encoders_settle_alone(open_store: OpenStore
     store = open_store()
     rule = {"settled": 0.75}
     cases: list[tuple[dict[str, Any], object]] = [
-        ({"alone": {"clip": rule, "dino": {"settled": 0}}}, {"clip": 0.75, "dino": 0.0}),
-        ({"alone": {"clip": rule}, "format": 0}, None),
-        ({"alone": {"clip": {"settled": "0.75"}}}, None),
-        ({"alone": {"clip": {"settled": 1.5}, "dino": [], "mobile": {}}}, None),
-        ({"alone": [rule]}, None),
+        ({"cascade": {"clip": rule, "dino": {"settled": 0}}}, {"clip": 0.75, "dino": 0.0}),
+        ({"cascade": {"clip": rule}, "format": 0}, None),
+        ({"cascade": {"clip": {"settled": "0.75"}}}, None),
+        ({"cascade": {"clip": {"settled": 1.5}, "dino": [], "mobile": {}}}, None),
+        ({"cascade": [rule]}, None),
         ({}, None),
     ]
     for rev, (made, told) in enumerate(cases):

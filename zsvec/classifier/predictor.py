@@ -227,7 +227,7 @@ class Predictor:
             return None
         if keeper is not None or seen is not None or calibration is None:
             return None
-        first = self._embedder.encoders.first({name: rule.settled for name, rule in calibration.alone.items()})
+        first = self._embedder.encoders.first({name: rule.settled for name, rule in calibration.cascade.items()})
         return None if first is None else [first]
 
     def _settle(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow) -> dict[int, Prediction]:
@@ -235,8 +235,10 @@ class Predictor:
         (encoder,) = vectors
         with flow.stage("search"):
             found = self._compared(vectors)
-        rule = found.calibration.alone.get(encoder) if found.calibration else None
+        rule = found.calibration.cascade.get(encoder) if found.calibration and not found.stale else None
         if rule is None or {expert.name for expert in found.experts} != rule.calibration.experts.keys():
+            return {}
+        if any(len(expert.coverage) < len(found.categories) for expert in found.experts):  # another encoder knows more
             return {}
         with flow.stage("fuse"):
             found = with_changes(found, calibration=rule.calibration)

@@ -80,7 +80,7 @@ class Knowledge:
         """Adds an answer, and returns the subjects that the answer covers."""
         if step == "descriptions":
             categories = Descriptions.model_validate(answer).categories
-            found = {one.name: one for one in categories if 0 < len(one.appearance.strip()) <= LONGEST_TEXT}
+            found = {one.name: one for one in categories if 0 < len(one.appearance) <= LONGEST_TEXT}
             described = {name: found[name] for name in about if name in found}
             self.descriptions.update(described)
             return described
@@ -117,9 +117,9 @@ class Knowledge:
             name: [
                 self.descriptions[name].appearance,
                 *(
-                    prompts.definition_text(as_words(name), feature.strip())
+                    prompts.definition_text(as_words(name), feature)
                     for feature in self.look(name, groups)["distinguishing"]
-                    if 0 < len(feature.strip()) <= _MAX_FEATURE
+                    if 0 < len(feature) <= _MAX_FEATURE
                 ),
             ]
             for name in names

@@ -24,7 +24,7 @@ Items = Annotated[list[_T], FailFast()]
 class _Answer(BaseModel):
     """Base of strict structured outputs: all fields are required, and other fields are forbidden."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
 
 
 class Description(_Answer):

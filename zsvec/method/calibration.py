@@ -156,7 +156,7 @@ class CascadeRule:
             ValueError: The record is damaged.
         """
         record = {**values["calibration"], "backgrounds": {}}
-        if record.get("format") != CALIBRATION_FORMAT or "alone" in record:
+        if record.get("format") != CALIBRATION_FORMAT or "cascade" in record:
             raise ValueError("an encoder alone has a calibration of its own experts only")
         made = Calibration._read(record)
         own = {name: background for name, background in backgrounds.items() if name in made.experts}
@@ -188,7 +188,7 @@ class Calibration:
         attached: Digest of the points of attached collections; empty without any.
         multilabel: Whether an image of the store may belong to several categories. The pools may have no `labels`
             nevertheless: nothing can be learned if no image can be left out, or if every image is in every category.
-        alone: By encoder, how the encoder classifies alone (setting ``cascade``); empty unless learned.
+        cascade: Rule of each encoder that settles images without the others; empty unless learned.
     """
 
     revision: int
@@ -205,7 +205,7 @@ class Calibration:
     threshold_progress: ThresholdProgress | None = None
     attached: str = ""
     multilabel: bool = False
-    alone: Mapping[str, CascadeRule] = field(default_factory=dict)
+    cascade: Mapping[str, CascadeRule] = field(default_factory=dict)
 
     def fits(self, experts: Collection[str], aggregation: str, top_m: int) -> bool:
         """Returns whether the calibration covers these experts and fits this aggregation and, if used, ``top_m``."""
@@ -216,12 +216,12 @@ class Calibration:
     def to_dict(self) -> dict[str, Any]:
         """Returns the record that the store keeps as JSON."""
         backgrounds = {expert: background.to_dict() for expert, background in self.backgrounds.items()}
-        alone = {encoder: one.to_dict() for encoder, one in self.alone.items()}
-        fields = {**asdict(replace(self, backgrounds={}, alone={})), "backgrounds": backgrounds, "alone": alone}
+        rules = {encoder: rule.to_dict() for encoder, rule in self.cascade.items()}
+        fields = {**asdict(replace(self, backgrounds={}, cascade={})), "backgrounds": backgrounds, "cascade": rules}
         if not self.attached:
             del fields["attached"]
-        if not alone:
-            del fields["alone"]
+        if not rules:
+            del fields["cascade"]
         return {"format": CALIBRATION_FORMAT, **fields}
 
     @classmethod
@@ -243,17 +243,25 @@ class Calibration:
         pools = {name: _pool_from(fields[name]) for name in _POOLS if fields.get(name)}
         backgrounds = {name: Background.from_dict(kept) for name, kept in fields["backgrounds"].items()}
         progress = ThresholdProgress.from_dict(fields.get("threshold_progress"))
-        alone = {name: CascadeRule.from_dict(one, backgrounds) for name, one in fields.get("alone", {}).items()}
-        read = {"experts": experts, **pools, "backgrounds": backgrounds, "threshold_progress": progress, "alone": alone}
+        rules = {name: CascadeRule.from_dict(rule, backgrounds) for name, rule in fields.get("cascade", {}).items()}
+        read = {
+            "experts": experts,
+            **pools,
+            "backgrounds": backgrounds,
+            "threshold_progress": progress,
+            "cascade": rules,
+        }
         return cls(**{**fields, **read})
 
     def _sound(self) -> bool:
         """Returns whether the numbers are valid. Invalid numbers may also raise the errors that `from_dict` catches."""
         positive = [self.scale]
         others: list[float] = [self.images, self.top_m]
-        for expert in self.experts.values():
+        own: dict[str, set[str]] = {}  # experts by encoder
+        for name, expert in self.experts.items():
             positive += [expert.temperature, expert.spread]
-            others += [expert.images, 0.0 if expert.wrong is None else expert.wrong]
+            others += [expert.images, *(one for one in (expert.accuracy, expert.wrong) if one is not None)]
+            own.setdefault(encoder_and_modality(name)[0], set()).add(name)
         several, of_means = other_aggregation(self.aggregation), dict.fromkeys(self.backgrounds, (CENTRED, GDA))
         return (
             isinstance(self.revision, int)
@@ -266,20 +274,19 @@ class Calibration:
             and self._adds_up(self.plain, {})
             and self._adds_up(self.aggregations, dict.fromkeys(self.experts, (several,)))
             and (self.classwise is None or self._adds_up(self.classwise, of_means))
-            and all(self._settles(encoder, one) for encoder, one in self.alone.items())
+            and all(self._settles(own.get(encoder, set()), rule) for encoder, rule in self.cascade.items())
         )
 
-    def _settles(self, encoder: str, one: CascadeRule) -> bool:
-        """Returns whether the rule of an encoder alone is valid."""
-        made = one.calibration
-        own = {expert for expert in self.experts if encoder_and_modality(expert)[0] == encoder}
+    def _settles(self, own: set[str], rule: CascadeRule) -> bool:
+        """Returns whether the rule of an encoder with these experts is valid."""
+        made = rule.calibration
         return (
             made.fits(own, self.aggregation, self.top_m)
             and made.experts.keys() == own < self.experts.keys()
-            and isinstance(one.fusion, str)
-            and _moderate([one.odds, one.above, one.settled])
-            and one.above > 0
-            and 0 <= one.settled <= 1
+            and isinstance(rule.fusion, str)
+            and _moderate([rule.odds, rule.above, rule.settled])
+            and rule.above > 0
+            and 0 <= rule.settled <= 1
         )
 
     def _adds_up(self, pool: LogLinear, more: Mapping[str, Collection[str]]) -> bool:

@@ -291,7 +291,8 @@ class Settings(_Masked, BaseSettings):
             fraction of the present calibration, or else 0.05.
         unknown_above: Novelty above which an image is unknown, 0.5 by default. No effect without a novelty.
         cascade: Whether a fast encoder classifies images that it settles alone, so that the other encoders run only for
-            the rest. `auto` learns with each calibration which images these are: at most 1 % of the answers change.
+            the rest. `auto` learns with each calibration which images these are: about 1 % of the answers change at
+            most.
         unknown_per_category: Whether each category with enough references has a separate threshold. At a
             `false_unknown_rate` of 0.05, 19 references are enough.
         label_false_positive_rate: Fraction of the images without a category that may get this category as a label,

@@ -33,7 +33,7 @@ _ROUNDING = 1e-9
 _UNKNOWN = -1
 
 
-def learn_alone(
+def learn_cascade(
     calibration: Calibration,
     sample: LeftOut,
     fit: Callable[[LeftOut], Calibration],
@@ -61,11 +61,11 @@ def learn_alone(
         part = sample.of([expert for expert in sample.aggregations if encoder_and_modality(expert)[0] == encoder])
         made = fit(part)
         fusion, *of_one = _pools(made, strategy)
-        alone = _answers(part, *of_one)
-        if everyone is None or alone is None:
+        by_one = _answers(part, *of_one)
+        if everyone is None or by_one is None:
             continue
-        (answers, _, _), (own, odds, above) = everyone, alone
-        known = ~np.isnan(odds)
+        (answers, odds_of_all, _), (own, odds, above) = everyone, by_one
+        known = ~(np.isnan(odds) | np.isnan(odds_of_all))
         least = float(np.quantile(above[known], _BELOW)) if known.any() else 0.0
         if least <= 0:
             continue
@@ -121,7 +121,7 @@ def _answers(
         log_linear(expert_evidence(_of(p, experts), sample.aggregations, p.least), experts, p.neutral)
         for p in (pool, novelty_pool)
     )
-    complete = ~(np.isnan(evidence) | np.isnan(of_novelty)).any(axis=1)
+    complete = (np.isfinite(evidence) & np.isfinite(of_novelty)).all(axis=1)
     odds = np.full(len(evidence), np.nan)
     best = np.nan_to_num(evidence, nan=-np.inf).argmax(axis=1)
     odds[complete] = log_odds(evidence[complete], np.arange(int(complete.sum())), best[complete])

@@ -263,9 +263,9 @@ def scaled(calibration: Calibration, factor: float) -> Calibration:
         aggregations=_scaled_pool(calibration.aggregations, factor),
         classwise=calibration.classwise and _scaled_pool(calibration.classwise, factor),
         scale=calibration.scale * factor,
-        alone={
+        cascade={
             encoder: replace(one, calibration=scaled(one.calibration, factor))
-            for encoder, one in calibration.alone.items()
+            for encoder, one in calibration.cascade.items()
         },
     )
 

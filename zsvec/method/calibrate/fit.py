@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.method.arrays import Doubles
-from zsvec.method.calibrate.cascade import learn_alone
+from zsvec.method.calibrate.cascade import learn_cascade
 from zsvec.method.calibrate.coefficients import calibrate_expert, learn_coefficients
 from zsvec.method.calibrate.labels import learn_labels
 from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample, leave_one_out
@@ -44,7 +44,7 @@ from zsvec.method.predict.gda import covering_most, describes, learn_backgrounds
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import LEAST, expert_evidence, log_linear
 from zsvec.method.quality.label_errors import Suspect
-from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.similarities import References, category_names
 from zsvec.types import counted
 
 FALSE_UNKNOWN_RATE = 0.05
@@ -172,9 +172,12 @@ def fit_calibration(
     several = labels is not None
     kept = former if former and not several and holds(former, sizes) else None
     most = covering_most(references)
-    if kept and not all(
-        expert in most and describes(known, most[expert]) for expert, known in kept.backgrounds.items()
+    if kept and not (
+        kept.backgrounds.keys() == most.keys()
+        and all(describes(known, most[expert]) for expert, known in kept.backgrounds.items())
     ):
+        kept = None
+    if kept and cascade and kept.false_unknown_rate != false_unknown_rate:  # changes which images a cascade may settle
         kept = None
     backgrounds = {} if kept or several else learn_backgrounds(references)
     sample = leave_one_out(references, (aggregation, other), top_m, limit, backgrounds, multilabel=several)
@@ -197,9 +200,10 @@ def fit_calibration(
     )
     made = fit(sample, backgrounds=backgrounds)
     if kept:
-        made = replace(made, classwise=kept.classwise, backgrounds=kept.backgrounds, alone=kept.alone)
+        rules = kept.cascade if cascade and sample.coverage.all() else {}
+        made = replace(made, classwise=kept.classwise, backgrounds=kept.backgrounds, cascade=rules)
     elif cascade and not several:
-        made = replace(made, alone=learn_alone(made, sample, partial(fit, backgrounds=backgrounds), cascade))
+        made = replace(made, cascade=learn_cascade(made, sample, partial(fit, backgrounds=backgrounds), cascade))
     return made, sample
 
 
@@ -281,7 +285,7 @@ def fit_sample(
         labels=labels,
     )
     made = fit(sample)
-    return replace(made, alone=learn_alone(made, sample, fit, cascade)) if cascade and labels is None else made
+    return replace(made, cascade=learn_cascade(made, sample, fit, cascade)) if cascade and labels is None else made
 
 
 def _of_one_aggregation(
@@ -319,8 +323,6 @@ def holds(calibration: Calibration, references: Mapping[str, int]) -> bool:
         references: Present number of references by expert.
     """
     if calibration.classwise is None or calibration.classwise.coefficients.keys() != references.keys():
-        return False
-    if calibration.backgrounds.keys() != image_experts(references).keys():  # another may be learned by now
         return False
     return not any(background.outdated(references[expert]) for expert, background in calibration.backgrounds.items())
 

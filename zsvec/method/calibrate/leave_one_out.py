@@ -229,7 +229,7 @@ def _left_out(
         without = left_out(references[expert], background, queried, [removals[i] for i in ordered])
         for name, similarity in without.items():
             scored[expert][name] = np.full((len(images), len(categories)), np.nan, np.float32)
-            scored[expert][name][np.ix_(np.array(ordered), columns)] = similarity
+            scored[expert][name][np.ix_(np.array(ordered, dtype=np.intp), columns)] = similarity
     labels = np.searchsorted(categories, [name for name, _ in images])
     coverage = np.stack([np.isin(categories, by_expert.names) for by_expert in references.values()])
     scene_of = tuple(min(together.get(key, key[1:])) for key in images)

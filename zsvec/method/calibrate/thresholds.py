@@ -37,7 +37,8 @@ def enough(images: float, fraction: float) -> bool:
 def fewest(fraction: float) -> float:
     """Returns the least number of images that is `enough` for a fraction."""
     least = float(np.ceil(max(1 / fraction, 1 / (1 - fraction))) - 1)
-    return least - 1 if enough(least - 1, fraction) else least  # rounding may have made the quotient too large
+    # Rounding may have made the quotient too large or too small.
+    return next((images for images in (least - 1, least, least + 1) if enough(images, fraction)), least)
 
 
 def threshold_progress(images: int, false_unknown_rate: float) -> ThresholdProgress | None:

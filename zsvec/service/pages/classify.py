@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from zsvec import Classifier, load_image
+from zsvec.classifier.tracker import TOP_K
 from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreUnavailableError
 from zsvec.inputs.categories import as_words
 from zsvec.service.api.common import Hash, Runs
@@ -31,18 +32,19 @@ _CHOICES = 5  # categories with a button
 _SIMILAR = 12  # references, and waiting photos, to show
 _SURE = 0.9  # probability of a group that is named instead of an unsure category
 _LIMIT = 0.5  # novelty above which a photo is unknown by default
+_MOST_OF_ONE = 64  # photos of one thing
 
 
 class _Seen(BaseModel):
     """The part of a prediction that counts for several photos of one thing."""
 
-    ranking: list[Label]
+    ranking: Annotated[list[Label], Field(max_length=TOP_K)]
     unknown: bool
     novelty: float | None
 
 
 class _SeenPhotos(BaseModel):
-    predictions: Annotated[list[_Seen], Field(min_length=2)]
+    predictions: Annotated[list[_Seen], Field(min_length=2, max_length=_MOST_OF_ONE)]
 
 
 @dataclass(frozen=True)

@@ -471,9 +471,9 @@ def settled_fractions(calibration: Mapping[str, Any] | None) -> dict[str, float]
     """Returns by encoder the fraction of images that it settles alone, 0 to 1, as a calibration has stored."""
     if not calibration or calibration.get("format") != CALIBRATION_FORMAT:
         return {}
-    match calibration.get("alone"):
-        case dict() as alone:
-            told = {name: rule.get("settled") for name, rule in alone.items() if isinstance(rule, dict)}
+    match calibration.get("cascade"):
+        case dict() as rules:
+            told = {name: rule.get("settled") for name, rule in rules.items() if isinstance(rule, dict)}
             return {
                 name: float(part) for name, part in told.items() if isinstance(part, int | float) and 0 <= part <= 1
             }

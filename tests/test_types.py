@@ -109,6 +109,9 @@ def test_uncertainty() -> None:
         (doubtful(0.9, 0.1, weight=0.6), None),
         (doubtful(0.9, 0.1, unknown=True), "unknown"),
         (BROKEN, None),
+        (replace(doubtful(0.5, 0.5, weight=0.4), labels=(("a", 0.9), ("b", 0.8))), None),
+        (replace(doubtful(0.9, 0.1), labels=(("a", 0.9), ("b", 0.6))), "close"),
+        (replace(doubtful(0.9, 0.1), labels=(("a", 0.4),)), "close"),
         (Prediction(source="", nearest="a", ranking=(("a", 1.0),)), None),
         (Prediction(source="", nearest="a", ranking=(("a", 0.6),)), "close"),  # of which only the first is told
     ):

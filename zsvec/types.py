@@ -585,7 +585,7 @@ class Prediction:
             exceeds 0.5 for a fraction ``false_unknown_rate`` (setting) of the images of known categories. With too few
             references for a threshold (`threshold_progress`), a prior that was learned from other images counts, too.
         novelty_basis: Evidence of the novelty: ``references`` of the store; ``words`` for everyday things, to which the
-            image is compared if `nearest` has only texts; ``both`` while there are few references. Words promise no
+            image is compared if `nearest` has only its name; ``both`` while there are few references. Words promise no
             rate of false unknowns. ``None`` without a novelty: without a calibration if `nearest` has images, with
             ``calibration="off"``, and for vectors that are classified without their encoder.
         distance: 1 minus the cosine similarity to the nearest reference image, from 0 (an image equal to a reference)
@@ -665,8 +665,11 @@ class Prediction:
     def margin(self) -> float:
         """Probability of the most probable category minus the probability of the second, 0 to 1.
 
-        For a ranking of one category (``top_k=1``), the smallest possible margin; 0 for an unreadable image.
+        For a ranking of one category (``top_k=1``), the smallest possible margin; 0 for an unreadable image. For an
+        image of several labels, the probability of the least probable label minus that of its absence, at least 0.
         """
+        if self.labels:
+            return max(0.0, 2 * min(probability for _, probability in self.labels) - 1)
         first, *others = [probability for _, probability in self.ranking[:2]] or [0.0]
         return first - others[0] if others else max(0.0, 2 * first - 1)
 
@@ -683,7 +686,8 @@ class Prediction:
     def uncertainty(self) -> Uncertainty | None:
         """Reason why a label of the image would be informative, or ``None``; ``keep="uncertain"`` keeps such images.
 
-        ``unknown``: no category fits. ``close``: two categories fit about equally. ``disputed``: the experts disagree.
+        ``unknown``: no category fits. ``close``: two categories fit about equally, or one of several labels hardly does.
+        ``disputed``: the experts disagree. Experts may name different labels of several.
         """
         if self.error is not None or not self.ranking:
             return None
@@ -691,7 +695,7 @@ class Prediction:
             return "unknown"
         if self.margin < _CLOSE:
             return "close"
-        return "disputed" if self.at_odds > _DISPUTED else None
+        return "disputed" if self.at_odds > _DISPUTED and not self.labels else None
 
     def at(self, min_accuracy: float = 0.9) -> tuple[str, float] | None:
         """Returns the most specific answer that is probable enough: "some bird, 97 %" instead of a doubtful species.
@@ -792,7 +796,7 @@ class TrackPrediction:
         nearest: The most probable category; ``None`` before the first frame is classified.
         probability: Probability that the object belongs to `nearest`, 0 to 1.
         unknown: Whether `novelty` exceeds 0.5. An unknown track is not locked.
-        novelty: Probability that the object belongs to no category, 0 to 1; ``None`` without a calibration.
+        novelty: Probability that the object belongs to no category, 0 to 1; ``None`` if no frame has a novelty.
         frames: Number of classified frames.
         decided_after: Number of frames that had been classified when the answer was locked; ``None`` if it is not.
         ranking: The most probable categories with their probabilities, best first.

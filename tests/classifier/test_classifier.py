@@ -607,29 +607,36 @@ def test_few_images_calibrate_no_threshold(folder: Path) -> None:
         assert novelty is not None
         assert 0 < novelty < 1
         assert prediction.unknown == (novelty > 0.5)
-        assert prediction.novelty_basis == "both"
+        assert prediction.novelty_basis == "references"  # its categories have definition texts
     for threshold, unknown in ((0.99 * novelty, True), (min(1.0, 1.01 * novelty), False)):
         with open_classifier(folder, unknown_above=threshold) as clf:
             assert clf.classify(photo(7)).unknown == unknown
 
 
-def test_words_judge_categories_of_texts_alone_until_there_are_references(
+def test_words_judge_categories_of_names_alone_until_there_are_references(
     empty: Classifier, encoders: tuple[HashEncoder, HashEncoder]
 ) -> None:
     image, clip = coloured("red", 100), encoders[0]
     for name in ("red", "blue"):
-        empty.add_category(name, [f"the colour {name}"])
+        empty.add_category(name)
     before = clip.texts_encoded
     prediction = empty.classify(image)
     assert (prediction.novelty_basis, prediction.calibration) == ("words", "none")
     assert prediction.novelty is not None
     assert prediction.unknown == (prediction.novelty > 0.5)
-    assert [one.novelty for one in empty.classify([image, image])] == [prediction.novelty] * 2
+    assert [one.novelty for one in empty.classify([image, image])] == [pytest.approx(prediction.novelty)] * 2
     assert clip.texts_encoded == before + len(EVERYDAY)  # once
 
     vectors = {name: [vector] for name, vector in next(iter(empty.embed_stream([image]))).vectors.items()}
     (given,) = empty.classify_vectors(vectors)
     assert (given.novelty, given.novelty_basis, given.unknown) == (None, None, False)
+
+    for name in ("red", "blue"):  # an image is farther from a sentence than from a word
+        empty.add_category(name, [f"the colour {name}"], replace=True)
+    described = empty.classify(image)
+    assert (described.novelty, described.novelty_basis, described.unknown) == (None, None, False)
+    for name in ("red", "blue"):
+        empty.add_category(name, [name], replace=True)
 
     for number, basis in ((1, "both"), (3, "both"), (10, "references")):
         for name in ("red", "blue"):

@@ -83,7 +83,7 @@ def test_add_list_import_and_info_say_how_far_the_threshold_is(cli: Cli, colours
         assert rows == [note for note in notes[-1:] if " of " in note]
         return notes[-1] if notes else ""
 
-    too_few = "unknown images cannot be rejected yet: add images to at least two categories"
+    too_few = "your images cannot tell yet which images are unknown: add images to at least two categories"
     assert said("add cat --text 'a feline'") == said("add dog") == too_few
     assert said("add red --image", new / "red.png") == str(ThresholdProgress(0, 19))
     assert said("import", colours) == str(ThresholdProgress(10, 19))
@@ -100,7 +100,7 @@ def test_list_of_a_store_without_a_calibration_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     assert cli("import", colours).code == 0
-    assert cli("list").err == "unknown images cannot be rejected yet: run `zsvec calibrate`\n"
+    assert cli("list").err == "your images cannot tell yet which images are unknown: run `zsvec calibrate`\n"
 
 
 def test_list_of_nothing(cli: Cli) -> None:

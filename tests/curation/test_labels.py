@@ -137,6 +137,20 @@ def test_an_image_of_two_categories_has_both_labels(clf: Classifier) -> None:
         assert answer.to_dict()["labels"] == [{"label": name, "probability": p} for name, p in answer.labels]
 
 
+def test_a_track_has_no_several_labels(clf: Classifier) -> None:
+    with pytest.raises(InvalidInputError):
+        clf.tracker()
+
+
+def test_a_calibration_by_another_rate_is_told_apart(tmp_path: Path) -> None:
+    with open_many(tmp_path) as clf:
+        fill(clf)
+        unchanged = clf.calibrate().notes
+    with open_many(tmp_path, label_false_positive_rate=0.3) as clf:
+        changed = clf.calibrate().notes
+    assert {*unchanged} - {*changed}
+
+
 def test_without_a_calibration_there_are_no_labels() -> None:
     with open_many(calibration="off") as clf:
         assert labels_of(fill(clf), coloured("red", 9)) == set()

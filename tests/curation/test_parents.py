@@ -82,7 +82,7 @@ def test_without_parents_there_is_no_path() -> None:
 def test_the_tree_is_made_again_when_names_or_parents_change(clf: Classifier) -> None:
     def tree() -> object:
         clf.classify(coloured("red", 0))
-        return clf._searcher._tree.tree
+        return clf._searcher._made.tree
 
     made = tree()
     clf.add_category("robin", images=[coloured("red", 8)])

@@ -63,7 +63,7 @@ def test_the_page_of_a_store_of_texts_says_what_unknown_pictures_need() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier, visitor(classifier) as browser:
         assert "Unknown photos" not in page_of(browser.get("/categories")).text
         classifier.add_category("cat", ["a feline"])
-        assert "Unknown photos cannot be recognized yet" in page_of(browser.get("/categories")).text
+        assert "Your photos cannot tell yet which photos are unknown" in page_of(browser.get("/categories")).text
 
 
 def test_cards_read_the_store_once(

@@ -141,6 +141,8 @@ def answered(*shares: float, weight: float = 1.0, unknown: bool = False) -> Pred
         (answered(0.97, 0.02, weight=0.4), "unsure"),  # disputed
         (answered(0.5), "unsure"),
         (answered(0.97, 0.02, unknown=True), "unknown"),
+        (replace(answered(0.5, 0.5), labels=(("a", 0.9), ("b", 0.85))), "sure"),
+        (replace(answered(0.97, 0.02), labels=(("a", 0.9), ("b", 0.7))), "unsure"),
     ],
 )
 def test_a_prediction_is_sure_unsure_or_unknown(prediction: Prediction, expected: str) -> None:

@@ -717,8 +717,13 @@ class Classifier:
             max_age: Seconds without a frame after which a track ends.
 
         Raises:
-            InvalidInputError: An argument is not in its range.
+            InvalidInputError: An argument is not in its range, or an image may belong to several categories.
         """
+        if self.labels == "many":
+            raise InvalidInputError(
+                "a track has one category, so the images of a store with tracks must have one. Got a store with "
+                'labels="many": read the labels of each image'
+            )
         margin, chosen = checked_margin(margin), None if keep is None else checked_keep(keep)
 
         def classify(regions: Sequence[Region]) -> list[Prediction]:

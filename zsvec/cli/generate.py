@@ -59,7 +59,7 @@ def generate(
     from zsvec.generation.facet import Generated
 
     if bool(names) == every:
-        raise typer.BadParameter("name categories, or give --all")
+        raise typer.BadParameter("give either names of categories or --all")
     if texts and (per_category is not None or max_images is not None or keep_flagged):
         raise typer.BadParameter("--texts draws no images: leave out --per-category, --max-images and --keep-flagged")
     with context.obj.open() as classifier:

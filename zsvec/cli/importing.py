@@ -215,7 +215,7 @@ def is_file(source: Path, options: FileOptions) -> bool:
     if in_file and suffix not in _FILES:
         raise InvalidInputError(f"{source} is not a folder, and no file that ends with {' or '.join(_FILES)}: give one")
     if options.tree and in_file:
-        raise typer.BadParameter("--tree needs a DIR: a file has the column parent")
+        raise typer.BadParameter("--tree needs a DIR: leave it out for a file, which names parents in a column")
     if options.images is not None and not in_file:
         raise typer.BadParameter("--images needs a FILE: the images of a folder are in it")
     if options.boxes and not (in_file and suffix == ".json"):

@@ -88,7 +88,7 @@ def print_standing(info: Mapping[str, Any], categories: Collection[Category]) ->
     elif categories and info["calibration"] == "none":
         few = sum(category.images > 0 for category in categories) < 2
         advice = "add images to at least two categories" if few else "run `zsvec calibrate`"
-        print_note(f"unknown images cannot be rejected yet: {advice}")
+        print_note(f"your images cannot tell yet which images are unknown: {advice}")
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -191,8 +191,8 @@ def _decisions(
         there, scores = scores_of(classifier, vectors)
         if scores.label_probabilities is None or scores.label_thresholds is None:
             raise StoreError(
-                f"{classifier.location} has not learned which categories an image belongs to: run `zsvec calibrate`, "
-                "after categories have two images or more"
+                f"{classifier.location} has not learned which categories an image belongs to: open it with "
+                'labels="many", and run `zsvec calibrate` after categories have two images or more'
             )
         columns = [(column[name], i) for i, name in enumerate(there) if name in column]
         into, of = (list(part) for part in zip(*columns, strict=True))

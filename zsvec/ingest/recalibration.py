@@ -356,9 +356,13 @@ def _scaled(
 
 def _determinants(made: Calibration) -> tuple[object, ...]:
     """Returns the values by which calibrations are compared. Fitted numbers are left out: the store rounds them."""
+    labels = made.aggregations.labels
     return (
         made.revision,
         made.attached,
+        made.multilabel,
+        labels and labels.false_positive_rate,
+        sorted(made.cascade),
         made.false_unknown_rate,
         made.aggregation,
         made.top_m,

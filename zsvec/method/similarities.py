@@ -180,6 +180,7 @@ class SearchResult:
             uses the former references of such a category, or leaves the category out.
         stale_seconds: Seconds since the store was last read if the store is unreachable, else 0.
         tree: The tree over the categories, if any of them has a parent.
+        described: Categories with texts beside their name.
         words: By encoder, vectors of words for everyday things: float32 ``(n_words, dim)``, unit rows. Novelty compares
             images with these words where references are missing; empty if the words were not embedded.
     """
@@ -192,6 +193,7 @@ class SearchResult:
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
     tree: Tree | None = None
+    described: frozenset[str] = frozenset()
     words: Mapping[str, Floats] = field(default_factory=dict, compare=False)
 
     def __len__(self) -> int:

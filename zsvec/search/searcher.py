@@ -21,6 +21,7 @@ from functools import partial
 from typing import Literal, TypeVar
 
 from zsvec.errors import StoreUnavailableError
+from zsvec.inputs.categories import as_words
 from zsvec.method.arrays import Floats
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.tree import Tree
@@ -44,12 +45,13 @@ _STORE_TIMEOUT_S = 1.0  # of a request, if references in memory may answer witho
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A tree, and the names, the catalog and the parents that it was made from."""
+    """What is made of the catalog for each search, and the names, the catalog and the parents that it was made from."""
 
     names: tuple[str, ...] = ()
     catalog: Mapping[str, Category] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
     tree: Tree | None = None
+    described: frozenset[str] = frozenset()
 
 
 class Searcher:
@@ -89,7 +91,7 @@ class Searcher:
     def _begin(self) -> None:
         """Resets the state, as if the store had never been read."""
         self._snapshot = self._empty(NUMPY if self._budget >= 0 else QDRANT)
-        self._tree = _Made()
+        self._made = _Made()
         self._size = 0  # number of references in the catalog of the snapshot
         self._unkept = 0  # number of references read since the cache was written
         self._dropped = b""  # id of the last drop of the cache, taken before the catalog was read
@@ -168,20 +170,23 @@ class Searcher:
             stale = calibration is not None and (calibration.revision < changed or calibration.attached != attached)
             unreadable = self._store.attached_parts().unreadable
             incomplete = tuple(sorted({*self._given_up, *self._unreadable, *unreadable}))
-            tree = self._tree_of(names, snapshot)
-            return SearchResult(names, experts, queries, calibration, stale, incomplete, self._staleness(), tree)
+            made = self._made_of(names, snapshot)
+            return SearchResult(
+                *(names, experts, queries, calibration, stale, incomplete, self._staleness(), made.tree, made.described)
+            )
 
         return self._until_whole(answer)
 
-    def _tree_of(self, names: tuple[str, ...], snapshot: Snapshot) -> Tree | None:
-        """Returns the tree over the categories, which is made again when names or parents have changed."""
-        made = self._tree
+    def _made_of(self, names: tuple[str, ...], snapshot: Snapshot) -> _Made:
+        """Returns the tree, made again when names or parents have changed, and the described categories."""
+        made = self._made
         if made.names is not names or made.catalog is not snapshot.catalog:
             parents = {name: category.parent for name, category in snapshot.catalog.items() if category.parent}
             is_same = (made.names, made.parents) == (names, parents)
             tree = made.tree if is_same else Tree.of(names, parents)
-            made = self._tree = _Made(names, snapshot.catalog, parents, tree)
-        return made.tree
+            described = frozenset(name for name, category in snapshot.catalog.items() if _is_described(category))
+            made = self._made = _Made(names, snapshot.catalog, parents, tree, described)
+        return made
 
     def references(self) -> tuple[Mapping[str, References], int]:
         """Returns all references, by expert, and the largest ``rev`` of their categories."""
@@ -380,3 +385,9 @@ def _size(catalog: Mapping[str, Category]) -> int:
 
 def _count(category: Category | None) -> int:
     return sum(category.references.values()) if category else 0
+
+
+def _is_described(category: Category) -> bool:
+    """Returns whether a category has texts beside its name: definition texts, or texts of attached collections."""
+    attached = any(encoder_and_modality(expert)[1] == "text" for expert in category.attached)
+    return attached or category.texts not in ((), (as_words(category.name),))

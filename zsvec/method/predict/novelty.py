@@ -114,7 +114,8 @@ def word_deviations(logits: Logits, similarities: Similarity, aggregation: str) 
 
     Of unrelated words, the nearest of many is nearer than the nearest of few. The category therefore competes with the
     most similar of as many random words as there are categories, which is about √(2 ln n) standard deviations above the
-    mean. The words are negative labels as in NegLabel (Jiang et al., 2024, arXiv:2403.20078).
+    mean. The words are negative labels as in NegLabel (Jiang et al., 2024, arXiv:2403.20078). Categories are compared
+    by their name only: an image is farther from a sentence than from a word, even if both describe the image.
 
     Args:
         logits: Coverage and evidence of the experts, and the search with the words.
@@ -123,9 +124,11 @@ def word_deviations(logits: Logits, similarities: Similarity, aggregation: str) 
 
     Returns:
         float64 ``(n_images,)``: the similarity to the nearest category, in standard deviations of the similarities to
-        the words above the random words. NaN if the nearest category has no text, or without different words.
+        the words above the random words. NaN if the nearest category has no text, or texts beside its name, or without
+        different words.
     """
     nearest = logits.pooled.argmax(axis=1)
+    named = np.array([logits.found.categories[i] not in logits.found.described for i in nearest.tolist()])
     total, count = np.zeros(len(nearest)), np.zeros(len(nearest))
     for expert, covered in zip(logits.found.experts, logits.coverage, strict=True):
         words = logits.found.words.get(expert.encoder)
@@ -133,7 +136,7 @@ def word_deviations(logits: Logits, similarities: Similarity, aggregation: str) 
             own = similarities[expert.name][aggregation][np.arange(len(nearest)), nearest]
             others = logits.found.queries[expert.encoder] @ words.T
             spread, by_chance = others.std(axis=1), np.sqrt(2 * np.log(max(1, int(covered.sum()))))
-            told = covered[nearest] & (spread > 0)
+            told = covered[nearest] & named & (spread > 0)
             above = np.divide(own - others.mean(axis=1), spread, out=np.zeros_like(total), where=told)
             total += np.where(told, above - by_chance, 0)
             count += told

@@ -106,11 +106,16 @@ def verdict(prediction: Prediction) -> Literal["sure", "unsure", "unknown"]:
     """Returns how much a person should trust the prediction of a readable image.
 
     A prediction is unsure if its certainty in words is "Probably" or less, or if the library calls it uncertain
-    (`Prediction.uncertainty`), as ``keep="uncertain"`` does. So no image that is kept as uncertain is called sure.
+    (`Prediction.uncertainty`), as ``keep="uncertain"`` does. So no image that is kept as uncertain is called sure. Of
+    several labels, the least probable one counts.
     """
     if prediction.unknown:
         return "unknown"
-    return "unsure" if prediction.uncertainty or (prediction.probability or 0.0) < _SURE else "sure"
+    return "unsure" if prediction.uncertainty or _least(prediction) < _SURE else "sure"
+
+
+def _least(prediction: Prediction) -> float:
+    return min((probability for _, probability in prediction.labels or ()), default=prediction.probability or 0.0)
 
 
 def doubt(prediction: Prediction) -> str:
@@ -123,6 +128,9 @@ def doubt(prediction: Prediction) -> str:
     if prediction.uncertainty == "disputed":
         ranked = {expert.ranking[0][0] for expert in prediction.experts.values() if expert.ranking} - {nearest}
         return f"Disputed: one comparison says “{nearest}”, others say “{'”, “'.join(sorted(ranked))}”."
+    if prediction.labels:
+        doubted = [name for name, probability in prediction.labels if probability == _least(prediction)]
+        return f"“{doubted[0]}” is not certain."
     if not others:
         return f"It is not much like “{nearest}”."
     close = prediction.uncertainty == "close"

@@ -686,8 +686,8 @@ class Prediction:
     def uncertainty(self) -> Uncertainty | None:
         """Reason why a label of the image would be informative, or ``None``; ``keep="uncertain"`` keeps such images.
 
-        ``unknown``: no category fits. ``close``: two categories fit about equally, or one of several labels hardly does.
-        ``disputed``: the experts disagree. Experts may name different labels of several.
+        ``unknown``: no category fits. ``close``: two categories fit about equally, or one of several labels hardly
+        fits. ``disputed``: the experts disagree. Experts may name different labels of several.
         """
         if self.error is not None or not self.ranking:
             return None

@@ -89,6 +89,9 @@ def test_a_photo_gets_several_categories_by_keys(opens: Opened, many: Service) -
     page.keyboard.type("zebra, striped")
     page.keyboard.press("Enter")
     expect(page.locator(".chip:visible")).to_have_text("zebra, striped×")
+    for expected in ([first, second, third], [first, third]):  # in the empty field
+        page.keyboard.press("2")
+        expect(pressed).to_have_text(expected)
     assert violations(page) == []
     assert holders(many, digest) == set()
     page.keyboard.press("Enter")

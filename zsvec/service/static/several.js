@@ -11,10 +11,12 @@ const fieldOf = (area) => area.querySelector("[data-category]");
 // Returns the chosen categories, one a line.
 export const chosen = (area) => chips(area).map(({ value }) => value).join("\n");
 
+const choicesOf = (area) => [...area.querySelectorAll("button[value]:not(.chip, [hidden])")];
+
 // Shows which categories are chosen.
 export function mark(area) {
   const there = chips(area);
-  const buttons = [...area.querySelectorAll("button[value]:not(.chip, [hidden])")];
+  const buttons = choicesOf(area);
   const names = buttons.map(({ value }) => value);
   for (const one of there) one.hidden = names.includes(one.value);
   for (const button of buttons) button.ariaPressed = String(there.some(({ value }) => value === button.value));
@@ -68,9 +70,17 @@ export function given({ target, submitter }) {
 
 const isField = (element) => element.matches?.("[data-category]") && areaOf(element);
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Enter" || event.isComposing || !isField(event.target) || !event.target.value.trim()) return;
+  if (event.isComposing || !isField(event.target)) return;
+  const area = areaOf(event.target);
+  if (event.target.value.trim()) {
+    if (event.key !== "Enter") return;
+    take(event.target);
+  } else {
+    const choice = choicesOf(area)[event.key - 1]; // a digit in the empty field, as beside it
+    if (!choice || event.ctrlKey || event.metaKey || event.altKey) return;
+    toggle(area, choice.value);
+  }
   event.preventDefault();
-  take(event.target);
 });
 // A chosen suggestion, which no user has typed.
 document.addEventListener("input", (event) => {

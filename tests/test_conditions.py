@@ -69,7 +69,7 @@ def test_together(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "load_encoders", lambda *_, **__: EncoderSet(two_encoders()))
     printed = run_script(script, folder, "--profile", "base", "--references", 3, "--draws", 2)
     assert "colours, 2 draws" in printed
-    assert printed.count("  together") == printed.count("  alone") == 9
+    assert printed.count("  together") == printed.count("  alone") == 10
     assert "nan" not in printed
 
 

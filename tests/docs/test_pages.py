@@ -43,7 +43,7 @@ UNRUN = {
     "generation": ["needs-key"] * 3,
     "architecture": ["needs-host"],
     "measured": [
-        *["needs-data"] * 11,
+        *["needs-data"] * 12,
         "needs-time",
         "needs-data",
         "needs-time",

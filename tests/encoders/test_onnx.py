@@ -423,11 +423,12 @@ except SystemExit as stop:
 """
 
 
-def lines_without_torch(program: str, *arguments: object) -> list[str]:
+def lines_without_torch(program: str, store: Path, *arguments: object) -> list[str]:
+    """Returns the output of a program with a cache of its own, since the user's may have exported encoders."""
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH + program, *map(str, arguments)],
+        [sys.executable, "-c", WITHOUT_TORCH + program, str(store), *map(str, arguments)],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9"},
+        env={**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "XDG_CACHE_HOME": str(store.with_name("cache"))},
         capture_output=True,
         text=True,
         encoding="utf-8",

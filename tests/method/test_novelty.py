@@ -202,6 +202,7 @@ def test_deviations_from_words_by_hand() -> None:
     images = np.array([[0.0, 0.2, 0.4], [0.1, 0.3, 0.5], [0.0, 0.2, 0.4]], np.float32)
     given.found.queries = dict.fromkeys("xyz", images)  # type: ignore[misc]
     given.found.words = {"x": axes[1:], "y": axes}  # type: ignore[misc]
+    given.found.described = frozenset()  # type: ignore[misc]
     similarities = {
         "x:text": {"mean": np.array([[0.6, 0.1, NAN], [0.1, 0.3, NAN], [0.5, 0.5, NAN]])},
         "y:text": {"mean": np.array([[0.2, NAN, NAN], [0.2, NAN, NAN], [0.2, NAN, NAN]])},
@@ -213,6 +214,8 @@ def test_deviations_from_words_by_hand() -> None:
     # y: the mean is 0.2, and one category competes with one word, which is at the mean.
     chance = np.sqrt(2 * np.log(2))
     np.testing.assert_allclose(got, [(3 - chance + 0) / 2, -1 - chance, NAN], rtol=1e-5)
+    given.found.described = frozenset("a")  # type: ignore[misc]
+    np.testing.assert_allclose(word_deviations(given, similarities, "mean"), [NAN, -1 - chance, NAN], rtol=1e-5)
     given.found.words = {"x": axes[[1, 1]]}  # type: ignore[misc]
     assert np.isnan(word_deviations(given, similarities, "mean")).all()  # equal words tell nothing
     given.found.words = {}  # type: ignore[misc]

@@ -196,19 +196,19 @@ def prior_novelty(
     return novelty(SLOPE * mean + OFFSET, np.zeros(len(nearest)))
 
 
-def largest_probability(prior: Doubles, calibration: Calibration, n_categories: int) -> Doubles:
+def largest_probability(novelty: Doubles, calibration: Calibration, n_categories: int) -> Doubles:
     """Returns the largest probability that a category of an image may have, float64 ``(n_images,)``.
 
-    Few references make any evidence look certain. A distribution is therefore believed only as far as the prior does
-    not call the image new; the more images the calibration was learned from, the more it is believed.
+    Few references make any evidence look certain. A distribution is therefore believed only as far as the image does
+    not look new; the more images the calibration was learned from, the more it is believed.
 
     Args:
-        prior: The result of `prior_novelty`.
+        novelty: float64 ``(n_images,)``, 0 to 1: the result of `prior_novelty`; the novelty itself where this has NaN.
         calibration: The calibration in use.
         n_categories: Number of categories.
     """
     doubt = max(0.0, 1 - max(expert.images for expert in calibration.experts.values()) / _ENOUGH)
-    largest: Doubles = 1 - doubt * np.nan_to_num(prior) * (1 - 1 / n_categories)
+    largest: Doubles = 1 - doubt * np.nan_to_num(novelty) * (1 - 1 / n_categories)
     return largest
 
 

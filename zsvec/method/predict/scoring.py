@@ -158,11 +158,9 @@ class Scoring:
             weights=[self.weights.get(expert.name, 1.0) for expert in found.experts],
         )
         fused = STRATEGIES[strategy].function(logits)
-        probabilities, prior = fused.probabilities, None
+        prior = None
         if calibration is not None:
             prior = prior_novelty(novelty_logits, similarities, calibration, self.temperatures)
-            covered = np.any(logits.coverage, axis=0)
-            probabilities = limit(probabilities, largest_probability(prior, calibration, int(covered.sum())), covered)
         novelty = image_novelty(
             novelty_logits,
             prior=prior,
@@ -170,6 +168,11 @@ class Scoring:
             unknown_above=self.unknown_above,
             per_category=self.unknown_per_category,
         )
+        probabilities = fused.probabilities
+        if calibration is not None and prior is not None:
+            covered = np.any(logits.coverage, axis=0)
+            doubted = np.where(np.isnan(prior), novelty.novelty, prior)
+            probabilities = limit(probabilities, largest_probability(doubted, calibration, int(covered.sum())), covered)
         labels = novelty_logits.pool.labels
         return Scores(
             probabilities=logits.probabilities,

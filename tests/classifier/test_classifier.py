@@ -645,6 +645,19 @@ def test_words_judge_categories_of_names_alone_until_there_are_references(
         assert empty.classify_vectors(vectors)[0].novelty_basis == "references"
 
 
+def test_few_references_limit_a_category_of_a_text_alone(empty: Classifier) -> None:
+    for name in ("red", "blue", "green"):
+        empty.add_category(name, images=[coloured(name, seed) for seed in range(4)])
+    empty.add_category("cat", ["a feline"])
+    found = empty.classify([photo(seed) for seed in range(20)])
+    of_text = [one for one in found if one.nearest == "cat"]
+    assert of_text
+    for one in of_text:  # 12 of 100 images, so 88 % of the novelty counts
+        assert one.novelty is not None
+        assert one.probability is not None
+        assert one.probability <= 1 - 0.88 * one.novelty * 3 / 4 + 1e-9
+
+
 def test_an_uncalibrated_store_with_images_has_no_novelty_by_words(folder: Path) -> None:
     with fill(open_classifier(folder, calibration="off")) as clf:
         clf.add_category("cat", ["a feline"])

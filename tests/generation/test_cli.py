@@ -335,8 +335,8 @@ def test_budgets(cli: Run, service: Service, budget: str, bought: int, *, out_of
 
 def test_wrong_usage(cli: Run, service: Service) -> None:
     for options, message in {
-        "": "name categories, or give --all",
-        "cat --all": "name categories, or give --all",
+        "": "give either names of categories or --all",
+        "cat --all": "give either names of categories or --all",
         "--all": "has no category to draw: name some",
         "''": "a category name must not be empty. Got ''",
         "cat --per-category 0": "--per-category",

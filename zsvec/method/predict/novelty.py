@@ -203,7 +203,8 @@ def largest_probability(novelty: Doubles, calibration: Calibration, n_categories
     not look new; the more images the calibration was learned from, the more it is believed.
 
     Args:
-        novelty: float64 ``(n_images,)``, 0 to 1: the result of `prior_novelty`; the novelty itself where this has NaN.
+        novelty: float64 ``(n_images,)``, 0 to 1: the result of `prior_novelty`; for a category without images, the
+            novelty of the image.
         calibration: The calibration in use.
         n_categories: Number of categories.
     """

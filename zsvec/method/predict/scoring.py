@@ -171,7 +171,10 @@ class Scoring:
         probabilities = fused.probabilities
         if calibration is not None and prior is not None:
             covered = np.any(logits.coverage, axis=0)
-            doubted = np.where(np.isnan(prior), novelty.novelty, prior)
+            images = [expert.modality == "image" for expert in found.experts]
+            pictured = np.any(logits.coverage[images], axis=0)
+            judged = ~np.isnan(prior) & np.take(pictured, probabilities.argmax(axis=1))
+            doubted = np.where(judged, prior, novelty.novelty)
             probabilities = limit(probabilities, largest_probability(doubted, calibration, int(covered.sum())), covered)
         labels = novelty_logits.pool.labels
         return Scores(

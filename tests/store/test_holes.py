@@ -7,6 +7,7 @@ import os
 import pkgutil
 import random
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -72,8 +73,8 @@ def test_a_closed_store_is_small_in_an_archive(folder: Path, tmp_path: Path) -> 
     with tarfile.open(tmp_path / "store.tar", "w") as archive:
         archive.add(folder, "store")
     assert (tmp_path / "store.tar").stat().st_size < 5 * MIB
-    with tarfile.open(tmp_path / "store.tar") as archive:
-        archive.extractall(tmp_path / "elsewhere", filter="data")
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run(["tar", "-xf", tmp_path / "store.tar", "-C", tmp_path / "elsewhere"], check=True)
     assert state(tmp_path / "elsewhere" / "store") == state(folder)
 
 

@@ -666,7 +666,8 @@ class Prediction:
         """Probability of the most probable category minus the probability of the second, 0 to 1.
 
         For a ranking of one category (``top_k=1``), the smallest possible margin; 0 for an unreadable image. For an
-        image of several labels, the probability of the least probable label minus that of its absence, at least 0.
+        image with labels, the least probable label counts: the probability that it is right minus that it is wrong, at
+        least 0.
         """
         if self.labels:
             return max(0.0, 2 * min(probability for _, probability in self.labels) - 1)

@@ -296,7 +296,7 @@ class Predictor:
         """Returns the predictions of embedded images, and the rank of each image for `Flow.rank`.
 
         With `related`, images of a batch may influence each other's predictions. The batch is added to `seen`. With
-        `words`, whose encoders must be loaded, novelty compares the images with words for everyday things if necessary.
+        `words`, images of a store with few references are compared with everyday words; the encoders must be loaded.
         """
         with flow.stage("search"):
             found = self._searched(vectors)

@@ -125,7 +125,7 @@ class LogLinear:
 class CascadeRule:
     """The calibration of one encoder alone, and the rule by which this encoder settles images without the others.
 
-    The encoder settles an image if the log odds and the evidence of its own prediction reach both limits. See
+    The encoder settles an image if its prediction reaches both limits: the log odds and the evidence. See
     `zsvec.method.calibrate.cascade`.
 
     Attributes:
@@ -157,12 +157,12 @@ class CascadeRule:
         """
         record = {**values["calibration"], "backgrounds": {}}
         if record.get("format") != CALIBRATION_FORMAT or "cascade" in record:
-            raise ValueError("an encoder alone has a calibration of its own experts only")
+            raise ValueError("the calibration of one encoder must have no rule of a cascade")
         made = Calibration._read(record)
         own = {name: background for name, background in backgrounds.items() if name in made.experts}
         made = replace(made, backgrounds=own if made.classwise else {})
         if not made._sound():
-            raise ValueError("the calibration of an encoder alone is damaged")
+            raise ValueError("the calibration of one encoder is damaged")
         return cls(**{**values, "calibration": made})
 
 

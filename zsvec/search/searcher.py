@@ -45,7 +45,7 @@ _STORE_TIMEOUT_S = 1.0  # of a request, if references in memory may answer witho
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What is made of the catalog for each search, and the names, the catalog and the parents that it was made from."""
+    """The tree and the described categories of a catalog, and the names, catalog and parents they were made from."""
 
     names: tuple[str, ...] = ()
     catalog: Mapping[str, Category] = field(default_factory=dict)

@@ -9,7 +9,7 @@ calibration learns:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -189,8 +189,8 @@ def fit_calibration(
         for name, similarity in similarities.items()
         if name != LOG_COUNT
     }
-    fit = partial(
-        _fit_exact,
+    of_one = partial(
+        _of_one_aggregation,
         fitted=fitted,
         revision=revision,
         aggregation=aggregation,
@@ -198,27 +198,27 @@ def fit_calibration(
         false_unknown_rate=false_unknown_rate,
         labels=labels,
     )
-    made = fit(sample, backgrounds=backgrounds)
+    fit = partial(_fit_exact, of_one=of_one, fitted=fitted, backgrounds=backgrounds, labels=labels)
+    made = fit(sample)
     if kept:
         rules = kept.cascade if cascade and sample.coverage.all() else {}
         made = replace(made, classwise=kept.classwise, backgrounds=kept.backgrounds, cascade=rules)
     elif cascade and not several:
-        made = replace(made, cascade=learn_cascade(made, sample, partial(fit, backgrounds=backgrounds), cascade))
+        made = replace(made, cascade=learn_cascade(made, sample, fit, cascade))
     return made, sample
 
 
 def _fit_exact(
     sample: LeftOut,
     *,
+    of_one: Callable[[LeftOut], Calibration],
     fitted: Mapping[tuple[str, str], ExpertCalibration],
     backgrounds: Mapping[str, Background],
-    revision: int,
-    aggregation: str,
-    top_m: int,
-    false_unknown_rate: float,
     labels: LabelSettings | None,
 ) -> Calibration:
-    """Returns the calibration of the experts of a sample that were compared with every reference."""
+    """Returns the calibration of experts that were compared with every reference; `of_one` has one aggregation."""
+    plain = of_one(sample)
+    aggregation, false_unknown_rate = plain.aggregation, plain.false_unknown_rate
     own = {expert: background for expert, background in backgrounds.items() if expert in sample.aggregations}
     classwise_pool = None
     if own:
@@ -226,15 +226,6 @@ def _fit_exact(
         classwise_pool, _ = _pool(sample, fitted, of_means, false_unknown_rate, least=LEAST)
         if not classwise_pool.learned:  # every category is a single scene, so no image can be left out
             classwise_pool, own = None, {}
-    plain = _of_one_aggregation(
-        sample,
-        fitted,
-        revision=revision,
-        aggregation=aggregation,
-        top_m=top_m,
-        false_unknown_rate=false_unknown_rate,
-        labels=labels,
-    )
     two = _distinct(sample, (aggregation, other_aggregation(aggregation)))
     of_two, n_images = _pool(sample, fitted, two, false_unknown_rate, labels)
     return replace(

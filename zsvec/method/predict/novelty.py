@@ -71,8 +71,8 @@ def image_novelty(
 
     Args:
         logits: Distributions and evidence of the experts.
-        prior: The result of `prior_novelty`; ``None`` without a calibration. Then words count only for images whose
-            nearest category has no reference images.
+        prior: The result of `prior_novelty`; ``None`` without a calibration. Without a calibration, words count only
+            for categories without reference images.
         words: The result of `word_deviations`.
         unknown_above: Novelty above which an image is unknown. ``None``: `HALFWAY` for categories with a threshold or
             a prior; images of other categories are not unknown.

@@ -85,7 +85,7 @@ def names_in(fields: Mapping[str, Sequence[str]], field: str) -> list[str]:
 
 
 def check_several(classifier: Classifier, names: Sequence[str]) -> None:
-    """Raises a Problem for several categories of an image in a store whose images belong to one."""
+    """Raises a Problem for several names, if an image of the store belongs to one category."""
     if len(names) > 1 and classifier.labels == "one":
         raise refusal(422, "A photo belongs to one category here. Choose one.")
 

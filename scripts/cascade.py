@@ -24,7 +24,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from standing.measure import mean_and_error, scoring_of
+from standing.measure import calibration_of, mean_and_error, scoring_of
 from standing.sets import Images, progress
 from standing.trials import Draw, Numbers
 
@@ -37,7 +37,6 @@ from zsvec.inputs.categories import as_words
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
 from zsvec.method import DEFAULT_STRATEGY
-from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE, fit_calibration
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.cascade import settled
 from zsvec.method.predict.scoring import Scores
@@ -94,19 +93,10 @@ def _draw(embedded: Embedded, count: int, seed: int) -> dict[str, dict[str, floa
     """Returns the figures of each encoder as the first, in percent except the last."""
     draw = Draw(embedded.images, seed)
     references = _references(embedded.images, draw, count)
-    scoring, names = scoring_of(references), category_names(references)
-    fitted = fit_calibration(
-        references,
-        scoring.temperatures,
-        revision=0,
-        aggregation=scoring.aggregation,
-        top_m=scoring.top_m,
-        false_unknown_rate=FALSE_UNKNOWN_RATE,
-        cascade=DEFAULT_STRATEGY,
-    )
-    if fitted is None:
+    names = category_names(references)
+    calibration = calibration_of(references, cascade=DEFAULT_STRATEGY)
+    if calibration is None:
         raise SystemExit(f"{embedded.images.name} cannot be calibrated: it needs two categories with images")
-    calibration, _ = fitted
 
     def scores(numbers: Numbers, encoders: Sequence[str], learned: Calibration) -> tuple[NDArray[np.intp], Scores]:
         some = {expert: found for expert, found in references.items() if encoder_and_modality(expert)[0] in encoders}

@@ -32,7 +32,7 @@ from rich.progress import track
 from rich.table import Column, Table
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from standing.measure import mean_and_error, scoring_of
+from standing.measure import calibration_of, mean_and_error, scoring_of
 from standing.sets import progress
 
 from zsvec.encoders import EncoderSet, load_encoders
@@ -40,7 +40,7 @@ from zsvec.encoders.base import batches
 from zsvec.evaluation import LabelEvaluation, labelled_images
 from zsvec.evaluation.study import laid_out
 from zsvec.inputs.images import load_image
-from zsvec.method.calibrate.fit import FALSE_UNKNOWN_RATE, LabelSettings, fit_calibration
+from zsvec.method.calibrate.fit import LabelSettings
 from zsvec.search.in_process import compare
 from zsvec.settings.profiles import PROFILES
 from zsvec.types import expert_name
@@ -127,20 +127,11 @@ def by_zsvec(references: Composites, photos: Composites, rate: float | None) -> 
         expert_name(encoder, "image"): laid_out(vectors[images], labels, hashes, [""] * len(labels))
         for encoder, vectors in references.vectors.items()
     }
-    scoring = scoring_of(stored)
-    fitted = fit_calibration(
-        stored,
-        scoring.temperatures,
-        revision=0,
-        aggregation=scoring.aggregation,
-        top_m=scoring.top_m,
-        false_unknown_rate=FALSE_UNKNOWN_RATE,
-        labels=LabelSettings(rate),
-    )
-    if fitted is None:
+    calibration = calibration_of(stored, labels=LabelSettings(rate))
+    if calibration is None:
         raise typer.BadParameter("no calibration: give more references")
     found = compare(stored, list(references.names), photos.vectors, nearest=1)
-    scores = scoring.scores(replace(found, calibration=fitted[0]))
+    scores = scoring_of(stored).scores(replace(found, calibration=calibration))
     if scores.label_probabilities is None or scores.label_thresholds is None:
         raise typer.BadParameter("no labels are learned: give more references")
     given = scores.label_probabilities >= scores.label_thresholds

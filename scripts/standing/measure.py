@@ -16,7 +16,13 @@ from standing.trials import Numbers, Trial
 from zsvec.encoders.spec import TEMPERATURES
 from zsvec.evaluation.metrics import ranks
 from zsvec.evaluation.study import laid_out
-from zsvec.method.calibrate.fit import calibration_floor, expected_calibration_error, fit_calibration
+from zsvec.method.calibrate.fit import (
+    FALSE_UNKNOWN_RATE,
+    LabelSettings,
+    calibration_floor,
+    expected_calibration_error,
+    fit_calibration,
+)
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.method.similarities import References, category_names
@@ -67,16 +73,7 @@ class Asked:
         owners, digests = [images.owners[i] for i in texts], [f"text {i}" for i in texts]
         for encoder, vectors in images.texts.items():
             references[expert_name(encoder, "text")] = laid_out(vectors[texts], owners, digests, [""] * len(texts))
-        scoring = scoring_of(references)
-        fitted = fit_calibration(
-            references,
-            scoring.temperatures,
-            revision=0,
-            aggregation=scoring.aggregation,
-            top_m=scoring.top_m,
-            false_unknown_rate=trial.rate,
-        )
-        return cls(images, trial, references, fitted[0] if fitted else None)
+        return cls(images, trial, references, calibration_of(references, trial.rate))
 
     def predictions(self, numbers: Numbers) -> list[Prediction]:
         """Returns the predictions of the default strategy for some images."""
@@ -117,6 +114,28 @@ class Asked:
 def scoring_of(references: Mapping[str, References]) -> Scoring:
     """Returns the default scoring of the experts of some references."""
     return Scoring(temperatures={expert: TEMPERATURES[encoder_and_modality(expert)[1]] for expert in references})
+
+
+def calibration_of(
+    references: Mapping[str, References],
+    false_unknown_rate: float = FALSE_UNKNOWN_RATE,
+    *,
+    labels: LabelSettings | None = None,
+    cascade: str | None = None,
+) -> Calibration | None:
+    """Returns the calibration of some references for the default scoring, as `fit_calibration`."""
+    scoring = scoring_of(references)
+    fitted = fit_calibration(
+        references,
+        scoring.temperatures,
+        revision=0,
+        aggregation=scoring.aggregation,
+        top_m=scoring.top_m,
+        false_unknown_rate=false_unknown_rate,
+        labels=labels,
+        cascade=cascade,
+    )
+    return fitted[0] if fitted else None
 
 
 def mean_and_error(values: Sequence[float], digits: int, sign: str = "") -> str:

@@ -27,6 +27,7 @@ TOPICS = (
     "encoders",
     "evaluation",
     "generation",
+    "integrations",
     "measured",
     "limits",
     "architecture",

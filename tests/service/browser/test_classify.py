@@ -73,6 +73,20 @@ def answer_all(page: Page, answers: Mapping[str, Mapping[str, Any]]) -> None:
     page.reload()
 
 
+_NUMBER_KEPT = """() => new Promise((resolve) => {
+    const asked = indexedDB.open("zsvec-photos-" + document.body.dataset.list);
+    asked.onsuccess = () => {
+        const counted = asked.result.transaction("photos").objectStore("photos").count();
+        counted.onsuccess = () => resolve(counted.result);
+    };
+})"""
+
+
+def until_kept(page: Page, number: int) -> None:
+    """Waits until the browser has written the list; who leaves the page before that may abort the writing."""
+    until(page, lambda: page.evaluate(_NUMBER_KEPT) == number)
+
+
 @pytest.mark.parametrize("width", [360, 390, 700, 1280])
 def test_the_buttons_of_a_photo_are_on_one_line(opened: Opened, tmp_path: Path, width: int) -> None:
     page = opened(width=width)
@@ -350,8 +364,8 @@ def test_the_list_survives_leaving_the_page(opened: Opened, tmp_path: Path) -> N
     evil = tmp_path / "<img src=x onerror=alert(1)>.jpg"
     shutil.copy(photo_of("brain"), evil)
     page = opened()
-    drop(page, photo_of("ketch"), evil)
-    rows = page.locator(".answer")
+    rows = drop(page, photo_of("ketch"), evil)
+    until_kept(page, 2)
     before = rows.all_inner_texts()
     for elsewhere in ("/", "/categories"):
         page.goto(elsewhere)
@@ -374,31 +388,25 @@ def test_the_list_survives_leaving_the_page(opened: Opened, tmp_path: Path) -> N
     expect(rows.nth(1).locator(".before")).to_contain_text("Now: brain")
     expect(rows).to_have_count(2)
     rows.first.get_by_role("button", name="Take off the list").click()
+    until_kept(page, 1)
     page.reload()
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text("Now: brain")
     page.get_by_role("button", name="Clear the list").click()
     page.get_by_role("dialog").get_by_role("button", name="Clear the list").click()
+    until_kept(page, 0)
     page.reload()
     expect(page.locator("#chosen")).to_be_attached()
     expect(rows).to_have_count(0)
 
 
-_NUMBER_KEPT = """() => new Promise((resolve) => {
-    const asked = indexedDB.open("zsvec-photos-" + document.body.dataset.list);
-    asked.onsuccess = () => {
-        const counted = asked.result.transaction("photos").objectStore("photos").count();
-        counted.onsuccess = () => resolve(counted.result);
-    };
-})"""
-
-
 def test_the_list_is_kept_for_a_day(opened: Opened) -> None:
     page = opened()
     drop(page, photo_of("ketch"))
+    until_kept(page, 1)
     page.clock.install(time=datetime.now(UTC) + timedelta(hours=25))
     page.goto("/categories")
-    until(page, lambda: page.evaluate(_NUMBER_KEPT) == 0)
+    until_kept(page, 0)
     page.goto("/")
     expect(page.locator(".answer")).to_have_count(0)
     assert page.evaluate("import(document.querySelector('[src*=kept]').src).then(({kept}) => kept())") == []
@@ -407,6 +415,7 @@ def test_the_list_is_kept_for_a_day(opened: Opened) -> None:
 def test_another_key_does_not_see_the_list(opened: Opened) -> None:
     page = opened()
     drop(page, photo_of("ketch"))
+    until_kept(page, 1)
     (mine,) = lists(page)
     other = page.context.new_page()  # has the list open
     other.goto("/")
@@ -417,6 +426,7 @@ def test_another_key_does_not_see_the_list(opened: Opened) -> None:
     expect(page.locator(".answer")).to_have_count(0)
     page.wait_for_function("async mine => !(await indexedDB.databases()).some(({name}) => name === mine)", arg=mine)
     drop(page, photo_of("ant"))
+    until_kept(page, 1)
     page.reload()
     expect(page.locator(".answer")).to_have_count(1)
     assert lists(page) != [mine]
@@ -462,6 +472,7 @@ def test_photos_of_one_thing_have_one_answer(opened: Opened, service: Service, t
     rows.filter(has_text=photos[0].name).get_by_role("button", name="Why?").click()
     rows.filter(has_text=photos[0].name).get_by_role("button", name="Take off the list").click()
     expect(card).to_contain_text("2 photos of one thing")
+    until_kept(page, 4)
     page.reload()
     expect(page.get_by_text("These 2 photos show one thing")).to_be_visible()
     expect(one.locator(".answer")).to_have_count(0)

@@ -21,7 +21,7 @@ from zsvec.encoders import EncoderSet
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.testing import HashEncoder
 
-DEADLINE = 60.0  # seconds
+DEADLINE = 180.0  # seconds; no test fails because the machine is busy
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def test_every_encoder_runs_under_other_settings(settings: dict[str, Any]) -> No
         clf.classify(PHOTOS[:16])
         assert slow.seen == 16
         assert clf.stats.settled == {}
+        assert bool(clf.stats.no_cascade) == bool(clf.info().get("no_cascade")) == bool(settings)
 
 
 def test_nothing_is_settled_while_the_calibration_is_stale(
@@ -157,3 +158,53 @@ def test_nothing_is_settled_while_the_calibration_is_stale(
     clf.add_category("dog", images=[image(5, seed) for seed in range(3)])
     assert all(one.calibration == "stale" for one in clf.classify(PHOTOS[:16]))
     assert slow.seen == 16 + 3
+
+
+def test_a_batch_is_searched_once_while_the_calibration_is_stale(
+    cascade: tuple[zsvec.Classifier, Planted, Planted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf, fast, slow = cascade
+    monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
+    clf.add_category("dog", images=[image(5, seed) for seed in range(3)])
+    with clf.classify_stream(PHOTOS[:48], batch_size=16) as stream:
+        list(stream)
+        stats = stream.stats
+    assert stats.runs["encode"] - stats.batches[16] == 1  # the first batch finds that the calibration is stale
+    assert stats.runs["search"] == 3 + 1
+    assert "stale" in (stats.no_cascade or "")
+    clf.calibrate()
+    clf.classify(PHOTOS[:16])  # the search of this batch finds the new calibration
+    fast.seen = slow.seen = 0
+    clf.classify(PHOTOS)
+    assert slow.seen < fast.seen == len(PHOTOS)
+    assert clf.stats.no_cascade == ""
+
+
+def test_a_classifier_tells_why_all_encoders_run(cascade: tuple[zsvec.Classifier, Planted, Planted]) -> None:
+    clf, fast, slow = cascade
+    assert "no_cascade" not in clf.info()
+    clf.classify(PHOTOS[:4], keep="all")
+    assert "keep" in (clf.stats.no_cascade or "")
+    clf.classify(PHOTOS[:4])
+    assert clf.stats.no_cascade == ""
+    fast.seconds, slow.seconds = 0.001, 0.0
+    with zsvec.open(":memory:", encoders=[fast, slow], cascade="auto") as other:
+        other.add_categories(zsvec.CategoryInput(name=name, images=[image(i, i)]) for i, name in enumerate(NAMES))
+        other.classify(PHOTOS[:4])
+        assert "99 scenes" in other.info()["no_cascade"]
+        assert other.stats.no_cascade == other.info()["no_cascade"]
+
+
+def test_there_is_no_cascade_of_encoders_that_share_a_model() -> None:
+    one, other = Planted("one", 3.0, 0.0), Planted("other", 0.3, 0.0)
+    other.backbone = one.backbone
+    with zsvec.open(":memory:", encoders=[one, other], cascade="auto") as clf:
+        clf.add_categories(
+            zsvec.CategoryInput(name=name, images=[image(category, seed) for seed in range(70)])
+            for category, name in enumerate(NAMES)
+        )
+        clf.classify(PHOTOS[:3])
+        found = clf.info()
+        assert "cascade" not in found
+        assert "one image model" in found["no_cascade"]
+        assert clf.stats.no_cascade == found["no_cascade"]

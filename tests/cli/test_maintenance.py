@@ -78,6 +78,26 @@ def test_statistics_count_settled_images() -> None:
     caption = str(stream_table(StreamStats(images=9000, settled={"clip": 8000})).caption)
     assert "8,000 by clip alone" in caption
     assert "cascade" not in str(stream_table(StreamStats(images=9000)).caption)
+    assert "no cascade: slow" in str(stream_table(StreamStats(no_cascade="slow")).caption)
+
+
+def test_info_tells_why_there_is_no_cascade(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = filled("info --json").objects
+    assert "no_cascade" not in found
+    monkeypatch.setenv("ZSVEC_CASCADE", "auto")
+    (found,) = filled("info --json").objects
+    assert "99 scenes" in found["no_cascade"]
+    assert "99 scenes" in filled("info").out
+
+
+def test_encoders_of_one_model_have_no_cascade(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zsvec.open() as clf:
+        rules = {"conse": {"settled": 0.75}, "efficientnet": {"settled": 0.5}}
+        clf._store.keep_calibration({**(clf._store.calibration() or {}), "cascade": rules})
+    monkeypatch.setenv("ZSVEC_CASCADE", "auto")
+    (found,) = filled("--profile offline info --json").objects
+    assert "cascade" not in found
+    assert "one image model" in found["no_cascade"]
 
 
 @pytest.fixture

@@ -101,6 +101,8 @@ def test_the_first_encoder_has_the_shortest_expected_time(
     assert encoders.first(settled) is None
     encoders.encode_images(prepared(encoders, 2), ["c"])
     assert encoders.first(settled) == first
+    assert bool(encoders.no_first(settled)) == (first is None)
+    assert not encoders.one_model
 
 
 def test_encoders_of_one_backbone_save_nothing(clock: list[float]) -> None:
@@ -108,3 +110,4 @@ def test_encoders_of_one_backbone_save_nothing(clock: list[float]) -> None:
     encoders = EncoderSet([encoder("a", backbone), encoder("b", backbone)])
     encoders.encode_images(prepared(encoders, 2))
     assert encoders.first({"a": 1.0, "b": 1.0}) is None
+    assert encoders.one_model

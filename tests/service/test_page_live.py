@@ -114,6 +114,7 @@ def test_an_event_has_the_figures_of_the_metrics(served: Served) -> None:
         assert samples["zsvec_references", modality] == number
     assert event["queue"] == samples["zsvec_queue_size",] == 0
     assert event["settled"] == 0
+    assert event["no_cascade"] == ""
     assert event["codes"] == {"200": 1}
     images = samples["zsvec_batch_size_sum",]
     assert event["batch"] == images / samples["zsvec_batch_size_count",]

@@ -509,6 +509,8 @@ def test_nothing_has_been_done_yet() -> None:
     assert StreamStats().rate == 0
     settled = [StreamStats(settled={"clip": 2}), StreamStats(settled={"clip": 3, "dino": 1}), StreamStats()]
     assert sum(settled, StreamStats()).settled == {"clip": 5, "dino": 1}
+    told = [StreamStats(no_cascade=reason) for reason in ("stale", "", None)]
+    assert [sum(told[:n], StreamStats()).no_cascade for n in range(4)] == [None, "stale", "", ""]
     ended = Flow()
     ended.end()
     assert ended.stats() == StreamStats()

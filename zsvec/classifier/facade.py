@@ -928,7 +928,7 @@ class Classifier:
         Raises:
             StoreError: The store cannot be read.
         """
-        return facts(self._store, self.settings)
+        return facts(self._store, self.settings, self._embedder.loaded)
 
     def ping(self) -> None:
         """Reads one record of the store; raises a StoreError if the store does not respond."""

@@ -29,7 +29,7 @@ from zsvec.ingest.validation import (
 from zsvec.inputs.boxes import regions_of
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput, Region, shared
-from zsvec.method.predict.cascade import CASCADED, settled
+from zsvec.method.predict.cascade import settled
 from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.method.predict.together import Batch, together
 from zsvec.method.similarities import SearchResult
@@ -205,6 +205,7 @@ class Predictor:
         if keeper is not None:
             keeper.offer(readable, vectors, answered)
         flow.count(len(batch), len(batch) - len(sources), sum(answer.stale_seconds > 0 for answer in answered))
+        flow.no_cascade = self._no_cascade(keeper, seen)
         answers = iter(answered)
         for image in batch:
             if image.error is None:
@@ -215,20 +216,33 @@ class Predictor:
                 yield Prediction(source=image.source, error=str(image.error))
 
     def _first(self, keeper: StreamKeeper | None, seen: list[Batch] | None = None) -> list[str] | None:
-        """Returns the encoder that embeds the images of the next batch first; ``None`` if all encoders do.
-
-        Images to keep and images that are classified together need the vectors of all encoders. Calibration learns from
-        decisions that the settings of unknown images would change.
-        """
-        scoring, calibration = self._scoring, self._searcher.calibration
-        if self._settings.cascade == "off" or not scoring.calibrated or scoring.fusion not in CASCADED:
+        """Returns the encoder that embeds the images of the next batch first; ``None`` if all encoders do."""
+        if self._settings.cascade == "off" or self._no_cascade(keeper, seen):
             return None
-        if scoring.unknown_above is not None or scoring.unknown_per_category:
-            return None
-        if keeper is not None or seen is not None or calibration is None:
-            return None
-        first = self._embedder.encoders.first({name: rule.settled for name, rule in calibration.cascade.items()})
+        first = self._embedder.encoders.first(self._settled())
         return None if first is None else [first]
+
+    def _no_cascade(self, keeper: StreamKeeper | None, seen: list[Batch] | None) -> str:
+        """Returns why all encoders embed the next batch; empty if one is the first, or with ``cascade="off"``.
+
+        Calibration learns from decisions that the settings of unknown images would change.
+        """
+        if self._settings.cascade == "off":
+            return ""
+        if keeper is not None:
+            return "images to keep need the vectors of all encoders"
+        if seen is not None:
+            return "images that are classified together need the vectors of all encoders"
+        calibration, encoders, settled = self._searcher.calibration, self._embedder.encoders, self._settled()
+        state = "none" if calibration is None else "stale" if self._searcher.stale else "current"
+        several = calibration is not None and calibration.multilabel
+        obstacle = self._settings.no_cascade(settled, state, several=several, one_model=encoders.one_model)
+        return obstacle or encoders.no_first(settled)
+
+    def _settled(self) -> dict[str, float]:
+        """Returns by encoder the fraction of images that it settles alone, by the calibration of the last batch."""
+        calibration = self._searcher.calibration
+        return {name: rule.settled for name, rule in calibration.cascade.items()} if calibration else {}
 
     def _settle(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow) -> dict[int, Prediction]:
         """Returns the predictions of the images that one encoder settles alone, by position."""

@@ -69,6 +69,7 @@ def _in_words(found: Mapping[str, Any], categories: Sequence[Category]) -> dict[
         "calibration": found["calibration"] + _ADVICE_ON_CALIBRATION.get(found["calibration"], ""),
         **({"threshold": str(progress)} if progress else {}),
         **({"cascade": cascade} if cascade else {}),
+        **({"no cascade": found["no_cascade"]} if "no_cascade" in found else {}),
         **({"search": _search_in_words(found["search"])} if "search" in found else {}),
         **({"speed": found["measured"]} if "measured" in found else {}),
         **({"collections": placements} if placements else {}),

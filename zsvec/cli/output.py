@@ -226,6 +226,7 @@ def stream_table(stats: StreamStats) -> Table:
     rate = f"{counted(stats.images, 'image')} in {stats.seconds:.1f} s, {stats.rate:.1f} a second"
     drift = "" if stats.drift is None else f", drift {stats.drift:.2f}"
     settled = "".join(f", {number:,} by {encoder} alone" for encoder, number in stats.settled.items())
+    whole = f", no cascade: {stats.no_cascade}" if stats.no_cascade else ""
     return new_table(
         *("stage", "busy", "of the time", "waiting for the next"),
         rows=(
@@ -237,7 +238,7 @@ def stream_table(stats: StreamStats) -> Table:
             )
             for stage in ("decode", "preprocess", "encode", "search", "fuse")
         ),
-        caption=f"{rate}, {stats.failed} unreadable{settled}{drift}",
+        caption=f"{rate}, {stats.failed} unreadable{settled}{whole}{drift}",
     )
 
 

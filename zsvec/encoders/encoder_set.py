@@ -91,6 +91,11 @@ class EncoderSet:
         return max(scaled) if scaled and len(scaled) == len(sides) else None
 
     @property
+    def one_model(self) -> bool:
+        """Whether all encoders share one image model."""
+        return len(self._backbones) == 1
+
+    @property
     def seconds(self) -> dict[str, float]:
         """Seconds per image of the image model of each encoder, in the fastest batch so far; infinite before."""
         return {encoder.name: self._seconds[id(encoder.backbone)] for encoder in self}
@@ -125,6 +130,12 @@ class EncoderSet:
         }
         best = min(expected, key=lambda name: expected[name], default=None)
         return best if best is not None and expected[best] <= _WORTH * total else None
+
+    def no_first(self, settled: Mapping[str, float]) -> str:
+        """Returns why `first` returns no encoder; empty if it returns one. The argument is as in `first`."""
+        if math.inf in self._seconds.values():
+            return "the image models are measured with the first batch"
+        return "" if self.first(settled) else "no encoder saves a tenth of the time"
 
     def encode_images(
         self, prepared: Sequence[tuple[Any, ...]], names: Collection[str] | None = None

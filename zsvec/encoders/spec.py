@@ -122,6 +122,11 @@ class EncoderSpec(BaseModel):
         """The family, or ``graph`` if `model` names your own graph rather than a folder that zsvec has exported."""
         return "graph" if self.family == "onnx" and self.model.endswith(".onnx") else self.family
 
+    @property
+    def image_model(self) -> tuple[object, ...]:
+        """Model, weights and input size. Encoders of timm models with the same values share one image model."""
+        return self.model, self.revision, self.weights, self.image_size
+
     @model_validator(mode="after")
     def _check_fields(self) -> EncoderSpec:
         every = dict.fromkeys(field for fields in _FIELDS.values() for field in fields)

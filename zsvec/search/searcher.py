@@ -118,6 +118,11 @@ class Searcher:
         """The stored calibration that the last batch was answered with, if any."""
         return self._calibration
 
+    @property
+    def stale(self) -> bool:
+        """Whether categories have changed since the calibration, as of the last batch."""
+        return _is_stale(self._calibration, self._changed, self._attached.digest)
+
     def close(self) -> None:
         """Caches the references for the next process if many of them are new."""
         with self._lock:
@@ -167,7 +172,7 @@ class Searcher:
         def answer() -> SearchResult:
             snapshot, calibration, changed, attached = self._refresh(spec, fingerprints)
             names, experts = snapshot.search(queries, nearest, lambda: self._refresh(spec, fingerprints)[0])
-            stale = calibration is not None and (calibration.revision < changed or calibration.attached != attached)
+            stale = _is_stale(calibration, changed, attached)
             unreadable = self._store.attached_parts().unreadable
             incomplete = tuple(sorted({*self._given_up, *self._unreadable, *unreadable}))
             made = self._made_of(names, snapshot)
@@ -377,6 +382,10 @@ class Searcher:
 
     def _empty(self, spec: IndexSpec) -> Snapshot:
         return self._qdrant if spec == QDRANT else InProcess(self._store, spec)
+
+
+def _is_stale(calibration: Calibration | None, changed: int, attached: str) -> bool:
+    return calibration is not None and (calibration.revision < changed or calibration.attached != attached)
 
 
 def _size(catalog: Mapping[str, Category]) -> int:

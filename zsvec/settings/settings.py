@@ -51,6 +51,7 @@ from zsvec.types import Keep, KeepImages, Labels
 
 if TYPE_CHECKING:
     from zsvec.encoders.base import Encoder
+    from zsvec.encoders.encoder_set import EncoderSet
     from zsvec.inputs.images import ImageLimits
     from zsvec.method.predict.scoring import Scoring
 
@@ -504,6 +505,32 @@ class Settings(_Masked, BaseSettings):
             unknown_per_category=self.unknown_per_category,
         )
 
+    def no_cascade(self, settled: Collection[str], calibration: str, *, several: bool, one_model: bool) -> str:
+        """Returns why no encoder settles images alone, although `cascade` is ``auto``; empty if one may.
+
+        Args:
+            settled: Names of the encoders that settle images by the calibration of the store.
+            calibration: State of this calibration: ``none``, ``stale`` or ``current``.
+            several: Whether an image may belong to several categories.
+            one_model: Whether all encoders share one image model.
+        """
+        from zsvec.method.predict.cascade import CASCADED  # slow to import, as in `scoring`
+
+        obstacles = {
+            "calibration is off": self.calibration == "off",
+            f"the fusion {self.fusion} weighs each image anew": self.fusion not in CASCADED,
+            "unknown_above is set": self.unknown_above is not None,
+            "unknown_per_category is set": self.unknown_per_category,
+            "an image may belong to several categories": several,
+            "there is one image model": one_model,
+            "the store is not calibrated: run `zsvec calibrate`": calibration == "none",
+            "the calibration is stale: run `zsvec calibrate`": calibration == "stale",
+            "calibrate under this setting, with 99 scenes or more, and references of each expert for each category": (
+                not settled
+            ),
+        }
+        return next((obstacle for obstacle, applies in obstacles.items() if applies), "")
+
     def check_experts(self, experts: Collection[str]) -> None:
         """Raises InvalidInputError if there are no experts, or if weights or temperatures name an unknown expert."""
         if not experts:
@@ -603,8 +630,14 @@ def _problem(error: ErrorDetails) -> str:
     return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"
 
 
-def info(store: Store, settings: Settings) -> dict[str, Any]:
-    """Returns the object that ``zsvec info --json`` prints. `measured` is about the encoders of the profile."""
+def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -> dict[str, Any]:
+    """Returns the object that ``zsvec info --json`` prints. `measured` is about the encoders of the profile.
+
+    Args:
+        store: The store.
+        settings: Settings of the caller.
+        encoders: The encoders, if they are loaded.
+    """
     from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()
@@ -613,10 +646,31 @@ def info(store: Store, settings: Settings) -> dict[str, Any]:
         from zsvec.method.predict.fusion import without_every_reference
 
         found["search"] = {**found.get("search", {}), "fusion": without_every_reference(settings.fusion)}
-    if settings.encoders is not None:
-        return found
-    try:
-        rates: object = measured(settings.with_profile_of(store).encoder_specs())
-    except ZSVecError as exc:  # information on the store does not need the encoders of the profile
-        rates = str(exc)
-    return {**found, "measured": rates} if rates else found  # no rates if all encoders are exported
+    one_model = bool(encoders and encoders.one_model)
+    if settings.encoders is None:
+        try:
+            specs = settings.with_profile_of(store).encoder_specs()
+            rates: object = measured(specs)
+            one_model = one_model or (encoders is None and _share_model(specs.values()))
+        except ZSVecError as exc:  # information on the store does not need the encoders of the profile
+            rates = str(exc)
+        if rates:  # no rates if all encoders are exported
+            found["measured"] = rates
+    settled = found.pop("cascade", {})
+    if settled and not one_model:
+        found["cascade"] = settled
+    if settings.cascade == "auto":
+        several = found["labels"] == "many"
+        obstacle = settings.no_cascade(settled, found["calibration"], several=several, one_model=one_model)
+        if not obstacle and encoders:
+            obstacle = encoders.no_first(settled)
+        if obstacle:
+            found["no_cascade"] = obstacle
+    return found
+
+
+def _share_model(specs: Collection[EncoderSpec]) -> bool:
+    """Returns whether encoders share one image model. Exported encoders must be loaded to tell."""
+    return len(specs) == 1 or (
+        all(spec.family in ("vision", "conse") for spec in specs) and len({spec.image_model for spec in specs}) == 1
+    )

@@ -49,6 +49,8 @@ class StreamStats:
         drift: Drift of the last images from the references, 0 to 1 (`zsvec.streams.drift`); in totals, the maximum over
             all streams. ``None`` if there are too few images, or if novelty is not calibrated.
         settled: By encoder, the number of images that the encoder classified without the others (setting ``cascade``).
+        no_cascade: Why all encoders will embed the next batch, although `cascade` is ``auto``; empty if one encoder is
+            the first, or if `cascade` is ``off``. ``None`` before the first batch.
     """
 
     images: int = 0
@@ -62,6 +64,7 @@ class StreamStats:
     store: Mapping[str, int] = field(default_factory=dict)
     drift: float | None = None
     settled: Mapping[str, int] = field(default_factory=dict)
+    no_cascade: str | None = None
 
     @property
     def rate(self) -> float:
@@ -80,6 +83,7 @@ class StreamStats:
             _sum(self.waiting, other.waiting),
             drift=max((drift for drift in (self.drift, other.drift) if drift is not None), default=None),
             settled=_sum(self.settled, other.settled),
+            no_cascade=self.no_cascade if other.no_cascade is None else other.no_cascade,
         )
 
 
@@ -93,10 +97,12 @@ class Flow:
     Attributes:
         loop: Event loop in which `iterate_in_thread` runs.
         pending_read: Task in `loop` that waits for the next item of an async source.
+        no_cascade: As in `StreamStats`.
     """
 
     loop: asyncio.AbstractEventLoop
     pending_read: asyncio.Task[Any] | None = None
+    no_cascade: str | None = None
 
     def __init__(self) -> None:
         self._channels: dict[str, Channel[Any]] = {}
@@ -240,6 +246,7 @@ class Flow:
                 {name: 0 if self._ended else channel.waiting for name, channel in self._channels.items()},
                 drift=self._drift.value,
                 settled=dict(self._settled),
+                no_cascade=self.no_cascade,
             )
 
 

@@ -141,7 +141,7 @@ def load(name: str, spec: EncoderSpec, modalities: tuple[Modality, ...], context
 
 def load_backbone(spec: EncoderSpec, context: LoadContext) -> TimmBackbone:
     """Returns the backbone of an encoder. Encoders with the same model, weights and input size share one object."""
-    key = (spec.model, spec.revision, spec.weights, spec.image_size)
+    key = spec.image_model
     if key not in context.shared:
         config = _registered(spec.model)
         weights = sources(spec)[0].load()

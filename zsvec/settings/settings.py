@@ -525,7 +525,7 @@ class Settings(_Masked, BaseSettings):
             "there is one image model": one_model,
             "the store is not calibrated: run `zsvec calibrate`": calibration == "none",
             "the calibration is stale: run `zsvec calibrate`": calibration == "stale",
-            "calibrate under this setting, with 99 scenes or more, and references of each expert for each category": (
+            "no limit is learned: calibrate with 99 scenes or more, and references of each expert for each category": (
                 not settled
             ),
         }

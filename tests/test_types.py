@@ -193,6 +193,7 @@ def test_prediction_to_dict() -> None:
         "threshold_progress": None,
         "incomplete": [],
         "stale_seconds": 0.0,
+        "revision": None,
         "error": None,
         "hash": None,
     }
@@ -223,7 +224,7 @@ def test_prediction_keys_are_those_of_the_design() -> None:
                 "calibration",
                 "threshold_progress",
             ),
-            *("incomplete", "stale_seconds", "error", "hash"),
+            *("incomplete", "stale_seconds", "revision", "error", "hash"),
         ]
         for expert in written["experts"].values():
             assert list(expert) == ["weight", "entropy", "ranking", "neighbors"]

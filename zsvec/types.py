@@ -610,6 +610,9 @@ class Prediction:
             The image is compared with the previous references of such a category, or the category is left out.
         stale_seconds: Seconds since the store was last read, if the store is unavailable (setting ``max_staleness``);
             otherwise 0.
+        revision: Revision of the store that the image was compared with: the largest `Category.rev`, of removed
+            categories too. Concurrent commits may share a revision, and a calibration has none. ``None`` for an
+            unreadable image.
         error: Reason why there is no prediction, or ``None``.
         hash: Content hash of the image, for `Classifier.keep` and `Classifier.correct`. ``None`` for an unreadable
             image and for an image that was given as vectors.
@@ -633,6 +636,7 @@ class Prediction:
     threshold_progress: ThresholdProgress | None = None
     incomplete: tuple[str, ...] = ()
     stale_seconds: float = 0.0
+    revision: int | None = field(default=None, compare=False)
     error: str | None = None
     hash: str | None = None
 

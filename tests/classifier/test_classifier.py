@@ -119,6 +119,22 @@ def test_a_classifier_tells_of_its_store(clf: Classifier, monkeypatch: pytest.Mo
         clf.ping()
 
 
+def test_a_prediction_names_the_revision_that_it_was_compared_with(clf: Classifier) -> None:
+    def revisions() -> set[int | None]:
+        return {clf.classify(photo(0)).revision, *(one.revision for one in clf.classify([photo(0), photo(1)]))}
+
+    newest = max(category.rev for category in clf.categories())
+    assert revisions() == {newest}
+    added = clf.add_category("new", images=[photo(99)]).rev
+    assert added > newest
+    assert revisions() == {added}
+    clf.remove_category("new")
+    (removed,) = revisions()
+    assert removed is not None
+    assert removed > added
+    assert clf.classify([b"no image"], errors="report")[0].revision is None
+
+
 def test_an_image_like_the_references_of_a_category_gets_its_label(clf: Classifier) -> None:
     for colour in COLOURS:
         prediction = clf.classify(coloured(colour, 100))

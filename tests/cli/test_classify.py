@@ -46,7 +46,7 @@ def test_json(stocked: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "calibration",
             "threshold_progress",
         ),
-        *("incomplete", "stale_seconds", "error", "hash"),
+        *("incomplete", "stale_seconds", "revision", "error", "hash"),
     ]
     assert (found["source"], found["label"], found["unknown"], found["error"]) == ("new/red.png", "red", False, None)
     assert (found["calibration"], found["fusion"]) == ("current", "log_linear_gda")

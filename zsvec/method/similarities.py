@@ -183,6 +183,7 @@ class SearchResult:
         described: Categories with texts beside their name.
         words: By encoder, vectors of words for everyday things: float32 ``(n_words, dim)``, unit rows. Novelty compares
             images with these words where references are missing; empty if the words were not embedded.
+        revision: Largest ``rev`` of a category in the catalog.
     """
 
     categories: tuple[str, ...]
@@ -195,6 +196,7 @@ class SearchResult:
     tree: Tree | None = None
     described: frozenset[str] = frozenset()
     words: Mapping[str, Floats] = field(default_factory=dict, compare=False)
+    revision: int | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         """Number of images."""

@@ -177,7 +177,9 @@ class Searcher:
             incomplete = tuple(sorted({*self._given_up, *self._unreadable, *unreadable}))
             made = self._made_of(names, snapshot)
             return SearchResult(
-                *(names, experts, queries, calibration, stale, incomplete, self._staleness(), made.tree, made.described)
+                *(names, experts, queries, calibration, stale, incomplete, self._staleness()),
+                *(made.tree, made.described),
+                revision=changed,
             )
 
         return self._until_whole(answer)

@@ -267,6 +267,7 @@ def predictions(found: SearchResult, scores: Scores, sources: Sequence[str], top
                 threshold_progress=scores.threshold_progress,
                 incomplete=found.incomplete,
                 stale_seconds=found.stale_seconds,
+                revision=found.revision,
             )
         )
     return out

@@ -41,6 +41,7 @@ UNRUN = {
     "encoders": ["needs-time", "needs-network", "needs-docker"],
     "evaluation": ["needs-time"],
     "generation": ["needs-key"] * 3,
+    "integrations": ["needs-cluster"] * 3,
     "architecture": ["needs-host"],
     "measured": [
         *["needs-data"] * 12,

@@ -1,0 +1,138 @@
+"""Classifies batches of columns in data pipelines: Ray Data, Hugging Face ``datasets``, Spark, Dask.
+
+Pipelines pickle their functions, and may unpickle them for every batch. So the open classifiers belong to the process,
+and a function finds the classifier that an earlier copy of itself has opened.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import uuid
+from collections.abc import Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any, Unpack
+
+import zsvec
+from zsvec.errors import InvalidInputError, shown
+
+if TYPE_CHECKING:
+    from zsvec.classifier import Classifier
+    from zsvec.settings.settings import SettingsArguments
+    from zsvec.types import Prediction
+
+# Values of an image that has none. Pipelines take the type of a column from the first rows, and None has no type.
+_MISSING: Mapping[str, str | float | int | bool] = {
+    "label": "",
+    "nearest": "",
+    "probability": math.nan,
+    "unknown": False,
+    "novelty": math.nan,
+    "novelty_basis": "",
+    "distance": math.nan,
+    "calibration": "none",
+    "error": "",
+    "revision": 0,
+}
+_opened: dict[tuple[int, str], Classifier] = {}  # by process id, because no classifier survives a fork
+_lock = threading.Lock()
+
+
+class Classify:
+    """Classifies the images in one column of a batch: a function from columns to columns, which can be pickled.
+
+    The first batch in a process opens the store and loads the encoders, for all copies in the process. Pickling carries
+    the arguments and nothing else. Each process adds its own environment and settings files, such as ``ZSVEC_API_KEY``.
+
+    ```python
+    dataset = dataset.map(Classify("http://localhost:6333"), batched=True)
+    ```
+
+    Args:
+        store: As for `zsvec.open`. A folder is a store for one process.
+        image: Name of the column of images.
+        encoders: Encoders in Python, as ``MODULE:OBJECT``.
+        **settings: As for `zsvec.open`. An `api_key` given here is pickled in clear text.
+
+    Attributes:
+        image: Name of the column of images.
+    """
+
+    def __init__(
+        self,
+        store: str | os.PathLike[str] | None = None,
+        *,
+        image: str = "image",
+        encoders: str | None = None,
+        **settings: Unpack[SettingsArguments],
+    ) -> None:
+        self.image = image
+        self._store, self._encoders, self._settings = store, encoders, settings
+        self._id = uuid.uuid4().hex  # shared by all copies
+
+    def __call__(self, batch: MutableMapping[str, Any]) -> Any:
+        """Returns the batch with columns for the predictions.
+
+        Args:
+            batch: Columns of equal length by name: lists, arrays or series. An image is a path, bytes, a PIL image or
+                an array as for `Classifier.classify`, or an encoded image of ``datasets``, a mapping with ``bytes`` and
+                ``path``.
+
+        Returns:
+            All columns of the batch, and these lists, which have the type of their column in every row: the fields
+            ``label``, ``nearest``, ``probability``, ``unknown``, ``novelty``, ``novelty_basis``, ``distance``,
+            ``calibration``, ``error`` and ``revision`` of `zsvec.types.Prediction`. Where a prediction has ``None``,
+            text is empty, a number is NaN, and the revision is 0. If images of the store may have several labels,
+            there is also ``labels``, a list of names in each row.
+
+        Raises:
+            InvalidInputError: The batch has no column of images, or has a column named like a result.
+            StoreLockedError: Another process has opened the folder of the store.
+            ZSVecError: As `zsvec.open` and `Classifier.classify`. An unreadable image is no error, but has ``error``.
+        """
+        if not isinstance(batch, MutableMapping):
+            raise InvalidInputError(f"a batch must be a dict of columns, got {type(batch).__name__}. Give its columns")
+        if self.image not in batch:
+            raise InvalidInputError(f"a batch must have a column {self.image!r}, got {shown([*batch])}. Set image")
+        if taken := sorted({*_MISSING, "labels"} & set(batch)):
+            raise InvalidInputError(
+                f"a batch must have no column named like a result, got {taken}. Rename or remove it"
+            )
+        # datasets decodes a column when it is first read, and would then encode the images again for the result.
+        images: Any = batch.copy()[self.image]  # type: ignore[attr-defined]
+        classifier = self._classifier()
+        predictions = classifier.classify([_image(value) for value in images], errors="report")
+        columns: dict[str, list[Any]] = {name: [_value(one, name) for one in predictions] for name in _MISSING}
+        if classifier.labels == "many":
+            columns["labels"] = [[name for name, _ in one.labels] for one in predictions]
+        return batch | columns  # type: ignore[operator]
+
+    def __enter__(self) -> Classify:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the store in this process, for all copies. The next batch opens it again."""
+        with _lock:
+            classifier = _opened.pop((os.getpid(), self._id), None)
+        if classifier is not None:
+            classifier.close()
+
+    def _classifier(self) -> Classifier:
+        key = os.getpid(), self._id
+        with _lock:
+            if key not in _opened:
+                _opened[key] = zsvec.open(self._store, encoders=self._encoders, **self._settings)
+            return _opened[key]
+
+
+def _image(value: Any) -> Any:
+    """Returns the content, or else the path, of an encoded image of ``datasets``; any other image as it is."""
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
+
+
+def _value(prediction: Prediction, name: str) -> str | float | int | bool:
+    value: str | float | int | bool | None = getattr(prediction, name)
+    return _MISSING[name] if value is None else value

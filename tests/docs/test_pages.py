@@ -176,7 +176,7 @@ def test_blocks_that_do_not_run_are_listed() -> None:
 
 @pytest.mark.parametrize("name", PAGES)
 def test_blocks_have_a_language_that_is_dealt_with(name: str) -> None:
-    assert {block.language for block in blocks(PAGES[name])} <= {"python", "console", "text", "toml"}
+    assert {block.language for block in blocks(PAGES[name])} <= {"python", "console", "text", "toml", "json"}
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -9,6 +9,7 @@ from zsvec.cli import (
     classify,
     inbox,
     serve,
+    mcp,
     evaluate,
     quality,
     generate,

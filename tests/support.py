@@ -212,9 +212,9 @@ def coloured_set(references: int, photos: int) -> Path:
 
 
 @contextmanager
-def coloured_store(images: int) -> Iterator[Classifier]:
+def coloured_store(images: int, **settings: Any) -> Iterator[Classifier]:
     """A store in memory with so many images of each colour."""
-    with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:
+    with zsvec.open(":memory:", encoders=[HashEncoder()], **settings) as classifier:
         classifier.add_categories(
             CategoryInput(name=colour, images=[coloured(colour, 1000 * i + seed) for seed in range(images)])
             for i, colour in enumerate(COLOURS)

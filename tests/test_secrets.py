@@ -187,6 +187,11 @@ class TestPasswordsOfURLs:
                 assert_kept(f"{prediction!r} {prediction} {json.dumps(prediction.to_dict())}")
 
 
+@pytest.mark.parametrize("token", [PLANTED, f"\x1b{PLANTED}", NUMERIC, [PLANTED], {"a": PLANTED}])
+def test_the_token_of_label_studio(token: Any) -> None:
+    assert_kept(outcome(lambda: load_settings(label_studio_token=token)))
+
+
 def test_a_service_gets_no_password() -> None:
     assert base_url("https://user:pass@host/v1", Key("sk-1234567890"), allow_http=False) == "https://host/v1"
 

@@ -41,7 +41,7 @@ UNRUN = {
     "encoders": ["needs-time", "needs-network", "needs-docker"],
     "evaluation": ["needs-time"],
     "generation": ["needs-key"] * 3,
-    "integrations": ["needs-cluster"] * 3,
+    "integrations": [*["needs-cluster"] * 3, "needs-service", "needs-fiftyone"],
     "architecture": ["needs-host"],
     "measured": [
         *["needs-data"] * 12,

@@ -16,6 +16,7 @@ from zsvec.classifier import Classifier
 from zsvec.service import Keys, Limits, create_app
 from zsvec.service.admission.bodies import Backpressure
 from zsvec.service.admission.queue import Work
+from zsvec.service.label_studio import LabelStudio
 from zsvec.service.server import Server, listening
 
 
@@ -93,9 +94,15 @@ def status(answer: bytes) -> int:
 
 
 @contextmanager
-def running(classifier: Classifier, *, keys: Keys | None = None, limits: Limits | None = None) -> Iterator[Running]:
+def running(
+    classifier: Classifier,
+    *,
+    keys: Keys | None = None,
+    limits: Limits | None = None,
+    annotated_in: LabelStudio | None = None,
+) -> Iterator[Running]:
     """Runs a service within the block, and asserts that no request is left."""
-    app = create_app(classifier, keys=keys, limits=limits)
+    app = create_app(classifier, keys=keys, limits=limits, annotated_in=annotated_in)
     with listening("127.0.0.1", 0) as listener:
         server = Server(app, listener)
         thread = threading.Thread(target=server.run)

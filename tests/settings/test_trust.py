@@ -74,6 +74,7 @@ VALUES: dict[str, Any] = {
     "label_false_positive_rate": 0.9,
     "max_pixels": 10**9,
     "image_memory": 10**12,
+    "label_studio_token": "theirs",
     "generation": {"base_url": "http://192.0.2.1"},
 }
 # Changes answers of this process alone, without cost, much memory, a deletion or a request to another machine.

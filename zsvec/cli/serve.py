@@ -24,6 +24,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
     keep: Keep = None,
+    label_studio: Annotated[
+        str | None,
+        typer.Option("--label-studio", metavar="URL", help="Be a machine learning backend of this Label Studio."),
+    ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines.")] = False,
     yes: ExportYes = False,
 ) -> None:
@@ -34,10 +38,15 @@ def serve(
     """
     with needs_extra("serve", "a service"):
         from zsvec.service import create_app
+        from zsvec.service.label_studio import LabelStudio
         from zsvec.service.server import JsonLines, listening, log_to_stderr
         from zsvec.service.server import serve as run
     log_to_stderr(JsonLines() if log_json else HarmlessFormatter("%(asctime)s %(levelname)s %(message)s"))
     with listening(host, port) as listener, context.obj.open(keep=keep) as classifier:
+        settings, annotated_in = classifier.settings, None
+        if label_studio is not None:
+            token = settings.label_studio_token and settings.label_studio_token.get_secret_value()
+            annotated_in = LabelStudio(label_studio, token, allow_http=settings.allow_http)
         prepare_encoders(classifier, yes=yes, adds=True)
         name, number = listener.getsockname()[:2]
         keys, secret = _keys(name)
@@ -45,7 +54,7 @@ def serve(
         output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))
         if not keys:
             output.print_note("no key is needed: every user of this machine may use the service")
-        run(create_app(classifier, keys=keys), listener)
+        run(create_app(classifier, keys=keys, annotated_in=annotated_in), listener)
 
 
 def _keys(host: str) -> tuple[Keys, str | None]:

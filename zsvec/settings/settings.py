@@ -304,6 +304,7 @@ class Settings(_Masked, BaseSettings):
             decoded at a reduced size.
         image_memory: Maximum bytes for decoding images in all threads together. An image that needs more is refused;
             other images wait for free memory.
+        label_studio_token: Access token for `zsvec serve --label-studio`.
         generation: Settings of `zsvec generate`.
     """
 
@@ -371,6 +372,7 @@ class Settings(_Masked, BaseSettings):
     label_false_positive_rate: float | None = Field(default=None, ge=0, lt=1)
     max_pixels: PositiveInt | None = None
     image_memory: PositiveInt = DEFAULT_IMAGE_MEMORY
+    label_studio_token: SecretStr | None = None
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
 
     @classmethod
@@ -591,6 +593,7 @@ class SettingsArguments(TypedDict, total=False):
     label_false_positive_rate: float | None
     max_pixels: int | None
     image_memory: int | None
+    label_studio_token: str | SecretStr | None
     generation: GenerationSettings | Mapping[str, Any] | None
 
 
@@ -625,7 +628,9 @@ def _problem(error: ErrorDetails) -> str:
         return _no_setting(name, [f"{table}.{field}".lstrip(".") for field in known])
     given = error["input"]
     plain = isinstance(given, int | float) or (isinstance(given, str) and "@" not in given)  # name:password@host
-    hidden = "api_key" in error["loc"] or error["type"] == "model_type" or not plain
+    hidden = (
+        not {"api_key", "label_studio_token"}.isdisjoint(error["loc"]) or error["type"] == "model_type" or not plain
+    )
     value = "" if hidden else f" (got {shown(given)})"
     return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"
 

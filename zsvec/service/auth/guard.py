@@ -15,6 +15,7 @@ The guard refuses a request in these cases:
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from ipaddress import ip_address
 
 from starlette.datastructures import Headers
@@ -23,7 +24,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
-from zsvec.service.auth.keys import SAFE_METHODS, VARIABLE, Keys
+from zsvec.service.auth.keys import FOR_LABEL_STUDIO, SAFE_METHODS, VARIABLE, Keys
 from zsvec.service.problems import Answer, Problem
 
 COOKIE = "zsvec_key"
@@ -95,11 +96,12 @@ class Guard:
         scope.setdefault("state", {})["key"] = None
         if not self._keys or is_open(path):
             return
-        given = _given(headers)
+        named = _of_basic_auth(headers) if path in FOR_LABEL_STUDIO else None
+        given = named[1] if named else _given(headers)
         if given is None:
             raise Problem(401, "a key is needed: send Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
         key = self._keys.find(given)
-        if key is None:
+        if key is None or (named and named[0] != key.name):
             wrong = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
             raise Problem(401, "invalid key: send a key of this service", wrong, "key_invalid")
         scope["state"]["key"] = key
@@ -126,6 +128,18 @@ def _given(headers: Headers) -> str | None:
     if scheme.lower() == "bearer" and secret.strip():
         return secret.strip()
     return cookie_parser(headers.get("cookie", "")).get(COOKIE) or None
+
+
+def _of_basic_auth(headers: Headers) -> tuple[str, str] | None:
+    """Returns the user and the password of basic authentication, which is all that Label Studio can send."""
+    scheme, _, encoded = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return None
+    try:
+        user, _, password = b64decode(encoded, validate=True).decode().partition(":")
+    except ValueError:
+        return "", ""
+    return user, password
 
 
 def _check_origin(headers: Headers, method: str, host: str) -> None:

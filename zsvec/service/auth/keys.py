@@ -26,7 +26,13 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 FOR_WRITERS = ("/live",)
 """Paths that need the right ``write``, because they show images of other clients."""
 
-_CLASSIFYING = ("/v1/classify", "/v1/classify/regions", "/v1/classify/track", "/classify", "/classify/combined")
+FOR_LABEL_STUDIO = ("/health", "/setup", "/predict", "/webhook")
+"""Paths that take basic authentication as well, with the name of a key as the user and the key as the password."""
+
+_CLASSIFYING = (
+    *("/v1/classify", "/v1/classify/regions", "/v1/classify/track", "/classify", "/classify/combined"),
+    *("/setup", "/predict"),
+)
 _MIN_LENGTH = 16  # characters of a key
 _MAX_FILE_BYTES = 100  # of the key file to read
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,63}")

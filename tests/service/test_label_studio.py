@@ -1,0 +1,410 @@
+"""The machine learning backend of Label Studio, called over HTTP as Label Studio does."""
+
+from __future__ import annotations
+
+import base64
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.cli.support import Cli, cli, colours, filled, finish, hash_encoders, start
+from tests.qdrant import wait_until
+from tests.service.servers import Running, running
+from tests.service.support import KEYS, READ, WRITE, bearer
+from tests.support import coloured, coloured_store, encode
+from zsvec.classifier import Classifier
+from zsvec.errors import InvalidInputError
+from zsvec.service.label_studio import LabelStudio
+from zsvec.service.label_studio.config import control_of
+from zsvec.service.problems import Problem
+
+__all__ = ["cli", "colours", "filled", "hash_encoders"]
+
+TOKEN = "token-0123456789"
+BASIC = {"read": ("camera", READ), "write": ("ann", WRITE)}
+CONFIG = """
+<View><!-- a comment -->
+  <Image name="photo" value="$image"/>
+  <Choices name="kind" toName="photo" {more}>
+    <Choice value="red"/><Choice value="blue"/><Choice value="Sunset" alias="orange"/>
+  </Choices>
+</View>
+"""
+SINGLE, MULTIPLE = CONFIG.format(more=""), CONFIG.format(more='choice="multiple"')
+
+
+@dataclass
+class Fake:
+    """A Label Studio: files, redirects, and the paths and tokens of its requests."""
+
+    port: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def serving() -> Iterator[Fake]:
+    """Serves files to requests with the token."""
+    fake = Fake()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            token = self.headers.get("Authorization")
+            fake.asked.append((self.path, token))
+            content = fake.files.get(self.path)
+            if target := fake.redirects.get(self.path):
+                self.send_response(302)
+                self.send_header("Location", target)
+            elif token != f"Token {TOKEN}":
+                self.send_response(401)
+            else:
+                self.send_response(404 if content is None else 200)
+            self.end_headers()
+            self.wfile.write(content or b"")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        fake.port = server.server_address[1]
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield fake
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def fake() -> Iterator[Fake]:
+    with serving() as fake:
+        fake.files = {
+            "/data/upload/1/red.png": encode(coloured("red", 50)),
+            "/data/upload/1/orange.png": encode(coloured("orange", 50)),
+            "/data/local-files/?d=blue/1.png": encode(coloured("blue", 50)),
+        }
+        yield fake
+
+
+@contextmanager
+def connected(
+    classifier: Classifier, fake: Fake, *, right: str | None = "write"
+) -> Iterator[tuple[httpx.Client, Running]]:
+    """Label Studio's client of a service. With a right, the service has keys."""
+    studio = LabelStudio(fake.url, TOKEN)
+    with running(classifier, keys=KEYS if right else None, annotated_in=studio) as service:
+        auth = httpx.BasicAuth(*BASIC[right]) if right else None
+        with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", auth=auth, timeout=60) as client:
+            yield client, service
+
+
+@pytest.fixture
+def client(classifier: Classifier, fake: Fake) -> Iterator[httpx.Client]:
+    with connected(classifier, fake) as (client, _):
+        yield client
+
+
+def asked_for(*images: object, config: str = SINGLE) -> dict[str, Any]:
+    """The body of a request for predictions."""
+    return {
+        "tasks": [{"id": number, "data": {"image": image}, "meta": {}} for number, image in enumerate(images)],
+        "model_version": "1",
+        "project": "1.1700000000",
+        "label_config": config,
+        "params": {"login": None, "password": None, "context": None},
+    }
+
+
+def results(client: httpx.Client, *images: object, config: str = SINGLE) -> list[dict[str, Any]]:
+    found = client.post("/predict", json=asked_for(*images, config=config)).raise_for_status().json()
+    assert found.keys() == {"results"}
+    assert len(found["results"]) == len(images)
+    return list(found["results"])
+
+
+def chosen(result: dict[str, Any]) -> list[str]:
+    return [name for one in result["result"] for name in one["value"]["choices"]]
+
+
+def event(image: str, *choices: str, action: str = "ANNOTATION_CREATED", config: str = SINGLE, **more: Any) -> Any:
+    """The body of a webhook."""
+    chosen = {"id": "a1", "from_name": "kind", "to_name": "photo", "type": "choices", "value": {"choices": [*choices]}}
+    return {
+        "action": action,
+        "annotation": {"id": 7, "result": [chosen] if choices else [], "was_cancelled": False, "task": 1, **more},
+        "task": {"id": 1, "data": {"image": image}, "project": 1},
+        "project": {"id": 1, "title": "Colours", "label_config": config},
+    }
+
+
+def test_a_task_labelled_end_to_end(client: httpx.Client, classifier: Classifier, fake: Fake) -> None:
+    assert client.get("/health").json() == {"status": "UP", "model_class": "zsvec"}
+    setup = {"project": "1.1700000000", "schema": SINGLE, "hostname": "http://elsewhere.invalid", "access_token": "x"}
+    version = client.post("/setup", json=setup).raise_for_status().json()["model_version"]
+    image = "/data/upload/1/orange.png"
+    (before,) = results(client, image)
+    assert before["model_version"] == version
+    assert chosen(before) != ["orange"]
+
+    answer = client.post("/webhook", json=event(image, "orange"))
+    assert (answer.status_code, answer.json()) == (201, {"status": "ok", "result": {"changed": True}})
+
+    after, red = results(client, image, "/data/upload/1/red.png")
+    (result,) = after["result"]
+    assert (result["from_name"], result["to_name"], result["type"]) == ("kind", "photo", "choices")
+    assert result["value"] == {"choices": ["orange"]}
+    assert 0.5 < result["score"] == after["score"] <= 1
+    assert after["model_version"] > version
+    assert chosen(red) == ["red"]
+    assert classifier.category("orange").images == 1
+    assert [change.by for change in classifier.history if "orange" in change.categories] == ["ann"]
+    assert {token for _, token in fake.asked} == {f"Token {TOKEN}"}
+
+
+def test_a_repeated_webhook_changes_nothing(client: httpx.Client, classifier: Classifier) -> None:
+    image = "/data/upload/1/red.png"
+    assert client.post("/webhook", json=event(image, "blue")).json()["result"] == {"changed": True}
+    changes, blue = len(list(classifier.history)), classifier.category("blue")
+    for action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED"):
+        assert client.post("/webhook", json=event(image, "blue", action=action)).json()["result"] == {"changed": False}
+    assert (len(list(classifier.history)), classifier.category("blue")) == (changes, blue)
+    client.post("/webhook", json=event(image, "red", action="ANNOTATION_UPDATED")).raise_for_status()
+    assert (classifier.category("blue").images, classifier.category("red").images) == (3, 4)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        event("/data/upload/1/red.png"),
+        event("/data/upload/1/red.png", "blue", was_cancelled=True),
+        {"action": "ANNOTATIONS_DELETED", "annotation": [{"id": 7}]},
+        {"action": "START_TRAINING", "project": {"id": 1}},
+        {"action": "TASKS_CREATED", "tasks": [{"id": 1}]},
+    ],
+)
+def test_other_events_change_nothing(client: httpx.Client, classifier: Classifier, body: Any) -> None:
+    before = classifier.categories()
+    assert client.post("/webhook", json=body).is_success
+    assert classifier.categories() == before
+
+
+def test_several_choices(fake: Fake) -> None:
+    with coloured_store(3, labels="many") as classifier, connected(classifier, fake) as (client, _):
+        image = "/data/upload/1/orange.png"
+        client.post("/webhook", json=event(image, "orange", "red", config=MULTIPLE)).raise_for_status()
+        held = classifier.references.holders([one.hash for one in classifier.references.of("orange")])
+        assert ("orange", "red") in held.values()
+        again = client.post("/webhook", json=event(image, "red", "orange", config=MULTIPLE))
+        assert again.json()["result"] == {"changed": False}
+        (several,) = results(client, image, config=MULTIPLE)
+        (single,) = results(client, image)
+        assert len(chosen(single)) <= 1
+        assert set(chosen(single)) <= set(chosen(several)) <= {"orange", "red", "blue"}
+
+
+def test_several_choices_need_a_store_of_several_labels(client: httpx.Client) -> None:
+    answer = client.post("/webhook", json=event("/data/upload/1/red.png", "red", "blue", config=MULTIPLE))
+    assert answer.status_code == 409
+
+
+def test_images_of_tasks(client: httpx.Client, classifier: Classifier, fake: Fake) -> None:
+    uri = "data:image/png;base64," + base64.b64encode(encode(coloured("red", 60))).decode()
+    fake.files["/data/upload/1/text.png"] = b"no image"
+    fake.files["/data/upload/1/green.png"] = encode(coloured("green", 50))
+    unusable = [
+        None,
+        7,
+        "",
+        "/data/upload/1/missing.png",
+        "/data/upload/1/text.png",
+        "data:image/png;base64,?",
+        "data:,a",
+    ]
+    usable = [f"{fake.url}/data/upload/1/red.png", uri, "/data/local-files/?d=blue/1.png"]
+    found = results(client, *usable, *unusable, "/data/upload/1/green.png", "/data/upload/1/red.png")
+    assert [chosen(one) for one in found[:3]] == [["red"], ["red"], ["blue"]]
+    assert all((one["result"], one["score"]) == ([], 0.0) for one in found[3:-1])  # green is no choice
+    assert chosen(found[-1]) == ["red"]
+    refused = client.post("/webhook", json=event("/data/upload/1/missing.png", "red"))
+    assert refused.status_code == 422
+    assert TOKEN not in refused.text
+
+
+def test_nothing_is_fetched_from_elsewhere(client: httpx.Client, fake: Fake, classifier: Classifier) -> None:
+    image = encode(coloured("red", 50))
+    with serving() as other:
+        other.files["/data/upload/1/red.png"] = image
+        host, path = f"127.0.0.1:{other.port}", "/data/upload/1/red.png"
+        fake.redirects["/data/upload/1/moved.png"] = other.url + path
+        fake.redirects["/data/upload/1/inside.png"] = "/data/upload/1/red.png"
+        own = fake.url.removeprefix("http://")
+        refused = [
+            other.url + path,
+            f"//{host}{path}",
+            f"/\\{host}{path}",
+            f"\\\\{host}{path}",
+            f"http://{own}@{host}{path}",
+            f"http://user:password@{own}{path}",
+            f"http://{host}\\@{own}{path}",
+            f"http://{host}#@{own}{path}",
+            f"https://{own}{path}",
+            f"http://localhost:{fake.port}{path}",
+            "/data/upload/1/moved.png",
+            "/data/upload/1/inside.png",
+            f"file://{__file__}",
+            __file__,
+            "s3://bucket/a.png",
+            "/api/projects/1/export",
+            "/data/../api/projects",
+            "/data/%2e%2e/api/projects",
+            "/data/%252e%252e/api/projects",
+            "/data/..\\api",
+            "http://[::1",
+            "/data/a\r\nX: b",
+            "/data/" + "a" * 100_000,
+        ]
+        assert all(one["result"] == [] for one in results(client, *refused))
+        assert other.asked == []
+    assert {asked.partition("?")[0] for asked, _ in fake.asked} <= {
+        "/data/upload/1/moved.png",
+        "/data/upload/1/inside.png",
+        "/data/a%0D%0AX:%20b",
+    }
+
+
+def test_size_and_time_of_an_image_are_bounded(
+    client: httpx.Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.service.label_studio.images._MAX_BYTES", 1000)
+    fake.files["/data/upload/1/red.png"] = encode(coloured("red", 50)) + bytes(100_000)
+    assert results(client, "/data/upload/1/red.png")[0]["result"] == []
+    monkeypatch.setattr("zsvec.service.label_studio.images._TIMEOUT_S", 0.0)
+    assert results(client, "/data/local-files/?d=blue/1.png")[0]["result"] == []
+
+
+def test_keys(classifier: Classifier, fake: Fake) -> None:
+    body = event("/data/upload/1/red.png", "blue")
+    with connected(classifier, fake, right="read") as (client, service):
+        assert client.get("/health").is_success
+        assert client.post("/setup", json={"project": "1.1", "schema": SINGLE}).is_success
+        assert chosen(results(client, "/data/upload/1/red.png")[0]) == ["red"]
+        assert client.post("/webhook", json=body).status_code == 403
+        assert client.get("/v1/info").status_code == 401  # elsewhere, basic authentication is not taken
+        url = f"http://127.0.0.1:{service.port}"
+        for auth in (("ann", READ), ("camera", ""), ("", READ), ("camera", "wrong")):
+            assert httpx.post(f"{url}/predict", json=asked_for(), auth=auth).status_code == 401
+        for header in ("Basic ?", "Basic /w==", "Basic", ""):
+            assert httpx.get(f"{url}/health", headers={"Authorization": header}).status_code == 401
+        assert httpx.get(f"{url}/health").status_code == 401
+        assert httpx.post(f"{url}/webhook", json=body, headers=bearer(WRITE)).status_code == 201
+    with connected(classifier, fake, right=None) as (client, _):
+        assert client.get("/health").is_success
+
+
+def test_the_routes_exist_only_with_a_label_studio(classifier: Classifier) -> None:
+    with running(classifier) as service, httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client:
+        assert client.get("/health").status_code == 404
+        for path in ("/setup", "/predict", "/webhook"):
+            assert client.post(path, json={}).status_code == 404
+
+
+@pytest.mark.usefixtures("hash_encoders")
+def test_the_command(filled: Cli, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert filled("serve --port 0 --label-studio label.example.org").code == 2
+    monkeypatch.setenv("ZSVEC_LABEL_STUDIO_TOKEN", TOKEN)
+    assert filled("serve --port 0 --label-studio http://label.example.org").code == 2
+    process = start("serve", "--port", "0", "--label-studio", fake.url)
+    assert process.stderr
+    address = process.stderr.readline().decode().split()[-1].replace("localhost", "127.0.0.1")
+    with httpx.Client(base_url=address, timeout=60) as client:
+        wait_until(lambda: client.get("/health").is_success)
+        assert chosen(results(client, "/data/upload/1/red.png")[0]) == ["red"]
+    process.terminate()
+    code, out, said = finish(process)
+    assert (code, out) == (0, "")
+    assert TOKEN not in said
+
+
+def test_bodies_that_cannot_be_used(client: httpx.Client) -> None:
+    for path in ("/setup", "/predict", "/webhook"):
+        assert client.post(path, content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
+        assert client.post(path, json={}).status_code == 422
+    assert client.post("/predict", json=asked_for(*[""] * 1001)).status_code == 422
+    assert client.post("/webhook", json=event("/data/upload/1/red.png", "grey")).status_code == 422
+    wrong = event("/data/upload/1/red.png", "red")
+    wrong["annotation"]["result"][0]["value"]["choices"] = [{"a": 1}]
+    assert client.post("/webhook", json=wrong).status_code == 422
+    assert results(client) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "",
+        "no XML",
+        "<View/>",
+        '<View><Image name="a" value="$a"/></View>',
+        '<View><Choices name="k" toName="a"><Choice value="red"/></Choices></View>',
+        '<View><Image name="a" value="$a"/><Choices name="k" toName="b"><Choice value="red"/></Choices></View>',
+        '<View><Image name="a" value="$a"/><Choices name="k" toName="a"/></View>',
+        '<View><Image name="a" value="x.png"/><Choices name="k" toName="a"><Choice value="r"/></Choices></View>',
+        '<View><Text name="a" value="$a"/><Choices name="k" toName="a"><Choice value="r"/></Choices></View>',
+        '<!DOCTYPE a [<!ENTITY e "red">]>' + SINGLE.strip(),
+        SINGLE.replace("<Choices", '<Choices perRegion="true"'),
+    ],
+)
+def test_configurations_that_cannot_be_used(config: str) -> None:
+    with pytest.raises(Problem) as caught:
+        control_of(config)
+    assert caught.value.status == 422
+
+
+def test_a_large_configuration_is_refused() -> None:
+    with pytest.raises(Problem) as caught:
+        control_of(SINGLE + " " * 1_000_000)
+    assert caught.value.status == 413
+
+
+def test_choices_of_a_configuration() -> None:
+    control = control_of(SINGLE)
+    assert (control.name, control.image, control.field, control.multiple) == ("kind", "photo", "image", False)
+    assert control.choices == {"red", "blue", "orange"}
+    assert control_of(MULTIPLE).multiple
+
+
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [
+        ("label.example.org", None),
+        ("ftp://label.example.org", None),
+        ("http://user:password@label.example.org", None),
+        ("http://", None),
+        ("http://[::1", None),
+        ("http://label.example.org", TOKEN),
+        ("https://label.example.org", "a\nb"),
+        ("https://label.example.org", "é"),
+    ],
+)
+def test_servers_that_cannot_be_used(url: str, token: str | None) -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        LabelStudio(url, token)
+    assert "password@" not in str(caught.value)
+    assert token is None or token not in str(caught.value)
+
+
+def test_a_token_goes_unencrypted_only_where_allowed() -> None:
+    LabelStudio("http://label.example.org")
+    LabelStudio("https://label.example.org", TOKEN)
+    LabelStudio("http://label.example.org", TOKEN, allow_http=True)

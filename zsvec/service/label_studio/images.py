@@ -1,0 +1,123 @@
+"""Fetches the images of tasks from one Label Studio, and from nowhere else.
+
+Users who may import tasks choose these URLs. So a URL must have the origin of the configured Label Studio and a path
+of its files, redirects are not followed, and time and size are bounded. The token is sent to this origin alone. No file
+of this machine is read: images in local storage come from Label Studio as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from base64 import b64decode
+from binascii import Error as Base64Error
+from urllib.parse import unquote
+
+import httpx
+
+from zsvec.errors import ImageError, InvalidInputError
+from zsvec.service.uploads import Upload
+from zsvec.settings.trust import is_private
+
+_MAX_BYTES = 16 * 2**20  # of an image
+_TIMEOUT_S = 20.0  # of an image
+_MAX_TURNS = 2
+_FILES = ("data/", "storage-data/")  # where Label Studio serves the files of tasks
+_DATA_URI = re.compile(r"data:image/[\w.+-]{1,50};base64,", re.ASCII | re.IGNORECASE)
+
+
+class LabelStudio:
+    """A Label Studio server.
+
+    Args:
+        url: URL of the server, such as ``https://label.example.org``.
+        token: Access token of a user who may read the tasks, if needed.
+        allow_http: Whether to send the token unencrypted to another machine.
+
+    Attributes:
+        turns: Bounds the number of groups of images that are in memory.
+
+    Raises:
+        InvalidInputError: The URL is not one of a server, or the token would be sent unencrypted.
+    """
+
+    def __init__(self, url: str, token: str | None = None, *, allow_http: bool = False) -> None:
+        try:
+            self._base = httpx.URL(url.rstrip("/") + "/")
+        except httpx.InvalidURL as exc:
+            raise InvalidInputError(f"the URL of Label Studio cannot be read: {exc}") from exc
+        if self._base.scheme not in ("http", "https") or not self._base.host or self._base.query or self._base.userinfo:
+            raise InvalidInputError("the URL of Label Studio must be http:// or https:// with a host and no password")
+        if token is not None and not allow_http and not is_private(url):
+            raise InvalidInputError(
+                f"others on the way to {url!r} could read the token: use https://, or set allow_http "
+                "(ZSVEC_ALLOW_HTTP=true) where the network is private"
+            )
+        if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
+            raise InvalidInputError("label_studio_token must be visible ASCII: copy it from Label Studio again")
+        self.turns = asyncio.Semaphore(_MAX_TURNS)
+        self._headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"Token {token}"})
+
+    async def image(self, value: object) -> Upload:
+        """Returns the image of a task.
+
+        Args:
+            value: A data URI, or the URL of a file of this Label Studio, which may be without the origin.
+
+        Raises:
+            ImageError: The value is another one, or the image cannot be fetched.
+        """
+        if not isinstance(value, str):
+            raise ImageError("the image of a task must be a URL")
+        if found := _DATA_URI.match(value):
+            try:
+                return Upload(b64decode(value[found.end() :], validate=True), None)
+            except Base64Error as exc:
+                raise ImageError("a data URI must have valid base64") from exc
+        url = self._checked(value)
+        name = re.split(r"[/=]", unquote(url.raw_path.decode("ascii")))[-1]
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                return Upload(await self._fetched(url), name)
+        except (httpx.HTTPError, TimeoutError) as exc:
+            raise ImageError(f"{name}: Label Studio does not send the image: {type(exc).__name__}") from exc
+
+    def _checked(self, value: str) -> httpx.URL:
+        """Returns the URL of a file of this Label Studio."""
+        try:
+            prefix = self._base.path
+            within = value if value.startswith(prefix) or not re.match(r"/[^/\\]", value) else prefix + value[1:]
+            url = self._base.join(within)
+        except (httpx.InvalidURL, ValueError) as exc:
+            raise ImageError("the image of a task must be a valid URL") from exc
+        ours = _origin(url) == _origin(self._base)
+        path = unquote(url.path)
+        if (
+            not ours
+            or not path.startswith(tuple(prefix + files for files in _FILES))
+            or ".." in re.split(r"[/\\]", path)
+        ):
+            raise ImageError(
+                "the image of a task must be a data URI or a file that Label Studio serves below /data/, got a URL of "
+                f"{url.host[:100] or 'no host'!r}"
+            )
+        return url
+
+    async def _fetched(self, url: httpx.URL) -> bytes:
+        content = bytearray()
+        async with (
+            httpx.AsyncClient(headers=self._headers, follow_redirects=False, timeout=_TIMEOUT_S) as client,
+            client.stream("GET", url) as answer,
+        ):
+            if answer.status_code != 200:
+                raise ImageError(f"Label Studio answers {answer.status_code} instead of the image {url.path[:200]!r}")
+            async for part in answer.aiter_raw():
+                content += part
+                if len(content) > _MAX_BYTES:
+                    raise ImageError(f"an image must have at most {_MAX_BYTES:,} bytes, got more at {url.path[:200]!r}")
+        return bytes(content)
+
+
+def _origin(url: httpx.URL) -> tuple[str, str, int | None, bytes]:
+    """Returns the origin of a URL, and its user and password, which must be empty."""
+    return url.scheme, url.host, url.port, url.userinfo

@@ -1,0 +1,145 @@
+"""The routes that Label Studio calls: ``/health``, ``/setup``, ``/predict`` and ``/webhook``.
+
+The shapes of requests and responses are those of label-studio-ml-backend.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from zsvec import Classifier, Prediction, checked_name, content_hash
+from zsvec.errors import ImageError
+from zsvec.service.api.common import By, Runs, of_state
+from zsvec.service.label_studio.config import control_of
+from zsvec.service.label_studio.images import LabelStudio
+from zsvec.service.problems import JSON, Problem
+from zsvec.service.uploads import Upload, sent_json
+
+_log = logging.getLogger(__name__)
+
+_AT_ONCE = 8  # images of a request that are fetched and classified at once
+_MAX_TASKS = 1000  # of a request
+_LEARNED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
+
+router = APIRouter(include_in_schema=False)
+
+
+class _Setup(BaseModel):
+    config: Annotated[str, Field(alias="schema")]
+
+
+class _Task(BaseModel):
+    data: dict[str, Any]
+
+
+class _Predict(BaseModel):
+    tasks: Annotated[list[_Task], Field(max_length=_MAX_TASKS)]
+    label_config: str
+
+
+class _Action(BaseModel):
+    action: str
+
+
+class _Annotation(BaseModel):
+    result: list[dict[str, Any]] = []
+    was_cancelled: bool | None = False
+
+
+class _Project(BaseModel):
+    label_config: str
+
+
+class _Event(BaseModel):
+    annotation: _Annotation
+    task: _Task
+    project: _Project
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    """Returns that the backend is up, or status 503 while the encoders are loaded or the store is away."""
+    if problem := await request.app.state.health.problem():
+        raise Problem(503, problem)
+    return JSON({"status": "UP", "model_class": "zsvec"})
+
+
+@router.post("/setup")
+async def setup(request: Request, work: Runs) -> Response:
+    """Checks the labelling configuration of a project, and returns the version of the predictions.
+
+    The address and the token in the request are ignored: the operator names the Label Studio to trust.
+    """
+    control_of((await sent_json(request, _Setup)).config)
+    return JSON({"model_version": await work.run(lambda: _version(work.classifier))})
+
+
+@router.post("/predict")
+async def predict(request: Request, work: Runs) -> Response:
+    """Returns one prediction for each task, in order."""
+    given = await sent_json(request, _Predict)
+    control = control_of(given.label_config)
+    work.check_room(1)
+    many, version = await work.run(lambda: (work.classifier.labels == "many", _version(work.classifier)))
+    values = [task.data.get(control.field) for task in given.tasks]
+    predictions: list[Prediction] = []
+    for first in range(0, len(values), _AT_ONCE):
+        async with request.app.state.label_studio.turns:
+            fetched = await asyncio.gather(*(_fetched(request, value) for value in values[first : first + _AT_ONCE]))
+            images = [image for image in fetched if isinstance(image, Upload)]
+            found = iter(await work.classify(images, 1, request.receive) if images else ())
+        predictions += [image if isinstance(image, Prediction) else next(found) for image in fetched]
+    return JSON({"results": [{**control.result(one, many=many), "model_version": version} for one in predictions]})
+
+
+async def _fetched(request: Request, value: object) -> Upload | Prediction:
+    """Returns the image of a task, or the prediction for an image that cannot be fetched."""
+    label_studio: LabelStudio = request.app.state.label_studio
+    try:
+        return await label_studio.image(value)
+    except ImageError as exc:
+        _log.warning("no prediction for a task: %s", exc)
+        return Prediction(source="", error=str(exc))
+
+
+@router.post("/webhook")
+async def webhook(request: Request, work: Runs, by: By) -> Response:
+    """Makes the image of an annotated task a reference of the chosen categories. Other events change nothing.
+
+    A repeated event changes nothing, since the content of an image identifies its reference.
+    """
+    action = (await sent_json(request, _Action)).action
+    if action not in _LEARNED:
+        return JSON({"status": "Unknown event"})
+    event = await sent_json(request, _Event)
+    control = control_of(event.project.label_config)
+    labels = control.labels(event.annotation.result)
+    changed = False
+    if labels and not event.annotation.was_cancelled:
+        label_studio: LabelStudio = request.app.state.label_studio
+        async with label_studio.turns:
+            image = await label_studio.image(event.task.data.get(control.field))
+            changed = await work.run(lambda: _corrected(work.classifier, image, labels), by=by)
+    return JSON({"status": "ok", "result": {"changed": changed}}, 201)
+
+
+def _corrected(classifier: Classifier, image: Upload, labels: list[str]) -> bool:
+    """Makes an image a reference of categories, unless it is one of exactly these. Returns whether anything changed."""
+    names = sorted(map(checked_name, labels))
+    known = content_hash(image, **classifier.settings.image_limits())
+    if classifier.references.holders([known]).get(known) == tuple(names):
+        return False
+    with of_state():
+        classifier.correct(image, names)
+    return True
+
+
+def _version(classifier: Classifier) -> str:
+    """Returns the newest revision of a category, so that Label Studio asks again after each change."""
+    return str(max((category.rev for category in classifier.categories()), default=0))

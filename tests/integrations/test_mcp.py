@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema_rs
 import pytest
@@ -23,7 +24,9 @@ from PIL import Image
 import zsvec
 from tests.cli.support import DEADLINE, RUNNER, Cli, cli, colours, filled, finish, hash_encoders, new, start
 from tests.docs.blocks import blocks
-from tests.support import coloured, encode, isolated
+from tests.support import coloured, coloured_store, encode, isolated
+from zsvec.errors import StoreUnavailableError
+from zsvec.integrations.mcp import Tools
 
 __all__ = ["cli", "colours", "filled", "hash_encoders", "isolated", "new"]
 
@@ -339,6 +342,26 @@ def test_an_interrupt_ends_the_server_while_stdin_is_open(filled: Cli) -> None:
     process.send_signal(signal.SIGINT)
     assert process.wait(DEADLINE) == -signal.SIGINT
     finish(process)
+
+
+def test_a_failure_names_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with coloured_store(1) as classifier:
+        failures = OSError(28, "No space left", "/home/ann/secret"), StoreUnavailableError("/home/ann/secret is away")
+        monkeypatch.setattr(classifier, "categories", Mock(side_effect=failures))
+        for _ in failures:
+            answer = Tools(classifier).call("list_categories", {})
+            assert answer.is_error
+            assert "secret" not in text_of(answer)
+
+
+def test_a_store_that_is_missing_or_empty(tmp_path: Path) -> None:
+    async def story(assistant: Assistant) -> None:
+        assert (await assistant.ask("list_categories"))["number"] == 0
+        assert str(tmp_path) not in await assistant.refused("classify", data=[RED])
+
+    store = tmp_path / "missing"
+    played(story, before=["--store", str(store)])
+    assert not store.exists()
 
 
 def test_a_store_that_is_in_use_is_a_usual_error(filled: Cli) -> None:

@@ -5,8 +5,9 @@ Trust:
 - The user who starts the server is trusted: the folders, the right to write, and the store come from its arguments.
 - The assistant is not, since texts that it has read may steer it: in images, in names of categories, in web pages. It
   reads images in the given folders only. Symbolic links are resolved before the check, and no URL is fetched. A refused
-  path and a missing file have the same message, so the assistant cannot find out which other files exist. Each change
-  can be undone. Nothing is removed or erased, and nothing is kept in the inbox.
+  path and a missing file have the same message, so the assistant cannot find out which other files exist. Programs that
+  may write to these folders are trusted not to exchange a folder for a link while a file is opened. Each change can be
+  undone. Nothing is removed or erased, and nothing is kept in the inbox.
 - Writers to the store are not: names, texts and sources are data in JSON, with every invisible character escaped, and
   small copies are decoded and encoded again. Of the path of an image, the assistant gets the file name.
 
@@ -193,10 +194,10 @@ class Tools:
 
     def call(self, name: str, arguments: Any) -> types.CallToolResult:
         """Runs a tool. An error becomes a result with ``is_error``, so that the assistant can read the message."""
+        if name not in self._tools:
+            return _result(f"the tool must be one of {', '.join(self._tools)}, got {name[:100]!r}", is_error=True)
+        tool = self._tools[name]
         try:
-            if name not in self._tools:
-                raise InvalidInputError(f"the tool must be one of {', '.join(self._tools)}, got {name[:100]!r}")
-            tool = self._tools[name]
             author = self._classifier.settings.added_by or AUTHOR
             with self._classifier.history.acting(author):
                 value, pictures = tool.run(self, tool.arguments.model_validate(arguments))
@@ -204,6 +205,9 @@ class Tools:
             return _result(_problems(exc), is_error=True)
         except ZSVecError as exc:
             return _result(self._message(exc)[:_MAX_MESSAGE], is_error=True)
+        except Exception:  # noqa: BLE001 - the server would send the message, which may name files
+            _log.exception("the tool %s failed", name)
+            return _result(f"internal error: {_HIDDEN}", is_error=True)
         return _result(json.dumps(value, ensure_ascii=False, allow_nan=False), pictures)
 
     def _message(self, error: ZSVecError) -> str:
@@ -211,7 +215,8 @@ class Tools:
         if not isinstance(error, InvalidInputError | ImageError | ConflictError) and type(error) is not StoreError:
             _log.warning("%s: %s", type(error).__name__, error)
             return f"{type(error).__name__}: {_HIDDEN}"
-        return str(error).replace(self._classifier.location.partition(" (namespace ")[0], "the store")
+        place = self._classifier.location.partition(" (namespace ")[0]
+        return str(error).replace(place, "the store").replace(place.removeprefix("the missing folder "), "the store")
 
     # Tools
 
@@ -320,7 +325,7 @@ _TOOLS = {
 
 
 def _open(found: Path, _: str, flags: int) -> int:
-    return os.open(found, flags)
+    return os.open(found, flags | getattr(os, "O_NOFOLLOW", 0))  # which Windows lacks; a link would be a new one
 
 
 class _Data(io.BytesIO):

@@ -83,9 +83,9 @@ async def setup(request: Request, work: Runs) -> Response:
 @router.post("/predict")
 async def predict(request: Request, work: Runs) -> Response:
     """Returns one prediction for each task, in order."""
+    work.check_room(1)  # before the body is read
     given = await sent_json(request, _Predict)
     control = control_of(given.label_config)
-    work.check_room(1)
     many, version = await work.run(lambda: (work.classifier.labels == "many", _version(work.classifier)))
     values = [task.data.get(control.field) for task in given.tasks]
     predictions: list[Prediction] = []

@@ -242,9 +242,10 @@ def test_images_of_tasks(client: httpx.Client, classifier: Classifier, fake: Fak
     assert TOKEN not in refused.text
 
 
-def test_nothing_is_fetched_from_elsewhere(client: httpx.Client, fake: Fake, classifier: Classifier) -> None:
+def test_nothing_is_fetched_from_elsewhere(client: httpx.Client, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     image = encode(coloured("red", 50))
     with serving() as other:
+        monkeypatch.setenv("HTTP_PROXY", other.url)
         other.files["/data/upload/1/red.png"] = image
         host, path = f"127.0.0.1:{other.port}", "/data/upload/1/red.png"
         fake.redirects["/data/upload/1/moved.png"] = other.url + path

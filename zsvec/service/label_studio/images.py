@@ -107,7 +107,8 @@ class LabelStudio:
     async def _fetched(self, url: httpx.URL) -> bytes:
         content = bytearray()
         async with (
-            httpx.AsyncClient(headers=self._headers, verify=self._tls, timeout=_TIMEOUT_S) as client,
+            # A proxy of the environment would read the token in requests by http.
+            httpx.AsyncClient(headers=self._headers, verify=self._tls, timeout=_TIMEOUT_S, trust_env=False) as client,
             client.stream("GET", url, follow_redirects=False) as answer,
         ):
             if answer.status_code != 200:

@@ -25,6 +25,7 @@ import zsvec
 from tests.cli.support import DEADLINE, RUNNER, Cli, cli, colours, filled, finish, hash_encoders, new, start
 from tests.docs.blocks import blocks
 from tests.support import coloured, coloured_store, encode, isolated
+from zsvec import CategoryInput, ReferenceImage
 from zsvec.errors import StoreUnavailableError
 from zsvec.integrations.mcp import Tools
 
@@ -243,42 +244,45 @@ def test_hostile_names_and_texts_are_data(filled: Cli) -> None:
     played(story, "--write")
 
 
-def test_answers_are_bounded(filled: Cli) -> None:
-    long = "x" * 20_000
+def answered(tools: Tools, name: str, **arguments: Any) -> dict[str, Any]:
+    """The JSON object of an answer of a tool in this process."""
+    answer = tools.call(name, arguments)
+    assert not answer.is_error, answer
+    value: dict[str, Any] = json.loads(text_of(answer))
+    return value
 
-    async def story(assistant: Assistant) -> None:
-        for number in range(30):
-            await assistant.ask("add", category=f"{number:03}" + "n" * 497, texts=[f"{n}{long[1:]}" for n in range(3)])
-        assert len(text_of(await assistant.call("show_category", category="000" + "n" * 497))) < 4000
+
+def test_answers_are_bounded() -> None:
+    with coloured_store(1) as classifier:
+        names = [f"{number:03}" + "n" * 497 for number in range(30)]
+        texts = [f"{number}" + "x" * 19_990 for number in range(30)]
+        classifier.add_categories(CategoryInput(name=name, texts=texts) for name in names)
+        tools = Tools(classifier)
+        assert len(text_of(tools.call("show_category", {"category": names[0]}))) < 12_000
         seen: list[str] = []
         after = None
         while after is not None or not seen:
-            part = await assistant.ask("list_categories", limit=10, **({"after": after} if after else {}))
+            part = answered(tools, "list_categories", limit=10, **({"after": after} if after else {}))
             assert len(part["categories"]) <= 10
             seen += [one["category"] for one in part["categories"]]
             after = part["next"]
         assert len(seen) == len(set(seen)) == part["number"] == 33
-        audit = await assistant.ask("audit", limit=5)
+        audit = answered(tools, "audit", limit=5)
         assert audit["thin"] >= 30
         assert len(audit["findings"]) == 5
-        assert len(await assistant.refused("show_category", category="y" * 500)) <= 2000
-
-    played(story, "--write")
+        assert len(text_of(tools.call("show_category", {"category": "y" * 500}))) <= 2000
 
 
-def test_an_audit_names_files_without_folders(filled: Cli, colours: Path) -> None:
-    (colours / "wrong.png").write_bytes(encode(coloured("red", 200)))
-    assert filled("add blue --image", colours / "wrong.png").code == 0
-
-    async def story(assistant: Assistant) -> None:
-        audit = await assistant.ask("audit")
-        assert audit["finding"] == "summary"
-        assert audit["images"] == 10
-        assert "colours" not in json.dumps(audit["findings"])
-        outliers = [one for one in audit["findings"] if one.get("source") == "wrong.png"]
-        assert [(one["category"], one["instead"]) for one in outliers] == [("blue", "red")]
-
-    played(story)
+def test_an_audit_names_files_without_folders() -> None:
+    with coloured_store(3) as classifier:
+        wrong = ReferenceImage(image=coloured("red", 200), source="/home/ann/colours/wrong.png")
+        classifier.add_category("blue", images=[wrong])
+        audit = answered(Tools(classifier), "audit")
+    assert audit["finding"] == "summary"
+    assert audit["images"] == 10
+    assert "ann" not in json.dumps(audit)
+    labels = [one for one in audit["findings"] if one.get("source") == "wrong.png"]
+    assert [(one["category"], one["instead"]) for one in labels] == [("blue", "red")]
 
 
 LOUD = """

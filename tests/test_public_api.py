@@ -29,7 +29,7 @@ FUNCTIONS = {"checked_name", "content_hash", "load_image", "read_categories"}
 
 def test_the_names_of_the_package() -> None:
     assert zsvec.__all__ == sorted(zsvec.__all__)
-    assert {"copy", "open"}.isdisjoint(zsvec.__all__)  # a star import keeps the module and the builtin
+    assert {"copy", "open", "reembed"}.isdisjoint(zsvec.__all__)  # a star import keeps the module and the builtin
     named = {origin.rpartition(".")[2] for origin in named_in_signatures()}
     assert {
         "Audit",
@@ -45,7 +45,7 @@ def test_the_names_of_the_package() -> None:
         "Tracker",
     } <= named
     errors_of_zsvec = {error.__name__ for error in ERRORS}
-    others = {"Classifier", "BatchEncoder", "Copied", "SettingsArguments", "__version__"}
+    others = {"Classifier", "BatchEncoder", "Copied", "Reembedded", "SettingsArguments", "__version__"}
     assert set(zsvec.__all__) == named | errors_of_zsvec | FUNCTIONS | others
 
 

@@ -57,6 +57,7 @@ from zsvec.types import (
     NoveltyBasis,
     Prediction,
     Ranking,
+    Reembedded,
     SearchMeasurement,
     SearchParams,
     SearchQuality,
@@ -76,6 +77,7 @@ if TYPE_CHECKING:
     from zsvec.curation.copying import copy as copy
     from zsvec.curation.history import ChangeHistory
     from zsvec.curation.inbox import Group, Inbox, Unlabelled
+    from zsvec.curation.reembedding import reembed as reembed
     from zsvec.curation.references import StoredReferences
     from zsvec.curation.search_index import SearchIndex
     from zsvec.encoders.base import Backbone, BatchEncoder, Encoder
@@ -182,6 +184,7 @@ __all__ = [
     "Prompt",
     "Quality",
     "Ranking",
+    "Reembedded",
     "ReferenceImage",
     "Region",
     "RuntimeName",
@@ -231,6 +234,7 @@ _LATE = {
     "zsvec.curation.copying": "copy",
     "zsvec.curation.history": "ChangeHistory",
     "zsvec.curation.inbox": "Group Inbox Unlabelled",
+    "zsvec.curation.reembedding": "reembed",
     "zsvec.curation.references": "StoredReferences",
     "zsvec.curation.search_index": "SearchIndex",
     "zsvec.encoders.base": "Backbone BatchEncoder Encoder",

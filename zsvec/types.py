@@ -319,6 +319,10 @@ class Change:
         return {**asdict(self), **lists, **times}
 
 
+SWITCH = "reembed"
+"""Kind of a change that switches a store to other encoders. It has no categories."""
+
+
 @dataclass(frozen=True, slots=True)
 class Forgotten:
     """Result of erasing an image from a store.
@@ -364,6 +368,35 @@ class Copied:
     def complete(self) -> bool:
         """Whether the target now has each category of the source with the same content."""
         return not (self.different or self.damaged or self.changed)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reembedded:
+    """Result of embedding the references of a store again with other encoders.
+
+    Attributes:
+        namespace: Namespace of the copy.
+        categories: Categories of the copy that this run has committed.
+        unchanged: Names of categories that the copy already had.
+        originals: Number of images that this run has embedded from their original files.
+        small: Number of images that this run has embedded from their small copies.
+        left_out: By category, the references that could not be embedded; their ``experts`` lack them.
+        damaged: By name of each category that the copy lacks, the reason.
+        inbox: Number of images of the inbox that were embedded, at the switch.
+        change: The switch to the copy, which can be undone; ``None`` without a switch.
+        detached: Names of attached collections that the copy does not have, since their encoder is not among its own.
+    """
+
+    namespace: str
+    categories: tuple[Category, ...] = ()
+    unchanged: tuple[str, ...] = ()
+    originals: int = 0
+    small: int = 0
+    left_out: Mapping[str, tuple[StoredReference, ...]] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    inbox: int = 0
+    change: Change | None = None
+    detached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

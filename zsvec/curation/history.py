@@ -37,7 +37,8 @@ class ChangeHistory:
     def undoable(self, changes: Iterable[Change]) -> set[str]:
         """Returns the ids of those changes that `undo` accepts now; raises as `__iter__`.
 
-        A later change of a category must be undone first.
+        A later change of a category must be undone first. A switch to other encoders is not among them: to undo it,
+        call `undo` and then open the store again in each process.
         """
         return self._store.undoable(changes)
 

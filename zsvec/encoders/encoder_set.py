@@ -15,7 +15,7 @@ from zsvec.encoders.dynamic_batching import DynamicBatcher
 from zsvec.encoders.spec import Device
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import is_several
-from zsvec.types import Fingerprint
+from zsvec.types import Fingerprint, Modality
 
 _WORTH = 0.9  # largest share of the time that a cascade may take; its second search takes time too
 
@@ -82,6 +82,11 @@ class EncoderSet:
     def fingerprints(self) -> dict[str, Fingerprint]:
         """Fingerprint of each encoder, by name."""
         return {encoder.name: encoder.fingerprint for encoder in self}
+
+    @property
+    def modalities(self) -> dict[str, tuple[Modality, ...]]:
+        """Modalities of the references that each encoder embeds, by name."""
+        return {encoder.name: encoder.modalities for encoder in self}
 
     @property
     def side(self) -> int | None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from zsvec.errors import InvalidInputError, ZSVecError, shown
+from zsvec.errors import InvalidInputError, StoreUnavailableError, ZSVecError, shown
 from zsvec.store.backends.base import EXACT, FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.catalog.changefeed import Cursor, Look
 from zsvec.store.catalog.schema import Reference
@@ -52,7 +51,7 @@ def open_store(
     history: float = 0.0,
     by: str | None = None,
 ) -> Store:
-    """Opens a store. The first write creates folder and collections.
+    """Opens a store in its current namespace. The first write creates folder and collections.
 
     Args:
         location: Folder of an embedded store, an ``http://`` or ``https://`` URL, or several URLs of one deployment,
@@ -103,9 +102,14 @@ def open_store(
         folder = _folder(location, within or Path())
         backend = import_module("zsvec.store.backends.edge.backend").EdgeBackend(folder, name=location)
     store = Store(backend, namespace, history=history, by=by)
-    if backend.exclusive:
-        with suppress(ZSVecError):  # the first use reports the error
+    try:
+        store = store.current()
+        if backend.exclusive:
             store.finish_undos()
+    except ZSVecError as exc:  # the first use reports the error
+        if isinstance(exc, StoreUnavailableError) and not backend.exclusive:
+            backend.close()
+            raise
     return store
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
-from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError, shown
-from zsvec.store import erasure, health, undo
+from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError, shown
+from zsvec.store import erasure, health, switching, undo
 from zsvec.store.attached.collections import AttachedCollections
 from zsvec.store.attached.parts import Parts, PartsChanged, with_parts
 from zsvec.store.backends.base import EXACT, Backend, Hit, Points
@@ -30,14 +31,17 @@ from zsvec.store.catalog.schema import (
     measurement_from,
     search_params_from,
 )
+from zsvec.store.catalog.successor import Successor, is_dropped, joined_namespace
 from zsvec.store.collections import compatibility
 from zsvec.store.collections.inbox import InboxCollection, Removal
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.reuse import StoredVectors
+from zsvec.store.transfer import settled
 from zsvec.store.writing import EXPECTED, Expected, Move, Write, Writer
 from zsvec.types import (
     MAX_LEVELS,
+    SWITCH,
     Attached,
     Attachment,
     Category,
@@ -62,6 +66,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zsvec.store.copying import Track
+    from zsvec.store.reembedding import Reembedding, Reencoder
 
 
 @dataclass(slots=True)
@@ -80,6 +85,8 @@ def _same(one: Attachment, other: Attachment) -> bool:
     return (one.collection, one.expert) == (other.collection, other.expert)
 
 
+_SWITCHES = 5  # attempts to switch to other encoders, while others move references or undo changes
+
 # Per thread or asyncio task, and shared by all stores.
 _BLOCK: ContextVar[_Block | None] = ContextVar("block", default=None)
 _BY: ContextVar[str | None] = ContextVar("by", default=None)
@@ -94,6 +101,7 @@ class Store:
             read.
         history: Undo window: seconds for which a change can be undone. 0 keeps no history.
         by: Author recorded with each change.
+        before: Catalogs of the namespaces from which the store was switched to this one, oldest first.
 
     Attributes:
         inbox: Images that wait for a label.
@@ -106,6 +114,7 @@ class Store:
         *,
         history: float = 0.0,
         by: str | None = None,
+        before: Sequence[Catalog] = (),
     ) -> None:
         self._backend = backend
         self.namespace = namespace
@@ -116,6 +125,8 @@ class Store:
         self._attached = AttachedCollections(backend, namespace)
         self._writer = Writer(self._catalog, self._references, self._collector, self.inbox)
         self._by = by
+        self._history = history
+        self._before = before
         self._follow: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
         self._may_be_undoing = True  # an undo may be unfinished, here or in a killed process
@@ -214,6 +225,159 @@ class Store:
     def check_fingerprints(self, fingerprints: Mapping[str, Fingerprint]) -> None:
         """Raises EncoderMismatchError if the stored vectors were made by other encoders."""
         compatibility.check_fingerprints(self._catalog, fingerprints)
+
+    # Other namespaces of the store (`zsvec.store.catalog.successor`)
+
+    def current(self) -> Store:
+        """Returns the store in its current namespace: this object, unless the store was switched to other encoders.
+
+        Raises:
+            StoreError: A record of the store is damaged or has another schema.
+            StoreUnavailableError: The store cannot be read.
+        """
+        catalog, before = switching.current(self._catalog)
+        if not before:
+            return self
+        namespace = joined_namespace(catalog.base, catalog.number)
+        return Store(self._backend, namespace, history=self._history, by=self._by, before=before)
+
+    def beside(self, number: int) -> Store:
+        """Returns another namespace of this store, without a history. Both share files and connections."""
+        return Store(self._backend, joined_namespace(self._catalog.base, number), by=self._by)
+
+    def named(self, namespace: str) -> Store:
+        """Returns another namespace of this store by its name, such as ``zsvec.1``.
+
+        Raises:
+            InvalidInputError: The store has no other namespace of this name.
+        """
+        others = {joined_namespace(one.base, one.number): one.number for one in switching.siblings(self._catalog)}
+        if namespace not in others:
+            known = ", ".join(others) or "none: `zsvec reembed` makes one"
+            raise InvalidInputError(
+                f"the other namespace must be one of {self.location}, got {shown(namespace)}. There are {known}"
+            )
+        return self.beside(others[namespace])
+
+    def copy_for(self, fingerprints: Mapping[str, Fingerprint], profile: str | None = None) -> Store:
+        """Returns the namespace for a copy of this store with other encoders, ready to be written.
+
+        A namespace with these encoders that an earlier run has begun, or an undo has left, is used again.
+
+        Args:
+            fingerprints: Fingerprints of the encoders of the copy, by name.
+            profile: Name of the profile that the encoders come from.
+
+        Raises:
+            InvalidInputError: The vectors of this store are of these encoders, or the name of an encoder cannot be part
+                of the name of a collection.
+            StoreError: There is no store.
+        """
+        from zsvec.store.reembedding import number_for  # imports modules that listing categories does not need
+
+        if not (present := self.encoders()):
+            raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
+        if present == fingerprints:
+            raise InvalidInputError(
+                f"the encoders must be others than those of {self.location}, got {', '.join(sorted(present))}: choose "
+                "another profile (`zsvec reembed --profile NAME`)"
+            )
+        copy = self.beside(number_for(self._catalog, fingerprints))
+        is_begun = copy._catalog.store() is not None
+        token = str(uuid.uuid4())
+        with self._writing():
+            self._catalog.set_in_store(copying=token)
+        copy._catalog.copied_from = (self._catalog, token)
+        copy.bind(
+            fingerprints, images="small" if self.keeps_images() else "none", profile=profile, labels=self.labels()
+        )
+        if is_begun:  # another run may be about to commit
+            copy._fence(str(one["category"]) for one in (*self._catalog.manifests(), *copy._catalog.manifests()))
+        return copy
+
+    def _fence(self, names: Iterable[str]) -> None:
+        manifests = self._catalog.state(names := set(names)).manifests
+        if self._collector.fence(names, manifests) is None:
+            raise ConflictError(f"another process changes {self.location}: repeat the command later")
+
+    def reembedding(
+        self,
+        copy: Store,
+        reencoder: Reencoder,
+        *,
+        on_image: Callable[[int], None] = lambda number: None,
+        on_commit: Callable[[Category], None] = lambda category: None,
+    ) -> Reembedding:
+        """Returns the object that embeds the references of this store again, into a copy; arguments as there."""
+        from zsvec.store.reembedding import Reembedding
+
+        return Reembedding(
+            self._catalog, self._references, copy._writer, reencoder, on_image=on_image, on_commit=on_commit
+        )
+
+    def switch_to(self, copy: Store, reembedding: Reembedding) -> tuple[Change, bool, list[str]]:
+        """Makes a copy the current namespace, once it has all changes. Writers wait, and are then refused.
+
+        Returns:
+            The change, whether categories changed since the last `Reembedding.follow`, and the names of the attached
+            collections that the copy does not have, because their encoder is not among the same.
+
+        Raises:
+            StoreError: A category cannot be copied.
+            ConflictError: Other processes changed or opened the store at every attempt.
+        """
+        for _ in range(_SWITCHES):
+            reembedding.follow()
+            with suppress(ConflictError), self._writing():
+                with switching.closed(self._catalog, copy._catalog.number) as closing:
+                    if not switching.is_in_motion(self._catalog):
+                        is_changed = reembedding.follow()
+                        reembedding.follow_inbox(self.inbox)
+                        detached = self._give_settings(copy, closing.record)
+                        reembedding.check_complete()
+                        copy._catalog.check_current()
+                        rev = copy._catalog.newest()
+                        done = switching.finish(self._catalog, closing, rev=rev, window_s=self._history, by=self.by)
+                        copy._catalog.copied_from = None
+                        return switching.as_change(done), is_changed, detached
+                self._may_be_undoing = True  # the next attempt finishes what is in motion
+                settled(self._catalog, [one["category"] for one in self._catalog.manifests() if "transfer" in one])
+        raise ConflictError(f"other processes changed {self.location} at every attempt to switch: repeat the command")
+
+    def _give_settings(self, copy: Store, record: Mapping[str, Any]) -> list[str]:
+        """Gives a copy what the record of this store says of labels and attached collections.
+
+        Returns:
+            The names of the collections that the copy does not have, since their encoder is not among its own.
+        """
+        here, there = self.encoders(), copy.encoders()
+        shared = {name for name in here if here[name] == there.get(name)}
+        attached = attachments_from(record)
+        kept = [one for one in attached if encoder_and_modality(one.expert)[0] in shared]
+        copy._catalog.set_in_store(attachments=[asdict(one) for one in kept], labels=labels_from(record))
+        return [one.collection for one in attached if one not in kept]
+
+    def drop_others(self) -> list[str]:
+        """Deletes the contents of all other namespaces of this store, and returns their names.
+
+        Afterwards, no switch to other encoders can be undone.
+        """
+        with self._writing():
+            others = list(switching.siblings(self._catalog))
+            for one in others:
+                switching.drop(one)
+            return [joined_namespace(one.base, one.number) for one in others]
+
+    def _last_switch(self) -> tuple[Successor, Change] | None:
+        """Returns the last switch to this namespace, if the undo time is not over."""
+        found = switching.last_switch(self._before[-1]) if self._before else None
+        return found if found and found[0].until > time.time_ns() // 1000 else None
+
+    def _is_switch(self, change: Change, identifier: str | None) -> bool:
+        """Returns whether an undo of this id concerns a switch; without an id, whether it is the last change."""
+        if identifier is not None:
+            return bool(identifier) and change.id.startswith(identifier)
+        return all(one.undone or one.at < change.at for one in History(self._catalog).changes())
 
     # Reading
 
@@ -584,12 +748,15 @@ class Store:
 
     def changes(self) -> list[Change]:
         """Returns the changes within the undo window, newest first, undone ones included."""
-        return History(self._catalog).changes()
+        found = History(self._catalog).changes()
+        if switch := self._last_switch():
+            found = sorted([*found, switch[1]], key=lambda change: (change.at, change.id), reverse=True)
+        return found
 
     def undoable(self, changes: Iterable[Change]) -> set[str]:
-        """Returns the ids of those changes that can be undone now."""
+        """Returns the ids of those changes that can be undone now, without a switch to other encoders."""
         history = History(self._catalog)
-        return {change.id for change in changes if history.can_be_undone(change)}
+        return {change.id for change in changes if change.what != SWITCH and history.can_be_undone(change)}
 
     def undo(self, name: str | None = None, change: str | None = None) -> Change:
         """Undoes a change, and returns it.
@@ -606,6 +773,12 @@ class Store:
             OtherAuthorError: The change is by another author, and its id was not given.
             ConflictError: Other writers changed a category at every attempt.
         """
+        if name is None and (switch := self._last_switch()) and self._is_switch(switch[1], change):
+            if change is None and switch[1].by != self.by:
+                raise undo.by_another(switch[1], name)
+            with self._writing():
+                switching.switch_back(self._catalog, self._before[-1], switch[0], self.by)
+            return replace(switch[1], undone=True)
         with self._changing("undo"):
             self._may_be_undoing = True
             return undo.undo(self._writer, name, change)
@@ -745,7 +918,8 @@ class Store:
     def forget(self, content_hash: str) -> Forgotten:
         """Erases an image from all categories, small copies, changes and the inbox. No undo restores the image.
 
-        A category that has no other reference is removed. An embedded store rewrites its files.
+        A category that has no other reference is removed. An embedded store rewrites its files. Another namespace of
+        the store that has the image is deleted, so that a switch to other encoders can no longer be undone.
 
         Args:
             content_hash: Content hash of the image.
@@ -761,6 +935,9 @@ class Store:
             found = replace(found, points=found.points + self.inbox.forget(content_hash))
             if found.points and not found.categories:
                 self._collector.note(str(uuid.uuid4()))
+            for one in switching.siblings(self._catalog):
+                if switching.has_image(one, content_hash):
+                    switching.drop(one)
             return found
 
     def remove_from_inbox(self, hashes: Collection[str], label: str | None = None) -> None:
@@ -902,9 +1079,20 @@ class Store:
             compatibility.drop_images(self._catalog, self._references)
             deleted, final = self._collector.collect(grace)
             self.inbox.settle(self.inbox.read(labelled=True))
+            final += self._drop_old(grace)
         for change in final:
             on_final(change)
         return deleted
+
+    def _drop_old(self, grace: float | None) -> list[Change]:
+        """Deletes the namespaces before this one, if they are older than `grace` seconds or, without, the undo time."""
+        final, now = [], time.time_ns() // 1000
+        for one in self._before:
+            switch = None if is_dropped(one.store()) else switching.last_switch(one)
+            if switch and now > (switch[0].until if grace is None else switch[0].at + round(grace * 1e6)):
+                switching.drop(one)
+                final.append(switch[1])
+        return final
 
     def drop_images(self) -> None:
         """Deletes all small copies of images, and keeps none from now on.
@@ -935,6 +1123,7 @@ class Store:
         """Lets one thread of this process write at a time, after finishing the undos in progress."""
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
+            self._catalog.check_current()
             if self._may_be_undoing or not self._backend.exclusive:
                 self._may_be_undoing = False
                 undo.finish_undos(self._writer)

@@ -129,11 +129,14 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
 
     Raises:
         StoreUnavailableError: The state of a transfer is unknown.
-        StoreError: The store was dropped.
+        StoreError: The store was dropped, or this namespace is not the current one any more.
     """
     names = set(names)
     while True:
         state = catalog.state(names)
+        if state.closed:
+            catalog.check_current()
+            state = catalog.state(names)
         found = {(mark["at"], mark["id"]): mark for mark in map(_mark, state.manifests.values()) if mark}
         running = _running(catalog, found.values()) if found else []
         if not running:

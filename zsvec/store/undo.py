@@ -40,7 +40,7 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
     history = History(catalog)
     found, steps = _planned(history, name, identifier)
     if identifier is None and found.by != writer.collector.cause.by:
-        raise _by_another(found, name)
+        raise by_another(found, name)
     if len(steps) == 1 and len(steps[0][1]) == 1:
         _take_back(writer, history, *steps[0])
         return replace(found, undone=True)
@@ -264,7 +264,8 @@ def _moved_back(
     return gains, Losses(plans=losing, gaining=gaining)
 
 
-def _by_another(change: Change, name: str | None) -> OtherAuthorError:
+def by_another(change: Change, name: str | None) -> OtherAuthorError:
+    """Returns the error for an undo of the change of another author without its id."""
     whose = f"the last change of {name!r}" if name else "the last change"
     author = f"{change.by!r}" if change.by else "an unknown author"
     part = f" --category {shlex.quote(name)}" if name else ""

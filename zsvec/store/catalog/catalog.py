@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from zsvec.errors import CategoryNotFoundError, ConflictError, StoreError
+from zsvec.errors import CategoryNotFoundError, ConflictError, StoreError, StoreUnavailableError
 from zsvec.store.backends.base import Backend, Put, Where
 from zsvec.store.catalog.schema import (
     CATALOG_INDEXES,
@@ -33,6 +34,15 @@ from zsvec.store.catalog.schema import (
     place_of,
     profile_from,
     store_payload,
+    text_from,
+)
+from zsvec.store.catalog.successor import (
+    LONGEST_CLOSED_S,
+    Successor,
+    is_dropped,
+    joined_namespace,
+    split_namespace,
+    successor_from,
 )
 from zsvec.store.names import CATALOG, IMAGES, collection_name, record_id
 from zsvec.types import CALIBRATION_FORMAT, CalibrationState, Category, Fingerprint, KeepImages, Labels
@@ -56,12 +66,15 @@ class State:
         manifests: Manifests by category name. Removed categories are included.
         foreign: Manifests, by category name, that a dropped store has left behind.
         images: Whether the store keeps small copies of images.
+        closed: Whether a switch to other encoders has begun or is done, the namespace was deleted, or this process
+            makes it a copy. Then the writer must ask whether it may commit (`Catalog.is_current`).
     """
 
     store: str
     manifests: Mapping[str, Mapping[str, Any]]
     foreign: Mapping[str, Mapping[str, Any]]
     images: bool
+    closed: bool = False
 
     def categories(self) -> dict[str, Category]:
         """Returns each category as last committed, by name. A removed category has no write ids.
@@ -82,15 +95,21 @@ class Catalog:
     Attributes:
         backend: Backend that holds the collections.
         collection: Name of the collection of the records.
+        base: Namespace that the user has chosen.
+        number: Number of this namespace of the store (`zsvec.store.catalog.successor`); 0 for `base` itself.
         exclusive: Whether no other process can write.
         counts: Counts of rare events, as `zsvec.store.store.Store.stats` returns them.
+        copied_from: Catalog of the namespace of which this process makes this one a copy, and the token of the run;
+            ``None`` for any other writer.
     """
 
     def __init__(self, backend: Backend, namespace: str) -> None:
         self.backend = backend
         self.collection = collection_name(namespace, CATALOG)
         self._namespace = namespace
+        self.base, self.number = split_namespace(namespace)
         self.exclusive = backend.exclusive
+        self.copied_from: tuple[Catalog, str] | None = None
         self.counts: Counter[str] = Counter(second_stamps=0, unknown_outcomes=0, healed_records=0)
 
     @property
@@ -229,7 +248,82 @@ class Catalog:
             {name: record for name, record in named.items() if belongs(record, store)},
             {name: record for name, record in named.items() if not belongs(record, store)},
             keeps_images(found.get(record_id("store"))),
+            closed=self._is_closed(found.get(record_id("store"))),
         )
+
+    # The switch to other encoders
+
+    def beside(self, number: int) -> Catalog:
+        """Returns the catalog of another namespace of this store."""
+        return Catalog(self.backend, joined_namespace(self.base, number))
+
+    def successor(self) -> Successor | None:
+        """Returns the successor of this namespace, if a switch has begun or is done and was not undone.
+
+        Raises:
+            StoreError: As `store`.
+        """
+        return self._successor_in(self.store())
+
+    def _successor_in(self, store: Mapping[str, Any] | None) -> Successor | None:
+        found = successor_from(store, self.number)
+        if found is None or not found.done or found.to < self.number:
+            return found
+        back = successor_from(self.beside(found.to).store(), found.to)
+        if back is None or not back.done or (back.to, back.id) != (self.number, found.id):
+            return found
+        with suppress(StoreUnavailableError):  # left by a killed undo; a reader may not be allowed to write
+            self.clear_successor(found)
+        return None
+
+    def clear_successor(self, found: Successor) -> None:
+        """Deletes a successor from the record of the store, unless the record has another one now."""
+
+        def cleared(store: Mapping[str, Any]) -> Mapping[str, Any]:
+            return {"successor": None} if successor_from(store, self.number) == found else {}
+
+        self.change_store(cleared)
+
+    def is_current(self) -> bool:
+        """Returns whether writers may commit; False while a switch is in progress.
+
+        Raises:
+            StoreError: The store was switched to other encoders, this namespace was deleted, or another process has
+                taken over making this copy.
+        """
+        return self._closing() is None
+
+    def check_current(self) -> None:
+        """Waits while a switch is in progress; raises as `is_current`.
+
+        After `LONGEST_CLOSED_S`, the process that has begun the switch counts as killed, and loses the switch.
+        """
+        waits_for, begun = None, 0.0
+        while (found := self._closing()) is not None:
+            if found != waits_for:
+                waits_for, begun = found, time.monotonic()
+            elif time.monotonic() - begun > LONGEST_CLOSED_S:
+                self.clear_successor(found)
+            time.sleep(PAUSES[1])
+
+    def _closing(self) -> Successor | None:
+        """Returns the successor of a switch in progress; raises as `is_current`."""
+        store = self.store()
+        found = self._successor_in(store)
+        if self.copied_from is not None:
+            source, token = self.copied_from
+            before = source.store()
+            successor = successor_from(before, source.number)
+            if text_from(before or {}, "copying") != token or (successor is not None and successor.done):
+                raise StoreError(f"another process makes a copy of {source.location}: repeat the command later")
+        if is_dropped(store) or (found is not None and found.done):
+            why = f"switched to {joined_namespace(self.base, found.to)!r}, other encoders" if found else "deleted"
+            raise StoreError(f"{self.location} was {why}: open the store again, and repeat the change")
+        return found
+
+    def _is_closed(self, store: Mapping[str, Any] | None) -> bool:
+        has_successor = successor_from(store, self.number) is not None
+        return self.copied_from is not None or has_successor or is_dropped(store)
 
     # The calibration
 

@@ -80,6 +80,8 @@ def commit_manifests(
             catalog.put(list(puts.values()))
             now = catalog.state(puts)
             _check_same(catalog, before.store, now.store)
+            if now.closed and not catalog.is_current():  # the commit may be too late for the switch in progress
+                raise UnknownError
             for name, put in list(puts.items()):
                 manifest = now.manifests.get(name)
                 outcome = _outcome(put, manifest, set(put.payload["writes"]).difference(had.get(name, ())))

@@ -186,6 +186,7 @@ class InboxCollection:
                 payloads=[_payload(image, self._made) for image in some],
             )
             self._backend.upsert(self.name, points)
+        self._catalog.check_current()  # images that are too late for a switch to other encoders are not acknowledged
 
     def remove(self, hashes: Collection[str], removal: Removal) -> None:
         """Removes images from the inbox.

@@ -1,0 +1,642 @@
+"""Re-embedded copies beside a store: content, interruption, changes meanwhile, the switch, and forged records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.store.material import (
+    ADDED,
+    FINGERPRINTS,
+    content_hash,
+    jpeg,
+    pictured,
+    unit_vector,
+    vectors,
+    write_of,
+)
+from tests.store.support import Crash, Hooked
+from zsvec.errors import ConflictError, InvalidInputError, OtherAuthorError, StoreError
+from zsvec.store import Cursor, InboxImage, Move, Reference, Store
+from zsvec.store import switching as switching_module
+from zsvec.store.backends.base import Put
+from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.catalog import catalog as catalog_module
+from zsvec.store.catalog.schema import expected
+from zsvec.store.catalog.successor import LARGEST_NUMBER, Successor, successor_from
+from zsvec.store.names import record_id
+from zsvec.store.reembedding import Origin
+from zsvec.types import Attachment, Fingerprint, Modality, SmallImage
+
+NEW = {"clip": FINGERPRINTS["clip"], "new": Fingerprint(model="test/new", revision="1", dim=4, preprocessing="4 px")}
+OTHER = {"dino": replace(FINGERPRINTS["dino"], revision="2")}
+CATALOG = "zsvec__catalog"
+
+
+class Shared(MemoryBackend):
+    """As a server: other processes may write."""
+
+    exclusive = False
+
+
+class Encoders:
+    """Vectors made of hashes. An image is readable if it has a small copy, or is among the `originals`."""
+
+    def __init__(self, fingerprints: Mapping[str, Fingerprint] = NEW, originals: Collection[str] = ()) -> None:
+        self.fingerprints = fingerprints
+        self.modalities: Mapping[str, Collection[Modality]] = dict.fromkeys(fingerprints, ("text", "image"))
+        self.originals = originals
+        self.embedded: list[str] = []
+        self.before_images: list[Callable[[], Any]] = []
+
+    def has_original(self, image: Reference) -> bool:
+        return image.source in self.originals
+
+    def prompt(self, encoder: str, name: str) -> str:
+        return f"a photo of {name}"
+
+    def vector(self, encoder: str, digest: str) -> NDArray[np.float32]:
+        return unit_vector(self.fingerprints[encoder].dim, f"{encoder} {digest}")
+
+    def texts(self, encoder: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.embedded += texts
+        return np.stack([self.vector(encoder, content_hash(text)) for text in texts])
+
+    def images(
+        self, images: Sequence[tuple[Reference, SmallImage | None]], encoders: Collection[str]
+    ) -> Iterator[tuple[str, Origin, Mapping[str, NDArray[np.float32]]]]:
+        if self.before_images:
+            self.before_images.pop()()
+        for image, copy in images:
+            if copy is not None or self.has_original(image):
+                self.embedded.append(image.hash)
+                origin: Origin = "original" if self.has_original(image) else "small"
+                yield image.hash, origin, {encoder: self.vector(encoder, image.hash) for encoder in encoders}
+
+
+def opened(backend: Any = None, *, history: float = 3600.0, by: str | None = None) -> Store:
+    store = Store(backend or Shared(), "zsvec", history=history, by=by)
+    if not store.encoders():
+        store.bind(FINGERPRINTS, profile="offline")
+    return store.current()
+
+
+def filled(store: Store) -> Store:
+    """Categories with all that there can be, and an image that waits."""
+    writes = [
+        pictured("cat", ["tom", "felix"], ["meows", "purrs"], metadata={"legs": 4}, parent="animal"),
+        pictured("dog", ["rex"], ["barks"]),
+        write_of("text only", texts=["words"]),
+        pictured("old", ["z"]),
+    ]
+    detailed = [
+        replace(one, prompt="a photo of it", group="burst", added=ADDED, by="Ann") for one in writes[0].references
+    ]
+    store.write([replace(writes[0], references=detailed), *writes[1:]])
+    store.write([pictured("cat", ["late"])])
+    store.move(Move(source="cat", target="dog", hashes=[content_hash("felix")]))
+    store.remove("old")
+    store.keep("dog", [content_hash("rex")], "outliers")
+    vectors_of = {name: unit_vector(one.dim, "waits") for name, one in FINGERPRINTS.items()}
+    store.inbox.put(
+        [InboxImage(hash=content_hash("waits"), source="w.png", added=ADDED, vectors=vectors_of, content=jpeg("waits"))]
+    )
+    return store
+
+
+def copied(store: Store, encoders: Encoders | None = None) -> tuple[Store, Any, Encoders]:
+    encoders = encoders or Encoders()
+    copy = store.copy_for(encoders.fingerprints, "plus")
+    running = store.reembedding(copy, encoders)
+    while running.follow():
+        pass
+    return copy, running, encoders
+
+
+def content(store: Store) -> dict[str, Any]:
+    """All of a store that does not depend on encoders and on what a commit chooses."""
+    found: dict[str, Any] = {}
+    for category in store.look(Cursor(), {}).categories:
+        stored = store.stored(category.name)
+        marks = sorted(category.withdrawn), sorted(category.kept), category.retired
+        described = {
+            (one.modality, one.hash, one.source, one.prompt, one.group, one.added, one.by, store.image(one.hash))
+            for one in stored
+        }
+        found[category.name] = category.texts, category.metadata, category.parent, marks, described
+    return found
+
+
+def everything(store: Store) -> Any:
+    stored = {one.name: vectors(store.stored(one.name)) for one in store.categories()}
+    return content(store), {name: {key: some[key].tolist() for key in sorted(some)} for name, some in stored.items()}
+
+
+def hook(act: Callable[[], object]) -> Callable[..., None]:
+    def call(*_: object) -> None:
+        act()
+
+    return call
+
+
+def names(store: Store) -> list[str]:
+    return [category.name for category in store.categories()]
+
+
+@pytest.fixture(params=[MemoryBackend, Shared])
+def source(request: pytest.FixtureRequest) -> Store:
+    return filled(opened(request.param()))
+
+
+def test_a_copy_has_all_but_the_vectors(source: Store) -> None:
+    copy, running, encoders = copied(source)
+    assert content(copy) == content(source)
+    assert (copy.namespace, copy.encoders(), copy.profile(), copy.incomplete()) == ("zsvec.1", NEW, "plus", [])
+    for name in names(source):
+        here, there = vectors(source.stored(name)), vectors(copy.stored(name))
+        shared = {key for key in here if key[0] == "clip"}
+        assert shared == {key for key in there if key[0] == "clip"}
+        assert {("new", *key[1:]) for key in shared} == {key for key in there if key[0] == "new"}
+        for key in shared:
+            np.testing.assert_allclose(there[key], here[key], atol=1e-6)
+        for key in there.keys() - shared:
+            np.testing.assert_allclose(there[key], encoders.vector(key[0], key[2]), atol=1e-6)
+    images = {content_hash(one) for one in ("tom", "felix", "rex", "late")}
+    assert running.found.origins == dict.fromkeys(images, "small")
+    assert sorted(encoders.embedded) == sorted([*images, "meows", "purrs", "barks", "words"])  # each once
+    assert copy.changes() == []
+
+
+def test_nothing_is_embedded_again(source: Store) -> None:
+    copied(source)
+    _, running, encoders = copied(source)
+    assert (encoders.embedded, running.found.committed) == ([], {})
+    assert running.found.unchanged == {"cat", "dog", "text only"}
+
+
+def test_an_encoder_is_dropped_without_running_any(source: Store) -> None:
+    copy, _, encoders = copied(source, Encoders({"clip": FINGERPRINTS["clip"]}))
+    assert encoders.embedded == []
+    assert content(copy) == content(source)
+
+
+@pytest.mark.parametrize("at", range(0, 200, 7))
+def test_an_interrupted_run_is_repeated(at: int) -> None:
+    straight = everything(copied(filled(opened()))[0])
+    inner = Shared()
+    filled(opened(inner))
+    backend = Hooked(inner)
+    encoders = Encoders()
+    backend.dies_at = at
+    try:
+        copied(opened(backend), encoders)
+    except Crash:
+        pass
+    else:
+        assert at > 100, "nothing was interrupted"
+    assert everything(copied(opened(inner), encoders)[0]) == straight
+
+
+def test_images_of_committed_chunks_are_not_embedded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.store.reembedding.CHUNK", 2)
+    store = opened()
+    store.write([pictured("many", [f"image {i}" for i in range(7)], ["text"])])
+    encoders = Encoders()
+    committed: list[int] = []
+
+    def count(number: int) -> None:
+        committed.append(number)
+        if len(committed) == 3:
+            raise KeyboardInterrupt
+
+    copy = store.copy_for(NEW)
+    with pytest.raises(KeyboardInterrupt):
+        store.reembedding(copy, encoders, on_image=count).follow()
+    assert len(encoders.embedded) == 7  # the text, and three chunks, of which two are committed
+    copy, _, again = copied(store)
+    assert len(again.embedded) == 3
+    assert content(copy) == content(store)
+
+
+def test_what_cannot_be_embedded_is_left_out_and_named() -> None:
+    store = opened()
+    store.write([write_of("cat", ["with original", "without"], ["meows"]), write_of("dog", ["gone"])])
+    encoders = Encoders(OTHER, originals=["with original"])
+    copy, running, _ = copied(store, encoders)
+    survey = running.survey()
+    assert running.found.origins == {content_hash("with original"): "original"}
+    assert [one.source for one in running.found.left_out["cat"]] == ["without"]
+    assert running.found.left_out["cat"][0].experts == ("dino:image",)
+    assert running.found.damaged.keys() == {"dog"}
+    assert names(copy) == ["cat"]
+    assert (survey.present, survey.originals, survey.small, survey.neither) == (1, 0, 0, 2)
+    with pytest.raises(StoreError):
+        store.switch_to(copy, running)
+    store.remove("dog")
+    assert store.switch_to(copy, running)[0].what == "reembed"
+
+
+def test_texts_of_a_category_defined_by_its_name_follow_the_prompt() -> None:
+    store = opened()
+    prompted, plain = "photo: red panda", "red panda"
+    write = write_of("red panda", texts=[prompted])
+    store.write([replace(write, texts=(plain,)), write_of("told", texts=["told"])])
+    copy, _, _ = copied(store, Encoders(OTHER))
+    assert {one.source for one in copy.stored("red panda")} == {"a photo of red panda"}
+    assert copy.category("red panda").texts == (plain,)
+    assert {one.source for one in copy.stored("told")} == {"told"}
+
+
+def test_changes_meanwhile_are_followed(source: Store) -> None:
+    encoders = Encoders()
+
+    def change() -> None:
+        source.write([pictured("bird", ["tweety"], ["sings"])])
+        source.remove_references("dog", [content_hash("felix")])
+        source.remove("text only")
+
+    encoders.before_images.append(change)
+    copy, _, _ = copied(source, encoders)
+    assert content(copy) == content(source)
+    source.write([pictured("bird", ["woodstock"])])
+    source.write([replace(pictured("cat", ["tom"]), replace=True)])
+    copy, running, _ = copied(source)
+    assert content(copy) == content(source)
+    assert running.found.committed.keys() == {"bird", "cat"}
+
+
+def test_damaged_records_are_named(source: Store) -> None:
+    catalog = source._catalog
+    place = record_id("category", "dog")
+    record = catalog.retrieve([place])[place]
+    catalog.put([Put(place, {**record, "version": record["version"] + 1, "texts": [" "]}, expected(record))])
+    copy, running, _ = copied(source)
+    assert running.found.damaged.keys() == {"dog"}
+    assert names(copy) == ["cat", "text only"]
+
+
+# The switch
+
+
+def test_a_switch_and_back(source: Store) -> None:
+    copy, running, _ = copied(source)
+    change, is_changed, detached = source.switch_to(copy, running)
+    assert (is_changed, detached) == (False, [])
+    now = opened(source._backend)
+    assert (now.namespace, now.encoders()) == ("zsvec.1", NEW)
+    assert content(now) == content(source)
+    assert [image.hash for image in now.inbox.read(vectors=True)] == [content_hash("waits")]
+    assert [(one.id, one.what) for one in now.changes()] == [(change.id, "reembed")]
+    assert now.undo() == replace(change, undone=True)
+    back = opened(source._backend)
+    assert (back.namespace, back.encoders()) == ("zsvec", FINGERPRINTS)
+    back.write([write_of("bird", texts=["sings"])])  # the old state is whole again
+    with pytest.raises(StoreError):
+        now.write([write_of("lost", texts=["lost"])])
+
+
+def test_switching_again_takes_what_changed_in_between(source: Store) -> None:
+    copy, running, _ = copied(source)
+    source.switch_to(copy, running)
+    opened(source._backend).undo()
+    back = opened(source._backend)
+    back.write([pictured("bird", ["tweety"])])
+    copy, running, encoders = copied(back)
+    assert (copy.namespace, encoders.embedded) == ("zsvec.1", [content_hash("tweety")])
+    back.switch_to(copy, running)
+    assert names(opened(source._backend)) == ["bird", "cat", "dog", "text only"]
+    second = opened(source._backend)
+    copy, running, _ = copied(second, Encoders({**NEW, **OTHER}))
+    second.switch_to(copy, running)
+    third = opened(source._backend)
+    assert (third.namespace, third.encoders()) == ("zsvec.2", {**NEW, **OTHER})
+    assert content(third) == content(back)
+    third.undo()
+    assert opened(source._backend).namespace == "zsvec.1"
+
+
+def test_writers_of_before_are_refused_and_readers_go_on(source: Store) -> None:
+    old = opened(source._backend) if not source._backend.exclusive else source
+    copy, running, _ = copied(source)
+    source.switch_to(copy, running)
+    before = content(old)
+    for change in (
+        lambda: old.write([write_of("new", texts=["new"])]),
+        lambda: old.remove("cat"),
+        lambda: old.move(Move(source="cat", target="dog", hashes=[content_hash("tom")])),
+        lambda: old.keep_calibration({"format": 1}),
+        lambda: old.inbox.put(old.inbox.read(vectors=True)),
+        lambda: old.gc(grace=0),
+        old.undo,
+    ):
+        with pytest.raises(StoreError):
+            change()
+    assert content(old) == before
+    assert {one.name for one in old.look(Cursor(), {}).categories if one.write_ids} == set(names(old))
+
+
+def pair() -> tuple[Store, Store, Hooked]:
+    """Two processes that have one store open, and what the second sends."""
+    inner = Shared()
+    first = filled(opened(inner))
+    second = Hooked(inner)
+    return first, opened(second), second
+
+
+def test_a_commit_that_lands_after_the_switch_is_refused() -> None:
+    first, second, sent = pair()
+    copy, running, _ = copied(first)
+    sent.hooks["commit"] = hook(lambda: first.switch_to(copy, running))
+    with pytest.raises(StoreError):
+        second.write([write_of("late", texts=["late"])])
+    assert "late" in names(second)  # it has landed in the old namespace, and was not acknowledged
+    assert "late" not in names(opened(sent.inner))
+
+
+def test_a_commit_between_the_last_look_and_the_switch_is_in_the_copy() -> None:
+    inner = Shared()
+    second = filled(opened(inner))
+    sent = Hooked(inner)
+    first = opened(sent)
+    copy, running, _ = copied(first)
+    looked = running.follow
+    calls: list[int] = []
+
+    def follow() -> bool:
+        found = looked()
+        calls.append(1)
+        if len(calls) == 1:  # the last look before the store is closed
+            sent.hooks["put"] = hook(lambda: second.write([pictured("late", ["late"])]))
+        return found
+
+    running.follow = follow
+    _, is_changed, _ = first.switch_to(copy, running)
+    assert (is_changed, len(calls)) == (True, 2)
+    assert "late" in names(opened(inner))
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_commit_that_lands_while_the_store_is_closed(finishes: bool) -> None:
+    first, second, sent = pair()
+    copy, running, _ = copied(first)
+    closing = switching_module.closed(first._catalog, 1)
+
+    def close(*_: Any) -> None:  # after the writer has planned, before its commit
+        held = closing.__enter__()
+        sent.hooks["commit"] = lambda *_: end(held)  # before the second attempt to commit
+
+    def end(held: switching_module.Closed) -> None:
+        running.follow()  # may see the commit
+        if finishes:
+            switching_module.finish(first._catalog, held, rev=0, window_s=60, by=None)
+        closing.__exit__(None, None, None)
+
+    sent.hooks["commit"] = close
+    if finishes:
+        with pytest.raises(StoreError):
+            second.write([write_of("late", texts=["late"])])
+    else:
+        second.write([write_of("late", texts=["late"])])
+        first.switch_to(copy, running)
+        assert "late" in names(opened(sent.inner))
+
+
+def test_a_writer_opens_a_store_that_a_killed_process_has_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "LONGEST_CLOSED_S", 0.1)
+    first, second, sent = pair()
+    copy, running, _ = copied(first)
+    with switching_module.closed(first._catalog, 1) as closing:
+        second.write([write_of("late", texts=["late"])])
+        with pytest.raises(ConflictError):  # it was not killed
+            switching_module.finish(first._catalog, closing, rev=0, window_s=60, by=None)
+    assert names(opened(sent.inner)) == ["cat", "dog", "late", "text only"]
+    first.switch_to(copy, running)
+    assert "late" in names(opened(sent.inner))
+
+
+def test_a_switch_waits_for_a_move_in_progress() -> None:
+    first, second, sent = pair()
+    copy, running, _ = copied(first)
+    puts: list[int] = []
+
+    def after_marks(*_: Any) -> None:
+        puts.append(1)
+        if len(puts) < 3:
+            sent.hooks["commit"] = after_marks
+        else:
+            first.switch_to(copy, running)
+
+    sent.hooks["commit"] = after_marks
+    with pytest.raises(StoreError):
+        second.move(Move(source="cat", target="dog", hashes=[content_hash("tom")]))
+    now = opened(sent.inner)
+    where = [name for name in names(now) for one in now.stored(name) if one.hash == content_hash("tom")]
+    assert set(where) in ({"cat"}, {"dog"})
+    assert len(puts) == 3
+
+
+def test_attached_collections_of_shared_encoders_come_along(source: Store) -> None:
+    attached = [
+        asdict(Attachment(collection=name, expert=f"{name}:image", label="label", id=name)) for name in FINGERPRINTS
+    ]
+    copy, running, _ = copied(source)
+    source._catalog.set_in_store(attachments=attached, labels="many")
+    assert source.switch_to(copy, running)[2] == ["dino"]
+    record = copy._catalog.store() or {}
+    assert (record["attachments"], record["labels"]) == (attached[:1], "many")
+
+
+def test_the_run_that_began_last_makes_the_copy() -> None:
+    first, second, sent = pair()
+    copies = [copied(first), copied(second)]
+    with pytest.raises(StoreError):
+        first.switch_to(copies[0][0], copies[0][1])
+    second.switch_to(copies[1][0], copies[1][1])
+    assert opened(sent.inner).namespace == "zsvec.1"
+    with pytest.raises(StoreError):
+        first.copy_for(NEW)
+
+
+def test_a_second_run_cannot_change_a_copy_that_has_become_current() -> None:
+    first, second, sent = pair()
+    copied(first)
+    first.write([pictured("bird", ["tweety"]), replace(pictured("cat", ["tom"]), replace=True)])
+
+    def overtake(*_: Any) -> None:  # the second run has planned a commit
+        first.switch_to(*copied(first)[:2])
+        opened(sent.inner).remove("bird")
+
+    copy = second.copy_for(NEW)
+    sent.hooks["commit"] = overtake
+    running = second.reembedding(copy, Encoders())
+    with pytest.raises(StoreError):
+        while running.follow():
+            pass
+        running.check_complete()
+    assert names(opened(sent.inner)) == ["cat", "dog", "text only"]
+    assert {one.source for one in opened(sent.inner).stored("cat")} == {"tom"}
+
+
+# The undo
+
+
+def switched(**settings: Any) -> Store:
+    store = filled(opened(**settings))
+    copy, running, _ = copied(store)
+    store.switch_to(copy, running)
+    return opened(store._backend, **settings)
+
+
+def test_changes_since_the_switch_are_never_lost_by_an_undo() -> None:
+    store = switched()
+    [change] = store.changes()
+    later = write_of("bird", texts=["sings"])
+    store.write([replace(later, references=[replace(later.references[0], encoder="clip")])])
+    assert store.undo().what == "add"  # the last change, not the switch
+    store.keep("dog", [content_hash("rex")], "duplicates")
+    with pytest.raises(InvalidInputError):
+        store.undo(change=change.id)
+    assert opened(store._backend).namespace == "zsvec.1"
+    store.write([replace(later, references=[replace(later.references[0], encoder="clip")])])  # it is open
+
+
+def test_an_undo_is_refused_to_late_writers_too() -> None:
+    store = switched()
+    sent = Hooked(store._backend)
+    late = opened(sent)
+    write = write_of("late", texts=["late"])
+    sent.hooks["commit"] = hook(store.undo)
+    with pytest.raises(StoreError):
+        late.write([replace(write, references=[replace(write.references[0], encoder="clip")])])
+    assert "late" not in names(opened(sent.inner))
+
+
+def test_a_killed_undo_is_finished_by_the_next_process() -> None:
+    store = switched()
+    before = store._before[-1]
+    found = switching_module.last_switch(before)
+    assert found is not None
+    with switching_module.closed(store._catalog, 0, identifier=found[0].id) as closing:
+        switching_module.finish(store._catalog, closing, rev=0, window_s=0, by=None)  # and killed
+    assert before.store()["successor"]["done"] is True  # type: ignore[index]
+    back = opened(store._backend)
+    assert back.namespace == "zsvec"
+    back.write([write_of("bird", texts=["sings"])])
+    assert before.store()["successor"] is None  # type: ignore[index]
+
+
+def test_an_undo_needs_the_undo_time_and_the_author() -> None:
+    assert switched(history=0.0).changes() == []
+    with pytest.raises(InvalidInputError):
+        switched(history=0.0).undo()
+    store = switched(by="Ann")
+    with pytest.raises(OtherAuthorError):
+        opened(store._backend, by="Bob").undo()
+    [change] = store.changes()
+    assert opened(store._backend, by="Bob").undo(change=change.id[:8]).by == "Ann"
+
+
+# The old state
+
+
+def collections_of(store: Store) -> set[str]:
+    return {name for name, some in store._backend._collections.items() if some}  # type: ignore[attr-defined]
+
+
+def test_gc_deletes_the_old_state_after_the_undo_time() -> None:
+    store = switched()
+    store.gc()
+    assert "zsvec__dino" in collections_of(store)
+    final: list[str] = []
+    store.gc(grace=0, on_final=lambda change: final.append(change.what))
+    assert final == ["reembed"]
+    assert collections_of(store) & {"zsvec__dino", "zsvec__clip", "zsvec__images", "zsvec__inbox"} == set()
+    again = opened(store._backend)
+    assert (again.namespace, content(again)) == ("zsvec.1", content(store))
+    with pytest.raises(InvalidInputError):
+        again.undo()
+    store.gc(grace=0, on_final=lambda change: final.append(change.what))
+    assert final == ["reembed"]
+
+
+def test_a_forgotten_image_is_in_no_copy() -> None:
+    store = switched()
+    store.forget(content_hash("nowhere"))
+    assert "zsvec__dino" in collections_of(store)
+    store.forget(content_hash("tom"))
+    assert "zsvec__dino" not in collections_of(store)
+    for some in store._backend._collections.values():  # type: ignore[attr-defined]
+        assert content_hash("tom") not in str(some)
+
+
+def test_copies_that_are_not_current_are_dropped_on_request(source: Store) -> None:
+    copied(source)
+    copied(source, Encoders(OTHER))
+    assert source.drop_others() == ["zsvec.1", "zsvec.2"]
+    assert content(opened(source._backend)) == content(source)
+    assert copied(source)[0].namespace == "zsvec.3"
+    with pytest.raises(InvalidInputError):
+        source.named("zsvec.1")
+    assert source.named("zsvec.3").encoders() == NEW
+
+
+def test_the_encoders_must_be_others(source: Store) -> None:
+    with pytest.raises(InvalidInputError):
+        source.copy_for(FINGERPRINTS)
+    with pytest.raises(StoreError):
+        Store(MemoryBackend(), "zsvec").copy_for(NEW)
+
+
+# Forged records
+
+VALID = Successor(id="a", to=1, done=True).to_dict()
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        None,
+        1,
+        "other",
+        [1],
+        {},
+        {**VALID, "to": "other"},
+        {**VALID, "to": "../other"},
+        {**VALID, "to": True},
+        {**VALID, "to": 1.0},
+        {**VALID, "to": -1},
+        {**VALID, "to": 0},
+        {**VALID, "to": LARGEST_NUMBER + 1},
+        {**VALID, "done": 1},
+        {**VALID, "id": ""},
+        {**VALID, "id": "\x1b[2J"},
+        {**VALID, "at": -1},
+        {**VALID, "until": 2.0**60},
+        {**VALID, "by": 1},
+        {**VALID, "by": "x" * 501},
+        {key: value for key, value in VALID.items() if key != "rev"},
+    ],
+)
+def test_a_forged_successor_is_none(forged: Any) -> None:
+    assert successor_from({"successor": forged}, 0) is None
+
+
+def test_a_successor_leads_to_a_namespace_of_the_same_store_alone() -> None:
+    assert successor_from({"successor": VALID}, 0) == Successor(id="a", to=1, done=True)
+    backend = Shared()
+    Store(backend, "zsvec-1").bind(FINGERPRINTS)  # of another team
+    Store(backend, "zsvec__1").bind(FINGERPRINTS)
+    store = opened(backend)
+    store._catalog.set_in_store(successor=VALID)
+    assert opened(backend).namespace == "zsvec"  # there is no zsvec.1
+
+
+def test_a_circle_of_successors_ends() -> None:
+    store = switched()
+    store._catalog.set_in_store(successor={**VALID, "to": 0, "id": "forged"})
+    assert opened(store._backend).namespace == "zsvec.1"

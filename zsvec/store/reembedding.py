@@ -1,0 +1,507 @@
+"""Embeds the references of a store again, with other encoders, into another namespace of the same store.
+
+The copy is written by ordinary commits of the other namespace, in chunks. So an interrupted run is repeated: vectors
+that the copy has are not made again. Vectors of an encoder with the same fingerprint in both namespaces are copied.
+
+Records of the source are validated as input from users is, since any writer may have forged them. A category with an
+unusable record is named, and the other categories are copied.
+
+The marks of withdrawn references come along. The history stays behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from zsvec.errors import InvalidInputError, StoreError, StoreLockedError, StoreUnavailableError
+from zsvec.inputs.categories import as_words, checked_metadata, checked_name, checked_parent, checked_texts
+from zsvec.store.backends.base import Where
+from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.changefeed import Cursor, Look, look
+from zsvec.store.catalog.commit import publish
+from zsvec.store.catalog.marks import newest
+from zsvec.store.catalog.schema import LONGEST_SOURCE, Reference, is_content_hash
+from zsvec.store.catalog.successor import is_dropped, successor_from
+from zsvec.store.collections.images import small_images
+from zsvec.store.collections.inbox import InboxCollection
+from zsvec.store.collections.references import ReferenceCollections
+from zsvec.store.reuse import StoredVectors
+from zsvec.store.transfer import settled
+from zsvec.store.writing import Write, Writer, emptied
+from zsvec.types import Category, Fingerprint, Modality, SmallImage, StoredReference, encoder_and_modality, expert_name
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+CHUNK = 512
+"""Number of images after which the references of a copy are committed."""
+
+Origin: TypeAlias = Literal["original", "small"]
+Vectors: TypeAlias = "Mapping[str, NDArray[np.float32]]"
+_Key: TypeAlias = tuple[str, str, str]
+
+
+class Reencoder(Protocol):
+    """The encoders of the copy.
+
+    Attributes:
+        fingerprints: Fingerprint of each encoder, by name.
+        modalities: Modalities of the references of each encoder, by name.
+    """
+
+    fingerprints: Mapping[str, Fingerprint]
+    modalities: Mapping[str, Collection[Modality]]
+
+    def has_original(self, image: Reference) -> bool:
+        """Returns whether there is a file at the source of an image. It may have other content."""
+        ...
+
+    def prompt(self, encoder: str, name: str) -> str:
+        """Returns the text that an encoder embeds for a category that is defined by its name alone."""
+        ...
+
+    def texts(self, encoder: str, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Returns the vectors of texts, float32 ``(n, dim)``, unit rows."""
+        ...
+
+    def images(
+        self, images: Sequence[tuple[Reference, SmallImage | None]], encoders: Collection[str]
+    ) -> Iterator[tuple[str, Origin, Vectors]]:
+        """Yields content hash, origin and vectors of the images that can be read; the others are left out."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Survey:
+    """The numbers of images of a store with an original file, with a small copy, and with neither.
+
+    Attributes:
+        present: Number of images that the copy has.
+        originals: Number of images with a file at the path of the original.
+        small: Number of other images with a small copy.
+        neither: Number of images with neither.
+    """
+
+    present: int
+    originals: int
+    small: int
+    neither: int
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """The result of re-embedding so far.
+
+    Attributes:
+        committed: Categories of the copy that were committed, by name.
+        unchanged: Names of categories that the copy already had.
+        origins: Origin of each image that was embedded, by content hash.
+        left_out: By category, the references that cannot be embedded.
+        damaged: By name of each category that cannot be copied, the reason.
+        inbox: Number of images of the inbox that were embedded.
+    """
+
+    committed: dict[str, Category] = field(default_factory=dict)
+    unchanged: set[str] = field(default_factory=set)
+    origins: dict[str, Origin] = field(default_factory=dict)
+    left_out: dict[str, tuple[StoredReference, ...]] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
+    inbox: int = 0
+
+
+class Reembedding:
+    """Copies a store, with vectors of other encoders, and follows the changes of the store.
+
+    Args:
+        source: Catalog of the store.
+        references: References of the store.
+        writer: Writer of the copy.
+        reencoder: The encoders of the copy.
+        on_image: Called with the number of images, whenever images are done.
+        on_commit: Called with each category of the copy once it is committed.
+    """
+
+    def __init__(
+        self,
+        source: Catalog,
+        references: ReferenceCollections,
+        writer: Writer,
+        reencoder: Reencoder,
+        *,
+        on_image: Callable[[int], None],
+        on_commit: Callable[[Category], None],
+    ) -> None:
+        self.found = Progress()
+        self._source = source
+        self._references = references
+        self._writer = writer
+        self._reencoder = reencoder
+        self._on_image = on_image
+        self._on_commit = on_commit
+        stored = source.encoders()
+        self._shared = {name for name, one in reencoder.fingerprints.items() if stored.get(name) == one}
+        self._encoders = list(stored)
+        self._reused = StoredVectors(writer.catalog, writer.references, writer.inbox)
+        self._cursor = Cursor()
+        self._known: dict[str, int] = {}
+        self._has_texts = False
+
+    def follow(self) -> bool:
+        """Embeds what has changed since the last call, at first everything. Returns whether anything had changed."""
+        seen: Look = look(self._source, self._cursor, self._known)
+        if seen.reset:
+            raise StoreError(f"{self._source.location} was dropped while it was embedded again: repeat the command")
+        is_first = self._cursor.store is None
+        self._cursor = seen.cursor
+        self._known |= {category.name: category.version for category in seen.categories}
+        self._has_texts |= any(
+            encoder_and_modality(expert)[1] == "text" for category in seen.categories for expert in category.references
+        )
+        unreadable = "its manifest cannot be read: look with `zsvec doctor`"
+        self.found.damaged |= dict.fromkeys(seen.unreadable, unreadable)
+        for category in seen.categories:
+            self._copy(category)
+        if is_first:
+            there = {one.name for one in self._writer.catalog.categories()[0]}
+            for name in sorted(there - self._known.keys() - set(seen.unreadable)):
+                self._writer.remove(name, withdraw=False)
+        return bool(seen.categories)
+
+    def _copy(self, category: Category) -> None:
+        self.found.damaged.pop(category.name, None)
+        self.found.left_out.pop(category.name, None)
+        try:
+            _check(category)
+            changed = self._write(category) if category.write_ids else False
+            changed |= self._describe(category)
+        except (StoreUnavailableError, StoreLockedError):
+            raise
+        except (StoreError, InvalidInputError) as exc:
+            self.found.damaged[category.name] = str(exc)
+            return
+        if changed and category.write_ids:
+            now = self.found.committed[category.name] = self._writer.catalog.category(category.name)
+            self.found.unchanged.discard(category.name)
+            self._on_commit(now)
+        elif category.write_ids and category.name not in self.found.committed:
+            self.found.unchanged.add(category.name)
+
+    def _write(self, category: Category) -> bool:
+        """Gives the copy of a category the references of the source, and returns whether any was missing or stale.
+
+        Raises:
+            StoreError: None of the references can be embedded, or the source lacks some.
+        """
+        wanted = self._wanted(category)
+        there = settled(self._writer.catalog, [category.name]).category(category.name)
+        present = {one.key: one for one in self._present(there)}
+        stale = [one for key, one in present.items() if key not in wanted or not _is_same(one, wanted[key])]
+        lacking = {key: one for key, one in wanted.items() if key not in present}
+        vectors = self._known_vectors(category, lacking)
+        if stale and there:  # the references that stay are written again, too
+            vectors |= {one.key: one.vector for one in self._writer.references.read(there)}
+        self._embed_texts(lacking, vectors)
+        added = self._embed_images(category, lacking, vectors, commits=not stale)
+        usable = [replace(one, vector=vectors[key]) for key, one in wanted.items() if key in vectors]
+        if left := [one for key, one in lacking.items() if key not in vectors]:
+            self.found.left_out[category.name] = _described(category.name, left)
+        if not (usable or present) or (stale and not usable):
+            if present:
+                self._writer.remove(category.name, withdraw=False)
+            raise StoreError("none of its references can be embedded: add a text, or an image that can be read")
+        if stale:
+            self._writer.write([Write(name=category.name, references=usable, texts=category.texts, replace=True)])
+            images = sorted({digest for _, modality, digest in lacking if modality == "image"})
+            if images and self._writer.catalog.state([]).images:
+                now = self._writer.catalog.category(category.name)
+                self._writer.references.images.copy_from(self._references.images, category.write_ids, images, now)
+        return added or bool(stale)
+
+    def _present(self, there: Category | None) -> Iterator[Reference]:
+        if there and there.write_ids:
+            yield from self._writer.references.read(there, vectors=False)
+
+    def _wanted(self, category: Category) -> dict[_Key, Reference]:
+        """Returns the references that the copy of a category should have, without vectors, by key.
+
+        Raises:
+            StoreError: The source lacks references of the category.
+        """
+        stored = [one for one in self._references.read(category, vectors=False) if _is_usable(one)]
+        if len(stored) < sum(category.references.values()):
+            raise StoreError(
+                f"{len(stored)} of its {sum(category.references.values())} references can be used: look with "
+                "`zsvec doctor`"
+            )
+        wanted: dict[_Key, Reference] = {}
+        texts = {one.hash: one for one in stored if one.modality == "text"}
+        for encoder, modalities in self._reencoder.modalities.items():
+            if encoder in self._shared:
+                wanted |= {one.key: one for one in stored if one.encoder == encoder}
+                continue
+            if "image" in modalities:
+                for one in stored:
+                    if one.modality == "image":
+                        wanted.setdefault((encoder, "image", one.hash), replace(one, encoder=encoder))
+            if "text" in modalities:
+                given = [one for one in texts.values() if _text_hash(one.source) != one.hash]  # as vectors alone
+                wanted |= {(encoder, "text", one.hash): replace(one, encoder=encoder) for one in given}
+                for text in self._texts(category, texts, encoder):
+                    new = Reference(encoder, "text", _text_hash(text), text, _no_vector())
+                    wanted[new.key] = replace(texts.get(new.hash, new), encoder=encoder)
+        return wanted
+
+    def _texts(self, category: Category, stored: Mapping[str, Reference], encoder: str) -> list[str]:
+        """Returns the texts that an encoder embeds: those of the category, or the prompt of the encoder."""
+        if self._has_texts and not stored:  # they were removed
+            return []
+        by_name = as_words(category.name)
+        if category.texts == (by_name,) and _text_hash(by_name) not in stored:
+            return [self._reencoder.prompt(encoder, category.name)]
+        texts = [one.source for one in stored.values() if _text_hash(one.source) == one.hash]
+        return list(dict.fromkeys((*category.texts, *texts)))
+
+    def _known_vectors(self, category: Category, wanted: Mapping[_Key, Reference]) -> dict[_Key, NDArray[np.float32]]:
+        """Returns the vectors of shared encoders, and the vectors that the copy has in any category."""
+        found: dict[_Key, NDArray[np.float32]] = {}
+        for encoder in self._shared if wanted else ():
+            for one in self._references.read(replace(category, references={expert_name(encoder, "image"): 1})):
+                if one.key in wanted and _is_unit(one.vector):
+                    found[one.key] = one.vector.copy()
+        hashes: dict[tuple[str, Modality], list[str]] = {}
+        for (encoder, _, digest), one in wanted.items():
+            if encoder not in self._shared:
+                hashes.setdefault((encoder, one.modality), []).append(digest)
+        for (encoder, modality), some in hashes.items():
+            contents = self._reused.find([encoder], modality, some)
+            found |= {(encoder, modality, one): content.vectors[encoder] for one, content in contents.items()}
+        return found
+
+    def _embed_images(
+        self,
+        category: Category,
+        lacking: Mapping[_Key, Reference],
+        vectors: dict[_Key, NDArray[np.float32]],
+        *,
+        commits: bool,
+    ) -> bool:
+        """Embeds the lacking images in chunks, and adds their vectors to `vectors`.
+
+        Args:
+            category: The category of the source.
+            lacking: References that the copy lacks.
+            vectors: The vectors that are known.
+            commits: Whether to commit the lacking references after each chunk.
+
+        Returns:
+            Whether references were committed.
+        """
+        missing: dict[str, set[str]] = {}
+        for encoder, modality, digest in lacking.keys() - vectors.keys():
+            if modality == "image" and encoder not in self._shared:
+                missing.setdefault(digest, set()).add(encoder)
+        images = {one.hash: one for one in lacking.values() if one.modality == "image"}
+        written = False
+        for some in _chunks(images) if images else [[]]:
+            copies = self._small(category, some)
+            if embed := [(images[digest], copies.get(digest)) for digest in some if digest in missing]:
+                encoders = set[str]().union(*(missing[one.hash] for one, _ in embed))
+                for digest, origin, rows in self._reencoder.images(embed, encoders):
+                    self.found.origins[digest] = origin
+                    vectors |= {(encoder, "image", digest): rows[encoder] for encoder in missing[digest]}
+                self._on_image(len(embed))
+            if commits and (
+                chunk := [
+                    replace(one, vector=vectors[key], small=copies.get(one.hash))
+                    for key, one in lacking.items()
+                    if key in vectors and (one.modality == "text" or one.hash in some)
+                ]
+            ):
+                self._writer.write([Write(name=category.name, references=chunk, texts=category.texts)])
+                written = True
+        return written
+
+    def _embed_texts(self, lacking: Mapping[_Key, Reference], vectors: dict[_Key, NDArray[np.float32]]) -> None:
+        for encoder in self._reencoder.modalities.keys() - self._shared:
+            texts = {
+                key: one.source
+                for key, one in lacking.items()
+                if key[:2] == (encoder, "text") and key not in vectors and _text_hash(one.source) == one.hash
+            }
+            if texts:
+                vectors |= dict(zip(texts, self._reencoder.texts(encoder, list(texts.values())), strict=True))
+
+    def _small(self, category: Category, hashes: Collection[str]) -> dict[str, SmallImage]:
+        if not (hashes and self._source.state([]).images):
+            return {}
+        where = Where(match={"gen": list(category.write_ids), "hash": list(hashes)})
+        return {one.hash: one for one in small_images(self._source.backend.scroll(self._references.images.name, where))}
+
+    def _describe(self, category: Category) -> bool:
+        """Commits texts, metadata, parent and marks of a category, or its removal. Returns whether they differed."""
+        catalog, name = self._writer.catalog, category.name
+        marks: dict[str, Any] = {
+            "withdrawn": newest(category.withdrawn),
+            "kept": newest(category.kept),
+            "retired": category.retired,
+        }
+        differed: list[bool] = []
+
+        def attempt() -> bool:
+            before = settled(catalog, [name])
+            there = before.category(name)
+            held = there or Category(name=name, version=0, rev=0, write_ids=(), texts=(), references={})
+            if category.write_ids:
+                plan = replace(held, texts=category.texts, metadata=category.metadata, parent=category.parent, **marks)
+            else:
+                plan = replace(emptied(held), version=held.version, rev=held.rev, **marks)
+            if plan == held:
+                return True
+            differed.append(True)
+            plan = replace(plan, version=held.version + 1, rev=0)
+            return bool(publish(catalog, self._writer.carry_out([(plan, ())], before)))
+
+        self._writer.until_won(attempt, [name])
+        return bool(differed)
+
+    def follow_inbox(self, inbox: InboxCollection) -> None:
+        """Embeds the images that wait in the inbox and that the copy lacks."""
+        keeps = self._writer.catalog.state([]).images
+        there = {image.hash for image in self._writer.inbox.read(labelled=True)}
+        waiting = [image.hash for image in inbox.read() if image.state == "waiting" and image.hash not in there]
+        new = self._reencoder.fingerprints.keys() - self._shared
+        for some in _chunks(filter(is_content_hash, waiting)):
+            images = {image.hash: image for image in inbox.read(some, vectors=True)}
+            copies = {digest: inbox.small(digest) for digest in images}
+            as_references = [
+                (Reference("", "image", digest, image.source, _no_vector()), copies[digest])
+                for digest, image in images.items()
+            ]
+            found = {digest: rows for digest, _, rows in self._reencoder.images(as_references, new)} if new else {}
+            put = []
+            for digest, image in images.items():
+                own = {name: image.vectors[name] for name in self._shared}
+                small = copies[digest]
+                if new and digest not in found:
+                    continue
+                content = small.content if keeps and small else None
+                put.append(replace(image, vectors={**own, **found.get(digest, {})}, removals=(), content=content))
+            self._writer.inbox.put(put)
+            self.found.inbox += len(put)
+
+    def check_complete(self) -> None:
+        """Raises StoreError if the copy lacks a category."""
+        if damaged := self.found.damaged:
+            raise StoreError(
+                f"the copy lacks {', '.join(map(repr, sorted(damaged)))}, so the store was not switched: repair or "
+                "remove these categories, and repeat the command"
+            )
+
+    def survey(self) -> Survey:
+        """Counts the images to embed. Whether an original is unchanged is seen only when it is read."""
+        there = {one.name: one for one in self._writer.catalog.categories()[0]}
+        small: set[str] = set()
+        if self._source.state([]).images:
+            pages = self._source.backend.scroll(self._references.images.name, Where(), fields=("hash",))
+            small = {one["hash"] for page in pages for one in page.payloads if isinstance(one.get("hash"), str)}
+        present, found = set[str](), dict[str, Origin | None]()
+        for category in self._source.categories()[0]:
+            has = {one.key for one in self._present(there.get(category.name))}
+            with suppress(StoreError):  # the copy names the category
+                for key, one in self._wanted(category).items():
+                    if one.modality == "image" and key[0] not in self._shared:
+                        if key in has:
+                            present.add(one.hash)
+                        else:
+                            at_hand = self._reencoder.has_original(one)
+                            found[one.hash] = "original" if at_hand else "small" if one.hash in small else None
+        origins = [origin for digest, origin in found.items() if digest not in present]
+        return Survey(
+            present=len(present),
+            originals=origins.count("original"),
+            small=origins.count("small"),
+            neither=origins.count(None),
+        )
+
+
+def _chunks(items: Iterable[str]) -> Iterator[list[str]]:
+    every = list(items)
+    return (every[first : first + CHUNK] for first in range(0, len(every), CHUNK))
+
+
+def number_for(source: Catalog, fingerprints: Mapping[str, Fingerprint]) -> int:
+    """Returns the number of the namespace for a copy with these encoders: an unfinished copy, or a new one."""
+    number = source.number
+    while True:
+        number += 1
+        other = source.beside(number)
+        record = other.store()
+        if record is None:
+            return number
+        found = successor_from(record, number)
+        is_link = found is not None and found.to > number
+        if not is_dropped(record) and not is_link and other.encoders() == fingerprints:
+            if found is not None:  # from the undo of a switch to this namespace
+                other.clear_successor(found)
+            return number
+
+
+def _check(category: Category) -> None:
+    """Raises InvalidInputError if a record of the source is unusable."""
+    names = checked_name(category.name), checked_parent(category.parent)
+    checked_texts(category.texts, "texts", "a definition text")
+    checked_metadata(category.metadata)
+    if names != (category.name, category.parent):
+        raise InvalidInputError(
+            "its name or parent is not in Unicode normal form NFC, or has surrounding whitespace: rename it"
+        )
+
+
+def _is_usable(one: Reference) -> bool:
+    length = sum(len(text) for text in (one.hash, one.source, one.prompt, one.group, one.by) if text)
+    return one.modality in ("text", "image") and is_content_hash(one.hash) and length <= LONGEST_SOURCE
+
+
+def _is_unit(vector: NDArray[np.float32]) -> bool:
+    return 0.25 < float(vector @ vector) < 4
+
+
+def _is_same(one: Reference, other: Reference) -> bool:
+    """Returns whether two references have the same description; their vectors are not compared."""
+    return all(getattr(one, name) == getattr(other, name) for name in ("source", "prompt", "group", "added", "by"))
+
+
+def _no_vector() -> NDArray[np.float32]:
+    import numpy as np  # slow to import, and not needed to list categories
+
+    return np.empty(0, dtype=np.float32)
+
+
+def _text_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _described(category: str, references: Iterable[Reference]) -> tuple[StoredReference, ...]:
+    """Returns each reference once, with the experts that lack it."""
+    found: dict[str, list[Reference]] = {}
+    for one in references:
+        found.setdefault(one.hash, []).append(one)
+    return tuple(
+        StoredReference(
+            category=category,
+            hash=digest,
+            modality=some[0].modality,
+            source=some[0].source,
+            prompt=some[0].prompt,
+            group=some[0].group,
+            added=some[0].added,
+            by=some[0].by,
+            experts=tuple(sorted(expert_name(one.encoder, one.modality) for one in some)),
+        )
+        for digest, some in found.items()
+    )

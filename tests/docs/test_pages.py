@@ -51,7 +51,7 @@ UNRUN = {
         "needs-data",
         "needs-time",
         *["needs-server-tests"] * 2,
-        *["needs-data"] * 3,
+        *["needs-data"] * 4,
         "needs-server-tests",
     ],
 }

@@ -15,6 +15,7 @@ from zsvec.cli import (
     generate,
     maintenance,
     copying,
+    reembedding,
     attaching,
     encoders,
     docs,

@@ -13,7 +13,7 @@ import typer
 from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import Fusion, Json, Target, app, images_in, needs_extra
-from zsvec.cli.importing import Boxes, FileOptions, Images, LabelColumn, PathColumn, Source, Tree, is_file, read_file
+from zsvec.cli.importing import Boxes, FileOptions, Images, LabelColumn, PathColumn, Tree, is_file, read_file
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import replacing_named
@@ -34,7 +34,10 @@ Dataset = Literal["folder", "mnist", "svhn", "cifar10", "cifar100", "tinyimagene
 @app.command()
 def evaluate(
     context: typer.Context,
-    source: Source,
+    source: Annotated[
+        Path | None,
+        typer.Argument(metavar="DIR|FILE", help="Labelled images, as for `zsvec import`. Not with --against."),
+    ] = None,
     images: Images = None,
     boxes: Boxes = False,
     path_column: PathColumn = None,
@@ -52,6 +55,12 @@ def evaluate(
         typer.Option("--report", metavar="DIR", help="Folder of the suite's report.  [default: zsvec-report]"),
     ] = None,
     dataset: Annotated[Dataset, typer.Option("--dataset", help="Layout of DIR, for the suite.")] = "folder",
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against", metavar="NS", help="Compare with a copy that `zsvec reembed` has made, by leave-one-out."
+        ),
+    ] = None,
     csv: Annotated[
         Path | None,
         typer.Option("--csv", metavar="FILE", help="Write scores and confusions, a row for each category."),
@@ -68,7 +77,13 @@ def evaluate(
 
     --suite paper writes every table and figure of the paper, computed from the store's references and these images.
     Embeddings are cached in the folder of the report, so you can interrupt and repeat the command.
+
+    --against NS classifies each reference image by all other references, in the store and in the copy NS, and compares
+    both on the same images. No encoder runs, and nothing is stored.
     """
+    if against is not None or source is None:
+        _compare(context.obj, against, [source, images, suite, csv, html], json)
+        return
     from zsvec.evaluation import evaluate as measure
     from zsvec.evaluation import evaluate_labels
 
@@ -110,10 +125,34 @@ def evaluate(
             result, name=_named(source), profile=profile, references=references, version=__version__
         )
         _write(html, page)
+    _print(result, json=json)
+
+
+def _compare(target: Target, namespace: str | None, others: Sequence[object], json: bool) -> None:
+    from zsvec.evaluation.against import compare
+
+    if namespace is None:
+        raise typer.BadParameter("give labelled images (DIR or FILE), or --against NS")
+    if any(other is not None for other in others):
+        raise typer.BadParameter("--against compares the reference images of the store: leave DIR and its options out")
+    with target.open_store() as store:
+        found = compare(store, namespace, target.settings())
+        encoders = [", ".join(sorted(one.encoders())) for one in (store, store.named(namespace))]
     if json:
-        output.print_json(result.to_dict())
-    else:
-        _print(result)
+        output.print_json(found.to_dict())
+        return
+    rows = zip((found.namespace, found.against), encoders, (found.accuracy, found.accuracy_against), strict=True)
+    output.out.print(
+        output.new_table(
+            "namespace", "encoders", "accuracy", rows=((name, some, f"{share:.1%}") for name, some, share in rows)
+        )
+    )
+    low, high = found.interval
+    output.out.print(
+        f"difference {found.difference:+.1%} (95 % interval {low:+.1%} to {high:+.1%}) by leave-one-out on "
+        f"{output.counted(found.images, 'reference image')}; right only in {output.escape(found.against)}: "
+        f"{found.gained:,}, only in {output.escape(found.namespace)}: {found.lost:,}"
+    )
 
 
 def _strangers(folder: Path | None) -> Sequence[Path]:
@@ -146,11 +185,14 @@ def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -
         return labelled_images(source, on_outside=report)
 
 
-def _print(result: Evaluation | LabelEvaluation) -> None:
+def _print(result: Evaluation | LabelEvaluation, *, json: bool) -> None:
     """Prints the tables. With few categories, a confusion matrix replaces the table of mistakes."""
     from zsvec.evaluation import LabelEvaluation
     from zsvec.evaluation.tables import summary_of, tables_of
 
+    if json:
+        output.print_json(result.to_dict())
+        return
     if isinstance(result, LabelEvaluation):
         for table in tables_of(result):
             output.out.print(_printable(table))

@@ -11,7 +11,7 @@ from rich.table import Table
 from zsvec.cli import output
 from zsvec.cli.app import Json, app, confirm, is_terminal
 from zsvec.errors import OtherAuthorError
-from zsvec.types import Change
+from zsvec.types import SWITCH, Change
 
 
 @app.command()
@@ -59,13 +59,16 @@ def undo(
             undone = classifier.history.undo(category, change=exc.change.id)
     if json:
         output.print_json(undone.to_dict())
+    elif undone.what == SWITCH:
+        output.print_note(f"undone: {described(undone)}; redo with `zsvec reembed --switch` and the same encoders")
     else:
         output.print_note(f"undone: {described(undone)}; redo with `zsvec undo {last[:8]}`")
 
 
 def described(change: Change) -> str:
     """Returns a description of a change: kind, categories, time and author."""
-    names = output.shortened(", ".join(map(repr, change.categories))) or "the inbox"
+    whole = "the store" if change.what == SWITCH else "the inbox"
+    names = output.shortened(", ".join(map(repr, change.categories))) or whole
     by = f", by {change.by}" if change.by else ""
     return f"{change.what} of {names} ({_second(change)}{by})"
 

@@ -132,6 +132,26 @@ def interval_of_share(hits: Flags) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def interval_of_difference(hits: Flags, others: Flags) -> tuple[float, float]:
+    """Returns the 95 % percentile bootstrap interval of the difference of two shares of hits on the same images.
+
+    Images on which both agree do not matter. The numbers of the others in a bootstrap sample are multinomial.
+
+    Args:
+        hits: Whether each image is a hit of the first, bool ``(n_images,)``, one or more.
+        others: Whether each image is a hit of the second, in the same order.
+
+    Returns:
+        Lower and upper end of the share of the second less the share of the first, -1 to 1.
+
+    Source: Efron & Tibshirani (1993), chapter 13.
+    """
+    gained, lost = np.mean(others & ~hits), np.mean(hits & ~others)
+    drawn = np.random.default_rng(0).multinomial(len(hits), [gained, lost, 1 - gained - lost], _SAMPLES)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / len(hits), _INTERVAL)
+    return float(low), float(high)
+
+
 # ---- the unknown
 
 

@@ -25,6 +25,7 @@ from zsvec.evaluation.metrics import (
     by_category,
     confusion,
     interval_of_auroc,
+    interval_of_difference,
     interval_of_share,
     mean_label_score,
     mean_score,
@@ -203,6 +204,15 @@ def test_interval_of_a_share_equals_resampling() -> None:
     assert interval_of_share(hits) == expected
     shares = np.random.default_rng(0).choice(hits, (4000, 400)).mean(axis=1)
     assert interval_of_share(hits) == pytest.approx(np.quantile(shares, [0.025, 0.975]), abs=0.004)
+
+
+def test_interval_of_a_difference() -> None:
+    hits, others = np.repeat([True, False], [60, 40]), np.repeat([True, False, True], [50, 10, 40])
+    # 40 of 100 images are gained, and 10 are lost: the variance of a difference is .4 + .1 - .3².
+    wide = 1.96 * np.sqrt((0.5 - 0.09) / 100)
+    assert interval_of_difference(hits, others) == pytest.approx((0.3 - wide, 0.3 + wide), abs=0.011)
+    assert interval_of_difference(hits, hits) == (0.0, 0.0)
+    assert interval_of_difference(~hits | hits, hits & ~hits) == (-1.0, -1.0)
 
 
 def test_interval_of_the_auroc() -> None:

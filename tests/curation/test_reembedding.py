@@ -26,6 +26,7 @@ from zsvec.evaluation.against import compare
 from zsvec.settings.settings import load_settings
 from zsvec.store import Store, open_store
 from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.catalog.successor import Successor
 from zsvec.testing import HashEncoder
 from zsvec.types import Modality
 
@@ -162,6 +163,16 @@ def test_a_killed_run_is_repeated(store: Path, folder: Path) -> None:
     assert "blue" in found.unchanged
     assert 0 < encoder.images_encoded <= 2 * IMAGES
     assert_same(copy_of(store), copy_of(folder / "straight"))
+
+
+def test_an_embedded_store_that_a_killed_process_has_closed_opens_at_once(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.store.catalog.catalog.LONGEST_CLOSED_S", 1e9)
+    with Store(EdgeBackend(store), "zsvec") as opened:
+        opened._catalog.set_in_store(successor=Successor(id="killed", to=1).to_dict())
+    with open_at(store) as clf:
+        clf.add_category("grey", images=[coloured("grey", 1)])
 
 
 def test_a_store_on_a_server(store: Path, server: ServerDeployment) -> None:

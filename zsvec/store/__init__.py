@@ -105,6 +105,7 @@ def open_store(
     try:
         store = store.current()
         if backend.exclusive:
+            store.open_again()
             store.finish_undos()
     except ZSVecError as exc:  # the first use reports the error
         if isinstance(exc, StoreUnavailableError) and not backend.exclusive:

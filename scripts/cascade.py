@@ -40,7 +40,6 @@ from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.encoders.base import batches
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.evaluation import labelled_images
-from zsvec.evaluation.study import laid_out
 from zsvec.inputs.categories import as_words
 from zsvec.inputs.folders import find_images, read_categories
 from zsvec.inputs.images import load_image
@@ -48,7 +47,7 @@ from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.cascade import settled
 from zsvec.method.predict.scoring import Scores
-from zsvec.method.similarities import References, category_names
+from zsvec.method.similarities import References, category_names, laid_out
 from zsvec.search.in_process import compare
 from zsvec.settings.profiles import PROFILES
 from zsvec.types import Prediction, encoder_and_modality, expert_name

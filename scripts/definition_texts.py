@@ -24,11 +24,11 @@ from standing.sets import Images, embed, progress
 from standing.trials import Draw, Trial
 
 from zsvec.encoders import load_encoders
-from zsvec.evaluation.study import laid_out
 from zsvec.generation.features import Knowledge
 from zsvec.generation.manifest import read_manifest
 from zsvec.inputs.categories import as_words
 from zsvec.method import DEFAULT_STRATEGY
+from zsvec.method.similarities import laid_out
 from zsvec.settings.profiles import PROFILES
 from zsvec.types import expert_name
 

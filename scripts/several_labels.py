@@ -38,9 +38,9 @@ from standing.sets import progress
 from zsvec.encoders import EncoderSet, load_encoders
 from zsvec.encoders.base import batches
 from zsvec.evaluation import LabelEvaluation, labelled_images
-from zsvec.evaluation.study import laid_out
 from zsvec.inputs.images import load_image
 from zsvec.method.calibrate.fit import LabelSettings
+from zsvec.method.similarities import laid_out
 from zsvec.search.in_process import compare
 from zsvec.settings.profiles import PROFILES
 from zsvec.types import expert_name

@@ -15,7 +15,6 @@ from standing.sets import Images
 from standing.trials import Numbers, Trial
 from zsvec.encoders.spec import TEMPERATURES
 from zsvec.evaluation.metrics import ranks
-from zsvec.evaluation.study import laid_out
 from zsvec.method.calibrate.fit import (
     FALSE_UNKNOWN_RATE,
     LabelSettings,
@@ -25,7 +24,7 @@ from zsvec.method.calibrate.fit import (
 )
 from zsvec.method.calibration import Calibration
 from zsvec.method.predict.scoring import Scores, Scoring
-from zsvec.method.similarities import References, category_names
+from zsvec.method.similarities import References, category_names, laid_out
 from zsvec.search.in_process import compare
 from zsvec.types import Prediction, encoder_and_modality, expert_name
 

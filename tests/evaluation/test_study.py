@@ -23,12 +23,11 @@ from zsvec.evaluation.study import (
     drawn,
     image_keys,
     known_categories,
-    laid_out,
     mislabelled,
     only,
     replaced,
 )
-from zsvec.method.similarities import References, image_experts
+from zsvec.method.similarities import References, image_experts, laid_out
 from zsvec.testing import HashEncoder
 
 NAMES = ("ant", "bee", "cat")

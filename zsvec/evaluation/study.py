@@ -24,7 +24,7 @@ from zsvec.inputs.images import ImageInput, content_hash, source_of
 from zsvec.method.arrays import Doubles, Floats
 from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.predict.scoring import Scoring
-from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.similarities import References, category_names, image_experts, laid_out
 from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality
 
@@ -362,20 +362,3 @@ def _relabelled(references: Mapping[str, References], labels: Mapping[tuple[str,
         return laid_out(images.vectors[kept], [label for _, label in rows], hashes, sources)
 
     return with_images(references, change)
-
-
-def laid_out(vectors: Floats, labels: Sequence[str], hashes: Sequence[str], sources: Sequence[str]) -> References:
-    """Returns the references of one expert from rows in any order."""
-    order = sorted(range(len(labels)), key=lambda row: labels[row])
-    names, starts = np.unique([labels[row] for row in order], return_index=True)
-    bounds = np.append(starts, len(order)).astype(np.intp)
-    sorted_vectors = vectors[order]
-    norms = [np.linalg.norm(part.mean(axis=0)) for part in np.split(sorted_vectors, bounds[1:-1])]
-    return References(
-        names=tuple(names.tolist()),
-        vectors=sorted_vectors,
-        starts=bounds,
-        norms=np.array(norms, dtype=np.float32),
-        hashes=tuple(hashes[row] for row in order),
-        sources=tuple(sources[row] for row in order),
-    )

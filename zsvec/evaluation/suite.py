@@ -28,7 +28,6 @@ from zsvec.evaluation.study import (
     Study,
     drawn,
     known_categories,
-    laid_out,
     mislabelled,
     only,
     replaced,
@@ -38,7 +37,7 @@ from zsvec.evaluation.tables import ACCURACY, table
 from zsvec.inputs.images import ImageInput, ImageLimits, load_image, source_of
 from zsvec.method import DEFAULT_STRATEGY
 from zsvec.method.predict.fusion import STRATEGIES
-from zsvec.method.similarities import References, category_names, image_experts
+from zsvec.method.similarities import References, category_names, image_experts, laid_out
 from zsvec.search.in_process import compare
 from zsvec.types import encoder_and_modality
 

@@ -86,6 +86,30 @@ class References:
         return self.root_means if background.of_roots else self.class_means
 
 
+def laid_out(vectors: Floats, labels: Sequence[str], hashes: Sequence[str], sources: Sequence[str]) -> References:
+    """Returns the references of one expert from rows in any order.
+
+    Args:
+        vectors: float32 ``(n_references, dim)``, unit rows.
+        labels: Category of each row.
+        hashes: Content hash of each row, unique within the category.
+        sources: Source of each row.
+    """
+    order = sorted(range(len(labels)), key=lambda row: labels[row])
+    names, starts = np.unique([labels[row] for row in order], return_index=True)
+    bounds = np.append(starts, len(order)).astype(np.intp)
+    sorted_vectors = vectors[order]
+    norms = [np.linalg.norm(part.mean(axis=0)) for part in np.split(sorted_vectors, bounds[1:-1])]
+    return References(
+        names=tuple(names.tolist()),
+        vectors=sorted_vectors,
+        starts=bounds,
+        norms=np.array(norms, dtype=np.float32),
+        hashes=tuple(hashes[row] for row in order),
+        sources=tuple(sources[row] for row in order),
+    )
+
+
 def image_experts(by_expert: Mapping[str, T]) -> dict[str, T]:
     """Returns the entries whose expert compares images with reference images."""
     return {expert: value for expert, value in by_expert.items() if encoder_and_modality(expert)[1] == "image"}

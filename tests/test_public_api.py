@@ -182,6 +182,7 @@ def test_methods_of_a_classifier() -> None:
         "expecting": ["name", "versions"],
         "categories": [],
         "category": ["name"],
+        "show": ["found", "image="],
         "similar": ["content_hash", "*", "number="],
         "image": ["content_hash"],
         "image_map": [],

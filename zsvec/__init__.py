@@ -38,6 +38,7 @@ from zsvec.errors import (
     WeightsUnavailableError,
     ZSVecError,
 )
+from zsvec.notebook import Html
 from zsvec.types import (
     Attached,
     Attachment,
@@ -157,6 +158,7 @@ __all__ = [
     "GenerationUnavailableError",
     "GraphPreprocessing",
     "Group",
+    "Html",
     "ImageError",
     "ImageInput",
     "ImageRecord",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from math import ceil
@@ -10,7 +10,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from zsvec.errors import InvalidInputError, shown
-from zsvec.notebook import table
+from zsvec.notebook import Html, bar, table
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -26,6 +26,7 @@ NoveltyBasis: TypeAlias = Literal["words", "references", "both"]
 TrackId: TypeAlias = int | str
 
 _SHOWN = 5  # definition texts of a category in a notebook
+_PICTURES = 3  # nearest references of an expert in a notebook
 _CLOSE = 0.3  # margin, in probability, below which an image is uncertain
 _DISPUTED = 0.5  # `Prediction.at_odds` above which an image is uncertain
 _IN_WORDS: tuple[Modality, ...] = ("image", "text")
@@ -791,16 +792,25 @@ class Prediction:
         return _one_line(self, source=self.source, **best, **numbers)
 
     def _repr_html_(self) -> str:
+        return self._html(lambda *_: None)
+
+    def _html(self, picture: Callable[[str, str, str], Html | None]) -> Html:
+        """As `_repr_html_`, with pictures, which `picture` finds by hash, with a caption and a description."""
         if self.error is not None:
             return table(f"{self.source}: not classified", [("error", self.error)])
         title = f"{self.source}: unknown" if self.unknown else f"{self.source}: {self.label}"
-        rows: list[tuple[object, ...]] = [(label, f"{p:.1%}") for label, p in self.ranking]
+        rows: list[tuple[object, ...]] = [(label, f"{p:.1%}", bar(p)) for label, p in self.ranking]
+        if self.hash is not None and (own := picture(self.hash, "", self.source)):
+            rows.insert(0, (own,))
         if self.labels:
             rows.append(("labels", _listed(self.labels)))
         rows.append(tuple(how_far(self).split(" ", 1)))
         for name, expert in self.experts.items():
             nearest = [f"{one.category}: {one.source} ({one.similarity:.2f})" for one in expert.neighbors[:1]]
-            rows.append((name, f"weight {expert.weight:.0%}", *nearest))
+            of_images = expert.neighbors[:_PICTURES] if encoder_and_modality(name)[1] == "image" else ()
+            captions = ((one, f"{one.category} ({one.similarity:.2f})") for one in of_images)
+            evidence = [found for one, text in captions if (found := picture(one.hash, text, one.source))] or nearest
+            rows.append((name, f"weight {expert.weight:.0%}", bar(expert.weight), *evidence))
         if self.threshold_progress:
             rows.append(("threshold", str(self.threshold_progress)))
         if self.incomplete:

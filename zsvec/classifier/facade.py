@@ -27,6 +27,7 @@ from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_categ
 from zsvec.inputs.images import ImageInput, Region, SupportsArray, checked_margin, is_one_image, load_image
 from zsvec.inputs.small import SIDE, open_small, small_copy
 from zsvec.method.calibrate.fit import CalibrationReport
+from zsvec.notebook import Html
 from zsvec.search.searcher import Searcher
 from zsvec.settings.settings import Settings, did_you_mean
 from zsvec.settings.settings import info as facts
@@ -46,6 +47,7 @@ from zsvec.types import (
 )
 
 if TYPE_CHECKING:
+    from zsvec.curation.audit import Audit
     from zsvec.curation.history import ChangeHistory
     from zsvec.curation.inbox import Feedback, Inbox
     from zsvec.curation.references import StoredReferences
@@ -489,6 +491,32 @@ class Classifier:
             ImageError: The image is unreadable.
         """
         return small_copy(load_image(image, side=SIDE, **self.settings.image_limits()))
+
+    def show(self, found: Prediction | Audit, image: ImageInput | None = None) -> Html:
+        """Returns a prediction or an audit with pictures, as the last line of a cell in a notebook.
+
+        ```python
+        clf.show(clf.classify("photo.jpg"), "photo.jpg")
+        clf.show(clf.references.audit())
+        ```
+
+        Pictures of references come from the small copies in the store (setting ``keep_images``). No path in a store is
+        opened.
+
+        Args:
+            found: A prediction of this classifier, or an audit of its references.
+            image: The classified image. By default, its small copy, if it is a reference or waits in the inbox.
+
+        Raises:
+            ImageError: `image` is unreadable.
+            StoreError: The store cannot be read.
+        """
+        from zsvec.curation.pictures import Pictures
+
+        own = None
+        if isinstance(found, Prediction) and image is not None:
+            own = found.hash, open_small(self.thumbnail(image))
+        return found._html(Pictures(self.image, own).find)
 
     def image_map(self) -> dict[str, tuple[float, float]]:
         """Places the reference images and the images in the inbox on a map, where similar images are near each other.

@@ -27,10 +27,13 @@ from zsvec.method.quality.label_errors import Suspect, Verdict, suspects
 from zsvec.method.quality.neighborhoods import Neighborhoods, closeness, far_below, neighborhoods
 from zsvec.method.quality.scenes import image_rows, most_discriminating, spreads
 from zsvec.method.similarities import References, category_names, image_experts
-from zsvec.types import is_attached
+from zsvec.notebook import Html, table
+from zsvec.types import counted, is_attached
 
 _OUTLIER_FENCE = 2.0  # interquartile ranges below the lower quartile of closeness
 _UNIFORM_FENCE = 3.0  # interquartile ranges below the lower quartile of log spread
+_SHOWN = 50  # findings in a notebook
+_SHOWN_IMAGES = 4  # images of a finding in a notebook
 _LEAST_SPREAD = 1e-6  # spread of equal images, above rounding errors
 
 
@@ -147,6 +150,46 @@ class Audit:
     ece: float | None = None
     ece_floor: float | None = None
 
+    def __repr__(self) -> str:
+        return f"<zsvec.Audit of {counted(self.images, 'image')}, {counted(len(self._findings()), 'finding')}>"
+
+    def _repr_html_(self) -> str:
+        return self._html(lambda *_: None)
+
+    def _html(self, picture: Callable[[str, str, str], Html | None]) -> Html:
+        """As `_repr_html_`, with pictures, which `picture` finds by hash, with a caption and a description."""
+        findings = self._findings()
+        rows: list[tuple[object, ...]] = []
+        for kind, text, images in findings[:_SHOWN]:
+            shown = (
+                picture(digest, category, source) or f"{category}: {source}"
+                for category, digest, source in images[:_SHOWN_IMAGES]
+            )
+            rows.append((kind, text, *shown))
+        if len(findings) > _SHOWN:
+            rows.append(("", f"and {counted(len(findings) - _SHOWN, 'more finding')}"))
+        return table(f"Audit of {counted(self.images, 'image')}: {counted(len(findings), 'finding')}", rows)
+
+    def _findings(self) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
+        """Returns kind and description of each finding, and category, hash and source of its images."""
+        found = [
+            (
+                "label",
+                f"{one.category}, probably {one.instead} ({one.probability:.0%})",
+                [(one.category, one.hash, one.source)],
+            )
+            for one in self.labels
+        ]
+        found += [
+            ("duplicates", f"{'across' if one.across else 'within'} categories", list(map(_parts, one.images)))
+            for one in self.duplicates
+        ]
+        found += [("outlier", one.image.category, [_parts(one.image)]) for one in self.outliers]
+        found += [("thin category", f"{one.category}: {counted(one.pictures, 'picture')}", []) for one in self.thin]
+        return found + [
+            ("confusion", " and ".join(one.categories), list(map(_parts, one.images))) for one in self.confusions
+        ]
+
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yields the objects that ``zsvec audit --json`` prints: a summary, then the findings, each with its kind."""
         kinds: dict[str, Sequence[Suspect | Duplicates | Outlier | ThinCategory | Confusion]] = {
@@ -167,6 +210,10 @@ class Audit:
         }
         for kind, found in kinds.items():
             yield from ({"finding": kind, **asdict(one)} for one in found)
+
+
+def _parts(image: StoredImage) -> tuple[str, str, str]:
+    return image.category, image.hash, image.source
 
 
 def audited(

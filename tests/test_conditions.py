@@ -53,6 +53,14 @@ def test_arrivals(folder: Path) -> None:
     assert "nan" not in printed
 
 
+def test_estimators(folder: Path) -> None:
+    options = ("--profile", "base", "--references", 1, "--references", 3, "--draws", 2)
+    printed = run_script(importlib.import_module("estimators"), folder, *options)
+    assert "colours, 2 draws" in printed
+    assert printed.count("±") == 6 * 4 - 1 + 1  # NearestCentroid has no log-loss with one reference
+    assert "nan" not in printed
+
+
 def test_audits(folder: Path) -> None:
     printed = run_script(importlib.import_module("audits"), folder, "--profile", "base", "--draws", 2)
     assert "colours, 20% wrong, 5% copied, 2 draws" in printed

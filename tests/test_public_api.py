@@ -24,7 +24,7 @@ from zsvec.testing import HashEncoder
 ROOT = Path(__file__).parents[1]
 
 
-FUNCTIONS = {"checked_name", "content_hash", "load_image", "read_categories"}
+FUNCTIONS = {"checked_name", "content_hash", "load_image", "read_categories", "sync"}
 
 
 def test_the_names_of_the_package() -> None:
@@ -170,6 +170,8 @@ def test_methods_of_a_classifier() -> None:
     assert parameters(zsvec.open) == ["store=", "*", "encoders=", "**settings"]
     options = ["target_namespace=", "target_api_key=", "replace=", "on_commit=", "track="]
     assert parameters(zsvec.copy) == ["source", "target", "*", *options, "**settings"]
+    options = ["target_namespace=", "on_commit=", "track="]
+    assert parameters(zsvec.sync) == ["source", "folder", "*", *options, "**settings"]
     assert methods == {
         "add_category": ["name", "texts=", "images=", "*", "vectors=", "sources=", "metadata=", "parent=", "replace="],
         "add_categories": ["categories", "*", "replace=", "on_error=", "on_commit=", "on_withdrawn=", "on_shared="],
@@ -204,6 +206,7 @@ def test_methods_of_a_classifier() -> None:
         "info": [],
         "ping": [],
         "within": ["seconds"],
+        "sync": ["source", "**settings"],
         "close": [],
     }
     properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}

@@ -65,6 +65,7 @@ from zsvec.types import (
     Similar,
     SmallImage,
     StoredReference,
+    Synced,
     ThresholdProgress,
     TrackId,
     TrackPrediction,
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from zsvec.curation.reembedding import reembed as reembed
     from zsvec.curation.references import StoredReferences
     from zsvec.curation.search_index import SearchIndex
+    from zsvec.curation.syncing import sync
     from zsvec.encoders.base import Backbone, BatchEncoder, Encoder
     from zsvec.encoders.encoder_set import EncoderSet
     from zsvec.encoders.spec import Device, Dtype, EncoderSpec, GraphPreprocessing, Prompt, RuntimeName, Temperature
@@ -209,6 +211,7 @@ __all__ = [
     "SupportsArray",
     "SupportsBoxes",
     "Suspect",
+    "Synced",
     "Temperature",
     "ThinCategory",
     "ThresholdProgress",
@@ -226,6 +229,7 @@ __all__ = [
     "content_hash",
     "load_image",
     "read_categories",
+    "sync",
 ]
 
 # Names that are imported on first access, by module, because numpy, Pillow and pydantic are slow to import.
@@ -239,6 +243,7 @@ _LATE = {
     "zsvec.curation.reembedding": "reembed",
     "zsvec.curation.references": "StoredReferences",
     "zsvec.curation.search_index": "SearchIndex",
+    "zsvec.curation.syncing": "sync",
     "zsvec.encoders.base": "Backbone BatchEncoder Encoder",
     "zsvec.encoders.encoder_set": "EncoderSet",
     "zsvec.encoders.spec": "Device Dtype EncoderSpec GraphPreprocessing Prompt RuntimeName Temperature",

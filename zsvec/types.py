@@ -400,6 +400,36 @@ class Reembedded:
     detached: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synced:
+    """Result of bringing a store in step with the store that it follows.
+
+    Attributes:
+        categories: The added and changed categories, as committed.
+        removed: Names of categories that were removed, because they were removed from the followed store.
+        different: Names of categories that were made here and that the followed store has with other content. They stay
+            as they are.
+        damaged: By name of each category that cannot be copied, the reason. Its last state stays.
+        own: Names of categories that were made here. They stay.
+        calibration: Whether this store has the calibration of the followed store; ``None`` if that has none. A store
+            with other categories keeps its calibration.
+        size: Number of bytes of the copied vectors and small images.
+    """
+
+    categories: tuple[Category, ...] = ()
+    removed: tuple[str, ...] = ()
+    different: tuple[str, ...] = ()
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    own: tuple[str, ...] = ()
+    calibration: bool | None = None
+    size: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether the store now has each category of the followed store with the same content."""
+        return not (self.different or self.damaged)
+
+
 @dataclass(frozen=True, slots=True)
 class Neighbor:
     """One of the references that are most similar to the classified image.

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, Callable, Container, Iterable, Iterat
 from contextlib import AbstractContextManager
 from dataclasses import replace as with_changes
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
@@ -29,7 +29,7 @@ from zsvec.inputs.small import SIDE, open_small, small_copy
 from zsvec.method.calibrate.fit import CalibrationReport
 from zsvec.notebook import Html
 from zsvec.search.searcher import Searcher
-from zsvec.settings.settings import Settings, did_you_mean
+from zsvec.settings.settings import Settings, SettingsArguments, did_you_mean
 from zsvec.settings.settings import info as facts
 from zsvec.store import Store
 from zsvec.streams.flow import Flow, StreamStats
@@ -43,6 +43,7 @@ from zsvec.types import (
     Prediction,
     Similar,
     StoredReference,
+    Synced,
     encoder_and_modality,
 )
 
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from zsvec.curation.inbox import Feedback, Inbox
     from zsvec.curation.references import StoredReferences
     from zsvec.curation.search_index import SearchIndex
+    from zsvec.curation.syncing import Following
     from zsvec.generation.facet import Generation
     from zsvec.method.predict.scoring import Scores, Scoring
     from zsvec.method.similarities import References
@@ -386,6 +388,12 @@ class Classifier:
         from zsvec.curation.search_index import SearchIndex
 
         return SearchIndex(self._store, self.settings, self._scoring.temperatures)
+
+    @cached_property
+    def _following(self) -> Following:
+        from zsvec.curation.syncing import Following
+
+        return Following(self._store, self.settings, lambda: self.encoders.fingerprints)
 
     @cached_property
     def inbox(self) -> Inbox:
@@ -977,8 +985,36 @@ class Classifier:
         """The encoders, loaded on first access; raises WeightsUnavailableError without weights."""
         return self._embedder.encoders
 
+    def sync(self, source: str, **settings: Unpack[SettingsArguments]) -> Synced:
+        """Brings the folder of this classifier in step with a store on a server, as `zsvec.sync`.
+
+        Call it between batches, or every few seconds in a thread of its own: if nothing has changed, it sends one
+        request. Classification goes on meanwhile. Each batch sees the categories committed before its search.
+
+        ```python
+        with zsvec.open("device", namespace="birds") as clf:
+            for batch in camera:
+                clf.sync("https://store.example.com")
+                predictions = clf.classify(batch)
+        ```
+
+        Args:
+            source: URL of the server. A key that may only read suffices. The connection stays open until `close`.
+            **settings: Settings of the source, as for `open`, such as ``api_key``. Its ``namespace`` is that of this
+                classifier by default.
+
+        Raises:
+            InvalidInputError: A setting is invalid, the source is no server, or the store of this classifier is on one.
+            EncoderMismatchError: The store has vectors of other encoders.
+            StoreError: There is no store on the server, or this store follows another one.
+            StoreUnavailableError: The server cannot be reached or refuses the key, or the disk is full.
+        """
+        return self._following.sync(source, dict(settings))
+
     def close(self) -> None:
         """Makes all writes durable, and closes the store."""
+        if "_following" in self.__dict__:
+            self._following.close()
         self._predictor.close()
         self._searcher.close()
         self._store.close()

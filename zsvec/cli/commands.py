@@ -16,6 +16,7 @@ from zsvec.cli import (
     maintenance,
     copying,
     reembedding,
+    syncing,
     attaching,
     encoders,
     docs,

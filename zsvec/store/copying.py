@@ -14,7 +14,7 @@ Uncommitted references, replaced references and the history stay behind.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -33,6 +33,7 @@ from zsvec.store.catalog.commit import commit, publish
 from zsvec.store.catalog.marks import newest
 from zsvec.store.catalog.schema import (
     LONGEST_SOURCE,
+    Followed,
     Reference,
     calibrated_revision,
     category_from,
@@ -77,15 +78,13 @@ def copy(
     track: Track,
 ) -> Copied:
     """As `zsvec.store.store.Store.copy_from`, but without the inbox."""
-    copying = _Copying(source, references, writer, replaces, on_commit, list(source.encoders()))
+    copying = Copying(source, references, writer, replaces, on_commit, list(source.encoders()))
     seen = look(source, Cursor(), {})
     copying.damaged.update(dict.fromkeys(seen.unreadable, "its manifest cannot be read: look with `zsvec doctor`"))
     live = [category for category in seen.categories if category.write_ids]
     removed = [category for category in seen.categories if not category.write_ids]
-    for batch in _batches(track(live)):
-        copying.copy(batch)
-    for batch in _batches(category for category in removed if category.withdrawn or category.retired):
-        copying.copy(batch)
+    copying.copy_all(track(live))
+    copying.copy_all(category for category in removed if category.withdrawn or category.retired)
     later = look(source, seen.cursor, {category.name: category.version for category in seen.categories})
     changed = tuple(category.name for category in later.categories)
     for name in changed:  # references that another writer removed meanwhile are no damage
@@ -104,8 +103,14 @@ def copy(
 
 
 @dataclass(slots=True)
-class _Copying:
-    """One copy in progress, and its result so far."""
+class Copying:
+    """One copy in progress, and its result so far.
+
+    Attributes:
+        held: By category of the target, the references that stay when others are added, without vectors.
+        followed: By category, the state of the source that the manifest of the target names, if the target follows the
+            source (`zsvec.store.following`).
+    """
 
     source: Catalog
     references: ReferenceCollections
@@ -118,6 +123,13 @@ class _Copying:
     different: list[str] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
     size: int = 0
+    held: dict[str, list[Reference]] = field(default_factory=dict)
+    followed: dict[str, Followed] = field(default_factory=dict)
+
+    def copy_all(self, categories: Iterable[Category]) -> None:
+        """Copies categories in batches, as `copy`."""
+        for batch in _batches(categories):
+            self.copy(batch)
 
     def copy(self, categories: Sequence[Category]) -> None:
         """Copies categories, and the marks of removed categories. Records why a category cannot be copied."""
@@ -173,15 +185,19 @@ class _Copying:
         for name, plan in plans.items():
             category = now.get(name)
             if category and set(plan.write_ids) <= set(category.write_ids):
-                if name in new:
-                    self.committed.append(category)
-                    self.on_commit(category)
-                elif pending[name].write_ids:
-                    self.unchanged.append(name)
+                self._note(category, pending[name], is_new=name in new)
                 del pending[name]
         for name in damaged:
             del pending[name]
         return not pending
+
+    def _note(self, category: Category, given: Category, *, is_new: bool) -> None:
+        """Notes a category that the target now has; `given` is the category of the source."""
+        if is_new:
+            self.committed.append(category)
+            self.on_commit(category)
+        elif given.write_ids:
+            self.unchanged.append(category.name)
 
     def _plans(self, pending: dict[str, Category], before: State) -> tuple[dict[str, Category], dict[str, Category]]:
         """Returns the next version of each pending category in the target, and the categories to write, by name.
@@ -230,7 +246,11 @@ class _Copying:
         if not plans:
             return {}, {}
         writes = {name: plans[name].write_ids[-1:] for name in new}
-        replaced = {name: was.write_ids for name in new if (was := before.category(name))}
+        replaced = {
+            name: [write_id for write_id in was.write_ids if write_id not in plan.write_ids]
+            for name, plan in plans.items()
+            if (was := before.category(name))
+        }
         collector, catalog = self.writer.collector, self.writer.catalog
         with collector.intent(before, plans, writes, replaced) as intent:
             written = self._write(plans, new, images=before.images)
@@ -248,7 +268,7 @@ class _Copying:
                         "with `zsvec doctor`"
                     )
             if complete:
-                intent.won.update(commit(catalog, complete, before, intent.change))
+                intent.won.update(commit(catalog, complete, before, intent.change, self.followed))
         self.size += sum(written[name].size for name in intent.won.keys() & written.keys())
         return intent.won, damaged
 
@@ -256,7 +276,7 @@ class _Copying:
         self, plans: Mapping[str, Category], new: Mapping[str, Category], *, images: bool
     ) -> dict[str, _Written]:
         """Writes the usable references of categories, and small copies of images if `images` is set."""
-        written = {name: _Written() for name in new}
+        written = {name: _Written.of(self.held.get(name, ())) for name in new}
         owners = {write_id: name for name, category in new.items() for write_id in category.write_ids}
         for encoder in self.encoders:
             for page in self.references.pages(encoder, list(owners)):
@@ -267,7 +287,8 @@ class _Copying:
                         found.setdefault(name, []).append(reference)
                 self.writer.references.put([(plans[name], some) for name, some in found.items()])
         for name, category in new.items() if images else ():
-            hashes = sorted({digest for _, modality, digest in written[name].keys if modality == "image"})
+            added = written[name].keys.difference(one.key for one in self.held.get(name, ()))
+            hashes = sorted({digest for _, modality, digest in added if modality == "image"})
             written[name].size += self.writer.references.images.copy_from(
                 self.references.images, category.write_ids, hashes, plans[name]
             )
@@ -282,13 +303,17 @@ class _Copying:
         given, revision = seen.calibration or {}, calibrated_revision(seen.calibration)
         if revision is None:
             return None
+        names = {category.name for category in seen.categories if category.write_ids}
+        is_stale = any(category.rev > revision for category in seen.categories)
+        return self.keep_calibration(given, names, is_stale=is_stale)
+
+    def keep_calibration(self, given: Mapping[str, Any], names: Collection[str], *, is_stale: bool) -> bool:
+        """Copies a calibration, as `calibration`, if the target has the categories of these names alone."""
         catalog = self.writer.catalog
         there, unreadable = readable(catalog.manifests())
-        names = {category.name for category in seen.categories if category.write_ids}
         if self.different or self.damaged or unreadable or names != {c.name for c in there if c.write_ids}:
             return False
         newest = max((category.rev for category in there), default=0)
-        is_stale = any(category.rev > revision for category in seen.categories)
         taken = {**given, "revision": newest - is_stale}
         present = catalog.calibration() or {}
         is_current = (calibrated_revision(present) or 0) >= newest
@@ -313,6 +338,14 @@ class _Written:
     keys: set[tuple[str, str, str]] = field(default_factory=set)
     counts: Counter[str] = field(default_factory=Counter)
     size: int = 0
+
+    @classmethod
+    def of(cls, held: Iterable[Reference]) -> _Written:
+        """Returns the references that are there already, without vectors."""
+        written = cls()
+        for reference in held:
+            written.add(reference)
+        return written
 
     def add(self, reference: Reference) -> bool:
         """Counts a reference; returns False if it is counted already."""

@@ -26,9 +26,11 @@ from zsvec.store.catalog.schema import (
     Reference,
     attachments_from,
     dims_from,
+    fingerprints_from,
     keeps_images,
     labels_from,
     measurement_from,
+    profile_from,
     search_params_from,
 )
 from zsvec.store.catalog.successor import Successor, is_dropped, joined_namespace
@@ -57,6 +59,7 @@ from zsvec.types import (
     SearchParams,
     SmallImage,
     StoredReference,
+    Synced,
     encoder_and_modality,
     names_of_parent,
 )
@@ -66,6 +69,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from zsvec.store.copying import Track
+    from zsvec.store.following import Follower
     from zsvec.store.reembedding import Reembedding, Reencoder
 
 
@@ -1057,6 +1061,64 @@ class Store:
                 track=track,
             )
             return replace(copied, inbox=self.inbox.copy_from(source.inbox))
+
+    def follower(self) -> Follower:
+        """Returns a reader of this store, by which an embedded store follows it (`sync_from`).
+
+        Raises:
+            InvalidInputError: This store is embedded.
+        """
+        from zsvec.store.following import Follower  # imports numpy, which listing categories does not need
+
+        if self._backend.exclusive:
+            raise InvalidInputError(
+                f"the store to follow must be on a server, got {self.location}: `zsvec copy --replace` copies a folder"
+            )
+        return Follower(self._catalog, self._references)
+
+    def sync_from(
+        self,
+        follower: Follower,
+        *,
+        images: KeepImages | None = None,
+        on_commit: Callable[[Category], None] = lambda category: None,
+        track: Track = iter,
+    ) -> Synced:
+        """Brings this embedded store in step with another store, which is only read. Has no history to undo.
+
+        An interrupted run goes on when it is repeated. If nothing has changed, one request is sent.
+
+        Args:
+            follower: Reader of the other store. To keep it between runs saves requests.
+            images: Copies of images that a new store keeps. ``None``: as the other store does.
+            on_commit: Called with each added or changed category once it is committed.
+            track: Called with the changed categories of the other store; must yield all of them. Shows progress.
+
+        Raises:
+            InvalidInputError: This store is on a server.
+            EncoderMismatchError: This store has vectors of other encoders.
+            StoreError: There is no other store, or this store follows another one.
+            StoreUnavailableError: A store cannot be reached, or refuses access.
+        """
+        if not self._backend.exclusive:
+            raise InvalidInputError(f"a store that follows another one must be a folder, got {self.location}")
+        if follower.is_in_step(self._catalog):
+            return follower.unchanged()
+
+        def prepare(record: Mapping[str, Any]) -> None:
+            chosen: KeepImages = images or ("small" if keeps_images(record) else "none")
+            is_new = not self.encoders()
+            self.bind(
+                fingerprints_from(record),
+                images=chosen if is_new else None,
+                profile=profile_from(record),
+                labels=labels_from(record),
+            )
+
+        with self._writing():
+            collector = Collector(self._catalog, self._references, self.inbox)  # without a history
+            writer = Writer(self._catalog, self._references, collector, self.inbox)
+            return follower.sync(writer, prepare, on_commit, track)
 
     def keep_calibration(self, calibration: Mapping[str, Any]) -> None:
         """Stores a calibration, unless the stored one was made from a later state of the store.

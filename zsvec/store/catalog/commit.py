@@ -13,6 +13,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
@@ -21,6 +22,7 @@ from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store.backends.base import Put
 from zsvec.store.catalog.catalog import SLACK, Catalog, State, id_of
 from zsvec.store.catalog.schema import (
+    Followed,
     calibrated_revision,
     calibration_from,
     calibration_payload,
@@ -44,7 +46,11 @@ _HEALS = (4, 7)  # attempts after which to heal replicas, since they may differ 
 
 
 def commit(
-    catalog: Catalog, categories: Sequence[Category], before: State, change: str | None = None
+    catalog: Catalog,
+    categories: Sequence[Category],
+    before: State,
+    change: str | None = None,
+    followed: Mapping[str, Followed] = MappingProxyType({}),
 ) -> dict[str, Mapping[str, Any]]:
     """Commits categories by compare-and-set of the manifests.
 
@@ -53,6 +59,7 @@ def commit(
         categories: Categories with their next version. The commit chooses each ``rev``.
         before: State of the catalog from which the categories were planned.
         change: Id of the change record, if a history is kept.
+        followed: States of a followed store that categories get, by name.
 
     Returns:
         The manifests of the commits that won, by category, as read after the commit. Another writer may have replaced a
@@ -64,7 +71,10 @@ def commit(
     """
     writer, rev = uuid.uuid4().hex, catalog.next_rev()
     stamped = [replace(category, rev=rev + i * STEP) for i, category in enumerate(categories)]
-    payloads = [manifest_payload(one, before.store, writer, before.manifests.get(one.name), change) for one in stamped]
+    payloads = [
+        manifest_payload(one, before.store, writer, before.manifests.get(one.name), change, followed.get(one.name))
+        for one in stamped
+    ]
     return commit_manifests(catalog, payloads, before)
 
 

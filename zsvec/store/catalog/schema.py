@@ -22,7 +22,8 @@ A manifest may have the ``parent`` of its category, a chain of names (`zsvec.met
 record depends on it, and a reader ends a cycle.
 
 A manifest also remembers which references were withdrawn from its category, and which findings of an audit were kept
-(`zsvec.store.catalog.marks`).
+(`zsvec.store.catalog.marks`). In a store that follows another one (`zsvec.store.following`), the manifest tells which
+state of the source it has (``followed``), and the record of the store tells which store is followed (``follows``).
 
 The ``rev`` of a manifest orders the commits for readers. A manifest can get a new ``rev`` although its category has not
 changed, so ``changed`` has the ``rev`` of the last change. Marks do not count as a change: they leave answers as they
@@ -294,7 +295,12 @@ def expected(record: Mapping[str, Any]) -> dict[str, str | int]:
 
 
 def manifest_payload(
-    category: Category, store: str, writer: str, before: Mapping[str, Any] | None, change: str | None = None
+    category: Category,
+    store: str,
+    writer: str,
+    before: Mapping[str, Any] | None,
+    change: str | None = None,
+    followed: Followed | None = None,
 ) -> dict[str, Any]:
     """Returns the manifest that commits a category. Without write ids, the manifest removes the category.
 
@@ -304,8 +310,10 @@ def manifest_payload(
         writer: Token by which the writer recognises its own commit.
         before: The manifest to replace, if any.
         change: Id of the change record, if a history is kept.
+        followed: State of a followed store that the category gets; ``None`` for any other write.
     """
     required = requirements(before) if before else {}
+    followed = followed or (_changed_here(before) if before else None)
     content = {
         "writes": list(category.write_ids),
         "references": dict(category.references),
@@ -329,7 +337,45 @@ def manifest_payload(
         **({"kept": "".join(category.kept)} if category.kept else {}),
         **({"requires": dict(required)} if required else {}),
         **({"change": change} if change else {}),
+        **({"followed": asdict(followed)} if followed else {}),
     }
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """The state of a followed store that a category has, as its manifest tells (`zsvec.store.following`).
+
+    Attributes:
+        version: Version of the category in the followed store; 0 if the category was changed here since.
+        writes: Ids of the writes of the followed store that the references come from.
+        changed: ``rev`` of the last change of the category in the followed store.
+    """
+
+    version: int = 0
+    writes: Sequence[str] = ()
+    changed: int = 0
+
+
+def followed_from(manifest: Mapping[str, Any]) -> Followed | None:
+    """Returns the followed state in a manifest; ``None`` if the category does not come from a followed store.
+
+    A state with an invalid field counts as changed here, so that the category is copied again.
+    """
+    match manifest.get("followed"):
+        case None:
+            return None
+        case {"version": version, "writes": [*writes], "changed": changed} if (
+            is_number(version) and is_number(changed) and all(map(_is_text, writes))
+        ):
+            return Followed(version, writes, changed)
+    return Followed()
+
+
+def _changed_here(before: Mapping[str, Any]) -> Followed | None:
+    """Returns the followed state after a local write. A category that the followed store has removed starts anew."""
+    followed = followed_from(before)
+    is_gone = followed is not None and followed.version > 0 and not before.get("writes")
+    return None if followed is None or is_gone else Followed()
 
 
 def with_requirements(record: Mapping[str, Any], new: Mapping[str, int]) -> dict[str, int]:

@@ -6,6 +6,7 @@
     python scripts/bench.py calibrate                   seconds and memory of a calibration
     python scripts/bench.py large URL PHOTOS            exact and approximate searches of a Qdrant server
     python scripts/bench.py attached URL PHOTOS         a collection of others, attached and copied
+    python scripts/bench.py follow URL                  a folder that follows a server, also over cut connections
     python scripts/bench.py runtimes PHOTOS             encoders on torch and on onnxruntime
     python scripts/bench.py service REFERENCES PHOTOS   parallel requests of one image to the service
     python scripts/bench.py memory REFERENCES PHOTOS    memory of the service over 3,000 requests
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import typer
 from benchmarks.attached import attached
+from benchmarks.following import follow
 from benchmarks.keeping import keeping
 from benchmarks.large import large
 from benchmarks.regions import regions
@@ -28,7 +30,7 @@ from benchmarks.service import memory, service
 from benchmarks.stream import stream
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, calibrate, large, attached, runtimes, service, memory, regions, keeping):
+for command in (stream, scale, calibrate, large, attached, follow, runtimes, service, memory, regions, keeping):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -148,6 +148,7 @@ def test_a_classifier_follows_between_batches(servers: dict[str, Hooked]) -> Non
         assert [category.name for category in clf.sync(URL).categories] == ["new"]
         assert clf.classify(coloured("red", 99)).nearest == "new"
         backend.calls.clear()
+        clf.keep(coloured("green", 5))
         clf.sync(URL)
         assert backend.calls == {"scroll": 1}
 

@@ -69,7 +69,7 @@ class Follower:
         self._references = references
         self._lock = threading.RLock()
         self._target: Catalog | None = None
-        self._writes = 0  # of the target, after the last run
+        self._newest = 0  # `rev` of the target after the last run; not its number of writes, since the inbox has some
         self._record = ("", 0)  # id and version of the record of the source that the target was prepared for
         self._cursor = Cursor()
         self._whole_due = self._retry_due = 0.0  # on the clock of time.monotonic
@@ -97,7 +97,7 @@ class Follower:
     def is_in_step(self, target: Catalog) -> bool:
         """Returns whether the target has not been written since the last run, and the source has no news."""
         with self._lock:
-            return self._target is target and self._writes == target.backend.writes and not self.has_news()
+            return self._target is target and self._newest == target.newest() and not self.has_news()
 
     def sync(self, writer: Writer, prepare: Prepare, on_commit: Callable[[Category], None], track: Track) -> Synced:
         """As `zsvec.store.store.Store.sync_from`."""
@@ -108,7 +108,7 @@ class Follower:
             if is_first:
                 self._resume(target)
             self._prepare(target, prepare)
-            if is_first or self._writes != target.backend.writes:
+            if is_first or self._newest != target.newest():
                 self._there = _There.of(target)
             run = _Run(
                 self._source,
@@ -121,7 +121,7 @@ class Follower:
             )
             is_whole = time.monotonic() >= self._whole_due
             calibrated = self._rounds(run, track, is_whole=is_whole)
-            if is_first or calibrated or self._writes != target.backend.writes:
+            if is_first or calibrated or self._newest != target.newest():
                 self._there = _There.of(target)
                 run.different = sorted(self._different)
                 self._calibration = self._copy_calibration(run)
@@ -129,7 +129,7 @@ class Follower:
             if is_whole:
                 self._whole_due = time.monotonic() + WHOLE_EVERY_S
             self._keep_cursor(target, is_whole=is_whole)
-            self._target, self._writes = target, target.backend.writes
+            self._target, self._newest = target, target.newest()
             return replace(self.unchanged(), categories=tuple(run.committed), removed=tuple(run.removed), size=run.size)
 
     def unchanged(self) -> Synced:

@@ -50,7 +50,7 @@ UNRUN = {
         "needs-time",
         "needs-data",
         "needs-time",
-        *["needs-server-tests"] * 2,
+        *["needs-server-tests"] * 3,
         *["needs-data"] * 4,
         "needs-server-tests",
     ],

@@ -1,4 +1,4 @@
-"""Copies the categories of one store to another, by ordinary commits of the target. No encoder runs.
+"""Copies the categories of a store or an archive to a store, by ordinary commits of the target. No encoder runs.
 
 Categories are copied in small batches, and references in pages, so that memory is bounded. Each category is committed
 as a whole, under a new write id. A copy that was interrupted is repeated: a category with the same content in both
@@ -28,7 +28,7 @@ from zsvec.errors import (
 from zsvec.inputs.categories import checked_metadata, checked_name, checked_parent, checked_texts
 from zsvec.store.backends.base import Points
 from zsvec.store.catalog.catalog import Catalog, State, readable
-from zsvec.store.catalog.changefeed import Cursor, Look, look
+from zsvec.store.catalog.changefeed import Cursor, Look
 from zsvec.store.catalog.commit import commit, publish
 from zsvec.store.catalog.marks import newest
 from zsvec.store.catalog.schema import (
@@ -40,8 +40,8 @@ from zsvec.store.catalog.schema import (
     is_content_hash,
     reference_from,
 )
-from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.names import new_write_id
+from zsvec.store.source import Source, check_names, chosen
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Writer
 from zsvec.types import Category, Copied, expert_name
@@ -51,7 +51,7 @@ Track: TypeAlias = Callable[[Sequence[Category]], Iterable[Category]]
 _AT_ONCE = 1000  # references of the categories in one batch; a category with more references is copied alone
 
 
-def check_encoders(source: Catalog, target: Catalog) -> None:
+def check_encoders(source: Source, target: Catalog) -> None:
     """Raises EncoderMismatchError if the target has vectors of other encoders than the source."""
     ours, theirs = source.encoders(), target.encoders()
     if not theirs or ours == theirs:
@@ -69,27 +69,29 @@ def check_encoders(source: Catalog, target: Catalog) -> None:
 
 
 def copy(
-    source: Catalog,
-    references: ReferenceCollections,
+    source: Source,
     writer: Writer,
     *,
+    names: Collection[str] | None,
     replaces: bool,
     on_commit: Callable[[Category], None],
     track: Track,
 ) -> Copied:
     """As `zsvec.store.store.Store.copy_from`, but without the inbox."""
-    copying = Copying(source, references, writer, replaces, on_commit, list(source.encoders()))
-    seen = look(source, Cursor(), {})
+    copying = Copying(source, writer, replaces, on_commit, list(source.encoders()))
+    every = source.look(Cursor(), {})
+    seen = chosen(every, names)
+    check_names(seen, names, source)
     copying.damaged.update(dict.fromkeys(seen.unreadable, "its manifest cannot be read: look with `zsvec doctor`"))
     live = [category for category in seen.categories if category.write_ids]
     removed = [category for category in seen.categories if not category.write_ids]
     copying.copy_all(track(live))
     copying.copy_all(category for category in removed if category.withdrawn or category.retired)
-    later = look(source, seen.cursor, {category.name: category.version for category in seen.categories})
+    later = chosen(source.look(seen.cursor, {one.name: one.version for one in every.categories}), names)
     changed = tuple(category.name for category in later.categories)
     for name in changed:  # references that another writer removed meanwhile are no damage
         copying.damaged.pop(name, None)
-    ours = {*seen.unreadable, *(category.name for category in live)}
+    ours = {*every.unreadable, *(category.name for category in every.categories if category.write_ids)}
     return Copied(
         categories=tuple(copying.committed),
         unchanged=tuple(copying.unchanged),
@@ -112,8 +114,7 @@ class Copying:
             source (`zsvec.store.following`).
     """
 
-    source: Catalog
-    references: ReferenceCollections
+    source: Source
     writer: Writer
     replaces: bool
     on_commit: Callable[[Category], None]
@@ -148,21 +149,9 @@ class Copying:
                 self.copy([category])
 
     def _is_usable(self, category: Category) -> bool:
-        try:
-            is_stored_form = (checked_name(category.name), checked_parent(category.parent)) == (
-                category.name,
-                category.parent,
-            )
-            checked_texts(category.texts, "texts", "a definition text")
-            checked_metadata(category.metadata)
-        except InvalidInputError as exc:
-            self.damaged[category.name] = str(exc)
-            return False
-        if not is_stored_form:
-            self.damaged[category.name] = (
-                "its name or parent is not in Unicode normal form NFC, or has surrounding whitespace"
-            )
-        return is_stored_form
+        if problem := problem_of(category):
+            self.damaged[category.name] = problem
+        return not problem
 
     def _attempt(self, pending: dict[str, Category]) -> bool:
         """Commits the pending categories, and returns whether none is left.
@@ -224,13 +213,13 @@ class Copying:
         """Returns whether a category has the same texts, metadata, parent and references in both stores."""
         if (category.texts, category.metadata, category.parent) != (there.texts, there.metadata, there.parent):
             return False
-        return self._described(self.references, category) == self._described(self.writer.references, there)
+        return self._described(self.source.references, category) == self._described(self.writer.references.pages, there)
 
-    def _described(self, references: ReferenceCollections, category: Category) -> set[Any]:
+    def _described(self, pages: Callable[..., Iterable[Points]], category: Category) -> set[Any]:
         return {
             (*one.key, one.source, one.prompt, one.group, one.added, one.by)
             for encoder in self.encoders
-            for page in references.pages(encoder, category.write_ids, vectors=False)
+            for page in pages(encoder, category.write_ids, vectors=False)
             for payload, vector in zip(page.payloads, page.vectors, strict=True)
             for one in [reference_from(encoder, payload, vector)]
         }
@@ -272,26 +261,21 @@ class Copying:
         self.size += sum(written[name].size for name in intent.won.keys() & written.keys())
         return intent.won, damaged
 
-    def _write(
-        self, plans: Mapping[str, Category], new: Mapping[str, Category], *, images: bool
-    ) -> dict[str, _Written]:
+    def _write(self, plans: Mapping[str, Category], new: Mapping[str, Category], *, images: bool) -> dict[str, Written]:
         """Writes the usable references of categories, and small copies of images if `images` is set."""
-        written = {name: _Written.of(self.held.get(name, ())) for name in new}
+        written = {name: Written.of(self.held.get(name, ())) for name in new}
         owners = {write_id: name for name, category in new.items() for write_id in category.write_ids}
         for encoder in self.encoders:
-            for page in self.references.pages(encoder, list(owners)):
+            for page in self.source.references(encoder, list(owners)):
                 found: dict[str, list[Reference]] = {}
-                for reference, write_id in _usable(encoder, page):
+                for reference, write_id in usable(encoder, page):
                     name = owners[write_id]
                     if written[name].add(reference):
                         found.setdefault(name, []).append(reference)
                 self.writer.references.put([(plans[name], some) for name, some in found.items()])
         for name, category in new.items() if images else ():
-            added = written[name].keys.difference(one.key for one in self.held.get(name, ()))
-            hashes = sorted({digest for _, modality, digest in added if modality == "image"})
-            written[name].size += self.writer.references.images.copy_from(
-                self.references.images, category.write_ids, hashes, plans[name]
-            )
+            copies = self.source.small_images(category.write_ids, written[name].images(self.held.get(name, ())))
+            written[name].size += self.writer.references.images.add(plans[name], copies)
         return written
 
     def calibration(self, seen: Look) -> bool | None:
@@ -326,7 +310,7 @@ class Copying:
 
 
 @dataclass(slots=True)
-class _Written:
+class Written:
     """The references of one category that were written.
 
     Attributes:
@@ -340,7 +324,7 @@ class _Written:
     size: int = 0
 
     @classmethod
-    def of(cls, held: Iterable[Reference]) -> _Written:
+    def of(cls, held: Iterable[Reference]) -> Written:
         """Returns the references that are there already, without vectors."""
         written = cls()
         for reference in held:
@@ -356,8 +340,28 @@ class _Written:
         self.size += reference.vector.nbytes
         return True
 
+    def images(self, held: Iterable[Reference] = ()) -> list[str]:
+        """Returns the content hashes of the images, sorted, without references that were there already."""
+        added = self.keys.difference(one.key for one in held)
+        return sorted({digest for _, modality, digest in added if modality == "image"})
 
-def _usable(encoder: str, page: Points) -> Iterator[tuple[Reference, str]]:
+
+def problem_of(category: Category) -> str:
+    """Returns why no store would have such a category; empty without a problem. Does not read the references."""
+    try:
+        stored = checked_name(category.name), checked_parent(category.parent)
+        checked_texts(category.texts, "texts", "a definition text")
+        checked_metadata(category.metadata)
+    except InvalidInputError as exc:
+        return str(exc)
+    if stored != (category.name, category.parent):
+        return "its name or parent is not in Unicode normal form NFC, or has surrounding whitespace"
+    if category.write_ids and not any(category.references.values()):
+        return "it has no references"
+    return ""
+
+
+def usable(encoder: str, page: Points) -> Iterator[tuple[Reference, str]]:
     """Yields each usable reference of a page with its write id."""
     import numpy as np  # slow to import, and not needed to list categories
 

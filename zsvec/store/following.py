@@ -37,9 +37,9 @@ from zsvec.store.catalog.schema import (
     is_damaged,
     is_number,
 )
-from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.copying import Copying, Track, check_encoders
 from zsvec.store.names import new_write_id
+from zsvec.store.source import Source
 from zsvec.store.writing import Writer, emptied
 from zsvec.types import Category, Synced
 
@@ -60,13 +60,13 @@ class Follower:
     """Reads a source for a target, and remembers the position in its commits. Thread-safe.
 
     Args:
-        source: Catalog of the source.
-        references: References of the source.
+        source: The source.
+        catalog: Catalog of the source.
     """
 
-    def __init__(self, source: Catalog, references: ReferenceCollections) -> None:
+    def __init__(self, source: Source, catalog: Catalog) -> None:
         self._source = source
-        self._references = references
+        self._catalog = catalog
         self._lock = threading.RLock()
         self._target: Catalog | None = None
         self._newest = 0  # `rev` of the target after the last run; not its number of writes, since the inbox has some
@@ -112,7 +112,6 @@ class Follower:
                 self._there = _There.of(target)
             run = _Run(
                 self._source,
-                self._references,
                 writer,
                 True,
                 on_commit,
@@ -151,10 +150,10 @@ class Follower:
         self._whole_due = time.monotonic() + (WHOLE_EVERY_S - since) if is_recent else 0.0
 
     def _prepare(self, target: Catalog, prepare: Prepare) -> None:
-        record = self._source.store()
+        record = self._catalog.store()
         if record is None:
             raise StoreError(
-                f"there is no store in {self._source.location}: check the URL and the namespace. {target.location} "
+                f"there is no store in {self._catalog.location}: check the URL and the namespace. {target.location} "
                 "stays as it is"
             )
         present = _follows_from(target.store()).cursor.store
@@ -170,12 +169,12 @@ class Follower:
 
     def _is_another(self, target: Catalog) -> StoreError:
         return StoreError(
-            f"{target.location} follows another store than {self._source.location}, by the ids of the stores: choose "
+            f"{target.location} follows another store than {self._catalog.location}, by the ids of the stores: choose "
             "another folder, or another namespace there. To follow the other store in this place, delete the folder"
         )
 
     def _look(self, *, whole: bool = False) -> Look:
-        return look(self._source, self._cursor, {**self._there.known, **self._left}, whole=whole)
+        return look(self._catalog, self._cursor, {**self._there.known, **self._left}, whole=whole)
 
     def _rounds(self, run: _Run, track: Track, *, is_whole: bool) -> bool:
         """Copies what has changed, until a look shows nothing new. Returns whether the calibration has changed."""
@@ -193,7 +192,7 @@ class Follower:
             changed = {category.name: category for category in found.categories}
             unreadable = list(found.unreadable)
             if number == 0 and again:
-                present, others = readable(self._source.state(again).manifests.values())
+                present, others = readable(self._catalog.state(again).manifests.values())
                 changed |= {category.name: category for category in present}
                 unreadable += others
             self._leave(unreadable)
@@ -221,7 +220,7 @@ class Follower:
             there[name] = category.version
 
     def _copy_calibration(self, run: _Run) -> bool | None:
-        store, record = self._source.calibration_record()
+        store, record = self._catalog.calibration_record()
         if store != self._cursor.store:
             raise self._is_another(run.writer.catalog)
         given = calibration_from(record) if record else {}

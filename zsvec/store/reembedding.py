@@ -219,7 +219,8 @@ class Reembedding:
             images = sorted({digest for _, modality, digest in lacking if modality == "image"})
             if images and self._writer.catalog.state([]).images:
                 now = self._writer.catalog.category(category.name)
-                self._writer.references.images.copy_from(self._references.images, category.write_ids, images, now)
+                copies = self._references.images.read(category.write_ids, images)
+                self._writer.references.images.add(now, copies)
         return added or bool(stale)
 
     def _present(self, there: Category | None) -> Iterator[Reference]:

@@ -35,7 +35,7 @@ from zsvec.store.catalog.schema import (
 )
 from zsvec.store.catalog.successor import Successor, is_dropped, joined_namespace
 from zsvec.store.collections import compatibility
-from zsvec.store.collections.inbox import InboxCollection, Removal
+from zsvec.store.collections.inbox import InboxCollection, InboxImage, Removal
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.collector import Collector
 from zsvec.store.reuse import StoredVectors
@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from zsvec.store.copying import Track
     from zsvec.store.following import Follower
     from zsvec.store.reembedding import Reembedding, Reencoder
+    from zsvec.store.source import Source
 
 
 @dataclass(slots=True)
@@ -724,6 +725,14 @@ class Store:
         """Returns the small copy of a reference image, if a readable one exists."""
         return self._references.images.find(content_hash) if self.keeps_images() else None
 
+    def small_images(self, write_ids: Sequence[str], hashes: Sequence[str]) -> Iterator[SmallImage]:
+        """Yields the readable small copies of images of these writes."""
+        return self._references.images.read(write_ids, hashes)
+
+    def inbox_images(self, without: Collection[str], *, small: bool) -> Iterator[InboxImage]:
+        """Yields the images of the inbox for a copy (`zsvec.store.source.Source`)."""
+        return self.inbox.copies(without, small=small)
+
     def info(self) -> dict[str, Any]:
         """Returns location, size, encoders, state of the calibration and engine versions, as a JSON object."""
         categories = self.all_categories()
@@ -1018,19 +1027,21 @@ class Store:
 
     def copy_from(
         self,
-        source: Store,
+        source: Source,
         *,
+        names: Collection[str] | None = None,
         replaces: bool = False,
         images: KeepImages | None = None,
         on_commit: Callable[[Category], None] = lambda category: None,
         track: Track = iter,
     ) -> Copied:
-        """Copies all categories of another store to this store, with calibration and inbox but without the history.
+        """Copies the categories of a store or an archive to this store, with calibration and inbox, without history.
 
         An interrupted copy goes on when it is repeated. The source is only read.
 
         Args:
-            source: The other store.
+            source: The other store, or an archive.
+            names: Names of the categories to copy, without calibration and inbox. By default, everything is copied.
             replaces: Whether to replace categories and the calibration of this store that have other content.
             images: Copies of images that a new store keeps. ``None``: as the source does. A store that already has
                 references keeps its choice.
@@ -1038,6 +1049,7 @@ class Store:
             track: Called with the categories of the source; must yield all of them. Shows progress.
 
         Raises:
+            CategoryNotFoundError: The source does not have one of the named categories.
             EncoderMismatchError: This store has vectors of other encoders.
             StoreError: There is no source.
             StoreUnavailableError: A store cannot be reached, or refuses access.
@@ -1046,21 +1058,21 @@ class Store:
 
         if not (encoders := source.encoders()):
             raise StoreError(f"there is no store in {source.location}: check the path, or the URL, and the namespace")
-        copying.check_encoders(source._catalog, self._catalog)
+        copying.check_encoders(source, self._catalog)
         with self._changing("copy"):
             chosen: KeepImages = images or ("small" if source.keeps_images() else "none")
             is_new = not self.encoders()
             labels = source.labels() if is_new else None
             self.bind(encoders, images=chosen if is_new else None, profile=source.profile(), labels=labels)
             copied = copying.copy(
-                source._catalog,
-                source._references,
+                source,
                 self._writer,
+                names=names,
                 replaces=replaces,
                 on_commit=on_commit,
                 track=track,
             )
-            return replace(copied, inbox=self.inbox.copy_from(source.inbox))
+            return copied if names is not None else replace(copied, inbox=self.inbox.copy_from(source))
 
     def follower(self) -> Follower:
         """Returns a reader of this store, by which an embedded store follows it (`sync_from`).
@@ -1074,7 +1086,7 @@ class Store:
             raise InvalidInputError(
                 f"the store to follow must be on a server, got {self.location}: `zsvec copy --replace` copies a folder"
             )
-        return Follower(self._catalog, self._references)
+        return Follower(self, self._catalog)
 
     def sync_from(
         self,

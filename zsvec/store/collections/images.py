@@ -53,30 +53,23 @@ class ImageCollection:
         points = Points([place for place, _ in rows], [[1.0]] * len(rows), [payload for _, payload in rows])
         self._backend.upsert(self.name, points)
 
-    def copy_from(
-        self, other: ImageCollection, write_ids: Sequence[str], hashes: Sequence[str], category: Category
-    ) -> int:
-        """Writes the readable copies of another store under the last write id of a category.
-
-        Args:
-            other: The collection of the other store.
-            write_ids: Ids of the writes of the other store.
-            hashes: Content hashes of the images.
-            category: The category.
-
-        Returns:
-            The number of bytes of the copies.
-        """
-        size, write_id = 0, category.write_ids[-1]
+    def read(self, write_ids: Sequence[str], hashes: Sequence[str]) -> Iterator[SmallImage]:
+        """Yields the readable copy of each image with one of these hashes in these writes, once."""
         for first in range(0, len(hashes), _AT_ONCE):
             where = Where(match={"gen": list(write_ids), "hash": list(hashes[first : first + _AT_ONCE])})
             found: dict[str, SmallImage] = {}
-            for small in small_images(other._backend.scroll(other.name, where)):
-                found.setdefault(point_id(IMAGES, category.name, "image", write_id, small.hash), small)
-            belongs = {"category": category.name, "gen": write_id}
-            if found:
-                self._upsert([(place, {**_payload(small), **belongs}) for place, small in found.items()])
-            size += sum(len(small.content) for small in found.values())
+            for small in small_images(self._backend.scroll(self.name, where)):
+                found.setdefault(small.hash, small)
+            yield from found.values()
+
+    def add(self, category: Category, copies: Iterable[SmallImage]) -> int:
+        """Writes copies under the last write id of a category, and returns their number of bytes."""
+        size, write_id, left = 0, category.write_ids[-1], iter(copies)
+        belongs = {"category": category.name, "gen": write_id}
+        while some := list(islice(left, _AT_ONCE)):
+            places = [point_id(IMAGES, category.name, "image", write_id, small.hash) for small in some]
+            self._upsert([(p, {**_payload(small), **belongs}) for p, small in zip(places, some, strict=True)])
+            size += sum(len(small.content) for small in some)
         return size
 
     def _payloads(

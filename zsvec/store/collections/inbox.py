@@ -19,6 +19,7 @@ from base64 import b64decode, b64encode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from uuid import UUID
 
@@ -33,6 +34,8 @@ from zsvec.types import SmallImage
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from zsvec.store.source import Source
 
 INBOX_INDEXES: Mapping[str, str] = {"hash": "keyword", "store": "keyword"}
 
@@ -61,7 +64,7 @@ class Removal:
     undone: bool = False
 
 
-_FOR_GOOD = Removal("dismissed")  # a dismissal that cannot be undone
+FOR_GOOD = Removal("dismissed")  # a dismissal that cannot be undone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +169,7 @@ class InboxCollection:
         for where in _parts(store, hashes):
             for page in self._backend.scroll(self.name, where, vectors=vectors, fields=fields):
                 for row, payload in zip(page.rows, page.payloads, strict=True):
-                    if image := _image(payload, row if vectors else {}, dims):
+                    if image := image_from(payload, row if vectors else {}, dims):
                         yield image
 
     def small(self, content_hash: str) -> SmallImage | None:
@@ -218,14 +221,14 @@ class InboxCollection:
         removed = {
             image.hash: [removal for removal in image.removals if removal.record and not removal.undone]
             for image in images
-            if image.state == "labelled" or (image.state == "dismissed" and _FOR_GOOD not in image.removals)
+            if image.state == "labelled" or (image.state == "dismissed" and FOR_GOOD not in image.removals)
         }
         if not removed:
             return
         there = self._catalog.retrieve(sorted({removal.record for some in removed.values() for removal in some}))
         final = {digest: {one.how for one in some if one.record not in there} for digest, some in removed.items()}
         self.delete([digest for digest, hows in final.items() if "labelled" in hows])
-        self.remove([digest for digest, hows in final.items() if hows == {"dismissed"}], _FOR_GOOD)
+        self.remove([digest for digest, hows in final.items() if hows == {"dismissed"}], FOR_GOOD)
 
     def ask(self, content_hash: str) -> None:
         """Marks an image as kept on request, if it exists."""
@@ -249,28 +252,31 @@ class InboxCollection:
             return []
         return _parts(store, some)
 
-    def copy_from(self, other: InboxCollection) -> int:
+    def copies(self, without: Collection[str], *, small: bool) -> Iterator[InboxImage]:
+        """As `zsvec.store.source.Source.inbox_images`."""
+        hashes = [one.hash for one in self.read() if one.hash not in without and is_content_hash(one.hash)]
+        for first in range(0, len(hashes), _AT_ONCE):
+            for image in self.read(hashes[first : first + _AT_ONCE], vectors=True):
+                if len(image.source) > LONGEST_SOURCE:
+                    continue
+                if image.state == "dismissed":  # for good, since the history stays behind
+                    yield replace(image, removals=(FOR_GOOD,))
+                else:
+                    found = self.small(image.hash) if small else None
+                    yield replace(image, removals=(), content=found.content if found else None)
+
+    def copy_from(self, source: Source) -> int:
         """Adds the readable images of another inbox that are missing here, and returns their number.
 
         The encoders of both stores must have the same fingerprints. Small copies are left out unless this store keeps
         small copies of images. Raises as `create`.
         """
-        small_copies = keeps_images(self._catalog.store())
         there = {image.hash for image in self.read(labelled=True)}
-        missing = [image.hash for image in other.read() if image.hash not in there and is_content_hash(image.hash)]
+        images = source.inbox_images(there, small=keeps_images(self._catalog.store()))
         copied = 0
-        for first in range(0, len(missing), _AT_ONCE):
-            images = []
-            for image in other.read(missing[first : first + _AT_ONCE], vectors=True):
-                if len(image.source) > LONGEST_SOURCE:
-                    continue
-                if image.state == "dismissed":  # for good, since the history stays behind
-                    images.append(replace(image, removals=(_FOR_GOOD,)))
-                else:
-                    small = other.small(image.hash) if small_copies else None
-                    images.append(replace(image, removals=(), content=small.content if small else None))
-            self.put(images)
-            copied += len(images)
+        while some := list(islice(images, _AT_ONCE)):
+            self.put(some)
+            copied += len(some)
         return copied
 
     def delete(self, hashes: Collection[str]) -> None:
@@ -330,7 +336,7 @@ def _payload(image: InboxImage, store: str) -> dict[str, Any]:
     return payload if image.content is None else {**payload, "small": b64encode(image.content).decode()}
 
 
-def _image(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> InboxImage | None:
+def image_from(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> InboxImage | None:
     """Returns the image of a point; ``None`` for an invalid point, which an untrusted writer may have written."""
     content_hash, why, added = text_from(payload, "hash"), text_from(payload, "why"), time_from(payload)
     vectors = _vectors(row, dims)

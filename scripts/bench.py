@@ -12,6 +12,7 @@
     python scripts/bench.py memory REFERENCES PHOTOS    memory of the service over 3,000 requests
     python scripts/bench.py regions REFERENCES PHOTOS   boxes in large photographs, and crops in memory
     python scripts/bench.py keeping REFERENCES PHOTOS   storing small copies, and keeping images in the inbox
+    python scripts/bench.py archive                     export and import of archives
 
 REFERENCES has a sub-folder of images for each category.
 """
@@ -19,6 +20,7 @@ REFERENCES has a sub-folder of images for each category.
 from __future__ import annotations
 
 import typer
+from benchmarks.archive import archive
 from benchmarks.attached import attached
 from benchmarks.following import follow
 from benchmarks.keeping import keeping
@@ -30,7 +32,20 @@ from benchmarks.service import memory, service
 from benchmarks.stream import stream
 
 app = typer.Typer(add_completion=False)
-for command in (stream, scale, calibrate, large, attached, follow, runtimes, service, memory, regions, keeping):
+for command in (
+    stream,
+    scale,
+    calibrate,
+    large,
+    attached,
+    follow,
+    archive,
+    runtimes,
+    service,
+    memory,
+    regions,
+    keeping,
+):
     app.command()(command)
 
 if __name__ == "__main__":

@@ -212,6 +212,7 @@ def test_methods_of_a_classifier() -> None:
     properties = {name for name, member in vars(Classifier).items() if isinstance(member, property | cached_property)}
     properties = {name for name in properties if not name.startswith("_")}
     assert properties == {
+        "archive",
         "encoders",
         "generation",
         "history",

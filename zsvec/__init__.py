@@ -75,6 +75,7 @@ from zsvec.types import (
 if TYPE_CHECKING:
     from zsvec.classifier import Classifier
     from zsvec.classifier.tracker import Tracker
+    from zsvec.curation.archive import Archive
     from zsvec.curation.audit import Audit, Confusion, Duplicates, Outlier, StoredImage, ThinCategory
     from zsvec.curation.copying import copy as copy
     from zsvec.curation.history import ChangeHistory
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0.dev0"
 __all__ = [
+    "Archive",
     "AsyncStream",
     "Attached",
     "Attachment",
@@ -236,6 +238,7 @@ __all__ = [
 _LATE = {
     "zsvec.classifier": "Classifier",
     "zsvec.classifier.tracker": "Tracker",
+    "zsvec.curation.archive": "Archive",
     "zsvec.curation.audit": "Audit Confusion Duplicates Outlier StoredImage ThinCategory",
     "zsvec.curation.copying": "copy",
     "zsvec.curation.history": "ChangeHistory",

@@ -48,6 +48,7 @@ from zsvec.types import (
 )
 
 if TYPE_CHECKING:
+    from zsvec.curation.archive import Archive
     from zsvec.curation.audit import Audit
     from zsvec.curation.history import ChangeHistory
     from zsvec.curation.inbox import Feedback, Inbox
@@ -374,6 +375,13 @@ class Classifier:
         from zsvec.curation.references import StoredReferences
 
         return StoredReferences(self._store, self._searcher, self._calibrator, self._builder, self._embedder.recent)
+
+    @cached_property
+    def archive(self) -> Archive:
+        """Exports the store to one file, and imports such files, without running an encoder."""
+        from zsvec.curation.archive import Archive
+
+        return Archive(self._store, self._encoder_names, self.settings.keep_images)
 
     @cached_property
     def history(self) -> ChangeHistory:

@@ -15,6 +15,7 @@ from zsvec.cli import (
     generate,
     maintenance,
     copying,
+    archive,
     reembedding,
     syncing,
     attaching,

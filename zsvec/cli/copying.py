@@ -67,7 +67,7 @@ def copy(
     except KeyboardInterrupt:
         output.print_note(f"interrupted: {_number(committed)} copied. Repeat the command to go on")
         raise
-    _print_notes(copied, replace=replace)
+    print_notes(copied, replace=replace)
     if not copied.complete:
         raise typer.Exit(1)
 
@@ -76,13 +76,21 @@ def _number(categories: list[Category] | tuple[Category, ...]) -> str:
     return output.counted(len(categories), "category", "categories")
 
 
-def _print_notes(copied: Copied, *, replace: bool) -> None:
+def print_notes(copied: Copied, *, replace: bool, done: str = "copied", target: str = "TARGET") -> None:
+    """Prints what was copied, and what was not and why.
+
+    Args:
+        copied: The result of the copy.
+        replace: Whether categories that differ were replaced.
+        done: The activity, in words.
+        target: Name of the target, in words.
+    """
     with output.left_out() as report:
         for name, reason in copied.damaged.items():
             report(ValueError(f"{name!r}: {reason}"))
     names = {
-        "changed by others during the copy; repeat the command:": copied.changed,
-        "left as they are, because they differ in TARGET; --replace replaces them:": copied.different,
+        "changed by others meanwhile; repeat the command:": copied.changed,
+        f"left as they are, because they differ in {target}; --replace replaces them:": copied.different,
     }
     for reason, some in names.items():
         if some:
@@ -90,12 +98,12 @@ def _print_notes(copied: Copied, *, replace: bool) -> None:
     if replace and copied.only_target:
         more = len(copied.only_target) - _SHOWN
         named = ", ".join(copied.only_target[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-        output.print_note(f"only in TARGET, and left there: {named}")
+        output.print_note(f"only in {target}, and left there: {named}")
     if copied.calibration is False:
-        output.print_note("TARGET keeps its calibration: it has other contents; see `zsvec info`")
+        output.print_note(f"{target} keeps its calibration: it has other contents; see `zsvec info`")
     inbox = f", {output.counted(copied.inbox, 'image')} of the inbox" if copied.inbox else ""
     there = f" ({len(copied.unchanged)} there before)" if copied.unchanged else ""
     output.print_note(
-        f"copied {_number(copied.categories)}, {output.contents(copied.categories)}{inbox}, "
+        f"{done} {_number(copied.categories)}, {output.contents(copied.categories)}{inbox}, "
         f"{copied.size / 1e6:.1f} MB{there}"
     )

@@ -24,6 +24,7 @@ TOPICS = (
     "problems",
     "streams",
     "server",
+    "archive",
     "encoders",
     "evaluation",
     "generation",

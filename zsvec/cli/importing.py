@@ -16,6 +16,7 @@ import typer
 from zsvec.cli import output
 from zsvec.cli.app import Json, KeepImages, Replace, Target, app
 from zsvec.cli.app import Labels as LabelsOption
+from zsvec.cli.archive import Categories, import_archive
 from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.errors import ImageError, InvalidInputError, StoreError
 from zsvec.types import Category, Labels, StoredReference
@@ -33,6 +34,14 @@ Source = Annotated[
     typer.Argument(
         metavar="DIR|FILE",
         help="Folder with a sub-folder for each category, CSV file (path, label), or COCO annotations (.json).",
+    ),
+]
+ImportSource = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR|FILE",
+        help="Folder with a sub-folder for each category, CSV file (path, label), COCO annotations (.json), or archive "
+        "(.zsvec).",
     ),
 ]
 Images = Annotated[
@@ -87,13 +96,14 @@ class FileOptions:
 @app.command("import")
 def import_(
     context: typer.Context,
-    source: Source,
+    source: ImportSource,
     images: Images = None,
     boxes: Boxes = False,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     parent_column: ParentColumn = None,
     tree: Tree = False,
+    categories: Categories = None,
     definitions: Annotated[
         Path | None,
         typer.Option(
@@ -117,9 +127,15 @@ def import_(
 
     Unreadable images, folders without a readable image, links out of DIR and unusable rows are reported and skipped.
     With --replace, a link out of DIR or an unusable row stops the command before anything is written.
+
+    An archive of `zsvec export` is copied; no encoder runs. --categories, --replace, --keep-images and --json apply. A
+    category that differs in the store stays unless you give --replace: it is named, and the exit code is 1.
     """
     from zsvec.inputs.folders import read_definitions
 
+    if _is_archive(context, source, categories):
+        import_archive(context.obj, source, categories=categories, replace=replace_, keep_images=keep_images, json=json)
+        return
     texts = read_definitions(definitions) if definitions else {}
     options = FileOptions(
         images=images,
@@ -130,7 +146,34 @@ def import_(
         tree=tree,
         labels=_labels(context.obj, labels),
     )
-    found = _read(source, options, definitions=texts, strict=replace_)
+    _import_images(
+        context,
+        source,
+        options,
+        definitions=texts,
+        replace_=replace_,
+        again=again,
+        keep_images=keep_images,
+        labels=labels,
+        json=json,
+        yes=yes,
+    )
+
+
+def _import_images(
+    context: typer.Context,
+    source: Path,
+    options: FileOptions,
+    *,
+    definitions: Mapping[str, Sequence[str]],
+    replace_: bool,
+    again: bool,
+    keep_images: str | None,
+    labels: str | None,
+    json: bool,
+    yes: bool,
+) -> None:
+    found = _read(source, options, definitions=definitions, strict=replace_)
     number = _images_in(found)
     unreadable: list[str] = []
 
@@ -201,6 +244,21 @@ def import_(
         output.print_standing(*standing)
     if number and len(unreadable) == number:
         raise typer.Exit(1)
+
+
+def _is_archive(context: typer.Context, source: Path, categories: Sequence[str] | None) -> bool:
+    """Returns whether the source is an archive; raises BadParameter for an option that is not for the source."""
+    from zsvec.curation.archive import is_archive
+
+    if not is_archive(source):
+        if categories:
+            raise typer.BadParameter("--categories needs an archive: give a DIR with the folders of these categories")
+        return False
+    taken = {"source", "categories", "replace_", "keep_images", "json"}
+    for parameter in context.command.params:
+        if parameter.name not in taken and context.params[str(parameter.name)] != parameter.get_default(context):
+            raise typer.BadParameter(f"{parameter.opts[0]} has no meaning for an archive: leave it out")
+    return True
 
 
 def is_file(source: Path, options: FileOptions) -> bool:

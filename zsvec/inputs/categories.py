@@ -280,7 +280,7 @@ def checked_metadata(metadata: object) -> dict[str, Any]:
         text = json.dumps(dict(metadata), ensure_ascii=False, allow_nan=False)
         text.encode()
         plain: dict[str, Any] = json.loads(text, parse_int=_int64)
-        depth = _depth(plain)
+        depth = depth_of(plain)
     except (TypeError, ValueError, RecursionError) as exc:
         raise InvalidInputError(f"metadata must be a JSON object: {exc}") from exc
     if len(text) > LONGEST_METADATA or depth > _DEEPEST_METADATA:
@@ -298,9 +298,10 @@ def _int64(digits: str) -> int:
     return value
 
 
-def _depth(value: object) -> int:
+def depth_of(value: object) -> int:
+    """Returns the number of nested levels of a JSON value; 0 for a number or a text."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
+    return 1 + max(map(depth_of, inner), default=0) if isinstance(value, dict | list) else 0
 
 
 def as_words(name: str) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,7 @@ from zsvec.errors import InvalidInputError
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)  # not on Windows
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # not on Windows
 _BINARY = getattr(os, "O_BINARY", 0)
+_LEFTOVER_AGE_S = 3600
 
 
 def open_regular(path: Path, *, follow_links: bool = True) -> BufferedReader:
@@ -155,6 +157,17 @@ def _finish(file: BinaryIO, durable: bool = True) -> None:
     if durable:
         os.fsync(file.fileno())
     file.close()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes the temporary files of `replacing` that killed processes have left in a folder.
+
+    A file to which a process has written in the last hour stays.
+    """
+    for path in folder.glob(".zsvec-*.new"):
+        with suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE_S:
+                path.unlink()
 
 
 def sync(path: Path) -> None:

@@ -1,0 +1,125 @@
+"""Measures the export and the import of archives, compared with a copy of the same vectors by safetensors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+import zsvec
+from benchmarks.measure import Cell, Times, interleaved, ratio, report, unit_vectors
+from zsvec import CategoryInput
+from zsvec.curation.archive import Archive
+from zsvec.inputs.files import sync
+from zsvec.settings.settings import load_settings
+from zsvec.store.archive.reader import ArchiveReader
+from zsvec.store.archive.writer import write_archive
+from zsvec.testing import HashEncoder
+
+_PER_CATEGORY = 100
+_EXPERTS = ("clip:text", "clip:image", "dino:image")
+
+
+def archive(references: int = 100_000, dim: int = 512, rounds: int = 5) -> None:
+    """Measure export and import of references of three experts, and copies by zsvec and by safetensors alone."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        vectors = {expert: unit_vectors(rng, references, dim) for expert in _EXPERTS}
+        save_file(vectors, folder / "vectors.safetensors")
+        _fill(folder / "store", vectors, dim)
+        del vectors
+        new = (folder / str(number) for number in count())
+        _export(folder / "store", folder / "store.zsvec")
+        actions: dict[str, Callable[[], object]] = {
+            "safetensors": lambda: _copy(folder / "vectors.safetensors", folder / "again.safetensors"),
+            "zsvec.copy": lambda: zsvec.copy(folder / "store", next(new)),
+            "export": lambda: _export(folder / "store", folder / "again.zsvec"),
+            "import": lambda: _import(folder / "store.zsvec", next(new)),
+            "archive to archive": lambda: _rewrite(folder / "store.zsvec", folder / "again.zsvec"),
+        }
+        times = interleaved(actions, rounds)
+        size = 4 * dim * references * len(_EXPERTS)
+        peaks = {
+            "export": _peak(partial(_export, folder / "store", folder / "again.zsvec")),
+            "import": _peak(partial(_import, folder / "store.zsvec", next(new))),
+        }
+        unpacked = (folder / "store.zsvec").stat().st_size
+    report(
+        f"{references:,} references of {len(_EXPERTS)} experts, {dim} dimensions, {_PER_CATEGORY} a category; vectors "
+        f"{size / 1e6:.0f} MB, archive {unpacked / 1e6:.0f} MB; {rounds} rounds",
+        {
+            "speed": _rates(times, size),
+            "memory": [{"way": way, "MB at the most": peak} for way, peak in peaks.items()],
+        },
+    )
+
+
+def _rates(times: Times, size: int) -> list[dict[str, Cell]]:
+    return [
+        {
+            "way": way,
+            "MB/s": size / 1e6 / float(np.median(taken)),
+            "of the rate of safetensors": ratio(times["safetensors"], taken),
+            "of the rate of zsvec.copy": ratio(times["zsvec.copy"], taken),
+        }
+        for way, taken in times.items()
+    ]
+
+
+def _fill(store: Path, vectors: dict[str, np.ndarray], dim: int) -> None:
+    encoders = [HashEncoder("clip", dim=dim), HashEncoder("dino", dim=dim, modalities=("image",))]
+    with zsvec.open(store, encoders=encoders, calibration="off", keep_images="none") as classifier:
+        classifier.add_categories(
+            CategoryInput(
+                name=f"category {first // _PER_CATEGORY:06}",
+                vectors={expert: rows[first : first + _PER_CATEGORY] for expert, rows in vectors.items()},
+                sources=[f"folder/of/photos/{number:08}.jpg" for number in range(first, first + _PER_CATEGORY)],
+            )
+            for first in range(0, len(vectors["clip:text"]), _PER_CATEGORY)
+        )
+
+
+def _copy(source: Path, target: Path) -> None:
+    save_file(load_file(source), target)
+    sync(target)
+
+
+def _export(store: Path, file: Path) -> None:
+    with load_settings(store=str(store)).open_store() as opened:
+        Archive(opened).export(file)
+
+
+def _import(file: Path, store: Path) -> None:
+    with load_settings(store=str(store)).open_store() as opened:
+        Archive(opened).import_(file)
+
+
+def _rewrite(file: Path, again: Path) -> None:
+    """Reads, verifies and writes all parts, without the engine of a store."""
+    with ArchiveReader(file) as source:
+        write_archive(source, again, names=None, on_commit=lambda category: None, track=iter)
+
+
+def _peak(action: Callable[[], object]) -> float:
+    """Returns the largest resident memory of an action in a process of its own, in MB."""
+    process = multiprocessing.get_context("spawn").Process(
+        target=_measured, args=(action, file := tempfile.mkstemp()[1])
+    )
+    process.start()
+    process.join()
+    peak = int(Path(file).read_text())
+    Path(file).unlink()
+    return peak / 1000
+
+
+def _measured(action: Callable[[], object], file: str) -> None:
+    action()
+    Path(file).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))

@@ -1,0 +1,110 @@
+"""`zsvec export`, and `zsvec import` of an archive."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.support import IMPORTED, Cli, Loading, without_time
+from tests.store.support import EdgeDeployment
+from zsvec.store.backends.base import Where
+
+pytestmark = pytest.mark.usefixtures("hash_encoders")
+
+
+@pytest.fixture
+def exported(filled: Cli, tmp_path: Path) -> Path:
+    file = tmp_path / "colours.zsvec"
+    assert filled("export", file).code == 0
+    return file
+
+
+def test_a_store_is_exported_and_imported(filled: Cli, new: Path, tmp_path: Path, hash_encoders: Loading) -> None:
+    file, target = tmp_path / "colours.zsvec", tmp_path / "target"
+    hash_encoders.made.clear()
+    result = filled("export --json", file)
+    assert (result.code, [without_time(found) for found in result.objects]) == (0, IMPORTED)
+    assert "exported 3 categories, 9 images and 3 texts, 0.0 MB" in result.said
+    result = filled(f"--store {target} import --json", file)
+    assert (result.code, [without_time(found) for found in result.objects]) == (0, IMPORTED)
+    assert "imported 3 categories, 9 images and 3 texts, 0.0 MB" in result.said
+    assert hash_encoders.made == []
+    ours, theirs = (
+        filled(f"--store {place} classify --json", new).objects for place in (os.environ["ZSVEC_STORE"], target)
+    )
+    assert [found["label"] for found in theirs] == [found["label"] for found in ours] == ["blue", "red"]
+    for key in ("probability", "novelty", "distance"):
+        assert [found[key] for found in theirs] == pytest.approx([found[key] for found in ours], abs=1e-6)
+    result = filled(f"--store {target} import", file)
+    assert (result.code, result.out) == (0, "")
+    assert "(3 there before)" in result.said
+
+
+def test_an_archive_of_any_name_is_imported(filled: Cli, exported: Path, tmp_path: Path) -> None:
+    other = exported.rename(tmp_path / "backup.json")
+    assert filled(f"--store {tmp_path}/target import", other).code == 0
+
+
+def test_some_categories(filled: Cli, exported: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some.zsvec"
+    assert [one["category"] for one in filled("export --json --categories red --categories blue", some).objects] == [
+        "blue",
+        "red",
+    ]
+    result = filled(f"--store {tmp_path}/target import --json --categories green", exported)
+    assert [one["category"] for one in result.objects] == ["green"]
+    assert "zsvec calibrate" in result.said
+    result = filled("export --categories redd", some)
+    assert (result.code, result.out) == (2, "")
+    assert "'red'" in result.said
+
+
+def test_a_category_that_differs_is_named(filled: Cli, exported: Path) -> None:
+    filled("add red --text 'the colour of blood'")
+    result = filled("import", exported)
+    assert (result.code, result.out) == (1, "")
+    assert "because they differ in the store; --replace replaces them: red" in result.said
+    assert filled("import --replace", exported).code == 0
+    assert filled("import", exported).code == 0
+
+
+def test_a_damaged_category_is_named_and_the_others_are_exported(filled: Cli, tmp_path: Path) -> None:
+    deployment = EdgeDeployment(Path(os.environ["ZSVEC_STORE"]))
+    backend = deployment.backend()
+    [page] = backend.scroll("zsvec__dino", Where(match={"category": "green"}))
+    backend.drop("zsvec__dino", [page.ids[0]])
+    deployment.close()
+    result = filled("export", tmp_path / "a.zsvec")
+    assert (result.code, result.out) == (1, "")
+    assert "left out: 'green': 6 of its 7 references can be used" in result.said
+    assert "the archive has no calibration" in result.said
+    assert filled(f"--store {tmp_path}/target import", tmp_path / "a.zsvec").code == 0
+
+
+def test_wrong_usage(filled: Cli, exported: Path, colours: Path, tmp_path: Path) -> None:
+    assert filled("export").code == 2
+    assert filled("export", colours / "red" / "0.png").code == 2
+    assert filled(f"--store {tmp_path}/nowhere export", tmp_path / "no.zsvec").code == 1
+    assert filled("import --categories red", colours).code == 2
+    for option in ("--tree", "--boxes", "--again", "--labels many", "--yes", "--definitions x.json"):
+        assert filled(f"import {option}", exported).code == 2
+    exported.write_bytes(exported.read_bytes()[:-1])
+    assert filled("import", exported).code == 2
+    assert not (tmp_path / "nowhere").exists()
+    assert not (tmp_path / "no.zsvec").exists()
+
+
+def test_the_commands_load_no_encoders_and_no_client_of_a_server(filled: Cli, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom zsvec.cli import main\ntry:\n    main()\nfinally:\n"
+        "    print(*{'torch', 'scipy', 'sklearn', 'qdrant_client'} & set(sys.modules))"
+    )
+    for arguments in (["export", tmp_path / "a"], ["--store", tmp_path / "target", "import", tmp_path / "a"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+        )
+        assert done.stdout == "\n"

@@ -1,0 +1,97 @@
+"""The command that exports a store to an archive, and the part of `zsvec import` that imports one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace as changed
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsvec.cli import output
+from zsvec.cli.app import Json, app
+from zsvec.cli.copying import print_notes
+from zsvec.types import Category, Copied
+
+if TYPE_CHECKING:
+    from zsvec.cli.app import Target
+
+Categories = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--categories",
+        metavar="NAME",
+        help="A category of the archive, without calibration and inbox. Repeatable.  [default: everything]",
+    ),
+]
+
+
+@app.command()
+def export(
+    context: typer.Context,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Archive to write, such as birds.zsvec.")],
+    categories: Categories = None,
+    json: Json = False,
+) -> None:
+    """Export the store to one file, which `zsvec import` reads. No encoder runs.
+
+    The archive has vectors, texts, metadata, small images, the inbox and the calibration. It is a zip of JSON and
+    safetensors, which other programs can read: see `zsvec docs archive`. The history stays behind.
+
+    An archive of the same name is replaced only when the new one is complete.
+
+    Exit code 1 if a category is damaged, or changes during the export: it is named, and all others are exported.
+    """
+    from zsvec.curation.archive import Archive
+
+    with context.obj.open_store() as store, output.progress("exporting", None) as counted:
+        archive = Archive(store)
+        copied = archive.export(file, categories=categories, on_commit=_on_commit(json=json), track=counted)
+    if copied.calibration is False:
+        output.print_note("the archive has no calibration, because it lacks categories, or the store has changed")
+    _end(changed(copied, calibration=None), replace=False, done="exported", target=str(file))
+
+
+def import_archive(
+    target: Target,
+    file: Path,
+    *,
+    categories: Sequence[str] | None,
+    replace: bool,
+    keep_images: str | None,
+    json: bool,
+) -> None:
+    """Imports an archive to the store of the options, and exits with 1 unless all categories are there."""
+    from zsvec.curation.archive import Archive
+
+    settings = target.settings(keep_images=keep_images)
+    committed: list[Category] = []
+    notify = _on_commit(json=json)
+
+    def keep(category: Category) -> None:
+        committed.append(category)
+        notify(category)
+
+    try:
+        with settings.open_store() as store, output.progress("importing", None) as counted:
+            archive = Archive(store, keep_images=settings.keep_images)
+            copied = archive.import_(file, categories=categories, replace=replace, on_commit=keep, track=counted)
+            calibration = store.info()["calibration"] if copied.calibration is None else "current"
+    except KeyboardInterrupt:
+        number = output.counted(len(committed), "category", "categories")
+        output.print_note(f"interrupted: {number} imported. Repeat the command to go on")
+        raise
+    if calibration != "current":
+        output.print_note("the store has no current calibration: run `zsvec calibrate`")
+    _end(copied, replace=replace, done="imported", target="the store")
+
+
+def _on_commit(*, json: bool) -> Callable[[Category], None]:
+    return lambda category: output.print_json(category.to_dict()) if json else None
+
+
+def _end(copied: Copied, *, replace: bool, done: str, target: str) -> None:
+    print_notes(copied, replace=replace, done=done, target=target)
+    if not copied.complete:
+        raise typer.Exit(1)

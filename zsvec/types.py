@@ -340,7 +340,7 @@ class Forgotten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copied:
-    """Result of copying a store to another.
+    """Result of copying a store to another, of an export to an archive, or of an import from one.
 
     Attributes:
         categories: The copied categories, as committed in the target.

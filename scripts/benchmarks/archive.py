@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from itertools import count
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def archive(references: int = 100_000, dim: int = 512, rounds: int = 5) -> None:
         f"{size / 1e6:.0f} MB, archive {unpacked / 1e6:.0f} MB; {rounds} rounds",
         {
             "speed": _rates(times, size),
-            "memory": [{"way": way, "MB at the most": peak} for way, peak in peaks.items()],
+            "memory": [{"way": way, **peak} for way, peak in peaks.items()],
         },
     )
 
@@ -108,18 +109,35 @@ def _rewrite(file: Path, again: Path) -> None:
         write_archive(source, again, names=None, on_commit=lambda category: None, track=iter)
 
 
-def _peak(action: Callable[[], object]) -> float:
-    """Returns the largest resident memory of an action in a process of its own, in MB."""
-    process = multiprocessing.get_context("spawn").Process(
-        target=_measured, args=(action, file := tempfile.mkstemp()[1])
-    )
+def _peak(action: Callable[[], object]) -> dict[str, Cell]:
+    """Returns the largest memory of an action in a process of its own, in MB.
+
+    The mapped files of an embedded store count as resident, but their pages belong to the page cache.
+    """
+    ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
+    process = multiprocessing.get_context("spawn").Process(target=_measured, args=(action, theirs))
     process.start()
+    allocated, resident = ours.recv()
     process.join()
-    peak = int(Path(file).read_text())
-    Path(file).unlink()
-    return peak / 1000
+    return {"MB allocated": allocated / 1000, "MB resident, with mapped files": resident / 1000}
 
 
-def _measured(action: Callable[[], object], file: str) -> None:
+def _measured(action: Callable[[], object], told: Connection) -> None:
+    allocated, ended = 0, threading.Event()
+
+    def sample() -> None:
+        nonlocal allocated
+        while not ended.wait(0.01):
+            allocated = max(allocated, _kilobytes("RssAnon"))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
     action()
-    Path(file).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+    ended.set()
+    sampler.join()
+    told.send((allocated, _kilobytes("VmHWM")))
+
+
+def _kilobytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition(f"{field}:")[2].split()[0])

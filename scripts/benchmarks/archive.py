@@ -58,7 +58,7 @@ def archive(references: int = 100_000, dim: int = 512, rounds: int = 5) -> None:
         f"{size / 1e6:.0f} MB, archive {unpacked / 1e6:.0f} MB; {rounds} rounds",
         {
             "speed": _rates(times, size),
-            "memory": [{"way": way, **peak} for way, peak in peaks.items()],
+            "memory": [{"way": way, "MB allocated at the most": peak} for way, peak in peaks.items()],
         },
     )
 
@@ -109,35 +109,36 @@ def _rewrite(file: Path, again: Path) -> None:
         write_archive(source, again, names=None, on_commit=lambda category: None, track=iter)
 
 
-def _peak(action: Callable[[], object]) -> dict[str, Cell]:
-    """Returns the largest memory of an action in a process of its own, in MB.
+def _peak(action: Callable[[], object]) -> float:
+    """Returns the largest memory that an action allocates in a process of its own, in MB.
 
-    The mapped files of an embedded store count as resident, but their pages belong to the page cache.
+    The mapped files of an embedded store are left out, because their pages belong to the page cache.
     """
     ours, theirs = multiprocessing.get_context("spawn").Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_measured, args=(action, theirs))
     process.start()
-    allocated, resident = ours.recv()
+    peak: int = ours.recv()
     process.join()
-    return {"MB allocated": allocated / 1000, "MB resident, with mapped files": resident / 1000}
+    return peak / 1000
 
 
 def _measured(action: Callable[[], object], told: Connection) -> None:
-    allocated, ended = 0, threading.Event()
+    begun = peak = _allocated()  # by the imports of this module
+    ended = threading.Event()
 
     def sample() -> None:
-        nonlocal allocated
+        nonlocal peak
         while not ended.wait(0.01):
-            allocated = max(allocated, _kilobytes("RssAnon"))
+            peak = max(peak, _allocated())
 
     sampler = threading.Thread(target=sample)
     sampler.start()
     action()
     ended.set()
     sampler.join()
-    told.send((allocated, _kilobytes("VmHWM")))
+    told.send(peak - begun)
 
 
-def _kilobytes(field: str) -> int:
+def _allocated() -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.partition(f"{field}:")[2].split()[0])
+    return int(status.partition("RssAnon:")[2].split()[0])

@@ -369,7 +369,7 @@ def test_neither_folder_nor_name_of_a_profile(tmp_path: Path) -> None:
 WITHOUT_TORCH = """
 import sys
 
-ABSENT = {"torch", "torchvision", "timm", "sentence_transformers", "transformers", "safetensors", "huggingface_hub",
+ABSENT = {"torch", "torchvision", "timm", "sentence_transformers", "transformers", "huggingface_hub",
           "sklearn", "openai", "onnx", "onnxscript"}
 
 class Absent:

@@ -22,7 +22,7 @@ from tests.store.material import (
 )
 from tests.store.support import Crash, Hooked
 from zsvec.errors import ConflictError, InvalidInputError, OtherAuthorError, StoreError
-from zsvec.store import Cursor, InboxImage, Move, Reference, Store
+from zsvec.store import Cursor, InboxImage, Move, Reference, Store, Write
 from zsvec.store import switching as switching_module
 from zsvec.store.backends.base import Put
 from zsvec.store.backends.memory import MemoryBackend
@@ -142,6 +142,12 @@ def hook(act: Callable[[], object]) -> Callable[..., None]:
         act()
 
     return call
+
+
+def clip_text(name: str) -> Write:
+    """A category that the store before and after the switch can have."""
+    write = write_of(name, texts=[name])
+    return replace(write, references=[replace(write.references[0], encoder="clip")])
 
 
 def names(store: Store) -> list[str]:
@@ -318,6 +324,23 @@ def test_switching_again_takes_what_changed_in_between(source: Store) -> None:
     assert content(third) == content(back)
     third.undo()
     assert opened(source._backend).namespace == "zsvec.1"
+
+
+def test_a_copy_that_an_undo_has_left_is_refused_to_its_old_writers_until_the_next_switch() -> None:
+    late = switched()
+    opened(late._backend).undo()
+    back = opened(late._backend)
+    copy, running, _ = copied(back)
+    assert copy.namespace == late.namespace
+    for _ in range(2):  # the second run goes on in the copy of the first
+        with pytest.raises(StoreError):
+            late.write([clip_text("lost")])
+        copy, running, _ = copied(back)
+    back.switch_to(copy, running)
+    late.write([clip_text("kept")])
+    assert names(opened(late._backend)) == ["cat", "dog", "kept", "text only"]
+    with pytest.raises(StoreError):
+        back.write([clip_text("lost")])
 
 
 def test_writers_of_before_are_refused_and_readers_go_on(source: Store) -> None:

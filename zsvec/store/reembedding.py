@@ -447,8 +447,6 @@ def number_for(source: Catalog, fingerprints: Mapping[str, Fingerprint]) -> int:
         found = successor_from(record, number)
         is_link = found is not None and found.to > number
         if not is_dropped(record) and not is_link and other.encoders() == fingerprints:
-            if found is not None:  # from the undo of a switch to this namespace
-                other.clear_successor(found)
             return number
 
 

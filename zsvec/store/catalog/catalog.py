@@ -258,7 +258,7 @@ class Catalog:
         return Catalog(self.backend, joined_namespace(self.base, number))
 
     def successor(self) -> Successor | None:
-        """Returns the successor of this namespace, if a switch has begun or is done and was not undone.
+        """Returns the successor of this namespace, if a switch has begun, or is done and no later one led back.
 
         Raises:
             StoreError: As `store`.
@@ -267,12 +267,16 @@ class Catalog:
 
     def _successor_in(self, store: Mapping[str, Any] | None) -> Successor | None:
         found = successor_from(store, self.number)
-        if found is None or not found.done or found.to < self.number:
+        if found is None or not found.done:
             return found
-        back = successor_from(self.beside(found.to).store(), found.to)
-        if back is None or not back.done or (back.to, back.id) != (self.number, found.id):
+        other = successor_from(self.beside(found.to).store(), found.to)
+        if other is None or not other.done or other.to != self.number:
             return found
-        with suppress(StoreUnavailableError):  # left by a killed undo; a reader may not be allowed to write
+        # Both name each other. Of one switch, the undo is later; of two, the switch to the larger number.
+        is_undone = other.id == found.id
+        if is_undone == (found.to < self.number):
+            return found
+        with suppress(StoreUnavailableError):  # a reader may not be allowed to write
             self.clear_successor(found)
         return None
 
@@ -309,8 +313,10 @@ class Catalog:
     def _closing(self) -> Successor | None:
         """Returns the successor of a switch in progress; raises as `is_current`."""
         store = self.store()
-        found = self._successor_in(store)
-        if self.copied_from is not None:
+        if self.copied_from is None:
+            found = self._successor_in(store)
+        else:  # a link that an undo has left here refuses all other writers until the switch
+            found = None
             source, token = self.copied_from
             before = source.store()
             successor = successor_from(before, source.number)

@@ -18,6 +18,9 @@ processes share is involved.
 
 An undo of the switch takes the same steps in the record of the successor, which then names the namespace before it
 under the id of the switch. That record decides. Any process may afterwards delete the successor from the record before.
+
+The undone namespace keeps its successor while it is made a copy again. So a process that had it open before the undo
+stays refused until the next switch. That switch has another id, by which any process may then delete the old successor.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -606,6 +607,81 @@ def test_copies_that_are_not_current_are_dropped_on_request(source: Store) -> No
     with pytest.raises(InvalidInputError):
         source.named("zsvec.1")
     assert source.named("zsvec.3").encoders() == NEW
+
+
+def first_put(sent: Hooked, act: Callable[[], object], when: Callable[[Mapping[str, Any]], bool]) -> None:
+    """Acts before the first put of such a record."""
+
+    def look(_: str, puts: Sequence[Put]) -> None:
+        if when(puts[0].payload):
+            act()
+        else:
+            sent.hooks["put"] = look
+
+    sent.hooks["put"] = look
+
+
+def drops(record: Mapping[str, Any]) -> bool:
+    return bool(record.get("dropped"))
+
+
+def switches(record: Mapping[str, Any], *, done: bool) -> bool:
+    return bool((found := record.get("successor")) and found["done"] is done)
+
+
+@pytest.mark.parametrize("delete", [Store.drop_others, lambda store: store.gc(grace=0)])
+def test_a_namespace_that_an_undo_has_made_current_is_not_deleted(delete: Callable[[Store], object]) -> None:
+    store = switched()
+    sent = Hooked(store._backend)
+    before = everything(store.beside(0))
+    first_put(sent, store.undo, drops)
+    with pytest.raises(StoreError):
+        delete(opened(sent))
+    back = opened(store._backend)
+    assert (back.namespace, everything(back)) == ("zsvec", before)
+    back.write([clip_text("kept")])
+
+
+def test_a_copy_that_a_switch_has_made_current_is_not_deleted() -> None:
+    first, second, sent = pair()
+    copy, running, _ = copied(first)
+    first_put(sent, lambda: first.switch_to(copy, running), drops)
+    with pytest.raises(StoreError):
+        second.drop_others()
+    now = opened(sent.inner)
+    assert (now.namespace, content(now)) == ("zsvec.1", content(first))
+    now.write([clip_text("kept")])
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_copy_that_was_deleted_during_the_switch_does_not_become_current(
+    done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "LONGEST_CLOSED_S", 0.1)
+    first, second, sent = pair()
+    copy, running, _ = copied(second)
+    first_put(sent, first.drop_others, partial(switches, done=done))
+    with pytest.raises(StoreError):
+        second.switch_to(copy, running)
+    now = opened(sent.inner)
+    assert (now.namespace, names(now)) == ("zsvec", ["cat", "dog", "text only"])
+    now.write([clip_text("kept")])
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_undo_does_not_lead_to_a_namespace_that_was_deleted_meanwhile(
+    done: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog_module, "LONGEST_CLOSED_S", 0.1)
+    store = switched()
+    sent = Hooked(store._backend)
+    undoing = opened(sent)
+    first_put(sent, store.drop_others, partial(switches, done=done))
+    with pytest.raises(StoreError):
+        undoing.undo()
+    now = opened(store._backend)
+    assert (now.namespace, names(now)) == ("zsvec.1", ["cat", "dog", "text only"])
+    now.write([clip_text("kept")])
 
 
 def test_the_encoders_must_be_others(source: Store) -> None:

@@ -376,7 +376,7 @@ class Store:
         with self._writing():
             others = list(switching.siblings(self._catalog))
             for one in others:
-                switching.drop(one)
+                switching.drop(one, self._catalog)
             return [joined_namespace(one.base, one.number) for one in others]
 
     def _last_switch(self) -> tuple[Successor, Change] | None:
@@ -956,7 +956,7 @@ class Store:
                 self._collector.note(str(uuid.uuid4()))
             for one in switching.siblings(self._catalog):
                 if switching.has_image(one, content_hash):
-                    switching.drop(one)
+                    switching.drop(one, self._catalog)
             return found
 
     def remove_from_inbox(self, hashes: Collection[str], label: str | None = None) -> None:
@@ -1170,7 +1170,7 @@ class Store:
         for one in self._before:
             switch = None if is_dropped(one.store()) else switching.last_switch(one)
             if switch and now > (switch[0].until if grace is None else switch[0].at + round(grace * 1e6)):
-                switching.drop(one)
+                switching.drop(one, self._catalog)
                 final.append(switch[1])
         return final
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from zsvec.errors import ConflictError, InvalidInputError
+from zsvec.errors import ConflictError, InvalidInputError, StoreError
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.commit import UnknownError, attempts
@@ -54,6 +54,7 @@ def closed(catalog: Catalog, to: int, *, identifier: str | None = None) -> Itera
 
     Raises:
         ConflictError: Another process has closed the store, or has changed its record.
+        StoreError: The other namespace was deleted.
     """
     successor = Successor(id=identifier or str(uuid.uuid4()), to=to)
     catalog.check_current()
@@ -64,6 +65,7 @@ def closed(catalog: Catalog, to: int, *, identifier: str | None = None) -> Itera
     if not _replaced(catalog, before, record):
         raise _conflict(catalog)
     try:
+        _claim(catalog.beside(to))
         yield Closed(record, successor)
     finally:
         catalog.clear_successor(successor)
@@ -140,10 +142,26 @@ def switch_back(catalog: Catalog, before: Catalog, switch: Successor, by: str | 
     before.successor()  # deletes the successor there
 
 
-def drop(catalog: Catalog) -> None:
-    """Deletes the contents of a namespace that is not current. Only the record of its store stays, as a link."""
+def drop(catalog: Catalog, current: Catalog) -> None:
+    """Deletes the contents of a namespace that is not current. Only the record of its store stays, as a link.
+
+    A switch closes the current namespace, and then changes the record of the other one (`_claim`). Here, the current
+    namespace is read between the read and the compare-and-set of that record. So one of the two processes is refused.
+
+    Args:
+        catalog: Catalog of the namespace.
+        current: Catalog of the current namespace.
+
+    Raises:
+        StoreError: `current` is no longer current.
+    """
+
+    def dropped(_: Mapping[str, Any]) -> Mapping[str, Any]:
+        current.check_current()
+        return {"dropped": True}
+
     encoders = catalog.encoders()
-    catalog.set_in_store(dropped=True)
+    catalog.change_store(dropped)
     for name in (*encoders, IMAGES, INBOX):
         collection = collection_name(joined_namespace(catalog.base, catalog.number), name)
         if catalog.backend.exists(collection):
@@ -172,6 +190,22 @@ def siblings(catalog: Catalog) -> Iterator[Catalog]:
 
 _RECORD = record_id("store")
 _LATEST_S = 253_000_000_000  # in the year 9987
+
+
+def _claim(catalog: Catalog) -> None:
+    """Changes the record of a namespace, so that a `drop` that has read the record before is lost.
+
+    Raises:
+        StoreError: The namespace was deleted.
+    """
+    token = str(uuid.uuid4())
+
+    def claimed(store: Mapping[str, Any]) -> Mapping[str, Any]:
+        if is_dropped(store):
+            raise StoreError(f"{catalog.location} was deleted: re-embed with its encoders again (`zsvec reembed`)")
+        return {"claimed": token}
+
+    catalog.change_store(claimed)
 
 
 def _replaced(catalog: Catalog, before: Mapping[str, Any], record: Mapping[str, Any]) -> bool:

@@ -609,6 +609,31 @@ def test_copies_that_are_not_current_are_dropped_on_request(source: Store) -> No
     assert source.named("zsvec.3").encoders() == NEW
 
 
+@pytest.mark.parametrize(
+    "delete", [Store.drop_others, lambda store: store.gc(), lambda store: store.forget(content_hash("rex"))]
+)
+@pytest.mark.parametrize("dies_before", ["remove", "drop"])
+def test_a_killed_deletion_is_finished(dies_before: str, delete: Callable[[Store], object]) -> None:
+    store = switched()
+    sent = Hooked(store._backend)
+    dying = opened(sent)
+
+    def die(*_: object) -> None:
+        raise Crash
+
+    sent.hooks[dies_before] = die
+    with pytest.raises(Crash):
+        dying.drop_others()
+    with pytest.raises(InvalidInputError):
+        store.named("zsvec")
+    assert len(store._backend._collections[CATALOG]) > 1  # type: ignore[attr-defined]
+    delete(store)
+    assert collections_of(store) & {"zsvec__dino", "zsvec__clip", "zsvec__images", "zsvec__inbox"} == set()
+    assert store._backend._collections[CATALOG].keys() == {record_id("store")}  # type: ignore[attr-defined]
+    assert store.drop_others() == []
+    assert "cat" in names(opened(store._backend))
+
+
 def first_put(sent: Hooked, act: Callable[[], object], when: Callable[[Mapping[str, Any]], bool]) -> None:
     """Acts before the first put of such a record."""
 

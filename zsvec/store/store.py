@@ -262,7 +262,8 @@ class Store:
         Raises:
             InvalidInputError: The store has no other namespace of this name.
         """
-        others = {joined_namespace(one.base, one.number): one.number for one in switching.siblings(self._catalog)}
+        whole = [one for one in switching.siblings(self._catalog) if not is_dropped(one.store())]
+        others = {joined_namespace(one.base, one.number): one.number for one in whole}
         if namespace not in others:
             known = ", ".join(others) or "none: `zsvec reembed` makes one"
             raise InvalidInputError(
@@ -955,7 +956,7 @@ class Store:
             if found.points and not found.categories:
                 self._collector.note(str(uuid.uuid4()))
             for one in switching.siblings(self._catalog):
-                if switching.has_image(one, content_hash):
+                if is_dropped(one.store()) or switching.has_image(one, content_hash):
                     switching.drop(one, self._catalog)
             return found
 
@@ -1165,8 +1166,14 @@ class Store:
         return deleted
 
     def _drop_old(self, grace: float | None) -> list[Change]:
-        """Deletes the namespaces before this one, if they are older than `grace` seconds or, without, the undo time."""
+        """Deletes the namespaces before this one, if they are older than `grace` seconds or, without, the undo time.
+
+        Finishes the deletions of killed processes.
+        """
         final, now = [], time.time_ns() // 1000
+        for one in switching.siblings(self._catalog):
+            if is_dropped(one.store()):
+                switching.drop(one, self._catalog)
         for one in self._before:
             switch = None if is_dropped(one.store()) else switching.last_switch(one)
             if switch and now > (switch[0].until if grace is None else switch[0].at + round(grace * 1e6)):

@@ -15,7 +15,7 @@ from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.commit import UnknownError, attempts
 from zsvec.store.catalog.schema import UNDO, expected
-from zsvec.store.catalog.successor import Successor, is_dropped, joined_namespace, successor_from
+from zsvec.store.catalog.successor import Successor, is_dropped, is_emptied, joined_namespace, successor_from
 from zsvec.store.names import IMAGES, INBOX, collection_name, record_id
 from zsvec.types import SWITCH, Change
 
@@ -145,6 +145,8 @@ def switch_back(catalog: Catalog, before: Catalog, switch: Successor, by: str | 
 def drop(catalog: Catalog, current: Catalog) -> None:
     """Deletes the contents of a namespace that is not current. Only the record of its store stays, as a link.
 
+    If the process is killed, the next call finishes the deletion.
+
     A switch closes the current namespace, and then changes the record of the other one (`_claim`). Here, the current
     namespace is read between the read and the compare-and-set of that record. So one of the two processes is refused.
 
@@ -169,6 +171,7 @@ def drop(catalog: Catalog, current: Catalog) -> None:
     pages = catalog.backend.scroll(catalog.collection, Where(), fields=())
     catalog.drop([identifier for page in list(pages) for identifier in page.ids if identifier != _RECORD])
     catalog.backend.rewrite(catalog.collection)
+    catalog.set_in_store(emptied=True)
 
 
 def has_image(catalog: Catalog, content_hash: str) -> bool:
@@ -180,10 +183,10 @@ def has_image(catalog: Catalog, content_hash: str) -> bool:
 
 
 def siblings(catalog: Catalog) -> Iterator[Catalog]:
-    """Yields the catalogs of all other namespaces of a store whose contents were not deleted."""
+    """Yields the catalogs of all other namespaces of a store, but for those that `drop` has emptied."""
     base, number = catalog.beside(0), 0
     while (record := (one := base.beside(number)).store()) is not None:
-        if number != catalog.number and not is_dropped(record):
+        if number != catalog.number and not is_emptied(record):
             yield one
         number += 1
 

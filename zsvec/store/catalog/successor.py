@@ -89,8 +89,13 @@ def successor_from(store: Mapping[str, Any] | None, number: int) -> Successor | 
 
 
 def is_dropped(store: Mapping[str, Any] | None) -> bool:
-    """Returns whether the contents of a namespace were deleted, according to the record of its store."""
+    """Returns whether the contents of a namespace were or are being deleted, according to the record of its store."""
     return store is not None and store.get("dropped") is True
+
+
+def is_emptied(store: Mapping[str, Any] | None) -> bool:
+    """Returns whether the deletion of a namespace was finished. Any process finishes the deletion of a killed one."""
+    return store is not None and is_dropped(store) and store.get("emptied") is True
 
 
 def split_namespace(namespace: str) -> tuple[str, int]:

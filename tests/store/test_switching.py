@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ from tests.store.material import (
     write_of,
 )
 from tests.store.support import Crash, Hooked
-from zsvec.errors import ConflictError, InvalidInputError, OtherAuthorError, StoreError
-from zsvec.store import Cursor, InboxImage, Move, Reference, Store, Write
+from zsvec.errors import ConflictError, InvalidInputError, OtherAuthorError, StoreError, StoreLockedError
+from zsvec.store import Cursor, InboxImage, Move, Reference, Store, Write, open_store
 from zsvec.store import switching as switching_module
 from zsvec.store.backends.base import Put
 from zsvec.store.backends.memory import MemoryBackend
@@ -504,6 +505,31 @@ def test_a_second_run_cannot_change_a_copy_that_has_become_current() -> None:
         running.check_complete()
     assert names(opened(sent.inner)) == ["cat", "dog", "text only"]
     assert {one.source for one in opened(sent.inner).stored("cat")} == {"tom"}
+
+
+@pytest.mark.parametrize("fields", [{"schema": 99}, {"schema": "none"}])
+def test_a_store_whose_current_namespace_cannot_be_read_is_not_opened(
+    fields: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = switched()._backend
+    monkeypatch.setattr("zsvec.store.backends.memory.MemoryBackend", lambda: backend)
+    with open_store(":memory:", namespace="zsvec") as store:
+        assert store.namespace == "zsvec.1"
+        place = record_id("store")
+        record = store._catalog.retrieve([place])[place]
+        changed = {**record, **fields, "version": record["version"] + 1}
+        store._catalog.put([Put(place, changed, expected(record))])
+        with pytest.raises(StoreError):
+            open_store(":memory:", namespace="zsvec")
+
+
+def test_a_folder_that_is_locked_is_not_opened_in_its_old_namespace(tmp_path: Path) -> None:
+    with open_store(str(tmp_path / "store"), namespace="zsvec") as store:
+        store.bind(FINGERPRINTS)
+        with pytest.raises(StoreLockedError):
+            open_store(str(tmp_path / "store"), namespace="zsvec")
+    with open_store(str(tmp_path / "store"), namespace="zsvec") as store:
+        assert store.encoders() == FINGERPRINTS
 
 
 # The undo

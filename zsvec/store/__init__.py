@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from zsvec.errors import InvalidInputError, StoreUnavailableError, ZSVecError, shown
+from zsvec.errors import InvalidInputError, ZSVecError, shown
 from zsvec.store.backends.base import EXACT, FIRST_CONTACT, Hit, Placement, Points
 from zsvec.store.catalog.changefeed import Cursor, Look
 from zsvec.store.catalog.schema import Reference
@@ -72,6 +73,8 @@ def open_store(
             without ``http://``, a URL with a password, or a URL that is neither http nor https; or the certificates or
             the key cannot be used.
         StoreUnavailableError: The server cannot be reached, refuses the key, or is too old.
+        StoreLockedError: The embedded store is already open, in this or another process.
+        StoreError: A record of the store is damaged or has another schema.
     """
     is_folder = os.path.isdir(location)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
     like_server = not is_folder and bool(re.fullmatch(r"https?:/?[^/\\].*|[^/\\]+:\d+/?", location))
@@ -101,16 +104,15 @@ def open_store(
     else:
         folder = _folder(location, within or Path())
         backend = import_module("zsvec.store.backends.edge.backend").EdgeBackend(folder, name=location)
-    store = Store(backend, namespace, history=history, by=by)
     try:
-        store = store.current()
-        if backend.exclusive:
+        store = Store(backend, namespace, history=history, by=by).current()
+    except ZSVecError:  # an older namespace must not answer instead
+        backend.close()
+        raise
+    if backend.exclusive:
+        with suppress(ZSVecError):  # the first write reports the error
             store.open_again()
             store.finish_undos()
-    except ZSVecError as exc:  # the first use reports the error
-        if isinstance(exc, StoreUnavailableError) and not backend.exclusive:
-            backend.close()
-            raise
     return store
 
 

@@ -580,6 +580,20 @@ def test_a_killed_undo_is_finished_by_the_next_process() -> None:
     assert before.store()["successor"] is None  # type: ignore[index]
 
 
+def test_an_id_that_begins_as_a_switch_and_another_change_takes_neither() -> None:
+    store = switched()
+    [before] = store._before
+    store.remove_from_inbox([content_hash("waits")])
+    dismissal = store.changes()[0]
+    start = dismissal.id[:8]
+    before.set_in_store(successor={**(before.store() or {})["successor"], "id": f"{start} the switch"})
+    with pytest.raises(InvalidInputError):
+        store.undo(change=start)
+    assert [one.undone for one in store.changes()] == [False, False]
+    assert store.undo(change=dismissal.id).what == "dismiss"
+    assert store.undo(change=f"{start} the").what == "reembed"
+
+
 def test_an_undo_needs_the_undo_time_and_the_author() -> None:
     assert switched(history=0.0).changes() == []
     with pytest.raises(InvalidInputError):

@@ -386,9 +386,14 @@ class Store:
         return found if found and found[0].until > time.time_ns() // 1000 else None
 
     def _is_switch(self, change: Change, identifier: str | None) -> bool:
-        """Returns whether an undo of this id concerns a switch; without an id, whether it is the last change."""
+        """Returns whether an undo of this id concerns a switch; without an id, whether it is the last change.
+
+        Raises:
+            InvalidInputError: The id of another change begins in the same way.
+        """
         if identifier is not None:
-            return bool(identifier) and change.id.startswith(identifier)
+            begins = bool(identifier) and change.id.startswith(identifier)
+            return begins and undo.one_of(self.changes(), identifier) == change
         return all(one.undone or one.at < change.at for one in History(self._catalog).changes())
 
     # Reading

@@ -18,7 +18,7 @@ import shlex
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -152,6 +152,19 @@ def _switch_removals(writer: Writer, history: History, record: Record) -> None:
     writer.collector.note(str(uuid.uuid4()), {**inbox, "undone": undone}, after=record["rev"], images=images)
 
 
+def one_of(changes: Iterable[Change], identifier: str) -> Change:
+    """Returns the change whose id begins with `identifier`.
+
+    Raises:
+        InvalidInputError: No change or several changes match.
+    """
+    found = [change for change in changes if identifier and change.id.startswith(identifier)]
+    if len(found) != 1:
+        several = "several changes begin" if found else "no change that can be taken back begins"
+        raise InvalidInputError(f"{several} with {shown(identifier)}: `zsvec history` lists those there are")
+    return found[0]
+
+
 def _chosen(history: History, identifier: str | None) -> Change:
     """Returns the change whose id begins with `identifier`; by default, the last change.
 
@@ -160,11 +173,7 @@ def _chosen(history: History, identifier: str | None) -> Change:
     """
     changes = history.changes()
     if identifier is not None:
-        found = [change for change in changes if identifier and change.id.startswith(identifier)]
-        if len(found) != 1:
-            several = "several changes begin" if found else "no change that can be taken back begins"
-            raise InvalidInputError(f"{several} with {shown(identifier)}: `zsvec history` lists those there are")
-        return found[0]
+        return one_of(changes, identifier)
     if newest := history.last():
         if newest.final:
             raise is_final(newest.id)

@@ -633,6 +633,18 @@ def test_forget_before_the_first_search(store: Store) -> None:
     assert not files(CACHED)
 
 
+def test_forget_drops_other_namespaces_of_the_store(store: Store) -> None:
+    fill(store, SMALL)
+    copy = store.beside(1)
+    copy.bind(store.encoders())
+    fill(copy, SMALL)
+    for one in (store, copy):
+        assert_answers(another(one), SMALL)
+    assert len(files(CACHED)) == 2
+    another(store).forget()
+    assert not files(CACHED)
+
+
 def test_a_store_in_memory_forgets() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as clf:
         clf._searcher.forget()

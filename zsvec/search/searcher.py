@@ -141,9 +141,11 @@ class Searcher:
             if self._keeping is not None:
                 self._keeping.join()
             try:
-                store = self._cursor.store or self._store.look(Cursor(), {}).cursor.store
-                if self._store.place and store:
-                    ReferenceCache().drop(f"{self._store.place} {store}")
+                stores = self._store.places()  # another namespace may have the image, too
+                if stores and self._cursor.store:
+                    stores.add(f"{self._store.place} {self._cursor.store}")
+                for store in sorted(stores):
+                    ReferenceCache().drop(store)
             finally:
                 self._begin()
 

@@ -160,6 +160,11 @@ class Store:
         """Absolute folder or URL, with the namespace; empty for a store in memory."""
         return self._backend.place and f"{self._backend.place} {self.namespace}"
 
+    def places(self) -> set[str]:
+        """Returns place and id of this store in each of its namespaces; empty for a store in memory."""
+        found = switching.namespaces(self._catalog) if self.place else ()
+        return {f"{self.beside(one.number).place} {record.get('id', '')}" for one, record in found}
+
     def collection(self, encoder: str) -> str:
         """Returns the name of the collection of an encoder."""
         return self._references.collection(encoder)

@@ -184,10 +184,16 @@ def has_image(catalog: Catalog, content_hash: str) -> bool:
 
 def siblings(catalog: Catalog) -> Iterator[Catalog]:
     """Yields the catalogs of all other namespaces of a store, but for those that `drop` has emptied."""
+    for one, record in namespaces(catalog):
+        if one.number != catalog.number and not is_emptied(record):
+            yield one
+
+
+def namespaces(catalog: Catalog) -> Iterator[tuple[Catalog, Mapping[str, Any]]]:
+    """Yields the catalogs of all namespaces of a store, each with the record of the store there."""
     base, number = catalog.beside(0), 0
     while (record := (one := base.beside(number)).store()) is not None:
-        if number != catalog.number and not is_emptied(record):
-            yield one
+        yield one, record
         number += 1
 
 

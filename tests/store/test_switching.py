@@ -140,7 +140,7 @@ def everything(store: Store) -> Any:
 
 
 def hook(act: Callable[[], object]) -> Callable[..., None]:
-    def call(*_: object) -> None:
+    def call(*_: object, **__: object) -> None:
         act()
 
     return call
@@ -636,6 +636,39 @@ def test_a_forgotten_image_is_in_no_copy() -> None:
     assert "zsvec__dino" not in collections_of(store)
     for some in store._backend._collections.values():  # type: ignore[attr-defined]
         assert content_hash("tom") not in str(some)
+
+
+@pytest.mark.parametrize("when", ["embedding", "writing"])
+def test_an_image_that_is_forgotten_during_a_run_is_in_no_copy(when: str) -> None:
+    other, store, sent = pair()
+    encoders = Encoders()
+    forget = hook(lambda: other.forget(content_hash("tom")))
+    if when == "embedding":
+        encoders.before_images.append(forget)
+    else:
+        encoders.before_images.append(lambda: sent.hooks.update(upsert=forget))
+    with pytest.raises(StoreError):
+        copied(store, encoders)
+    assert encoders.embedded.count(content_hash("tom")) == 1
+    assert content_hash("rex") not in encoders.embedded  # refused at once
+    copy, running, _ = copied(store)
+    store.switch_to(copy, running)
+    assert names(opened(sent.inner)) == ["cat", "dog", "text only"]
+    for some in sent.inner._collections.values():  # type: ignore[attr-defined]
+        assert content_hash("tom") not in str(some)
+
+
+def test_an_image_that_is_forgotten_during_a_switch_is_in_no_copy() -> None:
+    first, second, sent = pair()
+    copy, running, _ = copied(first)
+    sent.hooks["delete"] = hook(lambda: first.switch_to(copy, running))  # between the check and the last step
+    with pytest.raises(StoreError):
+        second.forget(content_hash("waits"))
+    now = opened(sent.inner)
+    assert (now.namespace, names(now)) == ("zsvec.1", ["cat", "dog", "text only"])
+    assert now.forget(content_hash("waits")).points == 1
+    for some in sent.inner._collections.values():  # type: ignore[attr-defined]
+        assert content_hash("waits") not in str(some)
 
 
 def test_copies_that_are_not_current_are_dropped_on_request(source: Store) -> None:

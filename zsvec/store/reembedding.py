@@ -152,7 +152,11 @@ class Reembedding:
         self._has_texts = False
 
     def follow(self) -> bool:
-        """Embeds what has changed since the last call, at first everything. Returns whether anything had changed."""
+        """Embeds what has changed since the last call, at first everything. Returns whether anything had changed.
+
+        Raises:
+            StoreError: The store was dropped or switched, another process makes the copy, or an image was forgotten.
+        """
         seen: Look = look(self._source, self._cursor, self._known)
         if seen.reset:
             raise StoreError(f"{self._source.location} was dropped while it was embedded again: repeat the command")
@@ -170,6 +174,7 @@ class Reembedding:
             there = {one.name for one in self._writer.catalog.categories()[0]}
             for name in sorted(there - self._known.keys() - set(seen.unreadable)):
                 self._writer.remove(name, withdraw=False)
+            self._writer.collector.collect(0.0)  # a forgotten image may be among what a refused run has left
         return bool(seen.categories)
 
     def _copy(self, category: Category) -> None:
@@ -182,6 +187,7 @@ class Reembedding:
         except (StoreUnavailableError, StoreLockedError):
             raise
         except (StoreError, InvalidInputError) as exc:
+            self._writer.catalog.check_current()
             self.found.damaged[category.name] = str(exc)
             return
         if changed and category.write_ids:
@@ -316,6 +322,7 @@ class Reembedding:
                     self.found.origins[digest] = origin
                     vectors |= {(encoder, "image", digest): rows[encoder] for encoder in missing[digest]}
                 self._on_image(len(embed))
+            self._writer.catalog.check_current()  # an image may have been forgotten meanwhile
             if commits and (
                 chunk := [
                     replace(one, vector=vectors[key], small=copies.get(one.hash))

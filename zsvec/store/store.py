@@ -949,7 +949,8 @@ class Store:
         """Erases an image from all categories, small copies, changes and the inbox. No undo restores the image.
 
         A category that has no other reference is removed. An embedded store rewrites its files. Another namespace of
-        the store that has the image is deleted, so that a switch to other encoders can no longer be undone.
+        the store that has the image is deleted, so that a switch to other encoders can no longer be undone. A process
+        that makes a copy with other encoders is refused.
 
         Args:
             content_hash: Content hash of the image.
@@ -963,6 +964,9 @@ class Store:
                 raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
             found = erasure.forget(self._writer, content_hash)
             found = replace(found, points=found.points + self.inbox.forget(content_hash))
+            # A run of `zsvec reembed` that has read the image before is refused by its next commit.
+            self._catalog.set_in_store(copying=str(uuid.uuid4()))
+            self._catalog.check_current()  # or it has switched before
             if found.points and not found.categories:
                 self._collector.note(str(uuid.uuid4()))
             for one in switching.siblings(self._catalog):

@@ -293,7 +293,7 @@ class Catalog:
 
         Raises:
             StoreError: The store was switched to other encoders, this namespace was deleted, or another process has
-                taken over making this copy.
+                taken over making this copy, or has forgotten an image.
         """
         return self._closing() is None
 
@@ -321,7 +321,9 @@ class Catalog:
             before = source.store()
             successor = successor_from(before, source.number)
             if text_from(before or {}, "copying") != token or (successor is not None and successor.done):
-                raise StoreError(f"another process makes a copy of {source.location}: repeat the command later")
+                raise StoreError(
+                    f"another process makes a copy of {source.location}, or has forgotten an image: repeat the command"
+                )
         if is_dropped(store) or (found is not None and found.done):
             why = f"switched to {joined_namespace(self.base, found.to)!r}, other encoders" if found else "deleted"
             raise StoreError(f"{self.location} was {why}: open the store again, and repeat the change")

@@ -384,6 +384,7 @@ class Reembedded:
         left_out: By category, the references that could not be embedded; their ``experts`` lack them.
         damaged: By name of each category that the copy lacks, the reason.
         inbox: Number of images of the inbox that were embedded, at the switch.
+        inbox_left_out: Sources of the images of the inbox that could not be embedded, at the switch.
         change: The switch to the copy, which can be undone; ``None`` without a switch.
         detached: Names of attached collections that the copy does not have, since their encoder is not among its own.
     """
@@ -396,6 +397,7 @@ class Reembedded:
     left_out: Mapping[str, tuple[StoredReference, ...]] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
     inbox: int = 0
+    inbox_left_out: tuple[str, ...] = ()
     change: Change | None = None
     detached: tuple[str, ...] = ()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.support import Cli, Loading
+from tests.support import encode, photo
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,13 @@ def test_left_out_images_are_named(cli: Cli, colours: Path) -> None:
     assert (result.code, len(result.objects)) == (0, 3)
     assert "8 images from original files, 0 from small copies; 1 with neither" in result.said
     assert "red: colours/red/0.png" in result.said
+    Path("new.png").write_bytes(encode(photo(1)))
+    assert cli("classify --keep all new.png").code == 0
+    Path("new.png").unlink()
+    result = cli("reembed --profile offline --switch")
+    assert result.code == 0
+    assert "1 image of the inbox left out" in result.said
+    assert "new.png" in result.said
 
 
 def test_copies_are_deleted(filled: Cli) -> None:

@@ -31,6 +31,7 @@ from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.catalog import catalog as catalog_module
 from zsvec.store.catalog.schema import expected
 from zsvec.store.catalog.successor import LARGEST_NUMBER, Successor, successor_from
+from zsvec.store.collections.inbox import Removal
 from zsvec.store.names import record_id
 from zsvec.store.reembedding import Origin
 from zsvec.types import Attachment, Fingerprint, Modality, SmallImage
@@ -463,6 +464,42 @@ def test_a_switch_waits_for_a_move_in_progress() -> None:
     where = [name for name in names(now) for one in now.stored(name) if one.hash == content_hash("tom")]
     assert set(where) in ({"cat"}, {"dog"})
     assert len(puts) == 3
+
+
+def waiting(name: str, encoders: Mapping[str, Fingerprint] = FINGERPRINTS, *, copy: bool = True) -> InboxImage:
+    found = {encoder: unit_vector(of.dim, name) for encoder, of in encoders.items()}
+    small = jpeg(name) if copy else None
+    return InboxImage(hash=content_hash(name), source=name, added=ADDED, vectors=found, content=small)
+
+
+@pytest.mark.parametrize("how", ["failed", "undone"])
+def test_the_inbox_of_the_copy_follows(source: Store, how: str) -> None:
+    source.inbox.put([waiting("labelled"), waiting("stays"), waiting("dismissed in the copy")])
+    copy, running, _ = copied(source, Encoders(OTHER))
+    if how == "failed":
+        source.write([write_of("bad", ["nothing to embed"])])
+        with pytest.raises(StoreError):
+            source.switch_to(copy, running)
+        source.remove("bad")
+    else:
+        source.switch_to(copy, running)
+        now = opened(source._backend)
+        now.inbox.put([waiting("of the copy alone", OTHER)])
+        now.undo(change=now.changes()[0].id)
+        now.inbox.remove([content_hash("dismissed in the copy")], Removal("dismissed"))
+    source.remove_from_inbox([content_hash("waits")])
+    source.remove_from_inbox([content_hash("labelled")], "cat")
+    source.switch_to(*copied(source, Encoders(OTHER))[:2])
+    found = {(image.source, image.state) for image in opened(source._backend).inbox.read(labelled=True)}
+    assert found == {("stays", "waiting"), ("dismissed in the copy", "waiting")}
+
+
+def test_an_image_of_the_inbox_that_cannot_be_embedded_is_named(source: Store) -> None:
+    source.inbox.put([waiting("lost", copy=False)])
+    copy, running, _ = copied(source)
+    source.switch_to(copy, running)
+    assert (running.found.inbox, running.found.inbox_left_out) == (1, {content_hash("lost"): "lost"})
+    assert [image.hash for image in opened(source._backend).inbox.read()] == [content_hash("waits")]
 
 
 def test_attached_collections_of_shared_encoders_come_along(source: Store) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import count, islice
@@ -19,7 +19,7 @@ from zsvec.types import Category, Reembedded
 if TYPE_CHECKING:
     from zsvec.store.reembedding import Survey
 
-_SHOWN = 20  # references named in a note
+_SHOWN = 20  # references or images named in a note
 _LONG_S = 60  # a run that takes longer is announced with its time
 
 
@@ -127,15 +127,8 @@ def _print_notes(found: Reembedded, encoders: str, *, named: bool) -> None:
     with output.left_out() as report:
         for name, reason in found.damaged.items():
             report(InvalidInputError(f"{name!r}: {reason}"))
-    left = [one for some in found.left_out.values() for one in some]
-    if left:
-        output.print_note(
-            f"{output.counted(len(left), 'reference')} left out, with neither an unchanged original nor a small copy:"
-        )
-        for one in left[:_SHOWN]:
-            output.print_note(f"  {one.category}: {one.source}")
-        if more := left[_SHOWN:]:
-            output.print_note(f"  and {len(more):,} more (`--json` names the categories)")
+    _print_left_out("reference", [f"{one.category}: {one.source}" for some in found.left_out.values() for one in some])
+    _print_left_out("image of the inbox", found.inbox_left_out, "images of the inbox")
     output.print_note(
         f"{output.counted(len(found.categories), 'category', 'categories')} written ({len(found.unchanged):,} there "
         f"before): {output.counted(found.originals, 'image')} embedded from original files, {found.small:,} from small "
@@ -154,3 +147,13 @@ def _print_notes(found: Reembedded, encoders: str, *, named: bool) -> None:
         f"switched to {found.namespace} ({output.counted(found.inbox, 'image')} of the inbox embedded): restart "
         f"processes that have the store open; back with `zsvec undo {found.change.id[:8]}`"
     )
+
+
+def _print_left_out(what: str, named: Sequence[str], several: str = "") -> None:
+    if named:
+        number = output.counted(len(named), what, several)
+        output.print_note(f"{number} left out, with neither an unchanged original nor a small copy:")
+    for one in named[:_SHOWN]:
+        output.print_note(f"  {one}")
+    if more := named[_SHOWN:]:
+        output.print_note(f"  and {len(more):,} more")

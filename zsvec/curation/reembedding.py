@@ -135,6 +135,7 @@ def reembed_store(
         left_out=dict(sorted(running.found.left_out.items())),
         damaged=dict(sorted(running.found.damaged.items())),
         inbox=running.found.inbox,
+        inbox_left_out=tuple(running.found.inbox_left_out.values()),
         change=change,
         detached=tuple(detached),
     )

@@ -27,7 +27,7 @@ from zsvec.store.catalog.marks import newest
 from zsvec.store.catalog.schema import LONGEST_SOURCE, Reference, is_content_hash
 from zsvec.store.catalog.successor import is_dropped, successor_from
 from zsvec.store.collections.images import small_images
-from zsvec.store.collections.inbox import InboxCollection
+from zsvec.store.collections.inbox import InboxCollection, InboxImage
 from zsvec.store.collections.references import ReferenceCollections
 from zsvec.store.reuse import StoredVectors
 from zsvec.store.transfer import settled
@@ -104,6 +104,7 @@ class Progress:
         left_out: By category, the references that cannot be embedded.
         damaged: By name of each category that cannot be copied, the reason.
         inbox: Number of images of the inbox that were embedded.
+        inbox_left_out: Sources of the images of the inbox that cannot be embedded, by content hash.
     """
 
     committed: dict[str, Category] = field(default_factory=dict)
@@ -112,6 +113,7 @@ class Progress:
     left_out: dict[str, tuple[StoredReference, ...]] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
     inbox: int = 0
+    inbox_left_out: dict[str, str] = field(default_factory=dict)
 
 
 class Reembedding:
@@ -120,6 +122,7 @@ class Reembedding:
     Args:
         source: Catalog of the store.
         references: References of the store.
+        inbox: Inbox of the store.
         writer: Writer of the copy.
         reencoder: The encoders of the copy.
         on_image: Called with the number of images, whenever images are done.
@@ -130,6 +133,7 @@ class Reembedding:
         self,
         source: Catalog,
         references: ReferenceCollections,
+        inbox: InboxCollection,
         writer: Writer,
         reencoder: Reencoder,
         *,
@@ -139,6 +143,7 @@ class Reembedding:
         self.found = Progress()
         self._source = source
         self._references = references
+        self._inbox = inbox
         self._writer = writer
         self._reencoder = reencoder
         self._on_image = on_image
@@ -174,6 +179,7 @@ class Reembedding:
             there = {one.name for one in self._writer.catalog.categories()[0]}
             for name in sorted(there - self._known.keys() - set(seen.unreadable)):
                 self._writer.remove(name, withdraw=False)
+            self._match_inbox()
             self._writer.collector.collect(0.0)  # a forgotten image may be among what a refused run has left
         return bool(seen.categories)
 
@@ -377,15 +383,22 @@ class Reembedding:
         self._writer.until_won(attempt, [name])
         return bool(differed)
 
-    def follow_inbox(self, inbox: InboxCollection) -> None:
-        """Embeds the images that wait in the inbox and that the copy lacks."""
+    def _match_inbox(self) -> list[InboxImage]:
+        """Deletes from the inbox of the copy what does not wait in the store, and returns what the copy lacks."""
+        waiting = {image.hash: image for image in self._inbox.read() if image.state == "waiting"}
+        every = self._writer.inbox.read(labelled=True)
+        there = {image.hash for image in every if image.state == "waiting"} & waiting.keys()
+        self._writer.inbox.delete({image.hash for image in every} - there)
+        return [image for digest, image in waiting.items() if digest not in there]
+
+    def follow_inbox(self) -> None:
+        """Brings the inbox of the copy in step: embeds the images that wait and that the copy lacks."""
         keeps = self._writer.catalog.state([]).images
-        there = {image.hash for image in self._writer.inbox.read(labelled=True)}
-        waiting = [image.hash for image in inbox.read() if image.state == "waiting" and image.hash not in there]
+        left = self.found.inbox_left_out = {image.hash: image.source for image in self._match_inbox()}
         new = self._reencoder.fingerprints.keys() - self._shared
-        for some in _chunks(filter(is_content_hash, waiting)):
-            images = {image.hash: image for image in inbox.read(some, vectors=True)}
-            copies = {digest: inbox.small(digest) for digest in images}
+        for some in _chunks(filter(is_content_hash, left)):
+            images = {image.hash: image for image in self._inbox.read(some, vectors=True)}
+            copies = {digest: self._inbox.small(digest) for digest in images}
             as_references = [
                 (Reference("", "image", digest, image.source, _no_vector()), copies[digest])
                 for digest, image in images.items()
@@ -399,8 +412,11 @@ class Reembedding:
                     continue
                 content = small.content if keeps and small else None
                 put.append(replace(image, vectors={**own, **found.get(digest, {})}, removals=(), content=content))
+            self._writer.catalog.check_current()  # as in `_embed_images`
             self._writer.inbox.put(put)
             self.found.inbox += len(put)
+            for image in put:
+                del left[image.hash]
 
     def check_complete(self) -> None:
         """Raises StoreError if the copy lacks a category."""

@@ -329,7 +329,7 @@ class Store:
         from zsvec.store.reembedding import Reembedding
 
         return Reembedding(
-            self._catalog, self._references, copy._writer, reencoder, on_image=on_image, on_commit=on_commit
+            self._catalog, self._references, self.inbox, copy._writer, reencoder, on_image=on_image, on_commit=on_commit
         )
 
     def switch_to(self, copy: Store, reembedding: Reembedding) -> tuple[Change, bool, list[str]]:
@@ -349,7 +349,7 @@ class Store:
                 with switching.closed(self._catalog, copy._catalog.number) as closing:
                     if not switching.is_in_motion(self._catalog):
                         is_changed = reembedding.follow()
-                        reembedding.follow_inbox(self.inbox)
+                        reembedding.follow_inbox()
                         detached = self._give_settings(copy, closing.record)
                         reembedding.check_complete()
                         copy._catalog.check_current()

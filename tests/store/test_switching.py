@@ -29,6 +29,7 @@ from zsvec.store import switching as switching_module
 from zsvec.store.backends.base import Put
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.catalog import catalog as catalog_module
+from zsvec.store.catalog import commit as commit_module
 from zsvec.store.catalog.schema import expected
 from zsvec.store.catalog.successor import LARGEST_NUMBER, Successor, successor_from
 from zsvec.store.collections.inbox import Removal
@@ -407,14 +408,24 @@ def test_a_commit_between_the_last_look_and_the_switch_is_in_the_copy() -> None:
 
 
 @pytest.mark.parametrize("finishes", [True, False])
-def test_a_commit_that_lands_while_the_store_is_closed(finishes: bool) -> None:
+def test_a_commit_that_lands_while_the_store_is_closed_waits(finishes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog_module, "PAUSES", (0.0, 0.0, 0.0))
     first, second, sent = pair()
     copy, running, _ = copied(first)
     closing = switching_module.closed(first._catalog, 1)
+    reads: list[int] = []
 
     def close(*_: Any) -> None:  # after the writer has planned, before its commit
         held = closing.__enter__()
-        sent.hooks["commit"] = lambda *_: end(held)  # before the second attempt to commit
+
+        def read(*_: Any) -> None:
+            reads.append(1)
+            if len(reads) < 3 * commit_module._LOOKS:
+                sent.hooks["retrieve"] = read
+            else:
+                end(held)
+
+        sent.hooks["retrieve"] = read
 
     def end(held: switching_module.Closed) -> None:
         running.follow()  # may see the commit
@@ -500,6 +511,23 @@ def test_an_image_of_the_inbox_that_cannot_be_embedded_is_named(source: Store) -
     source.switch_to(copy, running)
     assert (running.found.inbox, running.found.inbox_left_out) == (1, {content_hash("lost"): "lost"})
     assert [image.hash for image in opened(source._backend).inbox.read()] == [content_hash("waits")]
+
+
+def test_writers_wait_only_for_images_that_come_to_the_inbox_during_the_switch() -> None:
+    store = filled(opened())
+    copy, running, encoders = copied(store)
+    closed: list[bool] = []
+
+    def see() -> None:
+        closed.append(store._catalog.successor() is not None)
+        encoders.before_images.append(see)
+        if not closed[-1]:
+            store.inbox.put([waiting("late")])
+
+    encoders.before_images.append(see)
+    store.switch_to(copy, running)
+    assert closed == [False, True]
+    assert encoders.embedded[-2:] == [content_hash("waits"), content_hash("late")]
 
 
 def test_attached_collections_of_shared_encoders_come_along(source: Store) -> None:

@@ -345,6 +345,7 @@ class Store:
         """
         for _ in range(_SWITCHES):
             reembedding.follow()
+            reembedding.follow_inbox()  # here, so that writers wait for a few images alone
             with suppress(ConflictError), self._writing():
                 with switching.closed(self._catalog, copy._catalog.number) as closing:
                     if not switching.is_in_motion(self._catalog):

@@ -67,7 +67,7 @@ def commit(
 
     Raises:
         StoreUnavailableError: The outcome of a commit is unknown.
-        StoreError: The store was dropped.
+        StoreError: The store was dropped, or switched to other encoders.
     """
     writer, rev = uuid.uuid4().hex, catalog.next_rev()
     stamped = [replace(category, rev=rev + i * STEP) for i, category in enumerate(categories)]
@@ -91,6 +91,7 @@ def commit_manifests(
             now = catalog.state(puts)
             _check_same(catalog, before.store, now.store)
             if now.closed and not catalog.is_current():  # the commit may be too late for the switch in progress
+                catalog.check_current()
                 raise UnknownError
             for name, put in list(puts.items()):
                 manifest = now.manifests.get(name)

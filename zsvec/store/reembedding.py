@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from zsvec.errors import InvalidInputError, StoreError, StoreLockedError, StoreUnavailableError
-from zsvec.inputs.categories import as_words, checked_metadata, checked_name, checked_parent, checked_texts
+from zsvec.inputs.categories import as_words
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.changefeed import Cursor, Look, look
@@ -26,9 +26,9 @@ from zsvec.store.catalog.commit import publish
 from zsvec.store.catalog.marks import newest
 from zsvec.store.catalog.schema import LONGEST_SOURCE, Reference, is_content_hash
 from zsvec.store.catalog.successor import is_dropped, successor_from
-from zsvec.store.collections.images import small_images
 from zsvec.store.collections.inbox import InboxCollection, InboxImage
 from zsvec.store.collections.references import ReferenceCollections
+from zsvec.store.copying import problem_of, usable
 from zsvec.store.reuse import StoredVectors
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Write, Writer, emptied
@@ -186,8 +186,10 @@ class Reembedding:
     def _copy(self, category: Category) -> None:
         self.found.damaged.pop(category.name, None)
         self.found.left_out.pop(category.name, None)
+        if problem := problem_of(category):
+            self.found.damaged[category.name] = problem
+            return
         try:
-            _check(category)
             changed = self._write(category) if category.write_ids else False
             changed |= self._describe(category)
         except (StoreUnavailableError, StoreLockedError):
@@ -283,9 +285,8 @@ class Reembedding:
         """Returns the vectors of shared encoders, and the vectors that the copy has in any category."""
         found: dict[_Key, NDArray[np.float32]] = {}
         for encoder in self._shared if wanted else ():
-            for one in self._references.read(replace(category, references={expert_name(encoder, "image"): 1})):
-                if one.key in wanted and _is_unit(one.vector):
-                    found[one.key] = one.vector.copy()
+            for page in self._references.pages(encoder, category.write_ids):
+                found |= {one.key: one.vector.copy() for one, _ in usable(encoder, page) if one.key in wanted}
         hashes: dict[tuple[str, Modality], list[str]] = {}
         for (encoder, _, digest), one in wanted.items():
             if encoder not in self._shared:
@@ -350,11 +351,10 @@ class Reembedding:
             if texts:
                 vectors |= dict(zip(texts, self._reencoder.texts(encoder, list(texts.values())), strict=True))
 
-    def _small(self, category: Category, hashes: Collection[str]) -> dict[str, SmallImage]:
+    def _small(self, category: Category, hashes: Sequence[str]) -> dict[str, SmallImage]:
         if not (hashes and self._source.state([]).images):
             return {}
-        where = Where(match={"gen": list(category.write_ids), "hash": list(hashes)})
-        return {one.hash: one for one in small_images(self._source.backend.scroll(self._references.images.name, where))}
+        return {one.hash: one for one in self._references.images.read(category.write_ids, hashes)}
 
     def _describe(self, category: Category) -> bool:
         """Commits texts, metadata, parent and marks of a category, or its removal. Returns whether they differed."""
@@ -473,24 +473,9 @@ def number_for(source: Catalog, fingerprints: Mapping[str, Fingerprint]) -> int:
             return number
 
 
-def _check(category: Category) -> None:
-    """Raises InvalidInputError if a record of the source is unusable."""
-    names = checked_name(category.name), checked_parent(category.parent)
-    checked_texts(category.texts, "texts", "a definition text")
-    checked_metadata(category.metadata)
-    if names != (category.name, category.parent):
-        raise InvalidInputError(
-            "its name or parent is not in Unicode normal form NFC, or has surrounding whitespace: rename it"
-        )
-
-
 def _is_usable(one: Reference) -> bool:
     length = sum(len(text) for text in (one.hash, one.source, one.prompt, one.group, one.by) if text)
     return one.modality in ("text", "image") and is_content_hash(one.hash) and length <= LONGEST_SOURCE
-
-
-def _is_unit(vector: NDArray[np.float32]) -> bool:
-    return 0.25 < float(vector @ vector) < 4
 
 
 def _is_same(one: Reference, other: Reference) -> bool:

@@ -1,9 +1,8 @@
-"""A program that embeds a store again, slowly, for `test_reembedding` to kill. Prints each committed category."""
+"""A program that embeds a store again up to the first commit, for `test_reembedding` to kill. Prints the category."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,24 +11,28 @@ from numpy.typing import NDArray
 import zsvec
 from tests.forking import say
 from zsvec.testing import HashEncoder
-from zsvec.types import Modality
+from zsvec.types import Category, Modality
 
 
-class Slow(HashEncoder):
-    """Waits before each batch."""
+class Stuck(HashEncoder):
+    """Waits for the end of the input once a category is committed."""
+
+    committed = False
 
     def embed(self, batch: Sequence[Any], modality: Modality) -> NDArray[Any]:
-        time.sleep(0.1)
+        if self.committed:
+            sys.stdin.read()
         return super().embed(batch, modality)
 
 
 def main(store: str) -> None:
-    zsvec.reembed(
-        store,
-        encoders=[Slow("new", dim=24)],
-        batch_size=2,
-        on_commit=lambda category: say(category.name),
-    )
+    encoder = Stuck("new", dim=24)
+
+    def on_commit(category: Category) -> None:
+        encoder.committed = True
+        say(category.name)
+
+    zsvec.reembed(store, encoders=[encoder], batch_size=2, on_commit=on_commit)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, St
 from zsvec.store import Cursor, Move, Store, following
 from zsvec.store.backends.base import Where
 from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.names import record_id
 from zsvec.types import Category, Fingerprint
 
@@ -289,6 +290,27 @@ def test_a_source_without_a_calibration() -> None:
     source = opened(Shared())
     add(source, "a", ["b"])
     assert new_target().sync_from(source.follower()).calibration is None
+
+
+def test_a_run_that_failed_at_the_calibration_is_news(
+    source: Store, reader: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, follower = new_target(), reader.follower()
+    target.sync_from(follower)
+    add(source, "dog", ["new"])
+    calibrate(source, scale=2.5)
+
+    def cut(_: Catalog) -> Any:
+        raise StoreUnavailableError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Catalog, "calibration_record", cut)
+        with pytest.raises(StoreUnavailableError):
+            target.sync_from(follower)
+    assert follower.has_news()
+    assert target.sync_from(follower).calibration
+    assert (target.calibration() or {})["scale"] == 2.5
+    assert not follower.has_news()
 
 
 # Changes in the folder

@@ -87,7 +87,7 @@ class Follower:
         """
         with self._lock:
             due = min(self._whole_due, self._retry_due) if self._damaged else self._whole_due
-            if self._cursor.store is None or time.monotonic() >= due:
+            if self._target is None or time.monotonic() >= due:  # none after a failed run, whose looks are lost
                 return True
             found = self._look()
             return bool(

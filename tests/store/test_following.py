@@ -24,8 +24,9 @@ from tests.store.test_copying import (
     opened,
     place_of_rex,
 )
+from tests.store.test_switching import copied
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.store import Cursor, Move, Store, following
+from zsvec.store import Cursor, Move, Store, following, switching
 from zsvec.store.backends.base import Where
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.catalog.catalog import Catalog
@@ -413,6 +414,48 @@ def test_a_store_that_takes_the_place_of_the_source_is_refused(same_process: boo
         with pytest.raises(StoreError, match="follows another store"):
             target.sync_from(follower if same_process else source.follower())
     assert shown(target) == before
+
+
+def test_a_source_that_was_switched_is_refused(source: Store, reader: Store) -> None:
+    source.remove("without copies")  # its images cannot be embedded again
+    target, follower = new_target(), reader.follower()
+    target.sync_from(follower)
+    before = shown(target)
+    copy, running, _ = copied(source)
+    source.switch_to(copy, running)
+    now = source.current()
+    now.remove("cat")
+    assert follower.has_news()
+    for _ in range(2):  # the second time after the deletion of the old namespace
+        for one in (follower, reader.follower(), now.follower()):
+            for _ in range(2):
+                with pytest.raises(StoreError, match="was switched to other encoders"):
+                    target.sync_from(one)
+            assert one.has_news()
+        now.gc(grace=0)
+    assert shown(target) == before
+    assert new_target().sync_from(now.follower()).complete
+
+
+def test_a_switch_in_progress_or_undone_changes_nothing(source: Store, reader: Store) -> None:
+    source.remove("without copies")
+    target, follower = new_target(), reader.follower()
+    target.sync_from(follower)
+    with switching.closed(source._catalog, 1):
+        assert target.sync_from(follower).complete
+    source = Store(source._backend, "zsvec", history=60.0)
+    copy, running, _ = copied(source)
+    source.switch_to(copy, running)
+    device = new_target()
+    device.sync_from(source.current().follower())
+    source.current().undo()
+    add(source, "dog", ["new"])
+    for one in (follower, reader.follower()):
+        assert target.sync_from(one).complete
+        assert_in_step(source, target)
+    for one in (reader.follower(), Store(reader._backend, "zsvec.1").follower()):
+        with pytest.raises(StoreError, match="was switched to other encoders"):
+            device.sync_from(one)
 
 
 def test_other_encoders_are_refused(source: Store, reader: Store) -> None:

@@ -1014,7 +1014,8 @@ class Classifier:
         Raises:
             InvalidInputError: A setting is invalid, the source is no server, or the store of this classifier is on one.
             EncoderMismatchError: The store has vectors of other encoders.
-            StoreError: There is no store on the server, or this store follows another one.
+            StoreError: There is no store on the server, the store was switched to other encoders, or this store
+                follows another one.
             StoreUnavailableError: The server cannot be reached or refuses the key, or the disk is full.
         """
         return self._following.sync(source, dict(settings))

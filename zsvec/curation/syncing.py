@@ -53,7 +53,8 @@ def sync(
     Raises:
         InvalidInputError: A setting is invalid, the source is no server, or the target is no folder.
         EncoderMismatchError: The folder has vectors of other encoders.
-        StoreError: There is no store on the server, or the folder follows another store.
+        StoreError: There is no store on the server, the store was switched to other encoders, or the folder follows
+            another store.
         StoreLockedError: The folder is already open, in this or another process.
         StoreUnavailableError: The server cannot be reached or refuses the key, or the disk is full.
     """

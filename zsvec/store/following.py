@@ -37,9 +37,11 @@ from zsvec.store.catalog.schema import (
     is_damaged,
     is_number,
 )
+from zsvec.store.catalog.successor import is_dropped
 from zsvec.store.copying import Copying, Track, check_encoders
 from zsvec.store.names import new_write_id
 from zsvec.store.source import Source
+from zsvec.store.switching import is_beside
 from zsvec.store.writing import Writer, emptied
 from zsvec.types import Category, Synced
 
@@ -158,14 +160,24 @@ class Follower:
             )
         present = _follows_from(target.store()).cursor.store
         if present not in (None, record["id"]):
-            raise self._is_another(target)
+            raise self._is_switched(target) if is_beside(self._catalog, present) else self._is_another(target)
         if self._record != (record["id"], record["version"]):
+            successor = self._catalog.successor()
+            if is_dropped(record) or (successor is not None and successor.done):
+                raise self._is_switched(target)
             check_encoders(self._source, target)
             prepare(record)
             if present is None:
                 target.set_in_store(follows={"store": record["id"]})
             self._record = (record["id"], record["version"])
         self._cursor = replace(self._cursor, store=record["id"])
+
+    def _is_switched(self, target: Catalog) -> StoreError:
+        base = self._catalog.beside(0).location
+        return StoreError(
+            f"the store {base} was switched to other encoders (`zsvec reembed`), and {target.location} has vectors of "
+            "the former ones: sync to a new folder, and classify from there. The old folder stays as it is"
+        )
 
     def _is_another(self, target: Catalog) -> StoreError:
         return StoreError(

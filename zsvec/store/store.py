@@ -1125,7 +1125,8 @@ class Store:
         Raises:
             InvalidInputError: This store is on a server.
             EncoderMismatchError: This store has vectors of other encoders.
-            StoreError: There is no other store, or this store follows another one.
+            StoreError: There is no other store, the store was switched to other encoders, or this store follows
+                another one.
             StoreUnavailableError: A store cannot be reached, or refuses access.
         """
         if not self._backend.exclusive:

@@ -197,6 +197,11 @@ def namespaces(catalog: Catalog) -> Iterator[tuple[Catalog, Mapping[str, Any]]]:
         number += 1
 
 
+def is_beside(catalog: Catalog, store: str) -> bool:
+    """Returns whether another namespace of a store has this id, also if its contents were deleted."""
+    return any(record["id"] == store for one, record in namespaces(catalog) if one.number != catalog.number)
+
+
 _RECORD = record_id("store")
 _LATEST_S = 253_000_000_000  # in the year 9987
 

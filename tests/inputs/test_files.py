@@ -17,6 +17,7 @@ from zsvec.inputs.files import (
     open_to_append,
     read_named,
     read_regular,
+    remove_leftovers,
     replacing,
     replacing_named,
     write_new,
@@ -171,3 +172,25 @@ def test_a_new_file_replaces_nothing(tmp_path: Path) -> None:
             file.rmdir()
         else:
             file.unlink()
+
+
+def test_old_leftovers_are_deleted_and_all_else_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, recent, other = (tmp_path / name for name in (".zsvec-old.new", ".zsvec-recent.new", "other.new"))
+    for file in (old, recent, other):
+        file.write_bytes(b"x")
+    folder, link, foreign = (tmp_path / f".zsvec-{name}.new" for name in ("folder", "link", "foreign"))
+    folder.mkdir()
+    link.symlink_to(other)
+    foreign.write_bytes(b"x")
+    unlink = Path.unlink
+
+    def refuse(path: Path) -> None:
+        if path == foreign:  # in a folder with the sticky bit
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for path in (old, other, folder, link, foreign):
+        os.utime(path, (1, 1), follow_symlinks=False)
+    remove_leftovers(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([recent, other, folder, link, foreign])

@@ -162,11 +162,13 @@ def _finish(file: BinaryIO, durable: bool = True) -> None:
 def remove_leftovers(folder: Path) -> None:
     """Deletes the temporary files of `replacing` that killed processes have left in a folder.
 
-    A file to which a process has written in the last hour stays.
+    A file to which a process has written in the last hour stays, and so does one that cannot be deleted, such as a file
+    of another user in a shared folder.
     """
     for path in folder.glob(".zsvec-*.new"):
-        with suppress(FileNotFoundError):
-            if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE_S:
+        with suppress(OSError):
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime > _LEFTOVER_AGE_S:
                 path.unlink()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from tests.store.material import FINGERPRINTS, add, content_hash, jpeg, pictured, unit_vector
+from tests.store.material import FINGERPRINTS, add, content_hash, jpeg, pictured, unit_vector, write_of
 from tests.store.support import Crash, Deployment, Hooked
 from tests.store.test_copying import (
     Shared,
@@ -766,6 +766,42 @@ def test_a_bomb_is_refused_before_it_unpacks(file: Path) -> None:
     assert file.stat().st_size < 10**6
     with pytest.raises(StoreError):
         imported(file)
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [b"{}\n" * 2_000_000, b"{}\r" * 2_000_000, b'{"": [' + b"[]," * 2_000_000 + b"[]]}\n"],
+    ids=["lines", "carriage returns", "lists"],
+)
+def test_a_table_that_would_take_much_memory_is_not_parsed(file: Path, bomb: bytes) -> None:
+    """Such lines have no hash: a table of images that was parsed would be no damage, only without images."""
+    forge(file, {f"{folder_of(file, 'dog')}/images-000001.jsonl": lambda content: bomb})
+    assert_only_dog_is_damaged(file)
+
+
+@pytest.mark.parametrize("text", [",[{\n" * 250_000, '"{' * 400_000], ids=["of JSON", "of quotation marks"])
+def test_a_path_may_have_any_number_of_commas_and_brackets(tmp_path: Path, text: str) -> None:
+    source = opened()
+    source.write([write_of("red", images=[text])])
+    assert layout.MOST_IN_TABLE < 4 * 250_000
+    assert Archive(source).export(tmp_path / "a.zsvec").complete
+    target, copied = imported(tmp_path / "a.zsvec")
+    assert copied.complete
+    assert_same(source, target)
+
+
+def test_the_densest_tables_keep_the_bound() -> None:
+    """Tables of the shortest lines with all fields."""
+    digest, time_of_day = "0" * 64, "2026-05-04T03:02:01.000+00:00"
+    reference = {"modality": "text", "hash": digest, "source": ""}
+    for line in (
+        {**reference, "prompt": "", "group": "", "by": "", "added": time_of_day},
+        {**reference, "prompt": "", "group": "", "by": ""},
+        {"hash": digest, "width": 1, "height": 1, "source": ""},
+        {"hash": digest, "source": "", "added": time_of_day, "width": 0, "height": 0, "why": "all", "dismissed": True},
+    ):
+        values = len(line) - 1 + 2  # commas, a brace and the end of the line
+        assert layout.PART_BYTES / len(json.dumps(line) + "\n") * values < layout.MOST_IN_TABLE
 
 
 def test_an_entry_that_is_larger_than_declared_is_not_unpacked_whole(

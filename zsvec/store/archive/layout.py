@@ -32,6 +32,8 @@ PART_BYTES = 8 * 2**20
 """Size at which a part ends: bytes of vectors and images, or of the table."""
 LARGEST_PART = 2 * PART_BYTES
 """Maximum bytes of one entry of a part: a table may end with a line of `LONGEST_SOURCE` characters."""
+MOST_IN_TABLE = PART_BYTES // 10
+"""Maximum lines, objects, lists and commas in a table, without those in texts: a line has at most 10 in 100 bytes."""
 LARGEST_RECORD = 16 * 2**20
 """Maximum bytes of the manifest, of the calibration, and of one line of the categories."""
 LARGEST_LIST = 128 * 2**20

@@ -42,6 +42,7 @@ from zsvec.store.archive.layout import (
     LARGEST_PART,
     LARGEST_RECORD,
     MANIFEST,
+    MOST_IN_TABLE,
     VERSION,
     WAITING,
     checksum,
@@ -74,6 +75,7 @@ _DEEPEST = 40  # nested levels of a record: metadata have up to 32; the embedded
 _LEAST_UNPACKED = 64 * 2**20  # bytes that any archive may have unpacked,
 _MOST_UNPACKED = 50  # and more bytes for each byte of the file
 _ENCRYPTED = 0x1
+_TEXT = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # linear also without the last quotation mark
 _SURROGATE = re.compile(f"[{SURROGATES}]")
 
 
@@ -272,7 +274,7 @@ class ArchiveReader:
                 return
             with self._reading(f"{folder}/{name}"):
                 table = self._read(f"{folder}/{name}.jsonl", checksums[f"{name}.jsonl"], LARGEST_PART)
-                lines = [_parsed(line) for line in table.splitlines()]
+                lines = _lines(table)
                 arrays: dict[str, NDArray[Any]] = {}
                 if tensors:
                     content = self._read(f"{folder}/{name}.safetensors", checksums[f"{name}.safetensors"], LARGEST_PART)
@@ -402,6 +404,17 @@ def _checksums(record: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
         raise TypeError("the checksums must be texts by entry")
     return found
+
+
+def _lines(table: bytes) -> list[dict[str, Any]]:
+    """Returns the lines of a table; raises ValueError before parsing if they would take much more memory than text."""
+    if _values(table) > MOST_IN_TABLE and _values(_TEXT.sub(b"", table)) > MOST_IN_TABLE:
+        raise ValueError(f"it has more than {MOST_IN_TABLE:,} lines and values")
+    return [_parsed(line) for line in table.splitlines()]
+
+
+def _values(text: bytes) -> int:
+    return sum(text.count(one) for one in (b"\n", b"\r", b",", b"{", b"["))
 
 
 def _parsed(text: bytes) -> dict[str, Any]:

@@ -60,14 +60,19 @@ def test_some_categories_are_calibrated_again(folder: Path) -> None:
         assert (prediction.label, prediction.calibration) == ("red", "current")
 
 
-def test_a_classifier_with_other_encoders_imports_nothing(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "encoders",
+    [
+        [HashEncoder()],
+        [HashEncoder("clip", dim=8), HashEncoder("dino", dim=8, modalities=("image",))],
+    ],
+    ids=["other names", "same names"],
+)
+def test_a_classifier_with_other_encoders_imports_nothing(folder: Path, encoders: list[HashEncoder]) -> None:
     fill(folder / "store", images=1)
     with open_at(folder / "store") as ours:
         ours.archive.export(folder / "a.zsvec")
-    with (
-        zsvec.open(folder / "other", encoders=[HashEncoder()]) as other,
-        pytest.raises(EncoderMismatchError),
-    ):
+    with zsvec.open(folder / "other", encoders=encoders) as other, pytest.raises(EncoderMismatchError):
         other.archive.import_(folder / "a.zsvec")
     assert not (folder / "other").exists()
 

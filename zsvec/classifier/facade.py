@@ -381,7 +381,7 @@ class Classifier:
         """Exports the store to one file, and imports such files, without running an encoder."""
         from zsvec.curation.archive import Archive
 
-        return Archive(self._store, self._encoder_names, self.settings.keep_images)
+        return Archive(self._store, self._encoder_names, self.settings.keep_images, lambda: self.encoders.fingerprints)
 
     @cached_property
     def history(self) -> ChangeHistory:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from zsvec.errors import EncoderMismatchError, InvalidInputError, shown
 from zsvec.inputs.categories import checked_name, checked_path, is_several
 from zsvec.store import Store
-from zsvec.types import Category, Copied, KeepImages
+from zsvec.types import Category, Copied, Fingerprint, KeepImages
+
+if TYPE_CHECKING:
+    from zsvec.store.archive.reader import ArchiveReader
 
 SUFFIX = ".zsvec"
 """Ending of the name of an archive, by convention."""
@@ -27,10 +31,17 @@ class Archive:
     ```
     """
 
-    def __init__(self, store: Store, encoders: Collection[str] = (), keep_images: KeepImages | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        encoders: Collection[str] = (),
+        keep_images: KeepImages | None = None,
+        fingerprints: Callable[[], Mapping[str, Fingerprint]] | None = None,
+    ) -> None:
         self._store = store
         self._encoders = encoders
         self._keep_images = keep_images
+        self._fingerprints = fingerprints
 
     def export(
         self,
@@ -79,7 +90,8 @@ class Archive:
     ) -> Copied:
         """Copies the categories of an archive to the store, each by one commit, as `zsvec.copy` copies a store.
 
-        An interrupted import continues when it is repeated. The archive is untrusted: a category with a damaged or
+        An interrupted import continues when it is repeated. A classifier with a new store loads the encoders, to compare
+        them with those of the archive. The archive is untrusted: a category with a damaged or
         forged record is named, and the others are imported.
 
         Args:
@@ -103,15 +115,30 @@ class Archive:
 
         names = _checked_names(categories)
         with ArchiveReader(checked_path("file", file)) as archive:
-            if self._encoders and set(self._encoders) != archive.encoders().keys():
-                raise EncoderMismatchError(
-                    f"{archive.location} has vectors of the encoders {', '.join(sorted(archive.encoders()))}, and "
-                    f"{', '.join(sorted(self._encoders))} are in use: open the store with the profile of the archive"
-                    + (f", {profile!r}" if (profile := archive.profile()) else "")
-                )
+            self._check_encoders(archive)
             return self._store.copy_from(
                 archive, names=names, replaces=replace, images=self._keep_images, on_commit=on_commit, track=track
             )
+
+    def _check_encoders(self, archive: ArchiveReader) -> None:
+        stored = archive.encoders()
+        way_out = "open the store with the profile of the archive"
+        if profile := archive.profile():
+            way_out += f", {profile!r}"
+        if self._encoders and set(self._encoders) != stored.keys():
+            raise EncoderMismatchError(
+                f"{archive.location} has vectors of the encoders {', '.join(sorted(stored))}, and "
+                f"{', '.join(sorted(self._encoders))} are in use: {way_out}"
+            )
+        if self._fingerprints is None or self._store.encoders():  # the copy compares the encoders of a store
+            return
+        used = self._fingerprints()
+        for name in sorted(stored):
+            if stored[name] != used[name]:
+                raise EncoderMismatchError(
+                    f"the vectors of {name!r} in {archive.location} were made by {stored[name]}, and {used[name]} is "
+                    f"in use: {way_out}"
+                )
 
 
 def is_archive(path: Path) -> bool:

@@ -470,6 +470,7 @@ def forge(
 def assert_only_dog_is_damaged(file: Path) -> None:
     target, copied = imported(file)
     assert list(copied.damaged) == ["dog"]
+    assert "zsvec doctor" not in copied.damaged["dog"]  # which looks at stores alone
     assert copied.calibration is False
     assert [category.name for category in target.categories()] == ["cat", "text only", "without copies"]
     assert target.incomplete() == []

@@ -90,9 +90,9 @@ class Archive:
     ) -> Copied:
         """Copies the categories of an archive to the store, each by one commit, as `zsvec.copy` copies a store.
 
-        An interrupted import continues when it is repeated. A classifier with a new store loads the encoders, to compare
-        them with those of the archive. The archive is untrusted: a category with a damaged or
-        forged record is named, and the others are imported.
+        An interrupted import continues when it is repeated. A classifier with a new store loads the encoders, to
+        compare them with those of the archive. The archive is untrusted: a category with a damaged or forged record is
+        named, and the others are imported.
 
         Args:
             file: Path of the archive.

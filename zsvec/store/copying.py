@@ -82,7 +82,7 @@ def copy(
     every = source.look(Cursor(), {})
     seen = chosen(every, names)
     check_names(seen, names, source)
-    copying.damaged.update(dict.fromkeys(seen.unreadable, "its manifest cannot be read: look with `zsvec doctor`"))
+    copying.damaged.update(dict.fromkeys(seen.unreadable, f"its record cannot be read: {source.way_out}"))
     live = [category for category in seen.categories if category.write_ids]
     removed = [category for category in seen.categories if not category.write_ids]
     copying.copy_all(track(live))
@@ -253,8 +253,8 @@ class Copying:
                     complete.append(replace(plan, references=expected))
                 else:
                     damaged[name] = (
-                        f"{sum(found.counts.values())} of its {sum(expected.values())} references can be used: look "
-                        "with `zsvec doctor`"
+                        f"{sum(found.counts.values())} of its {sum(expected.values())} references can be used: "
+                        f"{self.source.way_out}"
                     )
             if complete:
                 intent.won.update(commit(catalog, complete, before, intent.change, self.followed))

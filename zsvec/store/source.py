@@ -20,6 +20,10 @@ class Source(Protocol):
     def location(self) -> str:
         """Name of the source in messages."""
 
+    @property
+    def way_out(self) -> str:
+        """What to do about damage, for messages."""
+
     def encoders(self) -> dict[str, Fingerprint]:
         """Returns the fingerprints of the encoders, by name."""
 

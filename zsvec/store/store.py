@@ -156,6 +156,11 @@ class Store:
         return self._catalog.location
 
     @property
+    def way_out(self) -> str:
+        """What to do about damage, for messages."""
+        return "look with `zsvec doctor`"
+
+    @property
     def place(self) -> str:
         """Absolute folder or URL, with the namespace; empty for a store in memory."""
         return self._backend.place and f"{self._backend.place} {self.namespace}"

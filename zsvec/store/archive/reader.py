@@ -140,6 +140,11 @@ class ArchiveReader:
         """Path of the archive."""
         return str(self._path)
 
+    @property
+    def way_out(self) -> str:
+        """What to do about damage, for messages."""
+        return "export the store again"
+
     def encoders(self) -> dict[str, Fingerprint]:
         """Returns the fingerprints of the encoders, by name."""
         return self._encoders
@@ -308,7 +313,7 @@ class ArchiveReader:
             raise self._damaged(name, exc) from exc
 
     def _damaged(self, name: str, reason: object) -> StoreError:
-        return StoreError(f"{name} of the archive {self._path} cannot be used ({reason}): export the store again")
+        return StoreError(f"{name} of the archive {self._path} cannot be used ({reason}): {self.way_out}")
 
 
 _UNREADABLE = (

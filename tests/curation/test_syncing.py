@@ -180,13 +180,15 @@ def test_threads_classify_while_another_follows(servers: dict[str, Hooked]) -> N
         threads = [threading.Thread(target=classify) for _ in range(2)]
         for thread in threads:
             thread.start()
-        for number in range(5):
-            add("new", 99 + number)
-            clf.sync(URL)
-        last = clf.classify(coloured("red", 99)).nearest
-        ended.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for number in range(5):
+                add("new", 99 + number)
+                clf.sync(URL)
+            last = clf.classify(coloured("red", 99)).nearest
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
     assert last == "new"
     assert found <= {"red", "new"}
 

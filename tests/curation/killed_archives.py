@@ -1,4 +1,4 @@
-"""Kills exports and imports of archives at random instants, repeats them, and compares the results.
+"""Kills exports and imports of archives at random calls of functions, repeats them, and compares the results.
 
 python -m tests.curation.killed_archives 50     from the root of the repository
 """
@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -26,18 +25,31 @@ from zsvec.testing import HashEncoder
 
 _CATEGORIES = 20
 _REFERENCES = 100
+_LONGEST_S = 300.0
 _RUN = """
+import os
+import signal
 import sys
-from pathlib import Path
 from zsvec.curation.archive import Archive
 from zsvec.settings.settings import load_settings
 
-act, store, file = sys.argv[1:]
+act, store, file, last = sys.argv[1:]
+calls = 0
+
+
+def count(*_):
+    global calls
+    calls += 1
+    if calls == int(last):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 with load_settings(store=store).open_store() as opened:
     archive = Archive(opened)
-    print("ready", flush=True)
+    sys.setprofile(count)
     archive.export(file) if act == "export" else archive.import_(file)
-print("done", flush=True)
+    sys.setprofile(None)
+print(calls)
 """
 
 
@@ -45,11 +57,11 @@ class Difference(Exception):  # noqa: N818 - raised by a check, and no error of 
     """A repeated export or import differs from one that was not interrupted."""
 
 
-def kill(folder: Path, act: str, *, instants: int, draw: random.Random) -> int:
-    """Kills an export or an import, and repeats it, for each instant. Returns how many were killed before the end.
+def kill(folder: Path, act: str, *, instants: int, draw: random.Random) -> None:
+    """Kills an export or an import, and repeats it, for each instant.
 
     Raises:
-        Difference: The results differ, or a former archive has changed.
+        Difference: The results differ, a former archive has changed, or a process was not killed.
     """
     _fill(folder / "store", seed=0)
     _export(folder / "store", folder / "whole.zsvec")
@@ -58,14 +70,15 @@ def kill(folder: Path, act: str, *, instants: int, draw: random.Random) -> int:
     former = (folder / "former.zsvec").read_bytes()
     target = folder / "target.zsvec" if act == "export" else folder / "target"
     ends = [target, folder / "whole.zsvec"] if act == "import" else [folder / "store", target]
-    lasts = _seconds(act, *ends)
-    killed = 0
+    calls = int(_run(act, *ends).stdout)
     for _ in range(instants):
         if act == "export":
             shutil.copyfile(folder / "former.zsvec", target)
         else:
             shutil.rmtree(target, ignore_errors=True)
-        killed += _killed(act, *ends, after=draw.uniform(0, lasts))
+        # Two runs may differ by some calls, so none of the last calls is drawn.
+        if _run(act, *ends, last=draw.randint(1, calls * 9 // 10)).returncode != -signal.SIGKILL:
+            raise Difference("the process was not killed")
         if act == "export":
             if target.read_bytes() != former and entries(target) != entries(folder / "whole.zsvec"):
                 raise Difference("the former archive has changed")
@@ -78,7 +91,6 @@ def kill(folder: Path, act: str, *, instants: int, draw: random.Random) -> int:
             _import(folder / "whole.zsvec", target)
             if content(target) != content(folder / "store"):
                 raise Difference("the store differs")
-    return killed
 
 
 def entries(file: Path) -> dict[str, bytes]:
@@ -127,33 +139,15 @@ def _import(file: Path, store: Path) -> None:
         Archive(opened).import_(file)
 
 
-def _started(act: str, store: Path, file: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", _RUN, act, str(store), str(file)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    if process.stdout is None or process.stdout.readline() != "ready\n":
-        raise Difference("the process did not start")
-    return process
-
-
-def _seconds(act: str, store: Path, file: Path) -> float:
-    """Returns how long an export or an import takes that is not interrupted."""
-    with _started(act, store, file) as process:
-        begun = time.perf_counter()
-        process.communicate()
-        return time.perf_counter() - begun
-
-
-def _killed(act: str, store: Path, file: Path, *, after: float) -> bool:
-    """Kills a process so many seconds after its start; returns whether the process had not ended before."""
-    with _started(act, store, file) as process:
-        time.sleep(after)  # the instant is the point
-        process.send_signal(signal.SIGKILL)
-        return "done" not in process.communicate()[0]
+def _run(act: str, store: Path, file: Path, *, last: int = 0) -> subprocess.CompletedProcess[str]:
+    """Runs an export or an import, which prints the number of calls; kills the process at the call `last`, if any."""
+    command = [sys.executable, "-c", _RUN, act, str(store), str(file), str(last)]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_LONGEST_S, check=False)
 
 
 if __name__ == "__main__":
     for act in ("export", "import"):
         with fast_folder() as folder:
             seed = random.SystemRandom().randrange(10**6)
-            killed = kill(folder, act, instants=int(sys.argv[1]), draw=random.Random(seed))
-            print(f"{act}: {sys.argv[1]} instants, {killed} before the end, seed {seed}: equal")  # noqa: T201
+            kill(folder, act, instants=int(sys.argv[1]), draw=random.Random(seed))
+            print(f"{act}: {sys.argv[1]} instants, seed {seed}: equal")  # noqa: T201

@@ -84,5 +84,5 @@ def test_a_killed_process_is_repeated(folder: Path, act: str) -> None:
 
 def test_the_script_that_kills_finds_a_difference(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.curation.killed_archives.content", lambda store: object())
-    with pytest.raises(Difference):
+    with pytest.raises(Difference, match="the store differs"):
         kill(folder, "import", instants=1, draw=random.Random(0))

@@ -201,7 +201,7 @@ def test_a_category_with_its_pictures(filled: Cli, new: Path) -> None:
 
 def test_add_correct_and_undo(filled: Cli, new: Path) -> None:
     async def story(assistant: Assistant) -> None:
-        await assistant.refused("undo")  # the last change is by another author
+        await assistant.refused("undo")  # the assistant has changed nothing
         added = await assistant.ask("add", category="ember", texts=["a glow"], paths=["red.png"])
         assert (added["images"], added["texts"]) == (1, 1)
         found = (await assistant.ask("classify", data=[RED]))["predictions"][0]
@@ -250,6 +250,39 @@ def answered(tools: Tools, name: str, **arguments: Any) -> dict[str, Any]:
     assert not answer.is_error, answer
     value: dict[str, Any] = json.loads(text_of(answer))
     return value
+
+
+@pytest.mark.parametrize(("user", "author"), [(None, "assistant"), ("Ann", "assistant of Ann")])
+def test_only_changes_by_the_same_tools_are_undone(user: str | None, author: str) -> None:
+    with coloured_store(1, added_by=user) as classifier:
+        tools = Tools(classifier, write=True)
+        classifier.add_category("zebra", ["a zebra"])
+        zebra = next(iter(classifier.history))
+        other = answered(Tools(classifier, write=True), "add", category="ocean", texts=["a sea"])
+        for given in ({}, {"change": zebra.id}, {"change": other["change"]}):
+            assert tools.call("undo", given).is_error
+        ember, flame = (answered(tools, "add", category=name, texts=["a glow"]) for name in ("ember", "flame"))
+        classifier.add_category("quartz", ["a crystal"])
+        assert {one.by for one in classifier.history if one.id in (ember["change"], flame["change"])} == {author}
+        assert answered(tools, "undo")["undone"] == flame["change"]
+        assert answered(tools, "undo", change=ember["change"])["undone"] == ember["change"]
+        for given in ({}, {"change": ember["change"]}):
+            assert tools.call("undo", given).is_error
+        assert {"zebra", "ocean", "quartz"} <= {one.name for one in classifier.categories()}.difference(
+            ("ember", "flame")
+        )
+
+
+def test_a_later_change_of_the_user_is_not_undone_with_an_own_one() -> None:
+    with coloured_store(1) as classifier:
+        tools = Tools(classifier, write=True)
+        added = answered(tools, "add", category="ember", texts=["a glow"])
+        classifier.add_category("ember", images=[coloured("red", 50)])
+        for given in ({}, {"change": added["change"]}):
+            assert tools.call("undo", given).is_error
+        assert classifier.category("ember").images == 1
+        classifier.history.undo("ember")
+        assert answered(tools, "undo")["undone"] == added["change"]
 
 
 def test_answers_are_bounded() -> None:

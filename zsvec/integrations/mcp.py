@@ -7,7 +7,8 @@ Trust:
   reads images in the given folders only. Symbolic links are resolved before the check, and no URL is fetched. A refused
   path and a missing file have the same message, so the assistant cannot find out which other files exist. Programs that
   may write to these folders are trusted not to exchange a folder for a link while a file is opened. Each change can be
-  undone. Nothing is removed or erased, and nothing is kept in the inbox.
+  undone. The assistant undoes only changes that it made through the same `Tools`. Nothing is removed or erased, and
+  nothing is kept in the inbox.
 - Writers to the store are not: names, texts and sources are data in JSON, with every invisible character escaped, and
   small copies are decoded and encoded again. Of the path of an image, the assistant gets the file name.
 
@@ -42,7 +43,7 @@ from zsvec.types import LONGEST_NAME
 _log = logging.getLogger(__name__)
 
 AUTHOR = "assistant"
-"""Recorded author of changes, unless the setting ``added_by`` names one."""
+"""Recorded author of changes. With the setting ``added_by``, the author is ``assistant of`` that author."""
 
 _MAX_IMAGES = 16  # of a call
 _MAX_BASE64 = 32 * 2**20  # characters of an image
@@ -177,6 +178,7 @@ class Tools:
         self._classifier = classifier
         self._folders = [folder.resolve() for folder in folders]
         self._tools = {name: tool for name, tool in _TOOLS.items() if write or not tool.writes}
+        self._changes: set[str] = set()  # ids of the changes by these tools that are not undone yet
 
     def described(self) -> list[types.Tool]:
         """Returns the descriptions of the tools, with JSON schemas of the arguments."""
@@ -198,8 +200,8 @@ class Tools:
             return _result(f"the tool must be one of {', '.join(self._tools)}, got {name[:100]!r}", is_error=True)
         tool = self._tools[name]
         try:
-            author = self._classifier.settings.added_by or AUTHOR
-            with self._classifier.history.acting(author):
+            user = self._classifier.settings.added_by
+            with self._classifier.history.acting(AUTHOR if user is None else f"{AUTHOR} of {user}"):
                 value, pictures = tool.run(self, tool.arguments.model_validate(arguments))
         except ValidationError as exc:
             return _result(_problems(exc), is_error=True)
@@ -258,6 +260,7 @@ class Tools:
     def add(self, given: Add) -> Answer:
         """Add a category, or texts and images to a category. Repeating an addition changes nothing."""
         with self._images(given) as images, self._classifier.history.one_change("add") as change:
+            self._changes.add(change)
             references = [ReferenceImage(image=image, source=image.name) for image in images]
             texts = given.texts or None
             category = self._classifier.add_category(given.category, texts, references, parent=given.parent)
@@ -273,13 +276,22 @@ class Tools:
                 load_image(image, **self._classifier.settings.image_limits())
             stored = [Prediction(source=digest, hash=digest) for digest in given.hashes]
             with self._classifier.history.one_change("correct") as change:
+                self._changes.add(change)
                 wrong: list[BinaryIO | Prediction] = [*images, *stored]
                 category = [self._classifier.correct(image, names) for image in wrong][-1]
         return {**_category(category), "change": change}, ()
 
     def undo(self, given: Undo) -> Answer:
-        """Undo a change: your last one, or one by its id."""
-        change = self._classifier.history.undo(change=given.change)
+        """Undo a change that you made in this session: the last one, or one by its id."""
+        own = [one.id for one in self._classifier.history if one.id in self._changes and not one.undone]
+        if given.change is None and not own:
+            raise InvalidInputError("none of your changes in this session is left to undo")
+        if given.change is not None and given.change not in own:
+            raise InvalidInputError(
+                "change must be the id of a change that you made in this session and that is in effect"
+            )
+        change = self._classifier.history.undo(change=given.change or own[0])
+        self._changes.discard(change.id)
         return {"undone": change.id, "what": change.what, "categories": change.categories[:_MAX_LISTED]}, ()
 
     # Images

@@ -117,6 +117,41 @@ def test_columns_follow_the_classes_and_not_their_names() -> None:
     np.testing.assert_allclose(by_number, by_name[:, [2, 0, 1]], atol=1e-6)
 
 
+@pytest.mark.parametrize("types", [(float, int), (int, float), (bool, int), (str, object), (object, str)])
+def test_equal_classes_of_other_types_are_the_same(types: tuple[Any, Any]) -> None:
+    rows, labels = drawn(3)
+    old = labels != "cat"
+    texts = object in types
+    values = {name: name if texts else number for number, name in enumerate(("bee", "ant", "cat"))}
+    y = np.array([values[label] for label in labels.tolist()], dtype=object if texts else int)
+    grown = ReferenceClassifier().fit(rows[old], y[old].astype(types[0]))
+    grown.partial_fit(rows[~old], y[~old].astype(types[1])).partial_fit(rows[:1] * 2, y[:1].astype(types[1]))
+    assert grown.classes_.tolist() == sorted(values.values())
+    queries, truth = drawn(20, seed=1)
+    assert np.mean(grown.predict(queries) == [values[name] for name in truth.tolist()]) > 0.9
+
+
+def test_a_class_between_the_known_ones_moves_them() -> None:
+    rows, labels = drawn(3)
+    middle = labels == "bee"
+    grown = ReferenceClassifier().fit(rows[~middle], labels[~middle]).partial_fit(rows[middle], labels[middle])
+    queries, _ = drawn(20, seed=1)
+    at_once = ReferenceClassifier().fit(rows, labels)
+    np.testing.assert_allclose(grown.predict_proba(queries), at_once.predict_proba(queries), atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [None, ["x", "y"]])
+def test_texts_among_numbers_are_refused_before_a_change(classes: list[str] | None) -> None:
+    rows, labels = drawn(3)
+    numbers = np.unique(labels, return_inverse=True)[1]
+    made = ReferenceClassifier().fit(rows, numbers)
+    before = made.predict_proba(rows)
+    with pytest.raises(ValueError, match="classes"):
+        made.partial_fit(rows, numbers if classes else labels, classes=classes)
+    assert made.classes_.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(made.predict_proba(rows), before)
+
+
 def test_each_encoder_counts_by_what_its_references_say() -> None:
     rows, labels = drawn(20)
     rows[:, : DIMS[0]] = np.random.default_rng(5).normal(size=(len(rows), DIMS[0]))  # noise, of the larger part

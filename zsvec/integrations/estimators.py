@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any, Self
 
 import numpy as np
@@ -144,7 +144,7 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: The classes, ascending.
         n_features_in_: Number of columns.
-        references_: The references by part, as `zsvec.method` arranges them.
+        references_: The references by part, as `zsvec.method` arranges them. Categories are positions in `classes_`.
         calibration_: The `zsvec.Calibration`; ``None`` if there are fewer than two classes.
     """
 
@@ -183,24 +183,27 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             InvalidInputError: As `fit`.
-            ValueError: As `fit`.
+            ValueError: As `fit`, or some classes are numbers and others are texts. The references stay as they are.
         """
         return self._learn(X, y, classes, anew=not hasattr(self, "classes_"))
 
     def _learn(self, X: ArrayLike, y: ArrayLike, classes: ArrayLike | None = None, *, anew: bool) -> Self:  # noqa: N803
         rows, labels = validate_data(self, X, y, reset=anew, dtype=np.float64)
         check_classification_targets(labels)
-        known = [labels, *([] if classes is None else [np.asarray(classes)])]
+        known = [labels, *([] if classes is None else [np.asarray(classes)]), *([] if anew else [self.classes_])]
+        if len({_kind(label) for part in known for label in part.tolist()}) > 1:
+            raise ValueError("the classes must be all numbers or all texts, got both. Convert them to one type")
+        merged = np.unique(np.concatenate(known))
+        names = _names(np.searchsorted(merged, labels))
         parts = {expert: vectors.astype(np.float32) for expert, vectors in self._parts(rows).items()}
-        names: list[str] = []
         numbers: list[str] = []  # in the place of content hashes
         if not anew:
-            known.append(self.classes_)
             before = next(iter(self.references_.values()))
-            names, numbers = [*before.labels], [*before.hashes]
+            moved = _names(np.searchsorted(merged, self.classes_))
+            names = [*(moved[int(name)] for name in before.labels), *names]
+            numbers = [*before.hashes]
             parts = {expert: np.concatenate([self.references_[expert].vectors, new]) for expert, new in parts.items()}
-        numbers += [f"{number:012d}" for number in range(len(names), len(names) + len(labels))]
-        names += map(str, labels.tolist())
+        numbers += [f"{number:012d}" for number in range(len(numbers), len(names))]
         references = {expert: laid_out(vectors, names, numbers, [""] * len(names)) for expert, vectors in parts.items()}
         scoring = self._scoring(references)
         made = fit_calibration(
@@ -212,7 +215,7 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             false_unknown_rate=FALSE_UNKNOWN_RATE,
             former=None if anew else self.calibration_,
         )
-        self.classes_ = np.unique(np.concatenate(known))
+        self.classes_ = merged
         self.references_, self.calibration_ = references, made[0] if made else None
         return self
 
@@ -230,10 +233,7 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InvalidInputError: As `fit`.
             ValueError: As `fit`.
         """
-        fused = np.concatenate([scores.fused for scores in self._scores(X)])
-        names = list(map(str, self.classes_.tolist()))
-        found: NDArray[np.float64] = fused[:, np.searchsorted(sorted(names), names)]
-        return found
+        return np.concatenate([scores.fused for scores in self._scores(X)])
 
     def novelty(self, X: ArrayLike) -> NDArray[np.float64]:  # noqa: N803
         """Returns how far each row is from every class, float64 ``(n_rows,)``, 0 to 1; NaN without a calibration.
@@ -243,10 +243,10 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.concatenate([scores.novelty for scores in self._scores(X)])
 
     def _scores(self, X: ArrayLike) -> list[Scores]:  # noqa: N803
-        """Returns the scores of blocks of rows for all classes, sorted by name."""
+        """Returns the scores of blocks of rows for all classes, in the order of `classes_`."""
         check_is_fitted(self)
         parts = self._parts(validate_data(self, X, reset=False, dtype=np.float64))
-        scoring, names = self._scoring(self.references_), sorted(map(str, self.classes_.tolist()))
+        scoring, names = self._scoring(self.references_), _names(range(len(self.classes_)))
         n_rows, n_references = len(next(iter(parts.values()))), len(next(iter(self.references_.values())).vectors)
         scores = []
         for rows in slices(n_rows, max(1, _BLOCK // n_references)):
@@ -283,3 +283,12 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return Scoring(
             temperatures=temperatures, top_m=int(self.top_m), aggregation=self.aggregation, fusion="log_linear"
         )
+
+
+def _kind(label: object) -> type:
+    return next(kind for kind in (Number, str, object) if isinstance(label, kind))
+
+
+def _names(positions: Iterable[int]) -> list[str]:
+    """Returns names of categories for positions of classes, in the same order: classes need not be texts."""
+    return [f"{position:09d}" for position in positions]

@@ -117,6 +117,38 @@ def test_columns_follow_the_classes_and_not_their_names() -> None:
     np.testing.assert_allclose(by_number, by_name[:, [2, 0, 1]], atol=1e-6)
 
 
+@pytest.mark.parametrize("scale", [1e-323, 1e-200, 1e-30, 1e30, 1e200, 1e307])
+def test_rows_may_have_any_norm(scale: float) -> None:
+    rows = np.array([[1, 0, 0], [2, 1, 0], [0, 1, 1], [0, 2, 1], [1, 0, 2], [0, 0, 1]], dtype=float)
+    labels = np.repeat(NAMES, 2)
+    made, scaled = ReferenceClassifier().fit(rows, labels), ReferenceClassifier().fit(scale * rows, labels)
+    queries = np.array([[1, 1, 0], [3, 0, 1], [0, 1, 3], [0, 0, 0]], dtype=float)
+    np.testing.assert_allclose(scaled.predict_proba(queries), made.predict_proba(queries), atol=1e-6)
+    np.testing.assert_allclose(made.predict_proba(scale * queries), made.predict_proba(queries), atol=1e-6)
+
+
+def test_equal_rows_of_a_class_count_once() -> None:
+    rows, labels = drawn(4, noise=3)
+    queries, _ = drawn(20, seed=1, noise=3)
+    made = ReferenceClassifier(dims=DIMS).fit(rows, labels)
+    expected = made.predict_proba(queries)
+    again = [0, 0, 5]
+    repeated = ReferenceClassifier(dims=DIMS).fit(np.concatenate([rows[again], rows]), [*labels[again], *labels])
+    np.testing.assert_array_equal(repeated.predict_proba(queries), expected)
+    made.partial_fit(rows, labels).partial_fit(rows[again].astype(object), labels[again])
+    np.testing.assert_array_equal(made.predict_proba(queries), expected)
+    made.partial_fit(rows[:1], ["cat"])  # of another class
+    assert [len(one.vectors) for one in made.references_.values()] == [13, 13]
+
+
+def test_the_order_of_references_does_not_matter() -> None:
+    rows, labels = drawn(4, noise=3)
+    one, other = (
+        ReferenceClassifier().fit(rows[order], labels[order]) for order in (slice(None), slice(None, None, -1))
+    )
+    np.testing.assert_array_equal(one.predict_proba(rows), other.predict_proba(rows))
+
+
 @pytest.mark.parametrize("types", [(float, int), (int, float), (bool, int), (str, object), (object, str)])
 def test_equal_classes_of_other_types_are_the_same(types: tuple[Any, Any]) -> None:
     rows, labels = drawn(3)

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from hashlib import sha256
 from numbers import Integral, Number
 from typing import Any, Self
 
@@ -162,7 +163,7 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Args:
             X: Numbers ``(n_references, n_features)``, rows of any norm. A row of zeros is like no other.
-            y: Class of each row.
+            y: Class of each row. Equal rows of a class are one reference, as in a store.
 
         Raises:
             InvalidInputError: A parameter is unusable.
@@ -195,16 +196,19 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError("the classes must be all numbers or all texts, got both. Convert them to one type")
         merged = np.unique(np.concatenate(known))
         names = _names(np.searchsorted(merged, labels))
+        keys = [(name, sha256(row.tobytes()).hexdigest()) for name, row in zip(names, rows, strict=True)]
         parts = {expert: vectors.astype(np.float32) for expert, vectors in self._parts(rows).items()}
-        numbers: list[str] = []  # in the place of content hashes
         if not anew:
-            before = next(iter(self.references_.values()))
             moved = _names(np.searchsorted(merged, self.classes_))
-            names = [*(moved[int(name)] for name in before.labels), *names]
-            numbers = [*before.hashes]
+            before = next(iter(self.references_.values()))
+            keys = [*((moved[int(name)], digest) for name, digest in before.keys), *keys]
             parts = {expert: np.concatenate([self.references_[expert].vectors, new]) for expert, new in parts.items()}
-        numbers += [f"{number:012d}" for number in range(len(numbers), len(names))]
-        references = {expert: laid_out(vectors, names, numbers, [""] * len(names)) for expert, vectors in parts.items()}
+        _, kept = np.unique([name + digest for name, digest in keys], return_index=True)
+        keys = [keys[row] for row in kept.tolist()]
+        names, hashes = [name for name, _ in keys], [digest for _, digest in keys]
+        references = {
+            expert: laid_out(vectors[kept], names, hashes, [""] * len(names)) for expert, vectors in parts.items()
+        }
         scoring = self._scoring(references)
         made = fit_calibration(
             references,
@@ -268,7 +272,7 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"dims must be positive and add up to the number of columns, {n_features}. Got {shown(self.dims)}"
             )
         parts = np.split(rows, np.cumsum(dims)[:-1], axis=1)
-        return {expert_name(f"part {number}", "image"): normalize(part) for number, part in enumerate(parts)}
+        return {expert_name(f"part {number}", "image"): _unit(part) for number, part in enumerate(parts)}
 
     def _scoring(self, experts: Iterable[str]) -> Scoring:
         if self.aggregation not in _AGGREGATIONS:
@@ -283,6 +287,12 @@ class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return Scoring(
             temperatures=temperatures, top_m=int(self.top_m), aggregation=self.aggregation, fusion="log_linear"
         )
+
+
+def _unit(rows: NDArray[np.float64]) -> NDArray[Any]:
+    """Returns unit rows. Squares of very small and very large numbers are 0 or infinite, so the largest becomes 1."""
+    largest = np.abs(rows).max(axis=1, keepdims=True)
+    return np.asarray(normalize(np.divide(rows, largest, out=np.zeros_like(rows), where=largest > 0)))
 
 
 def _kind(label: object) -> type:

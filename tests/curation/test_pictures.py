@@ -17,6 +17,7 @@ from PIL import Image
 import zsvec
 from tests.support import COLOURS, coloured, encode, isolated, photo  # noqa: F401
 from zsvec.curation import pictures
+from zsvec.errors import InvalidInputError
 from zsvec.testing import HashEncoder
 from zsvec.types import Neighbor
 
@@ -69,6 +70,27 @@ def test_the_classified_image_is_shown_if_it_is_given_or_stored(clf: zsvec.Class
 def test_an_unreadable_image_has_an_error(clf: zsvec.Classifier) -> None:
     (prediction,) = clf.classify([b"nothing"], errors="report")
     assert "not classified" in clf.show(prediction)
+
+
+def test_several_predictions_are_shown_one_after_another(clf: zsvec.Classifier) -> None:
+    predictions = clf.classify([coloured("red", 99), coloured("blue", 98)])
+    html = clf.show(predictions)
+    assert html == clf.show(predictions[0]) + clf.show(predictions[1])
+    assert [colour_of(image) for image in shown(html)] == ["red"] * 3 + ["blue"] * 3
+    assert clf.show(tuple(predictions)) == html
+    assert clf.show([]) == ""
+
+
+def test_values_that_are_no_result_are_refused(clf: zsvec.Classifier) -> None:
+    image = coloured("red", 99)
+    prediction: Any = clf.classify(image)
+    found: Any
+    for found in ("photo.jpg", image, None, [image], [prediction, None]):
+        with pytest.raises(InvalidInputError):
+            clf.show(found)
+    for several in ([prediction], clf.references.audit()):
+        with pytest.raises(InvalidInputError):
+            clf.show(several, image)
 
 
 def test_an_audit_has_pictures_of_its_findings(clf: zsvec.Classifier) -> None:

@@ -17,7 +17,7 @@ from zsvec.classifier.tracker import TOP_K, Tracker
 from zsvec.curation import attachments
 from zsvec.curation.retention import Keeper
 from zsvec.encoders import EncoderSet
-from zsvec.errors import ImageError, InvalidInputError
+from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.ingest.embedding import Embedder, Embedding
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
@@ -508,8 +508,8 @@ class Classifier:
         """
         return small_copy(load_image(image, side=SIDE, **self.settings.image_limits()))
 
-    def show(self, found: Prediction | Audit, image: ImageInput | None = None) -> Html:
-        """Returns a prediction or an audit with pictures, as the last line of a cell in a notebook.
+    def show(self, found: Prediction | Sequence[Prediction] | Audit, image: ImageInput | None = None) -> Html:
+        """Returns predictions or an audit with pictures, as the last line of a cell in a notebook.
 
         ```python
         clf.show(clf.classify("photo.jpg"), "photo.jpg")
@@ -520,19 +520,28 @@ class Classifier:
         opened.
 
         Args:
-            found: A prediction of this classifier, or an audit of its references.
-            image: The classified image. By default, its small copy, if it is a reference or waits in the inbox.
+            found: One or several predictions of this classifier, or an audit of its references.
+            image: The classified image of one prediction. By default, its small copy, if it is a reference or waits in
+                the inbox.
 
         Raises:
+            InvalidInputError: `found` is something else, or `image` is given with anything but one prediction.
             ImageError: `image` is unreadable.
             StoreError: The store cannot be read.
         """
+        from zsvec.curation.audit import Audit
         from zsvec.curation.pictures import Pictures
 
+        several: Sequence[Prediction | Audit] = [found] if isinstance(found, Prediction | Audit) else found
+        if not (isinstance(several, Sequence) and all(isinstance(one, Prediction | Audit) for one in several)):
+            raise InvalidInputError(f"found must be predictions or an audit. Got {shown(found)}: classify images first")
         own = None
-        if isinstance(found, Prediction) and image is not None:
+        if image is not None:
+            if not isinstance(found, Prediction):
+                raise InvalidInputError("image must be given with one prediction. Show each prediction with its image")
             own = found.hash, open_small(self.thumbnail(image))
-        return found._html(Pictures(self.image, own).find)
+        pictures = Pictures(self.image, own)
+        return Html("".join(one._html(pictures.find) for one in several))
 
     def image_map(self) -> dict[str, tuple[float, float]]:
         """Places the reference images and the images in the inbox on a map, where similar images are near each other.

@@ -32,6 +32,7 @@ def own_encoders(isolated: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
     monkeypatch.setenv("ZSVEC_ENCODERS", "tests.support:two_encoders")
     yield
     estimators._opened.cache_clear()
+    estimators._with_one_encoder.cache_clear()
 
 
 def drawn(each: int, seed: int = 0, dims: tuple[int, ...] = DIMS, noise: float = 1.0) -> tuple[Any, Any]:
@@ -296,4 +297,6 @@ def test_clones_share_loaded_encoders() -> None:
     other = clone(embedder)
     assert other.get_params() == embedder.get_params() == {**other.get_params(), "encoder": "clip", "profile": None}
     assert embedder._classifier() is other._classifier()
-    assert ImageEmbedder()._classifier() is not embedder._classifier()
+    every, one = ImageEmbedder()._classifier(), embedder._classifier()
+    assert every is not one
+    assert every.encoders["clip"] is one.encoders["clip"]

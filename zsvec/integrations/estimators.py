@@ -109,7 +109,9 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.array([f"{name}_{i}" for name, one in encoders for i in range(one.dim)], dtype=object)
 
     def _classifier(self) -> zsvec.Classifier:
-        return _opened(os.getpid(), self.profile, self.encoder, self.device)
+        if self.encoder is None:
+            return _opened(os.getpid(), self.profile, self.device)
+        return _with_one_encoder(os.getpid(), self.profile, self.device, self.encoder)
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -120,10 +122,14 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 @lru_cache(maxsize=_LOADED)
-def _opened(pid: int, profile: str | None, encoder: str | None, device: Any) -> zsvec.Classifier:
+def _opened(pid: int, profile: str | None, device: Any) -> zsvec.Classifier:
     """Returns a classifier with the encoders. A process of another `pid` is a fork, which needs its own."""
-    opened = zsvec.open(":memory:", profile=profile, device=device)
-    return opened if encoder is None else zsvec.open(":memory:", encoders=[opened.encoders[encoder]])
+    return zsvec.open(":memory:", profile=profile, device=device)
+
+
+@lru_cache(maxsize=_LOADED)
+def _with_one_encoder(pid: int, profile: str | None, device: Any, encoder: str) -> zsvec.Classifier:
+    return zsvec.open(":memory:", encoders=[_opened(pid, profile, device).encoders[encoder]])
 
 
 class ReferenceClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]

@@ -55,7 +55,7 @@ from zsvec.types import Prediction, encoder_and_modality, expert_name
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False, width=200)
 _BATCH = 32
-_DEARER = 46.3 / 8.8  # GFLOP of an image: DINOv2 ViT-B/14 at 224 pixels, CLIP ViT-B/32 (torch's FlopCounterMode)
+_COST_RATIO = 46.3 / 8.8  # GFLOP of an image: DINOv2 ViT-B/14 at 224 pixels, CLIP ViT-B/32 (torch's FlopCounterMode)
 _PHOTOS = 320  # most photos of a stream
 
 
@@ -147,7 +147,7 @@ def _draw(embedded: Embedded, count: int, seed: int) -> dict[str, float]:
         "first": 100 * (by_first == truth).mean() if rule else np.nan,
         "all": 100 * (answers == truth).mean(),
         "cascade": 100 * (together == truth).mean(),
-        "faster": (1 + _DEARER) / (1 + (1 - stops.mean()) * _DEARER),
+        "faster": (1 + _COST_RATIO) / (1 + (1 - stops.mean()) * _COST_RATIO),
     }
 
 

@@ -33,7 +33,7 @@ from zsvec.integrations.estimators import ReferenceClassifier
 app = typer.Typer(add_completion=False)
 
 # Each takes the number of references of a class, and the dimension of each encoder.
-_WAYS: Mapping[str, Callable[[int, list[int]], Any]] = {
+_CLASSIFIERS: Mapping[str, Callable[[int, list[int]], Any]] = {
     "ReferenceClassifier": lambda _, dims: ReferenceClassifier(dims=dims),
     "ReferenceClassifier, without dims": lambda *_: ReferenceClassifier(),
     "LogisticRegression": lambda *_: LogisticRegression(max_iter=1000),
@@ -43,13 +43,13 @@ _WAYS: Mapping[str, Callable[[int, list[int]], Any]] = {
 }
 
 
-def measured(images: Images, count: int, way: str, seed: int) -> tuple[float, float]:
-    """Returns the accuracy of a way in one draw, in percent, and its log-loss in nats, or NaN without probabilities."""
+def measured(images: Images, count: int, classifier: str, seed: int) -> tuple[float, float]:
+    """Returns accuracy in percent and log-loss in nats in one draw. The log-loss is NaN without probabilities."""
     draw = Draw(images, seed)
     vectors = np.concatenate([images.vectors[encoder] for encoder in sorted(images.vectors)], axis=1)
     numbers, names = zip(*draw.equal(count), strict=True)
     truth = [draw.truth[number] for number in draw.photos.tolist()]
-    made = _WAYS[way](count, [images.vectors[encoder].shape[1] for encoder in sorted(images.vectors)])
+    made = _CLASSIFIERS[classifier](count, [images.vectors[encoder].shape[1] for encoder in sorted(images.vectors)])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scikit-learn, about one reference a class
         made.fit(vectors[list(numbers)], names)
@@ -74,12 +74,12 @@ def estimators(
         table = Table(
             Column(no_wrap=True), *headers, box=SIMPLE_HEAD, title=f"{images.name}, {draws} draws", caption=caption
         )
-        for way in track(_WAYS, f"measuring {images.name}", console=progress, transient=True):
+        for classifier in track(_CLASSIFIERS, f"measuring {images.name}", console=progress, transient=True):
             cells = []
             for count in counts:
-                found = np.array([measured(images, count, way, seed) for seed in range(draws)])
+                found = np.array([measured(images, count, classifier, seed) for seed in range(draws)])
                 cells += [mean_and_error(found[:, 0].tolist(), 1), mean_and_error(found[:, 1].tolist(), 3)]
-            table.add_row(way, *cells)
+            table.add_row(classifier, *cells)
         Console(highlight=False, width=200).print(table)
 
 

@@ -151,7 +151,7 @@ def by_regression(references: Composites, photos: Composites, weights: str | Non
     return LabelEvaluation.of(photos.names, probabilities, probabilities >= 0.5, photos.belongs)
 
 
-_WAYS: Mapping[str, Callable[[Composites, Composites], LabelEvaluation]] = {
+_METHODS: Mapping[str, Callable[[Composites, Composites], LabelEvaluation]] = {
     "logistic regression": partial(by_regression, weights=None),
     "logistic regression, balanced": partial(by_regression, weights="balanced"),
     "zsvec, largest F1": partial(by_zsvec, rate=None),
@@ -183,11 +183,11 @@ def several_labels(
         for count in counts:
             stored = [drawn(pool, count, seed) for seed in range(draws)]
             table.add_row(f"{count} references, {np.mean([len(one.belongs) for one in stored]):.0f} images")
-            for way, evaluated in _WAYS.items():
-                measuring = track(stored, f"{count} references, {way}", console=progress, transient=True)
+            for method, evaluated in _METHODS.items():
+                measuring = track(stored, f"{count} references, {method}", console=progress, transient=True)
                 found = [evaluated(one, photos) for one in measuring]
                 cells = [mean_and_error([100 * value(one) for one in found], 1) for value in _COLUMNS.values()]
-                table.add_row(f"  {way}", *cells)
+                table.add_row(f"  {method}", *cells)
         Console(highlight=False, width=200).print(table)
 
 

@@ -139,7 +139,7 @@ def test_forged_copies_are_not_passed_on(clf: zsvec.Classifier, monkeypatch: pyt
 
 
 def test_the_number_of_pictures_is_bounded(clf: zsvec.Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "MOST", 2)
+    monkeypatch.setattr(pictures, "MAX_PICTURES", 2)
     assert len(shown(clf.show(clf.classify(coloured("red", 99))))) == 2
 
 

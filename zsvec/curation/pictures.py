@@ -11,13 +11,13 @@ from zsvec.errors import ImageError, InvalidInputError
 from zsvec.notebook import Html, picture
 from zsvec.types import is_attached
 
-MOST = 100
+MAX_PICTURES = 100
 """Maximum number of pictures in one value."""
 _SIZE = (160, 96)  # maximum width and height in pixels: about 4 kB
 
 
 class Pictures:
-    """Finds pictures by content hash, at most `MOST`.
+    """Finds pictures by content hash, at most `MAX_PICTURES`.
 
     Every picture is decoded and encoded again, because any writer to the store may have forged it.
 
@@ -29,7 +29,7 @@ class Pictures:
     def __init__(self, read: Callable[[str], Image | None], own: tuple[str | None, Image] | None = None) -> None:
         self._read = read
         self._own = own
-        self._left = MOST
+        self._left = MAX_PICTURES
 
     def find(self, content_hash: str, caption: str, description: str) -> Html | None:
         """Returns a picture with its caption and description; ``None`` without a readable copy."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -18,6 +19,7 @@ from tests.qdrant import wait_until
 from tests.service.servers import Running, running
 from tests.service.support import KEYS, READ, WRITE, bearer
 from tests.support import coloured, coloured_store, encode
+from zsvec import content_hash
 from zsvec.classifier import Classifier
 from zsvec.errors import InvalidInputError
 from zsvec.service.label_studio import LabelStudio
@@ -212,6 +214,51 @@ def test_several_choices(fake: Fake) -> None:
         (single,) = results(client, image)
         assert len(chosen(single)) <= 1
         assert set(chosen(single)) <= set(chosen(several)) <= {"orange", "red", "blue"}
+
+
+def test_an_annotation_keeps_categories_of_other_projects(fake: Fake) -> None:
+    image, elsewhere = "/data/upload/1/orange.png", MULTIPLE.replace("red", "round").replace("blue", "caf\u0065\u0301")
+    with coloured_store(3, labels="many") as classifier, connected(classifier, fake) as (client, _):
+        for seed, name in enumerate(["round", "orange", "caf\u00e9"]):  # a category keeps its last image
+            classifier.add_category(name, images=[coloured("green", 9000 + seed)])
+
+        def annotated(*choices: str, config: str) -> tuple[bool, tuple[str, ...]]:
+            answer = client.post("/webhook", json=event(image, *choices, config=config)).raise_for_status()
+            known = content_hash(fake.files[image])
+            return answer.json()["result"]["changed"], classifier.references.holders([known])[known]
+
+        assert annotated("round", config=elsewhere) == (True, ("round",))
+        assert annotated("red", config=MULTIPLE) == (True, ("red", "round"))
+        assert annotated("red", config=MULTIPLE) == (False, ("red", "round"))
+        assert annotated("blue", "orange", config=MULTIPLE) == (True, ("blue", "orange", "round"))
+        # Orange is a choice of both projects. The stored form of the other choice has the accent composed.
+        assert annotated("caf\u0065\u0301", config=elsewhere)[1] == ("blue", "caf\u00e9")
+        assert annotated("orange", config=elsewhere)[1] == ("blue", "orange")
+
+
+def test_annotations_of_an_image_at_the_same_time(fake: Fake) -> None:
+    image, elsewhere = "/data/upload/1/orange.png", MULTIPLE.replace("red", "round")
+    bodies = [event(image, "round", config=elsewhere), event(image, "red", config=MULTIPLE)]
+    with (
+        coloured_store(3, labels="many") as classifier,
+        connected(classifier, fake) as (client, _),
+        ThreadPoolExecutor(2) as threads,
+    ):
+        classifier.add_category("orange", images=[coloured("green", 9000), fake.files[image]])
+        reading, read = classifier.references.holders, threading.Barrier(2)
+
+        def holders(hashes: Collection[str]) -> dict[str, tuple[str, ...]]:
+            found = reading(hashes)
+            with suppress(threading.BrokenBarrierError):
+                read.wait(0.5)  # for the other annotation, which must not have read yet
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(classifier.references), "holders", lambda _, hashes: holders(hashes))
+            answers = list(threads.map(lambda body: client.post("/webhook", json=body), bodies))
+        assert [answer.status_code for answer in answers] == [201, 201]
+        known = content_hash(fake.files[image])
+        assert reading([known])[known] == ("red", "round")
 
 
 def test_several_choices_need_a_store_of_several_labels(client: httpx.Client) -> None:

@@ -36,6 +36,8 @@ class LabelStudio:
 
     Attributes:
         turns: Bounds the number of groups of images that are in memory.
+        correcting: Held from reading the categories of an image until they are changed. Otherwise, annotations of the
+            same image in two projects could delete the choice of each other.
 
     Raises:
         InvalidInputError: The URL is not one of a server, or the token would be sent unencrypted.
@@ -57,6 +59,7 @@ class LabelStudio:
             raise InvalidInputError("label_studio_token must be visible ASCII: copy it from Label Studio again")
         self._tls = httpx.create_ssl_context()  # reads certificates, which is too slow for each image
         self.turns = asyncio.Semaphore(_MAX_TURNS)
+        self.correcting = asyncio.Lock()
         self._headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"Token {token}"})
 
     async def image(self, value: object) -> Upload:

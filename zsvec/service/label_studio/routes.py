@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Set
 from typing import Annotated, Any
+from unicodedata import normalize
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
@@ -112,7 +114,8 @@ async def _fetched(request: Request, value: object) -> Upload | Prediction:
 async def webhook(request: Request, work: Runs, by: By) -> Response:
     """Makes the image of an annotated task a reference of the chosen categories. Other events change nothing.
 
-    A repeated event changes nothing, since the content of an image identifies its reference.
+    If an image may have several categories, categories that are no choice of the project keep the image: they may be
+    choices of other projects. A repeated event changes nothing, since the content of an image identifies its reference.
     """
     action = (await sent_json(request, _Action)).action
     if action not in _LEARNED:
@@ -125,18 +128,22 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
         label_studio: LabelStudio = request.app.state.label_studio
         async with label_studio.turns:
             image = await label_studio.image(event.task.data.get(control.field))
-            changed = await work.run(lambda: _corrected(work.classifier, image, labels), by=by)
+            async with label_studio.correcting:
+                changed = await work.run(lambda: _corrected(work.classifier, image, labels, control.choices), by=by)
     return JSON({"status": "ok", "result": {"changed": changed}}, 201)
 
 
-def _corrected(classifier: Classifier, image: Upload, labels: list[str]) -> bool:
-    """Makes an image a reference of categories, unless it is one of exactly these. Returns whether anything changed."""
-    names = sorted(map(checked_name, labels))
+def _corrected(classifier: Classifier, image: Upload, labels: list[str], choices: Set[str]) -> bool:
+    """Makes an image a reference of the chosen categories, as `webhook` says. Returns whether anything changed."""
+    names = set(map(checked_name, labels))
     known = content_hash(image, **classifier.settings.image_limits())
-    if classifier.references.holders([known]).get(known) == tuple(names):
+    held = set(classifier.references.holders([known]).get(known, ()))
+    if classifier.labels == "many":
+        names |= held - {normalize("NFC", choice).strip() for choice in choices}  # names in stored form
+    if names == held:
         return False
     with of_state():
-        classifier.correct(image, names)
+        classifier.correct(image, sorted(names))
     return True
 
 

@@ -168,11 +168,44 @@ def test_a_task_labelled_end_to_end(client: httpx.Client, classifier: Classifier
     assert (result["from_name"], result["to_name"], result["type"]) == ("kind", "photo", "choices")
     assert result["value"] == {"choices": ["orange"]}
     assert 0.5 < result["score"] == after["score"] <= 1
-    assert after["model_version"] > version
+    assert int(after["model_version"]) > int(version)
     assert chosen(red) == ["red"]
     assert classifier.category("orange").images == 1
     assert [change.by for change in classifier.history if "orange" in change.categories] == ["ann"]
     assert {token for _, token in fake.asked} == {f"Token {TOKEN}"}
+
+
+def test_the_version_is_of_the_answer(
+    client: httpx.Client, classifier: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def setup() -> int:
+        return int(client.post("/setup", json={"schema": SINGLE}).raise_for_status().json()["model_version"])
+
+    def versions(*images: str) -> list[int]:
+        return [int(one["model_version"]) for one in results(client, *images)]
+
+    red, missing = "/data/upload/1/red.png", "/data/upload/1/missing.png"
+    classifier.add_category("green", images=[coloured("green", 9000)])
+    begun = setup()
+    assert versions(red, missing) == [begun, begun]
+    classifier.remove_category("green")  # the newest one
+    assert setup() == begun
+    (removed,) = versions(red)
+    assert removed > begun
+    assert (setup(), versions(missing, red)) == (removed, [removed, removed])
+
+    answer = Classifier.classify
+
+    def changed_before(self: Classifier, *arguments: Any, **more: Any) -> Any:
+        classifier.add_category("blue", images=[coloured("blue", 9001)])
+        return answer(self, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Classifier, "classify", changed_before)
+        (during,) = versions(red)
+    assert during == classifier.category("blue").rev > removed
+    classifier.calibrate()
+    assert (setup(), versions(red)) == (during, [during])
 
 
 def test_a_repeated_webhook_changes_nothing(client: httpx.Client, classifier: Classifier) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
+from collections.abc import Iterable
 from urllib.parse import unquote
 
 import httpx
@@ -60,7 +61,13 @@ class LabelStudio:
         self._tls = httpx.create_ssl_context()  # reads certificates, which is too slow for each image
         self.turns = asyncio.Semaphore(_MAX_TURNS)
         self.correcting = asyncio.Lock()
+        self._newest = 0
         self._headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"Token {token}"})
+
+    def newest(self, revisions: Iterable[int]) -> int:
+        """Returns the largest of these and all former revisions."""
+        self._newest = max([self._newest, *revisions])
+        return self._newest
 
     async def image(self, value: object) -> Upload:
         """Returns the image of a task.

@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from zsvec import Classifier, Prediction, checked_name, content_hash
 from zsvec.errors import ImageError
+from zsvec.service.admission.queue import Work
 from zsvec.service.api.common import By, Runs, of_state
 from zsvec.service.label_studio.config import control_of
 from zsvec.service.label_studio.images import LabelStudio
@@ -79,16 +80,20 @@ async def setup(request: Request, work: Runs) -> Response:
     The address and the token in the request are ignored: the operator names the Label Studio to trust.
     """
     control_of((await sent_json(request, _Setup)).config)
-    return JSON({"model_version": await work.run(lambda: _version(work.classifier))})
+    return JSON({"model_version": str(await _newest(request, work))})
 
 
 @router.post("/predict")
 async def predict(request: Request, work: Runs) -> Response:
-    """Returns one prediction for each task, in order."""
+    """Returns one prediction for each task, in order.
+
+    Its version is the revision of the store that the image was compared with, so Label Studio asks again after each
+    change. Without an image, the version is the newest one.
+    """
     work.check_room(1)  # before the body is read
     given = await sent_json(request, _Predict)
     control = control_of(given.label_config)
-    many, version = await work.run(lambda: (work.classifier.labels == "many", _version(work.classifier)))
+    many, newest = await work.run(lambda: work.classifier.labels == "many"), await _newest(request, work)
     values = [task.data.get(control.field) for task in given.tasks]
     predictions: list[Prediction] = []
     for first in range(0, len(values), _AT_ONCE):
@@ -97,7 +102,16 @@ async def predict(request: Request, work: Runs) -> Response:
             images = [image for image in fetched if isinstance(image, Upload)]
             found = iter(await work.classify(images, 1, request.receive) if images else ())
         predictions += [image if isinstance(image, Prediction) else next(found) for image in fetched]
-    return JSON({"results": [{**control.result(one, many=many), "model_version": version} for one in predictions]})
+    revisions = [newest if one.revision is None else one.revision for one in predictions]
+    request.app.state.label_studio.newest(revisions)
+    return JSON(
+        {
+            "results": [
+                {**control.result(one, many=many), "model_version": str(revision)}
+                for one, revision in zip(predictions, revisions, strict=True)
+            ]
+        }
+    )
 
 
 async def _fetched(request: Request, value: object) -> Upload | Prediction:
@@ -147,6 +161,8 @@ def _corrected(classifier: Classifier, image: Upload, labels: list[str], choices
     return True
 
 
-def _version(classifier: Classifier) -> str:
-    """Returns the newest revision of a category, so that Label Studio asks again after each change."""
-    return str(max((category.rev for category in classifier.categories()), default=0))
+async def _newest(request: Request, work: Work) -> int:
+    """Returns the largest revision of a category, or of an answer so far, which counts removed categories."""
+    label_studio: LabelStudio = request.app.state.label_studio
+    categories = await work.run(work.classifier.categories)
+    return label_studio.newest(category.rev for category in categories)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import json
 import threading
+import time
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,8 +17,8 @@ import httpx
 import pytest
 
 from tests.cli.support import Cli, cli, colours, filled, finish, hash_encoders, start
-from tests.qdrant import wait_until
-from tests.service.servers import Running, running
+from tests.qdrant import DEADLINE, wait_until
+from tests.service.servers import Running, head, running
 from tests.service.support import KEYS, READ, WRITE, bearer
 from tests.support import coloured, coloured_store, encode
 from zsvec import content_hash
@@ -49,6 +51,8 @@ class Fake:
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
     asked: list[tuple[str, str | None]] = field(default_factory=list)
+    held: threading.Event | None = None  # until which files below /data/held/ are not sent
+    drip_s: float = 0.0  # pause after each byte of files below /data/slow/
 
     @property
     def url(self) -> str:
@@ -64,6 +68,8 @@ def serving() -> Iterator[Fake]:
         def do_GET(self) -> None:
             token = self.headers.get("Authorization")
             fake.asked.append((self.path, token))
+            if fake.held and self.path.startswith("/data/held/"):
+                fake.held.wait(DEADLINE)
             content = fake.files.get(self.path)
             if target := fake.redirects.get(self.path):
                 self.send_response(302)
@@ -73,6 +79,12 @@ def serving() -> Iterator[Fake]:
             else:
                 self.send_response(404 if content is None else 200)
             self.end_headers()
+            if self.path.startswith("/data/slow/"):
+                with suppress(ConnectionError):
+                    for byte in content or b"":
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(fake.drip_s)
+                return
             self.wfile.write(content or b"")
 
         def log_message(self, *_: Any) -> None:
@@ -365,14 +377,62 @@ def test_nothing_is_fetched_from_elsewhere(client: httpx.Client, fake: Fake, mon
     }
 
 
-def test_size_and_time_of_an_image_are_bounded(
-    client: httpx.Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_size_of_an_image_is_bounded(client: httpx.Client, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("zsvec.service.label_studio.images._MAX_BYTES", 1000)
     fake.files["/data/upload/1/red.png"] = encode(coloured("red", 50)) + bytes(100_000)
     assert results(client, "/data/upload/1/red.png")[0]["result"] == []
-    monkeypatch.setattr("zsvec.service.label_studio.images._TIMEOUT_S", 0.0)
-    assert results(client, "/data/local-files/?d=blue/1.png")[0]["result"] == []
+
+
+def test_the_time_of_an_image_and_of_a_request_is_bounded(
+    client: httpx.Client, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, red = "/data/slow/red.png", "/data/upload/1/red.png"
+    fake.files[slow], fake.drip_s = fake.files[red], 0.01  # each byte comes in time, all of them take seconds
+    assert chosen(results(client, slow)[0]) == ["red"]
+    with monkeypatch.context() as patch:
+        patch.setattr("zsvec.service.label_studio.images._TIMEOUT_S", 0.5)
+        assert results(client, slow)[0]["result"] == []
+    monkeypatch.setattr("zsvec.service.label_studio.routes._TIMEOUT_S", 0.5)
+    assert [chosen(one) for one in results(client, *[slow] * 8, red)] == [[]] * 9
+
+
+def posted(path: str, body: object) -> bytes:
+    """A raw request."""
+    content = json.dumps(body).encode()
+    return head("POST", path, Content_Type="application/json", Content_Length=len(content)) + content
+
+
+def test_an_abandoned_request_ends_after_its_group(classifier: Classifier, fake: Fake) -> None:
+    fake.held = threading.Event()
+    with running(classifier, annotated_in=LabelStudio(fake.url, TOKEN)) as service:
+        wait_until(lambda: not service.connections)
+        with service.connect() as connection:
+            connection.sendall(posted("/predict", asked_for(*["/data/held/missing.png"] * 17)))
+            wait_until(lambda: len(fake.asked) == 8)
+        wait_until(lambda: not service.connections)
+        fake.held.set()
+        wait_until(lambda: "499" in service.app.state.metrics.codes())
+    assert len(fake.asked) == 8
+
+
+def test_annotations_do_not_wait_for_predictions(
+    classifier: Classifier, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zsvec.service.label_studio.images._TIMEOUT_S", 1000.0)
+    monkeypatch.setattr("zsvec.service.label_studio.routes._TIMEOUT_S", 1000.0)
+    fake.held = threading.Event()
+    with connected(classifier, fake, right=None) as (client, service), ExitStack() as predicting:
+        predicting.callback(fake.held.set)
+        connections = [predicting.enter_context(service.connect()) for _ in range(3)]
+        for number, connection in enumerate(connections):
+            connection.sendall(posted("/predict", asked_for(f"/data/held/{number}.png")))
+        wait_until(lambda: len(fake.asked) == 2)  # the third request waits
+        assert client.post("/webhook", json=event("/data/upload/1/red.png", "blue")).status_code == 201
+        assert not fake.held.is_set()
+        for connection in connections:
+            connection.setblocking(False)
+            with pytest.raises(BlockingIOError):
+                connection.recv(1)
 
 
 def test_keys(classifier: Classifier, fake: Fake) -> None:

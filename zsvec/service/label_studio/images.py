@@ -8,6 +8,7 @@ of this machine is read: images in local storage come from Label Studio as well.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
@@ -36,7 +37,9 @@ class LabelStudio:
         allow_http: Whether to send the token unencrypted to another machine.
 
     Attributes:
-        turns: Bounds the number of groups of images that are in memory.
+        turns: Bounds the number of groups of images to classify that are in memory.
+        webhook_turns: Bounds the number of images of annotations that are in memory. Annotations do not wait for
+            predictions.
         correcting: Held from reading the categories of an image until they are changed. Otherwise, annotations of the
             same image in two projects could delete the choice of each other.
 
@@ -60,6 +63,7 @@ class LabelStudio:
             raise InvalidInputError("label_studio_token must be visible ASCII: copy it from Label Studio again")
         self._tls = httpx.create_ssl_context()  # reads certificates, which is too slow for each image
         self.turns = asyncio.Semaphore(_MAX_TURNS)
+        self.webhook_turns = asyncio.Semaphore(_MAX_TURNS)
         self.correcting = asyncio.Lock()
         self._newest = 0
         self._headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"Token {token}"})
@@ -69,11 +73,12 @@ class LabelStudio:
         self._newest = max([self._newest, *revisions])
         return self._newest
 
-    async def image(self, value: object) -> Upload:
+    async def image(self, value: object, seconds: float = math.inf) -> Upload:
         """Returns the image of a task.
 
         Args:
             value: A data URI, or the URL of a file of this Label Studio, which may be without the origin.
+            seconds: Maximum seconds to fetch the image; never more than 20.
 
         Raises:
             ImageError: The value is another one, or the image cannot be fetched.
@@ -88,7 +93,7 @@ class LabelStudio:
         url = self._checked(value)
         name = re.split(r"[/=]", unquote(url.raw_path.decode("ascii")))[-1]
         try:
-            async with asyncio.timeout(_TIMEOUT_S):
+            async with asyncio.timeout(min(_TIMEOUT_S, seconds)):
                 return Upload(await self._fetched(url), name)
         except (httpx.HTTPError, TimeoutError) as exc:
             raise ImageError(f"{name}: Label Studio does not send the image: {type(exc).__name__}") from exc

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Set
 from typing import Annotated, Any
 from unicodedata import normalize
@@ -17,7 +18,7 @@ from starlette.responses import Response
 
 from zsvec import Classifier, Prediction, checked_name, content_hash
 from zsvec.errors import ImageError
-from zsvec.service.admission.queue import Work
+from zsvec.service.admission.queue import ClientLeft, Work
 from zsvec.service.api.common import By, Runs, of_state
 from zsvec.service.label_studio.config import control_of
 from zsvec.service.label_studio.images import LabelStudio
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 8  # images of a request that are fetched and classified at once
 _MAX_TASKS = 1000  # of a request
+_TIMEOUT_S = 60.0  # to fetch all images of a request, without the time to classify them
 _LEARNED = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED")
 
 router = APIRouter(include_in_schema=False)
@@ -96,9 +98,15 @@ async def predict(request: Request, work: Runs) -> Response:
     many, newest = await work.run(lambda: work.classifier.labels == "many"), await _newest(request, work)
     values = [task.data.get(control.field) for task in given.tasks]
     predictions: list[Prediction] = []
+    seconds = _TIMEOUT_S
     for first in range(0, len(values), _AT_ONCE):
         async with request.app.state.label_studio.turns:
-            fetched = await asyncio.gather(*(_fetched(request, value) for value in values[first : first + _AT_ONCE]))
+            if await request.is_disconnected():
+                raise ClientLeft
+            begun = time.monotonic()
+            group = values[first : first + _AT_ONCE]
+            fetched = await asyncio.gather(*(_fetched(request, value, seconds) for value in group))
+            seconds -= time.monotonic() - begun
             images = [image for image in fetched if isinstance(image, Upload)]
             found = iter(await work.classify(images, 1, request.receive) if images else ())
         predictions += [image if isinstance(image, Prediction) else next(found) for image in fetched]
@@ -114,11 +122,11 @@ async def predict(request: Request, work: Runs) -> Response:
     )
 
 
-async def _fetched(request: Request, value: object) -> Upload | Prediction:
+async def _fetched(request: Request, value: object, seconds: float) -> Upload | Prediction:
     """Returns the image of a task, or the prediction for an image that cannot be fetched."""
     label_studio: LabelStudio = request.app.state.label_studio
     try:
-        return await label_studio.image(value)
+        return await label_studio.image(value, seconds)
     except ImageError as exc:
         _log.warning("no prediction for a task: %s", exc)
         return Prediction(source="", error=str(exc))
@@ -140,7 +148,7 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
     changed = False
     if labels and not event.annotation.was_cancelled:
         label_studio: LabelStudio = request.app.state.label_studio
-        async with label_studio.turns:
+        async with label_studio.webhook_turns:
             image = await label_studio.image(event.task.data.get(control.field))
             async with label_studio.correcting:
                 changed = await work.run(lambda: _corrected(work.classifier, image, labels, control.choices), by=by)

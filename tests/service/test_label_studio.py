@@ -220,7 +220,7 @@ def test_the_version_is_of_the_answer(
     assert (setup(), versions(red)) == (during, [during])
 
 
-def test_a_repeated_webhook_changes_nothing(client: httpx.Client, classifier: Classifier) -> None:
+def test_a_webhook_repeated_at_once_changes_nothing(client: httpx.Client, classifier: Classifier) -> None:
     image = "/data/upload/1/red.png"
     assert client.post("/webhook", json=event(image, "blue")).json()["result"] == {"changed": True}
     changes, blue = len(list(classifier.history)), classifier.category("blue")
@@ -229,6 +229,8 @@ def test_a_repeated_webhook_changes_nothing(client: httpx.Client, classifier: Cl
     assert (len(list(classifier.history)), classifier.category("blue")) == (changes, blue)
     client.post("/webhook", json=event(image, "red", action="ANNOTATION_UPDATED")).raise_for_status()
     assert (classifier.category("blue").images, classifier.category("red").images) == (3, 4)
+    client.post("/webhook", json=event(image, "blue")).raise_for_status()  # after a later one
+    assert (classifier.category("blue").images, classifier.category("red").images) == (4, 3)
 
 
 @pytest.mark.parametrize(
@@ -485,8 +487,9 @@ def test_bodies_that_cannot_be_used(client: httpx.Client) -> None:
     assert client.post("/predict", json=asked_for(*[""] * 1001)).status_code == 422
     assert client.post("/webhook", json=event("/data/upload/1/red.png", "grey")).status_code == 422
     wrong = event("/data/upload/1/red.png", "red")
-    wrong["annotation"]["result"][0]["value"]["choices"] = [{"a": 1}]
-    assert client.post("/webhook", json=wrong).status_code == 422
+    for choices in ([{"a": 1}], 5, "red", {"red": 1}, True):
+        wrong["annotation"]["result"][0]["value"]["choices"] = choices
+        assert client.post("/webhook", json=wrong).status_code == 422
     assert results(client) == []
 
 

@@ -66,14 +66,16 @@ class Control:
         """Returns the choices in the result of an annotation, sorted.
 
         Raises:
-            Problem: A choice is not in the configuration.
+            Problem: The choices are no list, or a choice is not in the configuration.
         """
-        found = {
-            str(choice)
+        given = [
+            value.get("choices") or []
             for one in result
             if one.get("from_name") == self.name and isinstance(value := one.get("value"), Mapping)
-            for choice in value.get("choices") or ()
-        }
+        ]
+        if not all(isinstance(choices, list) for choices in given):
+            raise Problem(422, "the choices of an annotation must be a list")
+        found = {str(choice) for choices in given for choice in choices}
         if unknown := found - self.choices:
             raise Problem(422, f"a choice must be in the labelling configuration, got {min(unknown)[:100]!r}")
         return sorted(found)

@@ -99,10 +99,10 @@ def running(
     *,
     keys: Keys | None = None,
     limits: Limits | None = None,
-    annotated_in: LabelStudio | None = None,
+    label_studio: LabelStudio | None = None,
 ) -> Iterator[Running]:
     """Runs a service within the block, and asserts that no request is left."""
-    app = create_app(classifier, keys=keys, limits=limits, annotated_in=annotated_in)
+    app = create_app(classifier, keys=keys, limits=limits, label_studio=label_studio)
     with listening("127.0.0.1", 0) as listener:
         server = Server(app, listener)
         thread = threading.Thread(target=server.run)

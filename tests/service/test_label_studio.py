@@ -118,7 +118,7 @@ def connected(
 ) -> Iterator[tuple[httpx.Client, Running]]:
     """Label Studio's client of a service. With a right, the service has keys."""
     studio = LabelStudio(fake.url, TOKEN)
-    with running(classifier, keys=KEYS if right else None, annotated_in=studio) as service:
+    with running(classifier, keys=KEYS if right else None, label_studio=studio) as service:
         auth = httpx.BasicAuth(*BASIC[right]) if right else None
         with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", auth=auth, timeout=60) as client:
             yield client, service
@@ -406,7 +406,7 @@ def posted(path: str, body: object) -> bytes:
 
 def test_an_abandoned_request_ends_after_its_group(classifier: Classifier, fake: Fake) -> None:
     fake.held = threading.Event()
-    with running(classifier, annotated_in=LabelStudio(fake.url, TOKEN)) as service:
+    with running(classifier, label_studio=LabelStudio(fake.url, TOKEN)) as service:
         wait_until(lambda: not service.connections)
         with service.connect() as connection:
             connection.sendall(posted("/predict", asked_for(*["/data/held/missing.png"] * 17)))

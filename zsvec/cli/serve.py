@@ -43,10 +43,10 @@ def serve(
         from zsvec.service.server import serve as run
     log_to_stderr(JsonLines() if log_json else HarmlessFormatter("%(asctime)s %(levelname)s %(message)s"))
     with listening(host, port) as listener, context.obj.open(keep=keep) as classifier:
-        settings, annotated_in = classifier.settings, None
+        settings, studio = classifier.settings, None
         if label_studio is not None:
             token = settings.label_studio_token and settings.label_studio_token.get_secret_value()
-            annotated_in = LabelStudio(label_studio, token, allow_http=settings.allow_http)
+            studio = LabelStudio(label_studio, token, allow_http=settings.allow_http)
         prepare_encoders(classifier, yes=yes, adds=True)
         name, number = listener.getsockname()[:2]
         keys, secret = _keys(name)
@@ -54,7 +54,7 @@ def serve(
         output.print_note(f"zsvec serves http://{shown}:{number}/" + (f"#key={secret}" if secret else ""))
         if not keys:
             output.print_note("no key is needed: every user of this machine may use the service")
-        run(create_app(classifier, keys=keys, annotated_in=annotated_in), listener)
+        run(create_app(classifier, keys=keys, label_studio=studio), listener)
 
 
 def _keys(host: str) -> tuple[Keys, str | None]:

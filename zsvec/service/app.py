@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsvec import Classifier, __version__
 from zsvec.errors import ZSVecError
-from zsvec.service import api, label_studio, operations, pages
+from zsvec.service import api, operations, pages
 from zsvec.service.admission.bodies import Backpressure
 from zsvec.service.admission.connections import Connections
 from zsvec.service.admission.queue import ClientLeft, Limits, Work
@@ -33,6 +33,7 @@ from zsvec.service.api.paging import Lists
 from zsvec.service.auth.guard import Guard
 from zsvec.service.auth.keys import Keys
 from zsvec.service.label_studio import LabelStudio
+from zsvec.service.label_studio import router as label_studio_router
 from zsvec.service.operations import Health, Metrics
 from zsvec.service.pages.comparisons import Comparisons
 from zsvec.service.pages.image_map import ImageMap
@@ -72,7 +73,7 @@ def create_app(
     *,
     keys: Keys | None = None,
     limits: Limits | None = None,
-    annotated_in: LabelStudio | None = None,
+    label_studio: LabelStudio | None = None,
 ) -> FastAPI:
     """Creates the ASGI application that serves a classifier. The application must run in one process.
 
@@ -82,7 +83,7 @@ def create_app(
         classifier: The classifier that makes predictions and changes.
         keys: API keys of clients. By default, clients need no key, but the Host header must name this machine.
         limits: Limits of requests.
-        annotated_in: The Label Studio that the service is a machine learning backend of, if any.
+        label_studio: The Label Studio that the service is a machine learning backend of, if any.
     """
     chosen = limits or Limits()
     work = Work(classifier, chosen)
@@ -117,9 +118,9 @@ def create_app(
     app.state.live = Live(work, app.state.metrics, app.state.health.ending)
     for router in (api.router, operations.router, pages.router):
         app.include_router(router)
-    if annotated_in is not None:
-        app.state.label_studio = annotated_in
-        app.include_router(label_studio.router)
+    if label_studio is not None:
+        app.state.label_studio = label_studio
+        app.include_router(label_studio_router)
     for kind in (Problem, ZSVecError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_error)
     for left in (ClientDisconnect, ClientLeft):

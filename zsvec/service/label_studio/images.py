@@ -23,7 +23,7 @@ from zsvec.settings.trust import is_private
 
 _MAX_BYTES = 16 * 2**20  # of an image
 _TIMEOUT_S = 20.0  # of an image
-_MAX_TURNS = 2
+_MAX_AT_ONCE = 2  # groups of images to classify, and as many annotations
 _FILES = ("data/", "storage-data/")  # where Label Studio serves the files of tasks
 _DATA_URI = re.compile(r"data:image/[\w.+-]{1,50};base64,", re.ASCII | re.IGNORECASE)
 
@@ -37,8 +37,8 @@ class LabelStudio:
         allow_http: Whether to send the token unencrypted to another machine.
 
     Attributes:
-        turns: Bounds the number of groups of images to classify that are in memory.
-        webhook_turns: Bounds the number of images of annotations that are in memory. Annotations do not wait for
+        groups: Bounds the number of groups of images to classify that are in memory.
+        annotations: Bounds the number of images of annotations that are in memory. Annotations do not wait for
             predictions.
         correcting: Held from reading the categories of an image until they are changed. Otherwise, annotations of the
             same image in two projects could delete the choice of each other.
@@ -62,8 +62,8 @@ class LabelStudio:
         if token is not None and not re.fullmatch(r"[\x21-\x7e]+", token):
             raise InvalidInputError("label_studio_token must be visible ASCII: copy it from Label Studio again")
         self._tls = httpx.create_ssl_context()  # reads certificates, which is too slow for each image
-        self.turns = asyncio.Semaphore(_MAX_TURNS)
-        self.webhook_turns = asyncio.Semaphore(_MAX_TURNS)
+        self.groups = asyncio.Semaphore(_MAX_AT_ONCE)
+        self.annotations = asyncio.Semaphore(_MAX_AT_ONCE)
         self.correcting = asyncio.Lock()
         self._newest = 0
         self._headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"Token {token}"})

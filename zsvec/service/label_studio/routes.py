@@ -100,7 +100,7 @@ async def predict(request: Request, work: Runs) -> Response:
     predictions: list[Prediction] = []
     seconds = _TIMEOUT_S
     for first in range(0, len(values), _AT_ONCE):
-        async with request.app.state.label_studio.turns:
+        async with request.app.state.label_studio.groups:
             if await request.is_disconnected():
                 raise ClientLeft
             begun = time.monotonic()
@@ -149,7 +149,7 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
     changed = False
     if labels and not event.annotation.was_cancelled:
         label_studio: LabelStudio = request.app.state.label_studio
-        async with label_studio.webhook_turns:
+        async with label_studio.annotations:
             image = await label_studio.image(event.task.data.get(control.field))
             async with label_studio.correcting:
                 changed = await work.run(lambda: _corrected(work.classifier, image, labels, control.choices), by=by)

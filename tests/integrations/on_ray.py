@@ -13,79 +13,68 @@ from typing import Any
 
 from zsvec.integrations.batches import Classify
 
-DEADLINE_S = 120.0
-
 
 @dataclass(frozen=True)
 class Job:
     """What to classify, and how.
 
     Attributes:
-        store: URL, or a folder, which each actor copies.
-        namespace: Of the store.
+        stores: URL or folder, and namespace, of each store. Each actor copies a folder.
         encoders: Import string.
         photos: Paths.
         folder: For files of this job.
         locked: Folder that another process has opened.
     """
 
-    store: str
-    namespace: str
+    stores: list[tuple[str, str]]
     encoders: str
     photos: list[str]
     folder: str
     locked: str
 
 
-class InPair(Classify):
-    """Classifies when two actors have work. Dies on the first batch with a photo ``7.png``."""
+class InPair:
+    """Classifies by each store when two actors have work. The first batch with a photo ``7.png`` kills its actor."""
 
-    def __init__(self, store: str, folder: str, *, image: str, dies: bool, **settings: Any) -> None:
-        if "://" not in store:
-            copy = f"{store}-{os.getpid()}"
-            shutil.copytree(store, copy)
-            store = copy
-        super().__init__(store, image=image, **settings)
-        self.folder, self.dies = Path(folder), dies
+    def __init__(self, stores: list[tuple[str, str]], folder: str, **arguments: Any) -> None:
+        self.folder = Path(folder)
+        self.functions = []
+        for store, namespace in stores:
+            place = store if "://" in store else shutil.copytree(store, f"{store}-{os.getpid()}")
+            self.functions.append(Classify(place, namespace=namespace, **arguments))
 
     def __call__(self, batch: Any) -> Any:
         self.meet()
         died = self.folder / "died"
-        if self.dies and not died.exists() and any(path.endswith("7.png") for path in batch[self.image]):
+        if not died.exists() and any(path.endswith("7.png") for path in batch["path"]):
             died.touch()
             os._exit(1)
-        return super().__call__(batch) | {"process": [os.getpid()] * len(batch[self.image])}
+        answers = {"process": [os.getpid()] * len(batch["path"])}
+        for number, function in enumerate(self.functions):
+            answers |= {f"{name} {number}": values for name, values in function({"path": batch["path"]}).items()}
+        return batch | answers
 
     def meet(self) -> None:
         here = self.folder / "actors"
         here.mkdir(exist_ok=True)
         (here / str(os.getpid())).touch()
-        end = time.monotonic() + DEADLINE_S
-        while len(list(here.iterdir())) < 2:
-            assert time.monotonic() < end, "Ray has started one actor only"
+        while len(list(here.iterdir())) < 2:  # the test ends all processes at its deadline
             time.sleep(0.02)
 
 
-def classified(job: Job, *, dies: bool) -> list[dict[str, Any]]:
+def answers_of_two_actors(job: Job) -> list[dict[str, Any]]:
     import ray.data
 
-    folder = Path(job.folder) / f"dies {dies}"
-    folder.mkdir()
     photos = ray.data.from_items([{"path": path, "id": i} for i, path in enumerate(job.photos)], override_num_blocks=12)
     answers = photos.map_batches(
         InPair,
-        fn_constructor_args=(job.store, str(folder)),
-        fn_constructor_kwargs={
-            "image": "path",
-            "dies": dies,
-            "namespace": job.namespace,
-            "encoders": job.encoders,
-        },
+        fn_constructor_args=(job.stores, job.folder),
+        fn_constructor_kwargs={"image": "path", "encoders": job.encoders},
         compute=ray.data.ActorPoolStrategy(size=2),
         batch_size=2,
     )
     rows: list[dict[str, Any]] = answers.take_all()
-    assert (folder / "died").exists() == dies
+    assert Path(job.folder, "died").exists()
     return rows
 
 
@@ -104,20 +93,22 @@ def error_of_a_locked_folder(job: Job) -> str:
 def main(job: Job) -> dict[str, Any]:
     import ray
 
-    ray.init(
-        num_cpus=4,  # for two actors, and tasks beside them, on any machine
-        num_gpus=0,
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=100 * 2**20,
-        _node_ip_address="127.0.0.1",
-    )
     try:
-        return {
-            "all": classified(job, dies=False),
-            "killed": classified(job, dies=True),
-            "locked": error_of_a_locked_folder(job),
-        }
+        ray.init(
+            address="local",  # a cluster of its own, whatever RAY_ADDRESS says
+            num_cpus=4,  # for two actors, and tasks beside them, on any machine
+            num_gpus=0,
+            include_dashboard=False,
+            log_to_driver=False,
+            object_store_memory=100 * 2**20,
+            _node_ip_address="127.0.0.1",
+        )
+    except Exception as error:
+        if "timed out during startup" not in str(error):  # Ray raises no class of its own
+            raise
+        return {"late": True}
+    try:
+        return {"rows": answers_of_two_actors(job), "locked": error_of_a_locked_folder(job)}
     finally:
         ray.shutdown()
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,10 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import zsvec
+from tests.cli.support import DEADLINE
 from tests.support import COLOURS, coloured, encode, fast_folder, isolated  # noqa: F401
-from zsvec.errors import InvalidInputError, StoreLockedError
+from zsvec.errors import InvalidInputError, StoreLockedError, ZSVecError
+from zsvec.integrations import batches
 from zsvec.integrations.batches import Classify
 from zsvec.types import Prediction
 
@@ -112,17 +117,68 @@ def test_copies_share_the_store_of_their_process(classify: Classify, place: Path
     found = classify(batch)
     copy = pickle.loads(pickle.dumps(classify))
     assert copy(batch) == found
-    another = Classify(place, encoders=ENCODERS)
+    assert Classify(place, encoders=ENCODERS)(batch) == found
+    another = Classify(place, encoders=ENCODERS, top_m=3)
     with pytest.raises(StoreLockedError):
         another(batch)
     copy.close()
-    assert another(batch) == found
-    another.close()
+    with another:
+        another(batch)
+
+
+def test_threads_share_an_opening(place: Path) -> None:
+    functions = [Classify(place, encoders=ENCODERS) for _ in range(8)]
+    with functions[0], ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda function: function({"image": [photo(0)]})["label"], functions))
+    assert answers == [["blue"]] * 8
+
+
+def test_a_store_that_another_store_has_replaced_is_closed(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batches, "_KEPT", 1)
+    another = shutil.copytree(place, tmp_path / "another")
+    for store in (place, another, place, another):
+        assert Classify(store, encoders=ENCODERS)({"image": [b"no image"]})["error"][0]
+    zsvec.open(place, encoders=ENCODERS).close()
+    with pytest.raises(StoreLockedError):
+        zsvec.open(another, encoders=ENCODERS)
+    Classify(another, encoders=ENCODERS).close()
+    zsvec.open(another, encoders=ENCODERS).close()
+
+
+def test_a_store_in_use_stays_open(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, another store replaces it while a batch is read."""
+    monkeypatch.setattr(batches, "_KEPT", 1)
+    another = Classify(shutil.copytree(place, tmp_path / "another"), encoders=ENCODERS)
+    read = batches._image
+
+    def replaced(image: Any) -> Any:
+        monkeypatch.setattr(batches, "_image", read)
+        another({"image": []})
+        return image
+
+    monkeypatch.setattr(batches, "_image", replaced)
+    with another:
+        assert Classify(place, encoders=ENCODERS)({"image": [photo(0)]})["label"] == ["blue"]
+        zsvec.open(place, encoders=ENCODERS).close()
+
+
+def test_a_relative_path_leads_to_another_store_in_another_folder(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.parent)
+    with Classify("store", encoders=ENCODERS) as classify:
+        assert classify({"image": [photo(0)]})["label"] == ["blue"]
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ZSVecError):  # there is no store
+            Classify("store", encoders=ENCODERS)({"image": [photo(0)]})
+        monkeypatch.chdir(place.parent)
 
 
 def test_a_forked_process_opens_the_store_itself(place: Path) -> None:
     program = """if True:
-        import os, sys
+        import os, signal, sys
         from zsvec.errors import StoreLockedError
         from zsvec.integrations.batches import Classify
 
@@ -130,6 +186,7 @@ def test_a_forked_process_opens_the_store_itself(place: Path) -> None:
         assert classify({"image": [b""]})["error"][0]
         child = os.fork()
         if child == 0:
+            signal.alarm(180)
             try:
                 classify({"image": [b""]})
             except StoreLockedError:
@@ -138,8 +195,47 @@ def test_a_forked_process_opens_the_store_itself(place: Path) -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         classify.close()
     """
-    done = subprocess.run([sys.executable, "-c", program, str(place), ENCODERS], capture_output=True, text=True)
-    assert (done.stdout, done.returncode) == ("7\n", 0), done.stderr
+    assert output(program, place) == "7\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_process_that_is_forked_while_a_store_is_opened(place: Path) -> None:
+    program = """if True:
+        import os, signal, sys, threading
+        import zsvec
+        from zsvec.integrations.batches import Classify
+
+        open, opening, forked = zsvec.open, threading.Event(), threading.Event()
+
+        def slow(*args, **settings):
+            opening.set()
+            forked.wait()
+            return open(*args, **settings)
+
+        zsvec.open = slow
+        classify = Classify(sys.argv[1], encoders=sys.argv[2])
+        thread = threading.Thread(target=classify, args=({"image": [b""]},))
+        thread.start()
+        opening.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(180)
+            zsvec.open = open
+            with classify:
+                os._exit(7 if classify({"image": [b""]})["error"][0] else 0)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        forked.set()
+        thread.join()
+        classify.close()
+    """
+    assert output(program, place) == "7\n"
+
+
+def output(program: str, place: Path) -> str:
+    command = [sys.executable, "-c", program, str(place), ENCODERS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_a_key_is_pickled_only_if_it_was_given(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,6 +327,15 @@ def test_an_unreadable_image_in_a_later_batch_of_a_data_set(classify: Classify, 
     found = broken.map(classify, batched=True, batch_size=2)
     assert found["label"][:] == [*COLOURS, "", *COLOURS[1:]]
     assert [not error for error in found["error"]] == [True, True, True, False, True, True]
+
+
+def test_a_result_is_cached_for_copies_only(place: Path) -> None:
+    """The store may have changed since an equal function ran."""
+    fingerprint = pytest.importorskip("datasets.fingerprint", reason="pip install datasets")
+    classify, equal = Classify(place), Classify(place)
+    copy = pickle.loads(pickle.dumps(classify))
+    one, same, other = (fingerprint.Hasher.hash(function) for function in (classify, copy, equal))
+    assert one == same != other
 
 
 def test_a_streamed_data_set_is_mapped(classify: Classify, rows: Any) -> None:

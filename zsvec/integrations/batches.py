@@ -1,7 +1,7 @@
 """Classifies batches of columns in data pipelines: Ray Data, Hugging Face ``datasets``, Spark, Dask.
 
 Pipelines pickle their functions, and may unpickle them for every batch. So the open classifiers belong to the process,
-and a function finds the classifier that an earlier copy of itself has opened.
+and a function finds the classifier that another function with equal arguments has opened.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import os
 import threading
 import uuid
+import weakref
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -34,15 +35,54 @@ _MISSING: Mapping[str, str | float | int | bool] = {
     "error": "",
     "revision": 0,
 }
-_opened: dict[tuple[int, str], Classifier] = {}  # by process id, because no classifier survives a fork
-_lock = threading.Lock()
+_KEPT = 4  # stores that stay open; another one closes the store whose last batch is the oldest
+
+
+class _Opening:
+    """A classifier, which is opened once. It is closed when it is neither kept nor in use."""
+
+    def __init__(self, arguments: tuple[Any, ...]) -> None:
+        self.arguments = arguments
+        self._classifier: Classifier | None = None
+        self._lock = threading.Lock()  # of its own, because opening takes seconds
+
+    def classifier(self) -> Classifier:
+        with self._lock:
+            if self._classifier is None:
+                _, store, encoders, settings = self.arguments
+                self._classifier = zsvec.open(store, encoders=encoders, **settings)
+                # Not at the exit of the process, which may be a fork: the parent still uses the store.
+                weakref.finalize(self, self._classifier.close).atexit = False
+            return self._classifier
+
+    def close(self) -> None:
+        with self._lock:
+            if self._classifier is not None:
+                self._classifier.close()
+
+
+_opened: list[_Opening] = []  # the one with the newest batch is the last
+_inherited: list[list[_Opening]] = []
+_lock = threading.Lock()  # of the list
+
+
+def _forked() -> None:
+    """Starts without open classifiers, of which none survives a fork, and with a lock that nobody holds."""
+    global _lock, _opened
+    _inherited.append(_opened)  # without an end, which would unlock folders of the parent
+    _opened, _lock = [], threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_forked)
 
 
 class Classify:
     """Classifies the images in one column of a batch: a function from columns to columns, which can be pickled.
 
-    The first batch in a process opens the store and loads the encoders, for all copies in the process. Pickling carries
-    the arguments and nothing else. Each process adds its own environment and settings files, such as ``ZSVEC_API_KEY``.
+    The first batch in a process opens the store and loads the encoders, for all functions with equal arguments in the
+    process. Up to four stores stay open in a process. Pickling carries the arguments and nothing else. Each process
+    adds its own environment and settings files, such as ``ZSVEC_API_KEY``, when it opens the store.
 
     ```python
     dataset = dataset.map(Classify("http://localhost:6333"), batched=True)
@@ -68,7 +108,8 @@ class Classify:
     ) -> None:
         self.image = image
         self._store, self._encoders, self._settings = store, encoders, settings
-        self._id = uuid.uuid4().hex  # shared by all copies
+        # datasets caches results by the pickled function, and the store may have changed since an equal function ran.
+        self._id = uuid.uuid4().hex
 
     def __call__(self, batch: MutableMapping[str, Any]) -> Any:
         """Returns the batch with columns for the predictions.
@@ -87,7 +128,7 @@ class Classify:
 
         Raises:
             InvalidInputError: The batch has no column of images, or has a column named like a result.
-            StoreLockedError: Another process has opened the folder of the store.
+            StoreLockedError: The folder of the store is open in another process, or with other arguments in this one.
             ZSVecError: As `zsvec.open` and `Classifier.classify`. An unreadable image is no error, but has ``error``.
         """
         if not isinstance(batch, MutableMapping):
@@ -100,7 +141,8 @@ class Classify:
             )
         # datasets decodes a column when it is first read, and would then encode the images again for the result.
         images: Any = batch.copy()[self.image]  # type: ignore[attr-defined]
-        classifier = self._classifier()
+        opening = self._opening()  # in use until the end of this call
+        classifier = opening.classifier()
         predictions = classifier.classify([_image(value) for value in images], errors="report")
         columns: dict[str, list[Any]] = {name: [_value(one, name) for one in predictions] for name in _MISSING}
         if classifier.labels == "many":
@@ -114,18 +156,34 @@ class Classify:
         self.close()
 
     def close(self) -> None:
-        """Closes the store in this process, for all copies. The next batch opens it again."""
+        """Closes the store in this process, for all functions with equal arguments. The next batch opens it again."""
         with _lock:
-            classifier = _opened.pop((os.getpid(), self._id), None)
-        if classifier is not None:
-            classifier.close()
+            opening = _taken(self._arguments())
+        if opening is not None:
+            opening.close()
 
-    def _classifier(self) -> Classifier:
-        key = os.getpid(), self._id
+    def _opening(self) -> _Opening:
+        arguments = self._arguments()
         with _lock:
-            if key not in _opened:
-                _opened[key] = zsvec.open(self._store, encoders=self._encoders, **self._settings)
-            return _opened[key]
+            _opened.append(_taken(arguments) or _Opening(arguments))
+            opening, dropped = _opened[-1], _opened[:-_KEPT]
+            del _opened[:-_KEPT]
+        del dropped  # closes it, while other stores can be found
+        return opening
+
+    def _arguments(self) -> tuple[Any, ...]:
+        store = None if self._store is None else os.fspath(self._store)
+        # The folder decides what a relative path means, and which zsvec.toml is read.
+        folder = None if store is not None and os.path.isabs(store) else os.getcwd()  # noqa: PTH109, PTH117 - a text
+        return folder, store, self._encoders, self._settings
+
+
+def _taken(arguments: tuple[Any, ...]) -> _Opening | None:
+    """Takes an opening from the list."""
+    found = next((one for one in _opened if one.arguments == arguments), None)
+    if found is not None:
+        _opened.remove(found)
+    return found
 
 
 def _image(value: Any) -> Any:

@@ -17,6 +17,9 @@ from unittest.mock import Mock
 
 import jsonschema_rs
 import pytest
+
+pytest.importorskip("mcp", reason='pip install "zsvec[mcp]"')
+
 from mcp import ClientSession, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult, ImageContent, TextContent
 from PIL import Image
@@ -94,7 +97,7 @@ def played(story: Callable[[Assistant], Awaitable[None]], *options: str, before:
         async with connected(*before, "mcp", *options) as assistant:
             await story(assistant)
 
-    asyncio.run(play())
+    asyncio.run(asyncio.wait_for(play(), DEADLINE))
 
 
 def test_tools_that_write_are_listed_and_run_only_if_asked_for(filled: Cli) -> None:

@@ -36,6 +36,16 @@ def test_another_profile_is_tried_compared_and_taken(filled: Cli, new: Path) -> 
     assert "undone: reembed of the store" in result.said
 
 
+def test_the_state_before_a_switch_is_deleted(filled: Cli) -> None:
+    assert filled("reembed --profile offline --switch").code == 0
+    said = filled("gc --grace 0").said
+    assert "final: reembed of the store" in said
+    assert "the state before it is deleted" in said
+    assert "nothing else to delete" in said
+    assert filled("undo").code == 1
+    assert filled("info --json").objects[0]["namespace"] == "zsvec.1"
+
+
 def test_left_out_images_are_named(cli: Cli, colours: Path) -> None:
     assert cli("import --keep-images none", colours).code == 0
     (colours / "red" / "0.png").unlink()

@@ -255,6 +255,7 @@ def test_a_key_is_pickled_only_if_it_was_given(place: Path, monkeypatch: pytest.
         {"image": [], "labels": []},
         pd.DataFrame({"image": []}),
         pd.DataFrame({"picture": []}),
+        {"image": "a.png"},  # a row
         ["image"],
         5,
     ],

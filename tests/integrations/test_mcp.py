@@ -216,6 +216,8 @@ def test_add_correct_and_undo(filled: Cli, new: Path) -> None:
         assert (await assistant.ask("show_category", category="red"))["images"] == 3
         corrected = await assistant.ask("correct", paths=["blue.png"], category="green")
         assert corrected["images"] == 4
+        again = await assistant.ask("correct", paths=["blue.png"], category="green")
+        assert (again["images"], again["change"]) == (4, None)
         assert (await assistant.ask("undo"))["undone"] == corrected["change"]
         await assistant.refused("correct", hashes=["0" * 64], category="red")
         await assistant.refused("correct", category="red")

@@ -15,7 +15,7 @@ from zsvec.cli import output
 from zsvec.cli.app import App, Json, Yes, app, confirm, needs_extra
 from zsvec.cli.history import described
 from zsvec.errors import InvalidInputError
-from zsvec.types import Category, Change, SearchParams, ThresholdProgress, contents
+from zsvec.types import SWITCH, Category, Change, SearchParams, ThresholdProgress, contents
 
 if TYPE_CHECKING:
     from zsvec import SearchIndex
@@ -143,9 +143,14 @@ def gc(
     final: list[Change] = []
     with context.obj.open_store() as store:
         deleted = store.gc(grace, on_final=final.append)
+    nothing = "nothing to delete"
     for change in final:
-        output.print_note(f"final: {described(change)}")
-    said = f"leftovers of {contents(deleted)} deleted; no category has changed" if deleted else "nothing to delete"
+        if change.what == SWITCH:
+            output.print_note(f"final: {described(change)}; the state before it is deleted")
+            nothing = "nothing else to delete"
+        else:
+            output.print_note(f"final: {described(change)}")
+    said = f"leftovers of {contents(deleted)} deleted; no category has changed" if deleted else nothing
     output.print_note(said)
 
 

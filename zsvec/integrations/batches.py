@@ -127,7 +127,7 @@ class Classify:
             there is also ``labels``, a list of names in each row.
 
         Raises:
-            InvalidInputError: The batch has no column of images, or has a column named like a result.
+            InvalidInputError: The batch has no column of images, is one row, or has a column named like a result.
             StoreLockedError: The folder of the store is open in another process, or with other arguments in this one.
             ZSVecError: As `zsvec.open` and `Classifier.classify`. An unreadable image is no error, but has ``error``.
         """
@@ -135,6 +135,10 @@ class Classify:
             raise InvalidInputError(f"a batch must be a dict of columns, got {type(batch).__name__}. Give its columns")
         if self.image not in batch:
             raise InvalidInputError(f"a batch must have a column {self.image!r}, got {shown([*batch])}. Set image")
+        if isinstance(batch[self.image], str | bytes):  # a row of datasets, for example
+            raise InvalidInputError(
+                f"the column {self.image!r} must have a value for each image, got one value. Map with batched=True"
+            )
         if taken := sorted({*_MISSING, "labels"} & set(batch)):
             raise InvalidInputError(
                 f"a batch must have no column named like a result, got {taken}. Rename or remove it"

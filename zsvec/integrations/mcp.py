@@ -264,7 +264,7 @@ class Tools:
             references = [ReferenceImage(image=image, source=image.name) for image in images]
             texts = given.texts or None
             category = self._classifier.add_category(given.category, texts, references, parent=given.parent)
-        return {**_category(category), "change": change}, ()
+        return {**_category(category), "change": self._made(change)}, ()
 
     def correct(self, given: Correct) -> Answer:
         """Make images references of the right category. A reference of another category is moved."""
@@ -279,7 +279,11 @@ class Tools:
                 self._changes.add(change)
                 wrong: list[BinaryIO | Prediction] = [*images, *stored]
                 category = [self._classifier.correct(image, names) for image in wrong][-1]
-        return {**_category(category), "change": change}, ()
+        return {**_category(category), "change": self._made(change)}, ()
+
+    def _made(self, change: str) -> str | None:
+        """Returns the id of a change, or ``None`` if nothing has changed."""
+        return change if any(one.id == change for one in self._classifier.history) else None
 
     def undo(self, given: Undo) -> Answer:
         """Undo a change that you made in this session: the last one, or one by its id."""

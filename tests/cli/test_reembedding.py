@@ -42,7 +42,7 @@ def test_the_state_before_a_switch_is_deleted(filled: Cli) -> None:
     assert "final: reembed of the store" in said
     assert "the state before it is deleted" in said
     assert "nothing else to delete" in said
-    assert filled("undo").code == 1
+    assert filled("undo").code == 2
     assert filled("info --json").objects[0]["namespace"] == "zsvec.1"
 
 

@@ -127,9 +127,10 @@ def switch_back(catalog: Catalog, before: Catalog, switch: Successor, by: str | 
         ConflictError: Another process is switching the store.
     """
     if is_dropped(before.store()) or time.time_ns() // 1000 > switch.until:
+        why = "the state before it was deleted" if is_dropped(before.store()) else "the undo time is over"
         raise InvalidInputError(
-            f"the change {switch.id[:8]} ({SWITCH}) must be within the undo time, and {before.location} must exist: "
-            "re-embed with the other encoders instead (`zsvec reembed --profile NAME`)"
+            f"the change {switch.id[:8]} ({SWITCH}) cannot be undone, because {why}: re-embed with the other encoders "
+            "instead (`zsvec reembed --profile NAME`)"
         )
     with closed(catalog, before.number, identifier=switch.id) as closing:
         changed = sorted(str(one["category"]) for one in catalog.manifests() if one["rev"] > switch.rev)

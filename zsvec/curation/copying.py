@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Unpack
 
 from pydantic import SecretStr
@@ -64,14 +65,27 @@ def copy(
     theirs = load_settings(**{**settings, "store": target, "namespace": target_namespace or ours.namespace})
     key = target_api_key or os.environ.get(TARGET_KEY_VARIABLE)
     theirs = theirs.model_copy(update={"api_key": SecretStr(key) if key else _key_for(target, ours)})
+    if ours.namespace == theirs.namespace and _is_same_folder(source, target):  # can be open once
+        raise _itself(source)
     with ours.open_store() as first, theirs.open_store() as second:
         if first.place == second.place:
-            raise InvalidInputError(
-                f"{first.location} cannot be copied to itself: choose another target, or another namespace there"
-            )
+            raise _itself(first.location)
         if ours.api_key and not theirs.api_key:
             _check_access(second)
         return second.copy_from(first, replaces=replace, images=theirs.keep_images, on_commit=on_commit, track=track)
+
+
+def _is_same_folder(source: str, target: str) -> bool:
+    try:
+        return Path(source).expanduser().samefile(Path(target).expanduser())
+    except (OSError, RuntimeError, ValueError):  # no such folder; opening reports what is wrong
+        return False
+
+
+def _itself(location: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{location} cannot be copied to itself: choose another target, or another namespace there"
+    )
 
 
 def _check_access(target: Store) -> None:

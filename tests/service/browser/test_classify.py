@@ -276,6 +276,7 @@ def test_a_part_of_a_photo_is_classified_and_becomes_a_reference(opened: Opened,
     sides = {name: dialog.get_by_label(name) for name in ("Left", "Top", "Width", "Height")}
     expect(sides["Width"]).not_to_have_value("")
     width, height = photo.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    photo.hover()  # waits until it is still
     shown = photo.bounding_box()
     assert shown
     page.mouse.move(shown["x"] + shown["width"] * 0.75, shown["y"] + shown["height"] * 0.8)

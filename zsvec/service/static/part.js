@@ -1,6 +1,6 @@
 // A box on a photo, drawn by the pointer or typed in four fields, and the part of the photo in the box as a file.
 
-import { open } from "./page.js";
+import { open, sayProblem } from "./page.js";
 
 const dialog = document.getElementById("part-dialog");
 const area = dialog.querySelector(".part-area");
@@ -46,13 +46,17 @@ for (const field of fields) {
   field.addEventListener("change", () => draw(sides()));
 }
 
-// Shows a photo, with its middle half in the box.
+// Shows a photo, with its middle half in the box, once it is loaded: later, the box would replace what is typed.
 export function showPart(chosen) {
   file = chosen;
+  photo.onload = () => {
+    const whole = [photo.naturalWidth, photo.naturalHeight];
+    draw([0, 1, 2, 3].map((i) => within(whole[i % 2] / (i < 2 ? 4 : 2), i < 2 ? 0 : 1, Infinity)));
+    open(dialog);
+  };
+  photo.onerror = () => sayProblem("This browser cannot show the photo.", "Save it as JPEG or PNG, then choose it again.");
   photo.src = URL.createObjectURL(file);
-  photo.onload = () => draw([0, 1, 2, 3].map((i) => within([photo.naturalWidth, photo.naturalHeight][i % 2] / (i < 2 ? 4 : 2), i < 2 ? 0 : 1, Infinity)));
   dialog.addEventListener("close", () => URL.revokeObjectURL(photo.src), { once: true });
-  open(dialog);
 }
 
 // Returns the part in the box without loss, named as the regions of the command line are.

@@ -77,7 +77,7 @@ def _number(categories: list[Category] | tuple[Category, ...]) -> str:
 
 
 def print_notes(copied: Copied, *, replace: bool, done: str = "copied", target: str = "TARGET") -> None:
-    """Prints what was copied, and what was not and why.
+    """Prints the copied categories, and the reasons why others were left out.
 
     Args:
         copied: The result of the copy.

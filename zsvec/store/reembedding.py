@@ -384,7 +384,7 @@ class Reembedding:
         return bool(differed)
 
     def _match_inbox(self) -> list[InboxImage]:
-        """Deletes from the inbox of the copy what does not wait in the store, and returns what the copy lacks."""
+        """Deletes images that no longer wait from the inbox of the copy, and returns the images that it lacks."""
         waiting = {image.hash: image for image in self._inbox.read() if image.state == "waiting"}
         every = self._writer.inbox.read(labelled=True)
         there = {image.hash for image in every if image.state == "waiting"} & waiting.keys()

@@ -221,6 +221,7 @@ def test_methods_of_a_classifier() -> None:
         "labels",
         "location",
         "references",
+        "revision",
         "stats",
     }
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier:

@@ -132,7 +132,20 @@ def test_a_prediction_names_the_revision_that_it_was_compared_with(clf: Classifi
     (removed,) = revisions()
     assert removed is not None
     assert removed > added
+    assert clf.revision == removed
     assert clf.classify([b"no image"], errors="report")[0].revision is None
+
+
+def test_the_revision_counts_removed_categories_after_a_restart(tmp_path: Path) -> None:
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()]) as clf:
+        assert clf.revision == 0
+        added = [clf.add_category(name, images=[photo(seed)]).rev for seed, name in enumerate(("new", "newest"))]
+        assert clf.revision == max(added)
+        clf.remove_category("newest")
+        removed = clf.revision
+        assert removed > max(added)
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder()]) as clf:
+        assert clf.revision == removed == clf.classify(photo(0)).revision
 
 
 def test_an_image_like_the_references_of_a_category_gets_its_label(clf: Classifier) -> None:

@@ -975,6 +975,15 @@ class Classifier:
         """Whether an image belongs to ``one`` category of the store, or may belong to ``many``."""
         return self._store.labels()
 
+    @property
+    def revision(self) -> int:
+        """Revision of the newest commit, removals included, as in `Prediction.revision`; 0 for an empty store.
+
+        Raises:
+            StoreError: The store cannot be read.
+        """
+        return self._calibrator.revision
+
     def info(self) -> dict[str, Any]:
         """Returns location, size, encoders, state of the calibration and engine versions, as a JSON object.
 

@@ -89,6 +89,11 @@ class Calibrator:
         """Whether the store is too large to read, so that a sample of its references stands for all."""
         return sum(self._census.update()[1].values()) > self._budget
 
+    @property
+    def revision(self) -> int:
+        """Largest ``rev`` of a commit, removals included; 0 without a commit."""
+        return self._census.update()[2]
+
     def calibrate(
         self, false_unknown_rate: float | None = None, labelled: tuple[Sequence[str], Vectors] | None = None
     ) -> CalibrationReport:

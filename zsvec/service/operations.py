@@ -117,7 +117,7 @@ class Metrics(Collector):
         return dict(codes)
 
     def read_store(self) -> tuple[dict[str, int] | None, int]:
-        """Returns the number of references by modality, and the largest revision of a category.
+        """Returns the number of references by modality, and the revision of the newest commit.
 
         If the encoders have different numbers of references, the largest number counts. The store is read at most
         every 15 seconds, with a timeout of two seconds for each request. While the store is unavailable, the previous
@@ -127,7 +127,7 @@ class Metrics(Collector):
             self._counted_at = time.monotonic()
             classifier = self._work.classifier
             with suppress(ZSVecError), classifier.within(_STORE_TIMEOUT_S):  # other requests report the failure
-                self._counted = _counted(classifier.categories())
+                self._counted = _counted(classifier.categories()), classifier.revision
         return self._counted
 
     def collect(
@@ -165,14 +165,13 @@ class Metrics(Collector):
         yield GaugeMetricFamily("zsvec_store_revision", "Revision of the newest commit", revision)
 
 
-def _counted(categories: Sequence[Category]) -> tuple[dict[str, int], int]:
+def _counted(categories: Sequence[Category]) -> dict[str, int]:
     counts: dict[str, Counts[str]] = {"text": Counts(), "image": Counts()}
     for category in categories:
         for expert, number in category.references.items():
             encoder, modality = encoder_and_modality(expert)
             counts[modality][encoder] += number
-    most = {modality: max(found.values(), default=0) for modality, found in counts.items()}
-    return most, max((category.rev for category in categories), default=0)
+    return {modality: max(found.values(), default=0) for modality, found in counts.items()}
 
 
 @router.api_route("/health/live", methods=["GET", "HEAD"])

@@ -26,7 +26,7 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 FOR_WRITERS = ("/live",)
 """Paths that need the right ``write``, because they show images of other clients."""
 
-FOR_LABEL_STUDIO = ("/health", "/setup", "/predict", "/webhook")
+FOR_LABEL_STUDIO = ("/health", "/setup", "/versions", "/predict", "/webhook")
 """Paths that take basic authentication as well, with the name of a key as the user and the key as the password."""
 
 _CLASSIFYING = (

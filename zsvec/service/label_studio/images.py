@@ -1,31 +1,44 @@
 """Fetches the images of tasks from one Label Studio, and from nowhere else.
 
-Users who may import tasks choose these URLs. So a URL must have the origin of the configured Label Studio and a path
-of its files, redirects are not followed, and time and size are bounded. The token is sent to this origin alone. No file
-of this machine is read: images in local storage come from Label Studio as well.
+Any user with the right to import tasks chooses URLs. So a URL must have the origin of the configured Label Studio and a
+path of its files, redirects are not followed, and time and size are bounded. The token is sent to this origin alone. No
+file of this machine is read: images in local storage come from Label Studio as well.
+
+Label Studio takes two kinds of tokens. A legacy token stands in each request. A personal access token is a JSON web
+token, which the service exchanges for an access token, valid for some minutes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Iterable
+from typing import Annotated
 from urllib.parse import unquote
 
 import httpx
+from pydantic import BaseModel, Field, ValidationError
 
 from zsvec.errors import ImageError, InvalidInputError
+from zsvec.service.problems import Problem
 from zsvec.service.uploads import Upload
 from zsvec.settings.trust import is_private
+
+_log = logging.getLogger(__name__)
 
 _MAX_BYTES = 16 * 2**20  # of an image
 _TIMEOUT_S = 20.0  # of an image
 _MAX_AT_ONCE = 2  # groups of images to classify, and as many annotations
 _FILES = ("data/", "storage-data/")  # where Label Studio serves the files of tasks
 _DATA_URI = re.compile(r"data:image/[\w.+-]{1,50};base64,", re.ASCII | re.IGNORECASE)
+_REFRESH = "api/token/refresh/"  # exchanges a personal access token for an access token
+
+
+class _Access(BaseModel):
+    access: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]
 
 
 class LabelStudio:
@@ -33,7 +46,7 @@ class LabelStudio:
 
     Args:
         url: URL of the server, such as ``https://label.example.org``.
-        token: Access token of a user who may read the tasks, if needed.
+        token: Personal access token or legacy token of a user who may read the tasks, if needed.
         allow_http: Whether to send the token unencrypted to another machine.
 
     Attributes:
@@ -65,13 +78,9 @@ class LabelStudio:
         self.groups = asyncio.Semaphore(_MAX_AT_ONCE)
         self.annotations = asyncio.Semaphore(_MAX_AT_ONCE)
         self.correcting = asyncio.Lock()
-        self._newest = 0
-        self._headers = {"Accept-Encoding": "identity"} | ({} if token is None else {"Authorization": f"Token {token}"})
-
-    def newest(self, revisions: Iterable[int]) -> int:
-        """Returns the largest of these and all former revisions."""
-        self._newest = max([self._newest, *revisions])
-        return self._newest
+        self._personal = token if token is not None and token.count(".") == 2 else None
+        self._authorization = None if token is None or self._personal else f"Token {token}"
+        self._renewing = asyncio.Lock()
 
     async def image(self, value: object, seconds: float = math.inf) -> Upload:
         """Returns the image of a task.
@@ -82,6 +91,7 @@ class LabelStudio:
 
         Raises:
             ImageError: The value is another one, or the image cannot be fetched.
+            Problem: Label Studio refuses the token.
         """
         if not isinstance(value, str):
             raise ImageError("the image of a task must be a URL")
@@ -120,19 +130,50 @@ class LabelStudio:
         return url
 
     async def _fetched(self, url: httpx.URL) -> bytes:
-        content = bytearray()
-        async with (
-            # A proxy of the environment would read the token in requests by http.
-            httpx.AsyncClient(headers=self._headers, verify=self._tls, timeout=_TIMEOUT_S, trust_env=False) as client,
-            client.stream("GET", url, follow_redirects=False) as answer,
-        ):
-            if answer.status_code != 200:
-                raise ImageError(f"Label Studio answers {answer.status_code} instead of the image {url.path[:200]!r}")
-            async for part in answer.aiter_raw():
-                content += part
-                if len(content) > _MAX_BYTES:
-                    raise ImageError(f"an image must have at most {_MAX_BYTES:,} bytes, got more at {url.path[:200]!r}")
-        return bytes(content)
+        headers = {"Accept-Encoding": "identity"}
+        # A proxy of the environment would read the token in requests by http.
+        async with httpx.AsyncClient(headers=headers, verify=self._tls, timeout=_TIMEOUT_S, trust_env=False) as client:
+            used = self._authorization
+            content = await _content(client, url, used)
+            if content is None and self._personal is not None:
+                content = await _content(client, url, await self._renewed(client, used))
+        if content is None:
+            raise _refused()
+        return content
+
+    async def _renewed(self, client: httpx.AsyncClient, used: str | None) -> str | None:
+        """Returns the authorization with a new access token, unless another request has renewed the used one."""
+        async with self._renewing:
+            if self._authorization == used:
+                answer = await client.post(self._base.join(_REFRESH), json={"refresh": self._personal})
+                try:
+                    access = _Access.model_validate_json(answer.content if answer.status_code == 200 else b"")
+                except ValidationError as exc:
+                    raise _refused() from exc
+                self._authorization = f"Bearer {access.access}"
+            return self._authorization
+
+
+async def _content(client: httpx.AsyncClient, url: httpx.URL, authorization: str | None) -> bytes | None:
+    """Returns an image, or ``None`` if Label Studio refuses the authorization."""
+    content = bytearray()
+    headers = {} if authorization is None else {"Authorization": authorization}
+    async with client.stream("GET", url, headers=headers, follow_redirects=False) as answer:
+        if answer.status_code == 401:
+            return None
+        if answer.status_code != 200:
+            raise ImageError(f"Label Studio answers {answer.status_code} instead of the image {url.path[:200]!r}")
+        async for part in answer.aiter_raw():
+            content += part
+            if len(content) > _MAX_BYTES:
+                raise ImageError(f"an image must have at most {_MAX_BYTES:,} bytes, got more at {url.path[:200]!r}")
+    return bytes(content)
+
+
+def _refused() -> Problem:
+    detail = "Label Studio refuses the token, or needs one: set ZSVEC_LABEL_STUDIO_TOKEN to a personal access token"
+    _log.error(detail)
+    return Problem(503, detail)
 
 
 def _origin(url: httpx.URL) -> tuple[str, str, int | None, bytes]:

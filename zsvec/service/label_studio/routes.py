@@ -1,4 +1,4 @@
-"""The routes that Label Studio calls: ``/health``, ``/setup``, ``/predict`` and ``/webhook``.
+"""The routes that Label Studio calls: ``/health``, ``/setup``, ``/versions``, ``/predict`` and ``/webhook``.
 
 The shapes of requests and responses are those of label-studio-ml-backend.
 """
@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from zsvec import Classifier, Prediction, checked_name, content_hash
 from zsvec.errors import ImageError
-from zsvec.service.admission.queue import ClientLeft, Work
+from zsvec.service.admission.queue import ClientLeft
 from zsvec.service.api.common import By, Runs, of_state
 from zsvec.service.label_studio.config import control_of
 from zsvec.service.label_studio.images import LabelStudio
@@ -82,7 +82,13 @@ async def setup(request: Request, work: Runs) -> Response:
     The address and the token in the request are ignored: the operator names the Label Studio to trust.
     """
     control_of((await sent_json(request, _Setup)).config)
-    return JSON({"model_version": str(await _newest(request, work))})
+    return JSON({"model_version": str(await work.run(lambda: work.classifier.revision))})
+
+
+@router.get("/versions")
+async def versions(work: Runs) -> Response:
+    """Returns the version of the predictions, of which there is one at a time."""
+    return JSON({"versions": [str(await work.run(lambda: work.classifier.revision))]})
 
 
 @router.post("/predict")
@@ -95,7 +101,7 @@ async def predict(request: Request, work: Runs) -> Response:
     work.check_room(1)  # before the body is read
     given = await sent_json(request, _Predict)
     control = control_of(given.label_config)
-    many, newest = await work.run(lambda: work.classifier.labels == "many"), await _newest(request, work)
+    many, newest = await work.run(lambda: (work.classifier.labels == "many", work.classifier.revision))
     values = [task.data.get(control.field) for task in given.tasks]
     predictions: list[Prediction] = []
     seconds = _TIMEOUT_S
@@ -111,7 +117,6 @@ async def predict(request: Request, work: Runs) -> Response:
             found = iter(await work.classify(images, 1, request.receive) if images else ())
         predictions += [image if isinstance(image, Prediction) else next(found) for image in fetched]
     revisions = [newest if one.revision is None else one.revision for one in predictions]
-    request.app.state.label_studio.newest(revisions)
     return JSON(
         {
             "results": [
@@ -168,10 +173,3 @@ def _corrected(classifier: Classifier, image: Upload, labels: list[str], choices
     with of_state():
         classifier.correct(image, sorted(names))
     return True
-
-
-async def _newest(request: Request, work: Work) -> int:
-    """Returns the largest revision of a category, or of an answer so far, which counts removed categories."""
-    label_studio: LabelStudio = request.app.state.label_studio
-    categories = await work.run(work.classifier.categories)
-    return label_studio.newest(category.rev for category in categories)

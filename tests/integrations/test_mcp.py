@@ -31,6 +31,7 @@ from tests.support import coloured, coloured_store, encode, isolated
 from zsvec import CategoryInput, ReferenceImage
 from zsvec.errors import StoreUnavailableError
 from zsvec.integrations.mcp import Tools
+from zsvec.testing import HashEncoder
 
 __all__ = ["cli", "colours", "filled", "hash_encoders", "isolated", "new"]
 
@@ -146,7 +147,13 @@ def test_classify_files_and_data_as_configured_on_the_page(cli: Cli, colours: Pa
         assert len(red["ranking"]) == 2
         assert {**red, "source": again["source"]} == again
         assert unreadable.keys() == {"source", "error"}
-        assert "data[1]" in await assistant.refused("classify", data=[RED, "?"])
+        refused = await assistant.ask("classify", paths=["missing.png", "blue.png"], data=["?", RED])
+        missing, blue, undecodable, red = refused["predictions"]
+        assert (missing.keys(), missing["source"]) == ({"source", "error"}, "missing.png")
+        assert (undecodable.keys(), undecodable["source"]) == ({"source", "error"}, "data[0]")
+        assert [one["label"] for one in (blue, red)] == ["blue", "red"]
+        alone = await assistant.ask("classify", paths=["missing.png"])
+        assert [one["source"] for one in alone["predictions"]] == ["missing.png"]
 
     played(story, *options, before=before)
 
@@ -171,13 +178,16 @@ def test_files_are_read_in_the_given_folders_only(filled: Cli, new: Path, tmp_pa
         missing += ["pipe.png", ".", "x" * 4000, "~/a.png", "/proc/self/environ"]
         said = set()
         for path in outside + missing:
-            said.add((await assistant.refused("classify", paths=["red.png", path])).rpartition("must be")[2])
+            red, refused = (await assistant.ask("classify", paths=["red.png", path]))["predictions"]
+            assert (red["label"], refused["source"]) == ("red", path)
+            whole = await assistant.refused("correct", paths=["red.png", path], category="red")
+            said |= {one.rpartition("must be")[2] for one in (refused["error"], whole)}
         assert len(said) == 1  # the same for files that exist elsewhere
 
     async def without(assistant: Assistant) -> None:
-        assert "--folder" in await assistant.refused("classify", paths=["new/red.png"])
+        assert "--folder" in (await assistant.ask("classify", paths=["new/red.png"]))["predictions"][0]["error"]
 
-    played(story, "--folder", str(new))
+    played(story, "--folder", str(new), "--write")
     played(without)
 
 
@@ -398,12 +408,27 @@ def test_a_failure_names_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_store_that_is_missing_or_empty(tmp_path: Path) -> None:
     async def story(assistant: Assistant) -> None:
-        assert (await assistant.ask("list_categories"))["number"] == 0
+        assert str(store) in assistant.stderr
+        listed = await assistant.ask("list_categories")
+        assert (listed["number"], listed.keys() >= {"note"}) == (0, True)
         assert str(tmp_path) not in await assistant.refused("classify", data=[RED])
 
     store = tmp_path / "missing"
     played(story, before=["--store", str(store)])
     assert not store.exists()
+
+
+def test_messages_name_tools_instead_of_commands() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder()]) as empty:
+        reading, writing = (
+            text_of(Tools(empty, write=write).call("classify", {"data": [RED]})) for write in (False, True)
+        )
+        missing = text_of(Tools(empty).call("show_category", {"category": "red"}))
+    assert "`zsvec add`" in reading  # there is no such tool without --write
+    assert "`zsvec add`" not in writing
+    assert "the tool `add`" in writing
+    assert "`zsvec" not in missing
+    assert "the tool `list_categories`" in missing
 
 
 def test_a_store_that_is_in_use_is_a_usual_error(filled: Cli) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from zsvec.cli import output
 from zsvec.cli.app import app, needs_extra
 
 
@@ -39,6 +40,8 @@ def mcp(
     with ExitStack() as stack:
         with _stdout_to_stderr():
             classifier = stack.enter_context(context.obj.open())
+            if not classifier.categories():
+                output.print_note(f"{classifier.location} has no category yet: check --store, or add one")
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a thread waits for stdin, and would wait on after an exception
         serve(Tools(classifier, folder or (), write=write))
 

@@ -246,6 +246,13 @@ def test_a_key_is_pickled_only_if_it_was_given(place: Path, monkeypatch: pytest.
     assert b"key-of" in pickle.dumps(Classify(place, api_key="key-of-the-caller"))
 
 
+def test_a_misspelled_setting_is_refused_before_the_first_batch() -> None:
+    with pytest.raises(InvalidInputError) as caught:
+        Classify(":memory:", profil="offline")  # type: ignore[call-arg]
+    assert "'profil'" in str(caught.value)
+    assert "'profile'" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "batch",
     [

@@ -96,6 +96,10 @@ class Classify:
 
     Attributes:
         image: Name of the column of images.
+
+    Raises:
+        InvalidInputError: There is no such setting. The values are checked by the first batch, since each process adds
+            its own settings.
     """
 
     def __init__(
@@ -106,6 +110,11 @@ class Classify:
         encoders: str | None = None,
         **settings: Unpack[SettingsArguments],
     ) -> None:
+        from zsvec.settings.settings import Settings, did_you_mean  # slow to import
+
+        if unknown := settings.keys() - Settings.model_fields.keys():
+            name = min(unknown)
+            raise InvalidInputError(f"there is no setting {name!r}{did_you_mean(name, Settings.model_fields)}")
         self.image = image
         self._store, self._encoders, self._settings = store, encoders, settings
         # datasets caches results by the pickled function, and the store may have changed since an equal function ran.

@@ -35,7 +35,7 @@ _MISSING: Mapping[str, str | float | int | bool] = {
     "error": "",
     "revision": 0,
 }
-_KEPT = 4  # stores that stay open; another one closes the store whose last batch is the oldest
+_KEPT = 4  # stores that stay open; the store with the oldest last batch makes room for another
 
 
 class _Opening:
@@ -44,7 +44,7 @@ class _Opening:
     def __init__(self, arguments: tuple[Any, ...]) -> None:
         self.arguments = arguments
         self._classifier: Classifier | None = None
-        self._lock = threading.Lock()  # of its own, because opening takes seconds
+        self._lock = threading.Lock()  # not the lock of the list, because opening takes seconds
 
     def classifier(self) -> Classifier:
         with self._lock:
@@ -67,7 +67,7 @@ _lock = threading.Lock()  # of the list
 
 
 def _forked() -> None:
-    """Starts without open classifiers, of which none survives a fork, and with a lock that nobody holds."""
+    """Starts with no open classifier, since none survives a fork, and with a free lock."""
     global _lock, _opened
     _inherited.append(_opened)  # without an end, which would unlock folders of the parent
     _opened, _lock = [], threading.Lock()

@@ -53,8 +53,8 @@ class ImageEmbedder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         profile: Name of a profile, or folder of exported encoders, as for `zsvec.open`. By default the encoders of your
             settings.
-        encoder: Name of the one encoder whose vectors are returned. The other encoders of the profile are loaded, but
-            do not run. By default, the vectors of all encoders are concatenated.
+        encoder: Name of one encoder, to get the vectors of this encoder alone. The other encoders of the profile are
+            loaded, but do not run. By default, the vectors of all encoders are concatenated.
         device: Device of the encoders; by default, the setting.
         batch_size: Maximum number of images in a batch of an encoder; by default, the setting.
     """

@@ -2,9 +2,9 @@
 
 Trust:
 
-- The user who starts the server is trusted: the folders, the right to write, and the store come from its arguments.
-- The assistant is not, since texts that it has read may steer it: in images, in names of categories, in web pages. It
-  reads images in the given folders only. Symbolic links are resolved before the check, and no URL is fetched. A refused
+- The starter of the server is trusted: the folders, the right to write, and the store come from the command line.
+- The assistant is not, since texts in images, in names of categories and in web pages may steer an assistant. The tools
+  read images in the given folders only. Symbolic links are resolved before the check, and no URL is fetched. A refused
   path and a missing file have the same message, so the assistant cannot find out which other files exist. Programs that
   may write to these folders are trusted not to exchange a folder for a link while a file is opened. Each change can be
   undone. The assistant undoes only changes that it made through the same `Tools`. Nothing is removed or erased, and
@@ -54,8 +54,8 @@ _MAX_TEXT = 500  # characters of a text in an answer
 _MAX_LISTED = 100  # categories or findings of an answer
 _MAX_OF_FINDING = 10  # images of a finding in an answer
 _MAX_MESSAGE = 2000  # characters; a message may quote what was given
-_HIDDEN = "this needs the person who runs zsvec: its log (stderr) says more"
-_ASK = "An assistant cannot run commands of zsvec: ask the person who runs it"
+_HIDDEN = "ask the user to read the log (stderr) of zsvec"
+_ASK = "An assistant cannot run commands of zsvec: ask the user"
 _COMMAND = re.compile(r"`zsvec (\w+)[^`]*`")  # in messages
 _TOOL_OF = {"add": "add", "list": "list_categories", "show": "show_category"}
 """The tool that does the same as a command of zsvec."""
@@ -325,7 +325,7 @@ class Tools:
 
     @contextmanager
     def _images(self, given: _Images) -> Iterator[list[BinaryIO]]:
-        """Yields the images as open files, whose names are the paths as given, or positions in `data`."""
+        """Yields the images as open files. Their names are the paths as given, or positions in `data`."""
         with ExitStack() as opened:
             yield [opened.enter_context(read()) for _, read in self._sources(given)]
 
@@ -347,7 +347,7 @@ class Tools:
                 continue
         if not self._folders:
             raise ImageError(
-                "this server reads no files: send the images as data, or ask the person who runs zsvec to give --folder"
+                "this server reads no files: send the images as data, or ask the user to start zsvec with --folder"
             )
         raise ImageError(f"{path[:200]!r} must be a file in the folders that this server may read")
 

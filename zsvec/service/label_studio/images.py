@@ -46,7 +46,7 @@ class LabelStudio:
 
     Args:
         url: URL of the server, such as ``https://label.example.org``.
-        token: Personal access token or legacy token of a user who may read the tasks, if needed.
+        token: Personal access token or legacy token of a user with the right to read the tasks, if needed.
         allow_http: Whether to send the token unencrypted to another machine.
 
     Attributes:

@@ -142,8 +142,8 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
     """Makes the image of an annotated task a reference of the chosen categories. Other events change nothing.
 
     If an image may have several categories, categories that are no choice of the project keep the image: they may be
-    choices of other projects. An event repeated at once changes nothing, since the content of an image identifies its
-    reference. An event that arrives after a later one takes its place.
+    choices of other projects. An event repeated at once changes nothing, since the content of an image identifies the
+    reference. An event that arrives after a later one takes effect nevertheless.
     """
     action = (await sent_json(request, _Action)).action
     if action not in _LEARNED:

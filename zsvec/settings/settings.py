@@ -304,7 +304,7 @@ class Settings(_Masked, BaseSettings):
             decoded at a reduced size.
         image_memory: Maximum bytes for decoding images in all threads together. An image that needs more is refused;
             other images wait for free memory.
-        label_studio_token: Access token for `zsvec serve --label-studio`.
+        label_studio_token: Personal access token or legacy token for `zsvec serve --label-studio`.
         generation: Settings of `zsvec generate`.
     """
 

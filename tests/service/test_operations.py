@@ -127,7 +127,13 @@ def test_metrics_count_requests_and_images(client: TestClient, classifier: Class
     assert figure(after, "zsvec_http_request_seconds_count", route="/v1/classify") == 1
     assert figure(after, "zsvec_references", modality="image") == 9
     assert figure(after, "zsvec_references", modality="text") == 3
-    assert figure(after, "zsvec_store_revision") == max(category.rev for category in classifier.categories())
+    assert figure(after, "zsvec_store_revision") == classifier.revision
+
+
+def test_the_revision_in_the_metrics_counts_removed_categories(client: TestClient, classifier: Classifier) -> None:
+    added = classifier.add_category("new", texts=["a new one"]).rev
+    classifier.remove_category("new")
+    assert figure(figures(client), "zsvec_store_revision") > added
 
 
 def test_no_label_contains_a_name_of_a_user(classifier: Classifier) -> None:

@@ -1,7 +1,7 @@
 """The background of an image expert, and the category means relative to the background.
 
-The background describes images regardless of their category: the mean of the category means, and the precision (inverse
-covariance) of images around the mean of their category.
+The background describes images regardless of their category: the average of the category means, and the precision
+(inverse covariance) of images around the mean of their category.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def mean_reference(vectors: Floats) -> Floats:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Background:
-    """Mean of the category means, and precision of images around the mean of their category.
+    """Average of the category means, and precision of images around the mean of their category.
 
     The basis holds the directions in which images of one category differ most. In every direction orthogonal to the
     basis, the precision is `elsewhere`.
 
     Attributes:
-        mean: float32 ``(dim,)``, mean of the category means.
+        mean: float32 ``(dim,)``, average of the category means, weighted by the inverse of their variance.
         basis: float32 ``(rank, dim)``, orthonormal rows. The variance within a category increases from the first row to
             the last.
         along: float32 ``(rank,)``, precision in the directions of the basis.

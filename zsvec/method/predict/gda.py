@@ -56,6 +56,11 @@ def learn_background(references: References) -> Background | None:
     r = d / (N - 1). Up to a factor, this is the estimate of Kubokawa & Srivastava (2008) that Wang et al. use. A
     category of one reference adds nothing to the scatter, so the other categories determine the covariance.
 
+    The mean is the average of the category means, weighted by the inverse of their variance, as in DerSimonian & Laird
+    (1986). With n references, this variance is proportional to B + W / n (`Background.between`, `Background.within`).
+    So a category of few references hardly moves the mean. If it did, an image of it that is left out, but stays in the
+    mean, would be less similar to the other categories than a new image is.
+
     Args:
         references: All references of the expert.
 
@@ -103,9 +108,10 @@ def learn_background(references: References) -> Background | None:
         references=n,
         of_roots=of_roots,
     )
-    apart = _apart(background, means)
-    between = max(float((apart - within / counts).mean()), _LEAST * float(apart.mean()))
-    return replace(background, between=between)
+    background = replace(background, between=_between(background, means))
+    mean = np.average(means.means, axis=0, weights=1 / (background.between + within / counts))
+    background = replace(background, mean=mean.astype(np.float32))
+    return replace(background, between=_between(background, means))
 
 
 def describes(background: Background, references: References) -> bool:
@@ -130,6 +136,12 @@ def describes(background: Background, references: References) -> bool:
     apart = float(_apart(background, means).mean())
     apart /= background.between + background.within * float((1 / means.counts).mean())
     return max(abs(within - 1), abs(apart - 1)) <= _TOLERANCE
+
+
+def _between(background: Background, means: ClassMeans) -> float:
+    """Returns `Background.between` for the mean of a background."""
+    apart = _apart(background, means)
+    return max(float((apart - background.within / means.counts).mean()), _LEAST * float(apart.mean()))
 
 
 def _apart(background: Background, means: ClassMeans) -> Floats:

@@ -69,3 +69,19 @@ def test_an_offset_is_no_part_of_the_share_of_an_expert() -> None:
     assert made.plain.shares["clip:image"] == pytest.approx(
         sum(by_name.values()) * made.experts["clip:image"].spread, rel=1e-6
     )
+
+
+def test_a_category_of_one_image_is_not_learned_to_be_never_right() -> None:
+    # No image of this category can be left out. As a wrong answer to all others, its mean probability was 0.05.
+    shares = []
+    for seed in range(5):
+        images, queries, truth = uneven(np.random.default_rng(seed))
+        many = {name: vectors for name, vectors in images.items() if len(vectors) > 3}
+        experts = {"clip:image": {**many, "one": dict(list(images["01"].items())[:1])}}
+        made, _ = calibrated(experts)
+        found = searched(experts, {"clip": queries[truth == 1]}, calibration=made)
+        fused = Scoring(temperatures={"clip:image": 0.07}).scores(found).fused
+        shares.append(fused[:, found.categories.index("one")].mean())
+        assert made.classwise is not None
+        assert LOG_COUNT not in made.classwise.coefficients["clip:image"]  # the other categories have equal numbers
+    assert np.mean(shares) > 0.12

@@ -299,6 +299,33 @@ def test_numbers_are_uneven_where_other_categories_have_others() -> None:
     assert uneven.uneven("clip:image")
 
 
+def test_categories_of_which_no_image_can_be_left_out_are_not_judged() -> None:
+    images: Vectors = {
+        "a": {"1": (1, 0), "2": (0.8, 0.6)},
+        "b": {"3": (-1, 0)},
+        "c": {"4": (0, 1), "5": (0.6, 0.8)},
+        "d": {"6": (0, -1), "7": (0, -1)},  # one scene
+    }
+    found = left_out({"clip:image": images, "clip:text": {name: {"t": (0.6, 0.8)} for name in "abcde"}}, ["max"])
+    judged = found.judged()
+    assert judged.categories == ("a", "c", "e")
+    assert judged.hashes == ("1", "2", "4", "5")
+    np.testing.assert_array_equal(judged.labels, [0, 0, 1, 1])
+    np.testing.assert_array_equal(judged.coverage, [[True, True, False], [True, True, True]])
+    similarities = [[0.8, 0.6, NAN], [0.8, 0.96, NAN], [0.6, 0.8, NAN], [0.96, 0.8, NAN]]
+    np.testing.assert_allclose(judged.aggregations["clip:image"]["max"], similarities, atol=1e-6)
+    np.testing.assert_allclose(judged.aggregations["clip:text"]["max"], np.repeat([[0.6], [0.96], [0.8], [1]], 3, 1))
+    assert [found.uneven("clip:image"), judged.uneven("clip:image")] == [True, False]
+
+
+def test_all_categories_are_judged_if_images_of_all_or_of_none_can_be_left_out() -> None:
+    pairs: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
+    singles: Vectors = {"a": {"1": (1, 0)}, "b": {"3": (0, 1)}}
+    for images in (pairs, singles):
+        found = left_out({"clip:image": images}, ["max"])
+        assert found.judged() is found
+
+
 # ---- against the definition
 
 

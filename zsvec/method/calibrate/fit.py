@@ -328,7 +328,10 @@ def _pool(
     least: float | None = None,
 ) -> tuple[LogLinear, int]:
     """Learns a pool. Returns the pool, and the number of images of `learn_thresholds`."""
-    pool = replace(learn_coefficients(sample, fitted, aggregations), least=least)
+    # Similarity to nearest references depends much on the number of references. An offset that is learned without
+    # categories of one reference does not hold for them.
+    answers = sample if least is None else sample.judged()
+    pool = replace(learn_coefficients(answers, fitted, aggregations), least=least)
     evidence = expert_evidence(pool.coefficients, sample.aggregations, least)
     neutral = learn_neutral(evidence, sample)
     if least is not None:

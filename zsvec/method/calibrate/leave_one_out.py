@@ -90,6 +90,36 @@ class LeftOut:
         some = {expert: found for expert, found in self.aggregations.items() if expert in experts}
         return replace(self, coverage=self.coverage[chosen], aggregations=some)
 
+    def judged(self) -> LeftOut:
+        """Returns the sample without the categories of which no image could be left out, and without their images.
+
+        A reference that is alone in its category cannot be compared with another one. Every image that can be left out
+        has another category, so the sample suggests that this category is never right. The coefficients of a logit
+        model that are learned from choices among some categories hold for all categories (McFadden, "Modelling the
+        choice of residential location", 1978).
+
+        A category stays if the only experts that cannot judge its images do not cover it: their evidence is neutral.
+        """
+        rows = np.arange(len(self.labels))
+        own = np.stack([next(iter(found.values()))[rows, self.labels] for found in self.aggregations.values()])
+        alone = (np.isnan(own) & self.coverage[:, self.labels]).any(axis=0)
+        kept = np.setdiff1d(np.arange(len(self.categories)), np.setdiff1d(self.labels, self.labels[~alone]))
+        if alone.all() or len(kept) == len(self.categories):
+            return self
+        rows = np.flatnonzero(np.isin(self.labels, kept))
+        return replace(
+            self,
+            categories=tuple(self.categories[column] for column in kept),
+            labels=np.searchsorted(kept, self.labels[rows]),
+            coverage=self.coverage[:, kept],
+            aggregations={
+                expert: {name: values[np.ix_(rows, kept)] for name, values in found.items()}
+                for expert, found in self.aggregations.items()
+            },
+            hashes=tuple(self.hashes[row] for row in rows) if self.hashes else (),
+            scenes=tuple(self.scenes[row] for row in rows) if self.scenes else (),
+        )
+
     def covers(self, expert: str) -> NDArray[np.bool_]:
         """Returns whether an expert has references of each category, bool ``(n_categories,)``."""
         covered: NDArray[np.bool_] = self.coverage[list(self.aggregations).index(expert)]

@@ -81,9 +81,9 @@ def _data_end(path: Path, size: int) -> int:
     with open_regular(path) as file:
         for start, stop in reversed(list(_extents(file.fileno(), size))):
             for position in range(stop - (stop - start - 1) % _BLOCK - 1, start - 1, -_BLOCK):
-                found = os.pread(file.fileno(), min(_BLOCK, stop - position), position).rstrip(b"\0")
-                if found:
-                    return min(size, -(-(position + len(found)) // _PAGE) * _PAGE)
+                block = os.pread(file.fileno(), min(_BLOCK, stop - position), position)
+                if block != bytes(len(block)):
+                    return min(size, -(-(position + len(block.rstrip(b"\0"))) // _PAGE) * _PAGE)
     return 0
 
 

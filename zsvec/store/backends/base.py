@@ -104,17 +104,19 @@ class Points:
         return isinstance(first, Mapping) and bool(first)  # a damaged file may give an empty mapping
 
     @property
-    def plain(self) -> list[Any]:
+    def plain(self) -> Iterator[Any]:
         """Vector of each point as a list of floats, or a mapping of names to lists if points have several vectors."""
+        import numpy as np  # slow to import, and not needed to list categories
+
         if self.named:
-            return [{name: list(map(float, vector)) for name, vector in row.items()} for row in self.rows]
-        rows: list[Any] = self.vectors.tolist()
-        return rows
+            yield from ({name: list(map(float, vector)) for name, vector in row.items()} for row in self.rows)
+        else:  # one at a time, because all lists together do not fit into the caches of a processor
+            yield from (np.asarray(row, np.float32).tolist() for row in self.rows)
 
     @property
     def numbers(self) -> int:
         """Number of components in all vectors together."""
-        return sum(map(len, chain.from_iterable(row.values() for row in self.rows) if self.named else self.vectors))
+        return sum(map(len, chain.from_iterable(row.values() for row in self.rows) if self.named else self.rows))
 
     def chosen(self, kept: Sequence[int]) -> Points:
         """Returns the points at the ascending positions `kept`."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -457,11 +458,21 @@ def _page(
     records, offset = shard.scroll(request)
     points = Points(
         ids=[str(point.id) for point in records],
-        rows=[point.vector for point in records],
+        rows=[_row(point.vector) for point in records],
         payloads=[point.payload or {} for point in records],
     )
     matrix = vectors and not points.named
     return (replace(points, rows=points.vectors) if matrix else points), offset  # a damaged vector fails here
+
+
+def _row(vector: Any) -> Any:
+    """Returns a list of floats as float32 ``(dim,)``, and any other vector of a point as it is.
+
+    Called for each point, because the lists of a whole page do not fit into the caches of a processor.
+    """
+    import numpy as np  # slow to import, and not needed to list categories
+
+    return np.frombuffer(struct.pack(f"{len(vector)}f", *vector), np.float32) if isinstance(vector, list) else vector
 
 
 def _upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:
@@ -511,7 +522,7 @@ def _count(shard: qe.EdgeShard, chosen: qe.Filter | None = None) -> int:
 
 
 def _size(payloads: Sequence[Mapping[str, Any]]) -> int:
-    return sum(len(json.dumps(payload)) for payload in payloads)
+    return len(json.dumps(payloads))
 
 
 def _keep_for_ever(shard: qe.EdgeShard) -> None:

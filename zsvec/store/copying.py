@@ -366,7 +366,7 @@ def usable(encoder: str, page: Points) -> Iterator[tuple[Reference, str]]:
     import numpy as np  # slow to import, and not needed to list categories
 
     vectors = page.vectors
-    norms = np.linalg.norm(vectors, axis=1)
+    norms = np.linalg.norm(vectors, axis=1).tolist()
     for payload, vector, norm in zip(page.payloads, vectors, norms, strict=True):
         length = sum(len(value) for value in payload.values() if isinstance(value, str))
         is_known = payload["modality"] in ("text", "image") and is_content_hash(payload["hash"])

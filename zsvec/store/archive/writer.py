@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import numpy as np
+from pydantic_core import to_json
 from safetensors.numpy import save
 
 from zsvec.errors import InvalidInputError, StoreError, StoreLockedError, StoreUnavailableError
@@ -209,8 +210,8 @@ class _Writer:
         for page in self.source.references(encoder, category.write_ids):
             for reference, write_id in usable(encoder, page):
                 if written.add(reference):
-                    payload = reference_payload(reference, category.name, write_id)
-                    line = {name: value for name, value in payload.items() if name not in ("category", "gen")}
+                    line = reference_payload(reference, category.name, write_id)
+                    del line["category"], line["gen"]
                     yield line, {encoder: reference.vector}, None
 
     def _small_images(self, category: Category, written: Written) -> Iterator[_Row]:
@@ -274,7 +275,7 @@ def _parts(rows: Iterable[_Row]) -> Iterator[tuple[list[bytes], dict[str, NDArra
     copies: dict[str, NDArray[np.uint8]] = {}
     length = size = 0
     for line, row, copy in rows:
-        lines.append(_json(line))
+        lines.append(to_json(line) + b"\n")  # four times as fast as `json`; a line has no numbers that JSON lacks
         length += len(lines[-1])
         for encoder, vector in row.items():
             vectors.setdefault(encoder, []).append(vector)

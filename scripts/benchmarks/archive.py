@@ -1,4 +1,7 @@
-"""Measures the export and the import of archives, compared with a copy of the same vectors by safetensors."""
+"""Measures the export and the import of archives, compared with a copy of the same vectors by safetensors.
+
+The engine of an embedded store bounds both: all points are also read and written by the engine alone.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import qdrant_edge as qe
 from safetensors.numpy import load_file, save_file
 
 import zsvec
@@ -22,9 +26,13 @@ from zsvec.inputs.files import sync
 from zsvec.settings.settings import load_settings
 from zsvec.store.archive.reader import ArchiveReader
 from zsvec.store.archive.writer import write_archive
+from zsvec.store.backends.base import Points, Where
+from zsvec.store.backends.edge.backend import EdgeBackend
+from zsvec.store.catalog.schema import REFERENCE_INDEXES
 from zsvec.testing import HashEncoder
 
 _PER_CATEGORY = 100
+_PAGE = 500  # points
 _EXPERTS = ("clip:text", "clip:image", "dino:image")
 
 
@@ -39,8 +47,12 @@ def archive(references: int = 100_000, dim: int = 512, rounds: int = 5) -> None:
         del vectors
         new = (folder / str(number) for number in count())
         _export(folder / "store", folder / "store.zsvec")
+        points = _points(folder / "store")
+        _write_points(folder / "points", points, dim)
         actions: dict[str, Callable[[], object]] = {
             "safetensors": lambda: _copy(folder / "vectors.safetensors", folder / "again.safetensors"),
+            "engine alone, reading": lambda: _read_points(folder / "points"),
+            "engine alone, writing": lambda: _write_points(next(new), points, dim),
             "zsvec.copy": lambda: zsvec.copy(folder / "store", next(new)),
             "export": lambda: _export(folder / "store", folder / "again.zsvec"),
             "import": lambda: _import(folder / "store.zsvec", next(new)),
@@ -86,6 +98,45 @@ def _fill(store: Path, vectors: dict[str, np.ndarray], dim: int) -> None:
             )
             for first in range(0, len(vectors["clip:text"]), _PER_CATEGORY)
         )
+
+
+def _points(store: Path) -> dict[str, list[Points]]:
+    """Returns the points of the references of a store, by encoder."""
+    backend = EdgeBackend(store)
+    found = {name: list(backend.scroll(f"zsvec__{name}", Where(), vectors=True)) for name in ("clip", "dino")}
+    backend.close()
+    return found
+
+
+def _write_points(folder: Path, points: dict[str, list[Points]], dim: int) -> None:
+    """Writes points to new collections, with the settings and indexes of an embedded store."""
+    params = qe.EdgeVectorParams(size=dim, distance=qe.Distance.Cosine, memory=qe.Memory.Cold)
+    config = qe.EdgeConfig(
+        vectors=params, hnsw_config=qe.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000)
+    )
+    for name, pages in points.items():
+        shard = qe.EdgeShard.create(str(folder / name), config)
+        for field in REFERENCE_INDEXES:
+            shard.update(qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Keyword))
+        for page in pages:
+            rows = zip(page.ids, page.plain, page.payloads, strict=True)
+            shard.update(qe.UpdateOperation.upsert_points([qe.Point(*row) for row in rows]))
+        shard.flush()
+        shard.close()
+
+
+def _read_points(folder: Path) -> None:
+    """Reads the id, the vector and the payload of all points in pages."""
+    for name in folder.iterdir():
+        shard, offset = qe.EdgeShard.load(str(name)), None
+        while True:
+            request = qe.ScrollRequest(offset=offset, limit=_PAGE, with_payload=True, with_vector=True)
+            page, offset = shard.scroll(request)
+            for point in page:
+                _ = point.id, point.vector, point.payload
+            if offset is None:
+                break
+        shard.close()
 
 
 def _copy(source: Path, target: Path) -> None:

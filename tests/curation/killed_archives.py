@@ -25,6 +25,7 @@ from zsvec.testing import HashEncoder
 
 _CATEGORIES = 20
 _REFERENCES = 100
+_LAST_CALLS = 1000  # of about a million
 _LONGEST_S = 300.0
 _RUN = """
 import os
@@ -77,7 +78,7 @@ def kill(folder: Path, act: str, *, instants: int, draw: random.Random) -> None:
         else:
             shutil.rmtree(target, ignore_errors=True)
         # Two runs may differ by some calls, so none of the last calls is drawn.
-        if _run(act, *ends, last=draw.randint(1, calls * 9 // 10)).returncode != -signal.SIGKILL:
+        if _run(act, *ends, last=draw.randint(1, calls - _LAST_CALLS)).returncode != -signal.SIGKILL:
             raise Difference("the process was not killed")
         if act == "export":
             if target.read_bytes() != former and entries(target) != entries(folder / "whole.zsvec"):

@@ -120,7 +120,7 @@ def _write_points(folder: Path, points: dict[str, list[Points]], dim: int) -> No
             shard.update(qe.UpdateOperation.create_field_index(field, qe.PayloadSchemaType.Keyword))
         for page in pages:
             rows = zip(page.ids, page.plain, page.payloads, strict=True)
-            shard.update(qe.UpdateOperation.upsert_points([qe.Point(*row) for row in rows]))
+            shard.update(qe.UpdateOperation.upsert_points([qe.Point(i, row, dict(rest)) for i, row, rest in rows]))
         shard.flush()
         shard.close()
 

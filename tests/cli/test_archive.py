@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.support import IMPORTED, Cli, Loading, without_time
 from tests.store.support import EdgeDeployment
+from tests.store.test_archive import forge
 from zsvec.store.backends.base import Where
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
@@ -83,6 +84,14 @@ def test_a_damaged_category_is_named_and_the_others_are_exported(filled: Cli, tm
     assert "left out: 'green': 6 of its 7 references can be used" in result.said
     assert "the archive has no calibration" in result.said
     assert filled(f"--store {tmp_path}/target import", tmp_path / "a.zsvec").code == 0
+
+
+def test_a_long_forged_name_is_shortened(filled: Cli, exported: Path, tmp_path: Path) -> None:
+    forge(exported, {"categories.jsonl": lambda content: content.replace(b'"red"', b'"' + b"x" * 10**6 + b'"')})
+    result = filled(f"--store {tmp_path}/target import", exported)
+    assert result.code == 1
+    assert "left out: 'xxx" in result.said
+    assert len(result.said) < 1000
 
 
 def test_wrong_usage(filled: Cli, exported: Path, colours: Path, tmp_path: Path) -> None:

@@ -29,6 +29,10 @@ with Path("imported").open("a") as file:
 def encoders():
     yield HashEncoder("clip")
     yield HashEncoder("dino", modalities=("image",))
+
+def narrow():
+    yield HashEncoder("clip", dim=8)
+    yield HashEncoder("dino", dim=8, modalities=("image",))
 """
 
 
@@ -54,6 +58,17 @@ def own(cli: Cli, colours: Path) -> Cli:
     result = cli("--encoders mymodule:encoders import", colours)
     assert result.code == 0, result.err
     return cli
+
+
+def test_an_archive_of_other_encoders_is_refused(own: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "a.zsvec"
+    assert own("export", file).code == 0
+    for number, (given, code) in enumerate(
+        [("--encoders zsvec.testing:HashEncoder ", 1), ("--encoders mymodule:narrow ", 1), ("", 0)]
+    ):
+        result = own(f"{given}--store {tmp_path}/{number} import", file)
+        assert (result.code, (tmp_path / str(number)).exists()) == (code, code == 0), result.err
+    assert own(f"--encoders mymodule:encoders --store {tmp_path}/same import", file).code == 0
 
 
 def test_every_command_works(own: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:

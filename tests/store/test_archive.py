@@ -236,8 +236,11 @@ def test_categories_that_are_not_there(source: Store, file: Path, tmp_path: Path
     ):
         with pytest.raises(CategoryNotFoundError):
             act()
-    with pytest.raises(InvalidInputError):
-        Archive(source).export(tmp_path / "no", categories="dog")
+    for wrong in ("dog", []):
+        with pytest.raises(InvalidInputError):
+            Archive(source).export(tmp_path / "no", categories=wrong)
+        with pytest.raises(InvalidInputError):
+            imported(file, categories=wrong)
     assert not (tmp_path / "no").exists()
 
 
@@ -294,11 +297,13 @@ def test_changes_during_the_export_are_named(tmp_path: Path) -> None:
 def test_what_is_no_archive(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as zipped:
         zipped.writestr("manifest.json", '{"format": "other"}')
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as zipped:
+        zipped.writestr("cat/1.jpg", "")
     (tmp_path / "text").write_text("PK")
     (tmp_path / "empty").touch()
     (tmp_path / "folder.zsvec").mkdir()
     os.mkfifo(tmp_path / "pipe")
-    for name in ("other.zip", "text", "empty", "folder.zsvec", "pipe", "missing"):
+    for name in ("other.zip", "photos.zip", "text", "empty", "folder.zsvec", "pipe", "missing"):
         assert not is_archive(tmp_path / name)
         with pytest.raises(InvalidInputError):
             imported(tmp_path / name)
@@ -634,6 +639,13 @@ def test_a_name_that_no_category_may_have_is_refused(file: Path, name: str) -> N
         ("manifest.json", changed(encoders=5)),
         ("manifest.json", changed(encoders={"clip": {"dim": 10**9}})),
         ("manifest.json", changed(version="1")),
+        ("manifest.json", changed(labels="several")),
+        ("manifest.json", changed(labels=["one"])),
+        ("manifest.json", changed(labels=None)),
+        ("manifest.json", changed(images="large")),
+        ("manifest.json", changed(profile="../../x")),
+        ("manifest.json", changed(profile=5)),
+        ("calibration.json", lambda content: b"{}"),
     ],
 )
 def test_a_forged_head_stops_the_import(file: Path, entry: str, change: Callable[[bytes], bytes]) -> None:
@@ -642,6 +654,31 @@ def test_a_forged_head_stops_the_import(file: Path, entry: str, change: Callable
     with pytest.raises(StoreError):
         imported(file, Store(backend, "zsvec"))
     assert backend._collections == {}
+
+
+@pytest.mark.parametrize("folder", ["../x", "inbox", "categories/000001-" + "x" * 10**6, "categories/1\n", {}])
+def test_a_forged_folder_stops_only_its_category(file: Path, folder: Any) -> None:
+    forge_head(file, "categories.jsonl", of_dog(lambda record: record.update(folder=folder)))
+    _, copied = imported(file)
+    assert list(copied.damaged) == ["dog"]
+    assert len(copied.damaged["dog"]) < 200
+
+
+def test_long_forged_names_are_shortened_in_messages(file: Path) -> None:
+    one = {"model": "m" * 10**6, "revision": None, "dim": 16, "preprocessing": "p" * 10**6}
+    forge(file, {"manifest.json": changed(encoders={"n" * 10**6: one})})
+    for target in (new_target(), opened()):
+        with pytest.raises((EncoderMismatchError, InvalidInputError)) as caught:
+            imported(file, target)
+        assert len(str(caught.value)) < 1000
+    with pytest.raises(EncoderMismatchError) as caught:
+        Archive(new_target(), ["clip"]).import_(file)
+    assert len(str(caught.value)) < 1000
+    forge(file, {"manifest.json": changed(encoders={"clip": one, "dino": one})})
+    ours = FINGERPRINTS
+    with pytest.raises(EncoderMismatchError) as caught:
+        Archive(new_target(), ours, None, lambda: ours).import_(file)
+    assert len(str(caught.value)) < 2000
 
 
 def forge_head(file: Path, entry: str, change: Callable[[bytes], bytes]) -> None:

@@ -66,6 +66,7 @@ def import_archive(
     from zsvec.curation.archive import Archive
 
     settings = target.settings(keep_images=keep_images)
+    own = {one.name: one.fingerprint for one in settings.import_encoders()} if settings.encoders else {}
     committed: list[Category] = []
     notify = _on_commit(json=json)
 
@@ -75,7 +76,7 @@ def import_archive(
 
     try:
         with settings.open_store() as store, output.progress("importing", None) as counted:
-            archive = Archive(store, keep_images=settings.keep_images)
+            archive = Archive(store, own, settings.keep_images, (lambda: own) if own else None)
             copied = archive.import_(file, categories=categories, replace=replace, on_commit=keep, track=counted)
             calibration = store.info()["calibration"] if copied.calibration is None else "current"
     except KeyboardInterrupt:

@@ -8,6 +8,7 @@ import typer
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, app
+from zsvec.errors import shown
 from zsvec.types import Category, Copied
 
 _SHOWN = 20  # categories named in a note
@@ -87,7 +88,7 @@ def print_notes(copied: Copied, *, replace: bool, done: str = "copied", target: 
     """
     with output.left_out() as report:
         for name, reason in copied.damaged.items():
-            report(ValueError(f"{name!r}: {reason}"))
+            report(ValueError(f"{shown(name)}: {reason}"))
     names = {
         "changed by others meanwhile; repeat the command:": copied.changed,
         f"left as they are, because they differ in {target}; --replace replaces them:": copied.different,

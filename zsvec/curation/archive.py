@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from zsvec.errors import EncoderMismatchError, InvalidInputError, shown
 from zsvec.inputs.categories import checked_name, checked_path, is_several
 from zsvec.store import Store
-from zsvec.types import Category, Copied, Fingerprint, KeepImages
+from zsvec.types import LONGEST_NAME, Category, Copied, Fingerprint, KeepImages
 
 if TYPE_CHECKING:
     from zsvec.store.archive.reader import ArchiveReader
@@ -127,7 +127,7 @@ class Archive:
             way_out += f", {profile!r}"
         if self._encoders and set(self._encoders) != stored.keys():
             raise EncoderMismatchError(
-                f"{archive.location} has vectors of the encoders {', '.join(sorted(stored))}, and "
+                f"{archive.location} has vectors of the encoders {shown(sorted(stored))}, and "
                 f"{', '.join(sorted(self._encoders))} are in use: {way_out}"
             )
         if self._fingerprints is None or self._store.encoders():  # the copy compares the encoders of a store
@@ -136,8 +136,8 @@ class Archive:
         for name in sorted(stored):
             if stored[name] != used[name]:
                 raise EncoderMismatchError(
-                    f"the vectors of {name!r} in {archive.location} were made by {stored[name]}, and {used[name]} is "
-                    f"in use: {way_out}"
+                    f"the vectors of {name!r} in {archive.location} were made by {str(stored[name])[:LONGEST_NAME]}, "
+                    f"and {used[name]} is in use: {way_out}"
                 )
 
 
@@ -154,4 +154,6 @@ def _checked_names(categories: Iterable[str] | None) -> frozenset[str] | None:
         return None
     if not is_several(categories):
         raise InvalidInputError(f"categories must be a list of names, got {shown(categories)}")
-    return frozenset(map(checked_name, categories))
+    if not (names := frozenset(map(checked_name, categories))):
+        raise InvalidInputError("categories must have at least one name, got none. Leave it out for the whole store")
+    return names

@@ -24,6 +24,7 @@ from zsvec.errors import (
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
+    shown,
 )
 from zsvec.inputs.categories import checked_metadata, checked_name, checked_parent, checked_texts
 from zsvec.store.backends.base import Points
@@ -44,7 +45,7 @@ from zsvec.store.names import new_write_id
 from zsvec.store.source import Source, check_names, chosen
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Writer
-from zsvec.types import Category, Copied, expert_name
+from zsvec.types import LONGEST_NAME, Category, Copied, expert_name
 
 Track: TypeAlias = Callable[[Sequence[Category]], Iterable[Category]]
 
@@ -59,9 +60,9 @@ def check_encoders(source: Source, target: Catalog) -> None:
     different = [name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name]]
     if different:
         name = min(different)
-        why = f"{name!r} is {ours[name]} in the first and {theirs[name]} in the second"
+        why = f"{name!r} is {str(ours[name])[:LONGEST_NAME]} in the first and {theirs[name]} in the second"
     else:
-        why = f"the first has vectors of {', '.join(sorted(ours))}, the second of {', '.join(sorted(theirs))}"
+        why = f"the first has vectors of {shown(sorted(ours))}, the second of {', '.join(sorted(theirs))}"
     raise EncoderMismatchError(
         f"{source.location} cannot be copied to {target.location}, which has vectors of other encoders: {why}. Choose "
         "another target, or another namespace of the target"

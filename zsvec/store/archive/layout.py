@@ -28,6 +28,9 @@ ENTRY = re.compile(
 )
 """The names that an entry may have. None leads out of the folder in which another program unpacks the zip."""
 
+FOLDER = re.compile(r"categories/[0-9]{6,12}(-[0-9a-z-]{1,40})?")
+"""The folders that a category may have."""
+
 PART_BYTES = 8 * 2**20
 """Size at which a part ends: bytes of vectors and images, or of the table."""
 LARGEST_PART = 2 * PART_BYTES

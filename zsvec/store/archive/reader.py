@@ -19,7 +19,7 @@ from hashlib import sha256
 from itertools import count
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, get_args
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
@@ -34,6 +34,7 @@ from zsvec.store.archive.layout import (
     CALIBRATION,
     CATEGORIES,
     ENTRY,
+    FOLDER,
     FORMAT,
     IMAGES,
     INBOX,
@@ -63,7 +64,7 @@ from zsvec.store.catalog.schema import (
     time_from,
 )
 from zsvec.store.collections.inbox import FOR_GOOD, InboxImage, image_from
-from zsvec.types import Category, Fingerprint, Labels, SmallImage
+from zsvec.types import Category, Fingerprint, KeepImages, Labels, SmallImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -117,6 +118,7 @@ class ArchiveReader:
             try:
                 self._encoders = fingerprints_from(self._manifest)
                 self._checksums = _checksums(self._manifest)
+                _check_options(self._manifest)
             except (AttributeError, KeyError, TypeError, ValueError) as exc:
                 raise self._damaged(MANIFEST, exc) from exc
             if not self._encoders:
@@ -257,8 +259,8 @@ class ArchiveReader:
     def _category(self, record: Mapping[str, Any]) -> Category:
         folder = record.get("folder")
         if folder is not None:
-            if not isinstance(folder, str) or folder in self._folders:
-                raise ValueError(f"the folder {shown(folder)} is no text, or of another category")
+            if not isinstance(folder, str) or not FOLDER.fullmatch(folder) or folder in self._folders:
+                raise ValueError(f"the folder {shown(folder)} is invalid, or of another category")
             self._folders[folder] = _Folder(record["category"], _checksums(record))
         absent: dict[str, Any] = {"texts": [], "metadata": {}, "references": {}}
         return category_from({**absent, **record, "writes": [] if folder is None else [folder]})
@@ -267,7 +269,10 @@ class ArchiveReader:
         if CALIBRATION not in self._checksums:
             return None
         with self._reading(CALIBRATION):
-            return _parsed(self._read(CALIBRATION, self._checksums[CALIBRATION], LARGEST_RECORD))
+            found = _parsed(self._read(CALIBRATION, self._checksums[CALIBRATION], LARGEST_RECORD))
+            if not found:
+                raise ValueError("it is empty")
+            return found
 
     def _parts(
         self, folder: str, kind: str, checksums: Mapping[str, str], *, tensors: bool = True
@@ -343,6 +348,8 @@ def _opened(path: Path, opened: ExitStack) -> tuple[ZipFile, dict[str, Any]]:
             raise InvalidInputError(f"{not_ours}: it has too many entries")
         zipped = opened.enter_context(ZipFile(file))
         manifest = _parsed(_content(zipped, MANIFEST, LARGEST_RECORD))
+    except KeyError:  # a zip without a manifest
+        manifest = {}
     except _UNREADABLE as exc:
         raise InvalidInputError(f"{not_ours} ({exc}): `zsvec export` writes archives") from exc
     if manifest.get("format") != FORMAT:
@@ -377,11 +384,11 @@ def _problem_of(zipped: ZipFile, size: int) -> str:
         if not ENTRY.fullmatch(entry.orig_filename):
             return f"an entry must not have the name {shown(name)}"
         if name in names:
-            return f"the entry {name} is there twice"
+            return f"the entry {shown(name)} is there twice"
         names.add(name)
         is_stored = entry.compress_type == ZIP_STORED and entry.file_size == entry.compress_size
         if entry.flag_bits & _ENCRYPTED or not (is_stored or entry.compress_type == ZIP_DEFLATED):
-            return f"the entry {name} is encrypted, or compressed by another method than deflate"
+            return f"the entry {shown(name)} is encrypted, or compressed by another method than deflate"
     if CATEGORIES not in names:
         return f"it has no {CATEGORIES}"
     entries = zipped.infolist()
@@ -409,6 +416,15 @@ def _checksums(record: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(found, dict) or not all(isinstance(digest, str) for digest in found.values()):
         raise TypeError("the checksums must be texts by entry")
     return found
+
+
+def _check_options(manifest: Mapping[str, Any]) -> None:
+    """Raises ValueError for a value of the manifest that a store would replace by its default."""
+    for name, values in (("labels", get_args(Labels)), ("images", get_args(KeepImages))):
+        if manifest.get(name) not in values:
+            raise ValueError(f"{name} must be {' or '.join(values)}, got {shown(manifest.get(name))}")
+    if "profile" in manifest and profile_from(manifest) is None:
+        raise ValueError(f"profile must be the name of a profile, got {shown(manifest['profile'])}")
 
 
 def _lines(table: bytes) -> list[dict[str, Any]]:

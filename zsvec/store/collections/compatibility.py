@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
-from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
+from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, shown
 from zsvec.store.backends.base import Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.schema import keeps_images, labels_from
@@ -72,7 +72,7 @@ def check_names(catalog: Catalog, names: Iterable[str]) -> None:
         # With two underscores, two pairs of namespace and encoder could share the name of a collection.
         if name in _RESERVED or "__" in name or not _ENCODER_NAME.fullmatch(name):
             raise InvalidInputError(
-                f"an encoder cannot be named {name!r}: it is part of the name of a collection, so take letters, "
+                f"an encoder cannot be named {shown(name)}: it is part of the name of a collection, so take letters, "
                 f"digits, '-', '.' and single '_', and not {', '.join(map(repr, sorted(_RESERVED)))}"
             )
     if stored and set(stored) != used:

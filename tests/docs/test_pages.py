@@ -52,6 +52,7 @@ UNRUN = {
         "needs-time",
         *["needs-server-tests"] * 3,
         *["needs-data"] * 4,
+        "needs-time",
         "needs-server-tests",
     ],
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 import zsvec
 from tests.support import isolated
+from zsvec.encoders import EncoderSet
 from zsvec.encoders.base import BatchEncoder
 from zsvec.types import Fingerprint, Modality
 
@@ -193,6 +195,40 @@ def test_a_classifier_tells_why_all_encoders_run(cascade: tuple[zsvec.Classifier
         other.classify(PHOTOS[:4])
         assert "99 scenes" in other.info()["no_cascade"]
         assert other.stats.no_cascade == other.info()["no_cascade"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs"),
+    [
+        ({"fusion": "log_linear_views"}, "log_linear_views"),
+        ({"index": "qdrant", "neighbors": 20}, "log_linear"),  # calibration reads all references, a search does not
+        ({"index_budget": 10}, "log_linear_gda"),  # calibration samples, but a search returns all references
+        ({"index": "qdrant"}, ""),
+        ({"index_budget": 10, "neighbors": 20}, ""),
+    ],
+)
+def test_limits_for_another_fusion_settle_nothing(
+    settings: dict[str, Any], runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(EncoderSet, "first", lambda encoders, settled: "fast")  # whatever the times are
+    fast, slow = Planted("fast", 3.0, 0.0), Planted("slower", 0.3, 0.001)
+    calibrates = {name: value for name, value in settings.items() if name != "fusion"}
+    with zsvec.open(tmp_path, encoders=[fast, slow], cascade="auto", **calibrates) as clf:
+        clf.add_categories(
+            zsvec.CategoryInput(name=name, images=[image(category, seed) for seed in range(70)])
+            for category, name in enumerate(NAMES)
+        )
+        clf.calibrate()
+    with zsvec.open(tmp_path, encoders=[fast, slow], cascade="auto", **settings) as clf:
+        for photo in PHOTOS[:2]:
+            clf.classify(photo)
+        fast.seen = slow.seen = 0
+        clf.classify(PHOTOS[:48])
+        found = clf.info().get("no_cascade", "")
+        assert found == clf.stats.no_cascade
+        assert fast.seen == 48
+        assert (slow.seen == 48) == bool(runs)
+        assert runs in found if runs else not found
 
 
 def test_there_is_no_cascade_of_encoders_that_share_a_model() -> None:

@@ -15,7 +15,7 @@ from zsvec.method.calibrate.cascade import DISAGREEMENT, least_odds
 from zsvec.method.calibrate.coefficients import scaled
 from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.calibration import Calibration
-from zsvec.method.predict.cascade import settled
+from zsvec.method.predict.cascade import CASCADED, fractions, settled, strategy_of_one
 from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.search.in_process import compare
 
@@ -118,6 +118,42 @@ def test_a_rule_applies_to_the_strategy_and_the_categories_that_it_was_learned_f
     assert settled(found, rule).any()
     assert not settled(replace(found, calibration="stale"), rule).any()
     assert not settled(replace(found, fusion="log_linear"), rule).any()
+
+
+def test_rules_for_another_strategy_have_no_fraction() -> None:
+    rules = fitted(stored(np.random.default_rng(1), 40)).cascade
+    both = {name: rule.settled for name, rule in rules.items()}
+    assert both.keys() == set(ENCODERS)
+    without_means = {name: replace(rule.calibration, classwise=None) for name, rule in rules.items()}
+    views = {name: replace(rule, fusion="log_linear_views") for name, rule in rules.items()}
+    of_views = {name: replace(rule, calibration=without_means[name]) for name, rule in views.items()}
+    cases = [
+        (rules, "log_linear_gda", True, both),
+        (rules, "log_linear_views", True, {}),
+        (rules, "log_linear_gda", False, {}),
+        (views, "log_linear_gda", True, {}),
+        (of_views, "log_linear_gda", True, both),
+        (of_views, "log_linear_views", True, both),
+        (of_views, "log_linear", True, {}),
+        ({"fast": views["fast"], "slow": rules["slow"]}, "log_linear_views", True, {"fast": both["fast"]}),
+        ({name: replace(rule, fusion="log_linear") for name, rule in rules.items()}, "log_linear_views", False, both),
+        ({}, "log_linear", True, {}),
+    ]
+    for some, fusion, exact, found in cases:
+        assert fractions(some, fusion, exact=exact) == found
+
+
+@pytest.mark.parametrize("fusion", CASCADED)
+@pytest.mark.parametrize("classwise", [True, False])
+def test_the_strategy_of_one_encoder_is_the_one_that_runs(fusion: str, classwise: bool) -> None:
+    store = stored(np.random.default_rng(1), 40)
+    made = fitted(store).cascade["fast"].calibration
+    made = made if classwise else replace(made, classwise=None, backgrounds={})
+    some = {"fast:image": references(store["fast:image"])}
+    queries = {"fast": vectors(np.random.default_rng(2), np.arange(8) % 4, 0.2)}
+    found = replace(compare(some, NAMES, queries, nearest=1), calibration=made)
+    ran = Scoring(temperatures={"fast:image": 0.05}, fusion=fusion).scores(found).fusion
+    assert strategy_of_one(fusion, made, exact=True) == ran
 
 
 def test_a_scale_changes_no_decision() -> None:

@@ -29,7 +29,7 @@ from zsvec.ingest.validation import (
 from zsvec.inputs.boxes import regions_of
 from zsvec.inputs.categories import checked_images
 from zsvec.inputs.images import ImageInput, Region, shared
-from zsvec.method.predict.cascade import settled
+from zsvec.method.predict.cascade import fractions, settled
 from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.method.predict.together import Batch, together
 from zsvec.method.similarities import SearchResult
@@ -70,6 +70,7 @@ class Predictor:
         self._words: Vectors | None = None
         self._lock = threading.Lock()
         self._fingerprints: Mapping[str, Fingerprint] | None = None
+        self._exact = True  # whether the last search compared every reference
         self.totals = Totals()
         self._singles = Flow()  # of images that are classified one at a time
         self.totals.add(self._singles)
@@ -233,16 +234,21 @@ class Predictor:
             return "images to keep need the vectors of all encoders"
         if seen is not None:
             return "images that are classified together need the vectors of all encoders"
-        calibration, encoders, settled = self._searcher.calibration, self._embedder.encoders, self._settled()
+        calibration, encoders = self._searcher.calibration, self._embedder.encoders
         state = "none" if calibration is None else "stale" if self._searcher.stale else "current"
-        several = calibration is not None and calibration.multilabel
-        obstacle = self._settings.no_cascade(settled, state, several=several, one_model=encoders.one_model)
-        return obstacle or encoders.no_first(settled)
+        obstacle = self._settings.no_cascade(
+            calibration.cascade if calibration else {},
+            state,
+            exact=self._exact,
+            several=calibration is not None and calibration.multilabel,
+            one_model=encoders.one_model,
+        )
+        return obstacle or encoders.no_first(self._settled())
 
     def _settled(self) -> dict[str, float]:
         """Returns by encoder the fraction of images that it settles alone, by the calibration of the last batch."""
-        calibration = self._searcher.calibration
-        return {name: rule.settled for name, rule in calibration.cascade.items()} if calibration else {}
+        rules = self._searcher.calibration.cascade if self._searcher.calibration else {}
+        return fractions(rules, self._settings.fusion, exact=self._exact)
 
     def _settle(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow) -> dict[int, Prediction]:
         """Returns the predictions of the images that one encoder settles alone, by position."""
@@ -346,7 +352,9 @@ class Predictor:
         found = self._searcher.search(vectors, _NEIGHBORS, self._index(), self._fingerprints)
         # A modality that is no longer in use may still have references.
         used = tuple(expert for expert in found.experts if expert.name in self._scoring.temperatures)
-        return with_changes(found, experts=used)
+        found = with_changes(found, experts=used)
+        self._exact = found.exact
+        return found
 
     def _everyday(self) -> Vectors:
         """Returns the vectors of `EVERYDAY` by encoder of texts. They are embedded once, for the first such image."""

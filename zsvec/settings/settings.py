@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from zsvec.encoders.base import Encoder
     from zsvec.encoders.encoder_set import EncoderSet
     from zsvec.inputs.images import ImageLimits
+    from zsvec.method.calibration import CascadeRule
     from zsvec.method.predict.scoring import Scoring
 
 IndexKind = Literal["auto", "memory", "qdrant"]
@@ -507,17 +508,22 @@ class Settings(_Masked, BaseSettings):
             unknown_per_category=self.unknown_per_category,
         )
 
-    def no_cascade(self, settled: Collection[str], calibration: str, *, several: bool, one_model: bool) -> str:
+    def no_cascade(
+        self, rules: Mapping[str, CascadeRule], calibration: str, *, exact: bool, several: bool, one_model: bool
+    ) -> str:
         """Returns why no encoder settles images alone, although `cascade` is ``auto``; empty if one may.
 
         Args:
-            settled: Names of the encoders that settle images by the calibration of the store.
+            rules: Rule of each encoder that settles images, of the calibration of the store.
             calibration: State of this calibration: ``none``, ``stale`` or ``current``.
+            exact: Whether every image is compared with every reference.
             several: Whether an image may belong to several categories.
             one_model: Whether all encoders share one image model.
         """
-        from zsvec.method.predict.cascade import CASCADED  # slow to import, as in `scoring`
+        from zsvec.method.predict.cascade import CASCADED, fractions  # slow to import, as in `scoring`
+        from zsvec.method.predict.fusion import without_every_reference
 
+        runs = self.fusion if exact else without_every_reference(self.fusion)
         obstacles = {
             "calibration is off": self.calibration == "off",
             f"the fusion {self.fusion} weighs each image anew": self.fusion not in CASCADED,
@@ -528,8 +534,9 @@ class Settings(_Masked, BaseSettings):
             "the store is not calibrated: run `zsvec calibrate`": calibration == "none",
             "the calibration is stale: run `zsvec calibrate`": calibration == "stale",
             "no limit is learned: calibrate with 99 scenes or more, and references of each expert for each category": (
-                not settled
+                not rules
             ),
+            f"the limits are learned for another fusion than {runs}": not fractions(rules, self.fusion, exact=exact),
         }
         return next((obstacle for obstacle, applies in obstacles.items() if applies), "")
 
@@ -646,8 +653,9 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
     from zsvec.encoders.runtimes import measured  # not needed for settings
 
     found = store.info()
-    in_qdrant = settings.index == "auto" and sum(found["references"].values()) > settings.index_budget
-    if in_qdrant or settings.index == "qdrant":
+    counts = found["references"].values()
+    in_qdrant = settings.index == "qdrant" or (settings.index == "auto" and sum(counts) > settings.index_budget)
+    if in_qdrant:
         from zsvec.method.predict.fusion import without_every_reference
 
         found["search"] = {**found.get("search", {}), "fusion": without_every_reference(settings.fusion)}
@@ -665,10 +673,17 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
     if settled and not one_model:
         found["cascade"] = settled
     if settings.cascade == "auto":
+        from zsvec.method.calibration import Calibration
+        from zsvec.method.predict.cascade import fractions
+
+        calibration = Calibration.from_dict(store.calibration())
+        rules = calibration.cascade if calibration else {}
+        # A query of Qdrant that may return more references than there are compares all of them.
+        exact = not in_qdrant or all(count < settings.neighbors for count in counts)
         several = found["labels"] == "many"
-        obstacle = settings.no_cascade(settled, found["calibration"], several=several, one_model=one_model)
+        obstacle = settings.no_cascade(rules, found["calibration"], exact=exact, several=several, one_model=one_model)
         if not obstacle and encoders:
-            obstacle = encoders.no_first(settled)
+            obstacle = encoders.no_first(fractions(rules, settings.fusion, exact=exact))
         if obstacle:
             found["no_cascade"] = obstacle
     return found

@@ -106,6 +106,25 @@ def test_a_stream_runs_the_slow_encoder_for_doubtful_images_only(
     assert clf.info()["cascade"].keys() == {"fast", "slower"}
 
 
+def test_the_slower_encoder_first_changes_no_more_answers(
+    cascade: tuple[zsvec.Classifier, Planted, Planted], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf, fast, slow = cascade
+    clf.classify(PHOTOS[:3])
+    fast.seen = slow.seen = 0
+    monkeypatch.setattr(EncoderSet, "first", lambda encoders, settled: "slower")
+    found = clf.classify(PHOTOS)
+    with store()[0] as whole:
+        wanted = whole.classify(PHOTOS)
+    settled = [one.experts.keys() == {"slower:image"} for one in found]
+    assert (fast.seen, slow.seen) == (len(PHOTOS) - sum(settled), len(PHOTOS))
+    assert 0 < sum(settled) < len(PHOTOS)
+    assert sum(one.label != other.label for one, other in zip(found, wanted, strict=True)) <= 0.02 * len(PHOTOS)
+    for one, other, alone in zip(found, wanted, settled, strict=True):
+        if not alone:
+            assert dict(one.ranking) == pytest.approx(dict(other.ranking), abs=1e-5)
+
+
 def test_single_images_are_cascaded_too(cascade: tuple[zsvec.Classifier, Planted, Planted]) -> None:
     clf, _, slow = cascade
     found = [clf.classify(photo) for photo in PHOTOS[:24]]

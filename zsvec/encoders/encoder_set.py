@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import is_several
 from zsvec.types import Fingerprint, Modality
 
+_MEASURED = 2  # batches before times are compared; a model may be slow when it first runs
 _WORTH = 0.9  # largest share of the time that a cascade may take; its second search takes time too
 
 
@@ -61,7 +63,9 @@ class EncoderSet:
                 raise InvalidInputError(f"two encoders are named {encoder.name!r}; give each its own name")
             self._encoders[encoder.name] = encoder
         self._backbones = list({id(encoder.backbone): encoder.backbone for encoder in self}.values())
-        self._seconds = {id(backbone): math.inf for backbone in self._backbones}  # per image, in the fastest batch
+        # Seconds per image, in the fastest batch: of the image models by id, and of `encode_features` by name.
+        self._seconds: dict[int | str, float] = dict.fromkeys([*map(id, self._backbones), *self._encoders], math.inf)
+        self._batches = dict.fromkeys(self._seconds, 0)  # timed so far
         self._batch_size = batch_size
         self.shared: DynamicBatcher[Any, Any] = DynamicBatcher(batch_size)
         self.device = device
@@ -102,8 +106,11 @@ class EncoderSet:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Seconds per image of the image model of each encoder, in the fastest batch so far; infinite before."""
-        return {encoder.name: self._seconds[id(encoder.backbone)] for encoder in self}
+        """Seconds per image of each encoder, in the fastest batch so far; infinite before.
+
+        Encoders that share an image model each count the time of this model.
+        """
+        return {encoder.name: self._seconds[id(encoder.backbone)] + self._seconds[encoder.name] for encoder in self}
 
     def preprocess(self, image: Image.Image) -> tuple[Any, ...]:
         """Returns the input of each distinct backbone for one image. Thread-safe.
@@ -118,18 +125,18 @@ class EncoderSet:
         return tuple(inputs)
 
     def first(self, settled: Mapping[str, float]) -> str | None:
-        """Returns the encoder that embeds images first in a cascade, by the measured times of the image models.
+        """Returns the encoder that embeds images first in a cascade, by the measured times.
 
         Args:
             settled: By encoder, the fraction of images for which no other encoder is needed, 0 to 1.
 
         Returns:
             The encoder with the shortest expected time. ``None`` if no encoder saves a tenth of the time of all
-            encoders, or before every image model has run once.
+            encoders, or before every encoder has run twice.
         """
-        total = sum(self._seconds.values())
-        if total == math.inf:
+        if not self._measured:
             return None
+        total = sum(self._seconds.values())
         expected = {
             name: own + (1 - settled[name]) * (total - own) for name, own in self.seconds.items() if name in settled
         }
@@ -138,8 +145,8 @@ class EncoderSet:
 
     def no_first(self, settled: Mapping[str, float]) -> str:
         """Returns why `first` returns no encoder; empty if it returns one. The argument is as in `first`."""
-        if math.inf in self._seconds.values():
-            return "the image models are measured with the first batch"
+        if not self._measured:
+            return "the first two batches measure the encoders"
         return "" if self.first(settled) else "no encoder saves a tenth of the time"
 
     def encode_images(
@@ -172,15 +179,23 @@ class EncoderSet:
         for backbone, inputs in zip(self._backbones, zip(*batch, strict=True), strict=True):
             if id(backbone) not in used:
                 continue
-            begun = time.perf_counter()
-            with named_failures(self._users(backbone), "backbone.forward"):
+            with self._timed(id(backbone), len(batch)), named_failures(self._users(backbone), "backbone.forward"):
                 features[id(backbone)] = backbone.forward(inputs)
-            spent = (time.perf_counter() - begun) / len(batch)
-            self._seconds[id(backbone)] = min(self._seconds[id(backbone)], spent)
         for encoder in chosen:
-            with named_failures([encoder.name], "encode_features"):
+            with self._timed(encoder.name, len(batch)), named_failures([encoder.name], "encode_features"):
                 vectors[encoder.name] = encoder.encode_features(features[id(encoder.backbone)])
         return vectors
+
+    @contextmanager
+    def _timed(self, part: int | str, images: int) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self._seconds[part] = min(self._seconds[part], (time.perf_counter() - begun) / images)
+        self._batches[part] += 1
+
+    @property
+    def _measured(self) -> bool:
+        return min(self._batches.values(), default=0) >= _MEASURED
 
     def _users(self, backbone: Backbone) -> Iterator[str]:
         return (encoder.name for encoder in self if encoder.backbone is backbone)

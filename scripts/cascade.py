@@ -15,7 +15,7 @@ are somewhat too small. The rates are those of image models with the relative co
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -207,7 +207,7 @@ def _embed(folder: Path, specs: Mapping[str, EncoderSpec], encoders: EncoderSet)
 
 
 def _stream(folder: Path, encoders: EncoderSet, rounds: int) -> list[str]:
-    """Returns how many photos a stream settles and how many answers change, and the ratio of the rates."""
+    """Returns how many photos each encoder settles and how many answers change, and the ratio of the rates."""
     photos = find_images(folder / "photos")
     photos = photos[:: -(-len(photos) // _PHOTOS)]
     answers: dict[str, list[Prediction]] = {}
@@ -224,9 +224,11 @@ def _stream(folder: Path, encoders: EncoderSet, rounds: int) -> list[str]:
 
         took = interleaved({way: partial(classify, way) for way in ways}, rounds)
     pairs = list(zip(answers["whole"], answers["cascade"], strict=True))
-    stops = sum(len(one.experts) < len(other.experts) for other, one in pairs)
+    alone = [{encoder_and_modality(expert)[0] for expert in one.experts} for _, one in pairs]
+    stops = Counter(next(iter(encoders)) for encoders in alone if len(encoders) == 1)
     changed = sum(one.label != other.label for one, other in pairs)
-    return [f"{len(photos):,}", f"{stops:,}", str(changed), ratio(took["whole"], took["cascade"])]
+    settles = ", ".join(f"{number:,} by {encoder}" for encoder, number in sorted(stops.items()))
+    return [f"{len(photos):,}", settles, str(changed), ratio(took["whole"], took["cascade"])]
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class LeftOut:
         model that are learned from choices among some categories hold for all categories (McFadden, "Modelling the
         choice of residential location", 1978).
 
-        A category stays if the only experts that cannot judge its images do not cover it: their evidence is neutral.
+        An expert without references of a category drops no category: its evidence for the category is neutral.
         """
         rows = np.arange(len(self.labels))
         own = np.stack([next(iter(found.values()))[rows, self.labels] for found in self.aggregations.values()])

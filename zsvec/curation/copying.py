@@ -67,11 +67,9 @@ def copy(
     theirs = theirs.model_copy(update={"api_key": SecretStr(key) if key else _key_for(target, ours)})
     if ours.namespace == theirs.namespace and _is_same_folder(source, target):  # can be open once
         raise _itself(source)
-    with ours.open_store() as first, theirs.open_store() as second:
+    with ours.open_store() as first, _open_target(theirs, ours) as second:
         if first.place == second.place:
             raise _itself(first.location)
-        if ours.api_key and not theirs.api_key:
-            _check_access(second)
         return second.copy_from(first, replaces=replace, images=theirs.keep_images, on_commit=on_commit, track=track)
 
 
@@ -88,11 +86,12 @@ def _itself(location: str) -> InvalidInputError:
     )
 
 
-def _check_access(target: Store) -> None:
-    """Reads one record of a server to which no key is sent, although the settings have a key."""
+def _open_target(target: Settings, source: Settings) -> Store:
     try:
-        target.encoders()
+        return target.open_store()
     except StoreUnavailableError as exc:
+        if "://" not in target.store or target.api_key or not source.api_key:
+            raise
         raise StoreUnavailableError(
             f"{exc}. That variable is the key of the source, and was not sent to another server: set "
             f"{TARGET_KEY_VARIABLE} if the target needs a key"

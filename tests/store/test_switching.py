@@ -23,7 +23,14 @@ from tests.store.material import (
     write_of,
 )
 from tests.store.support import Crash, Hooked
-from zsvec.errors import ConflictError, InvalidInputError, OtherAuthorError, StoreError, StoreLockedError
+from zsvec.errors import (
+    ConflictError,
+    InvalidInputError,
+    OtherAuthorError,
+    StoreError,
+    StoreLockedError,
+    StoreUnavailableError,
+)
 from zsvec.store import Cursor, InboxImage, Move, Reference, Store, Write, open_store
 from zsvec.store import switching as switching_module
 from zsvec.store.backends.base import Put
@@ -734,6 +741,24 @@ def test_an_image_that_is_forgotten_during_a_switch_is_in_no_copy() -> None:
     assert now.forget(content_hash("waits")).points == 1
     for some in sent.inner._collections.values():  # type: ignore[attr-defined]
         assert content_hash("waits") not in str(some)
+
+
+class OneNamespace(Shared):
+    """As a server, with a key that has rights on the collections of one namespace."""
+
+    def retrieve(self, collection: str, ids: Sequence[str]) -> Any:
+        if collection.startswith("zsvec."):
+            raise StoreUnavailableError(collection)
+        return super().retrieve(collection, ids)
+
+
+def test_a_key_for_one_namespace_suffices_until_a_copy_is_begun() -> None:
+    store = filled(opened(OneNamespace()))
+    assert store.forget(content_hash("tom")).points > 0
+    store.gc(grace=0)
+    assert store.drop_others() == []
+    with pytest.raises(StoreUnavailableError):
+        store.copy_for(NEW)
 
 
 def test_copies_that_are_not_current_are_dropped_on_request(source: Store) -> None:

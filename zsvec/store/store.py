@@ -971,7 +971,8 @@ class Store:
             found = erasure.forget(self._writer, content_hash)
             found = replace(found, points=found.points + self.inbox.forget(content_hash))
             # A run of `zsvec reembed` that has read the image before is refused by its next commit.
-            self._catalog.set_in_store(copying=str(uuid.uuid4()))
+            token = str(uuid.uuid4())
+            self._catalog.change_store(lambda record: {"copying": token} if "copying" in record else {})
             self._catalog.check_current()  # or it has switched before
             if found.points and not found.categories:
                 self._collector.note(str(uuid.uuid4()))

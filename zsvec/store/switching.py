@@ -191,10 +191,15 @@ def siblings(catalog: Catalog) -> Iterator[Catalog]:
 
 
 def namespaces(catalog: Catalog) -> Iterator[tuple[Catalog, Mapping[str, Any]]]:
-    """Yields the catalogs of all namespaces of a store, each with the record of the store there."""
-    base, number = catalog.beside(0), 0
-    while (record := (one := base.beside(number)).store()) is not None:
+    """Yields the catalogs of all namespaces of a store, each with the record of the store there.
+
+    A key may have no rights on a namespace that does not exist. So the next one is read only if a copy was ever begun,
+    which the record of an earlier namespace tells (``copying``).
+    """
+    base, number, is_begun = catalog.beside(0), 0, True
+    while is_begun and (record := (one := base.beside(number)).store()) is not None:
         yield one, record
+        is_begun = number > 0 or "copying" in record
         number += 1
 
 

@@ -47,7 +47,7 @@ def test_a_folder_follows_and_works(filled: Cli, new: Path, tmp_path: Path) -> N
     folder = tmp_path / "device"
     result = filled("sync --json", URL, folder)
     assert (result.code, [found["category"] for found in result.objects]) == (0, ["blue", "green", "red"])
-    assert "synced 3 categories, 9 images and 3 texts, 0.0 MB" in result.said
+    assert "synced 3 new or changed categories, 0.0 MB" in result.said
     ours, theirs = (filled(f"--store {place} classify --json", new).objects for place in (URL, folder))
     assert [found["label"] for found in theirs] == [found["label"] for found in ours] == ["blue", "red"]
     assert [found["novelty"] for found in theirs] == pytest.approx([found["novelty"] for found in ours], abs=1e-6)
@@ -91,6 +91,11 @@ def test_wrong_usage(filled: Cli, at: Lasting, tmp_path: Path) -> None:
     assert filled("sync", URL).code == 2
     assert filled("sync", tmp_path / "folder", tmp_path / "device").code == 2
     assert filled("sync", URL, ":memory:").code == 2
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").touch()
+    assert filled("sync", URL, tmp_path / "photos").code == 2
+    assert filled("sync --watch", URL, tmp_path / "photos").code == 2
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
     filled("sync", URL, tmp_path / "device")
     for name in list(at._collections):
         at.remove(name)
@@ -111,7 +116,9 @@ def test_watching_prints_each_change_until_interrupted(
         pauses += 1
         if pauses == 2:
             source.remove("red")
-        if pauses == 4:
+        if pauses == 3:  # a mark, which is no change of the category
+            source.keep("blue", [source.stored("blue")[0].hash], "outliers")
+        if pauses == 5:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(syncing, "time", SimpleNamespace(sleep=sleep))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -67,9 +68,13 @@ def _watch(source: str, folder: str, settings: Mapping[str, Any], *, json: bool)
             output.print_note(f"waiting: {error}")
         told.add(str(error))
 
+    before = None
     for synced in syncing.watch(source, folder, on_commit=_printer(json=json), on_error=tell, **settings):
         told.clear()
-        _print(synced, json=json)
+        now = replace(synced, categories=(), removed=(), size=0)
+        if synced.categories or synced.removed or now != before:
+            _print(synced, json=json)
+        before = now
     raise AssertionError("watching has no end")
 
 
@@ -99,5 +104,5 @@ def _print_notes(synced: Synced) -> None:
             output.print_note(f"{reason} {', '.join(some[:_SHOWN])}" + (f" and {more} more" if more > 0 else ""))
     if synced.calibration is False:
         output.print_note("FOLDER keeps its calibration: it has other contents; see `zsvec info`")
-    number = output.counted(len(synced.categories), "category", "categories")
-    output.print_note(f"synced {number}, {output.contents(synced.categories)}, {synced.size / 1e6:.1f} MB")
+    number = output.counted(len(synced.categories), "new or changed category", "new or changed categories")
+    output.print_note(f"synced {number}, {synced.size / 1e6:.1f} MB")

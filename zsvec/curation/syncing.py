@@ -6,12 +6,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any, Unpack
 
 from zsvec.errors import InvalidInputError, StoreLockedError, StoreUnavailableError, shown
 from zsvec.settings.settings import Settings, SettingsArguments, load_settings
 from zsvec.store import Store
+from zsvec.store.backends.edge.folder import is_foreign
 from zsvec.types import Category, Fingerprint, Synced
 
 WATCH_EVERY_S = 5.0
@@ -51,7 +53,8 @@ def sync(
         missing.
 
     Raises:
-        InvalidInputError: A setting is invalid, the source is no server, or the target is no folder.
+        InvalidInputError: A setting is invalid, the source is no server, or the target is no folder, or a folder with
+            other files than those of a store.
         EncoderMismatchError: The folder has vectors of other encoders.
         StoreError: There is no store on the server, the store was switched to other encoders, or the folder follows
             another store.
@@ -139,6 +142,11 @@ def _ends(
     place = os.fspath(folder)
     if "://" in place or place == ":memory:":
         raise InvalidInputError(f"a store that follows another one must be a folder, got {shown(place)}")
+    with suppress(OSError, RuntimeError, ValueError):  # a new folder; or opening reports what is wrong
+        if is_foreign(Path(place).expanduser()):
+            raise InvalidInputError(
+                f"the folder must be new or a store, but {shown(place)} has other files: choose another folder"
+            )
     ours = load_settings(**{**settings, "store": _url(source)})
     theirs = load_settings(**{**settings, "store": place, "namespace": target_namespace or ours.namespace})
     return ours, theirs

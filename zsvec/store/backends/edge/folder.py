@@ -162,6 +162,12 @@ def exists(folder: Path, collection: str) -> bool:
     return True
 
 
+def is_foreign(folder: Path) -> bool:
+    """Returns whether a folder has files, but none of a store. Raises OSError for a missing or unreadable folder."""
+    of_a_store = (name for pattern in (".lock-*__*", "*__catalog") for name in folder.glob(pattern))
+    return any(folder.iterdir()) and not any(of_a_store)
+
+
 def mark(folder: Path, collection: str) -> None:
     """Marks a collection as existing, so that `exists` can tell a lost folder from a collection that never existed."""
     file = _mark(folder, collection)

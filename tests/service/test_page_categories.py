@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from threading import Event
 from typing import Any
 from urllib.parse import quote
@@ -586,6 +587,19 @@ def test_a_key_to_read_is_offered_no_undo(classifier: Classifier) -> None:
         page = page_of(client.get("/changes"))
         assert "Remove" in page.text
         assert page.all("input", name="change") == []
+
+
+def test_a_switch_to_other_encoders_is_undone_on_the_command_line(tmp_path: Path) -> None:
+    with zsvec.open(tmp_path / "store", encoders=[HashEncoder("old")]) as classifier:
+        classifier.add_category("cat", ["a feline"])
+    encoders = [HashEncoder("new")]
+    change = zsvec.reembed(tmp_path / "store", encoders=encoders, switch=True).change
+    assert change is not None
+    with zsvec.open(tmp_path / "store", encoders=encoders) as classifier, visitor(classifier) as client:
+        page = page_of(client.get("/changes"))
+        assert f"zsvec undo {change.id[:8]}" in page.text
+        assert page.all("input", name="change") == []
+        assert "changed since" not in page.text
 
 
 def test_without_a_history_there_is_no_undo_button(

@@ -21,7 +21,7 @@ from zsvec.service.api.schemas import MAX_ALSO, NAME
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import Problem, refusal
 from zsvec.service.uploads import sent_form
-from zsvec.types import Change
+from zsvec.types import SWITCH, Change
 
 router = APIRouter()
 
@@ -131,7 +131,8 @@ def _toast(
 async def show(request: Request, work: Runs) -> Response:
     """Shows the newest changes first, as a whole page or as a list alone.
 
-    Consecutive changes of the same kind and author are grouped.
+    Consecutive changes of the same kind and author are grouped. A switch to other encoders has no undo button: this
+    service could not write to the former store.
     """
 
     def read() -> tuple[list[Change], set[str]]:
@@ -142,7 +143,7 @@ async def show(request: Request, work: Runs) -> Response:
     found, undoable = await work.run(read)
     groups = [list(group) for _, group in groupby(found, key=lambda change: (change.what, change.by))]
     template = "changes_list.html" if is_part(request) else "changes.html"
-    return render(request, template, tab="/categories", groups=groups, undoable=undoable, named=_NAMED)
+    return render(request, template, tab="/categories", groups=groups, undoable=undoable, named=_NAMED, switch=SWITCH)
 
 
 @router.post("/undo")

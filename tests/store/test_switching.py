@@ -22,7 +22,7 @@ from tests.store.material import (
     vectors,
     write_of,
 )
-from tests.store.support import Crash, Hooked
+from tests.store.support import Crash, Deployment, Hooked
 from zsvec.errors import (
     ConflictError,
     InvalidInputError,
@@ -238,6 +238,54 @@ def test_images_of_committed_chunks_are_not_embedded_again(monkeypatch: pytest.M
     copy, _, again = copied(store)
     assert len(again.embedded) == 3
     assert content(copy) == content(store)
+
+
+def test_the_parts_of_a_large_category_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("zsvec.store.reembedding.CHUNK", 1)
+    store = opened()
+    store.write([pictured("many", [f"image {i}" for i in range(70)])])
+    copy, sizes = store.copy_for(NEW), list[int]()
+    store.reembedding(copy, Encoders(), on_image=sizes.append).follow()
+    assert sizes == [3] * 23 + [1]
+    assert len(copy.category("many").write_ids) == 24
+    assert content(copy) == content(store)
+
+
+def test_a_repeated_run_compares_all_categories_at_once() -> None:
+    def repeated(categories: int) -> int:
+        inner = Shared()
+        store = filled(opened(inner))
+        store.write([pictured(f"category {i}", [f"image {i}"], metadata={"i": i}) for i in range(categories)])
+        copied(store)
+        backend = Hooked(inner)
+        _, running, encoders = copied(opened(backend))
+        assert (len(running.found.unchanged), running.found.committed) == (categories + 3, {})
+        assert (encoders.embedded, running.survey().present) == ([], categories + 4)
+        return backend.calls.total()
+
+    assert repeated(2) == repeated(40)
+
+
+def test_a_repeated_run_embeds_what_could_not_be_embedded_before() -> None:
+    store = opened()
+    store.write([write_of("cat", ["first", "second"], ["meows"])])
+    copied(store, Encoders(OTHER, originals=["first"]))
+    copy, running, encoders = copied(store, Encoders(OTHER, originals=["first", "second"]))
+    assert (encoders.embedded, running.found.left_out) == ([content_hash("second")], {})
+    assert content(copy) == content(store)
+
+
+def test_a_repeated_run_replaces_the_prompts_of_another_version() -> None:
+    class Prompting(Encoders):
+        def prompt(self, encoder: str, name: str) -> str:
+            return f"an image of {name}"
+
+    store = opened()
+    store.write([replace(pictured("cat", ["tom"]), texts=("cat",))])
+    assert [one.source for one in copied(store)[0].stored("cat") if one.modality == "text"] == ["a photo of cat"]
+    copy, running, _ = copied(store, Prompting())
+    assert [one.source for one in copy.stored("cat") if one.modality == "text"] == ["an image of cat"]
+    assert running.found.committed.keys() == {"cat"}
 
 
 def test_what_cannot_be_embedded_is_left_out_and_named() -> None:
@@ -877,6 +925,43 @@ def test_the_encoders_must_be_others(source: Store) -> None:
         source.copy_for(FINGERPRINTS)
     with pytest.raises(StoreError):
         Store(MemoryBackend(), "zsvec").copy_for(NEW)
+
+
+# Each backend
+
+
+@pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
+def test_the_whole_path_from_a_killed_run_to_the_deletion(deployment: Deployment) -> None:
+    backend = deployment.backend()
+
+    def current() -> Store:
+        return Store(backend, deployment.namespace, history=3600.0).current()
+
+    store = filled(deployment.open(backend, history=3600.0))
+    backend.dies_at = backend.calls.total() + 60
+    with pytest.raises(Crash):
+        copied(store)
+    backend.dies_at = None
+    copy, running, _ = copied(store)
+    assert running.found.unchanged | running.found.committed.keys() == {"cat", "dog", "text only"}
+    writer = deployment.another(store)
+    writer.write([pictured("bird", ["tweety"])])
+    writer.remove("text only")
+    before = content(store)
+    change, is_changed, _ = store.switch_to(copy, running)
+    with pytest.raises(StoreError):
+        writer.write([clip_text("late")])
+    now = current()
+    assert (now.namespace, is_changed, content(now)) == (f"{deployment.namespace}.1", False, before)
+    assert (now.encoders(), now.incomplete(), len(now.inbox.read())) == (NEW, [], 1)
+    assert now.undo().id == change.id
+    back = current()
+    assert (back.namespace, content(back)) == (deployment.namespace, before)
+    back.write([clip_text("kept")])
+    assert back.drop_others() == [f"{deployment.namespace}.1"]
+    left = {name for name in deployment.collections() if name.startswith(f"{deployment.namespace}.")}
+    assert left == {f"{deployment.namespace}.1__catalog"}
+    assert names(current()) == ["bird", "cat", "dog", "kept"]
 
 
 # Forged records

@@ -119,7 +119,8 @@ def reembed_store(
     while running.follow():
         pass
     calibrator = _calibrator(copy, settings, own.modalities, specs)
-    _calibrate(calibrator)
+    if copy.info()["calibration"] != "current":
+        _calibrate(calibrator)
     change, detached = None, list[str]()
     if switch:
         change, is_changed, detached = store.switch_to(copy, running)

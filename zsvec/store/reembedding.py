@@ -1,7 +1,9 @@
 """Embeds the references of a store again, with other encoders, into another namespace of the same store.
 
-The copy is written by ordinary commits of the other namespace, in chunks. So an interrupted run is repeated: vectors
-that the copy has are not made again. Vectors of an encoder with the same fingerprint in both namespaces are copied.
+The copy is written by ordinary commits of the other namespace, in chunks, so that memory is bounded. An interrupted run
+is repeated: vectors that the copy has are not made again. The manifest of a complete category tells from which state of
+the source it was made (``made_from``), so that a later run compares all categories by one listing of each namespace.
+Vectors of an encoder with the same fingerprint in both namespaces are copied.
 
 Records of the source are validated as input from users is, since any writer may have forged them. A category with an
 unusable record is named, and the other categories are copied.
@@ -20,15 +22,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 from zsvec.errors import InvalidInputError, StoreError, StoreLockedError, StoreUnavailableError
 from zsvec.inputs.categories import as_words
 from zsvec.store.backends.base import Where
-from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.catalog import Catalog, readable
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.commit import publish
 from zsvec.store.catalog.marks import newest
-from zsvec.store.catalog.schema import LONGEST_SOURCE, Reference, is_content_hash
+from zsvec.store.catalog.schema import LONGEST_SOURCE, Reference, is_content_hash, is_damaged
 from zsvec.store.catalog.successor import is_dropped, successor_from
 from zsvec.store.collections.inbox import InboxCollection, InboxImage
 from zsvec.store.collections.references import ReferenceCollections
-from zsvec.store.copying import problem_of, usable
+from zsvec.store.copying import problem_of
 from zsvec.store.reuse import StoredVectors
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Write, Writer, emptied
@@ -40,6 +42,8 @@ if TYPE_CHECKING:
 
 CHUNK = 512
 """Number of images after which the references of a copy are committed."""
+
+_MOST_PARTS = 30  # of a category: the writer copies a category of more writes as a whole
 
 Origin: TypeAlias = Literal["original", "small"]
 Vectors: TypeAlias = "Mapping[str, NDArray[np.float32]]"
@@ -148,6 +152,7 @@ class Reembedding:
         self._reencoder = reencoder
         self._on_image = on_image
         self._on_commit = on_commit
+        self._store = source.state([]).store
         stored = source.encoders()
         self._shared = {name for name, one in reencoder.fingerprints.items() if stored.get(name) == one}
         self._encoders = list(stored)
@@ -168,20 +173,45 @@ class Reembedding:
         is_first = self._cursor.store is None
         self._cursor = seen.cursor
         self._known |= {category.name: category.version for category in seen.categories}
-        self._has_texts |= any(
-            encoder_and_modality(expert)[1] == "text" for category in seen.categories for expert in category.references
-        )
+        self._find_texts(seen.categories)
         unreadable = "its manifest cannot be read: look with `zsvec doctor`"
         self.found.damaged |= dict.fromkeys(seen.unreadable, unreadable)
+        there = self._manifests() if is_first else {}
         for category in seen.categories:
-            self._copy(category)
+            if not (is_first and self._is_made(category, there.get(category.name))):
+                self._copy(category)
+            elif category.write_ids:
+                self.found.unchanged.add(category.name)
         if is_first:
-            there = {one.name for one in self._writer.catalog.categories()[0]}
-            for name in sorted(there - self._known.keys() - set(seen.unreadable)):
+            live = {name for name, manifest in there.items() if manifest.get("writes")}
+            for name in sorted(live - self._known.keys() - set(seen.unreadable)):
                 self._writer.remove(name, withdraw=False)
             self._match_inbox()
             self._writer.collector.collect(0.0)  # a forgotten image may be among what a refused run has left
         return bool(seen.categories)
+
+    def _manifests(self) -> dict[str, Mapping[str, Any]]:
+        """Returns the manifests of the copy, by category."""
+        return {one["category"]: one for one in self._writer.catalog.manifests() if not is_damaged(one)}
+
+    def _is_made(self, category: Category, there: Mapping[str, Any] | None) -> bool:
+        """Returns whether the copy has the present state of a category, according to its manifest there, if any."""
+        if there is None:
+            return not (category.write_ids or category.withdrawn or category.retired)
+        return bool(there.get("made_from") == self._state_of(category))
+
+    def _state_of(self, category: Category) -> str:
+        """Returns a text that identifies the state of a category, and the texts and modalities that are embedded."""
+        embedded = {
+            name: (sorted(modalities), self._reencoder.prompt(name, "name"))
+            for name, modalities in sorted(self._reencoder.modalities.items())
+        }
+        return f"{self._store} {category.version} {_text_hash(repr((embedded, self._has_texts)))[:16]}"
+
+    def _find_texts(self, categories: Iterable[Category]) -> None:
+        self._has_texts |= any(
+            encoder_and_modality(expert)[1] == "text" for category in categories for expert in category.references
+        )
 
     def _copy(self, category: Category) -> None:
         self.found.damaged.pop(category.name, None)
@@ -214,28 +244,70 @@ class Reembedding:
         wanted = self._wanted(category)
         there = settled(self._writer.catalog, [category.name]).category(category.name)
         present = {one.key: one for one in self._present(there)}
-        stale = [one for key, one in present.items() if key not in wanted or not _is_same(one, wanted[key])]
+        stale = [key for key, one in present.items() if key not in wanted or not _is_same(one, wanted[key])]
         lacking = {key: one for key, one in wanted.items() if key not in present}
-        vectors = self._known_vectors(category, lacking)
-        if stale and there:  # the references that stay are written again, too
-            vectors |= {one.key: one.vector for one in self._writer.references.read(there)}
-        self._embed_texts(lacking, vectors)
-        added = self._embed_images(category, lacking, vectors, commits=not stale)
-        usable = [replace(one, vector=vectors[key]) for key, one in wanted.items() if key in vectors]
-        if left := [one for key, one in lacking.items() if key not in vectors]:
+        vectors: dict[_Key, NDArray[np.float32]] = {}
+        left, written = list[Reference](), False
+        parts = _parts(lacking)
+        for number, part in enumerate(parts, 1):
+            found, copies = self._embedded(category, part)
+            left += [one for key, one in part.items() if key not in found]
+            if stale:  # written at once, below
+                vectors |= found
+            elif found:
+                is_whole = number == len(parts) and not left and _has_no_marks(category, there)
+                chunk = [replace(part[key], vector=row, small=copies.get(key[2])) for key, row in found.items()]
+                self._writer.write(
+                    [
+                        Write(
+                            name=category.name,
+                            references=chunk,
+                            texts=category.texts,
+                            metadata=category.metadata,
+                            parent=category.parent,
+                            made_from=self._state_of(category) if is_whole else None,
+                        )
+                    ]
+                )
+                written = True
+        if left:
             self.found.left_out[category.name] = _described(category.name, left)
-        if not (usable or present) or (stale and not usable):
-            if present:
-                self._writer.remove(category.name, withdraw=False)
-            raise StoreError("none of its references can be embedded: add a text, or an image that can be read")
         if stale:
-            self._writer.write([Write(name=category.name, references=usable, texts=category.texts, replace=True)])
-            images = sorted({digest for _, modality, digest in lacking if modality == "image"})
-            if images and self._writer.catalog.state([]).images:
-                now = self._writer.catalog.category(category.name)
-                copies = self._references.images.read(category.write_ids, images)
-                self._writer.references.images.add(now, copies)
-        return added or bool(stale)
+            self._replace(category, there, wanted, vectors)
+        elif not (written or present):
+            raise _nothing()
+        return written or bool(stale)
+
+    def _replace(
+        self,
+        category: Category,
+        there: Category | None,
+        wanted: Mapping[_Key, Reference],
+        vectors: dict[_Key, NDArray[np.float32]],
+    ) -> None:
+        """Replaces the references of a category of the copy, some of which are stale.
+
+        Args:
+            category: The category of the source.
+            there: The category of the copy.
+            wanted: The references that the copy should have.
+            vectors: The vectors of those that the copy lacks. Gets the vectors of the others.
+
+        Raises:
+            StoreError: None of the references can be embedded.
+        """
+        embedded = set(vectors)
+        if there:
+            vectors |= {one.key: one.vector for one in self._writer.references.read(there) if one.key not in embedded}
+        usable = [replace(one, vector=vectors[key]) for key, one in wanted.items() if key in vectors]
+        if not usable:
+            self._writer.remove(category.name, withdraw=False)
+            raise _nothing()
+        self._writer.write([Write(name=category.name, references=usable, texts=category.texts, replace=True)])
+        images = sorted({digest for _, modality, digest in embedded if modality == "image"})
+        if images and self._writer.catalog.state([]).images:
+            now = self._writer.catalog.category(category.name)
+            self._writer.references.images.add(now, self._references.images.read(category.write_ids, images))
 
     def _present(self, there: Category | None) -> Iterator[Reference]:
         if there and there.write_ids:
@@ -281,75 +353,55 @@ class Reembedding:
         texts = [one.source for one in stored.values() if _text_hash(one.source) == one.hash]
         return list(dict.fromkeys((*category.texts, *texts)))
 
-    def _known_vectors(self, category: Category, wanted: Mapping[_Key, Reference]) -> dict[_Key, NDArray[np.float32]]:
-        """Returns the vectors of shared encoders, and the vectors that the copy has in any category."""
-        found: dict[_Key, NDArray[np.float32]] = {}
-        for encoder in self._shared if wanted else ():
-            for page in self._references.pages(encoder, category.write_ids):
-                found |= {one.key: one.vector.copy() for one, _ in usable(encoder, page) if one.key in wanted}
-        hashes: dict[tuple[str, Modality], list[str]] = {}
-        for (encoder, _, digest), one in wanted.items():
-            if encoder not in self._shared:
-                hashes.setdefault((encoder, one.modality), []).append(digest)
-        for (encoder, modality), some in hashes.items():
-            contents = self._reused.find([encoder], modality, some)
-            found |= {(encoder, modality, one): content.vectors[encoder] for one, content in contents.items()}
-        return found
+    def _embedded(
+        self, category: Category, part: Mapping[_Key, Reference]
+    ) -> tuple[dict[_Key, NDArray[np.float32]], dict[str, SmallImage]]:
+        """Returns the vectors of references that the copy lacks, and the small copies of their images.
 
-    def _embed_images(
-        self,
-        category: Category,
-        lacking: Mapping[_Key, Reference],
-        vectors: dict[_Key, NDArray[np.float32]],
-        *,
-        commits: bool,
-    ) -> bool:
-        """Embeds the lacking images in chunks, and adds their vectors to `vectors`.
-
-        Args:
-            category: The category of the source.
-            lacking: References that the copy lacks.
-            vectors: The vectors that are known.
-            commits: Whether to commit the lacking references after each chunk.
-
-        Returns:
-            Whether references were committed.
+        References that cannot be embedded are left out.
         """
-        missing: dict[str, set[str]] = {}
-        for encoder, modality, digest in lacking.keys() - vectors.keys():
-            if modality == "image" and encoder not in self._shared:
-                missing.setdefault(digest, set()).add(encoder)
-        images = {one.hash: one for one in lacking.values() if one.modality == "image"}
-        written = False
-        for some in _chunks(images) if images else [[]]:
-            copies = self._small(category, some)
-            if embed := [(images[digest], copies.get(digest)) for digest in some if digest in missing]:
-                encoders = set[str]().union(*(missing[one.hash] for one, _ in embed))
-                for digest, origin, rows in self._reencoder.images(embed, encoders):
-                    self.found.origins[digest] = origin
-                    vectors |= {(encoder, "image", digest): rows[encoder] for encoder in missing[digest]}
-                self._on_image(len(embed))
-            self._writer.catalog.check_current()  # an image may have been forgotten meanwhile
-            if commits and (
-                chunk := [
-                    replace(one, vector=vectors[key], small=copies.get(one.hash))
-                    for key, one in lacking.items()
-                    if key in vectors and (one.modality == "text" or one.hash in some)
-                ]
-            ):
-                self._writer.write([Write(name=category.name, references=chunk, texts=category.texts)])
-                written = True
-        return written
-
-    def _embed_texts(self, lacking: Mapping[_Key, Reference], vectors: dict[_Key, NDArray[np.float32]]) -> None:
+        vectors = self._known_vectors(category, part)
         for encoder in self._reencoder.modalities.keys() - self._shared:
             texts = {
                 key: one.source
-                for key, one in lacking.items()
+                for key, one in part.items()
                 if key[:2] == (encoder, "text") and key not in vectors and _text_hash(one.source) == one.hash
             }
             if texts:
                 vectors |= dict(zip(texts, self._reencoder.texts(encoder, list(texts.values())), strict=True))
+        images = {one.hash: one for one in part.values() if one.modality == "image"}
+        copies = self._small(category, list(images))
+        missing: dict[str, set[str]] = {}
+        for encoder, modality, digest in part:
+            if modality == "image" and encoder not in self._shared and (encoder, modality, digest) not in vectors:
+                missing.setdefault(digest, set()).add(encoder)
+        if missing:
+            embed = [(images[digest], copies.get(digest)) for digest in missing]
+            for digest, origin, rows in self._reencoder.images(embed, set[str]().union(*missing.values())):
+                self.found.origins[digest] = origin
+                vectors |= {(encoder, "image", digest): rows[encoder] for encoder in missing[digest]}
+            self._on_image(len(embed))
+        self._writer.catalog.check_current()  # an image may have been forgotten meanwhile
+        return vectors, copies
+
+    def _known_vectors(self, category: Category, part: Mapping[_Key, Reference]) -> dict[_Key, NDArray[np.float32]]:
+        """Returns the vectors of shared encoders, and the vectors that the copy has in any category."""
+        import numpy as np  # slow to import, and not needed to list categories
+
+        found: dict[_Key, NDArray[np.float32]] = {}
+        hashes: dict[tuple[str, Modality], list[str]] = {}
+        for (encoder, _, digest), one in part.items():
+            hashes.setdefault((encoder, one.modality), []).append(digest)
+        for (encoder, modality), some in hashes.items():
+            if encoder not in self._shared:
+                contents = self._reused.find([encoder], modality, some)
+                found |= {(encoder, modality, one): content.vectors[encoder] for one, content in contents.items()}
+                continue
+            for page in self._references.with_hashes(encoder, modality, some, vectors=True):
+                for payload, row in zip(page.payloads, page.vectors, strict=True):
+                    if payload["gen"] in category.write_ids and 0.5 < float(np.linalg.norm(row)) < 2:
+                        found[encoder, modality, payload["hash"]] = row.copy()
+        return found
 
     def _small(self, category: Category, hashes: Sequence[str]) -> dict[str, SmallImage]:
         if not (hashes and self._source.state([]).images):
@@ -364,6 +416,7 @@ class Reembedding:
             "kept": newest(category.kept),
             "retired": category.retired,
         }
+        state = None if name in self.found.left_out else self._state_of(category)
         differed: list[bool] = []
 
         def attempt() -> bool:
@@ -374,11 +427,13 @@ class Reembedding:
                 plan = replace(held, texts=category.texts, metadata=category.metadata, parent=category.parent, **marks)
             else:
                 plan = replace(emptied(held), version=held.version, rev=held.rev, **marks)
-            if plan == held:
+            if plan != held:
+                differed.append(True)
+            elif state is None or before.manifests.get(name, {}).get("made_from") == state:
                 return True
-            differed.append(True)
             plan = replace(plan, version=held.version + 1, rev=0)
-            return bool(publish(catalog, self._writer.carry_out([(plan, ())], before)))
+            made_from = {name: state} if state else {}
+            return bool(publish(catalog, self._writer.carry_out([(plan, ())], before, made_from=made_from)))
 
         self._writer.until_won(attempt, [name])
         return bool(differed)
@@ -428,13 +483,18 @@ class Reembedding:
 
     def survey(self) -> Survey:
         """Counts the images to embed. Whether an original is unchanged is seen only when it is read."""
-        there = {one.name: one for one in self._writer.catalog.categories()[0]}
+        manifests, categories = self._manifests(), self._source.categories()[0]
+        there = {one.name: one for one in readable(manifests.values())[0]}
+        self._find_texts(categories)
         small: set[str] = set()
         if self._source.state([]).images:
             pages = self._source.backend.scroll(self._references.images.name, Where(), fields=("hash",))
             small = {one["hash"] for page in pages for one in page.payloads if isinstance(one.get("hash"), str)}
-        present, found = set[str](), dict[str, Origin | None]()
-        for category in self._source.categories()[0]:
+        done, present, found = 0, set[str](), dict[str, Origin | None]()
+        for category in categories:
+            if self._is_made(category, manifests.get(category.name)):
+                done += category.images
+                continue
             has = {one.key for one in self._present(there.get(category.name))}
             with suppress(StoreError):  # the copy names the category
                 for key, one in self._wanted(category).items():
@@ -446,11 +506,33 @@ class Reembedding:
                             found[one.hash] = "original" if at_hand else "small" if one.hash in small else None
         origins = [origin for digest, origin in found.items() if digest not in present]
         return Survey(
-            present=len(present),
+            present=done + len(present),
             originals=origins.count("original"),
             small=origins.count("small"),
             neither=origins.count(None),
         )
+
+
+def _has_no_marks(category: Category, there: Category | None) -> bool:
+    """Returns whether a category gets no marks in the copy, and had neither marks nor references there."""
+    marks = (category.withdrawn, category.kept, category.retired)
+    had = (there.write_ids, there.withdrawn, there.kept, there.retired) if there else ()
+    return not any((*marks, *had))
+
+
+def _nothing() -> StoreError:
+    return StoreError("none of its references can be embedded: add a text, or an image that can be read")
+
+
+def _parts(lacking: Mapping[_Key, Reference]) -> list[dict[_Key, Reference]]:
+    """Returns references in parts of `CHUNK` images or, of many, a thirtieth. The first part has the texts, too."""
+    images = list(dict.fromkeys(digest for _, modality, digest in lacking if modality == "image"))
+    size = max(CHUNK, -(-len(images) // _MOST_PARTS))
+    number = {digest: n // size for n, digest in enumerate(images)}
+    parts: dict[int, dict[_Key, Reference]] = {}
+    for key, one in lacking.items():
+        parts.setdefault(number[one.hash] if one.modality == "image" else 0, {})[key] = one
+    return [parts[n] for n in sorted(parts)]
 
 
 def _chunks(items: Iterable[str]) -> Iterator[list[str]]:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Mapping, 
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from tenacity import (
@@ -79,6 +80,8 @@ class Write:
             `texts`) and ``"metadata"``.
         needs: Content hashes of references that the category must still have at the commit. An empty set requires only
             that the category exists, and ``None`` requires nothing.
+        made_from: State of another namespace that the category then has with other encoders
+            (`zsvec.store.reembedding`).
     """
 
     name: str
@@ -89,6 +92,7 @@ class Write:
     replace: bool = False
     keeps: frozenset[str] = frozenset()
     needs: frozenset[str] | None = None
+    made_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,7 +220,8 @@ class Writer:
                     for category, fresh in new
                 }
             )
-            won = self.carry_out(new, before, images=images)
+            made_from = {name: write.made_from for name, write in left.items() if write.made_from}
+            won = self.carry_out(new, before, images=images, made_from=made_from)
             committed.update((category.name, category) for category, _ in new if category.name in won)
             manifests |= won
             if complete and not self.catalog.exclusive:  # others may have changed the categories since
@@ -532,6 +537,7 @@ class Writer:
         *,
         losses: Losses | None = None,
         images: Mapping[str, Any] | None = None,
+        made_from: Mapping[str, str] = MappingProxyType({}),
     ) -> dict[str, Mapping[str, Any]]:
         """Writes references, commits the plans, and returns the manifests of the commits that won, by category.
 
@@ -543,6 +549,7 @@ class Writer:
             losses: For a move, the plans of the categories that lose the references that `plans` gain. Then all commits
                 win, or none does.
             images: The images that the write concerns (`zsvec.store.catalog.history.concerned`), for the history.
+            made_from: By category, the state of another namespace, as `Write.made_from`.
         """
         every = [*plans, *(losses.plans if losses else ())]
         if not every:
@@ -567,7 +574,7 @@ class Writer:
                 losing = [category for category, _ in losses.plans]
                 won = transfer(self.catalog, categories, losing, losses.gaining, before, intent.change)
             else:
-                won = commit(self.catalog, categories, before, intent.change)
+                won = commit(self.catalog, categories, before, intent.change, made_from=made_from)
             intent.won.update(won)
         return intent.won
 

@@ -51,6 +51,7 @@ def commit(
     before: State,
     change: str | None = None,
     followed: Mapping[str, Followed] = MappingProxyType({}),
+    made_from: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Mapping[str, Any]]:
     """Commits categories by compare-and-set of the manifests.
 
@@ -60,6 +61,7 @@ def commit(
         before: State of the catalog from which the categories were planned.
         change: Id of the change record, if a history is kept.
         followed: States of a followed store that categories get, by name.
+        made_from: States of another namespace that categories now have with other encoders, by name.
 
     Returns:
         The manifests of the commits that won, by category, as read after the commit. Another writer may have replaced a
@@ -72,7 +74,15 @@ def commit(
     writer, rev = uuid.uuid4().hex, catalog.next_rev()
     stamped = [replace(category, rev=rev + i * STEP) for i, category in enumerate(categories)]
     payloads = [
-        manifest_payload(one, before.store, writer, before.manifests.get(one.name), change, followed.get(one.name))
+        manifest_payload(
+            one,
+            before.store,
+            writer,
+            before.manifests.get(one.name),
+            change,
+            followed.get(one.name),
+            made_from.get(one.name),
+        )
         for one in stamped
     ]
     return commit_manifests(catalog, payloads, before)

@@ -23,7 +23,9 @@ record depends on it, and a reader ends a cycle.
 
 A manifest also remembers which references were withdrawn from its category, and which findings of an audit were kept
 (`zsvec.store.catalog.marks`). In a store that follows another one (`zsvec.store.following`), the manifest tells which
-state of the source it has (``followed``), and the record of the store tells which store is followed (``follows``).
+state of the source it has (``followed``), and the record of the store tells which store is followed (``follows``). In a
+copy with other encoders (`zsvec.store.reembedding`), the manifest tells from which state of the source the category was
+made (``made_from``).
 
 The ``rev`` of a manifest orders the commits for readers. A manifest can get a new ``rev`` although its category has not
 changed, so ``changed`` has the ``rev`` of the last change. Marks do not count as a change: they leave answers as they
@@ -301,6 +303,7 @@ def manifest_payload(
     before: Mapping[str, Any] | None,
     change: str | None = None,
     followed: Followed | None = None,
+    made_from: str | None = None,
 ) -> dict[str, Any]:
     """Returns the manifest that commits a category. Without write ids, the manifest removes the category.
 
@@ -311,6 +314,8 @@ def manifest_payload(
         before: The manifest to replace, if any.
         change: Id of the change record, if a history is kept.
         followed: State of a followed store that the category gets; ``None`` for any other write.
+        made_from: State of another namespace that the category now has with other encoders
+            (`zsvec.store.reembedding`); ``None`` for any other write.
     """
     required = requirements(before) if before else {}
     followed = followed or (_changed_here(before) if before else None)
@@ -338,6 +343,7 @@ def manifest_payload(
         **({"requires": dict(required)} if required else {}),
         **({"change": change} if change else {}),
         **({"followed": asdict(followed)} if followed else {}),
+        **({"made_from": made_from} if made_from else {}),
     }
 
 

@@ -319,7 +319,7 @@ def test_a_store_on_a_server(
 
 
 def test_gc(filled: Cli, ward: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise SystemExit(9)
 
     assert filled("gc") == Result(0, "", NOTHING)

@@ -123,8 +123,8 @@ def reembed_store(
         _calibrate(calibrator)
     change, detached = None, list[str]()
     if switch:
-        change, is_changed, detached = store.switch_to(copy, running)
-        if is_changed:
+        change, detached = store.switch_to(copy, running)
+        if copy.info()["calibration"] != "current":  # categories have changed meanwhile
             _calibrate(calibrator)
     origins = list(running.found.origins.values())
     return Reembedded(

@@ -1,6 +1,6 @@
 """Embeds the references of a store again, with other encoders, into another namespace of the same store.
 
-The copy is written by ordinary commits of the other namespace, in chunks, so that memory is bounded. An interrupted run
+The copy is written by ordinary commits of the other namespace, a category in at most thirty parts. An interrupted run
 is repeated: vectors that the copy has are not made again. The manifest of a complete category tells from which state of
 the source it was made (``made_from``), so that a later run compares all categories by one listing of each namespace.
 Vectors of an encoder with the same fingerprint in both namespaces are copied.
@@ -190,6 +190,13 @@ class Reembedding:
             self._writer.collector.collect(0.0)  # a forgotten image may be among what a refused run has left
         return bool(seen.categories)
 
+    def copy_again(self, names: Collection[str]) -> None:
+        """Embeds some categories again, whose copies have lost references."""
+        for category in self._source.categories()[0]:
+            if category.name in names:
+                self._writer.remove(category.name, withdraw=False)  # its manifest counts the lost references
+                self._copy(category)
+
     def _manifests(self) -> dict[str, Mapping[str, Any]]:
         """Returns the manifests of the copy, by category."""
         return {one["category"]: one for one in self._writer.catalog.manifests() if not is_damaged(one)}
@@ -198,7 +205,8 @@ class Reembedding:
         """Returns whether the copy has the present state of a category, according to its manifest there, if any."""
         if there is None:
             return not (category.write_ids or category.withdrawn or category.retired)
-        return bool(there.get("made_from") == self._state_of(category))
+        is_live = bool(there.get("writes"))
+        return is_live == bool(category.write_ids) and there.get("made_from") == self._state_of(category)
 
     def _state_of(self, category: Category) -> str:
         """Returns a text that identifies the state of a category, and the texts and modalities that are embedded."""
@@ -206,7 +214,8 @@ class Reembedding:
             name: (sorted(modalities), self._reencoder.prompt(name, "name"))
             for name, modalities in sorted(self._reencoder.modalities.items())
         }
-        return f"{self._store} {category.version} {_text_hash(repr((embedded, self._has_texts)))[:16]}"
+        given = _text_hash(repr((embedded, self._has_texts)))[:16]
+        return f"{self._store} {category.version} {category.rev} {given}"  # a restored backup repeats versions
 
     def _find_texts(self, categories: Iterable[Category]) -> None:
         self._has_texts |= any(
@@ -222,14 +231,15 @@ class Reembedding:
         try:
             changed = self._write(category) if category.write_ids else False
             changed |= self._describe(category)
+            now = self._writer.catalog.category(category.name) if changed and category.write_ids else None
         except (StoreUnavailableError, StoreLockedError):
             raise
         except (StoreError, InvalidInputError) as exc:
             self._writer.catalog.check_current()
             self.found.damaged[category.name] = str(exc)
             return
-        if changed and category.write_ids:
-            now = self.found.committed[category.name] = self._writer.catalog.category(category.name)
+        if now:
+            self.found.committed[category.name] = now
             self.found.unchanged.discard(category.name)
             self._on_commit(now)
         elif category.write_ids and category.name not in self.found.committed:
@@ -375,9 +385,10 @@ class Reembedding:
         for encoder, modality, digest in part:
             if modality == "image" and encoder not in self._shared and (encoder, modality, digest) not in vectors:
                 missing.setdefault(digest, set()).add(encoder)
-        if missing:
-            embed = [(images[digest], copies.get(digest)) for digest in missing]
-            for digest, origin, rows in self._reencoder.images(embed, set[str]().union(*missing.values())):
+        encoders = set[str]().union(*missing.values())
+        for some in _chunks(missing):  # the images of a chunk are decoded together
+            embed = [(images[digest], copies.get(digest)) for digest in some]
+            for digest, origin, rows in self._reencoder.images(embed, encoders):
                 self.found.origins[digest] = origin
                 vectors |= {(encoder, "image", digest): rows[encoder] for encoder in missing[digest]}
             self._on_image(len(embed))

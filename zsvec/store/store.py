@@ -337,24 +337,25 @@ class Store:
             self._catalog, self._references, self.inbox, copy._writer, reencoder, on_image=on_image, on_commit=on_commit
         )
 
-    def switch_to(self, copy: Store, reembedding: Reembedding) -> tuple[Change, bool, list[str]]:
+    def switch_to(self, copy: Store, reembedding: Reembedding) -> tuple[Change, list[str]]:
         """Makes a copy the current namespace, once it has all changes. Writers wait, and are then refused.
 
         Returns:
-            The change, whether categories changed since the last `Reembedding.follow`, and the names of the attached
-            collections that the copy does not have, because their encoder is not among the same.
+            The change, and the names of the attached collections that the copy does not have, because their encoder is
+            not among the same.
 
         Raises:
             StoreError: A category cannot be copied.
             ConflictError: Other processes changed or opened the store at every attempt.
         """
+        reembedding.copy_again(copy.incomplete())
         for _ in range(_SWITCHES):
             reembedding.follow()
             reembedding.follow_inbox()  # here, so that writers wait for a few images alone
             with suppress(ConflictError), self._writing():
                 with switching.closed(self._catalog, copy._catalog.number) as closing:
                     if not switching.is_in_motion(self._catalog):
-                        is_changed = reembedding.follow()
+                        reembedding.follow()
                         reembedding.follow_inbox()
                         detached = self._give_settings(copy, closing.record)
                         reembedding.check_complete()
@@ -362,7 +363,7 @@ class Store:
                         rev = copy._catalog.newest()
                         done = switching.finish(self._catalog, closing, rev=rev, window_s=self._history, by=self.by)
                         copy._catalog.copied_from = None
-                        return switching.as_change(done), is_changed, detached
+                        return switching.as_change(done), detached
                 self._may_be_undoing = True  # the next attempt finishes what is in motion
                 settled(self._catalog, [one["category"] for one in self._catalog.manifests() if "transfer" in one])
         raise ConflictError(f"other processes changed {self.location} at every attempt to switch: repeat the command")

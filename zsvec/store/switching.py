@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from zsvec.errors import ConflictError, InvalidInputError, StoreError
+from zsvec.store import transfer
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.commit import UnknownError, attempts
@@ -96,7 +97,7 @@ def is_in_motion(catalog: Catalog) -> bool:
     """Returns whether a transfer between categories or an undo is unfinished."""
     store = catalog.state([]).store
     undos = (record for record in catalog.scroll(Where(match={"kind": UNDO})) if record["store"] == store)
-    return any("transfer" in manifest for manifest in catalog.manifests()) or any(undos)
+    return transfer.is_running(catalog) or any(undos)
 
 
 def last_switch(before: Catalog) -> tuple[Successor, Change] | None:

@@ -145,6 +145,12 @@ def settled(catalog: Catalog, names: Iterable[str]) -> State:
             _finish(catalog, mark["at"], mark["id"])
 
 
+def is_running(catalog: Catalog) -> bool:
+    """Returns whether any transfer is unfinished; raises as `settled`."""
+    marks = [mark for mark in map(_mark, catalog.manifests()) if mark]
+    return bool(marks and _running(catalog, marks))
+
+
 def _running(catalog: Catalog, marks: Collection[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Returns the marks of transfers that the coordinator still has."""
     names = {mark["at"] for mark in marks}

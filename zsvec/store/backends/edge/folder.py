@@ -165,7 +165,9 @@ def exists(folder: Path, collection: str) -> bool:
 def is_foreign(folder: Path) -> bool:
     """Returns whether a folder has files, but none of a store. Raises OSError for a missing or unreadable folder."""
     of_a_store = (name for pattern in (".lock-*__*", "*__catalog") for name in folder.glob(pattern))
-    return any(folder.iterdir()) and not any(of_a_store)
+    # Systems put hidden files and lost+found into folders that users see as empty.
+    files = (path for path in folder.iterdir() if not path.name.startswith(".") and path.name != "lost+found")
+    return any(files) and not any(of_a_store)
 
 
 def mark(folder: Path, collection: str) -> None:

@@ -70,7 +70,7 @@ def test_own_categories_and_different_ones_are_named(filled: Cli, tmp_path: Path
     result = filled("sync", URL, folder)
     assert (result.code, result.out) == (0, "")
     assert "made in FOLDER, and left there: violet" in result.said
-    assert "FOLDER keeps its calibration" in result.said
+    assert "FOLDER does not take the calibration" in result.said
     filled(f"--store {URL} add violet --text 'the last colour of the rainbow'")
     result = filled("sync", URL, folder)
     assert result.code == 1

@@ -318,6 +318,16 @@ def test_categories_of_which_no_image_can_be_left_out_are_not_judged() -> None:
     assert [found.uneven("clip:image"), judged.uneven("clip:image")] == [True, False]
 
 
+def test_a_category_whose_only_image_is_a_copy_is_not_judged() -> None:
+    images: Vectors = {
+        "a": {"1": (1, 0), "2": (0.8, 0.6)},
+        "b": {"3": (0, 1), "4": (0.6, 0.8)},
+        "copy": {"1": (1, 0)},  # has no row in the sample
+    }
+    judged = left_out({"clip:image": images}, ["max"]).judged()
+    assert (judged.categories, judged.hashes) == (("a", "b"), ("2", "3", "4"))
+
+
 def test_all_categories_are_judged_if_images_of_all_or_of_none_can_be_left_out() -> None:
     pairs: Vectors = {"a": {"1": (1, 0), "2": (0.8, 0.6)}, "b": {"3": (0, 1), "4": (0.6, 0.8)}}
     singles: Vectors = {"a": {"1": (1, 0)}, "b": {"3": (0, 1)}}

@@ -247,8 +247,8 @@ class Predictor:
 
     def _settled(self) -> dict[str, float]:
         """Returns by encoder the fraction of images that it settles alone, by the calibration of the last batch."""
-        rules = self._searcher.calibration.cascade if self._searcher.calibration else {}
-        return fractions(rules, self._settings.fusion, exact=self._exact)
+        calibration = self._searcher.calibration  # once, since another thread may drop it
+        return fractions(calibration.cascade if calibration else {}, self._settings.fusion, exact=self._exact)
 
     def _settle(self, sources: Sequence[str], vectors: Vectors, top_k: int, flow: Flow) -> dict[int, Prediction]:
         """Returns the predictions of the images that one encoder settles alone, by position."""

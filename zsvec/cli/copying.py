@@ -101,7 +101,7 @@ def print_notes(copied: Copied, *, replace: bool, done: str = "copied", target: 
         named = ", ".join(copied.only_target[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
         output.print_note(f"only in {target}, and left there: {named}")
     if copied.calibration is False:
-        output.print_note(f"{target} keeps its calibration: it has other contents; see `zsvec info`")
+        output.print_note(f"{target} does not take the calibration, which is of other contents: see `zsvec info`")
     inbox = f", {output.counted(copied.inbox, 'image')} of the inbox" if copied.inbox else ""
     there = f" ({len(copied.unchanged)} there before)" if copied.unchanged else ""
     output.print_note(

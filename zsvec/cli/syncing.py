@@ -103,6 +103,6 @@ def _print_notes(synced: Synced) -> None:
             more = len(some) - _SHOWN
             output.print_note(f"{reason} {', '.join(some[:_SHOWN])}" + (f" and {more} more" if more > 0 else ""))
     if synced.calibration is False:
-        output.print_note("FOLDER keeps its calibration: it has other contents; see `zsvec info`")
+        output.print_note("FOLDER does not take the calibration, which is of other contents: see `zsvec info`")
     number = output.counted(len(synced.categories), "new or changed category", "new or changed categories")
     output.print_note(f"synced {number}, {synced.size / 1e6:.1f} MB")

@@ -138,10 +138,16 @@ class EncoderSet:
             return None
         total = sum(self._seconds.values())
         expected = {
-            name: own + (1 - settled[name]) * (total - own) for name, own in self.seconds.items() if name in settled
+            name: own + (1 - settled[name]) * self._rest(name) for name, own in self.seconds.items() if name in settled
         }
         best = min(expected, key=lambda name: expected[name], default=None)
         return best if best is not None and expected[best] <= _WORTH * total else None
+
+    def _rest(self, name: str) -> float:
+        """Returns the seconds per image of the other encoders. An image model of theirs runs again."""
+        others = [encoder for encoder in self if encoder.name != name]
+        models = {id(encoder.backbone) for encoder in others}
+        return sum(self._seconds[model] for model in models) + sum(self._seconds[one.name] for one in others)
 
     def no_first(self, settled: Mapping[str, float]) -> str:
         """Returns why `first` returns no encoder; empty if it returns one. The argument is as in `first`."""

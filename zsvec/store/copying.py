@@ -24,7 +24,6 @@ from zsvec.errors import (
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
-    shown,
 )
 from zsvec.inputs.categories import checked_metadata, checked_name, checked_parent, checked_texts
 from zsvec.store.backends.base import Points
@@ -62,7 +61,8 @@ def check_encoders(source: Source, target: Catalog) -> None:
         name = min(different)
         why = f"{name!r} is {str(ours[name])[:LONGEST_NAME]} in the first and {theirs[name]} in the second"
     else:
-        why = f"the first has vectors of {shown(sorted(ours))}, the second of {', '.join(sorted(theirs))}"
+        has = ", ".join(sorted(ours))[:LONGEST_NAME]
+        why = f"the first has vectors of {has}, the second of {', '.join(sorted(theirs))}"
     raise EncoderMismatchError(
         f"{source.location} cannot be copied to {target.location}, which has vectors of other encoders: {why}. Choose "
         "another target, or another namespace of the target"

@@ -329,7 +329,7 @@ def _pool(
 ) -> tuple[LogLinear, int]:
     """Learns a pool. Returns the pool, and the number of images of `learn_thresholds`."""
     # Similarity to nearest references depends much on the number of references. An offset that is learned without
-    # categories of one reference does not hold for them.
+    # categories of one reference does not hold for them. So only pools of category means leave these categories out.
     answers = sample if least is None else sample.judged()
     pool = replace(learn_coefficients(answers, fitted, aggregations), least=least)
     evidence = expert_evidence(pool.coefficients, sample.aggregations, least)

@@ -91,19 +91,20 @@ class LeftOut:
         return replace(self, coverage=self.coverage[chosen], aggregations=some)
 
     def judged(self) -> LeftOut:
-        """Returns the sample without the categories of which no image could be left out, and without their images.
+        """Returns the sample without the categories that have images, of which none could be left out.
 
         A reference that is alone in its category cannot be compared with another one. Every image that can be left out
         has another category, so the sample suggests that this category is never right. The coefficients of a logit
         model that are learned from choices among some categories hold for all categories (McFadden, "Modelling the
         choice of residential location", 1978).
 
-        An expert without references of a category drops no category: its evidence for the category is neutral.
+        A category of texts alone stays, as its evidence is neutral for each image expert.
         """
         rows = np.arange(len(self.labels))
         own = np.stack([next(iter(found.values()))[rows, self.labels] for found in self.aggregations.values()])
         alone = (np.isnan(own) & self.coverage[:, self.labels]).any(axis=0)
-        kept = np.setdiff1d(np.arange(len(self.categories)), np.setdiff1d(self.labels, self.labels[~alone]))
+        image = [encoder_and_modality(expert)[1] == "image" for expert in self.aggregations]
+        kept = np.union1d(self.labels[~alone], np.flatnonzero(~self.coverage[image].any(axis=0)))
         if alone.all() or len(kept) == len(self.categories):
             return self
         rows = np.flatnonzero(np.isin(self.labels, kept))

@@ -133,13 +133,16 @@ def balanced_neutral(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, f
         own = float(shares[covered[labels]].sum())
         if not 0 < (frequency := own / (shares.sum() * max(1, np.count_nonzero(covered)))) < 1:
             continue
-        # With this intercept, the least or the largest probability is the frequency, so the solution is in between.
+        # With this intercept, the least or the largest probability is the frequency, so the solution is in between. If
+        # all are equal, rounding may leave it outside.
         even = np.log(frequency / (1 - frequency))
 
         def excess(intercept: float, others: Doubles = others, own: float = own) -> float:
             return float((shares * expit(others + intercept)).sum()) - own
 
-        balanced[pattern(experts, chosen)] = float(brentq(excess, even - others.max(), even - others.min(), xtol=1e-6))
+        balanced[pattern(experts, chosen)] = float(
+            brentq(excess, even - others.max() - 1, even - others.min() + 1, xtol=1e-6)
+        )
     return balanced
 
 

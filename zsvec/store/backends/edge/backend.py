@@ -470,9 +470,11 @@ def _row(vector: Any) -> Any:
 
     Called for each point, because the lists of a whole page do not fit into the caches of a processor.
     """
+    if not isinstance(vector, list):
+        return vector
     import numpy as np  # slow to import, and not needed to list categories
 
-    return np.frombuffer(struct.pack(f"{len(vector)}f", *vector), np.float32) if isinstance(vector, list) else vector
+    return np.frombuffer(struct.pack(f"{len(vector)}f", *vector), np.float32)
 
 
 def _upserts(points: Points) -> Iterator[tuple[qe.UpdateOperation, int, int]]:

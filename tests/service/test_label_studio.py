@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import threading
 import time
@@ -57,6 +58,7 @@ class Fake:
     port: int = 0
     takes: str = f"Token {TOKEN}"  # the authorization that is valid now
     renewal: bytes = b'{"access": "access-%d"}'  # answer to the personal access token
+    renewal_encoding: str = "identity"
     renewed: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
@@ -106,6 +108,7 @@ def serving() -> Iterator[Fake]:
             fake.renewed += 1
             fake.takes = f"Bearer access-{fake.renewed}"
             self.send_response(200)
+            self.send_header("Content-Encoding", fake.renewal_encoding)
             self.end_headers()
             self.wfile.write(fake.renewal.replace(b"%d", b"%d" % fake.renewed))
 
@@ -439,6 +442,23 @@ def test_a_refused_token_fails_the_request(
             answer = client.post(path, json=body)
             assert answer.status_code == 503  # so that Label Studio stores no empty prediction
             assert PERSONAL not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("renewal", "encoding"),
+    [
+        (b'{"access": "access-%d"}' + b" " * 2**16, "identity"),
+        (b'{"access": "' + b"a" * 8193 + b'"}', "identity"),
+        (gzip.compress(b'{"access": "access-1"}', mtime=0), "gzip"),
+    ],
+)
+def test_the_answer_to_a_personal_access_token_is_bounded(
+    classifier: Classifier, fake: Fake, renewal: bytes, encoding: str
+) -> None:
+    red, fake.renewal, fake.renewal_encoding = "/data/upload/1/red.png", renewal, encoding
+    with connected(classifier, fake, token=PERSONAL) as (client, _):
+        assert client.post("/predict", json=asked_for(red)).status_code == 503
+    assert fake.asked == [(red, None)]  # the access token is not used
 
 
 def test_the_size_of_an_image_is_bounded(client: httpx.Client, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,7 @@ from zsvec.settings.trust import is_private
 _log = logging.getLogger(__name__)
 
 _MAX_BYTES = 16 * 2**20  # of an image
+_MAX_ACCESS_BYTES = 64 * 2**10  # of an answer with an access token
 _TIMEOUT_S = 20.0  # of an image
 _MAX_AT_ONCE = 2  # groups of images to classify, and as many annotations
 _FILES = ("data/", "storage-data/")  # where Label Studio serves the files of tasks
@@ -38,7 +39,7 @@ _REFRESH = "api/token/refresh/"  # exchanges a personal access token for an acce
 
 
 class _Access(BaseModel):
-    access: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$")]
+    access: Annotated[str, Field(max_length=8192, pattern=r"^[\x21-\x7e]+$")]
 
 
 class LabelStudio:
@@ -145,9 +146,11 @@ class LabelStudio:
         """Returns the authorization with a new access token, unless another request has renewed the used one."""
         async with self._renewing:
             if self._authorization == used:
-                answer = await client.post(self._base.join(_REFRESH), json={"refresh": self._personal})
+                url = self._base.join(_REFRESH)
+                async with client.stream("POST", url, json={"refresh": self._personal}) as answer:
+                    content = await _body(answer, _MAX_ACCESS_BYTES) if answer.status_code == 200 else None
                 try:
-                    access = _Access.model_validate_json(answer.content if answer.status_code == 200 else b"")
+                    access = _Access.model_validate_json(content or b"")
                 except ValidationError as exc:
                     raise _refused() from exc
                 self._authorization = f"Bearer {access.access}"
@@ -156,17 +159,28 @@ class LabelStudio:
 
 async def _content(client: httpx.AsyncClient, url: httpx.URL, authorization: str | None) -> bytes | None:
     """Returns an image, or ``None`` if Label Studio refuses the authorization."""
-    content = bytearray()
     headers = {} if authorization is None else {"Authorization": authorization}
     async with client.stream("GET", url, headers=headers, follow_redirects=False) as answer:
         if answer.status_code == 401:
             return None
         if answer.status_code != 200:
             raise ImageError(f"Label Studio answers {answer.status_code} instead of the image {url.path[:200]!r}")
-        async for part in answer.aiter_raw():
-            content += part
-            if len(content) > _MAX_BYTES:
-                raise ImageError(f"an image must have at most {_MAX_BYTES:,} bytes, got more at {url.path[:200]!r}")
+        content = await _body(answer, _MAX_BYTES)
+    if content is None:
+        raise ImageError(f"an image must have at most {_MAX_BYTES:,} bytes, got more at {url.path[:200]!r}")
+    return content
+
+
+async def _body(answer: httpx.Response, most: int) -> bytes | None:
+    """Returns the bytes of an answer as sent, or ``None`` if there are more than ``most``.
+
+    A compressed answer stays compressed, since its content could be a thousand times larger.
+    """
+    content = bytearray()
+    async for part in answer.aiter_raw():
+        content += part
+        if len(content) > most:
+            return None
     return bytes(content)
 
 

@@ -59,6 +59,7 @@ class Fake:
     takes: str = f"Token {TOKEN}"  # the authorization that is valid now
     renewal: bytes = b'{"access": "access-%d"}'  # answer to the personal access token
     renewal_encoding: str = "identity"
+    renewal_status: int = 200
     renewed: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
     redirects: dict[str, str] = field(default_factory=dict)
@@ -107,7 +108,7 @@ def serving() -> Iterator[Fake]:
                 return
             fake.renewed += 1
             fake.takes = f"Bearer access-{fake.renewed}"
-            self.send_response(200)
+            self.send_response(fake.renewal_status)
             self.send_header("Content-Encoding", fake.renewal_encoding)
             self.end_headers()
             self.wfile.write(fake.renewal.replace(b"%d", b"%d" % fake.renewed))
@@ -459,6 +460,18 @@ def test_the_answer_to_a_personal_access_token_is_bounded(
     with connected(classifier, fake, token=PERSONAL) as (client, _):
         assert client.post("/predict", json=asked_for(red)).status_code == 503
     assert fake.asked == [(red, None)]  # the access token is not used
+
+
+@pytest.mark.parametrize(("status", "passing"), [(429, True), (500, True), (503, True), (400, False), (401, False)])
+def test_a_token_that_cannot_be_exchanged_now_is_not_called_refused(
+    classifier: Classifier, fake: Fake, status: int, passing: bool
+) -> None:
+    fake.renewal_status = status
+    with connected(classifier, fake, token=PERSONAL) as (client, _):
+        answer = client.post("/predict", json=asked_for("/data/upload/1/red.png"))
+    assert answer.status_code == 503
+    assert (f"answers {status}" in answer.text) == passing
+    assert ("ZSVEC_LABEL_STUDIO_TOKEN" in answer.text) != passing
 
 
 def test_the_size_of_an_image_is_bounded(client: httpx.Client, fake: Fake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,7 +92,7 @@ class LabelStudio:
 
         Raises:
             ImageError: The value is another one, or the image cannot be fetched.
-            Problem: Label Studio refuses the token.
+            Problem: Label Studio refuses the token, or cannot exchange it now.
         """
         if not isinstance(value, str):
             raise ImageError("the image of a task must be a URL")
@@ -148,6 +148,8 @@ class LabelStudio:
             if self._authorization == used:
                 url = self._base.join(_REFRESH)
                 async with client.stream("POST", url, json={"refresh": self._personal}) as answer:
+                    if answer.status_code == 429 or answer.status_code >= 500:
+                        raise _failed(f"Label Studio answers {answer.status_code} when the token is exchanged")
                     content = await _body(answer, _MAX_ACCESS_BYTES) if answer.status_code == 200 else None
                 try:
                     access = _Access.model_validate_json(content or b"")
@@ -185,7 +187,12 @@ async def _body(answer: httpx.Response, most: int) -> bytes | None:
 
 
 def _refused() -> Problem:
-    detail = "Label Studio refuses the token, or needs one: set ZSVEC_LABEL_STUDIO_TOKEN to a personal access token"
+    return _failed(
+        "Label Studio refuses the token, or needs one: set ZSVEC_LABEL_STUDIO_TOKEN to a personal access token"
+    )
+
+
+def _failed(detail: str) -> Problem:
     _log.error(detail)
     return Problem(503, detail)
 

@@ -38,7 +38,7 @@ __all__ = ["cli", "colours", "filled", "hash_encoders"]
 
 RECORDED: dict[str, Any] = json.loads(Path(__file__).with_name("label_studio_requests.json").read_bytes())
 TOKEN = "token-0123456789"
-PERSONAL = "head.payload.signature"
+PERSONAL = "eyJ.payload.signature"
 BASIC = {"read": ("camera", READ), "write": ("ann", WRITE)}
 CONFIG = """
 <View><!-- a comment -->
@@ -420,12 +420,19 @@ def test_a_personal_access_token(classifier: Classifier, fake: Fake) -> None:
     assert all(PERSONAL not in (token or "") for _, token in fake.asked)
 
 
+@pytest.mark.parametrize("token", ["legacy.with.dots", "eyJ", "eyJ.a", "eyJ.a.b.c"])
+def test_other_tokens_are_not_exchanged(classifier: Classifier, fake: Fake, token: str) -> None:
+    fake.takes = f"Token {token}"
+    with connected(classifier, fake, token=token) as (client, _):
+        assert chosen(results(client, "/data/upload/1/red.png")[0]) == ["red"]
+
+
 @pytest.mark.parametrize(
     ("token", "renewal"),
     [
         ("token-of-another", b""),
         (None, b""),
-        ("another.personal.token", b""),
+        ("eyJ.of.another", b""),
         (PERSONAL, b'{"access": "another"}'),
         (PERSONAL, b'{"access": "a\\nb"}'),
         (PERSONAL, b'{"access": "\xc3\xa9"}'),

@@ -79,7 +79,8 @@ class LabelStudio:
         self.groups = asyncio.Semaphore(_MAX_AT_ONCE)
         self.annotations = asyncio.Semaphore(_MAX_AT_ONCE)
         self.correcting = asyncio.Lock()
-        self._personal = token if token is not None and token.count(".") == 2 else None
+        json_web_token = token is not None and token.startswith("eyJ") and token.count(".") == 2
+        self._personal = token if json_web_token else None
         self._authorization = None if token is None or self._personal else f"Token {token}"
         self._renewing = asyncio.Lock()
 

@@ -519,6 +519,31 @@ def test_an_abandoned_request_ends_after_its_group(classifier: Classifier, fake:
     assert len(fake.asked) == 8
 
 
+def test_a_refused_token_ends_the_other_fetches_first(
+    classifier: Classifier, fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = LabelStudio.image
+    begun: list[object] = []
+    ended: list[object] = []
+
+    async def observed(self: LabelStudio, value: object, seconds: float) -> Any:
+        begun.append(value)
+        try:
+            return await image(self, value, seconds)
+        finally:
+            ended.append(value)
+
+    monkeypatch.setattr(LabelStudio, "image", observed)
+    fake.held = threading.Event()
+    held, red = [f"/data/held/{number}.png" for number in range(7)], "/data/upload/1/red.png"
+    with connected(classifier, fake, token="token-of-another") as (client, _), ExitStack() as holding:
+        holding.callback(fake.held.set)
+        answer = client.post("/predict", json=asked_for(*held, red))
+        assert answer.status_code == 503
+        assert begun == [*held, red]
+        assert set(ended) == set(begun)
+
+
 def test_annotations_do_not_wait_for_predictions(
     classifier: Classifier, fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,7 +111,7 @@ async def predict(request: Request, work: Runs) -> Response:
                 raise ClientLeft
             begun = time.monotonic()
             group = values[first : first + _AT_ONCE]
-            fetched = await asyncio.gather(*(_fetched(request, value, seconds) for value in group))
+            fetched = await _all_fetched(request, group, seconds)
             seconds -= time.monotonic() - begun
             images = [image for image in fetched if isinstance(image, Upload)]
             found = iter(await work.classify(images, 1, request.receive) if images else ())
@@ -125,6 +125,16 @@ async def predict(request: Request, work: Runs) -> Response:
             ]
         }
     )
+
+
+async def _all_fetched(request: Request, values: list[object], seconds: float) -> list[Upload | Prediction]:
+    """Returns the images of a group. If one raises, the others end first, so that ``groups`` bounds all fetches."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            fetched = [tasks.create_task(_fetched(request, value, seconds)) for value in values]
+    except ExceptionGroup as exc:
+        raise exc.exceptions[0] from None
+    return [one.result() for one in fetched]
 
 
 async def _fetched(request: Request, value: object, seconds: float) -> Upload | Prediction:

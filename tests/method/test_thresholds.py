@@ -191,9 +191,10 @@ def test_images_without_complete_evidence_balance_nothing() -> None:
 
 
 def test_equal_evidence_is_balanced() -> None:
-    # The probability of each category is its share of the images, 1/3, if the intercept replaces the missing evidence.
-    for value in np.random.default_rng(0).uniform(-5, 5, 50):
-        got = balanced_neutral(np.full((2, 3, 3), value), left_out_images([0, 1, 2], [[True] * 3] * 2), {})
+    # Each category has a third of the weight, and this probability if the intercept replaces the missing evidence.
+    labels = [0, 1, 2, 0, 0, 0, 0]
+    for value in np.random.default_rng(0).uniform(-5, 5, 20):
+        got = balanced_neutral(np.full((2, 7, 3), value), left_out_images(labels, [[True] * 3] * 2), {})
         assert got == pytest.approx(dict.fromkeys(("a:image", "b:image"), value), abs=1e-5)
 
 

@@ -600,6 +600,14 @@ def test_a_switch_to_other_encoders_is_undone_on_the_command_line(tmp_path: Path
         assert f"zsvec undo {change.id[:8]}" in page.text
         assert page.all("input", name="change") == []
         assert "changed since" not in page.text
+        for answer in (
+            client.post("/undo", data={"change": change.id}, headers=PART),
+            client.post("/v1/undo", json={}),
+            client.post("/v1/undo", json={"change": change.id[:8]}),
+        ):
+            assert answer.status_code == 409
+        classifier.add_category("dog", ["a canine"])  # the service can still write
+        assert client.post("/v1/undo", json={}).json()["what"] == "add"
 
 
 def test_without_a_history_there_is_no_undo_button(

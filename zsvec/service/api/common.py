@@ -17,7 +17,7 @@ from zsvec.service.admission.queue import Work
 from zsvec.service.api.schemas import HASH, NAME
 from zsvec.service.auth.keys import Key
 from zsvec.service.problems import Problem
-from zsvec.types import SmallImage
+from zsvec.types import SWITCH, Change, SmallImage
 
 
 # Dependencies are async, because FastAPI runs sync functions in a thread, which takes longer than the function itself.
@@ -82,6 +82,23 @@ def of_state() -> Iterator[None]:
     except InvalidInputError as exc:
         code = "other_author" if isinstance(exc, OtherAuthorError) else None
         raise Problem(409, str(exc), error=code) from exc
+
+
+def undo_change(classifier: Classifier, category: str | None = None, *, change: str | None) -> Change:
+    """As `zsvec.curation.history.History.undo`.
+
+    Raises:
+        InvalidInputError: As there, or the change is a switch to other encoders: this service could not write to the
+            former store.
+    """
+    effective = (one for one in classifier.history if not one.undone and one.id.startswith(change or ""))
+    newest = next(effective, None) if category is None else None
+    if newest is not None and newest.what == SWITCH:
+        raise InvalidInputError(
+            "the change must be another one than a switch to other encoders: stop the service, run "
+            f"`zsvec undo {newest.id[:8]}`, and start it with the former encoders"
+        )
+    return classifier.history.undo(category, change=change)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from zsvec import __version__, checked_name
 from zsvec.service.api import schemas
-from zsvec.service.api.common import By, Runs, check_query, of_state
+from zsvec.service.api.common import By, Runs, check_query, of_state, undo_change
 from zsvec.service.api.description import PROBLEM, body_of
 from zsvec.service.api.images import MAX_TOP_K
 from zsvec.service.api.paging import MAX_LIMIT, Page
@@ -94,6 +94,6 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
     def undone() -> dict[str, Any]:
         category = None if given.category is None else checked_name(given.category)
         with of_state():
-            return work.classifier.history.undo(category, change=given.change).to_dict()
+            return undo_change(work.classifier, category, change=given.change).to_dict()
 
     return JSON(await work.run(undone, by=by))

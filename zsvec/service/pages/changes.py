@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from zsvec import Classifier, checked_name
 from zsvec.errors import InvalidInputError
-from zsvec.service.api.common import By, Runs, author_of, whole_change, work_of
+from zsvec.service.api.common import By, Runs, author_of, undo_change, whole_change, work_of
 from zsvec.service.api.schemas import MAX_ALSO, NAME
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import Problem, refusal
@@ -157,7 +157,7 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
     def run() -> tuple[Change, str | None, set[str]]:
         try:
             with _alone(given[0]), work.classifier.history.one_change("undo") as identifier:
-                undone = work.classifier.history.undo(change=given[0])
+                undone = undo_change(work.classifier, change=given[0])
         except InvalidInputError as exc:
             raise refusal(409, _why_not(work.classifier, given[0])) from exc
         return (
@@ -178,6 +178,8 @@ def _why_not(classifier: Classifier, identifier: str) -> str:
     found = next((change for change in classifier.history if change.id == identifier), None)
     if found is None:
         return "This change is too old to be undone."
+    if found.what == SWITCH:
+        return "A switch to other encoders is undone on the command line."
     if found.undone:
         return "This change has been undone already."
     if found.final:

@@ -144,7 +144,7 @@ class EncoderSet:
         return best if best is not None and expected[best] <= _WORTH * total else None
 
     def _rest(self, name: str) -> float:
-        """Returns the seconds per image of the other encoders. An image model of theirs runs again."""
+        """Returns the seconds per image of the other encoders. A shared image model counts, since it runs again."""
         others = [encoder for encoder in self if encoder.name != name]
         models = {id(encoder.backbone) for encoder in others}
         return sum(self._seconds[model] for model in models) + sum(self._seconds[one.name] for one in others)

@@ -191,7 +191,7 @@ class Reembedding:
         return bool(seen.categories)
 
     def copy_again(self, names: Collection[str]) -> None:
-        """Embeds some categories again, whose copies have lost references."""
+        """Embeds categories again. Used for those that have lost references in the copy."""
         for category in self._source.categories()[0]:
             if category.name in names:
                 self._writer.remove(category.name, withdraw=False)  # its manifest counts the lost references

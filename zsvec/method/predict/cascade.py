@@ -23,7 +23,7 @@ def strategy_of_one(fusion: str, calibration: Calibration, *, exact: bool) -> st
 
     Args:
         fusion: The wanted strategy, a name in `CASCADED`.
-        calibration: The calibration. Category means that it uses must be known.
+        calibration: The calibration. If it has a classwise pool, the category means must be known.
         exact: Whether every image is compared with every reference.
     """
     if not exact:
@@ -35,7 +35,7 @@ def strategy_of_one(fusion: str, calibration: Calibration, *, exact: bool) -> st
 def fractions(rules: Mapping[str, CascadeRule], fusion: str, *, exact: bool) -> dict[str, float]:
     """Returns by encoder the fraction of images that it settles alone, 0 to 1.
 
-    Encoders whose rules were learned for another strategy than the one that runs are missing.
+    An encoder is missing if its rule was learned for another strategy than the present one.
 
     Args:
         rules: The rule of each encoder.

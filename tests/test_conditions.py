@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import zsvec
 from tests.support import coloured_set, isolated, run_script, two_encoders  # noqa: F401
 from zsvec.encoders import EncoderSet
 
@@ -90,3 +91,16 @@ def test_candidate_sets(folder: Path) -> None:
     (ten,) = [line for line in printed.splitlines() if line.strip().startswith("10 references  ")]
     assert " 100.0 ± 0.0 " in ten  # colours are easily told apart
     assert "nan" not in printed
+
+
+def test_tracks(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = importlib.import_module("tracks")
+    opened = zsvec.open(":memory:", encoders=two_encoders())
+    monkeypatch.setattr(script, "load_encoders", lambda *_, **__: EncoderSet(two_encoders()))
+    monkeypatch.setattr(zsvec, "open", lambda *_, **__: opened)
+    cache = tmp_path / "new" / "bursts"
+    options = ("--cache", cache, "--references", 10, "--frames", 4, "--draws", 2)
+    printed = run_script(script, folder, *options)
+    assert "colours, 10 references of a category, 2 draws" in printed
+    assert "of the photos reach .99" in printed
+    assert {path.name for path in cache.iterdir()} == {"colours-photos.npz", "colours-unknown.npz"}

@@ -213,6 +213,19 @@ def test_images_that_an_encoder_lacks_say_nothing_of_the_rule() -> None:
     assert found == [pytest.approx(found[0], abs=0.05)] * 2
 
 
+def test_the_place_of_a_category_of_one_image_does_not_matter() -> None:
+    store = stored(np.random.default_rng(0), 60)
+    one = {expert: np.eye(16)[15 - i].tolist() for i, expert in enumerate(store)}
+    first, last = (
+        fitted({expert: {**found, name: {"alone": one[expert]}} for expert, found in store.items()}).cascade
+        for name in ("aardvark", "zebra")
+    )
+    assert first.keys() == last.keys() == set(ENCODERS)
+    for encoder, rule in first.items():
+        assert rule.settled == pytest.approx(last[encoder].settled)
+        assert rule.odds == pytest.approx(last[encoder].odds, rel=1e-4)
+
+
 def test_a_record_round_trips() -> None:
     calibration = fitted(stored(np.random.default_rng(5), 30))
     record = calibration.to_dict()

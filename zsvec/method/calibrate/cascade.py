@@ -110,22 +110,23 @@ def _answers(
 ) -> tuple[NDArray[np.intp], Doubles, Doubles] | None:
     """Returns the answer to each image, its log odds, and the evidence above the threshold, nats.
 
-    The odds are NaN for images without complete evidence. ``None`` without a threshold.
+    Images without complete evidence have NaN. ``None`` without a threshold or without complete evidence for any image.
     """
-    experts = list(sample.aggregations)
+    experts, pools = list(sample.aggregations), (pool, novelty_pool)
     threshold = novelty_pool.thresholds.get(pattern(experts, np.ones(len(experts), dtype=bool)))
-    if threshold is None:
+    found = [expert_evidence(_of(p, experts), sample.aggregations, p.least) for p in pools]
+    complete = np.logical_and.reduce([sample.complete(evidence) for evidence in found])
+    if threshold is None or not complete.any():
         return None
-    evidence, of_novelty = (
-        log_linear(expert_evidence(_of(p, experts), sample.aggregations, p.least), experts, p.neutral)
-        for p in (pool, novelty_pool)
-    )
-    complete = (np.isfinite(evidence) & np.isfinite(of_novelty)).all(axis=1)
-    odds = np.full(len(evidence), np.nan)
-    best = np.nan_to_num(evidence, nan=-np.inf).argmax(axis=1)
-    odds[complete] = log_odds(evidence[complete], np.arange(int(complete.sum())), best[complete])
-    above = of_novelty.max(axis=1) - threshold
-    return np.where(above < 0, _UNKNOWN, best), odds, above
+    # Only complete images, because log_linear takes the coverage of all images from the first one.
+    evidence, of_novelty = (log_linear(e[:, complete], experts, p.neutral) for e, p in zip(found, pools, strict=True))
+    best = evidence.argmax(axis=1)
+    answers = np.full(len(complete), _UNKNOWN)
+    odds, above = np.full((2, len(complete)), np.nan)
+    odds[complete] = log_odds(evidence, np.arange(len(best)), best)
+    above[complete] = of_novelty.max(axis=1) - threshold
+    answers[complete] = np.where(above[complete] < 0, _UNKNOWN, best)
+    return answers, odds, above
 
 
 def _of(pool: LogLinear, experts: list[str]) -> Mapping[str, Mapping[str, float]]:

@@ -91,14 +91,15 @@ class LeftOut:
         return replace(self, coverage=self.coverage[chosen], aggregations=some)
 
     def judged(self) -> LeftOut:
-        """Returns the sample without the categories that have images, of which none could be left out.
+        """Returns the sample without the categories that have images, of which none was left out.
 
         A reference that is alone in its category cannot be compared with another one. Every image that can be left out
         has another category, so the sample suggests that this category is never right. The coefficients of a logit
         model that are learned from choices among some categories hold for all categories (McFadden, "Modelling the
         choice of residential location", 1978).
 
-        A category of texts alone stays, as its evidence is neutral for each image expert.
+        The same holds for a category without an image in the sample. A category of texts alone stays, as its evidence
+        is neutral for each image expert.
         """
         rows = np.arange(len(self.labels))
         own = np.stack([next(iter(found.values()))[rows, self.labels] for found in self.aggregations.values()])

@@ -15,7 +15,8 @@ from zsvec.method.calibrate.cascade import DISAGREEMENT, least_odds
 from zsvec.method.calibrate.coefficients import scaled
 from zsvec.method.calibrate.fit import fit_calibration
 from zsvec.method.calibration import Calibration
-from zsvec.method.predict.cascade import CASCADED, fractions, settled, strategy_of_one
+from zsvec.method.predict.cascade import CASCADED, fractions, settled
+from zsvec.method.predict.fusion import strategy_to_run
 from zsvec.method.predict.scoring import Scores, Scoring
 from zsvec.search.in_process import compare
 
@@ -153,7 +154,7 @@ def test_the_strategy_of_one_encoder_is_the_one_that_runs(fusion: str, classwise
     queries = {"fast": vectors(np.random.default_rng(2), np.arange(8) % 4, 0.2)}
     found = replace(compare(some, NAMES, queries, nearest=1), calibration=made)
     ran = Scoring(temperatures={"fast:image": 0.05}, fusion=fusion).scores(found).fusion
-    assert strategy_of_one(fusion, made, exact=True) == ran
+    assert strategy_to_run(fusion, classwise=classwise) == ran
 
 
 def test_a_scale_changes_no_decision() -> None:

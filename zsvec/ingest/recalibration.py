@@ -31,7 +31,7 @@ from zsvec.method.calibrate.leave_one_out import LeftOut, largest_sample
 from zsvec.method.calibration import Calibration, LogLinear, uncalibrated
 from zsvec.method.predict.background import FEWEST
 from zsvec.method.predict.cascade import CASCADED
-from zsvec.method.predict.fusion import STRATEGIES, without_every_reference
+from zsvec.method.predict.fusion import STRATEGIES, strategy_to_run
 from zsvec.method.predict.logits import softmax
 from zsvec.method.predict.opinion_pool import pooled_evidence
 from zsvec.method.quality.label_errors import Suspect, Verdict, judge, suspects, verdicts
@@ -174,7 +174,7 @@ class Calibrator:
         before = uncalibrated({expert: self._temperatures[expert] for expert in experts}, self._aggregation)
         if former is not None and former.fits(experts, *how):
             before = former.plain
-        runs = without_every_reference(self._strategy)
+        runs = strategy_to_run(self._strategy, exact=False)
         note = (
             f"learned from a sample, because the store has {sum(counted.values()):,} references and index_budget is "
             f"{self._budget:,}"

@@ -521,9 +521,9 @@ class Settings(_Masked, BaseSettings):
             one_model: Whether all encoders share one image model.
         """
         from zsvec.method.predict.cascade import CASCADED, fractions  # slow to import, as in `scoring`
-        from zsvec.method.predict.fusion import without_every_reference
+        from zsvec.method.predict.fusion import strategy_to_run
 
-        runs = self.fusion if exact else without_every_reference(self.fusion)
+        runs = strategy_to_run(self.fusion, exact=exact)
         obstacles = {
             "calibration is off": self.calibration == "off",
             f"the fusion {self.fusion} weighs each image anew": self.fusion not in CASCADED,
@@ -656,9 +656,9 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
     counts = found["references"].values()
     in_qdrant = settings.index == "qdrant" or (settings.index == "auto" and sum(counts) > settings.index_budget)
     if in_qdrant:
-        from zsvec.method.predict.fusion import without_every_reference
+        from zsvec.method.predict.fusion import strategy_to_run
 
-        found["search"] = {**found.get("search", {}), "fusion": without_every_reference(settings.fusion)}
+        found["search"] = {**found.get("search", {}), "fusion": strategy_to_run(settings.fusion, exact=False)}
     one_model = bool(encoders and encoders.one_model)
     if settings.encoders is None:
         try:

@@ -21,8 +21,7 @@ from zsvec.method.arrays import Doubles
 from zsvec.method.calibrate.leave_one_out import LeftOut
 from zsvec.method.calibration import Calibration, CascadeRule, LogLinear
 from zsvec.method.predict.candidates import log_odds
-from zsvec.method.predict.cascade import strategy_of_one
-from zsvec.method.predict.fusion import STRATEGIES
+from zsvec.method.predict.fusion import STRATEGIES, strategy_to_run
 from zsvec.method.predict.opinion_pool import expert_evidence, log_linear, pattern
 from zsvec.types import encoder_and_modality
 
@@ -100,7 +99,7 @@ def least_odds(odds: Doubles, differs: Doubles, total: float) -> float | None:
 
 def _pools(calibration: Calibration, strategy: str) -> tuple[str, LogLinear, LogLinear]:
     """Returns the strategy that runs, and the pools for fusion and for novelty, as `fusion.choose_strategy` does."""
-    runs = strategy_of_one(strategy, calibration, exact=True)
+    runs = strategy_to_run(strategy, classwise=calibration.classwise is not None)
     pool = calibration.aggregations if STRATEGIES[runs].several_aggregations else calibration.plain
     return runs, calibration.classwise if calibration.classwise and STRATEGIES[runs].classwise else pool, pool
 

@@ -7,29 +7,15 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.calibration import Calibration, CascadeRule
+from zsvec.method.calibration import CascadeRule
 from zsvec.method.predict.candidates import log_odds
-from zsvec.method.predict.fusion import STRATEGIES, without_every_reference
+from zsvec.method.predict.fusion import strategy_to_run
 from zsvec.method.predict.scoring import Scores
 
 CASCADED = ("log_linear_gda", "log_linear_views", "log_linear")
 """Strategies with a cascade: the others weigh the experts of each image anew, or compare images with each other."""
 
 _TINY = np.finfo(np.float64).tiny
-
-
-def strategy_of_one(fusion: str, calibration: Calibration, *, exact: bool) -> str:
-    """Returns the strategy that runs with the calibration of one encoder, as `fusion.choose_strategy` chooses it.
-
-    Args:
-        fusion: The wanted strategy, a name in `CASCADED`.
-        calibration: The calibration. If it has a classwise pool, the category means must be known.
-        exact: Whether every image is compared with every reference.
-    """
-    if not exact:
-        return without_every_reference(fusion)
-    strategy = STRATEGIES[fusion]
-    return strategy.fallback if strategy.fallback and strategy.needs_classwise and not calibration.classwise else fusion
 
 
 def fractions(rules: Mapping[str, CascadeRule], fusion: str, *, exact: bool) -> dict[str, float]:
@@ -39,13 +25,13 @@ def fractions(rules: Mapping[str, CascadeRule], fusion: str, *, exact: bool) -> 
 
     Args:
         rules: The rule of each encoder.
-        fusion: As in `strategy_of_one`.
-        exact: As in `strategy_of_one`.
+        fusion: The wanted strategy, a name in `CASCADED`.
+        exact: Whether every image is compared with every reference.
     """
     return {
         name: rule.settled
         for name, rule in rules.items()
-        if rule.fusion == strategy_of_one(fusion, rule.calibration, exact=exact)
+        if rule.fusion == strategy_to_run(fusion, exact=exact, classwise=rule.calibration.classwise is not None)
     }
 
 

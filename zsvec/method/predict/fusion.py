@@ -82,38 +82,44 @@ def choose_strategy(
         aggregation: A name in `reference_aggregation.AGGREGATIONS`; used only without a calibration.
 
     Returns:
-        The name of the strategy: `name`, or the first fallback whose requirements are met. Then the pool for fusion,
-        and the pool for novelty.
+        The name of the strategy, as `strategy_to_run` returns it. Then the pool for fusion, and the pool for novelty.
     """
     exact = found.exact
     images = any(expert.modality == "image" for expert in found.experts)
     wanted = calibration.classwise if calibration and exact and STRATEGIES[name].classwise else None
     classwise = wanted if wanted and calibration and found.summed_up(wanted, calibration.backgrounds) else None
-    strategy = STRATEGIES[name]
-    while strategy.fallback and (
-        (strategy.needs_exact and not exact)
-        or (strategy.needs_calibration and calibration is None)
-        or (strategy.needs_images and not images)
-        or (strategy.needs_classwise and classwise is None)
-    ):
-        name, strategy = strategy.fallback, STRATEGIES[strategy.fallback]
+    calibrated = calibration is not None
+    name = strategy_to_run(name, exact=exact, calibrated=calibrated, images=images, classwise=classwise is not None)
     if calibration is None:
         pool = uncalibrated({expert.name: temperatures[expert.name] for expert in found.experts}, aggregation)
         return name, pool, pool
     # One of two aggregations is the prototype, which needs the similarities to all references.
-    several = exact and strategy.several_aggregations
+    several = exact and STRATEGIES[name].several_aggregations
     pool = calibration.aggregations if several else calibration.plain
-    return name, classwise if classwise and strategy.classwise else pool, pool
+    return name, classwise if classwise and STRATEGIES[name].classwise else pool, pool
 
 
-def without_every_reference(name: str) -> str:
-    """Returns the strategy that runs in the place of a strategy if some references were not compared.
+def strategy_to_run(
+    name: str, *, exact: bool = True, calibrated: bool = True, images: bool = True, classwise: bool = True
+) -> str:
+    """Returns the name of the strategy that runs: `name`, or the first fallback whose requirements are met.
 
     Args:
-        name: A name in `STRATEGIES`.
+        name: The wanted strategy, a name in `STRATEGIES`.
+        exact: Whether every image is compared with every reference.
+        calibrated: Whether there is a calibration.
+        images: Whether an expert compares images with images.
+        classwise: Whether the calibration has coefficients for category means, and the means are known.
     """
     strategy = STRATEGIES[name]
-    return without_every_reference(strategy.fallback) if strategy.needs_exact and strategy.fallback else name
+    while strategy.fallback and (
+        (strategy.needs_exact and not exact)
+        or (strategy.needs_calibration and not calibrated)
+        or (strategy.needs_images and not images)
+        or (strategy.needs_classwise and not classwise)
+    ):
+        name, strategy = strategy.fallback, STRATEGIES[strategy.fallback]
+    return name
 
 
 def max_confidence(probabilities: Doubles) -> Doubles:

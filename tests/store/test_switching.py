@@ -792,6 +792,29 @@ def test_gc_deletes_the_old_state_after_the_undo_time() -> None:
     assert final == ["reembed"]
 
 
+def test_readers_of_a_deleted_namespace_are_refused() -> None:
+    first, second, _ = pair()
+    seen = second.look(Cursor(), {})
+    known = {category.name: category.version for category in seen.categories}
+    copy, running, _ = copied(first)
+    first.switch_to(copy, running)
+    assert second.look(seen.cursor, known).categories == []
+    second.ping()
+    opened(first._backend).gc(grace=0)
+    readings: list[Callable[[], Any]] = [
+        lambda: second.look(seen.cursor, known),
+        lambda: second.look(Cursor(), {}),
+        lambda: second.stored("cat"),
+        second.categories,
+        second.info,
+        second.ping,
+    ]
+    for reading in readings:
+        with pytest.raises(StoreError):
+            reading()
+    assert names(second.current()) == ["cat", "dog", "text only"]
+
+
 def test_a_forgotten_image_is_in_no_copy() -> None:
     store = switched()
     store.forget(content_hash("nowhere"))

@@ -993,8 +993,8 @@ class Classifier:
         return facts(self._store, self.settings, self._embedder.loaded)
 
     def ping(self) -> None:
-        """Reads one record of the store; raises a StoreError if the store does not respond."""
-        self._store.encoders()
+        """Reads one record of the store; raises a StoreError if the store does not respond or was deleted."""
+        self._store.ping()
 
     def within(self, seconds: float) -> AbstractContextManager[None]:
         """Limits each request that this thread sends to a server in a block to this many seconds.

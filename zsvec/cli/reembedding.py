@@ -50,7 +50,8 @@ def reembed(
     with `zsvec evaluate --against NAMESPACE`, and repeat the command with --switch.
 
     After the switch, processes that had the store open before go on answering from the old state, and their writes are
-    refused: restart them with the other encoders. `zsvec gc` deletes the old state when the undo time is over.
+    refused: restart them with the other encoders. `zsvec gc` deletes the old state when the undo time is over. From
+    then on, such processes fail with an error.
     """
     target = context.obj
     if drop:

@@ -51,7 +51,8 @@ def reembed(
     come along. A repeated call continues after an interruption, and follows the changes of the store.
 
     Every process that opens the store after the switch uses the copy. A process that opened it before goes on answering
-    from the state before the switch. Its writes are refused: no change is lost.
+    from the state before the switch, until `Classifier.gc` deletes that state: then a StoreError is raised. Its writes
+    are refused: no change is lost.
 
     Args:
         store: Folder or URL of the store.

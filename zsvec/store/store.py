@@ -178,6 +178,10 @@ class Store:
         """Raises StoreError if the store is closed, or was opened before this process was forked. Sends no request."""
         self._backend.check()
 
+    def ping(self) -> None:
+        """Reads one record; raises a StoreError if the store does not respond, or this namespace was deleted."""
+        self._catalog.check_readable(self._catalog.store())
+
     def within(self, seconds: float) -> AbstractContextManager[None]:
         """Limits each request that this thread sends in a block to this many seconds. An embedded store sends none."""
         return self._backend.within(seconds)
@@ -448,7 +452,7 @@ class Store:
                 publishing.
 
         Raises:
-            StoreError: The store has another schema.
+            StoreError: The store has another schema, or this namespace was deleted after a switch to other encoders.
         """
         found = look(self._catalog, cursor, known, whole=whole)
         if found.attachments is not None:

@@ -168,6 +168,15 @@ class Catalog:
                 f"{self.location} has schema {store['schema']} and this version of zsvec knows {SCHEMA}: {action}"
             )
 
+    def check_readable(self, store: Mapping[str, Any] | None) -> None:
+        """Raises StoreError if a store has another schema, or if the contents of this namespace were deleted."""
+        if store is not None:
+            self.check_schema(store)
+        if is_dropped(store):
+            raise StoreError(
+                f"{self.location} was deleted, as another namespace of the store is current: open the store again"
+            )
+
     def encoders(self) -> dict[str, Fingerprint]:
         """Returns the fingerprints of the encoders of the store, by name. Empty before the first write.
 
@@ -203,12 +212,12 @@ class Catalog:
         """Returns the manifests of all categories, removed categories included.
 
         Raises:
-            StoreError: The store has another schema, or its catalog is damaged.
+            StoreError: The store has another schema, its catalog is damaged, or this namespace was deleted.
         """
         records = self.scroll_all(Where(match={"kind": "manifest"}, or_match=STORE))
         stores = [record for record in records if record["kind"] == "store"]
         if stores:
-            self.check_schema(stores[0])
+            self.check_readable(stores[0])
         else:
             self.check_not_lost(records)
         store = store_id(records)
@@ -238,9 +247,14 @@ class Catalog:
         raise error
 
     def state(self, names: Iterable[str]) -> State:
-        """Reads the record of the store and the manifests of these categories in one request."""
+        """Reads the record of the store and the manifests of these categories in one request.
+
+        Raises:
+            StoreError: The store has another schema, its catalog is damaged, or this namespace was deleted.
+        """
         places = {record_id("category", name): name for name in names}
         found = self.retrieve([record_id("store"), *places])
+        self.check_readable(found.get(record_id("store")))
         store = store_id(found.values())
         named = {places[place]: record for place, record in found.items() if place in places}
         return State(

@@ -92,7 +92,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     if not stores:
         catalog.check_not_lost(records)
         return Look(Cursor(), reset=not fresh)
-    catalog.check_schema(stores[0])
+    catalog.check_readable(stores[0])
     store = store_id(stores)
     if cursor.store and cursor.store != store:
         return replace(look(catalog, Cursor(), {}), reset=True)

@@ -183,8 +183,11 @@ PAST: Mapping[str, str] = {"past": "yes"}
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
 """Exclusive upper bound of versions and ``rev``: Qdrant compares numbers as float64, which is exact below 2⁵³."""
-LOOK_FIELDS = ("kind", "category", "version", "rev", "store", "schema", "id", "search", "attachments", "encoders")
-"""Fields that tell whether a record has changed, how a server searches, and which collections are attached."""
+LOOK_FIELDS = (
+    *("kind", "category", "version", "rev", "store", "schema", "id"),
+    *("search", "attachments", "encoders", "dropped"),
+)
+"""Fields that tell whether a record has changed, how a server searches, what is attached, and what was deleted."""
 
 
 def store_payload(

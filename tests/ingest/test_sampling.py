@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import zsvec
-from tests.support import coloured
+from tests.support import coloured, coloured_store
 from tests.support import isolated as isolated
 from zsvec import CategoryInput, Classifier
 from zsvec.errors import InvalidInputError, StoreError
@@ -193,6 +193,21 @@ def test_a_large_store_is_calibrated_without_being_read(monkeypatch: pytest.Monk
         again = clf.calibrate()
         assert again.before == again.after
         assert len(again.notes) == 2  # nothing has changed
+
+
+@pytest.mark.parametrize(
+    ("settings", "fusion"),
+    [
+        ({}, "log_linear_gda"),  # a query returns all references
+        ({"calibration": "off"}, "log_linear"),
+        ({"fusion": "inverse_entropy"}, "inverse_entropy"),
+        ({"neighbors": 8}, "log_linear"),
+    ],
+)
+def test_info_tells_which_fusion_runs_in_qdrant(settings: Mapping[str, Any], fusion: str) -> None:
+    with coloured_store(3, index="qdrant", **settings) as clf:
+        assert clf.info()["search"] == {"fusion": fusion}
+        assert clf.classify(coloured("red", 77)).fusion == fusion
 
 
 def test_a_large_store_is_not_calibrated_by_itself() -> None:

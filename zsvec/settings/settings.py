@@ -47,7 +47,7 @@ from zsvec.settings.import_string import checked_import_string, import_encoders,
 from zsvec.settings.profiles import PROFILES, Profile, encoders_of
 from zsvec.settings.trust import is_private, read_settings, require_trust
 from zsvec.store import FIRST_CONTACT, Placement, Store, open_store
-from zsvec.types import Keep, KeepImages, Labels
+from zsvec.types import Keep, KeepImages, Labels, encoder_and_modality
 
 if TYPE_CHECKING:
     from zsvec.encoders.base import Encoder
@@ -655,10 +655,25 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
     found = store.info()
     counts = found["references"].values()
     in_qdrant = settings.index == "qdrant" or (settings.index == "auto" and sum(counts) > settings.index_budget)
+    # A query of Qdrant that may return more references than there are compares all of them.
+    exact = not in_qdrant or all(count < settings.neighbors for count in counts)
+    calibration = None
+    if in_qdrant or settings.cascade == "auto":
+        from zsvec.method.calibration import Calibration
+
+        calibration = Calibration.from_dict(store.calibration())
     if in_qdrant:
         from zsvec.method.predict.fusion import strategy_to_run
 
-        found["search"] = {**found.get("search", {}), "fusion": strategy_to_run(settings.fusion, exact=False)}
+        used = calibration if settings.calibration == "auto" else None
+        runs = strategy_to_run(
+            settings.fusion,
+            exact=exact,
+            calibrated=used is not None,
+            images=any(encoder_and_modality(expert)[1] == "image" for expert in found["references"]),
+            classwise=used is not None and used.classwise is not None,
+        )
+        found["search"] = {**found.get("search", {}), "fusion": runs}
     one_model = bool(encoders and encoders.one_model)
     if settings.encoders is None:
         try:
@@ -673,13 +688,9 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
     if settled and not one_model:
         found["cascade"] = settled
     if settings.cascade == "auto":
-        from zsvec.method.calibration import Calibration
         from zsvec.method.predict.cascade import fractions
 
-        calibration = Calibration.from_dict(store.calibration())
         rules = calibration.cascade if calibration else {}
-        # A query of Qdrant that may return more references than there are compares all of them.
-        exact = not in_qdrant or all(count < settings.neighbors for count in counts)
         several = found["labels"] == "many"
         obstacle = settings.no_cascade(rules, found["calibration"], exact=exact, several=several, one_model=one_model)
         if not obstacle and encoders:

@@ -257,8 +257,35 @@ def test_a_webhook_repeated_at_once_changes_nothing(client: httpx.Client, classi
     assert (len(list(classifier.history)), classifier.category("blue")) == (changes, blue)
     client.post("/webhook", json=event(image, "red", action="ANNOTATION_UPDATED")).raise_for_status()
     assert (classifier.category("blue").images, classifier.category("red").images) == (3, 4)
-    client.post("/webhook", json=event(image, "blue")).raise_for_status()  # after a later one
-    assert (classifier.category("blue").images, classifier.category("red").images) == (4, 3)
+
+
+def test_the_newest_annotation_of_an_image_counts(client: httpx.Client, classifier: Classifier) -> None:
+    image = "/data/upload/1/red.png"
+
+    def annotated(choice: str, second: int | None) -> tuple[bool, int, int]:
+        at = None if second is None else f"2026-11-30T19:17:{second:02}.5+00:00"
+        body = event(image, choice, updated_at=at, id=choice)
+        answer = client.post("/webhook", json=body).raise_for_status().json()
+        return answer["result"]["changed"], classifier.category("blue").images, classifier.category("red").images
+
+    assert annotated("blue", 20) == (True, 4, 3)
+    assert annotated("red", 10) == (False, 4, 3)
+    assert annotated("red", 30) == (True, 3, 4)
+    assert annotated("blue", 20) == (False, 3, 4)
+    classifier.history.undo(change=next(iter(classifier.history)).id)
+    assert annotated("red", 30) == (True, 3, 4)
+    assert annotated("blue", None) == (True, 4, 3)
+
+
+def test_a_late_annotation_of_another_project_counts(fake: Fake) -> None:
+    image, elsewhere = "/data/upload/1/orange.png", MULTIPLE.replace("red", "round")
+    with coloured_store(3, labels="many") as classifier, connected(classifier, fake) as (client, _):
+        classifier.add_category("round", images=[coloured("green", 9000)])
+        for choice, config, second in (("red", MULTIPLE, 20), ("round", elsewhere, 10), ("blue", MULTIPLE, 15)):
+            at = f"2026-11-30T19:17:{second}Z"
+            client.post("/webhook", json=event(image, choice, config=config, updated_at=at)).raise_for_status()
+        known = content_hash(fake.files[image])
+        assert classifier.references.holders([known])[known] == ("red", "round")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import math
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
+from collections.abc import Hashable
+from datetime import datetime
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -33,6 +35,7 @@ _MAX_BYTES = 16 * 2**20  # of an image
 _MAX_ACCESS_BYTES = 64 * 2**10  # of an answer with an access token
 _TIMEOUT_S = 20.0  # of an image
 _MAX_AT_ONCE = 2  # groups of images to classify, and as many annotations
+_MAX_LEARNED = 100_000  # times of annotations that are remembered
 _FILES = ("data/", "storage-data/")  # where Label Studio serves the files of tasks
 _DATA_URI = re.compile(r"data:image/[\w.+-]{1,50};base64,", re.ASCII | re.IGNORECASE)
 _REFRESH = "api/token/refresh/"  # exchanges a personal access token for an access token
@@ -83,6 +86,7 @@ class LabelStudio:
         self._personal = token if json_web_token else None
         self._authorization = None if token is None or self._personal else f"Token {token}"
         self._renewing = asyncio.Lock()
+        self._learned: dict[Hashable, datetime] = {}
 
     async def image(self, value: object, seconds: float = math.inf) -> Upload:
         """Returns the image of a task.
@@ -109,6 +113,18 @@ class LabelStudio:
                 return Upload(await self._fetched(url), name)
         except (httpx.HTTPError, TimeoutError) as exc:
             raise ImageError(f"{name}: Label Studio does not send the image: {type(exc).__name__}") from exc
+
+    def is_late(self, decided: Hashable, at: datetime | None) -> bool:
+        """Returns whether a newer annotation that decides the same categories of the same image was learned."""
+        return at is not None and decided in self._learned and at < self._learned[decided]
+
+    def learned(self, decided: Hashable, at: datetime | None) -> None:
+        """Remembers the time of an annotation, in this process alone. The oldest of many memories are dropped."""
+        if at is not None:
+            self._learned.pop(decided, None)
+            self._learned[decided] = at
+            if len(self._learned) > _MAX_LEARNED:
+                del self._learned[next(iter(self._learned))]
 
     def _checked(self, value: str) -> httpx.URL:
         """Returns the URL of a file of this Label Studio."""

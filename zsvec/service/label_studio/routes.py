@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Set
+from datetime import datetime
 from typing import Annotated, Any
 from unicodedata import normalize
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import AwareDatetime, BaseModel, Field
 from starlette.responses import Response
 
 from zsvec import Classifier, Prediction, checked_name, content_hash
@@ -55,6 +55,7 @@ class _Action(BaseModel):
 class _Annotation(BaseModel):
     result: list[dict[str, Any]] = []
     was_cancelled: bool | None = False
+    updated_at: AwareDatetime | None = None
 
 
 class _Project(BaseModel):
@@ -153,7 +154,7 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
 
     If an image may have several categories, categories that are no choice of the project keep the image: they may be
     choices of other projects. An event repeated at once changes nothing, since the content of an image identifies the
-    reference. An event that arrives after a later one takes effect nevertheless.
+    reference. An annotation that is older than one that this process has learned for the image is ignored.
     """
     action = (await sent_json(request, _Action)).action
     if action not in _LEARNED:
@@ -167,19 +168,35 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
         async with label_studio.annotations:
             image = await label_studio.image(event.task.data.get(control.field))
             async with label_studio.correcting:
-                changed = await work.run(lambda: _corrected(work.classifier, image, labels, control.choices), by=by)
+                changed = await work.run(
+                    lambda: _corrected(
+                        work.classifier, image, labels, control.choices, label_studio, event.annotation.updated_at
+                    ),
+                    by=by,
+                )
     return JSON({"status": "ok", "result": {"changed": changed}}, 201)
 
 
-def _corrected(classifier: Classifier, image: Upload, labels: list[str], choices: Set[str]) -> bool:
+def _corrected(
+    classifier: Classifier,
+    image: Upload,
+    labels: list[str],
+    choices: frozenset[str],
+    label_studio: LabelStudio,
+    updated_at: datetime | None,
+) -> bool:
     """Makes an image a reference of the chosen categories, as `webhook` says. Returns whether anything changed."""
     names = set(map(checked_name, labels))
     known = content_hash(image, **classifier.settings.image_limits())
     held = set(classifier.references.holders([known]).get(known, ()))
+    decided = known, frozenset[str]()
     if classifier.labels == "many":
+        decided = known, choices
         names |= held - {normalize("NFC", choice).strip() for choice in choices}  # names in stored form
-    if names == held:
+    if label_studio.is_late(decided, updated_at):
         return False
-    with of_state():
-        classifier.correct(image, sorted(names))
-    return True
+    if names != held:
+        with of_state():
+            classifier.correct(image, sorted(names))
+    label_studio.learned(decided, updated_at)
+    return names != held

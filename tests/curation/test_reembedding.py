@@ -150,6 +150,39 @@ def test_the_switch_takes_the_inbox_and_a_calibration(store: Path) -> None:
         assert clf.classify(coloured("red", 100)).label == "red"
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "field"),
+    [
+        ({}, {"aggregation": "mean"}, "aggregation"),
+        ({}, {"top_m": 2}, "top_m"),
+        ({"false_unknown_rate": 0.1}, {"false_unknown_rate": 0.2}, "false_unknown_rate"),
+    ],
+)
+def test_a_repeated_run_calibrates_by_its_settings(
+    store: Path, first: dict[str, Any], then: dict[str, Any], field: str
+) -> None:
+    def learned() -> dict[str, Any]:
+        with Store(EdgeBackend(store), "zsvec") as opened:
+            return dict(opened.beside(1).calibration() or {})
+
+    zsvec.reembed(store, encoders=new_encoders(), **first)
+    before = learned()
+    zsvec.reembed(store, encoders=new_encoders(), **first)
+    assert learned() == before
+    zsvec.reembed(store, encoders=new_encoders(), **then)
+    assert learned()[field] == then[field] != before[field]
+
+
+def test_a_calibration_of_several_labels_an_image_is_learned_at_the_switch(store: Path) -> None:
+    zsvec.reembed(store, encoders=new_encoders())
+    with open_at(store, labels="many") as clf:
+        clf.create()
+    zsvec.reembed(store, encoders=new_encoders(), switch=True)
+    with Store(EdgeBackend(store), "zsvec") as opened:
+        assert opened.current().labels() == "many"
+        assert (opened.current().calibration() or {})["multilabel"]
+
+
 def test_a_killed_run_is_repeated(store: Path, folder: Path) -> None:
     shutil.copytree(store, folder / "straight")
     zsvec.reembed(folder / "straight", encoders=[HashEncoder("new", dim=24)])

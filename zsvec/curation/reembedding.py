@@ -120,13 +120,11 @@ def reembed_store(
     while running.follow():
         pass
     calibrator = _calibrator(copy, settings, own.modalities, specs)
-    if copy.info()["calibration"] != "current":
-        _calibrate(calibrator)
+    _calibrate(copy, calibrator)
     change, detached = None, list[str]()
     if switch:
         change, detached = store.switch_to(copy, running)
-        if copy.info()["calibration"] != "current":  # categories have changed meanwhile
-            _calibrate(calibrator)
+        _calibrate(copy, calibrator)  # categories may have changed meanwhile
     origins = list(running.found.origins.values())
     return Reembedded(
         namespace=copy.namespace,
@@ -258,6 +256,7 @@ def _calibrator(
     return Calibrator(store, searcher, settings, temperatures)
 
 
-def _calibrate(calibrator: Calibrator) -> None:
-    with suppress(StoreError):  # too few categories or images
-        calibrator.calibrate()
+def _calibrate(copy: Store, calibrator: Calibrator) -> None:
+    if copy.info()["calibration"] != "current" or not calibrator.has_settings():
+        with suppress(StoreError):  # too few categories or images
+            calibrator.calibrate()

@@ -332,6 +332,19 @@ class Calibrator:
             if categories < 2 or not image_experts(references):
                 self._store.keep_calibration({})
 
+    def has_settings(self) -> bool:
+        """Returns whether the stored calibration was learned with these settings; False without one."""
+        made, labels = self.present(), self._labels()
+        if made is None or not made.fits((), self._aggregation, self._top_m):
+            return False
+        learned = made.plain.labels
+        return (
+            made.false_unknown_rate == self.false_unknown_rate
+            and made.multilabel == (labels is not None)
+            and (learned is None or labels is None or learned.false_positive_rate == labels.false_positive_rate)
+            and (self._cascade is None or self._cascade in {rule.fusion for rule in made.cascade.values()})
+        )
+
     def present(self) -> Calibration | None:
         """Returns the stored calibration; ``None`` without one, or if the record is damaged."""
         return Calibration.from_dict(self._store.calibration())

@@ -20,7 +20,7 @@ from tests.store.support import ServerDeployment
 from tests.support import COLOURS, coloured, encode, fast_folder, photo, state, two_encoders
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
-from zsvec.curation.reembedding import judged_by_leave_one_out
+from zsvec.curation.reembedding import judged_by_leave_one_out, reembed_store
 from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError
 from zsvec.evaluation.against import compare
 from zsvec.settings.settings import load_settings
@@ -28,7 +28,7 @@ from zsvec.store import Store, open_store
 from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.store.catalog.successor import Successor
 from zsvec.testing import HashEncoder
-from zsvec.types import Modality
+from zsvec.types import Category, Modality
 
 IMAGES = 4  # of each colour
 
@@ -197,6 +197,20 @@ def test_a_killed_run_is_repeated(store: Path, folder: Path) -> None:
     assert found.unchanged == ("blue",)
     assert encoder.images_encoded == 2 * IMAGES
     assert_same(copy_of(store), copy_of(folder / "straight"))
+
+
+def test_a_run_ends_although_the_store_changes_all_the_time(store: Path) -> None:
+    changes = 0
+    with load_settings(store=str(store)).open_store() as opened:
+
+        def change(_: Category) -> None:
+            nonlocal changes
+            changes += 1
+            assert changes < 1000
+            opened.keep("red", [opened.stored("red")[0].hash], "outliers", kept=changes % 2 > 0)
+
+        reembed_store(opened, load_settings(store=str(store)), encoders=new_encoders(), on_commit=change)
+    assert zsvec.reembed(store, encoders=new_encoders(), switch=True).change is not None
 
 
 def test_an_embedded_store_that_a_killed_process_has_closed_opens_at_once(

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from zsvec.types import Fingerprint
 
 
+_ROUNDS = 10  # of following the changes of the store; a switch follows the rest
+
+
 def reembed(
     store: str | os.PathLike[str],
     *,
@@ -117,8 +120,9 @@ def reembed_store(
     reencoder = _Reencoder(own, store.encoders(), settings, {name: spec.prompt for name, spec in specs.items()})
     running = store.reembedding(copy, reencoder, on_image=on_image, on_commit=on_commit)
     on_survey(running.survey())
-    while running.follow():
-        pass
+    for _ in range(_ROUNDS):  # busy writers may change the store faster than it is embedded again
+        if not running.follow():
+            break
     calibrator = _calibrator(copy, settings, own.modalities, specs)
     _calibrate(copy, calibrator)
     change, detached = None, list[str]()

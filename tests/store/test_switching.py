@@ -37,6 +37,7 @@ from zsvec.store.backends.base import Put, Where
 from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.catalog import catalog as catalog_module
 from zsvec.store.catalog import commit as commit_module
+from zsvec.store.catalog.catalog import COMMITS
 from zsvec.store.catalog.schema import expected
 from zsvec.store.catalog.successor import LARGEST_NUMBER, Successor, successor_from
 from zsvec.store.collections.inbox import Removal
@@ -264,6 +265,30 @@ def test_a_repeated_run_compares_all_categories_at_once() -> None:
         return backend.calls.total()
 
     assert repeated(2) == repeated(40)
+
+
+def test_each_namespace_is_listed_once() -> None:
+    listed: list[str] = []
+
+    class Listed(Shared):
+        def scroll(self, collection: str, where: Where, *args: Any, **kwargs: Any) -> Any:
+            if where.match.get("kind") in ("manifest", COMMITS.match["kind"]) and where.since is None:
+                listed.append(collection)
+            return super().scroll(collection, where, *args, **kwargs)
+
+    store = filled(opened(Listed()))
+    encoders = Encoders()
+    copied(store, encoders)
+    copy = store.copy_for(encoders.fingerprints, "plus")
+    running = store.reembedding(copy, encoders)
+    listed.clear()
+    assert running.survey().present == 4
+    assert running.follow()
+    assert sorted(listed) == ["zsvec.1__catalog"] * 2 + ["zsvec__catalog"]  # the collector lists the copy, too
+    assert running.found.committed == {}
+    store.write([pictured("cat", ["new"])])
+    assert running.follow()
+    assert list(running.found.committed) == ["cat"]
 
 
 def test_a_repeated_run_embeds_what_could_not_be_embedded_before() -> None:

@@ -159,6 +159,7 @@ class Reembedding:
         self._reused = StoredVectors(writer.catalog, writer.references, writer.inbox)
         self._cursor = Cursor()
         self._known: dict[str, int] = {}
+        self._listed: tuple[Look, Mapping[str, Mapping[str, Any]]] | None = None
         self._has_texts = False
 
     def follow(self) -> bool:
@@ -167,16 +168,16 @@ class Reembedding:
         Raises:
             StoreError: The store was dropped or switched, another process makes the copy, or an image was forgotten.
         """
-        seen: Look = look(self._source, self._cursor, self._known)
+        is_first = self._cursor.store is None
+        seen, there = self._list() if is_first else (look(self._source, self._cursor, self._known), {})
+        self._listed = None
         if seen.reset:
             raise StoreError(f"{self._source.location} was dropped while it was embedded again: repeat the command")
-        is_first = self._cursor.store is None
         self._cursor = seen.cursor
         self._known |= {category.name: category.version for category in seen.categories}
         self._find_texts(seen.categories)
         unreadable = "its manifest cannot be read: look with `zsvec doctor`"
         self.found.damaged |= dict.fromkeys(seen.unreadable, unreadable)
-        there = self._manifests() if is_first else {}
         for category in seen.categories:
             if not (is_first and self._is_made(category, there.get(category.name))):
                 self._copy(category)
@@ -197,9 +198,12 @@ class Reembedding:
                 self._writer.remove(category.name, withdraw=False)  # its manifest counts the lost references
                 self._copy(category)
 
-    def _manifests(self) -> dict[str, Mapping[str, Any]]:
-        """Returns the manifests of the copy, by category."""
-        return {one["category"]: one for one in self._writer.catalog.manifests() if not is_damaged(one)}
+    def _list(self) -> tuple[Look, Mapping[str, Mapping[str, Any]]]:
+        """Returns the categories of the source and, by category, the manifests of the copy. `survey` may have read."""
+        if self._listed is None:
+            manifests = {one["category"]: one for one in self._writer.catalog.manifests() if not is_damaged(one)}
+            self._listed = look(self._source, Cursor(), {}), manifests
+        return self._listed
 
     def _is_made(self, category: Category, there: Mapping[str, Any] | None) -> bool:
         """Returns whether the copy has the present state of a category, according to its manifest there, if any."""
@@ -494,7 +498,8 @@ class Reembedding:
 
     def survey(self) -> Survey:
         """Counts the images to embed. Whether an original is unchanged is seen only when it is read."""
-        manifests, categories = self._manifests(), self._source.categories()[0]
+        seen, manifests = self._list()
+        categories = [category for category in seen.categories if category.write_ids]
         there = {one.name: one for one in readable(manifests.values())[0]}
         self._find_texts(categories)
         small: set[str] = set()

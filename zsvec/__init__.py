@@ -12,67 +12,14 @@ with zsvec.open("./animals", profile="offline") as clf:
 from __future__ import annotations
 
 import os as _os
-from collections.abc import Iterable as _Iterable
 from importlib import import_module as _import_module
-from typing import TYPE_CHECKING
-from typing import Any as _Any
-from typing import Unpack as _Unpack
 
-from zsvec.errors import (
-    CategoryNotFoundError,
-    ConflictError,
-    EncoderError,
-    EncoderMismatchError,
-    GenerationError,
-    GenerationUnavailableError,
-    ImageError,
-    InvalidInputError,
-    LargeAnswerError,
-    LastReferenceError,
-    MissingExtraError,
-    OtherAuthorError,
-    StoreError,
-    StoreLockedError,
-    StoreUnavailableError,
-    VersionConflictError,
-    WeightsUnavailableError,
-    ZSVecError,
-)
-from zsvec.notebook import Html
-from zsvec.types import (
-    Attached,
-    Attachment,
-    CalibrationState,
-    CandidateSets,
-    Category,
-    Change,
-    Copied,
-    ExpertOutput,
-    Fingerprint,
-    Forgotten,
-    Keep,
-    KeepImages,
-    Labels,
-    Modality,
-    Neighbor,
-    NoveltyBasis,
-    Prediction,
-    Ranking,
-    Reembedded,
-    SearchMeasurement,
-    SearchParams,
-    SearchQuality,
-    Similar,
-    SmallImage,
-    StoredReference,
-    Synced,
-    ThresholdProgress,
-    TrackId,
-    TrackPrediction,
-    Uncertainty,
-)
-
+TYPE_CHECKING = False  # as in typing, which is slow to import
 if TYPE_CHECKING:
+    from collections.abc import Iterable as _Iterable
+    from typing import Any as _Any
+    from typing import Unpack as _Unpack
+
     from zsvec.classifier import Classifier
     from zsvec.classifier.tracker import Tracker
     from zsvec.curation.archive import Archive
@@ -87,6 +34,26 @@ if TYPE_CHECKING:
     from zsvec.encoders.base import Backbone, BatchEncoder, Encoder
     from zsvec.encoders.encoder_set import EncoderSet
     from zsvec.encoders.spec import Device, Dtype, EncoderSpec, GraphPreprocessing, Prompt, RuntimeName, Temperature
+    from zsvec.errors import (
+        CategoryNotFoundError,
+        ConflictError,
+        EncoderError,
+        EncoderMismatchError,
+        GenerationError,
+        GenerationUnavailableError,
+        ImageError,
+        InvalidInputError,
+        LargeAnswerError,
+        LastReferenceError,
+        MissingExtraError,
+        OtherAuthorError,
+        StoreError,
+        StoreLockedError,
+        StoreUnavailableError,
+        VersionConflictError,
+        WeightsUnavailableError,
+        ZSVecError,
+    )
     from zsvec.generation.facet import Generated, Generation, Track
     from zsvec.generation.gate import GeneratedImage
     from zsvec.generation.manifest import DeclinedRecord, ImageRecord
@@ -101,6 +68,7 @@ if TYPE_CHECKING:
     from zsvec.method.calibration import Calibration, CascadeRule, ExpertCalibration, LabelModel, LogLinear
     from zsvec.method.predict.background import Background
     from zsvec.method.quality.label_errors import Suspect
+    from zsvec.notebook import Html
     from zsvec.settings.profiles import Profile
     from zsvec.settings.settings import (
         GenerationSettings,
@@ -112,6 +80,38 @@ if TYPE_CHECKING:
     )
     from zsvec.streams.flow import StreamStats
     from zsvec.streams.stream import AsyncStream, Stream
+    from zsvec.types import (
+        Attached,
+        Attachment,
+        CalibrationState,
+        CandidateSets,
+        Category,
+        Change,
+        Copied,
+        ExpertOutput,
+        Fingerprint,
+        Forgotten,
+        Keep,
+        KeepImages,
+        Labels,
+        Modality,
+        Neighbor,
+        NoveltyBasis,
+        Prediction,
+        Ranking,
+        Reembedded,
+        SearchMeasurement,
+        SearchParams,
+        SearchQuality,
+        Similar,
+        SmallImage,
+        StoredReference,
+        Synced,
+        ThresholdProgress,
+        TrackId,
+        TrackPrediction,
+        Uncertainty,
+    )
 
 __version__ = "0.2.0.dev0"
 __all__ = [
@@ -234,7 +234,8 @@ __all__ = [
     "sync",
 ]
 
-# Names that are imported on first access, by module, because numpy, Pillow and pydantic are slow to import.
+# Names that are imported on first access, by module. numpy, Pillow and pydantic are slow to import, and Ctrl-C while
+# the command line imports this package would print a traceback.
 _LATE = {
     "zsvec.classifier": "Classifier",
     "zsvec.classifier.tracker": "Tracker",
@@ -250,6 +251,12 @@ _LATE = {
     "zsvec.encoders.base": "Backbone BatchEncoder Encoder",
     "zsvec.encoders.encoder_set": "EncoderSet",
     "zsvec.encoders.spec": "Device Dtype EncoderSpec GraphPreprocessing Prompt RuntimeName Temperature",
+    "zsvec.errors": (
+        "CategoryNotFoundError ConflictError EncoderError EncoderMismatchError GenerationError "
+        "GenerationUnavailableError ImageError InvalidInputError LargeAnswerError LastReferenceError "
+        "MissingExtraError OtherAuthorError StoreError StoreLockedError StoreUnavailableError VersionConflictError "
+        "WeightsUnavailableError ZSVecError"
+    ),
     "zsvec.generation.facet": "Generated Generation Track",
     "zsvec.generation.gate": "GeneratedImage",
     "zsvec.generation.manifest": "DeclinedRecord ImageRecord",
@@ -264,10 +271,17 @@ _LATE = {
     "zsvec.method.calibration": "Calibration CascadeRule ExpertCalibration LabelModel LogLinear",
     "zsvec.method.predict.background": "Background",
     "zsvec.method.quality.label_errors": "Suspect",
+    "zsvec.notebook": "Html",
     "zsvec.settings.profiles": "Profile",
     "zsvec.settings.settings": "GenerationSettings IndexDtype IndexKind ModelPrice Settings SettingsArguments",
     "zsvec.streams.flow": "StreamStats",
     "zsvec.streams.stream": "AsyncStream Stream",
+    "zsvec.types": (
+        "Attached Attachment CalibrationState CandidateSets Category Change Copied ExpertOutput Fingerprint "
+        "Forgotten Keep KeepImages Labels Modality Neighbor NoveltyBasis Prediction Ranking Reembedded "
+        "SearchMeasurement SearchParams SearchQuality Similar SmallImage StoredReference Synced ThresholdProgress "
+        "TrackId TrackPrediction Uncertainty"
+    ),
 }
 _HOMES = {name: module for module, names in _LATE.items() for name in names.split()}
 
@@ -311,6 +325,7 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
     from zsvec.classifier import open_classifier
+    from zsvec.errors import InvalidInputError
     from zsvec.settings.settings import load_settings
 
     location = _os.fspath(store) if isinstance(store, _os.PathLike) else store

@@ -44,6 +44,36 @@ def test_ctrl_c(stocked: Cli, new: Path) -> None:
     assert len(stocked("list --json").objects) == 3
 
 
+INTERRUPTED = """
+import os
+import runpy
+import sys
+
+class Interrupts:
+    def find_spec(self, name, path, target=None):
+        if name == os.environ["INTERRUPTED"]:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupts())
+sys.argv = ["zsvec", "--version"]
+"""
+
+
+@pytest.mark.parametrize("module", ["zsvec.errors", "zsvec.types", "zsvec.cli.process", "typer"])
+@pytest.mark.parametrize(
+    "entry", ["from zsvec.cli import main; main()", "runpy.run_module('zsvec', run_name='__main__', alter_sys=True)"]
+)
+def test_ctrl_c_during_the_imports(entry: str, module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED + entry],
+        env={**os.environ, "INTERRUPTED": module},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize("options", [["--json"], []], ids=["json", "text"])
 def test_a_closed_pipe_ends_quietly(stocked: Cli, new: Path, options: list[str]) -> None:
     process = start("classify", "-", *options)

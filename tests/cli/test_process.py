@@ -55,15 +55,15 @@ def test_freed_memory_is_kept_unless_the_user_decides() -> None:
 MAIN = """
 import os, sys
 sys.argv = ["zsvec", "--version"]
-import zsvec.cli
-prepare = zsvec.cli.prepare_process
+import zsvec.cli.process
+prepare = zsvec.cli.process.prepare_process
 numpy_was_imported = []
 
 def spy():
     numpy_was_imported.append("numpy" in sys.modules)
     prepare()
 
-zsvec.cli.prepare_process = spy
+zsvec.cli.process.prepare_process = spy
 try:
     zsvec.cli.main()
 except SystemExit:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from zsvec.cli.process import prepare_process
-from zsvec.errors import InvalidInputError, ZSVecError, harmless, without_password
-
 
 def main() -> None:
     """Runs the command line.
@@ -14,6 +11,16 @@ def main() -> None:
     Exit codes: 0 done, 1 failed, 2 wrong usage or an invalid value, 130 interrupted. A missing store, or a store of
     other encoders, is a failure.
     """
+    try:  # all imports are in here, since a user may press Ctrl-C at once
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run() -> None:
+    from zsvec.cli.process import prepare_process
+    from zsvec.errors import InvalidInputError, ZSVecError, harmless, without_password
+
     prepare_process()
     try:
         from zsvec.cli.commands import app
@@ -22,5 +29,3 @@ def main() -> None:
     except (ZSVecError, OSError) as exc:
         sys.stderr.write(f"zsvec: {harmless(without_password(str(exc)))}\n")
         sys.exit(2 if isinstance(exc, InvalidInputError) else 1)
-    except KeyboardInterrupt:
-        sys.exit(130)

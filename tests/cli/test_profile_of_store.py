@@ -43,6 +43,17 @@ def test_a_new_store_is_made_with_the_profile_base(cli: Cli, hash_encoders: Load
     assert cli("info --json").objects[0]["profile"] == "base"
 
 
+def test_info_shows_the_speed_of_no_profile_for_encoders_in_python(cli: Cli) -> None:
+    with zsvec.open(os.environ["ZSVEC_STORE"], encoders=[HashEncoder("clip"), HashEncoder("dino")]) as clf:
+        assert "measured" in clf.info()  # the store is new
+        clf.add_category("red", ["a red"])
+        assert "measured" not in clf.info()
+    (info,) = cli("info --json").objects
+    assert "measured" not in info
+    (info,) = cli("--profile base info --json").objects
+    assert "clip by torch" in info["measured"]
+
+
 @pytest.fixture(params=["own encoders", "another profile", "an unknown profile", "a missing folder"])
 def unusable(
     request: pytest.FixtureRequest, cli: Cli, hash_encoders: Loading, colours: Path, monkeypatch: pytest.MonkeyPatch

@@ -455,7 +455,8 @@ class Settings(_Masked, BaseSettings):
         return self.encoders or self.profile
 
     @property
-    def _has_encoders(self) -> bool:
+    def has_encoders(self) -> bool:
+        """Whether a profile or encoders are set."""
         return self.encoders is not None or "profile" in self.model_fields_set
 
     def with_profile_of(self, store: Store) -> Settings:
@@ -467,7 +468,7 @@ class Settings(_Masked, BaseSettings):
             EncoderMismatchError: No known profile has the name in the store.
             StoreError: The store cannot be read.
         """
-        name = None if self._has_encoders else store.profile()
+        name = None if self.has_encoders else store.profile()
         if name is None:
             return self
         if name not in self.known_profiles():
@@ -482,7 +483,7 @@ class Settings(_Masked, BaseSettings):
 
         Raises the errors of `open_store` and `with_profile_of`.
         """
-        if self._has_encoders:
+        if self.has_encoders:
             return self
         with self.open_store() as store:
             return self.with_profile_of(store)
@@ -675,7 +676,8 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
         )
         found["search"] = {**found.get("search", {}), "fusion": runs}
     one_model = bool(encoders and encoders.one_model)
-    if settings.encoders is None:
+    # A store with encoders and no profile has encoders in Python.
+    if settings.encoders is None and (settings.has_encoders or store.profile() or not found["encoders"]):
         try:
             specs = settings.with_profile_of(store).encoder_specs()
             rates: object = measured(specs)

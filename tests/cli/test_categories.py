@@ -218,6 +218,9 @@ def test_history_and_undo(filled: Cli) -> None:
     _, _, *rows = words(filled("history").out)
     assert [row[1] for row in rows] == ["remove", "rename", "import"]
     assert [found["what"] for found in filled("history crimson --json").objects] == ["rename"]
+    result = filled("history crimsom")
+    assert (result.code, result.out) == (2, "")
+    assert "did you mean 'crimson'?" in result.err
     said = filled("undo --category crimson").err
     assert re.fullmatch(r"undone: rename of 'crimson', 'red' \(20.*\); redo with `zsvec undo [0-9a-f]{8}`\n", said)
     assert filled("undo --json").objects[0]["what"] == "remove"

@@ -30,7 +30,10 @@ def history(
         name = checked_name(name)
     with context.obj.open_store() as store:
         found = [change for change in store.changes() if name is None or name in change.categories]
-    output.print_found(found, _table, json=json, otherwise="there are no changes to undo")
+        if name is not None and not found:
+            store.category(name)  # raises an error if there is no such category
+    of = "" if name is None else f" of {name!r}"
+    output.print_found(found, _table, json=json, otherwise=f"there are no changes{of} to undo")
 
 
 @app.command()

@@ -350,8 +350,8 @@ class Copied:
         changed: Names of categories that other writers changed in the source during the copy.
         only_target: Names of categories that the target has and the source has not. They stay.
         inbox: Number of copied images of the inbox.
-        calibration: Whether the target has the calibration of the source; ``None`` if the source has none. If the
-            target has other categories, or a current calibration, it keeps its calibration.
+        calibration: Whether the target has the calibration of the source; ``None`` if the source has none, or a damaged
+            one. If the target has other categories, or a current calibration, it keeps its calibration.
         size: Number of bytes of the copied vectors and small images, without the inbox.
     """
 

@@ -628,11 +628,6 @@ def test_a_name_that_no_category_may_have_is_refused(file: Path, name: str) -> N
         ("categories.jsonl", of_dog(lambda record: record.update(metadata={"a": 2**70}))),
         ("categories.jsonl", lambda content: content + b"[]\n"),
         ("categories.jsonl", lambda content: content + b"{" * 100_000 + b"\n"),
-        ("calibration.json", lambda content: b"[]"),
-        ("calibration.json", lambda content: b'{"a": 1e999}'),
-        ("calibration.json", lambda content: b'{"a": NaN}'),
-        ("calibration.json", lambda content: b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}"),
-        ("calibration.json", lambda content: b'{"a": "\\ud800"}'),
         ("manifest.json", changed(checksums=None)),
         ("manifest.json", changed(checksums=[])),
         ("manifest.json", changed(encoders={})),
@@ -645,7 +640,6 @@ def test_a_name_that_no_category_may_have_is_refused(file: Path, name: str) -> N
         ("manifest.json", changed(images="large")),
         ("manifest.json", changed(profile="../../x")),
         ("manifest.json", changed(profile=5)),
-        ("calibration.json", lambda content: b"{}"),
     ],
 )
 def test_a_forged_head_stops_the_import(file: Path, entry: str, change: Callable[[bytes], bytes]) -> None:
@@ -695,9 +689,8 @@ def forge_head(file: Path, entry: str, change: Callable[[bytes], bytes]) -> None
             zipped.writestr(name, content)
 
 
-@pytest.mark.parametrize("entry", ["categories.jsonl", "calibration.json"])
-def test_a_wrong_checksum_of_the_head_stops_the_import(file: Path, entry: str) -> None:
-    forge(file, {entry: lambda content: content + b" "}, honest=False)
+def test_a_wrong_checksum_of_the_list_stops_the_import(file: Path) -> None:
+    forge(file, {"categories.jsonl": lambda content: content + b" "}, honest=False)
     with pytest.raises(StoreError):
         imported(file)
 
@@ -726,6 +719,26 @@ def test_a_forged_small_copy_is_left_out(file: Path) -> None:
     assert copied.complete
     assert target.image(rex) is None
     assert target.image(content_hash("felix")) is not None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"{}", b'{"a": 1e999}', b'{"a": NaN}', b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", b'{"a": "\\ud800"}'],
+)
+def test_a_damaged_calibration_is_left_out(file: Path, content: bytes) -> None:
+    forge_head(file, "calibration.json", lambda _: content)
+    target, copied = imported(file)
+    assert (copied.complete, copied.calibration, copied.inbox) == (True, None, 2)
+    assert [category.name for category in target.categories()] == NAMES
+    assert not target.calibration()
+
+
+def test_a_calibration_with_a_wrong_checksum_is_named(file: Path, caplog: pytest.LogCaptureFixture) -> None:
+    forge(file, {"calibration.json": lambda content: content + b" "}, honest=False)
+    target, copied = imported(file)
+    assert (copied.complete, copied.calibration) == (True, None)
+    assert not target.calibration()
+    assert "calibration.json" in caplog.text
 
 
 def test_a_forged_calibration_is_not_taken_for_one(file: Path) -> None:

@@ -12,7 +12,8 @@ import typer
 from zsvec.cli import output
 from zsvec.cli.app import Json, app
 from zsvec.cli.copying import print_notes
-from zsvec.types import Category, Copied
+from zsvec.errors import StoreError
+from zsvec.types import Category
 
 if TYPE_CHECKING:
     from zsvec.cli.app import Target
@@ -50,7 +51,10 @@ def export(
         copied = archive.export(file, categories=categories, on_commit=_on_commit(json=json), track=counted)
     if copied.calibration is False:
         output.print_note("the archive has no calibration, because it lacks categories, or the store has changed")
-    _end(changed(copied, calibration=None), replace=False, done="exported", target=str(file))
+    copied = changed(copied, calibration=None, size=file.stat().st_size)
+    print_notes(copied, replace=False, done="exported", target=str(file))
+    if not copied.complete:
+        raise typer.Exit(1)
 
 
 def import_archive(
@@ -68,6 +72,10 @@ def import_archive(
     settings = target.settings(keep_images=keep_images)
     own = {one.name: one.fingerprint for one in settings.import_encoders()} if settings.encoders else {}
     committed: list[Category] = []
+
+    def imported() -> str:
+        return output.counted(len(committed), "category", "categories") + " imported"
+
     notify = _on_commit(json=json)
 
     def keep(category: Category) -> None:
@@ -76,23 +84,25 @@ def import_archive(
 
     try:
         with settings.open_store() as store, output.progress("importing", None) as counted:
-            archive = Archive(store, own, settings.keep_images, (lambda: own) if own else None)
+            uses_profile = settings.has_encoders and not own and not store.encoders()
+            names = settings.encoder_specs() if uses_profile else own
+            archive = Archive(store, names, settings.keep_images, (lambda: own) if own else None)
             copied = archive.import_(file, categories=categories, replace=replace, on_commit=keep, track=counted)
-            calibration = store.info()["calibration"] if copied.calibration is None else "current"
+            is_calibrated = store.info()["calibration"] == "current"
     except KeyboardInterrupt:
-        number = output.counted(len(committed), "category", "categories")
-        output.print_note(f"interrupted: {number} imported. Repeat the command to go on")
+        output.print_note(f"interrupted: {imported()}. Repeat the command to go on")
         raise
-    if calibration != "current":
+    except StoreError:
+        if committed:
+            output.print_note(f"{imported()}, and then an error:")
+        raise
+    copied = copied if is_calibrated else changed(copied, calibration=None)
+    print_notes(copied, replace=replace, done="imported", target="the store")
+    if not is_calibrated:
         output.print_note("the store has no current calibration: run `zsvec calibrate`")
-    _end(copied, replace=replace, done="imported", target="the store")
+    if not copied.complete:
+        raise typer.Exit(1)
 
 
 def _on_commit(*, json: bool) -> Callable[[Category], None]:
     return lambda category: output.print_json(category.to_dict()) if json else None
-
-
-def _end(copied: Copied, *, replace: bool, done: str, target: str) -> None:
-    print_notes(copied, replace=replace, done=done, target=target)
-    if not copied.complete:
-        raise typer.Exit(1)

@@ -253,6 +253,12 @@ def _is_archive(context: typer.Context, source: Path, categories: Sequence[str] 
     if not is_archive(source):
         if categories:
             raise typer.BadParameter("--categories needs an archive: give a DIR with the folders of these categories")
+        in_file = os.path.isfile(source)  # noqa: PTH113 - Path.is_file raises for a name that is too long
+        if in_file and source.suffix.lower() not in _FILES:
+            raise InvalidInputError(
+                f"{source} must be a folder, a file that ends with {', '.join(_FILES)}, or an archive of `zsvec "
+                "export`, got another file, or a damaged archive. Unpack a zip of images, and give the folder"
+            )
         return False
     taken = {"source", "categories", "replace_", "keep_images", "json"}
     for parameter in context.command.params:

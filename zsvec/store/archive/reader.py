@@ -8,6 +8,7 @@ it is parsed. Records are validated as those of a store are.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -68,6 +69,8 @@ from zsvec.types import Category, Fingerprint, KeepImages, Labels, SmallImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_log = logging.getLogger(__name__)
 
 _END, _END_64 = b"PK\x05\x06", b"PK\x06\x06"  # of the directory of a zip
 _END_BYTES, _ENDS_BYTES = 22, 98  # without and with the end in the format of large files, without a comment
@@ -268,11 +271,14 @@ class ArchiveReader:
     def _read_calibration(self) -> Mapping[str, Any] | None:
         if CALIBRATION not in self._checksums:
             return None
-        with self._reading(CALIBRATION):
-            found = _parsed(self._read(CALIBRATION, self._checksums[CALIBRATION], LARGEST_RECORD))
-            if not found:
-                raise ValueError("it is empty")
-            return found
+        try:
+            return _parsed(self._read(CALIBRATION, self._checksums[CALIBRATION], LARGEST_RECORD))
+        except _UNREADABLE as exc:  # the references, of which another can be learned, may be whole
+            _log.warning(
+                "%s of the archive %s cannot be used (%s), and is left out: run `zsvec calibrate` after the import",
+                *(CALIBRATION, self._path, exc),
+            )
+            return None
 
     def _parts(
         self, folder: str, kind: str, checksums: Mapping[str, str], *, tensors: bool = True
@@ -342,7 +348,7 @@ def _opened(path: Path, opened: ExitStack) -> tuple[ZipFile, dict[str, Any]]:
         file = opened.enter_context(open_regular(path))
     except OSError as exc:
         raise InvalidInputError(f"{path} cannot be read: {exc.strerror or exc}. Give an archive") from exc
-    not_ours = f"{path} is no archive of zsvec, or only a part of one"
+    not_ours = f"{path} is no archive of zsvec, or is damaged or incomplete"
     try:
         if _directory_bytes(file) > LARGEST_DIRECTORY:
             raise InvalidInputError(f"{not_ours}: it has too many entries")
@@ -360,7 +366,10 @@ def _opened(path: Path, opened: ExitStack) -> tuple[ZipFile, dict[str, Any]]:
             f"{VERSION}: upgrade zsvec"
         )
     if problem := _problem_of(zipped, os.fstat(file.fileno()).st_size):
-        raise StoreError(f"the archive {path} is not as zsvec writes archives, and is not imported: {problem}")
+        raise StoreError(
+            f"the archive {path} is not as zsvec writes archives, and is not imported: {problem}. Export the store "
+            "again"
+        )
     return zipped, manifest
 
 

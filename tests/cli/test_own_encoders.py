@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -58,6 +59,15 @@ def own(cli: Cli, colours: Path) -> Cli:
     result = cli("--encoders mymodule:encoders import", colours)
     assert result.code == 0, result.err
     return cli
+
+
+@pytest.mark.parametrize("command", ["--encoders mymodule:narrow reembed", "reembed --encoders mymodule:narrow"])
+def test_reembed_prints_the_command_that_switches(own: Cli, command: str) -> None:
+    result = own(command)
+    assert (result.code, result.out) == (0, "")
+    [options] = re.findall(r"then switch: zsvec reembed (\S+ \S+) --switch", result.said)
+    assert own(f"reembed {options} --switch").code == 0
+    assert own("info --json").objects[0]["encoders"]["clip"].endswith("(8-d, 8 px)")
 
 
 def test_an_archive_of_other_encoders_is_refused(own: Cli, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def reembed(
         except KeyboardInterrupt:
             output.print_note("interrupted: repeat the command to go on")
             raise
-    _print_notes(found, settings.encoders_name, named=encoders is not None)
+    _print_notes(found, settings.encoders_name, named=settings.encoders is not None)
     if found.damaged:
         raise typer.Exit(1)
 

@@ -65,6 +65,12 @@ def test_some_categories(filled: Cli, exported: Path, tmp_path: Path) -> None:
     result = filled("export --categories redd", some)
     assert (result.code, result.out) == (2, "")
     assert "'red'" in result.said
+    result = filled("import --categories grene", exported)
+    assert (result.code, result.out) == (2, "")
+    assert "'green'" in result.said
+    result = filled(f"--store {exported} list")
+    assert (result.code, result.out) == (2, "")
+    assert "zsvec import" in result.said
 
 
 def test_an_export_says_the_size_of_the_file(filled: Cli, tmp_path: Path) -> None:

@@ -203,8 +203,9 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
     """
     folder = checked_path("folder", folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
-        problem = "is not a folder" if os.path.lexists(folder) else "does not exist"
-        raise InvalidInputError(f"{folder} {problem}: give a folder with a sub-folder of images per category")
+        if not os.path.lexists(folder):
+            raise InvalidInputError(f"{folder} does not exist: check the path")
+        raise InvalidInputError(f"{folder} is not a folder: give a folder with a sub-folder of images per category")
     folders: dict[str, Path] = {}
     links: list[str] = []
     try:

@@ -125,7 +125,9 @@ def _folder(location: str, within: Path) -> Path:
         reason = getattr(exc, "strerror", None) or exc
         raise InvalidInputError(f"the store {shown(location)} cannot be a folder: {reason}") from exc
     if taken:
-        raise InvalidInputError(f"the store {location!r} is a file: give a folder, or the URL of a server")
+        raise InvalidInputError(
+            f"the store {location!r} is a file: give a folder, or the URL of a server. `zsvec import` reads archives"
+        )
     if folder.is_dir():
         try:
             os.stat(f"{folder}/.")  # noqa: PTH116 - pathlib removes the dot

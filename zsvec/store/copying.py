@@ -82,7 +82,7 @@ def copy(
     copying = Copying(source, writer, replaces, on_commit, list(source.encoders()))
     every = source.look(Cursor(), {})
     seen = chosen(every, names)
-    check_names(seen, names, source)
+    check_names(every, names, source)
     copying.damaged.update(dict.fromkeys(seen.unreadable, f"its record cannot be read: {source.way_out}"))
     live = [category for category in seen.categories if category.write_ids]
     removed = [category for category in seen.categories if not category.write_ids]

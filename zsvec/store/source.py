@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from zsvec.errors import CategoryNotFoundError
+from zsvec.errors import CategoryNotFoundError, shown
 from zsvec.store.backends.base import Points
 from zsvec.store.catalog.changefeed import Cursor, Look
 from zsvec.store.collections.inbox import InboxImage
@@ -72,6 +72,8 @@ def check_names(found: Look, names: Collection[str] | None, source: Source) -> N
     """Raises CategoryNotFoundError if a look at a source lacks one of these categories."""
     there = {*found.unreadable, *(category.name for category in found.categories if category.write_ids)}
     for name in sorted(set(names or ()) - there):
-        error = CategoryNotFoundError(f"there is no category {name!r} in {source.location}")
+        error = CategoryNotFoundError(
+            f"there is no category {name!r} in {source.location}: choose of {shown(sorted(there))}"
+        )
         error.name = name
         raise error

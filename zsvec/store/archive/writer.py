@@ -67,7 +67,7 @@ def write_archive(
         raise StoreError(f"there is no store in {source.location}: check the path, or the URL, and the namespace")
     every = source.look(Cursor(), {})
     seen = chosen(every, names)
-    check_names(seen, names, source)
+    check_names(every, names, source)
     live = [category for category in seen.categories if category.write_ids]
     with _replacing(path) as file, ZipFile(file, "w") as zipped:
         archive = _Writer(source, zipped, list(encoders), small=source.keeps_images())

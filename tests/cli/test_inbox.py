@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 import zsvec
 from tests.cli.support import Cli
-from tests.support import coloured, write_photos
+from tests.support import coloured, encode, photo, write_photos
 from zsvec.inputs.images import content_hash
 
 pytestmark = pytest.mark.usefixtures("hash_encoders")
@@ -164,6 +165,10 @@ def test_correct(filled: Cli) -> None:
     assert filled("undo").code == 0
     assert filled(f"correct {path} green").err == ""
     assert "gren" not in {found["category"] for found in filled("list --json").objects}
+    other = path.rename(os.fsdecode(b"caf\xe9.jpg"))
+    other.write_bytes(encode(photo(10)))
+    assert filled("correct", other, "red").code == 0
+    assert r"caf\udce9.jpg" in filled("show red").out
     missing = filled("correct missing.jpg red")
     assert missing.code == 1
     assert "missing.jpg" in missing.err

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zsvec.errors import ZSVecError
-from zsvec.ingest.embedding import PreparedImage, Vectors
+from zsvec.ingest.embedding import PreparedImage, Vectors, stored_source
 from zsvec.ingest.validation import checked_keep
 from zsvec.method.quality.inbox_ranking import ALIKE, distinct
 from zsvec.settings.settings import Settings
@@ -147,7 +147,7 @@ def inbox_image(
     width, height = image.size
     return InboxImage(
         hash=image.hash,
-        source=image.stored_source,
+        source=stored_source(image.source),
         added=added,
         width=width,
         height=height,

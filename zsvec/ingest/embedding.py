@@ -76,10 +76,10 @@ class PreparedImage:
     size: tuple[int, int] = (0, 0)
     small: bytes | None = None
 
-    @property
-    def stored_source(self) -> str:
-        """The source as valid Unicode. Bytes of a path that are not valid Unicode are escaped with backslashes."""
-        return self.source.encode(errors="backslashreplace").decode()
+
+def stored_source(source: str) -> str:
+    """Returns a source as valid Unicode. Bytes of a path that are not valid Unicode are escaped with backslashes."""
+    return source.encode(errors="backslashreplace").decode()
 
 
 class RecentVectors:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError, LastReferenceError, shown
-from zsvec.ingest.embedding import Embedder, PreparedImage
+from zsvec.ingest.embedding import Embedder, PreparedImage, stored_source
 from zsvec.inputs.categories import (
     CategoryInput,
     ReferenceImage,
@@ -149,7 +149,7 @@ class _Image:
 
     @property
     def source(self) -> str:
-        return self.given.source or self.read.stored_source
+        return stored_source(self.given.source or self.read.source)
 
     def reference(self, encoder: str, vector: NDArray[np.float32]) -> Reference:
         given, read, source = self.given, self.read, self.source

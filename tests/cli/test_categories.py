@@ -157,7 +157,9 @@ def test_contact_sheet(stocked: Cli) -> None:
     assert "http" not in page.replace("http-equiv", "")  # needs no other file
     result = stocked("show red --sheet sheet.pdf")
     assert (result.code, result.out) == (2, "")
-    assert stocked("show red --sheet missing/sheet.html").code == 1
+    result = stocked("show red --sheet missing/sheet.html")
+    assert (result.code, result.out) == (2, "")
+    assert "there is no folder missing" in result.err
 
 
 def test_contact_sheet_without_copies(cli: Cli, colours: Path) -> None:

@@ -71,6 +71,13 @@ def test_definitions(cli: Cli, colours: Path, name: str, content: str) -> None:
     assert found["blue"]["texts"] == ["blue"]
 
 
+def test_definitions_that_are_no_json(cli: Cli, colours: Path) -> None:
+    Path("d.json").write_text("{")
+    result = cli("import --definitions d.json", colours)
+    assert (result.code, result.out) == (2, "")
+    assert "pydantic" not in result.err
+
+
 def test_csv(cli: Cli, colours: Path) -> None:
     (colours / "red" / "1.png").rename(Path("elsewhere.png"))
     rows = [f"{colour}/{i}.png,{colour}" for colour in COLOURS for i in range(3)]

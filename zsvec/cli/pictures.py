@@ -82,6 +82,8 @@ def check_sheet(file: Path) -> None:
     """Raises InvalidInputError for a file that does not end in ``.html``."""
     if file.suffix != ".html":
         raise InvalidInputError(f"--sheet must be a file that ends in .html. Got {str(file)!r} instead")
+    if not file.parent.is_dir():
+        raise InvalidInputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
 
 
 def write_sheet(

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from zsvec.errors import InvalidInputError, shown
 from zsvec.inputs.categories import CategoryInput, checked_name, checked_parent, checked_path, checked_texts
@@ -250,9 +250,10 @@ def read_definitions(file: Path) -> dict[str, list[str]]:
 def _from_json(file: Path, content: str) -> dict[str, list[str]]:
     try:
         found = _DEFINITIONS.validate_json(content)
-    except ValueError as exc:
+    except ValidationError as exc:
+        problem = exc.errors()[0]["msg"]
         raise InvalidInputError(
-            f"the definitions {file} are not JSON of the form {{category: text or [texts]}}: {exc}"
+            f"the definitions {file} are not JSON of the form {{category: text or [texts]}}: {problem}"
         ) from exc
     return {name: [texts] if isinstance(texts, str) else texts for name, texts in found.items()}
 

@@ -73,7 +73,7 @@ def check_names(found: Look, names: Collection[str] | None, source: Source) -> N
     there = {*found.unreadable, *(category.name for category in found.categories if category.write_ids)}
     for name in sorted(set(names or ()) - there):
         error = CategoryNotFoundError(
-            f"there is no category {name!r} in {source.location}: choose of {shown(sorted(there))}"
+            f"there is no category {name!r} in {source.location}: choose one of {shown(sorted(there))}"
         )
         error.name = name
         raise error

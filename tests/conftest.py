@@ -16,7 +16,7 @@ import pytest
 import typer.main
 from hypothesis import HealthCheck, settings
 
-from tests.qdrant import Node, any_server, running_cluster
+from tests.qdrant import DEADLINE, Node, any_server, running_cluster
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,12 @@ def nothing_is_remembered_for_the_user(tmp_path_factory: pytest.TempPathFactory)
         folder = tmp_path_factory.mktemp("user") / "encoders"
         patch.setattr("zsvec.encoders.hardware.cache_folder", lambda: folder)
         yield
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches wait until full, so that a busy machine does not make smaller ones."""
+    monkeypatch.setattr("zsvec.streams.stream.MAX_WAIT", DEADLINE)
 
 
 @pytest.fixture(scope="session")

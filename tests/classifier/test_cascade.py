@@ -181,6 +181,7 @@ def test_nothing_is_settled_while_the_calibration_is_stale(
     assert slow.seen == 16 + 3
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_batch_is_searched_once_while_the_calibration_is_stale(
     cascade: tuple[zsvec.Classifier, Planted, Planted], monkeypatch: pytest.MonkeyPatch
 ) -> None:

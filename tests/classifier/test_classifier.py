@@ -156,6 +156,7 @@ def test_an_image_like_the_references_of_a_category_gets_its_label(clf: Classifi
         assert prediction.experts["dino:image"].ranking[0][0] == colour
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_list_gives_a_list_in_order(clf: Classifier) -> None:
     images = [coloured(colour, 100) for colour in ("blue", "red", "green", "red")]
     assert [prediction.label for prediction in clf.classify(images)] == ["blue", "red", "green", "red"]
@@ -182,6 +183,7 @@ def several(images: Sequence[Image.Image]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("form", several([coloured("red", 0)]))
 def test_several_images_may_come_in_any_form(clf: Classifier, form: str) -> None:
     images = [coloured(colour, 100) for colour in ("blue", "red", "green")]

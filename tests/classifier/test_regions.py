@@ -120,6 +120,7 @@ def test_arguments(clf: zsvec.Classifier) -> None:
         clf.classify_regions([scene()], BOXES)  # type: ignore[call-overload]
 
 
+@pytest.mark.usefixtures("patient")
 def test_in_an_event_loop(clf: zsvec.Classifier) -> None:
     async def found() -> list[Prediction]:
         return await clf.aclassify_regions(scene(), np.array(BOXES))

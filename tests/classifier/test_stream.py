@@ -282,7 +282,7 @@ def test_a_consumer_that_stops_early(folder: Path, how: str) -> None:
                 break
 
     if how == "close":
-        stream = stream_of(clf, endless(), batch_size=2)
+        stream = stream_of(clf, endless(), batch_size=2, **PATIENT)
         next(stream)
         assert threads()
         within(stream.close)
@@ -365,7 +365,8 @@ def test_statistics_while_it_runs_and_afterwards(clf: Classifier) -> None:
 def test_each_stream_has_its_own_statistics_and_the_classifier_their_sum(clf: Classifier) -> None:
     before = clf.stats
     assert before.store == {"second_stamps": 0, "unknown_outcomes": 0, "healed_records": 0}
-    first, second = stream_of(clf, pictures(8), batch_size=2), stream_of(clf, pictures(6), batch_size=3)
+    first = stream_of(clf, pictures(8), batch_size=2, **PATIENT)
+    second = stream_of(clf, pictures(6), batch_size=3, **PATIENT)
     next(second)
     assert (first.stats.images, second.stats.images, clf.stats.images) == (0, 3, before.images + 3)
     next(first)

@@ -30,12 +30,6 @@ def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_POLL_S", 0.01)
 
 
-@pytest.fixture
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches wait until full, so that a busy machine does not make smaller ones."""
-    monkeypatch.setattr(module, "MAX_WAIT", DEADLINE)
-
-
 def same(item: Any) -> Any:
     return item
 

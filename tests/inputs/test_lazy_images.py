@@ -39,6 +39,7 @@ class TestOneLazyImage:
         monkeypatch.setattr(ImageFile.ImageFile, "load", one_at_a_time)
         return Image.open(io.BytesIO(encode(photo(5, (40, 30)))))
 
+    @pytest.mark.usefixtures("patient")
     def test_classified(self, lazy: Image.Image) -> None:
         with zsvec.open(":memory:", encoders=two_encoders()) as clf:
             clf.add_category("a", images=[encode(photo(1))])

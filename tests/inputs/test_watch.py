@@ -157,13 +157,21 @@ def costly(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_a_large_folder_is_not_looked_at_for_each_file(
-    incoming: Path, watch: Callable[..., Reader], costly: list[Path]
+    incoming: Path, watch: Callable[..., Reader], costly: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    telling, tell = threading.Event(), watching.watch
+
+    def told(*folders: Path, **options: Any) -> Iterator[Any]:
+        for changed in tell(*folders, **options):
+            telling.set()
+            yield changed
+
+    monkeypatch.setattr(watching, "watch", told)
     put(incoming / "before.png")
     reader = watch(poll=0.02)
     assert reader.next() == "before.png"
     looked = len(costly)
-    time.sleep(0.2)  # the system is asked to tell after the first look
+    assert telling.wait(DEADLINE)  # the system is asked to tell after the first look
     for number in range(3):
         put(incoming / f"{number}.png")
         put(incoming / f".hidden-{number}.png")

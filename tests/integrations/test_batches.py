@@ -112,6 +112,7 @@ def test_rows_of_different_states_have_different_revisions(tmp_path: Path) -> No
     assert sorted(set(revisions)) == revisions
 
 
+@pytest.mark.usefixtures("patient")
 def test_copies_share_the_store_of_their_process(classify: Classify, place: Path) -> None:
     batch = {"image": [photo(0), photo(1)]}
     found = classify(batch)

@@ -306,6 +306,7 @@ def test_concurrent_probes_share_one_ping(classifier: Classifier, monkeypatch: p
         while client.get("/health/ready").status_code != 200:
             pass
         monkeypatch.setattr(classifier._store, "encoders", hang)
+        monkeypatch.setattr("zsvec.service.operations._PING_INTERVAL_S", DEADLINE)
         client.app.state.health._pinged = (float("-inf"), None)  # type: ignore[attr-defined]
         with ThreadPoolExecutor(20) as pool:
             codes = list(pool.map(lambda _: client.get("/health/ready").status_code, range(20)))

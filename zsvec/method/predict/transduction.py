@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from zsvec.method.arrays import Doubles, Floats, largest, slices
+from zsvec.method.arrays import Doubles, Floats, largest, product, slices
 from zsvec.method.predict.logits import softmax
 from zsvec.method.quality.scenes import TWIN
 
@@ -82,7 +82,7 @@ def _pictures(vectors: Sequence[Floats]) -> NDArray[np.intp]:
     n_images = len(vectors[0])
     pictures = np.arange(n_images)
     for rows in slices(n_images, _BLOCK):
-        same = np.logical_and.reduce([view[rows] @ view[: rows.stop].T >= TWIN for view in vectors])
+        same = np.logical_and.reduce([product(view[rows], view[: rows.stop]) >= TWIN for view in vectors])
         image, copy = same.nonzero()
         links = (pictures[rows][image], pictures[copy])
         joined = coo_array((np.ones(len(image), dtype=np.bool_), links), shape=(n_images, n_images))

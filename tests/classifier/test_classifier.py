@@ -402,6 +402,7 @@ def test_rankings_have_top_k_categories(clf: Classifier) -> None:
         assert prediction.ranking == whole[: int(top_k)]
 
 
+@pytest.mark.usefixtures("patient")
 def test_batches(folder: Path) -> None:
     sizes: list[int] = []
 

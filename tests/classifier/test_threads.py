@@ -156,7 +156,10 @@ def test_coroutines_share_batches() -> None:
     async def main(classifier: Classifier) -> list[Prediction]:
         encoder.batches.clear()
         encoder.gate.clear()
-        tasks = [asyncio.create_task(classifier.aclassify(photo)) for photo in PHOTOS[:4]]
+        tasks = [asyncio.create_task(classifier.aclassify(PHOTOS[0]))]
+        while not encoder.batches:  # with others, the first would wait for them
+            await asyncio.sleep(0.002)
+        tasks += [asyncio.create_task(classifier.aclassify(photo)) for photo in PHOTOS[1:4]]
         while waiting(classifier) < 3:
             await asyncio.sleep(0.002)
         tasks[1].cancel()  # the thread goes on

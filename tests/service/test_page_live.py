@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -146,13 +147,14 @@ def test_the_last_images_are_shown_with_their_answers(served: Served) -> None:
 
 
 def test_pictures_are_small_and_there_while_they_are_shown(served: Served) -> None:
-    large = encode(photo(1, (900, 600)))
+    large, seen = encode(photo(1, (900, 600))), threading.Event()
 
     async def look() -> None:
         async with aclosing(served.app.state.live.events()) as told:
             async for event in told:
                 if images := json.loads(event)["images"]:
                     identity = images[0]["id"]
+                    seen.set()  # other images would take its place
                     break
             picture = await anyio.to_thread.run_sync(served.client.get, f"/live/images/{identity}")
             assert picture.headers["content-type"] == "image/jpeg"
@@ -164,9 +166,9 @@ def test_pictures_are_small_and_there_while_they_are_shown(served: Served) -> No
         assert gone.status_code == 404
 
     looking = served.start(look)
-    while not looking.done():
+    while not (seen.is_set() or looking.done()):
         served.classify(large)
-    looking.result()
+    looking.result(DEADLINE)
 
 
 def test_a_store_that_is_away_stops_no_event(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,6 +250,7 @@ def test_a_photo_is_compared_with_a_reference(opened: Opened) -> None:
     rows = drop(page, photo_of("ketch"))
     for kept in (False, True):
         if kept:
+            until_kept(page, 1)
             page.reload()
         rows.get_by_role("button", name="Why?").click()
         rows.get_by_role("button", name="Compare with a photo").first.press("Enter")

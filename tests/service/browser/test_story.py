@@ -130,6 +130,7 @@ def test_first_morning(chromium: Browser, services: Services, collected: Path, w
         expect(page.locator(".tile")).to_have_count(waiting - 1)
         page.locator("#dismiss").click()
         expect(page.locator(".tile")).to_have_count(waiting - 2)
+        expect(page.locator("#toasts")).to_contain_text("1 photo dismissed")  # photos leave the page before
         assert numbers(served)["menu"] == 1
 
         # The audit finds the ketches among the ants.
@@ -141,6 +142,7 @@ def test_first_morning(chromium: Browser, services: Services, collected: Path, w
         looks("audit")
         page.locator("#bar [data-bulk=move]").click()
         expect(found).to_have_count(0)
+        expect(page.locator("#toasts")).to_contain_text("moved")
         assert numbers(served)["ant"] == _REFERENCES
         assert numbers(served)["sailing boat"] == _REFERENCES + _WRONG
 

@@ -349,6 +349,7 @@ def test_boxes_that_cannot_be_read(stocked: Cli, new: Path, hash_encoders: Loadi
     assert not hash_encoders.made
 
 
+@pytest.mark.usefixtures("patient")
 def test_together(stocked: Cli, new: Path) -> None:
     (new / "broken.png").write_bytes(b"no image")
     result = stocked("classify --together --json --top-k 2 --stats", new)

@@ -19,6 +19,7 @@ from zsvec.evaluation import evaluate
 pytestmark = pytest.mark.usefixtures("hash_encoders")
 
 
+@pytest.mark.usefixtures("patient")
 def test_json(stocked: Cli, colours: Path) -> None:
     noise = write_photos(Path("noise"), range(4))
     (colours / "red" / "broken.jpg").unlink()
@@ -65,6 +66,7 @@ def test_many_categories_have_a_table_of_mistakes(cli: Cli) -> None:
     assert "\\" not in out
 
 
+@pytest.mark.usefixtures("patient")
 def test_csv_labels(stocked: Cli, colours: Path) -> None:
     (of_the_folder,) = stocked("evaluate --json", colours).objects
     rows = [f"{colour}/{i}.png,{colour}" for colour in COLOURS for i in range(3)]

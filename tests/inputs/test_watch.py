@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any, BinaryIO
 
 import pytest
+import watchfiles
 
 from tests.cli.support import Result, cli, colours, filled, finish, hash_encoders, start  # noqa: F401
 from tests.streams.test_stream import eventually, threads
@@ -159,10 +160,10 @@ def costly(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_a_large_folder_is_not_looked_at_for_each_file(
     incoming: Path, watch: Callable[..., Reader], costly: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    telling, tell = threading.Event(), watching.watch
+    telling = threading.Event()
 
     def told(*folders: Path, **options: Any) -> Iterator[Any]:
-        for changed in tell(*folders, **options):
+        for changed in watchfiles.watch(*folders, **options):
             telling.set()
             yield changed
 

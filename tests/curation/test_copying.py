@@ -180,10 +180,11 @@ def test_ends_that_cannot_be(folder: Path) -> None:
     assert copied.complete
 
 
+# The lines are long, so that a pipe holds four: the process does not finish while the test stands still.
 _COPY = """
 import sys, zsvec
 print("ready", flush=True)
-zsvec.copy(sys.argv[1], sys.argv[2], on_commit=lambda category: print(category.name, flush=True))
+zsvec.copy(sys.argv[1], sys.argv[2], on_commit=lambda category: print(category.name.ljust(2**14), flush=True))
 print("done", flush=True)
 """
 
@@ -209,7 +210,7 @@ def test_a_copy_that_is_killed_again_and_again(folder: Path) -> None:
             said = [process.stdout.readline().rstrip() for _ in range(lines)]
             time.sleep(0.02)  # the instant is the point
             process.send_signal(signal.SIGKILL)
-            said += process.stdout.read().split("\n")[:-1]
+            said += [line.rstrip() for line in process.stdout.read().split("\n")[:-1]]
         assert "done" not in said
         acknowledged |= set(said[1:])
         with open_at(folder / "copy") as clf:

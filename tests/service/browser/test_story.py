@@ -80,6 +80,7 @@ def test_first_morning(chromium: Browser, services: Services, collected: Path, w
         # A dropped folder becomes categories, one of them with another name.
         looks("empty")
         page.get_by_role("link", name="Add categories").click()
+        page.wait_for_url("**/categories")  # with its scripts, for the drop
         drop_on(page.locator("h1"), collected / "collected")
         page.get_by_label("Category of the folder ketch").fill("sailing boat")
         looks("folders")
@@ -91,6 +92,7 @@ def test_first_morning(chromium: Browser, services: Services, collected: Path, w
 
         # The photos of the camera are classified; one answer is looked into and corrected.
         page.get_by_role("link", name="Classify").click()
+        page.wait_for_url(served.address)
         drop_on(page.locator(".dropzone"), collected / "camera")
         expect(page.locator(".answer .actions")).to_have_count(len(_NAMES) * _TAKEN + _STRANGERS)
         beaver = page.locator(".answer", has_text="beaver-image_0001.jpg")

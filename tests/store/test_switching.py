@@ -1012,18 +1012,6 @@ def test_an_undo_does_not_lead_to_a_namespace_that_was_deleted_meanwhile(
     now.write([clip_text("kept")])
 
 
-def test_a_collection_that_a_late_process_creates_in_a_deleted_copy_is_deleted() -> None:
-    first, second, sent = pair()
-    copied(first)
-    sent.hooks["create"] = hook(opened(first._backend).drop_others)
-    with pytest.raises(StoreError):
-        copied(second)
-    assert "zsvec.1__new" in first._backend._collections  # type: ignore[attr-defined]
-    first.gc()
-    assert [name for name in first._backend._collections if name.startswith("zsvec.1")] == ["zsvec.1__catalog"]  # type: ignore[attr-defined]
-    assert first.drop_others() == []
-
-
 def test_the_encoders_must_be_others(source: Store) -> None:
     with pytest.raises(InvalidInputError):
         source.copy_for(FINGERPRINTS)

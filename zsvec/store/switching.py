@@ -164,9 +164,12 @@ def drop(catalog: Catalog, current: Catalog) -> None:
         current.check_current()
         return {"dropped": True}
 
+    encoders = catalog.encoders()
     catalog.change_store(dropped)
-    for collection in _collections(catalog):
-        catalog.backend.remove(collection)
+    for name in (*encoders, IMAGES, INBOX):
+        collection = collection_name(joined_namespace(catalog.base, catalog.number), name)
+        if catalog.backend.exists(collection):
+            catalog.backend.remove(collection)
     pages = catalog.backend.scroll(catalog.collection, Where(), fields=())
     catalog.drop([identifier for page in list(pages) for identifier in page.ids if identifier != _RECORD])
     catalog.backend.rewrite(catalog.collection)
@@ -175,23 +178,16 @@ def drop(catalog: Catalog, current: Catalog) -> None:
 
 def has_image(catalog: Catalog, content_hash: str) -> bool:
     """Returns whether a namespace has a reference, a small copy or an image of the inbox with this content hash."""
-    return any(catalog.backend.count(name, Where(match={"hash": content_hash})) for name in _collections(catalog))
-
-
-def _collections(catalog: Catalog) -> list[str]:
-    """Returns the collections of a namespace that exist, without its catalog."""
-    namespace = joined_namespace(catalog.base, catalog.number)
-    names = [collection_name(namespace, name) for name in (*catalog.encoders(), IMAGES, INBOX)]
-    return list(filter(catalog.backend.exists, names))
+    names = [collection_name(joined_namespace(catalog.base, catalog.number), name) for name in catalog.encoders()]
+    names += [collection_name(joined_namespace(catalog.base, catalog.number), name) for name in (IMAGES, INBOX)]
+    there = filter(catalog.backend.exists, names)
+    return any(catalog.backend.count(name, Where(match={"hash": content_hash})) for name in there)
 
 
 def siblings(catalog: Catalog) -> Iterator[Catalog]:
-    """Yields the catalogs of all other namespaces of a store, but for those that `drop` has emptied.
-
-    A process that was making a copy when the copy was deleted may have created a collection since.
-    """
+    """Yields the catalogs of all other namespaces of a store, but for those that `drop` has emptied."""
     for one, record in namespaces(catalog):
-        if one.number != catalog.number and not (is_emptied(record) and not _collections(one)):
+        if one.number != catalog.number and not is_emptied(record):
             yield one
 
 

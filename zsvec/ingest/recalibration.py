@@ -333,7 +333,10 @@ class Calibrator:
                 self._store.keep_calibration({})
 
     def has_settings(self) -> bool:
-        """Returns whether the stored calibration was learned with these settings; False without one."""
+        """Returns whether the stored calibration was learned with these settings; False without one.
+
+        The cascade does not count, because a store may be too small to learn one.
+        """
         made, labels = self.present(), self._labels()
         if made is None or not made.fits((), self._aggregation, self._top_m):
             return False
@@ -342,7 +345,6 @@ class Calibrator:
             made.false_unknown_rate == self.false_unknown_rate
             and made.multilabel == (labels is not None)
             and (learned is None or labels is None or learned.false_positive_rate == labels.false_positive_rate)
-            and (self._cascade is None or self._cascade in {rule.fusion for rule in made.cascade.values()})
         )
 
     def present(self) -> Calibration | None:

@@ -16,7 +16,6 @@ import math
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
-from collections.abc import Hashable
 from datetime import datetime
 from typing import Annotated
 from urllib.parse import unquote
@@ -86,7 +85,7 @@ class LabelStudio:
         self._personal = token if json_web_token else None
         self._authorization = None if token is None or self._personal else f"Token {token}"
         self._renewing = asyncio.Lock()
-        self._learned: dict[Hashable, datetime] = {}
+        self._learned: dict[tuple[str, int], datetime] = {}
 
     async def image(self, value: object, seconds: float = math.inf) -> Upload:
         """Returns the image of a task.
@@ -114,11 +113,11 @@ class LabelStudio:
         except (httpx.HTTPError, TimeoutError) as exc:
             raise ImageError(f"{name}: Label Studio does not send the image: {type(exc).__name__}") from exc
 
-    def is_late(self, decided: Hashable, at: datetime | None) -> bool:
+    def is_late(self, decided: tuple[str, int], at: datetime | None) -> bool:
         """Returns whether a newer annotation that decides the same categories of the same image was learned."""
         return at is not None and decided in self._learned and at < self._learned[decided]
 
-    def learned(self, decided: Hashable, at: datetime | None) -> None:
+    def learned(self, decided: tuple[str, int], at: datetime | None) -> None:
         """Remembers the time of an annotation, in this process alone. The oldest of many memories are dropped."""
         if at is not None:
             self._learned.pop(decided, None)

@@ -189,9 +189,9 @@ def _corrected(
     names = set(map(checked_name, labels))
     known = content_hash(image, **classifier.settings.image_limits())
     held = set(classifier.references.holders([known]).get(known, ()))
-    decided = known, frozenset[str]()
+    decided = known, 0
     if classifier.labels == "many":
-        decided = known, choices
+        decided = known, hash(choices)  # the choices themselves may take 100 kB
         names |= held - {normalize("NFC", choice).strip() for choice in choices}  # names in stored form
     if label_studio.is_late(decided, updated_at):
         return False

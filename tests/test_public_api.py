@@ -125,11 +125,19 @@ from zsvec import *
 print(*(set(globals()) - before - {"before"}))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     names, starred = (set(line.split()) for line in done.stdout.splitlines())
-    modules = {"annotations", "errors", "notebook", "types"}  # of `from __future__`, and imported at once
+    modules = {"annotations", "errors", "notebook", "types"}  # of `from __future__`, and imported on first access
     assert names - modules - {"TYPE_CHECKING", "copy", "open"} <= set(zsvec.__all__)
     assert starred == set(zsvec.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Trunk'"):
-        _ = zsvec.Trunk
+        _ = zsvec.Trunk  # type: ignore[attr-defined]
+
+
+def test_errors_are_found_after_the_import_of_the_package_alone() -> None:
+    code = (
+        "import zsvec\nprint(zsvec.errors.ImageError is zsvec.ImageError, zsvec.types.Prediction is zsvec.Prediction)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "True True\n"
 
 
 def modules() -> Iterator[str]:

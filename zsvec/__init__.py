@@ -286,10 +286,14 @@ _LATE = {
 _HOMES = {name: module for module, names in _LATE.items() for name in names.split()}
 
 
-def __getattr__(name: str) -> _Any:
-    if name in _HOMES:
-        return getattr(_import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # else type checkers accept any name
+
+    def __getattr__(name: str) -> _Any:
+        if name in _HOMES:
+            return getattr(_import_module(_HOMES[name]), name)
+        if f"zsvec.{name}" in _LATE:  # `except zsvec.errors.ImageError`
+            return _import_module(f"zsvec.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

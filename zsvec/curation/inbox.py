@@ -221,7 +221,9 @@ class Inbox:
         if not isinstance(name, list | tuple):  # sets and mappings have no first name
             return [checked_name(name)]
         targets = list(dict.fromkeys(map(checked_name, name)))
-        if not targets or (len(targets) > 1 and self._store.labels() == "one"):
+        if not targets:
+            raise InvalidInputError("name must be a category, or several, got none: give one")
+        if len(targets) > 1 and self._store.labels() == "one":
             raise InvalidInputError(
                 f"name must be one category, got {len(targets)}. To give an image several, add or import references "
                 "with labels='many' first (--labels many)"

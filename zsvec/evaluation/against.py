@@ -62,7 +62,8 @@ def compare(store: Store, namespace: str, settings: Settings) -> Comparison:
     if not keys:
         raise StoreError(
             f"{store.location} and {namespace} must have images that both can judge, and have none: give categories "
-            "several images that do not look alike, and finish `zsvec reembed`"
+            "several images that do not look alike to the encoders of either, and repeat `zsvec reembed` if it was "
+            "interrupted"
         )
     right = np.array([(ours[key], theirs[key]) for key in keys])
     here, there = right[:, 0], right[:, 1]

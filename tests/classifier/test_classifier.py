@@ -114,7 +114,7 @@ def test_a_classifier_tells_of_its_store(clf: Classifier, monkeypatch: pytest.Mo
     def away() -> NoReturn:
         raise StoreUnavailableError("away")
 
-    monkeypatch.setattr(clf._store, "encoders", away)
+    monkeypatch.setattr(clf._store, "ping", away)
     with clf.within(1), pytest.raises(StoreUnavailableError):
         clf.ping()
 

@@ -235,7 +235,7 @@ def test_a_store_that_is_away(client: TestClient, classifier: Classifier, monkey
     with monkeypatch.context() as patch:
         patch.setattr("zsvec.service.operations._PING_INTERVAL_S", 0.0)
         patch.setattr("zsvec.service.operations._COUNT_INTERVAL_S", 0.0)
-        for name in ("encoders", "categories", "category", "info", "changes", "bind"):
+        for name in ("ping", "categories", "category", "info", "changes", "bind"):
             patch.setattr(classifier._store, name, away)
         assert "store" in ready(client)
         for path in ("/v1/categories", path_to("red"), "/v1/info", "/v1/history"):
@@ -297,7 +297,7 @@ def test_a_server_that_goes_away_and_comes_back(
 def test_concurrent_probes_share_one_ping(classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     asked_for: list[float] = []
 
-    def hang() -> dict[str, Any]:
+    def hang() -> None:
         asked_for.append(time.monotonic())
         time.sleep(0.3)
         raise StoreUnavailableError("it is away")
@@ -305,7 +305,7 @@ def test_concurrent_probes_share_one_ping(classifier: Classifier, monkeypatch: p
     with asked(classifier) as client:
         while client.get("/health/ready").status_code != 200:
             pass
-        monkeypatch.setattr(classifier._store, "encoders", hang)
+        monkeypatch.setattr(classifier._store, "ping", hang)
         monkeypatch.setattr("zsvec.service.operations._PING_INTERVAL_S", DEADLINE)
         client.app.state.health._pinged = (float("-inf"), None)  # type: ignore[attr-defined]
         with ThreadPoolExecutor(20) as pool:

@@ -26,8 +26,8 @@ _LARGEST = 700.0  # nats; the exponential of a larger number may overflow
 
 def product(a: Floats, b: Floats) -> Floats:
     """Returns the dot products of all pairs of rows, computed with numpy. All numbers must be finite."""
-    # A kernel of OpenBLAS for AVX-512 adds lanes that it never wrote when a vector has 5 numbers. The sums that it
-    # returns are right, but what the lanes hold by chance may make numpy warn of an invalid value.
+    # For vectors of 5 numbers, a kernel of OpenBLAS for AVX-512 adds uninitialised lanes. The sums that it returns are
+    # right, but the contents of these lanes may make numpy warn of an invalid value.
     with np.errstate(invalid="ignore"):
         found: Floats = a @ b.T
     return found

@@ -102,7 +102,7 @@ def choose_strategy(
 def strategy_to_run(
     name: str, *, exact: bool = True, calibrated: bool = True, images: bool = True, classwise: bool = True
 ) -> str:
-    """Returns the name of the strategy that runs: `name`, or the first fallback whose requirements are met.
+    """Returns the name of the strategy that runs: the wanted one, or its first fallback that has all it needs.
 
     Args:
         name: The wanted strategy, a name in `STRATEGIES`.

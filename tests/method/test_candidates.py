@@ -121,7 +121,8 @@ def test_wrong_labels_do_not_widen_the_sets() -> None:
     swapped: dict[str, Any] = {name: {} for name in whole}
     for name, images in whole.items():
         for i, (digest, vector) in enumerate(images.items()):
-            swapped[rng.choice([other for other in whole if other != name]) if i % 5 == 0 else name][digest] = vector
+            others = [other for other in whole if other != name]
+            swapped[str(rng.choice(others)) if i % 5 == 0 else name][digest] = vector
     clean, noisy = (calibrated({"clip:image": given})[0] for given in (whole, swapped))
     assert noisy.plain.noise > 0.1
     (tight,), (wide,) = clean.plain.odds.values(), noisy.plain.odds.values()

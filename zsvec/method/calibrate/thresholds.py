@@ -131,7 +131,7 @@ def balanced_neutral(evidence: Doubles, sample: LeftOut, neutral: Mapping[str, f
         covered = sample.coverage[chosen].all(axis=0)
         others = odds[:, covered] - evidence[chosen][..., covered].sum(axis=0)
         own = float(shares[covered[labels]].sum())
-        if not 0 < (frequency := own / (shares.sum() * max(1, np.count_nonzero(covered)))) < 1:
+        if not 0 < (frequency := own / float(shares.sum() * max(1, int(np.count_nonzero(covered))))) < 1:
             continue
         # With this intercept, the least or the largest probability is the frequency, so the solution is in between. If
         # all are equal, rounding may leave it outside.

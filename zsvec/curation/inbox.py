@@ -238,43 +238,21 @@ class Inbox:
         `holders` has, by content hash, the names of the categories that already have an image. Raises a ConflictError
         if another writer has removed a reference.
         """
-        if len(targets) > 1:
-            return self._give_labels(holders, targets, images)
-        (target,) = targets
-        by_source: dict[str, set[str]] = {}
+        moves: dict[tuple[str, str], set[str]] = {}
         for digest, names in holders.items():
-            for name in names:
-                if name != target:
-                    by_source.setdefault(name, set()).add(digest)
-        for source, hashes in sorted(by_source.items()):
-            self._store.move(Move(source=source, target=target, hashes=frozenset(hashes)))
+            if set(names) != set(targets):
+                # Without a category to leave, one that has the image gives it to all targets, and so to itself.
+                for source in set(names).difference(targets) or {min(names)}:
+                    for target in targets:
+                        moves.setdefault((source, target), set()).add(digest)
+        # All categories in one transfer, which the next writer finishes if this process is killed.
+        self._store.move_many(
+            [Move(source=source, target=target, hashes=hashes) for (source, target), hashes in sorted(moves.items())]
+        )
         references = [reference for image in images for reference in self._references(image)]
         needs = frozenset(holders) - {image.hash for image in images}
-        [category] = self._store.write([Write(name=target, references=references, needs=needs or None)])
-        return category
-
-    def _give_labels(
-        self, holders: Mapping[str, Collection[str]], targets: Sequence[str], images: Sequence[InboxImage]
-    ) -> Category:
-        """As `_relabel`, for several targets. After an error, an image may be in more categories, but not in fewer."""
-        known = {image.hash: self._references(image) for image in images}
-        by_holder: dict[str, set[str]] = {}
-        for digest, names in holders.items():
-            if digest not in known and not set(targets) <= set(names):
-                by_holder.setdefault(min(names), set()).add(digest)
-        for name, hashes in by_holder.items():
-            for one in self._store.stored(name):
-                if one.modality == "image" and one.hash in hashes:
-                    small = self._store.image(one.hash)
-                    known.setdefault(one.hash, []).append(with_changes(one, small=small))
-        writes = []
-        for target in targets:
-            held = frozenset(digest for digest, names in holders.items() if target in names)
-            new = [one for digest, references in known.items() if digest not in held for one in references]
-            writes.append(Write(name=target, references=new, needs=held or None))
+        writes = [Write(name=target, references=references, needs=needs or None) for target in targets]
         category, *_ = self._store.write(writes)
-        for name in sorted({name for names in holders.values() for name in names} - set(targets)):
-            self._store.remove_references(name, [digest for digest, names in holders.items() if name in names])
         return category
 
     def dismiss(self, hashes: str | Collection[str]) -> None:

@@ -71,8 +71,7 @@ def transfer(
         loses: The categories that lose references, without these references. A category may do both; then it has first
             the state in `gains`, and last the state in `loses`.
         needs: By losing category, the names of the categories that gain its references.
-        before: State from `settled`, from which all categories were planned. The first losing category or, if none
-            loses, the first category has a manifest there.
+        before: State from `settled`, from which all categories were planned. At least one has a manifest there.
         change: Id of the change record, if a history is kept.
 
     Returns:
@@ -85,7 +84,7 @@ def transfer(
         StoreError: The store was dropped.
     """
     names = list(dict.fromkeys(category.name for category in (*loses, *gains)))
-    identifier, at = uuid.uuid4().hex, names[0]
+    identifier, at = uuid.uuid4().hex, next(name for name in names if name in before.manifests)
     gaining, losing = ({category.name: category for category in some} for some in (gains, loses))
 
     def marked(name: str) -> dict[str, Any]:

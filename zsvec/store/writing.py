@@ -391,7 +391,7 @@ class Writer:
     def _are_moved(
         self, moves: Sequence[Move], leaving: Sequence[Sequence[Reference]], latest: Mapping[str, Category]
     ) -> bool:
-        """Returns whether no source has references left to move, and each target has all references of its moves.
+        """Returns whether no source has references left to lose, and each target has all references of its moves.
 
         A missing source alone proves nothing: another writer may have removed the source.
         """
@@ -401,7 +401,11 @@ class Writer:
             for name in (move.source, move.target)
         }
         return all(
-            not {digest for _, _, digest in keys[move.source] if move.hashes is None or digest in move.hashes}
+            not {
+                digest
+                for _, _, digest in keys[move.source]
+                if move.hashes is None or digest in _lost(moves, move.source)
+            }
             and {reference.key for reference in some} <= keys[move.target]
             and bool(latest[move.target].write_ids)
             for move, some in zip(moves, leaving, strict=True)
@@ -692,16 +696,16 @@ def _losses(
         if any(move.hashes is None for move in moves if move.source == name):
             retired = replace(emptied(category), retired=True)
             plans.append((marked(retired, {reference.hash for reference in references}), ()))
-        elif hashes := _hashes(one for one in moves if one.source == name) - _hashes(
-            one for one in moves if one.target == name
-        ):
+        elif hashes := _lost(moves, name):
             left, kept = _without(category, list({r.key: r for r in (*references, *fresh)}.values()), hashes)
             plans.append((marked(left, hashes), kept))
     return plans
 
 
-def _hashes(moves: Iterable[Move]) -> frozenset[str]:
-    return frozenset(chain.from_iterable(move.hashes or () for move in moves))
+def _lost(moves: Sequence[Move], name: str) -> set[str]:
+    """Returns the content hashes that moves take from a category and do not give to it."""
+    given = {digest for move in moves if move.target == name for digest in move.hashes or ()}
+    return {digest for move in moves if move.source == name for digest in move.hashes or ()} - given
 
 
 def _without(category: Category, every: Sequence[Reference], hashes: Collection[str]) -> Plan:

@@ -329,13 +329,15 @@ class Forgotten:
     """Result of erasing an image from a store.
 
     Attributes:
-        categories: Names of the categories that contained the image.
+        categories: Names of the categories that contained the image or a box that was cut from it.
         points: Number of points erased from all collections: current and replaced references, small copies, and images
             of the inbox.
+        boxes: Number of boxes that were cut from the image, erased with it.
     """
 
     categories: tuple[str, ...]
     points: int
+    boxes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import zsvec
-from tests.support import COLOURS, coloured, coloured_store, encode, isolated, photo
+from tests.support import COLOURS, coloured, coloured_store, encode, isolated, photo, two_encoders
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.inputs import images as module
 from zsvec.inputs.decoding import decode
 from zsvec.inputs.memory import ACCOUNT
+from zsvec.store.catalog.schema import reference_from
 from zsvec.types import Prediction
 
 __all__ = ["isolated"]
@@ -49,7 +50,7 @@ def scene() -> Image.Image:
 BOXES = [(0, 0, 8, 6), (8, 0, 16, 6), (16, 0, 24, 6), (24, 0, 32, 6)]
 
 
-@pytest.mark.parametrize(
+FORMS = pytest.mark.parametrize(
     "of",
     [
         lambda image, folder: image,
@@ -61,6 +62,9 @@ BOXES = [(0, 0, 8, 6), (8, 0, 16, 6), (16, 0, 24, 6), (24, 0, 32, 6)]
         lambda image, folder: saved(image, folder),
     ],
 )
+
+
+@FORMS
 def test_an_image_is_decoded_once_for_all_boxes(
     clf: zsvec.Classifier, of: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,3 +257,83 @@ def test_a_region_is_answered_as_its_crop_saved_without_loss(
     assert (found.label, found.nearest) == (expected.label, expected.nearest)
     assert (found.probability, found.novelty) == pytest.approx((expected.probability, expected.novelty), abs=1e-4)
     assert found.hash == zsvec.content_hash(Image.open(io.BytesIO(crop)))
+
+
+# ---- forgetting a photo with its boxes
+
+
+def sizes(clf: zsvec.Classifier) -> dict[str, int]:
+    return {category.name: category.images for category in clf.categories()}
+
+
+@FORMS
+def test_a_forgotten_photo_is_forgotten_with_its_boxes(
+    clf: zsvec.Classifier, of: Callable[..., Any], tmp_path: Path
+) -> None:
+    before, whole = sizes(clf), of(scene(), tmp_path)
+    blue, green, red, noise = (zsvec.Region(whole, box) for box in BOXES)
+    digest = zsvec.content_hash(whole)
+    clf.add_category(
+        "blue", images=[blue, zsvec.Region(zsvec.Region(whole, (4, 0, 20, 6)), (0, 0, 4, 6)), coloured("blue", 500)]
+    )
+    clf.correct(red, "red")
+    clf.correct(green, "red")
+    assert clf.keep(noise) is not None
+    clf.classify_regions(whole, BOXES)
+    assert clf._embedder.recent.find([zsvec.content_hash(green)])
+    found = clf.references.forget(digest)
+    assert (found.categories, found.boxes) == (("blue", "red"), 5)
+    assert sizes(clf) == {**before, "blue": before["blue"] + 1}
+    assert len(clf.inbox) == 0
+    for region in (blue, green, red, noise):
+        assert clf.image(zsvec.content_hash(region)) is None
+        assert not clf._embedder.recent.find([zsvec.content_hash(region)])
+    assert clf.references.forget(digest).points == 0
+
+
+def test_a_photo_is_forgotten_with_its_boxes_if_both_are_references(clf: zsvec.Classifier, tmp_path: Path) -> None:
+    before, whole = sizes(clf), saved(scene(), tmp_path)
+    region = zsvec.Region(whole, BOXES[0])
+    clf.add_category("new", images=[whole, region])
+    assert clf.references.forget(zsvec.content_hash(region)).boxes == 0  # the photo stays
+    assert sizes(clf) == {**before, "new": 1}
+    clf.add_category("new", images=[region])
+    forgotten = clf.references.forget(zsvec.content_hash(whole))
+    assert (forgotten.categories, forgotten.boxes) == (("new",), 1)
+    assert sizes(clf) == {**before, "new": 0}  # its text is left
+
+
+def test_a_box_that_waited_and_was_labelled_is_forgotten_with_its_photo(clf: zsvec.Classifier, tmp_path: Path) -> None:
+    before, whole = sizes(clf), saved(scene(), tmp_path)
+    digest = clf.keep(zsvec.Region(whole, BOXES[3]))
+    assert digest is not None
+    clf.inbox.label(digest, "noise")
+    assert clf.references.forget(zsvec.content_hash(whole)).categories == ("noise",)
+    assert sizes(clf) == before
+    with pytest.raises(InvalidInputError):
+        clf.history.undo("noise")
+
+
+@pytest.mark.parametrize("how", ["copy", "archive"])
+def test_a_box_in_a_copy_of_a_store_is_forgotten_with_its_photo(tmp_path: Path, how: str) -> None:
+    whole = saved(scene(), tmp_path)
+    with zsvec.open(tmp_path / "one", encoders=two_encoders()) as clf:
+        clf.add_category("cat", images=[zsvec.Region(whole, BOXES[0]), coloured("red", 1)])
+        assert clf.keep(zsvec.Region(whole, BOXES[3])) is not None
+        if how == "archive":
+            clf.archive.export(tmp_path / "one.zsvec")
+    if how == "copy":
+        zsvec.copy(tmp_path / "one", tmp_path / "other")
+    with zsvec.open(tmp_path / "other", encoders=two_encoders()) as clf:
+        if how == "archive":
+            clf.archive.import_(tmp_path / "one.zsvec")
+        assert (sizes(clf), len(clf.inbox)) == ({"cat": 2}, 1)
+        assert clf.references.forget(zsvec.content_hash(whole)).boxes == 2
+        assert (sizes(clf), len(clf.inbox)) == ({"cat": 1}, 0)
+
+
+@pytest.mark.parametrize("odd", ["", "short", "Z" * 64, 7, None, ["x"]])
+def test_an_odd_origin_of_a_box_is_none(clf: zsvec.Classifier, odd: object) -> None:
+    """Any writer of a shared store may have written it."""
+    payload = {"modality": "image", "hash": "0" * 64, "source": "x", "cut_from": odd}
+    assert reference_from("clip", payload, np.ones(1, np.float32)).cut_from is None

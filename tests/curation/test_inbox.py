@@ -710,7 +710,7 @@ def test_the_vectors_of_classified_images_are_bounded(clf: Classifier, monkeypat
     answers = clf.classify(paths[:5])
     clf.classify(paths[2])  # a recent one again
     clf.classify(paths[5])
-    assert len(clf._embedder.recent._vectors) == 3
+    assert len(clf._embedder.recent._images) == 3
     before = encoded(clf)
     for kept in (2, 4):
         clf.correct(answers[kept], "red")
@@ -1007,7 +1007,7 @@ def test_an_undo_that_is_killed_loses_no_image_and_is_finished(how: str) -> None
                 died = True
             store = opened(None)
             assert how == "dismiss" or digest in {*clf.inbox.hashes(), *(key[2] for key in store.keys("panda"))}
-            store.finish_undos()
+            store.finish_interrupted()
             [change] = [change for change in store.changes() if change.what == how]
             waits = digest in clf.inbox.hashes()
             assert change.undone == waits

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,6 +43,11 @@ def mentions(store: Store, what: str) -> list[str]:
         for payload in page.payloads
         if what in str(payload)
     ]
+
+
+def traces(store: Store) -> list[str]:
+    """As `mentions`, with the inbox."""
+    return mentions(store, MARK) + [one.hash for one in store.inbox.read(labelled=True)]
 
 
 def filled(store: Store) -> None:
@@ -160,7 +168,7 @@ def test_a_category_that_loses_its_other_references_meanwhile_is_removed(deploym
     store.write([pictured("cat", ["gone", "tom"])])
 
     def remove_tom(*_: object) -> None:
-        other.remove_references("cat", [content_hash("tom")])
+        other._writer.remove_references("cat", [content_hash("tom")])  # a write that began before the erasure
 
     backend.hooks["commit"] = remove_tom
     assert store.forget(GONE).categories == ("cat",)
@@ -186,6 +194,73 @@ def test_a_killed_process_forgets_at_the_second_time(deployment: Deployment, see
         assert store.incomplete() == []
         store.undo("cat", next(one.id for one in store.changes() if not one.final and "cat" in one.categories))
         store.gc(0)
+
+
+@pytest.mark.parametrize("deployment", ["edge", "memory", "local"], indirect=True)
+def test_an_erasure_that_is_killed_is_finished_by_the_next_write(deployment: Deployment) -> None:
+    """After every call."""
+    backend, finished = deployment.backend(), 0
+    for survived in itertools.count():
+        store = Store(backend, f"{deployment.namespace}-{survived}", history=DAY)
+        store.bind(FINGERPRINTS)
+        store.write([pictured("cat", ["gone", "tom"]), pictured("dog", ["rex"])])
+        store.move(Move(source="cat", target="dog", hashes=[GONE]))
+        store.inbox.put([waits("gone")])
+        before = traces(store)
+        dying = Hooked(backend.inner)
+        dying.dies_at, died = survived, True
+        try:
+            Store(dying, store.namespace, history=DAY).forget(GONE)
+            died = False
+        except Crash:
+            pass
+        again = Store(backend, store.namespace, history=DAY)
+        again.write([pictured("other", ["another"])])
+        left = traces(again)
+        assert left in ([[], before] if died else [[]]), survived
+        assert again.incomplete() == []
+        finished += died and not left
+        assert not again._catalog.scroll(Where(match={"kind": "erasure"}))
+        for change in again.changes():
+            if not left and not change.final:
+                again.undo(change=change.id)
+                assert mentions(again, MARK) == []
+        deployment.drop(store)
+        if not died:
+            break
+    assert finished > 10
+
+
+@pytest.mark.parametrize("first", ["forget", "undo"])
+def test_an_undo_beside_an_erasure_never_brings_the_image_back(deployment: Deployment, first: str) -> None:
+    """Whichever call of the one the other comes before."""
+    if not deployment.shared:
+        pytest.skip("no other process can write")
+    backend, beside = deployment.backend(), 0
+    for position in itertools.count():
+        store = Store(backend, f"{deployment.namespace}-{position}", history=DAY)
+        store.bind(FINGERPRINTS)
+        store.write([pictured("cat", ["gone", "tom"]), pictured("dog", ["rex"])])
+        store.write([pictured("cat", ["new"], replace=True)])
+        replaced = store.changes()[0].id
+        other = Store(deployment.backend(), store.namespace, history=DAY)
+        acts: dict[str, Callable[[Store], object]] = {
+            "forget": partial(Store.forget, content_hash=GONE),
+            "undo": partial(Store.undo, change=replaced),
+        }
+        act = partial(Context().run, acts["undo" if first == "forget" else "forget"], other)  # no part of the first
+        backend.hooks[backend.calls.total() + position] = lambda *_, act=act, **__: act()
+        acts[first](store)
+        came = not any(isinstance(hook, int) for hook in backend.hooks)
+        assert mentions(store, MARK) == [], position
+        if came or first == "undo":
+            assert sources(store, "cat")["clip:image"] == ["tom"], position
+        assert store.incomplete() == []
+        deployment.drop(store)
+        if not came:
+            break
+        beside += 1
+    assert beside > 10
 
 
 @pytest.mark.parametrize("deployment", [*DEPLOYMENTS, "server"], indirect=True)

@@ -169,8 +169,9 @@ def forget(
 ) -> None:
     """Erase an image from every category, the inbox, the copies and the history, for good.
 
-    Only this exact file content is erased; resized or converted copies stay. Nothing is kept, not even the hash: delete
-    the file, too, or the next `zsvec import` of its folder adds the image again.
+    The boxes that were cut from it are erased with it. Only this exact file content is erased; resized or converted
+    copies, and boxes of these, stay. Nothing is kept, not even the hash: delete the file, too, or the next
+    `zsvec import` of its folder adds the image again.
     """
     from zsvec import content_hash
 
@@ -189,8 +190,9 @@ def forget(
         output.print_note(f"{digest[:12]} is not in this store: check --store, --namespace and the file")
         raise typer.Exit(1)
     places = ", ".join(map(repr, found.categories)) or "the store"
+    boxes = f" with {output.counted(found.boxes, 'box', 'boxes')} cut from it" if found.boxes else ""
     output.print_note(
-        f"{digest[:12]} is erased from {places}. This cannot be undone. If a file of it stays "
+        f"{digest[:12]} is erased from {places}{boxes}. This cannot be undone. If a file of it stays "
         "in a folder that you import, the next import adds it again"
     )
 

@@ -307,6 +307,7 @@ class Inbox:
                 vector=image.vectors[encoder],
                 added=added,
                 by=self._store.by,
+                cut_from=image.cut_from,
                 small=small and with_changes(small, added=added),
             )
             for encoder in self._image_encoders

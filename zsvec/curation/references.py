@@ -270,19 +270,20 @@ class StoredReferences:
     def forget(self, content_hash: str) -> Forgotten:
         """Erases an image from every category, the inbox, the small copies and the history. No undo restores the image.
 
-        A later write may add the image again. A category that has no other reference is removed. An embedded store
-        rewrites the files of all references, so that no trace of the image remains. A server deletes the points, and
-        rewrites its files on its own schedule. The reference cache of the present user is deleted. The caches of other
-        users are renewed when they open the store again. A service drops the lists that it keeps between pages, if a
-        history is kept. Another process that has classified the image keeps the vectors in memory until it has
-        classified 1,000 more images.
+        The boxes that were cut from the image (`Region`) are erased with it. A later write may add the image again. A
+        category that has no other reference is removed. An embedded store rewrites the files of all references, so that
+        no trace of the image remains. A server deletes the points, and rewrites its files on its own schedule. The
+        reference cache of the present user is deleted. The caches of other users are renewed when they open the store
+        again. A service drops the lists that it keeps between pages, if a history is kept. Another process that has
+        classified the image keeps the vectors in memory until it has classified 1,000 more images. If this process is
+        killed, the next write of any process finishes the erasure.
 
         Args:
             content_hash: Content hash of the image.
 
         Returns:
-            The number of erased points, and the categories that had the image. The number is 0 for an unknown hash, for
-            instance if the file of the image has changed.
+            The number of erased points, the categories that had the image or a box of it, and the number of boxes. The
+            number of points is 0 for an unknown hash, for instance if the file of the image has changed.
 
         Raises:
             InvalidInputError: The value is not a content hash of 64 characters.

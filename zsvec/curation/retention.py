@@ -151,6 +151,7 @@ def inbox_image(
         added=added,
         width=width,
         height=height,
+        cut_from=image.cut_from or None,
         why=why,
         vectors=vectors,
         content=image.small,

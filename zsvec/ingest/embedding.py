@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from dataclasses import replace as with_changes
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,6 +68,7 @@ class PreparedImage:
         hash: Content hash; empty unless requested.
         size: Width and height of the upright image in pixels.
         small: JPEG of a small copy (`zsvec.inputs.small`); ``None`` unless requested.
+        cut_from: Content hash of the image that a region was cut from; empty for another image, or unless requested.
     """
 
     source: str
@@ -75,6 +77,7 @@ class PreparedImage:
     hash: str = ""
     size: tuple[int, int] = (0, 0)
     small: bytes | None = None
+    cut_from: str = ""
 
 
 def stored_source(source: str) -> str:
@@ -86,27 +89,28 @@ class RecentVectors:
     """The vectors of the last `RECENT_IMAGES` classified images, by content hash. Thread-safe."""
 
     def __init__(self) -> None:
-        self._vectors: OrderedDict[str, ImageVectors] = OrderedDict()  # the oldest first
+        self._images: OrderedDict[str, tuple[ImageVectors, str]] = OrderedDict()  # the oldest first
         self._lock = threading.Lock()
 
     def add(self, images: Sequence[PreparedImage], vectors: Vectors) -> None:
         """Adds images, which must have hashes; `vectors` has a row for each of `images`."""
         with self._lock:
             for i, image in enumerate(images):
-                self._vectors[image.hash] = {name: rows[i].copy() for name, rows in vectors.items()}
-                self._vectors.move_to_end(image.hash)
-            while len(self._vectors) > RECENT_IMAGES:
-                self._vectors.popitem(last=False)
+                self._images[image.hash] = {name: rows[i].copy() for name, rows in vectors.items()}, image.cut_from
+                self._images.move_to_end(image.hash)
+            while len(self._images) > RECENT_IMAGES:
+                self._images.popitem(last=False)
 
     def find(self, hashes: Iterable[str]) -> dict[str, ImageVectors]:
         """Returns the vectors of the images that are among the recent ones, by content hash."""
         with self._lock:
-            return {digest: self._vectors[digest] for digest in hashes if digest in self._vectors}
+            return {digest: self._images[digest][0] for digest in hashes if digest in self._images}
 
     def forget(self, content_hash: str) -> None:
-        """Drops an image, if it is among the recent ones."""
+        """Drops an image and the regions that were cut from it, if they are among the recent ones."""
         with self._lock:
-            self._vectors.pop(content_hash, None)
+            for digest in [one for one, (_, whole) in self._images.items() if content_hash in (one, whole)]:
+                del self._images[digest]
 
 
 class Embedder:
@@ -172,11 +176,15 @@ class Embedder:
             with ExitStack() as memory:
                 with flow.stage("decode"):
                     loaded = [read_held(image, memory, side=encoders.side, hashed=hashed, **self.limits)]
-                    content_hash, size = loaded[0].content_hash, loaded[0].size
-                    copy = small_copy(loaded[0].image) if small else None
+                    prepared = PreparedImage(
+                        source,
+                        hash=loaded[0].content_hash,
+                        size=loaded[0].size,
+                        small=small_copy(loaded[0].image) if small else None,
+                        cut_from=loaded[0].cut_from,
+                    )
                 with flow.stage("preprocess"):  # releases the image before its memory is given back
-                    inputs = encoders.preprocess(loaded.pop().image)
-                return PreparedImage(source, inputs, hash=content_hash, size=size, small=copy)
+                    return with_changes(prepared, inputs=encoders.preprocess(loaded.pop().image))
         except ImageError as exc:
             return PreparedImage(source, error=exc)
 

@@ -159,7 +159,17 @@ class _Image:
             small = SmallImage(
                 hash=read.hash, content=read.small, width=width, height=height, source=source, added=self.draft.added
             )
-        return Reference(encoder, "image", read.hash, source, vector, given.prompt, given.group, small=small)
+        return Reference(
+            encoder,
+            "image",
+            read.hash,
+            source,
+            vector,
+            prompt=given.prompt,
+            group=given.group,
+            cut_from=read.cut_from or None,
+            small=small,
+        )
 
 
 def _lane(step: _Draft | _Image) -> object:

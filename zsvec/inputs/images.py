@@ -204,11 +204,14 @@ class LoadedImage:
         image: Mode ``RGB``, fully decoded.
         content_hash: The result of `zsvec.inputs.images.content_hash`; empty unless requested.
         size: Width and height of the upright image at full scale. A JPEG may be decoded at a fraction of this size.
+        cut_from: Content hash of the whole image that a region was cut from; empty for another image, or unless
+            requested.
     """
 
     image: Image.Image
     content_hash: str
     size: tuple[int, int]
+    cut_from: str = ""
 
 
 @contextmanager
@@ -218,7 +221,7 @@ def reading(
     """Reads an image once, and yields the image with its hash.
 
     The memory of the image stays reserved until the end of the block. The arguments and errors are as in `load_image`.
-    If `hashed` is false, the hash is empty.
+    If `hashed` is false, the hashes are empty.
     """
     with ExitStack() as held:
         loaded = read_held(image, held, side=side, hashed=hashed, **limits)
@@ -366,13 +369,15 @@ def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
     try:
         if isinstance(image, Region):
             with ExitStack() as held:
-                cut = _load(image, Limits(**limits), None, held, hashed=False).image
-            cut.filename = source_of(image)  # type: ignore[attr-defined]
-            return cut
+                cut = _load(image, Limits(**limits), None, held, hashed=True)
+            cut.image.filename = source_of(image)  # type: ignore[attr-defined]
+            cut.image.cut_from = cut.cut_from  # type: ignore[attr-defined]
+            return cut.image
         with _content_of(image) as content:
             if isinstance(content, Image.Image):
                 copy = content.copy()
                 copy.filename = source_of(image)  # type: ignore[attr-defined]
+                copy.cut_from = _cut_from(content)  # type: ignore[attr-defined]
                 return copy
             if isinstance(content, np.ndarray):
                 check_array(content, Limits(**limits))
@@ -388,8 +393,8 @@ def taken(image: ImageInput, **limits: Unpack[ImageLimits]) -> ImageInput:
 def shared(image: ImageInput, **limits: Unpack[ImageLimits]) -> SharedImage:
     """Returns an image that is decoded once for all of its regions. The caller must not change it meanwhile."""
 
-    def load(held: ExitStack) -> Image.Image:
-        return _load(image, Limits(**limits), None, held, hashed=False).image
+    def load(held: ExitStack) -> LoadedImage:
+        return _load(image, Limits(**limits), None, held, hashed=True)
 
     return SharedImage(source_of(image), load)
 
@@ -518,9 +523,10 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
     if isinstance(image, Region):
         image.check()  # before the image is decoded
         lease = _lease_of(image)
-        whole = lease.shared.whole(held) if lease else _load(image.image, limits, None, held, hashed=False).image
-        rgb = image.cut_from(whole)
-        return LoadedImage(rgb, _digest_of(rgb) if hashed else "", rgb.size)
+        whole = lease.shared.whole(held) if lease else _load(image.image, limits, None, held, hashed=hashed)
+        rgb = image.cut_from(whole.image)
+        # A region of a region was cut from the outer image.
+        return LoadedImage(rgb, _digest_of(rgb) if hashed else "", rgb.size, whole.cut_from or whole.content_hash)
     content: bytes | NDArray[Any] | Image.Image
     with _content_of(image) as given:
         if isinstance(given, Encoded):
@@ -535,7 +541,13 @@ def _load(image: ImageInput, limits: Limits, side: int | None, held: ExitStack, 
             ACCOUNT.take(plan.memory, limits.image_memory, held)
     rgb = decode(content, plan)
     digest = _digest_of(rgb if isinstance(content, Image.Image) else content) if hashed else ""
-    return LoadedImage(rgb, digest, plan.size_of(rgb))
+    return LoadedImage(rgb, digest, plan.size_of(rgb), _cut_from(content))
+
+
+def _cut_from(content: object) -> str:
+    """Returns the content hash of the image that `taken` has cut a region from; empty for any other content."""
+    found = getattr(content, "cut_from", "") if isinstance(content, Image.Image) else ""
+    return found if isinstance(found, str) else ""
 
 
 @contextmanager

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from threading import RLock
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from zsvec.inputs.memory import ACCOUNT
+
+if TYPE_CHECKING:
+    from zsvec.inputs.images import LoadedImage
 
 
 class SharedImage:
@@ -27,11 +29,11 @@ class SharedImage:
 
     mark: Hashable = None
 
-    def __init__(self, source: str, load: Callable[[ExitStack], Image.Image]) -> None:
+    def __init__(self, source: str, load: Callable[[ExitStack], LoadedImage]) -> None:
         self.source = source
         self._load = load
         self._held = ExitStack()
-        self._image: Image.Image | None = None
+        self._image: LoadedImage | None = None
         self._failure: Exception | None = None
         self._leases = 0
         self._is_current = True
@@ -62,8 +64,8 @@ class SharedImage:
             if not self._leases:
                 self._free()
 
-    def whole(self, held: ExitStack) -> Image.Image:
-        """Returns the image. The caller counts as a thread with reserved memory until the stack is closed.
+    def whole(self, held: ExitStack) -> LoadedImage:
+        """Returns the image and its hash. The caller counts as a thread with reserved memory until the stack is closed.
 
         Raises:
             Exception: The image is unreadable. The error is kept, so that the file is read once.

@@ -112,7 +112,7 @@ def open_store(
     if backend.exclusive:
         with suppress(ZSVecError):  # the first write reports the error
             store.open_again()
-            store.finish_undos()
+            store.finish_interrupted()
     return store
 
 

@@ -218,7 +218,7 @@ class Copying:
 
     def _described(self, pages: Callable[..., Iterable[Points]], category: Category) -> set[Any]:
         return {
-            (*one.key, one.source, one.prompt, one.group, one.added, one.by)
+            (*one.key, one.source, one.prompt, one.group, one.added, one.by, one.cut_from)
             for encoder in self.encoders
             for page in pages(encoder, category.write_ids, vectors=False)
             for payload, vector in zip(page.payloads, page.vectors, strict=True)

@@ -578,7 +578,9 @@ def _is_usable(one: Reference) -> bool:
 
 def _is_same(one: Reference, other: Reference) -> bool:
     """Returns whether two references have the same description; their vectors are not compared."""
-    return all(getattr(one, name) == getattr(other, name) for name in ("source", "prompt", "group", "added", "by"))
+    return all(
+        getattr(one, name) == getattr(other, name) for name in ("source", "prompt", "group", "added", "by", "cut_from")
+    )
 
 
 def _no_vector() -> NDArray[np.float32]:

@@ -13,16 +13,18 @@ from dataclasses import asdict, dataclass, field, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self
 
-from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError, shown
+from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError, ZSVecError, shown
 from zsvec.store import erasure, health, switching, undo
 from zsvec.store.attached.collections import AttachedCollections
 from zsvec.store.attached.parts import Parts, PartsChanged, with_parts
-from zsvec.store.backends.base import EXACT, Backend, Hit, Points
+from zsvec.store.backends.base import EXACT, Backend, Hit, Points, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.changefeed import Cursor, Look, look
 from zsvec.store.catalog.history import FORGET, Cause, History
 from zsvec.store.catalog.marks import kept_mark, mark
 from zsvec.store.catalog.schema import (
+    ERASURE,
+    UNDO,
     Reference,
     attachments_from,
     dims_from,
@@ -134,7 +136,7 @@ class Store:
         self._before = before
         self._follow: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
-        self._may_be_undoing = True  # an undo may be unfinished, here or in a killed process
+        self._may_be_unfinished = True  # an undo or an erasure, of this process or of a killed one
 
     def __enter__(self) -> Self:
         return self
@@ -368,7 +370,7 @@ class Store:
                         done = switching.finish(self._catalog, closing, rev=rev, window_s=self._history, by=self.by)
                         copy._catalog.copied_from = None
                         return switching.as_change(done), detached
-                self._may_be_undoing = True  # the next attempt finishes what is in motion
+                self._may_be_unfinished = True  # the next attempt finishes what is in motion
                 settled(self._catalog, [one["category"] for one in self._catalog.manifests() if "transfer" in one])
         raise ConflictError(f"other processes changed {self.location} at every attempt to switch: repeat the command")
 
@@ -821,11 +823,11 @@ class Store:
                 switching.switch_back(self._catalog, self._before[-1], switch[0], self.by)
             return replace(switch[1], undone=True)
         with self._changing("undo"):
-            self._may_be_undoing = True
+            self._may_be_unfinished = True
             return undo.undo(self._writer, name, change)
 
-    def finish_undos(self) -> None:
-        """Finishes the undos of killed processes, as every write does."""
+    def finish_interrupted(self) -> None:
+        """Finishes the undos and erasures of killed processes, as every write does."""
         with self._writing():
             pass
 
@@ -959,9 +961,10 @@ class Store:
     def forget(self, content_hash: str) -> Forgotten:
         """Erases an image from all categories, small copies, changes and the inbox. No undo restores the image.
 
-        A category that has no other reference is removed. An embedded store rewrites its files. Another namespace of
-        the store that has the image is deleted, so that a switch to other encoders can no longer be undone. A process
-        that makes a copy with other encoders is refused.
+        The boxes that were cut from the image are erased with it. A category that has no other reference is removed. An
+        embedded store rewrites its files. Another namespace of the store that has the image is deleted, so that a
+        switch to other encoders can no longer be undone. A process that makes a copy with other encoders is refused. If
+        this process is killed, the next write of any process finishes the erasure.
 
         Args:
             content_hash: Content hash of the image.
@@ -973,18 +976,8 @@ class Store:
         with self._changing(FORGET):
             if self._catalog.store() is None:
                 raise StoreError(f"there is no store in {self.location}: check the path, or the URL, and the namespace")
-            found = erasure.forget(self._writer, content_hash)
-            found = replace(found, points=found.points + self.inbox.forget(content_hash))
-            # A run of `zsvec reembed` that has read the image before is refused by its next commit.
-            token = str(uuid.uuid4())
-            self._catalog.change_store(lambda record: {"copying": token} if "copying" in record else {})
-            self._catalog.check_current()  # or it has switched before
-            if found.points and not found.categories:
-                self._collector.note(str(uuid.uuid4()))
-            for one in switching.siblings(self._catalog):
-                if is_dropped(one.store()) or switching.has_image(one, content_hash):
-                    switching.drop(one, self._catalog)
-            return found
+            self._may_be_unfinished = True
+            return erasure.forget(self._writer, content_hash)
 
     def remove_from_inbox(self, hashes: Collection[str], label: str | None = None) -> None:
         """Removes images from the inbox, as labelled images or as dismissed ones. An undo puts the images back.
@@ -1234,13 +1227,26 @@ class Store:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """Lets one thread of this process write at a time, after finishing the undos in progress."""
+        """Lets one thread of this process write at a time, after finishing the undos and erasures in progress."""
         self._backend.check()  # before the lock, which a forked process might never get
         with self._lock:
             self._catalog.check_current()
-            if self._may_be_undoing or not self._backend.exclusive:
-                self._may_be_undoing = False
-                undo.finish_undos(self._writer)
+            if self._may_be_unfinished or not self._backend.exclusive:
+                self._may_be_unfinished = False
+                self._finish()
             if block := _BLOCK.get():
                 self._collector.cause = block.cause
             yield
+
+    def _finish(self) -> None:
+        """Finishes the recorded erasures and undos of all processes. The next write retries those that fail."""
+        with suppress(ZSVecError):
+            found = self._catalog.scroll(Where(match={"kind": [ERASURE, UNDO]}))
+            store = self._catalog.state([]).store if found else ""
+            for record in sorted(found, key=lambda record: (record["kind"] == UNDO, record["rev"])):
+                finish = undo.finish if record["kind"] == UNDO else erasure.finish
+                if record["store"] == store:
+                    expected = EXPECTED.set(None)  # which is about the commits of the block
+                    with suppress(ZSVecError):
+                        finish(self._writer, record)
+                    EXPECTED.reset(expected)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
 from zsvec.errors import ConflictError, InvalidInputError, StoreError
@@ -15,7 +16,7 @@ from zsvec.store import transfer
 from zsvec.store.backends.base import Put, Where
 from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.catalog.commit import UnknownError, attempts
-from zsvec.store.catalog.schema import UNDO, expected
+from zsvec.store.catalog.schema import ERASURE, UNDO, expected
 from zsvec.store.catalog.successor import Successor, is_dropped, is_emptied, joined_namespace, successor_from
 from zsvec.store.names import IMAGES, INBOX, collection_name, record_id
 from zsvec.types import SWITCH, Change
@@ -94,10 +95,10 @@ def finish(catalog: Catalog, closing: Closed, *, rev: int, window_s: float, by: 
 
 
 def is_in_motion(catalog: Catalog) -> bool:
-    """Returns whether a transfer between categories or an undo is unfinished."""
+    """Returns whether a transfer between categories, an undo or an erasure is unfinished."""
     store = catalog.state([]).store
-    undos = (record for record in catalog.scroll(Where(match={"kind": UNDO})) if record["store"] == store)
-    return transfer.is_running(catalog) or any(undos)
+    found = catalog.scroll(Where(match={"kind": [ERASURE, UNDO]}))
+    return transfer.is_running(catalog) or any(record["store"] == store for record in found)
 
 
 def last_switch(before: Catalog) -> tuple[Successor, Change] | None:
@@ -176,12 +177,22 @@ def drop(catalog: Catalog, current: Catalog) -> None:
     catalog.set_in_store(emptied=True)
 
 
-def has_image(catalog: Catalog, content_hash: str) -> bool:
-    """Returns whether a namespace has a reference, a small copy or an image of the inbox with this content hash."""
-    names = [collection_name(joined_namespace(catalog.base, catalog.number), name) for name in catalog.encoders()]
-    names += [collection_name(joined_namespace(catalog.base, catalog.number), name) for name in (IMAGES, INBOX)]
-    there = filter(catalog.backend.exists, names)
-    return any(catalog.backend.count(name, Where(match={"hash": content_hash})) for name in there)
+def has_image(catalog: Catalog, image: str, boxes: Collection[str]) -> bool:
+    """Returns whether a namespace has a reference, a small copy or an inbox image of an image or of boxes cut from it.
+
+    Args:
+        catalog: Catalog of the namespace.
+        image: Content hash of the image.
+        boxes: Content hashes of boxes that are known to be cut from it.
+    """
+    namespace = joined_namespace(catalog.base, catalog.number)
+    names = [collection_name(namespace, name) for name in (*catalog.encoders(), IMAGES, INBOX)]
+    pages = (catalog.backend.scroll(name, Where(), fields=("hash", "cut_from")) for name in names)
+    return any(
+        payload.get("hash") in {image, *boxes} or payload.get("cut_from") == image
+        for page in chain.from_iterable(pages)
+        for payload in page.payloads
+    )
 
 
 def siblings(catalog: Catalog) -> Iterator[Catalog]:

@@ -19,12 +19,12 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from zsvec.errors import InvalidInputError, OtherAuthorError, ZSVecError, shown
-from zsvec.store.backends.base import Put, Where
+from zsvec.errors import InvalidInputError, OtherAuthorError, shown
+from zsvec.store import erasure
+from zsvec.store.backends.base import Put
 from zsvec.store.catalog.commit import publish
 from zsvec.store.catalog.history import Cause, History, Record, is_final, state_before
 from zsvec.store.catalog.schema import UNDO, Reference, moved_together
@@ -86,18 +86,10 @@ def _has_begun(history: History, undo_record: Record) -> bool:
     return not {step["id"] for step in undo_record["takes"]}.isdisjoint(record.get("undoes") for record in own)
 
 
-def finish_undos(writer: Writer) -> None:
-    """Finishes the recorded undos of all processes. The next write retries an undo that fails."""
-    with suppress(ZSVecError):
-        found = writer.catalog.scroll(Where(match={"kind": UNDO}))
-        if not found:
-            return
-        store = writer.catalog.state([]).store
-        for record in sorted(found, key=lambda record: record["rev"]):
-            if record["store"] == store:
-                writer.collector.cause = Cause(what=UNDO, by=record.get("by"), id=record["change"])
-                with suppress(InvalidInputError):  # a category that was changed since stays as it is
-                    _carry_out(writer, History(writer.catalog), record)
+def finish(writer: Writer, record: Record) -> None:
+    """Carries out a recorded undo, or the rest of it, and deletes the record. Raises as `_carry_out`."""
+    writer.collector.cause = Cause(what=UNDO, by=record.get("by"), id=record["change"])
+    _carry_out(writer, History(writer.catalog), record)
 
 
 def _undo_payload(cause: Cause, steps: Sequence[tuple[Record, Sequence[str]]], store: str) -> dict[str, Any]:
@@ -215,10 +207,14 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
         if not latest.keys() >= set(pending):  # replicas differ
             raise ChangedError
         was = {name: state_before(record, name) for name in pending}
+        is_erased = erasure.in_progress(catalog)  # after the state, and before the references
         read = {name: list(writer.references.read(state)) if state else [] for name, state in was.items()}
         told = history.latest(record)  # may count fewer references, if an image was forgotten
         if told is None:
             raise InvalidInputError(f"the change {record['change'][:8]} has been made final, and cannot be taken back")
+        for name, found in read.items():
+            _check_complete(told, name, found)
+            found[:] = [reference for reference in found if not is_erased(reference)]
         plans = {name: _as_before(told, latest[name], found) for name, found in read.items()}
         stored = {name: [*latest[name].write_ids, *(state.write_ids if state else ())] for name, state in was.items()}
         images = told.get("images")
@@ -311,18 +307,19 @@ def _is_taken_back(history: History, record: Record, name: str, cause: Cause) ->
     return any(other.get("undoes") == record["id"] and other["change"] == cause.id for other in history.chain(name))
 
 
-def _as_before(record: Record, now: Category, found: Sequence[Reference]) -> Plan:
-    """Returns the plan that makes a category as it was before a change, from the old references that were found.
-
-    Raises:
-        InvalidInputError: References are missing.
-    """
-    was = state_before(record, now.name)
+def _check_complete(record: Record, name: str, found: Sequence[Reference]) -> None:
+    """Raises InvalidInputError if references that a category had before a change are missing."""
+    was = state_before(record, name)
     if was and len(found) < sum(was.references.values()):
         raise InvalidInputError(
-            f"{now.name!r} cannot be as it was before the change {record['change'][:8]}: only {len(found)} of "
+            f"{name!r} cannot be as it was before the change {record['change'][:8]}: only {len(found)} of "
             f"{sum(was.references.values())} references of then are left"
         )
+
+
+def _as_before(record: Record, now: Category, found: Sequence[Reference]) -> Plan:
+    """Returns the plan that makes a category as it was before a change, from the old references that were found."""
+    was = state_before(record, now.name)
     if was and set(was.write_ids) <= set(now.write_ids):
         return replace(was, version=now.version + 1), ()
     if not (was and found):  # no manifest, or all references were forgotten

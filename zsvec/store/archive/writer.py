@@ -179,6 +179,7 @@ class _Writer:
                     "width": image.width,
                     "height": image.height,
                     "why": image.why,
+                    **({"cut_from": image.cut_from} if image.cut_from else {}),
                     "dismissed": image.state == "dismissed",
                 }
                 yield line, image.vectors, image.content

@@ -453,8 +453,8 @@ class Catalog:
     def _read(self, records: Iterable[tuple[str, Mapping[str, Any]]]) -> list[Mapping[str, Any]]:
         """Validates records, and returns the valid ones unchanged.
 
-        Damaged records of writes, of undos and of the calibration are left out. A `damaged_manifest` replaces any other
-        damaged record.
+        Damaged records of writes, undos, erasures and the calibration are left out. A `damaged_manifest` replaces any
+        other damaged record.
 
         Raises:
             StoreError: The record of the store is damaged, or a damaged record of an embedded store names no category.

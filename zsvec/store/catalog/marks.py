@@ -53,12 +53,12 @@ def marks_from(manifest: Mapping[str, Any], field: str) -> tuple[str, ...]:
     return tuple(found[start : start + width] for start in range(0, len(found), width))
 
 
-def without_marks(manifest: Mapping[str, Any], content_hash: str) -> dict[str, Any]:
-    """Returns a manifest without the marks of an image."""
-    left = dict(manifest)
+def without_marks(manifest: Mapping[str, Any], hashes: Collection[str]) -> dict[str, Any]:
+    """Returns a manifest without the marks of images, given by content hash."""
+    left, gone = dict(manifest), set(map(mark, hashes))
     for field in _WIDTHS:
         marks = marks_from(manifest, field)
-        others = [one for one in marks if not one.endswith(mark(content_hash))]
+        others = [one for one in marks if one[-_CHARACTERS:] not in gone]
         if len(others) < len(marks):
             left[field] = "".join(others)
     return left

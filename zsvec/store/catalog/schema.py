@@ -13,7 +13,7 @@ A store owns the collections of one namespace: the references of each encoder, t
 - one intent per write that is in progress or has left garbage to delete;
 - one change per recent write that can be undone (`zsvec.store.catalog.history`): the intent with the replaced
   manifests; and one per recent change without a write, such as a dismissal of images of the inbox;
-- one record per undo in progress.
+- one record per undo or erasure in progress (`zsvec.store.undo`, `zsvec.store.erasure`).
 
 Every record has a version and the id of its store. The version is 1 for a new record and grows by 1 with each
 replacement. Records are replaced by compare-and-set of the version and the store's id (`zsvec.store.catalog.commit`).
@@ -104,6 +104,7 @@ class Reference:
         group: Name of a group of near-duplicate images in the category, such as a burst.
         added: Time of addition (UTC), if known.
         by: Author of the addition, if known.
+        cut_from: Content hash of the image that this image was cut from, if it is a box.
         small: Small copy of the image to write with the reference; ``None`` for a stored reference.
     """
 
@@ -116,6 +117,7 @@ class Reference:
     group: str | None = None
     added: datetime | None = None
     by: str | None = None
+    cut_from: str | None = None
     small: SmallImage | None = None
 
     @property
@@ -134,7 +136,13 @@ def reference_payload(reference: Reference, category: str, write_id: str) -> dic
         "source": reference.source,
     }
     added = reference.added and reference.added.isoformat(timespec="milliseconds")
-    optional = {"prompt": reference.prompt, "group": reference.group, "added": added, "by": reference.by}
+    optional = {
+        "prompt": reference.prompt,
+        "group": reference.group,
+        "added": added,
+        "by": reference.by,
+        "cut_from": reference.cut_from,
+    }
     return payload | {name: value for name, value in optional.items() if value is not None}
 
 
@@ -142,13 +150,19 @@ def reference_from(encoder: str, payload: Mapping[str, Any], vector: NDArray[np.
     """Returns the reference of a payload."""
     always = (payload["modality"], payload["hash"], payload["source"])
     prompt, group, by = (text_from(payload, key) for key in ("prompt", "group", "by"))
-    return Reference(encoder, *always, vector, prompt, group, time_from(payload), by)
+    return Reference(encoder, *always, vector, prompt, group, time_from(payload), by, cut_from_of(payload))
 
 
 def text_from(payload: Mapping[str, Any], key: str) -> str | None:
     """Returns a field of a payload if it is a string, else ``None``."""
     text = payload.get(key)
     return text if isinstance(text, str) else None
+
+
+def cut_from_of(payload: Mapping[str, Any]) -> str | None:
+    """Returns the content hash of the image that the image of a payload was cut from; ``None`` without a valid one."""
+    digest = text_from(payload, "cut_from")
+    return digest if digest and is_content_hash(digest) else None
 
 
 def time_from(payload: Mapping[str, Any]) -> datetime | None:
@@ -176,7 +190,9 @@ def is_reference(payload: Mapping[str, Any], fields: Iterable[str] = _REFERENCE)
 WRITE_KINDS = ("intent", "change")
 UNDO = "undo"
 """Kind of the record of an undo in progress."""
-OWN_KINDS = (*WRITE_KINDS, UNDO)
+ERASURE = "erasure"
+"""Kind of the record of an erasure in progress."""
+OWN_KINDS = (*WRITE_KINDS, UNDO, ERASURE)
 """Kinds of records with random ids."""
 PAST: Mapping[str, str] = {"past": "yes"}
 """Field that marks the records of changes, of which there may be many, so that other reads can exclude them."""
@@ -590,6 +606,7 @@ _KINDS: Mapping[str, _Checks] = {
         "by": _or_none(_is_text),
         "takes": lambda value: isinstance(value, list) and all(map(_with(_STEP), value)),
     },
+    ERASURE: {**_RECORD, "change": _is_text, "by": _or_none(_is_text), "image": _is_text, "boxes": _are_texts},
 }
 _INBOX: _Checks = {
     "removal": _is_text,

@@ -26,7 +26,14 @@ from uuid import UUID
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points, Where
 from zsvec.store.catalog.catalog import Catalog
-from zsvec.store.catalog.schema import LONGEST_SOURCE, is_content_hash, keeps_images, text_from, time_from
+from zsvec.store.catalog.schema import (
+    LONGEST_SOURCE,
+    cut_from_of,
+    is_content_hash,
+    keeps_images,
+    text_from,
+    time_from,
+)
 from zsvec.store.collections.images import small_images
 from zsvec.store.names import INBOX, collection_name, point_id
 from zsvec.types import SmallImage
@@ -42,7 +49,7 @@ INBOX_INDEXES: Mapping[str, str] = {"hash": "keyword", "store": "keyword"}
 Why: TypeAlias = Literal["asked", "uncertain", "all"]
 """Why an image was kept: on request, because its prediction is uncertain, or because all images are kept."""
 
-_FIELDS = ("hash", "source", "added", "width", "height", "why", "removals")
+_FIELDS = ("hash", "source", "added", "width", "height", "cut_from", "why", "removals")
 _AT_ONCE = 256  # images in one request
 
 How: TypeAlias = Literal["labelled", "dismissed"]
@@ -77,6 +84,7 @@ class InboxImage:
         added: Time of addition (UTC).
         width: Width of the upright image, in pixels; 0 if unknown.
         height: Height of the upright image, in pixels; 0 if unknown.
+        cut_from: Content hash of the image that this image was cut from, if it is a box.
         why: Why the image was kept.
         removals: Removals from the inbox, in no particular order, undone ones included.
         vectors: By encoder, float32 ``(dim,)``, unit norm; empty unless requested.
@@ -88,6 +96,7 @@ class InboxImage:
     added: datetime
     width: int = 0
     height: int = 0
+    cut_from: str | None = None
     why: Why = "asked"
     removals: tuple[Removal, ...] = ()
     vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -284,10 +293,10 @@ class InboxCollection:
         for where in self._there(hashes):
             self._backend.delete(self.name, where)
 
-    def forget(self, content_hash: str) -> int:
-        """Deletes an image, and returns the number of deleted points. An embedded store also rewrites its files."""
-        found = len(self.read([content_hash], labelled=True))
-        self.delete({content_hash})
+    def forget(self, hashes: Collection[str]) -> int:
+        """Deletes images, and returns the number of deleted points. An embedded store also rewrites its files."""
+        found = len(self.read(sorted(hashes), labelled=True))
+        self.delete(hashes)
         if self._is_own():
             self._backend.rewrite(self.name)
         return found
@@ -333,7 +342,11 @@ def _payload(image: InboxImage, store: str) -> dict[str, Any]:
         "why": image.why,
         "removals": _stored(image.removals),
     }
-    return payload if image.content is None else {**payload, "small": b64encode(image.content).decode()}
+    optional = {
+        "cut_from": image.cut_from,
+        "small": None if image.content is None else b64encode(image.content).decode(),
+    }
+    return payload | {name: value for name, value in optional.items() if value is not None}
 
 
 def image_from(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) -> InboxImage | None:
@@ -349,6 +362,7 @@ def image_from(payload: Mapping[str, Any], row: Any, dims: Mapping[str, int]) ->
         added=min(added.astimezone(UTC), datetime.now(UTC)),  # a time in the future would never expire
         width=width,
         height=height,
+        cut_from=cut_from_of(payload),
         why="uncertain" if why == "uncertain" else "all" if why == "all" else "asked",
         removals=tuple(_removals(payload)),
         vectors=vectors,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from zsvec.encoders.spec import Device, Dtype, EncoderSpec, GraphPreprocessing, Prompt, RuntimeName, Temperature
     from zsvec.errors import (
         CategoryNotFoundError,
+        ChangeIdNeededError,
         ConflictError,
         EncoderError,
         EncoderMismatchError,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
         LargeAnswerError,
         LastReferenceError,
         MissingExtraError,
-        OtherAuthorError,
         StoreError,
         StoreLockedError,
         StoreUnavailableError,
@@ -135,6 +135,7 @@ __all__ = [
     "CategoryNotFoundError",
     "Change",
     "ChangeHistory",
+    "ChangeIdNeededError",
     "Classifier",
     "ConflictError",
     "Confusion",
@@ -182,7 +183,6 @@ __all__ = [
     "ModelPrice",
     "Neighbor",
     "NoveltyBasis",
-    "OtherAuthorError",
     "Outlier",
     "Plan",
     "Prediction",
@@ -254,7 +254,7 @@ _LATE = {
     "zsvec.errors": (
         "CategoryNotFoundError ConflictError EncoderError EncoderMismatchError GenerationError "
         "GenerationUnavailableError ImageError InvalidInputError LargeAnswerError LastReferenceError "
-        "MissingExtraError OtherAuthorError StoreError StoreLockedError StoreUnavailableError VersionConflictError "
+        "MissingExtraError ChangeIdNeededError StoreError StoreLockedError StoreUnavailableError VersionConflictError "
         "WeightsUnavailableError ZSVecError"
     ),
     "zsvec.generation.facet": "Generated Generation Track",

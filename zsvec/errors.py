@@ -4,7 +4,7 @@
 ZSVecError
 ├── InvalidInputError          an argument is unusable
 │   ├── CategoryNotFoundError  no such category in the store
-│   └── OtherAuthorError       the change to undo is by another author
+│   └── ChangeIdNeededError       the change to undo needs its id
 ├── ImageError                 one image is unreadable
 ├── MissingExtraError          an optional package is not installed
 ├── GenerationError            a service that describes or draws refuses a request
@@ -97,11 +97,11 @@ class CategoryNotFoundError(InvalidInputError):
     name = ""
 
 
-class OtherAuthorError(InvalidInputError):
-    """The change to undo is by another author, and its id was not given.
+class ChangeIdNeededError(InvalidInputError):
+    """An undo without an id found a last change that is not one's own, or that concerns many images.
 
     Attributes:
-        change: The `zsvec.types.Change`.
+        change: The `zsvec.types.Change`. To undo it, give its id.
     """
 
     change: object = None

@@ -299,6 +299,8 @@ class Change:
         examples: Content hashes of a few of these images.
         undone: Whether the change was undone.
         final: Whether the change erased an image (``forget``), and therefore cannot be undone.
+        left_out: Categories that `undo` has left as they are, if the change is an undo: they have been changed since.
+            Empty in the history.
     """
 
     id: str
@@ -312,10 +314,11 @@ class Change:
     examples: tuple[str, ...] = ()
     undone: bool = False
     final: bool = False
+    left_out: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """An entry of the output of ``zsvec history --json``."""
-        lists = {name: list(getattr(self, name)) for name in ("categories", "moved", "examples")}
+        lists = {name: list(getattr(self, name)) for name in ("categories", "moved", "examples", "left_out")}
         times = {name: getattr(self, name).isoformat(timespec="seconds") for name in ("at", "begun")}
         return {**asdict(self), **lists, **times}
 

@@ -212,7 +212,8 @@ def test_remove(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     assert filled("list --json").objects == []
 
 
-def test_history_and_undo(filled: Cli) -> None:
+def test_history_and_undo(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     (imported,) = filled("history --json").objects
     assert (imported["what"], imported["categories"], imported["undone"]) == ("import", ["blue", "green", "red"], False)
     before = filled("list --json").objects
@@ -225,7 +226,9 @@ def test_history_and_undo(filled: Cli) -> None:
     assert (result.code, result.out) == (2, "")
     assert "did you mean 'crimson'?" in result.err
     said = filled("undo --category crimson").err
-    assert re.fullmatch(r"undone: rename of 'crimson', 'red' \(20.*\); redo with `zsvec undo [0-9a-f]{8}`\n", said)
+    assert re.fullmatch(
+        r"undone: rename of 'crimson', 'red' \(3 images, 20.*, by Ann\); redo with `zsvec undo [0-9a-f]{8}`\n", said
+    )
     assert filled("undo --json").objects[0]["what"] == "remove"
     after = filled("list --json").objects
     assert [without_time({**found, "version": 0}) for found in after] == [
@@ -238,6 +241,18 @@ def test_history_and_undo(filled: Cli) -> None:
     result = filled("undo nonsense")
     assert (result.code, result.out) == (2, "")
     assert "begins with 'nonsense'" in result.err
+
+
+def test_undo_asks_before_a_change_without_an_author(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = filled("undo")
+    assert result.code == 2
+    assert f"zsvec undo {filled('history --json').objects[0]['id'][:8]}" in result.err
+    monkeypatch.setattr("zsvec.cli.app.is_terminal", lambda: True)
+    monkeypatch.setattr("zsvec.cli.history.is_terminal", lambda: True)
+    result = filled("undo", stdin="y\n")
+    assert result.code == 0
+    assert re.search(r"Undo import of 'blue', 'green', 'red' \(9 images, 20\S+ \S+\)\?", result.err)
+    assert filled("list --json").objects == []
 
 
 def test_undo_asks_before_a_change_of_another_author(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +304,21 @@ def test_forget(filled: Cli, colours: Path) -> None:
     assert filled("forget nowhere.png").code == 1
 
 
-def test_a_move_to_a_new_category_is_noted(filled: Cli) -> None:
+def test_a_redo_names_what_stays_as_it_is(filled: Cli, monkeypatch: pytest.MonkeyPatch, colours: Path) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
+    (imported,) = filled("history --json").objects
+    filled(f"undo {imported['id']}")
+    undo = filled("history --json").objects[0]
+    filled("add red --image", sorted((colours / "red").glob("*.png"))[0])
+    result = filled(f"undo {undo['id']}")
+    assert result.code == 0
+    assert "'red' stays as it is" in result.err
+    images = {one["category"]: max(one["references"].values()) for one in filled("list --json").objects}
+    assert images == {"blue": 3, "green": 3, "red": 1}
+
+
+def test_a_move_to_a_new_category_is_noted(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     *_, image = (one["hash"] for one in filled("show red --json").objects[0]["stored"])
     for name, near in {"Gren": "; did you mean 'green'?", "reds": ".", "x": "."}.items():  # not 'red' for 'reds'
         result = filled(f"move red {name} {image}")

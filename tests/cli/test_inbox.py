@@ -151,7 +151,8 @@ def test_several_names_need_the_setting(filled: Cli) -> None:
     assert path.name not in filled("show green").out
 
 
-def test_correct(filled: Cli) -> None:
+def test_correct(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     [path] = write_photos(Path(), [9])
     [category] = filled(f"correct --json {path} green").objects
     assert category["category"] == "green"

@@ -82,6 +82,7 @@ def test_an_archive_of_other_encoders_is_refused(own: Cli, tmp_path: Path) -> No
 
 
 def test_every_command_works(own: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     given = "--encoders mymodule:encoders "
     assert [without_time(o) for o in own(f"{given}list --json").objects] == IMPORTED
     found = {o["source"]: o["label"] for o in own(f"{given}classify --json", new).objects}
@@ -198,6 +199,7 @@ def test_a_file_of_strangers_beside_the_module_replaces_no_library(own: Cli, new
 def test_commands_that_run_no_encoder_import_none(
     problem: str, own: Cli, new: Path, mymodule: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     before = imports()
     mymodule.write_text({"missing": "", "raises": "1 / 0", "no encoder": "encoders = 7"}[problem])
     if problem == "missing":

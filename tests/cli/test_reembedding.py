@@ -15,7 +15,8 @@ def loading(hash_encoders: Loading) -> Loading:
     return hash_encoders
 
 
-def test_another_profile_is_tried_compared_and_taken(filled: Cli, new: Path) -> None:
+def test_another_profile_is_tried_compared_and_taken(filled: Cli, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     result = filled("reembed --profile offline")
     assert (result.code, result.out) == (0, "")
     assert "to embed: 9 images from original files, 0 from small copies; 0 with neither; 0 done before" in result.said

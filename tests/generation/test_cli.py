@@ -286,7 +286,8 @@ def test_a_dry_run_of_texts_names_no_images(cli: Run, service: Service, monkeypa
     assert not FOLDER.exists()
 
 
-def test_a_run_for_texts(cli: Run, service: Service) -> None:
+def test_a_run_for_texts(cli: Run, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     service.fault = lambda request: Fault.refusal("Not this.") if "whale" in str(request.body) else None
     result = cli("generate 'red panda' 'blue whale' --texts")
     assert result.code == 0

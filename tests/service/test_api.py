@@ -819,6 +819,26 @@ def test_undo(client: TestClient) -> None:
     problem(client.post("/v1/undo"), 415)
 
 
+@pytest.mark.parametrize("author", [None, "ann"])
+def test_the_undo_of_a_change_of_another_or_of_many_images_needs_the_id(
+    classifier: Classifier, author: str | None
+) -> None:
+    headers = bearer(WRITE) if author else {}
+    with asked(classifier, keys=KEYS if author else None) as client, classifier.history.acting(author):
+        classifier.add_category("many", images=[encode(photo(seed)) for seed in range(101)])
+        large = next(iter(classifier.history)).id
+        for body in ({}, {"category": "many"}):
+            answer = client.post("/v1/undo", json=body, headers=headers)
+            problem(answer, 409, "101 images", large[:8])
+            assert (answer.json()["error"], answer.json()["change"]) == ("change_id_needed", large)
+        assert client.post("/v1/undo", json={"change": large}, headers=headers).json()["images"] == 101
+        with classifier.history.acting("bob"):
+            classifier.add_category("few", ["a text"])
+        answer = client.post("/v1/undo", json={}, headers=headers)
+        problem(answer, 409, "'bob'")
+        assert answer.json()["change"] == next(iter(classifier.history)).id
+
+
 def test_the_author_of_a_change_is_recorded(classifier: Classifier) -> None:
     with asked(classifier, keys=KEYS) as client:
         client.put(path_to("new"), files=files(red(9)), headers=bearer(WRITE))
@@ -941,8 +961,10 @@ def test_changes_equal_the_command_line(cli: Callable[..., Result], store: Path)
         answer = ask(copy, method, path, **sent(sent_body.encode()))
         assert list(answer) == list(said), command
         assert answer | {"updated": ""} == said | {"updated": ""}
-        [undone] = map(json.loads, lines(cli("undo --json")))
-        undone_there = ask(copy, "POST", "/v1/undo", json={})
+        [change, *_] = map(json.loads, lines(cli("history --json")))
+        [undone] = map(json.loads, lines(cli(f"undo {change['id']} --json")))
+        there = ask(copy, "GET", "/v1/history")["items"][0]
+        undone_there = ask(copy, "POST", "/v1/undo", json={"change": there["id"]})
         assert list(undone_there) == list(undone), command
         assert undone_there["categories"] == undone["categories"]
         shutil.rmtree(copy)

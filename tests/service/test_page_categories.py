@@ -15,6 +15,7 @@ from starlette.testclient import TestClient
 
 import zsvec
 from tests.service.support import PART, Page, done, images_of, page_of, picture, red, undo, visitor
+from tests.support import coloured, encode
 from zsvec import errors
 from zsvec.classifier import Classifier
 from zsvec.inputs.categories import CategoryInput
@@ -570,6 +571,33 @@ def test_undo_is_offered_only_where_it_works(browser: TestClient, classifier: Cl
     assert classifier.history.undoable(classifier.history) == {*offered(browser)}
     for change in old:
         done(undo(browser, change))
+
+
+def test_the_undo_of_a_change_of_another_or_of_many_photos_asks_first(classifier: Classifier) -> None:
+    with classifier.history.acting("bob"):
+        classifier.add_category(EVIL, texts=["a colour"])
+    with visitor(classifier, "write") as client:
+        done(client.post("/categories/red/references", files=[picture("red", 71)], headers=PART))
+        with classifier.history.acting("ann"):
+            classifier.add_category("many", images=[encode(coloured("blue", seed)) for seed in range(900, 1001)])
+        page = page_of(client.get("/changes"))
+        forms = zip(page.all("form", **{"hx-post": "/undo"}), page.all("input", name="change"), strict=True)
+        asked = {str(change["value"]): form.get("hx-confirm") for form, change in forms}
+        many, red, of_bob = (asked[change.id] for change in list(classifier.history)[:3])
+    assert re.fullmatch(r"Undo: add 101 photos many, \d\d \w+ 20\d\d, \d\d:\d\d UTC, by ann\?", str(many))
+    assert red is None
+    assert str(of_bob).startswith(f"Undo: add {EVIL}, ")
+    assert str(of_bob).endswith(", by bob?")
+
+
+def test_a_redo_names_what_stays_as_it_is(browser: TestClient, classifier: Classifier) -> None:
+    with classifier.history.one_change("two"):
+        for name in ("this", "that"):
+            classifier.add_category(name, texts=["a colour"])
+    undone = done(undo(browser, next(iter(classifier.history)).id))
+    classifier.add_category("that", texts=["another colour"])
+    done(undo(browser, undone), "Undone: undo “this”. Changed since, and left as they are: “that”.")
+    assert classifier.category("that").texts == ("another colour",)
 
 
 def test_an_undone_change_is_redone_and_undone_again(browser: TestClient, classifier: Classifier) -> None:

@@ -82,7 +82,7 @@ def test_programs_can_tell_problems_of_keys_apart(classifier: Classifier) -> Non
         assert code(client.get("/v1/info", headers=bearer("wrong" * 5))) == "key_invalid"
         assert code(client.delete(path_to("red"), headers=bearer(READ))) == "key_read_only"
         classifier.add_category("by another", ["text"])
-        assert code(client.post("/v1/undo", json={}, headers=bearer(WRITE))) == "other_author"
+        assert code(client.post("/v1/undo", json={}, headers=bearer(WRITE))) == "change_id_needed"
 
 
 def test_no_detail_names_a_path_of_the_server(tmp_path: Path) -> None:

@@ -109,9 +109,9 @@ class Deployment:
         self._open.append(inner)
         return Hooked(inner)
 
-    def open(self, backend: Hooked | None = None, *, history: float = 0.0) -> Store:
+    def open(self, backend: Hooked | None = None, *, history: float = 0.0, by: str | None = None) -> Store:
         """A store ready to be written."""
-        store = Store(backend or self.backend(), self.namespace, history=history)
+        store = Store(backend or self.backend(), self.namespace, history=history, by=by)
         store.bind(FINGERPRINTS)
         return store
 

@@ -233,7 +233,7 @@ def taken(model: Model, step: Step) -> None:
 
 @pytest.fixture
 def store(deployment: Deployment) -> Store:
-    return deployment.open(history=DAY)
+    return deployment.open(history=DAY, by="Ann")
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_random_changes_are_taken_back(store: Store, seed: int) -> None:
 def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) -> None:
     """Each step is done or not at all, acknowledged steps stay, and done ones can be undone."""
     backend = deployment.backend()
-    store, model, chance = deployment.open(backend, history=DAY), Model(), random.Random(seed)
+    store, model, chance = deployment.open(backend, history=DAY, by="Ann"), Model(), random.Random(seed)
     killed = 0
     for _ in range(80):
         step = steps(model, chance)
@@ -269,7 +269,7 @@ def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) 
             played(store, model, step)
             continue
         dying = Hooked(backend.inner)
-        writer = Store(dying, deployment.namespace, history=DAY)
+        writer = Store(dying, deployment.namespace, history=DAY, by="Ann")
         assert step.after is not None
         dying.dies_at = chance.randint(0, 25)
         try:
@@ -278,7 +278,7 @@ def test_random_changes_with_a_killed_writer(deployment: Deployment, seed: int) 
         except Crash:
             killed += 1
             done = False
-        store = deployment.open(backend, history=DAY)  # another process
+        store = deployment.open(backend, history=DAY, by="Ann")  # another process
         store.gc()
         found = state_of(store)
         assert found == (dict(step.after) if done else found), step.what
@@ -323,7 +323,7 @@ CHANGES: dict[str, Callable[[Store], object]] = {
 
 def imported(backend: Hooked, namespace: str, change: str) -> tuple[Store, State]:
     """A store with a change of four categories, and the state before."""
-    store = Store(backend, namespace, history=DAY)
+    store = Store(backend, namespace, history=DAY, by="Ann")
     store.bind(FINGERPRINTS)
     store.write([pictured(name, [name, "old"]) for name in NAMES])
     before = state_of(store)
@@ -350,14 +350,14 @@ def test_an_undo_that_is_killed_is_finished_by_the_next_process(deployment: Depl
         if category and change != "a move in a circle":  # which is undone as a whole
             before = {**after, category: before[category]}
         dying = Hooked(backend.inner)
-        writer = Store(dying, store.namespace, history=DAY)
+        writer = Store(dying, store.namespace, history=DAY, by="Ann")
         dying.dies_at = survived
         try:
             writer.undo(category, None if category else to_undo)
             died = False
         except Crash:
             died = True
-        again = Store(backend, store.namespace, history=DAY)
+        again = Store(backend, store.namespace, history=DAY, by="Ann")
         again.bind(FINGERPRINTS)
         found, told = state_of(again), again.changes()
         assert found in ([before, after] if died else [before]), survived
@@ -409,7 +409,7 @@ def test_a_writer_during_an_undo_finishes_the_undo_first(deployment: Deployment,
     for position in itertools.count():
         store, before = imported(backend, f"{deployment.namespace}-{position}", change)
         after, to_undo = state_of(store), store.changes()[0].id
-        other = Store(deployment.backend(), store.namespace, history=DAY)
+        other = Store(deployment.backend(), store.namespace, history=DAY, by="Ann")
         act = partial(Context().run, other.write, [pictured("here", ["late"])])  # no part of the undo
         backend.hooks[backend.calls.total() + position] = lambda *_, act=act, **__: act()
         try:
@@ -435,7 +435,7 @@ def test_references_replaced_during_collection_can_be_brought_back(deployment: D
     """Written by a process without history, so that only the replacing change names the references."""
     if not deployment.shared:
         pytest.skip("no other process can write")
-    old, store, other = deployment.open(), deployment.open(history=DAY), deployment.open()
+    old, store, other = deployment.open(), deployment.open(history=DAY, by="Ann"), deployment.open()
     old.write([pictured("cat", ["tom"])])
     settle = other._collector._settle
 
@@ -468,7 +468,7 @@ def test_references_replaced_by_a_dead_writer_without_history_are_needed(
         dying.hooks["commit"] = die
     with pytest.raises(Crash):
         writer.write([pictured("cat", ["felix"], replace=True)])
-    store = deployment.open(backend, history=DAY)
+    store = deployment.open(backend, history=DAY, by="Ann")
     was = state_of(store)
     store.remove("cat")
     store.gc()
@@ -479,9 +479,9 @@ def test_references_replaced_by_a_dead_writer_without_history_are_needed(
 
 
 def test_changes_made_at_once_over_the_same_categories_are_taken_back_by_category(deployment: Deployment) -> None:
-    store = deployment.open(history=DAY)
+    store = deployment.open(history=DAY, by="Ann")
     store.write([pictured("cat", ["tom"]), pictured("dog", ["rex"])])
-    other = deployment.open(history=DAY) if deployment.shared else store
+    other = deployment.open(history=DAY, by="Ann") if deployment.shared else store
     with store.one_change("import"):
         store.write([pictured("cat", ["a"])])
         cause = store_module._BLOCK.set(None)
@@ -522,7 +522,7 @@ def test_a_foreign_record_stops_no_other_category(odd: str) -> None:
 
 
 def use_with_record(deployment: Deployment, odd: dict[str, Any], *, named: bool) -> None:
-    store = deployment.open(history=DAY)
+    store = deployment.open(history=DAY, by="Ann")
     store.write([pictured("cat", ["tom", "felix"]), pictured("dog", ["rex"])])
     place, catalog = "00000000-0000-4000-8000-000000000000", store._catalog
     now, state = time.time_ns() // 1000, catalog.state(["cat"])

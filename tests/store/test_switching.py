@@ -24,9 +24,9 @@ from tests.store.material import (
 )
 from tests.store.support import Crash, Deployment, Hooked
 from zsvec.errors import (
+    ChangeIdNeededError,
     ConflictError,
     InvalidInputError,
-    OtherAuthorError,
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
@@ -788,7 +788,7 @@ def test_an_undo_needs_the_undo_time_and_the_author() -> None:
     with pytest.raises(InvalidInputError):
         switched(history=0.0).undo()
     store = switched(by="Ann")
-    with pytest.raises(OtherAuthorError):
+    with pytest.raises(ChangeIdNeededError):
         opened(store._backend, by="Bob").undo()
     [change] = store.changes()
     assert opened(store._backend, by="Bob").undo(change=change.id[:8]).by == "Ann"

@@ -20,7 +20,8 @@ def images(cli: Cli) -> dict[str, int]:
     return {one["category"]: one["references"].get("efficientnet:image", 0) for one in cli("list --json").objects}
 
 
-def test_mend_undo_and_forget(real: Cli) -> None:
+def test_mend_undo_and_forget(real: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     wrong = Path("photos/dalmatian/wrong.jpg")
     sorted(Path("photos/sunflower").iterdir())[0].rename(wrong)
     assert real("--profile offline import photos").code == 0
@@ -51,7 +52,8 @@ def test_mend_undo_and_forget(real: Cli) -> None:
     assert content_hash(wrong) not in str(real("show sunflower --json").objects)
 
 
-def test_inbox(shop: Cli) -> None:
+def test_inbox(shop: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     assert shop("classify --keep uncertain starfish new").code == 0
     waiting = shop("inbox --json").objects
     assert len(waiting) >= 6

@@ -10,8 +10,8 @@ from rich.table import Table
 
 from zsvec.cli import output
 from zsvec.cli.app import Json, app, confirm, is_terminal
-from zsvec.errors import OtherAuthorError
-from zsvec.types import SWITCH, Change
+from zsvec.errors import ChangeIdNeededError
+from zsvec.types import SWITCH, Change, counted
 
 
 @app.command()
@@ -49,16 +49,17 @@ def undo(
 ) -> None:
     """Undo the last change, or the change with the given id. To redo a change, give the id of the undo.
 
-    Asks before undoing a change of another author. A script must give its id. With `--category` and an id, only this
-    category is restored.
+    Without an id, asks before it undoes a change of another author (setting `added_by`), or of more than 100 images. A
+    command without an author has no changes of its own, so it always asks. A script must give the id. With `--category`
+    and an id, only this category is restored.
     """
     with context.obj.open(runs_encoders=False) as classifier, classifier.history.one_change("undo") as last:
         try:
             undone = classifier.history.undo(category, change=change)
-        except OtherAuthorError as exc:
+        except ChangeIdNeededError as exc:
             if not (is_terminal() and isinstance(exc.change, Change)):
                 raise
-            confirm(f"Undo a change of another author: {described(exc.change)}?", yes=False)
+            confirm(f"Undo {described(exc.change)}?", yes=False)
             undone = classifier.history.undo(category, change=exc.change.id)
     if json:
         output.print_json(undone.to_dict())
@@ -66,14 +67,17 @@ def undo(
         output.print_note(f"undone: {described(undone)}; redo with `zsvec reembed --switch` and the same encoders")
     else:
         output.print_note(f"undone: {described(undone)}; redo with `zsvec undo {last[:8]}`")
+        for name in undone.left_out:
+            output.print_note(f"{name!r} stays as it is, since it is not as the undo left it")
 
 
 def described(change: Change) -> str:
-    """Returns a description of a change: kind, categories, time and author."""
+    """Returns a description of a change: kind, categories, number of images, time and author."""
     whole = "the store" if change.what == SWITCH else "the inbox"
     names = output.shortened(", ".join(map(repr, change.categories))) or whole
+    images = f"{counted(change.images, 'image')}, " if change.images else ""
     by = f", by {change.by}" if change.by else ""
-    return f"{change.what} of {names} ({_second(change)}{by})"
+    return f"{change.what} of {names} ({images}{_second(change)}{by})"
 
 
 def _table(changes: Sequence[Change]) -> Table:

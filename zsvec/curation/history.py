@@ -42,6 +42,14 @@ class ChangeHistory:
         """
         return self._store.undoable(changes)
 
+    def needs_id(self, change: Change) -> bool:
+        """Returns whether `undo` undoes a last change only by its id: it is not your own, or has more than 100 images.
+
+        A change is your own if it is by the same author: the setting ``added_by``, or the name of the key of the
+        service. Without an author, it is your own if this classifier made it.
+        """
+        return self._store.needs_id(change)
+
     def one_change(self, what: str, *, continues: str | None = None, more: bool = False) -> AbstractContextManager[str]:
         """Makes all writes of a block, and of inner blocks, one change. The block gets the id of the change.
 
@@ -73,23 +81,23 @@ class ChangeHistory:
     def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
         """Undoes a change: the changed categories become as they were before. No image is embedded again.
 
-        An undo is a change as well, and can be undone by its id. A change that erased an image (`Change.final`) cannot
-        be undone. Earlier changes still can, by their ids.
+        An undo is a change as well. It can be undone by its id, in the categories that are as it left them. A change
+        that erased an image (`Change.final`) cannot be undone. Earlier changes still can, by their ids.
 
         Args:
             category: Name of a category, whose last change is undone. By default, the last change of the store is
                 undone.
-            change: Id of the change to undo, or the first characters of the id. Required for a change of another author
-                (setting ``added_by``, or name of the key of the service). With `category`, only this category is
-                restored, and the change must be its last one.
+            change: Id of the change to undo, or the first characters of the id. Some changes need their id
+                (`needs_id`). With `category`, only this category is restored, and the change must be its last one.
 
         Returns:
-            The change that was undone.
+            The change that was undone. If this was an undo, `Change.left_out` names the categories that are not as the
+            undo left them: they stay as they are.
 
         Raises:
             InvalidInputError: There is no such change, it is final, or a later change of one of the categories must be
                 undone first.
-            OtherAuthorError: The change is by another author, and its id was not given.
+            ChangeIdNeededError: The change needs its id, which was not given.
             ConflictError: Other writers changed a category at every attempt.
         """
         if change is not None and not isinstance(change, str):

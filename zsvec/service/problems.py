@@ -12,13 +12,13 @@ from starlette.types import Scope
 
 from zsvec.errors import (
     CategoryNotFoundError,
+    ChangeIdNeededError,
     ConflictError,
     EncoderMismatchError,
     ImageError,
     InvalidInputError,
     LastReferenceError,
     MissingExtraError,
-    OtherAuthorError,
     StoreError,
     StoreLockedError,
     StoreUnavailableError,
@@ -49,7 +49,10 @@ CODES: Mapping[str, tuple[int, str]] = {
     "last_reference": (409, "A category would have no reference. Remove the category, or merge it into another."),
     "name_taken": (409, "There is a category of the new name already. Merge the two, or take another name."),
     "not_possible": (409, "The values are valid, but the state of the store does not allow the change."),
-    "other_author": (409, "The last change is by another key. Give the id of the change to undo it."),
+    "change_id_needed": (
+        409,
+        "The last change is not your own, or concerns many images. To undo it, give its id: `change`.",
+    ),
     "store_refuses": (409, "The state of the store does not allow the request, such as a store without categories."),
     "encoder_mismatch": (409, "The store was made with other encoders than those of the service."),
     "list_expired": (410, "The service no longer keeps the list of this cursor. Ask for the first page again."),
@@ -82,7 +85,7 @@ _USUAL |= {422: "invalid_input", 503: "unavailable"} | {
 # The first matching class decides.
 _OF_CLASS: tuple[tuple[type[ZSVecError], str], ...] = (
     (CategoryNotFoundError, "category_not_found"),
-    (OtherAuthorError, "other_author"),
+    (ChangeIdNeededError, "change_id_needed"),
     (InvalidInputError, "invalid_input"),
     (ImageError, "invalid_image"),
     (VersionConflictError, "version_conflict"),
@@ -107,6 +110,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         detail: Message for programs and their authors.
         error: Code of the problem, in `CODES`. ``None`` for the usual code of the status.
         said: Sentence for the users of pages. ``None`` for the sentence of `error`, or else of the status.
+        change: Id of the change to undo, for `change_id_needed`.
     """
 
     def __init__(
@@ -116,6 +120,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         headers: Mapping[str, str] | None = None,
         error: str | None = None,
         said: str | None = None,
+        change: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.status = status
@@ -124,6 +129,7 @@ class Problem(Exception):  # noqa: N818 - the word of RFC 9457
         self.headers = {**retry, **(headers or {})}
         self.error = error or _USUAL.get(status, "internal_error")
         self.said = said
+        self.change = change
 
 
 Answer: TypeAlias = Callable[[Scope, Problem], Response]
@@ -173,5 +179,6 @@ def answer(problem: Problem, location: str = "") -> Response:
         "status": problem.status,
         "detail": without_password(detail),
         "error": problem.error,
+        **({"change": problem.change} if problem.change else {}),
     }
     return JSON(body, problem.status, headers=problem.headers, media_type="application/problem+json")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import ContextVar
@@ -92,6 +92,7 @@ def _same(one: Attachment, other: Attachment) -> bool:
     return (one.collection, one.expert) == (other.collection, other.expert)
 
 
+_MADE = 10_000  # changes that a store remembers as its own
 _SWITCHES = 5  # attempts to switch to other encoders, while others move references or undo changes
 
 # Per thread or asyncio task, and shared by all stores.
@@ -136,6 +137,7 @@ class Store:
         self._before = before
         self._follow: Callable[[], None] = lambda: None
         self._lock = threading.RLock()
+        self._made: deque[str] = deque(maxlen=_MADE)  # ids of changes, each of which may be without a write
         self._may_be_unfinished = True  # an undo or an erasure, of this process or of a killed one
 
     def __enter__(self) -> Self:
@@ -798,33 +800,41 @@ class Store:
 
     def undoable(self, changes: Iterable[Change]) -> set[str]:
         """Returns the ids of those changes that can be undone now, without a switch to other encoders."""
-        history = History(self._catalog)
-        return {change.id for change in changes if change.what != SWITCH and history.can_be_undone(change)}
+        history, keys = History(self._catalog), self._references.keys
+        return {change.id for change in changes if change.what != SWITCH and history.can_be_undone(change, keys)}
+
+    def needs_id(self, change: Change) -> bool:
+        """Returns whether a last change is undone only by its id: it is not one's own, or concerns many images.
+
+        A change is one's own if it is by the same author (`by`); without an author, if this store made it.
+        """
+        is_own = change.by == self.by and (change.by is not None or change.id in self._made)
+        return not is_own or change.images > undo.MOST_IMAGES
 
     def undo(self, name: str | None = None, change: str | None = None) -> Change:
         """Undoes a change, and returns it.
 
         Args:
             name: Name of a category, whose last change is undone. By default, the last change of the store is undone.
-            change: Id of the change to undo, or the first characters of the id. Without an id, a change of another
-                author (`by`) is not undone. With `name`, the last change of the category must have this id. An undo can
-                be undone only by its id.
+            change: Id of the change to undo, or the first characters of the id. Some changes need their
+                id (`needs_id`). With `name`, the last change of the category must have this id. An undo can be undone
+                only by its id.
 
         Raises:
             InvalidInputError: No change or several changes match, the change cannot be undone, or one of its categories
                 has been changed since.
-            OtherAuthorError: The change is by another author, and its id was not given.
+            ChangeIdNeededError: The change needs its id, which was not given.
             ConflictError: Other writers changed a category at every attempt.
         """
         if name is None and (switch := self._last_switch()) and self._is_switch(switch[1], change):
-            if change is None and switch[1].by != self.by:
-                raise undo.by_another(switch[1], name)
+            if change is None and self.needs_id(switch[1]):
+                raise undo.id_needed(switch[1], name)
             with self._writing():
                 switching.switch_back(self._catalog, self._before[-1], switch[0], self.by)
             return replace(switch[1], undone=True)
         with self._changing("undo"):
             self._may_be_unfinished = True
-            return undo.undo(self._writer, name, change)
+            return undo.undo(self._writer, name, change, self.needs_id)
 
     def finish_interrupted(self) -> None:
         """Finishes the undos and erasures of killed processes, as every write does."""
@@ -852,6 +862,7 @@ class Store:
             yield outer.cause.id
             return
         block = _Block(Cause(what=what, by=self.by))
+        self._made.append(block.cause.id)
         if continues is not None:
             self._check_continues(continues, block.cause)
             block.cause = replace(block.cause, id=continues)

@@ -18,11 +18,11 @@ import shlex
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from zsvec.errors import InvalidInputError, OtherAuthorError, shown
+from zsvec.errors import ChangeIdNeededError, InvalidInputError, shown
 from zsvec.store import erasure
 from zsvec.store.backends.base import Put
 from zsvec.store.catalog.commit import publish
@@ -31,16 +31,19 @@ from zsvec.store.catalog.schema import UNDO, Reference, moved_together
 from zsvec.store.names import new_write_id
 from zsvec.store.transfer import settled
 from zsvec.store.writing import ChangedError, Losses, Plan, Writer, counted_by_expert, emptied, has_same_content
-from zsvec.types import Category, Change
+from zsvec.types import Category, Change, counted
+
+MOST_IMAGES = 100
+"""Largest number of images of a change that is undone without its id."""
 
 
-def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
-    """As `zsvec.store.store.Store.undo`."""
+def undo(writer: Writer, name: str | None, identifier: str | None, needs_id: Callable[[Change], bool]) -> Change:
+    """As `zsvec.store.store.Store.undo`. `needs_id` is the method of the store."""
     catalog = writer.catalog
     history = History(catalog)
-    found, steps = _planned(history, name, identifier)
-    if identifier is None and found.by != writer.collector.cause.by:
-        raise by_another(found, name)
+    found, steps = _planned(writer, history, name, identifier)
+    if identifier is None and needs_id(found):
+        raise id_needed(found, name)
     if len(steps) == 1 and len(steps[0][1]) == 1:
         _take_back(writer, history, *steps[0])
         return replace(found, undone=True)
@@ -48,7 +51,7 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
     catalog.put([Put(undo_record["id"], undo_record)])
     history = History(catalog)
     try:  # another writer may have changed a category before this record; later writers finish the undo first
-        _planned(history, name, found.id)
+        _planned(writer, history, name, found.id)
     except InvalidInputError:
         if not _has_begun(history, undo_record):
             catalog.drop([undo_record["id"]])
@@ -58,7 +61,7 @@ def undo(writer: Writer, name: str | None, identifier: str | None) -> Change:
 
 
 def _planned(
-    history: History, name: str | None, identifier: str | None
+    writer: Writer, history: History, name: str | None, identifier: str | None
 ) -> tuple[Change, list[tuple[Record, list[str]]]]:
     """Returns the change to undo and its writes, newest first, each with the categories to undo.
 
@@ -67,7 +70,12 @@ def _planned(
     """
     if name is None:
         found = _chosen(history, identifier)
-        return found, history.to_take_back(found)
+        steps = history.to_take_back(found, writer.references.keys)
+        if history.is_undo(found):
+            again = {one for _, names in steps for one in names}
+            left_out = tuple(one for one in found.categories if one not in again)
+            found = replace(found, categories=tuple(sorted(again)), left_out=left_out)
+        return found, steps
     if identifier is None:
         history.check_not_final(name)
     steps = history.last_of(name)
@@ -196,7 +204,7 @@ def _take_back(writer: Writer, history: History, record: Record, names: Sequence
         history.catch_up(before)
         done = [name for name in pending if _is_taken_back(history, record, name, cause)]
         pending[:] = [] if done and moved else [name for name in pending if name not in done]
-        changed = [name for name in pending if not _is_last(history, record, name, cause)]
+        changed = [name for name in pending if not history.is_last(record, name, writer.references.keys)]
         if changed and (moved or len(pending) == len(names)):  # nothing is undone yet
             raise _changed_meanwhile(changed[0])
         late.extend(changed)
@@ -269,14 +277,15 @@ def _moved_back(
     return gains, Losses(plans=losing, gaining=gaining)
 
 
-def by_another(change: Change, name: str | None) -> OtherAuthorError:
-    """Returns the error for an undo of the change of another author without its id."""
+def id_needed(change: Change, name: str | None) -> ChangeIdNeededError:
+    """Returns the error for an undo without an id, if the last change needs its id."""
     whose = f"the last change of {name!r}" if name else "the last change"
-    author = f"{change.by!r}" if change.by else "an unknown author"
+    by = f" by {change.by!r}" if change.by else ""
+    images = f" of {counted(change.images, 'image')}" if change.images else ""
     part = f" --category {shlex.quote(name)}" if name else ""
-    error = OtherAuthorError(
-        f"{whose} ({change.what}, {change.id[:8]}) is by {author}: to undo the change of another author, give its id "
-        f"(`zsvec undo {shlex.quote(change.id[:8])}{part}`)"
+    error = ChangeIdNeededError(
+        f"{whose} must be your own and concern at most {MOST_IMAGES} images to be undone without its id, got "
+        f"{change.what}{images}{by} at {change.at:%Y-%m-%d %H:%M} UTC: give its id (`zsvec undo {change.id[:8]}{part}`)"
     )
     error.change = change
     return error
@@ -286,20 +295,6 @@ def _changed_meanwhile(name: str) -> InvalidInputError:
     return InvalidInputError(
         f"{name!r} has been changed while a change of it was taken back: `zsvec history` shows by what"
     )
-
-
-def _is_last(history: History, record: Record, name: str, cause: Cause) -> bool:
-    """Returns whether a write is the last one of a category, apart from undone writes."""
-    taken: set[str] = set()  # ids of writes that this undo has undone, undos included
-
-    def is_left(other: Record) -> bool:
-        if other["change"] == cause.id and (undone := other.get("undoes")):
-            taken.add(undone)
-            return False
-        return other["id"] not in taken
-
-    last = next(history.done(name), None), next(filter(is_left, history.chain(name)), None)
-    return record["id"] in {found["id"] for found in last if found}
 
 
 def _is_taken_back(history: History, record: Record, name: str, cause: Cause) -> bool:

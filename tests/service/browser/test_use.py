@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -28,7 +29,7 @@ from tests.service.browser.support import (
 from tests.support import coloured, encode
 
 pytest.importorskip("playwright", reason="playwright is not installed")
-from playwright.sync_api import Browser, JSHandle, Locator, Page, expect
+from playwright.sync_api import Browser, Dialog, JSHandle, Locator, Page, expect
 
 pytestmark = [needs_a_browser, needs_photos]
 
@@ -281,6 +282,26 @@ def test_previews_do_not_overlap(opened: Opened, tmp_path: Path, width: int) -> 
     found = boxes(page.locator("#add-pictures li"))
     assert not [pair for pair in combinations(found, 2) if overlap(*pair)]
     assert all(abs(one["width"] - one["height"]) < 1 for one in found)
+
+
+def test_the_undo_of_a_change_of_another_asks_first(opened: Opened) -> None:
+    page = opened("/changes")
+    asked: list[str] = []
+
+    def accepts_the_second(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept() if len(asked) == 2 else dialog.dismiss()
+
+    page.on("dialog", accepts_the_second)
+    button = page.locator(".change").filter(has_text="Import").get_by_role("button", name="Undo")
+    button.click()
+    expect(page.locator(".toast")).to_have_count(0)
+    button.click()
+    expect(page.locator(".toast")).to_contain_text("Undone: import")
+    assert len(asked) == 2
+    assert re.fullmatch(r"Undo: import 12 photos ant, ketch, pagoda, \d\d \w+ 20\d\d, \d\d:\d\d UTC\?", asked[0])
+    page.locator(".toast").get_by_role("button", name="Redo").click()
+    expect(page.locator(".toast").last).to_contain_text("Redone")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, WithJsonSchema
 from starlette.responses import Response
 
 from zsvec import Classifier
-from zsvec.errors import CategoryNotFoundError, InvalidInputError, OtherAuthorError, ZSVecError
+from zsvec.errors import CategoryNotFoundError, ChangeIdNeededError, InvalidInputError, ZSVecError
 from zsvec.service.admission.queue import Work
 from zsvec.service.api.schemas import HASH, NAME
 from zsvec.service.auth.keys import Key
@@ -79,9 +79,11 @@ def of_state() -> Iterator[None]:
         yield
     except CategoryNotFoundError:
         raise
+    except ChangeIdNeededError as exc:
+        change = exc.change.id if isinstance(exc.change, Change) else None
+        raise Problem(409, str(exc), error="change_id_needed", change=change) from exc
     except InvalidInputError as exc:
-        code = "other_author" if isinstance(exc, OtherAuthorError) else None
-        raise Problem(409, str(exc), error=code) from exc
+        raise Problem(409, str(exc)) from exc
 
 
 def undo_change(classifier: Classifier, category: str | None = None, *, change: str | None) -> Change:

@@ -197,7 +197,11 @@ class Hashes(Given):
 
 
 class UndoGiven(Given):
-    """The change to undo. By default, the last change of any category. A change of another key needs its id."""
+    """The change to undo. By default, the last change of any category.
+
+    The change needs its id if it is not by the same key (without keys: if this service has not made it), or if it
+    concerns more than 100 images.
+    """
 
     category: Annotated[CategoryName | None, Field(description="Undo the last change of this category.")] = None
     change: Annotated[str | None, Field(pattern="^[0-9a-f-]{1,36}$", description="Id or prefix of an id.")] = None
@@ -219,6 +223,7 @@ class Problem(Answer):
     error: Annotated[
         str, Field(description=f"Code of the problem: {', '.join(CODES)}. There may be more later.", examples=["busy"])
     ]
+    change: Annotated[str | None, Field(description="Of `change_id_needed` alone: id of the change to undo.")] = None
 
 
 def _answer(kind: type, **changed: Any) -> Any:

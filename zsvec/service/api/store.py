@@ -87,7 +87,8 @@ def _age(change: Change) -> list[str]:
 async def undo(request: Request, work: Runs, by: By) -> Response:
     """Restores the categories of a change to the state before the change, and returns the change.
 
-    An undo is itself a change, which can be undone by id.
+    An undo is itself a change, which can be undone by id. `left_out` has the categories that are not as the undo left
+    them.
     """
     given = await sent_json(request, schemas.UndoGiven)
 

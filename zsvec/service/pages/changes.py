@@ -128,22 +128,22 @@ def _toast(
 
 
 @router.get("/changes")
-async def show(request: Request, work: Runs) -> Response:
+async def show(request: Request, work: Runs, by: By) -> Response:
     """Shows the newest changes first, as a whole page or as a list alone.
 
     Consecutive changes of the same kind and author are grouped. A switch to other encoders has no undo button: this
-    service could not write to the former store.
+    service could not write to the former store. The undo button of a change that needs its id asks first.
     """
 
-    def read() -> tuple[list[Change], set[str]]:
+    def read() -> dict[str, Any]:
         history = work.classifier.history
         found = list(islice(history, _LISTED))
-        return found, history.undoable(found)
+        groups = [list(group) for _, group in groupby(found, key=lambda change: (change.what, change.by))]
+        asks = {one.id for one in found if history.needs_id(one)}
+        return {"groups": groups, "undoable": history.undoable(found), "asks": asks}
 
-    found, undoable = await work.run(read)
-    groups = [list(group) for _, group in groupby(found, key=lambda change: (change.what, change.by))]
     template = "changes_list.html" if is_part(request) else "changes.html"
-    return render(request, template, tab="/categories", groups=groups, undoable=undoable, named=_NAMED, switch=SWITCH)
+    return render(request, template, tab="/categories", named=_NAMED, switch=SWITCH, **await work.run(read, by=by))
 
 
 @router.post("/undo")
@@ -170,6 +170,8 @@ async def undo(request: Request, work: Runs, by: By) -> Response:
     names = ", ".join(f"“{name}”" for name in undone.categories[:_NAMED]) or "the inbox"
     redo = "again" in fields
     message = f"Redone: {names}." if redo else f"Undone: {undone.what} {names}."
+    if undone.left_out:
+        message += f" Changed since, and left as they are: {quoted(undone.left_out[:_NAMED])}."
     goes = _elsewhere(request, undone, there)
     return _toast(request, message, identifier, button="Undo" if redo else "Redo", undone=undone.id, goes=goes)
 

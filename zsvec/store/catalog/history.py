@@ -42,12 +42,16 @@ from zsvec.types import Category, Change
 
 Record: TypeAlias = Mapping[str, Any]
 
+Keys: TypeAlias = Callable[[Category], Collection[Any]]
+"""Returns the keys of the references that a state of a category has."""
+
 FORGET = "forget"
 """Kind of a change that erases an image, and therefore cannot be undone."""
 
 _EXAMPLES = 6  # images of a write that its record names
 
 _STATE = ("version", "writes", "references", "texts", "metadata", "parent", "withdrawn", "retired", "kept", "change")
+_CONTENT = ("references", "texts", "metadata", "parent")  # fields of a state that an undo compares first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,18 +218,43 @@ class History:
         """Yields the changes of a category, newest first."""
         return self._whole(self._walk(name, _change_before))
 
-    def in_effect(self, name: str) -> Iterator[Record]:
-        """Yields the changes of a category that are in effect, newest first, including undos but not undone changes."""
+    def in_effect(self, name: str, undo: str | None = None) -> Iterator[Record]:
+        """Yields the changes of a category that are in effect, newest first, including undos but not undone changes.
+
+        After the undo with the id `undo`, what it has undone follows as well.
+        """
 
         def before(record: Record, name: str) -> str | None:
-            undone = self._record(record["undoes"], name) if record.get("undoes") else record
+            skips = record.get("undoes") and record["change"] != undo
+            undone = self._record(record["undoes"], name) if skips else record
             return _change_before(undone, name) if undone else None
 
         return self._whole(self._walk(name, before))
 
-    def done(self, name: str) -> Iterator[Record]:
-        """Yields the changes of a category that can be undone one after the other, newest first."""
-        return (r for r in self.in_effect(name) if not r.get("undoes") and r["what"] != FORGET)
+    def done(self, name: str, undo: str | None = None) -> Iterator[Record]:
+        """Yields the changes of a category that can be undone one after the other, newest first.
+
+        Among the undos, only the one with the id `undo` is such a change.
+        """
+        found = (record for record in self.in_effect(name, undo) if record["what"] != FORGET)
+        return (record for record in found if not record.get("undoes") or record["change"] == undo)
+
+    def is_last(self, record: Record, name: str, keys: Keys) -> bool:
+        """Returns whether a write is the last one in effect of a category.
+
+        A write of an undo also counts as the last one if the category is as the undo left it, whatever happened since.
+        """
+        last = next(self.done(name, record["change"]), None)
+        if last and last["id"] == record["id"]:
+            return True
+        later = next((one for one in self.chain(name) if _change_before(one, name) == record["id"]), None)
+        if not record.get("undoes") or later is None:
+            return False
+        now, left = self._manifests[name], later["before"][name]
+        if any(now.get(field) != left.get(field) for field in _CONTENT):
+            return False
+        was = state_before(later, name)
+        return now["writes"] == left["writes"] or (was is not None and keys(category_from(now)) == keys(was))
 
     def _walk(self, name: str, before: Callable[[Record, str], str | None]) -> Iterator[Record]:
         identifier = text_from(self._manifests.get(name, {}), "change")
@@ -352,58 +381,74 @@ class History:
                 return replace(change, categories=tuple(left) or change.categories)
         return None
 
-    def to_take_back(self, change: Change) -> list[tuple[Record, list[str]]]:
+    def to_take_back(self, change: Change, keys: Keys) -> list[tuple[Record, list[str]]]:
         """Returns the writes of a change, newest first, each with the categories to undo.
+
+        If the change is an undo, categories that are not as the undo left them are left out. A write that moved
+        references is left out as a whole.
 
         Raises:
             InvalidInputError: A category has been changed since, the change is undone already, or the change cannot be
-                undone.
+                undone. Of an undo, all categories have been changed since.
         """
-        left = self._left(change)
+        left, since = self._left(change, keys)
+        is_undo = self.is_undo(change)
+        if since and not is_undo:
+            raise since[0]
         ordered: list[tuple[Record, list[str]]] = []
         while heads := {records[0]["id"]: records[0] for records in left.values() if records}:
             for record in sorted(heads.values(), key=self.at, reverse=True):
                 names = [name for name in left if any(other["id"] == record["id"] for other in left[name])]
                 if all(left[name][0]["id"] == record["id"] for name in names):
                     break
-            if not set(names) >= set(moved_together(record)):
+            if is_whole := set(names) >= set(moved_together(record)):
+                ordered.append((record, names))
+            elif not is_undo:
                 raise InvalidInputError(
                     f"the change {change.id[:8]} ({change.what}) has moved references, and only {names[0]!r} tells of "
                     "it any more: look again with `zsvec history`"
                 )
-            ordered.append((record, names))
             for name in names:
-                left[name] = [other for other in left[name] if other["id"] != record["id"]]
+                left[name] = [other for other in left[name] if is_whole and other["id"] != record["id"]]
         alone = [
             (record, list[str]())
             for record in self._alone(in_effect=True)
             if record["change"] == change.id and record.get("inbox")
         ]
         if not (alone or ordered):
-            raise InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
+            taken = InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
+            raise next(iter(since), taken)
         return [*alone, *ordered]
 
-    def can_be_undone(self, change: Change) -> bool:
-        """Returns whether a change is in effect, and no category has been changed since."""
+    def _left(self, change: Change, keys: Keys) -> tuple[dict[str, list[Record]], list[InvalidInputError]]:
+        """Returns the writes of a change that are in effect, by category, newest first.
+
+        A category that has been changed since has none, and an error. Raises InvalidInputError for a final change.
+        """
+        if change.final:
+            raise is_final(change.id)
+        left: dict[str, list[Record]] = {}
+        since = []
+        for name in change.categories:
+            done = list(self.done(name, change.id))
+            ours = dropwhile(lambda record: record["change"] != change.id, done)
+            left[name] = list(takewhile(lambda record: record["change"] == change.id, ours))
+            if left[name] and not self.is_last(left[name][0], name, keys):
+                left[name] = []
+                since.append(_changed_since(name, done[0]))
+        return left, since
+
+    def is_undo(self, change: Change) -> bool:
+        """Returns whether a change has undone another."""
+        return any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
+
+    def can_be_undone(self, change: Change, keys: Keys) -> bool:
+        """Returns whether a change is in effect, and `to_take_back` finds writes to undo."""
         try:
-            self._left(change)
+            self.to_take_back(change, keys)
         except InvalidInputError:
             return False
         return not change.undone
-
-    def _left(self, change: Change) -> dict[str, list[Record]]:
-        """Returns the writes of a change that are in effect, by category, newest first; raises as `to_take_back`."""
-        if change.final:
-            raise is_final(change.id)
-        is_undo = any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
-        left: dict[str, list[Record]] = {}
-        for name in change.categories:
-            found = list(self.chain(name) if is_undo else self.done(name))
-            ours = list(takewhile(lambda record: record["change"] == change.id, found))
-            if not ours and any(record["change"] == change.id for record in found):
-                raise _changed_since(name, found[0])
-            left[name] = ours
-        return left
 
     def _add(self, found: Iterable[Record]) -> None:
         self.records |= {r["id"]: r for r in found if r.get("store") == self._store and is_told(r)}

@@ -126,3 +126,60 @@ with zsvec.open({str(tmp_path / "store")!r}, encoders=[HashEncoder()]) as clf:
 """
     )
     assert "torch" not in loaded
+
+
+# The first thread stops within an import until the second thread is within its own, or has waited for three seconds.
+TWO_THREADS = """
+import threading, zsvec
+{prepared}
+inside, met, errors = threading.Event(), threading.Event(), []
+
+def step(name):
+    thread = threading.current_thread().name
+    if thread == "first" and name == {stops!r} and not inside.is_set():
+        inside.set()
+        met.wait(3)
+    if thread == "second" and name == {reaches!r}:
+        met.set()
+
+def run(statement):
+    try:
+        exec(statement, globals())
+    except BaseException as exc:
+        errors.append(repr(exc))
+
+sys.addaudithook(lambda event, args: step(args[0]) if event == "import" else None)
+first = threading.Thread(target=run, args=({first!r},), name="first")
+second = threading.Thread(target=run, args=({second!r},), name="second")
+first.start()
+assert inside.wait(60)
+second.start()
+first.join()
+second.join()
+assert not errors, errors
+"""
+
+
+FILLED = """
+import numpy as np
+from zsvec.testing import HashEncoder
+encoders = [HashEncoder("conse"), HashEncoder("efficientnet", modalities=("image",))]
+clf = zsvec.open({store!r}, encoders=encoders)
+for pixels in np.random.default_rng(1).integers(0, 255, (6, 8, 8, 3), dtype=np.uint8):
+    clf.keep(pixels)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "stops", "second", "reaches"),
+    [
+        ("zsvec.CategoryInput", "numpy._globals", "zsvec.open(':memory:')", "numpy._typing._array_like"),
+        ("clf.generation", "zsvec.generation.plan", "zsvec.Budget", "zsvec.generation.features"),
+        ("clf.image_map()", "sklearn.base", "clf.inbox.groups()", "sklearn.base"),
+    ],
+)
+def test_modules_are_first_imported_in_two_threads(
+    first: str, stops: str, second: str, reaches: str, calibrated: Path
+) -> None:
+    prepared = FILLED.format(store=str(calibrated / "store")) if first.startswith("clf.") else ""
+    loaded_after(TWO_THREADS.format(prepared=prepared, first=first, stops=stops, second=second, reaches=reaches))

@@ -12,6 +12,7 @@ with zsvec.open("./animals", profile="offline") as clf:
 from __future__ import annotations
 
 import os as _os
+from _thread import RLock as _RLock  # as in threading, which is slow to import
 from importlib import import_module as _import_module
 
 TYPE_CHECKING = False  # as in typing, which is slow to import
@@ -284,15 +285,19 @@ _LATE = {
     ),
 }
 _HOMES = {name: module for module, names in _LATE.items() for name in names.split()}
+# Held while these modules are imported. Two threads that enter numpy, or a package of zsvec, at different modules can
+# each wait for a module of the other. Python then raises an error, or lets one thread use a module that is not ready.
+_importing = _RLock()
 
 
 if not TYPE_CHECKING:  # else type checkers accept any name
 
     def __getattr__(name: str) -> _Any:
-        if name in _HOMES:
-            return getattr(_import_module(_HOMES[name]), name)
-        if f"zsvec.{name}" in _LATE:  # `except zsvec.errors.ImageError`
-            return _import_module(f"zsvec.{name}")
+        with _importing:
+            if name in _HOMES:
+                return getattr(_import_module(_HOMES[name]), name)
+            if f"zsvec.{name}" in _LATE:  # `except zsvec.errors.ImageError`
+                return _import_module(f"zsvec.{name}")
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -328,9 +333,10 @@ def open(  # noqa: A001 - zsvec.open, as there is gzip.open
         StoreLockedError: The embedded store is already open, in this or another process.
         StoreUnavailableError: The server cannot be reached or refuses the key.
     """
-    from zsvec.classifier import open_classifier
-    from zsvec.errors import InvalidInputError
-    from zsvec.settings.settings import load_settings
+    with _importing:
+        from zsvec.classifier import open_classifier
+        from zsvec.errors import InvalidInputError
+        from zsvec.settings.settings import load_settings
 
     location = _os.fspath(store) if isinstance(store, _os.PathLike) else store
     named = encoders if isinstance(encoders, str) else None

@@ -21,8 +21,8 @@ from tests.support import encode, isolated, photo, sources, state  # noqa: F401
 from zsvec.encoders import EncoderSet
 from zsvec.encoders.everyday import EVERYDAY
 from zsvec.errors import GenerationError, ImageError, InvalidInputError
-from zsvec.generation import Budget
 from zsvec.generation.facet import Generated
+from zsvec.generation.plan import Budget
 from zsvec.ingest.embedding import Embedder
 from zsvec.ingest.ingestion import Builder
 from zsvec.inputs.categories import CategoryInput, ReferenceImage

@@ -14,9 +14,8 @@ from tests.generation.material import plan_of, settings_of
 from tests.generation.studio import Studio, picture, studio_of, tinted
 from tests.support import isolated, state  # noqa: F401
 from zsvec.errors import GenerationError, InvalidInputError
-from zsvec.generation import Budget
 from zsvec.generation.facet import Generated
-from zsvec.generation.plan import StoredCategory
+from zsvec.generation.plan import Budget, StoredCategory
 from zsvec.method.calibrate.confusions import Confusions
 from zsvec.testing import HashEncoder
 

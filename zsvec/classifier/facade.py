@@ -9,7 +9,6 @@ from dataclasses import replace as with_changes
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
-from numpy.typing import ArrayLike, NDArray
 from PIL.Image import Image
 
 from zsvec.classifier.predictor import Predictor
@@ -48,6 +47,8 @@ from zsvec.types import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
     from zsvec.curation.archive import Archive
     from zsvec.curation.audit import Audit
     from zsvec.curation.history import ChangeHistory

@@ -14,8 +14,8 @@ from zsvec.errors import GenerationError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from zsvec.generation import Plan
     from zsvec.generation.facet import Generated
+    from zsvec.generation.plan import Plan
 
 
 @app.command()
@@ -55,8 +55,8 @@ def generate(
     removed, renamed or merged, are reported and left out. Set models, service and prices in zsvec.toml under
     [generation].
     """
-    from zsvec.generation import Budget
     from zsvec.generation.facet import Generated
+    from zsvec.generation.plan import Budget
 
     if bool(names) == every:
         raise typer.BadParameter("give either names of categories or --all")

@@ -90,7 +90,10 @@ def positions(rows: Mapping[str, Mapping[str, Floats]], weights: Mapping[str, fl
 
 def _plane(points: Floats) -> Floats:
     """Returns float32 ``(n, 2)`` for float32 ``(n, dim)``."""
-    from sklearn.decomposition import PCA  # slow to import
+    # Slow to import. `cluster` comes first, as in the inbox: modules of sklearn import each other, so two threads that
+    # begin at different modules can get one that is not ready.
+    import sklearn.cluster  # noqa: F401
+    from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     n = len(points)

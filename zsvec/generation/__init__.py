@@ -7,7 +7,3 @@
 - `client`: sends requests with the API key from `access`, and checks the responses.
 - `gate`: flags images that should stay out of the store.
 """
-
-from zsvec.generation.plan import Budget, Plan
-
-__all__ = ["Budget", "Plan"]

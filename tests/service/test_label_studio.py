@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,33 @@ def test_the_newest_annotation_of_an_image_counts(client: httpx.Client, classifi
     classifier.history.undo(change=next(iter(classifier.history)).id)
     assert annotated("red", 30) == (True, 3, 4)
     assert annotated("blue", None) == (True, 4, 3)
+
+
+def test_an_annotation_dated_in_the_future_silences_no_later_one(client: httpx.Client, classifier: Classifier) -> None:
+    def annotated(choice: str, at: object) -> bool:
+        answer = client.post("/webhook", json=event("/data/upload/1/red.png", choice, updated_at=at, id=choice))
+        changed: bool = answer.raise_for_status().json()["result"]["changed"]
+        return changed
+
+    def from_now(**ahead: int) -> str:
+        return (datetime.now(UTC) + timedelta(**ahead)).isoformat()
+
+    assert annotated("blue", "9999-12-31T23:59:59.999999-23:59")
+    assert not annotated("red", from_now(hours=-1))  # earlier, and late
+    assert annotated("red", from_now())
+    assert annotated("blue", from_now(days=2))
+    assert annotated("red", from_now(days=1))
+    assert not annotated("blue", "0001-01-01T00:00:00+23:59")
+    assert annotated("blue", from_now(minutes=2))  # as of a clock that is ahead
+    assert not annotated("red", from_now(minutes=1))
+    assert annotated("red", None)
+
+
+@pytest.mark.parametrize("at", ["2026-11-30T19:17:20", "10000-01-01T00:00:00Z", "tomorrow", [], {}, True])
+def test_an_annotation_needs_a_date_with_a_time_zone(client: httpx.Client, classifier: Classifier, at: object) -> None:
+    answer = client.post("/webhook", json=event("/data/upload/1/red.png", "blue", updated_at=at))
+    assert answer.status_code == 422
+    assert classifier.category("blue").images == 3
 
 
 def test_a_late_annotation_of_another_project_counts(fake: Fake) -> None:

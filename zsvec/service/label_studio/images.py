@@ -16,7 +16,7 @@ import math
 import re
 from base64 import b64decode
 from binascii import Error as Base64Error
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
 from urllib.parse import unquote
 
@@ -35,6 +35,7 @@ _MAX_ACCESS_BYTES = 64 * 2**10  # of an answer with an access token
 _TIMEOUT_S = 20.0  # of an image
 _MAX_AT_ONCE = 2  # groups of images to classify, and as many annotations
 _MAX_LEARNED = 100_000  # times of annotations that are remembered
+_MAX_CLOCK_SKEW = timedelta(minutes=5)  # of Label Studio's clock, ahead of the clock of the service
 _FILES = ("data/", "storage-data/")  # where Label Studio serves the files of tasks
 _DATA_URI = re.compile(r"data:image/[\w.+-]{1,50};base64,", re.ASCII | re.IGNORECASE)
 _REFRESH = "api/token/refresh/"  # exchanges a personal access token for an access token
@@ -112,6 +113,14 @@ class LabelStudio:
                 return Upload(await self._fetched(url), name)
         except (httpx.HTTPError, TimeoutError) as exc:
             raise ImageError(f"{name}: Label Studio does not send the image: {type(exc).__name__}") from exc
+
+    def counted(self, at: datetime | None) -> datetime | None:
+        """Returns the time that counts for an annotation that arrives now: a date in the future counts as now.
+
+        Otherwise, such a date would make all later annotations of the image late.
+        """
+        now = datetime.now(UTC)
+        return now if at is not None and at > now + _MAX_CLOCK_SKEW else at
 
     def is_late(self, decided: tuple[str, int], at: datetime | None) -> bool:
         """Returns whether a newer annotation that decides the same categories of the same image was learned."""

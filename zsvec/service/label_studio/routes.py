@@ -154,7 +154,8 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
 
     If an image may have several categories, categories that are no choice of the project keep the image: they may be
     choices of other projects. An event repeated at once changes nothing, since the content of an image identifies the
-    reference. An annotation that is older than one that this process has learned for the image is ignored.
+    reference. An annotation that is older than one that this process has learned for the image is ignored; a date in
+    the future counts as the time of arrival.
     """
     action = (await sent_json(request, _Action)).action
     if action not in _LEARNED:
@@ -163,15 +164,14 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
     control = control_of(event.project.label_config)
     labels = control.labels(event.annotation.result)
     changed = False
+    label_studio: LabelStudio = request.app.state.label_studio
+    updated_at = label_studio.counted(event.annotation.updated_at)  # before it waits for other annotations
     if labels and not event.annotation.was_cancelled:
-        label_studio: LabelStudio = request.app.state.label_studio
         async with label_studio.annotations:
             image = await label_studio.image(event.task.data.get(control.field))
             async with label_studio.correcting:
                 changed = await work.run(
-                    lambda: _corrected(
-                        work.classifier, image, labels, control.choices, label_studio, event.annotation.updated_at
-                    ),
+                    lambda: _corrected(work.classifier, image, labels, control.choices, label_studio, updated_at),
                     by=by,
                 )
     return JSON({"status": "ok", "result": {"changed": changed}}, 201)

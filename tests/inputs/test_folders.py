@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
+import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from zsvec.errors import InvalidInputError
+from tests.streams.test_stream import within
+from zsvec import content_hash
+from zsvec.errors import ImageError, InvalidInputError
+from zsvec.evaluation import labelled_images
 from zsvec.inputs.encoded import SUFFIXES
-from zsvec.inputs.folders import category_folders, find_images, read_categories
+from zsvec.inputs.folders import category_folders, find_images, links_out_of, read_categories
 
 
 def test_recursive_sorted_by_suffix(tmp_path: Path) -> None:
@@ -136,6 +144,201 @@ def test_a_category_that_is_a_link_out_of_the_folder_is_left_out_and_told(photos
     for folder in (photos, str(photos)):
         with pytest.raises(InvalidInputError, match="fox' leads out of"):
             read_categories(folder)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
+def test_a_folder_deeper_than_the_recursion_limit_is_read(tmp_path: Path) -> None:
+    deep = tmp_path / "/".join("d" * 250)
+    deep.mkdir(parents=True)
+    (deep / "a.png").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 200)  # a tree deeper than the usual limit is hard to delete
+    try:
+        found = find_images(tmp_path)
+    finally:
+        sys.setrecursionlimit(limit)
+    assert found == [deep / "a.png"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="paths of POSIX")
+def test_a_folder_whose_path_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(25):  # a step at a time, because the whole path is too long to be given
+        Path("d" * 200).mkdir()
+        os.chdir("d" * 200)
+    monkeypatch.undo()
+    with pytest.raises(InvalidInputError, match="cannot list"):
+        find_images(tmp_path)
+
+
+# ---- follow_links
+
+
+@pytest.fixture
+def subset(photos: Path, tmp_path: Path) -> Path:
+    """A folder of links to a folder of photos and to a photo."""
+    subset = tmp_path / "subset"
+    (subset / "dog").mkdir(parents=True)
+    (subset / "cat").symlink_to(photos / "cat", target_is_directory=True)
+    (subset / "dog" / "private.jpg").symlink_to("../../elsewhere/private.jpg")
+    (photos / "cat" / "up").unlink()
+    return subset
+
+
+def images_of(folder: Path, **options: Any) -> dict[str, list[str]]:
+    """The images of each category, relative to the folder."""
+    return {
+        one.name: [str(cast("Path", path).relative_to(folder)) for path in one.images]
+        for one in read_categories(folder, follow_links=True, **options)
+    }
+
+
+def test_links_are_followed_if_asked_and_paths_lead_through_them(subset: Path) -> None:
+    wanted = {"cat": ["cat/a.jpg"], "dog": ["dog/private.jpg"]}
+    assert images_of(subset) == images_of(subset, tree=True) == wanted
+    with pytest.raises(InvalidInputError, match="follow_links"):
+        read_categories(subset)
+    found = [subset / name for names in wanted.values() for name in names]
+    assert find_images(subset, follow_links=True) == found
+    assert labelled_images(subset, follow_links=True) == list(zip(found, wanted, strict=True))
+    assert links_out_of(subset, found) == {subset / "cat", subset / "dog" / "private.jpg"}
+
+
+def test_links_within_a_folder_and_links_beyond_a_link_do_not_count_as_leading_out(subset: Path, photos: Path) -> None:
+    (photos / "cat" / "b.jpg").symlink_to("../../elsewhere/private.jpg")
+    (subset / "dog" / "0.jpg").symlink_to("private.jpg")
+    (subset / "dog" / "1.jpg").symlink_to("2.jpg")
+    (subset / "dog" / "2.jpg").write_bytes(b"")
+    found = find_images(subset, follow_links=True)
+    assert len(found) == 6
+    leading_out = {subset / "cat", subset / "dog" / "0.jpg", subset / "dog" / "private.jpg"}
+    assert links_out_of(subset, found) == leading_out
+
+
+def close_by_two_links(folder: Path) -> None:
+    away = folder.parent / "away"
+    away.mkdir()
+    (folder / "cat" / "0").symlink_to(away, target_is_directory=True)
+    (away / "0").symlink_to(folder / "cat", target_is_directory=True)
+
+
+CYCLES: dict[str, Callable[[Path], object]] = {
+    "to itself": lambda folder: (folder / "cat" / "up").symlink_to(".", target_is_directory=True),
+    "to the folder": lambda folder: (folder / "cat" / "up").symlink_to(folder, target_is_directory=True),
+    "to a folder above": lambda folder: (folder / "cat" / "up").symlink_to("../..", target_is_directory=True),
+    "of two": close_by_two_links,
+}
+
+
+@pytest.mark.parametrize("close", CYCLES.values(), ids=CYCLES)
+def test_cycles_of_links_end(tmp_path: Path, close: Callable[[Path], object]) -> None:
+    folder = tmp_path / "photos"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "a.jpg").write_bytes(b"")
+    close(folder)
+    assert images_of(folder) == {"cat": ["cat/a.jpg"], "dog": ["dog/a.jpg"]}
+    assert images_of(folder, tree=True) == {"cat": ["cat/a.jpg"], "dog": ["dog/a.jpg"]}
+    assert find_images(folder, follow_links=True) == [folder / "cat" / "a.jpg", folder / "dog" / "a.jpg"]
+
+
+def test_two_links_to_one_folder(subset: Path, photos: Path) -> None:
+    (subset / "feline").symlink_to(photos / "cat", target_is_directory=True)
+    (subset / "dog" / "more").symlink_to(photos / "cat", target_is_directory=True)
+    (subset / "dog" / "other").symlink_to(photos / "cat", target_is_directory=True)
+    assert images_of(subset) == {
+        "cat": ["cat/a.jpg"],
+        "dog": ["dog/more/a.jpg", "dog/private.jpg"],  # once in a category
+        "feline": ["feline/a.jpg"],
+    }
+    assert len(labelled_images(subset, follow_links=True)) == 4
+
+
+def test_many_links_to_each_other_do_not_multiply(tmp_path: Path) -> None:
+    for level in range(30):  # 2 ** 30 paths
+        (tmp_path / f"{level}").mkdir()
+        (tmp_path / f"{level}" / "a.jpg").write_bytes(b"")
+        for name in ("left", "right"):
+            (tmp_path / f"{level}" / name).symlink_to(tmp_path / f"{level + 1}", target_is_directory=True)
+    assert len(find_images(tmp_path / "0", follow_links=True, on_outside=lambda _: None)) == 30
+
+
+def chain(folder: Path, length: int) -> None:
+    (folder / "link0.jpg").symlink_to("../../elsewhere/private.jpg")
+    for number in range(length):
+        (folder / f"link{number + 1}.jpg").symlink_to(f"link{number}.jpg")
+
+
+def link_to_pipe(folder: Path) -> None:
+    os.mkfifo(folder / "pipe")
+    (folder / "0.jpg").symlink_to("pipe")
+
+
+def link_to_socket(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(folder / "socket"))  # the path of a socket must be short
+    (folder / "0.jpg").symlink_to("socket")
+
+
+UNFOLLOWED: dict[str, Callable[[Path], object]] = {
+    "nothing": lambda folder: (folder / "0.jpg").symlink_to("missing.jpg"),
+    "nothing, without a suffix": lambda folder: (folder / "0").symlink_to("missing"),
+    "itself": lambda folder: (folder / "0.jpg").symlink_to("0.jpg"),
+    "a device": lambda folder: (folder / "0.jpg").symlink_to("/dev/zero"),
+    "a pipe": link_to_pipe,
+    "a socket": link_to_socket,
+    "a name that is too long": lambda folder: (folder / "0.jpg").symlink_to("n" * 300),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="named pipes and devices of POSIX")
+@pytest.mark.parametrize("make", UNFOLLOWED.values(), ids=UNFOLLOWED)
+def test_links_to_anything_but_files_and_folders_are_left_out_and_told(
+    subset: Path, make: Callable[[Path], object]
+) -> None:
+    found = find_images(subset, follow_links=True)
+    make(subset / "dog")
+    told: list[InvalidInputError] = []
+    assert within(lambda: find_images(subset, follow_links=True, on_outside=told.append)) == found
+    (error,) = told
+    assert str(subset / "dog" / "0") in str(error)
+    told.clear()
+    assert len(read_categories(subset, follow_links=True, on_outside=told.append)) == 2
+    assert len(told) == 1
+    with pytest.raises(InvalidInputError):
+        read_categories(subset, follow_links=True)
+
+
+def test_a_long_chain_of_links_is_left_out_and_told(subset: Path) -> None:
+    chain(subset / "dog", 3000)
+    told: list[InvalidInputError] = []
+    found = find_images(subset / "dog", follow_links=True, on_outside=told.append)
+    assert 1 < len(found) < 100
+    assert len(found) + len(told) == 3002
+    assert len(links_out_of(subset / "dog", found)) == len(found)
+
+
+def test_a_category_that_is_a_link_to_nothing_is_left_out_and_told(subset: Path) -> None:
+    (subset / "fox").symlink_to("../missing", target_is_directory=True)
+    (subset / "owl").symlink_to("owl", target_is_directory=True)
+    told: list[InvalidInputError] = []
+    found = read_categories(subset, follow_links=True, on_outside=told.append)
+    assert [one.name for one in found] == ["cat", "dog"]
+    assert [name for error in told for name in ("fox", "owl") if str(subset / name) in str(error)] == ["fox", "owl"]
+    only = subset / "only"
+    only.mkdir()
+    (only / "fox").symlink_to("../missing", target_is_directory=True)
+    with pytest.raises(InvalidInputError, match="fox"):
+        read_categories(only, follow_links=True, on_outside=told.append)
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev"), reason="devices of POSIX")  # noqa: PTH112
+def test_a_file_that_becomes_a_link_to_a_device_after_the_listing_is_not_read(subset: Path) -> None:
+    (path,) = find_images(subset / "dog", follow_links=True)
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ImageError):
+        within(lambda: content_hash(path))
 
 
 def test_nothing_found(tmp_path: Path) -> None:

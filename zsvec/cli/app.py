@@ -260,12 +260,12 @@ def images_at(path: str | Path) -> Sequence[str | Path]:
     return images_in(Path(path)) if is_folder else [path]
 
 
-def images_in(folder: Path) -> list[Path]:
-    """Returns the images in a folder. Reports and leaves out links that lead out of the folder."""
+def images_in(folder: Path, *, follow_links: bool = False) -> list[Path]:
+    """Returns the images in a folder. Reports and leaves out links that `find_images` does not follow."""
     from zsvec.inputs.folders import find_images
 
     with output.left_out() as report:
-        return find_images(folder, on_outside=report)
+        return find_images(folder, follow_links=follow_links, on_outside=report)
 
 
 def check_exists(path: str | Path) -> None:

@@ -13,7 +13,18 @@ import typer
 from zsvec import __version__
 from zsvec.cli import output
 from zsvec.cli.app import Fusion, Json, Target, app, images_in, needs_extra
-from zsvec.cli.importing import Boxes, FileOptions, Images, LabelColumn, PathColumn, Tree, is_file, read_file
+from zsvec.cli.importing import (
+    Boxes,
+    FileOptions,
+    FollowLinks,
+    Images,
+    LabelColumn,
+    PathColumn,
+    Tree,
+    is_file,
+    print_links,
+    read_file,
+)
 from zsvec.cli.spreadsheet import row
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.files import replacing_named
@@ -43,6 +54,7 @@ def evaluate(
     path_column: PathColumn = None,
     label_column: LabelColumn = None,
     tree: Tree = False,
+    follow_links: FollowLinks = False,
     unknown: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Images of no category, to measure rejection.")
     ] = None,
@@ -82,19 +94,27 @@ def evaluate(
     both on the same images. No encoder runs, and nothing is stored.
     """
     if against is not None or source is None:
-        _compare(context.obj, against, [source, images, suite, csv, html], json)
+        _compare(context.obj, against, [source, images, follow_links or None, suite, csv, html], json)
         return
     from zsvec.evaluation import evaluate as measure
     from zsvec.evaluation import evaluate_labels
 
-    options = FileOptions(images=images, boxes=boxes, path_column=path_column, label_column=label_column, tree=tree)
+    options = FileOptions(
+        images=images,
+        boxes=boxes,
+        path_column=path_column,
+        label_column=label_column,
+        tree=tree,
+        follow_links=follow_links,
+    )
     if suite is not None:
         if fusion is not None or csv is not None or html is not None:
             raise typer.BadParameter(
                 "--suite compares all strategies in a separate report: leave --fusion, --csv and --html out"
             )
         labelled = _labelled(source, options, dataset)
-        _suite(context.obj, labelled, _named(source), unknown, report or Path("zsvec-report"), json)
+        strangers = _strangers(unknown, options)
+        _suite(context.obj, labelled, _named(source), strangers, report or Path("zsvec-report"), json)
         return
     if report is not None or dataset != "folder":
         raise typer.BadParameter("--report and --dataset need --suite paper; a page without it is --html FILE")
@@ -107,7 +127,7 @@ def evaluate(
         output.print_note(f"left out: {prediction.error}")
 
     with context.obj.open(fusion=fusion) as classifier, output.progress("classifying", None) as counted:
-        strangers = _strangers(unknown)
+        strangers = _strangers(unknown, options)
         result: Evaluation | LabelEvaluation
         if classifier.labels == "many":
             given, labels = zip(*_labelled(source, replace(options, labels="many")), strict=True)
@@ -155,17 +175,20 @@ def _compare(target: Target, namespace: str | None, others: Sequence[object], js
     )
 
 
-def _strangers(folder: Path | None) -> Sequence[Path]:
+def _strangers(folder: Path | None, options: FileOptions) -> Sequence[Path]:
     """Returns the images of no category; raises InvalidInputError for a folder without images."""
-    strangers = images_in(folder) if folder else []
-    if folder and not strangers:
+    if folder is None:
+        return []
+    strangers = images_in(folder, follow_links=options.follow_links)
+    if not strangers:
         raise InvalidInputError(f"{folder} has no images")
+    print_links(folder, strangers, options)
     return strangers
 
 
 def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -> Sequence[tuple[ImageInput, str]]:
     """Returns pairs of image and category from a folder, a file or a public data set."""
-    from zsvec.evaluation import labelled_images, labelled_images_of
+    from zsvec.evaluation import labelled_images_of
     from zsvec.inputs.folders import read_categories
 
     in_file = is_file(source, options)
@@ -176,13 +199,16 @@ def _labelled(source: Path, options: FileOptions, dataset: Dataset = "folder") -
             raise typer.BadParameter(f"--dataset {dataset} is a folder. Got the file {source}")
         if options.tree:
             raise typer.BadParameter(f"--dataset {dataset} has no folders in folders: leave --tree out")
+        if options.follow_links:
+            raise typer.BadParameter(f"--dataset {dataset} must have all files in its folder: leave --follow-links out")
         return DATASETS[dataset](source)
     if in_file:
         return labelled_images_of(read_file(source, options, strict=False))
     with output.left_out() as report:
-        if options.tree:
-            return labelled_images_of(read_categories(source, tree=True, on_outside=report))
-        return labelled_images(source, on_outside=report)
+        found = read_categories(source, tree=options.tree, follow_links=options.follow_links, on_outside=report)
+    labelled = labelled_images_of(found)
+    print_links(source, (image for image, _ in labelled), options)
+    return labelled
 
 
 def _print(result: Evaluation | LabelEvaluation, *, json: bool) -> None:
@@ -268,7 +294,7 @@ def _suite(
     target: Target,
     images: Sequence[tuple[ImageInput, str]],
     name: str,
-    unknown: Path | None,
+    strangers: Sequence[Path],
     folder: Path,
     json: bool,
 ) -> None:
@@ -278,7 +304,6 @@ def _suite(
         import zsvec.evaluation.publish as publishing
     from zsvec.evaluation.suite import run
 
-    strangers = images_in(unknown) if unknown else []
     with target.open() as classifier, output.progress("embedding", len(images) + len(strangers)) as counted:
         if classifier.labels == "many":
             raise typer.BadParameter(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +63,10 @@ Tree = Annotated[
     bool, typer.Option("--tree", help="Folders in folders are groups: each folder with images is a category.")
 ]
 
+FollowLinks = Annotated[
+    bool, typer.Option("--follow-links", help="Follow links that lead out of DIR. Only for a folder that you trust.")
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileOptions:
@@ -75,6 +79,7 @@ class FileOptions:
         label_column: Column of labels in a CSV file.
         parent_column: Column of parents in a CSV file.
         tree: Whether folders in folders are groups, as in `zsvec.inputs.folders.read_categories`.
+        follow_links: Whether links may lead out of a folder.
         labels: Whether an image belongs to ``one`` category, or may belong to ``many``.
     """
 
@@ -84,6 +89,7 @@ class FileOptions:
     label_column: str | None
     parent_column: str | None = None
     tree: bool = False
+    follow_links: bool = False
     labels: Labels = "one"
 
     @property
@@ -103,6 +109,7 @@ def import_(
     label_column: LabelColumn = None,
     parent_column: ParentColumn = None,
     tree: Tree = False,
+    follow_links: FollowLinks = False,
     categories: Categories = None,
     definitions: Annotated[
         Path | None,
@@ -128,6 +135,9 @@ def import_(
     Unreadable images, folders without a readable image, links out of DIR and unusable rows are reported and skipped.
     With --replace, a link out of DIR or an unusable row stops the command before anything is written.
 
+    --follow-links takes the images of a folder of links, such as a subset of your photos. Use it only for a folder that
+    you trust: a link may lead to any image that you may read.
+
     An archive of `zsvec export` is copied; no encoder runs. --categories, --replace, --keep-images and --json apply. A
     category that differs in the store stays unless you give --replace: it is named, and the exit code is 1.
     """
@@ -144,6 +154,7 @@ def import_(
         label_column=label_column,
         parent_column=parent_column,
         tree=tree,
+        follow_links=follow_links,
         labels=_labels(context.obj, labels),
     )
     _import_images(
@@ -232,6 +243,7 @@ def _import_images(
     number_read = _images_in(stored) - failed - kept_out + len(unreadable)
     said = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(number_read, 'image')}"
     output.print_note(f"{said} ({len(unreadable)} unreadable{there}) in {seconds:.1f} s")
+    print_links(source, (image for category in found for image in category.images), options)
     left = [c.name for c in found if c.name not in names and (c.name in before or c.name not in omitted)]
     reasons = {
         "left as they were, because images are unreadable:": [name for name in left if name in before],
@@ -278,6 +290,8 @@ def is_file(source: Path, options: FileOptions) -> bool:
     suffix = source.suffix.lower()
     if in_file and suffix not in _FILES:
         raise InvalidInputError(f"{source} is not a folder, and no file that ends with {' or '.join(_FILES)}: give one")
+    if options.follow_links and in_file:
+        raise typer.BadParameter("--follow-links needs a DIR: the paths of a file must stay in its folder")
     if options.tree and in_file:
         raise typer.BadParameter("--tree needs a DIR: leave it out for a file, which names parents in a column")
     if options.images is not None and not in_file:
@@ -328,14 +342,20 @@ def _labels(target: Target, given: str | None) -> Labels:
 def _read(
     source: Path, options: FileOptions, *, definitions: Mapping[str, Sequence[str]], strict: bool
 ) -> list[CategoryInput]:
-    from zsvec.inputs.folders import category_folders, read_categories, refused, with_definitions
+    from zsvec.inputs.folders import read_categories, refused, with_definitions
 
     if not is_file(source, options):
         with output.left_out() as report:
-            found = read_categories(source, definitions, tree=options.tree, on_outside=refused if strict else report)
+            found = read_categories(
+                source,
+                definitions,
+                tree=options.tree,
+                follow_links=options.follow_links,
+                on_outside=refused if strict else report,
+            )
         if options.tree:
             return found
-        for note in _notes_on(source, found, category_folders(source, on_outside=lambda _: None)):
+        for note in _notes_on(source, found, follow_links=options.follow_links):
             output.print_note(note)
         return found
     found = with_definitions(read_file(source, options, strict=strict), definitions)
@@ -344,11 +364,22 @@ def _read(
     return found
 
 
-def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str, Path]) -> Iterator[str]:
+def print_links(folder: Path, images: Iterable[object], options: FileOptions) -> None:
+    """Prints how many links led out of a folder to the images, if links are followed."""
+    from zsvec.inputs.folders import links_out_of
+
+    if not options.follow_links:
+        return
+    links = links_out_of(folder, (image for image in images if isinstance(image, Path)))
+    output.print_note(f"{output.counted(len(links), 'link')} led out of {folder}")
+
+
+def _notes_on(folder: Path, found: Sequence[CategoryInput], *, follow_links: bool) -> Iterator[str]:
     """Yields notes on skipped files and folders, and on images in nested folders."""
     from zsvec.inputs.encoded import SUFFIXES
-    from zsvec.inputs.folders import other_files
+    from zsvec.inputs.folders import category_folders, other_files
 
+    folders = category_folders(folder, follow_links=follow_links, on_outside=lambda _: None)
     if loose := sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
         yield f"images of no category, because they are in no sub-folder: {loose}"
     bare = [category.name for category in found if not list(category.images)]
@@ -367,7 +398,7 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], folders: Mapping[str
     if nested:
         counts = ", ".join(f"{name} {count}" for name, count in nested.items())
         yield f"images of sub-folders belong to the category of the folder above: {counts}"
-    if others := sum((other_files(path, folder) for path in folders.values()), Counter()):
+    if others := sum((other_files(path, folder, follow_links=follow_links) for path in folders.values()), Counter()):
         kinds = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(5))
         yield f"files left out, because they are no images by their names: {others.total()} ({kinds})"
 

@@ -23,7 +23,7 @@ from zsvec.inputs.categories import (
     checked_name,
     is_several,
 )
-from zsvec.inputs.folders import OnOutside, find_images, refused
+from zsvec.inputs.folders import OnOutside, read_categories, refused
 from zsvec.inputs.images import ImageInput
 from zsvec.types import Prediction, Ranking
 
@@ -143,23 +143,21 @@ class Evaluation:
         }
 
 
-def labelled_images(folder: Path, *, on_outside: OnOutside = refused) -> list[tuple[Path, str]]:
+def labelled_images(
+    folder: Path, *, follow_links: bool = False, on_outside: OnOutside = refused
+) -> list[tuple[Path, str]]:
     """Returns pairs of image and category from a folder with one sub-folder per category.
 
     Args:
         folder: The folder.
-        on_outside: Called with an error for each image or sub-folder that is left out because a link leads out of the
-            folder. By default, the error is raised.
+        follow_links: As in `zsvec.read_categories`.
+        on_outside: As in `zsvec.read_categories`.
 
     Raises:
-        InvalidInputError: The folder does not exist, or has no image in a sub-folder.
+        InvalidInputError: The folder does not exist, has no image in a sub-folder, or a link is refused.
     """
-    paths = [path for path in find_images(folder, on_outside=on_outside) if path.parent != folder]
-    if not paths:
-        raise InvalidInputError(
-            f"{folder} has no images in sub-folders: give a folder with one sub-folder per category"
-        )
-    return [(path, checked_name(path.relative_to(folder).parts[0])) for path in paths]
+    found = read_categories(folder, follow_links=follow_links, on_outside=on_outside)
+    return [(cast("Path", path), category.name) for category in found for path in category.images]
 
 
 def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageInput, str]]:

@@ -115,8 +115,13 @@ def is_ours(folder: Path) -> bool:
     return not hasattr(os, "geteuid") or (found.st_uid == os.geteuid() and not found.st_mode & 0o022)
 
 
-def inside(folder: Path, path: Path) -> Path:
+def inside(folder: Path, path: Path, *, otherwise: str = "remove it, or copy the file into the folder") -> Path:
     """Returns a path unchanged if it lies in a folder after symbolic links are resolved.
+
+    Args:
+        folder: The folder.
+        path: The path.
+        otherwise: What to do about a path that leads out of the folder, for the error.
 
     Raises:
         InvalidInputError: The path leads out of the folder, by ``..`` or by a symbolic link, or cannot be resolved.
@@ -127,9 +132,7 @@ def inside(folder: Path, path: Path) -> Path:
             return path
     except (OSError, ValueError, RuntimeError) as exc:  # a NUL, or a link to itself
         raise InvalidInputError(f"{str(path)!r} cannot be a path in {folder}: {exc}; take another folder") from exc
-    raise InvalidInputError(
-        f"{str(path)!r} leads out of {folder}, to {target}: remove it, or take a folder that you trust"
-    )
+    raise InvalidInputError(f"{str(path)!r} leads out of {folder}, to {target}: {otherwise}")
 
 
 def _target(path: Path) -> Path:

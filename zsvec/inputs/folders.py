@@ -5,9 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from itertools import accumulate, islice
+from operator import attrgetter
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -22,6 +27,9 @@ from zsvec.types import PARENT_MARK
 OnOutside: TypeAlias = Callable[[InvalidInputError], object]
 
 _NAMED = 5  # links that an error names
+_IF_TRUSTED = (
+    "if you trust the folder, give --follow-links to `zsvec import` or `zsvec evaluate` (follow_links=True in Python)"
+)
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
@@ -32,7 +40,7 @@ def unlisted(error: OSError) -> NoReturn:
 
 
 def refused(error: InvalidInputError) -> NoReturn:
-    """Raises the InvalidInputError for a link that leads out of a folder."""
+    """Raises the InvalidInputError for a link that is not followed."""
     raise error
 
 
@@ -40,62 +48,128 @@ def find_images(
     folder: Path,
     *,
     root: Path | None = None,
+    follow_links: bool = False,
     on_error: Callable[[OSError], object] = unlisted,
     on_outside: OnOutside = refused,
 ) -> list[Path]:
     """Returns the sorted paths of all image files in a folder and its sub-folders.
 
-    Images are recognised by suffix. Hidden files and folders are skipped. Symbolic links are followed within `root`,
-    and each folder is visited once. Links that lead out of `root` are refused, because a folder from an untrusted
-    source may link to any file of the user.
+    Images are recognised by suffix. Hidden files and folders are skipped. Symbolic links are followed within `root`;
+    each folder is visited once, and a link to `root` is not followed. Links that lead out of `root` are refused,
+    because a folder from an untrusted source may link to any file of the user.
 
     Args:
         folder: The folder, or a link to one.
         root: Folder that links must not leave; by default `folder`.
+        follow_links: Whether links may leave `root`. Links to missing files, pipes, sockets and devices are then
+            refused.
         on_error: Called with the error of each folder that is missing or cannot be listed. The folder is then skipped.
             The default raises InvalidInputError.
-        on_outside: Called with the error of each image or sub-folder that leads out of `root`. The path is then
-            skipped. The default raises the error.
+        on_outside: Called with the error of each link that is refused. The link is then skipped. The default raises the
+            error.
 
     Raises:
-        InvalidInputError: A folder cannot be listed, or a link leads out of `root`.
+        InvalidInputError: A folder cannot be listed, or a link is refused.
     """
     folder = checked_path("folder", folder)
     root = root or folder
-    found = (path for path in _files(folder, root, on_error, on_outside) if path.suffix.lower() in SUFFIXES)
-    return sorted(path for path in found if stays_inside(root, path, on_outside))
+    found = _files(folder, root, follow_links, on_error, on_outside)
+    images = (path for path in found if path.suffix.lower() in SUFFIXES)
+    return sorted(path for path in images if _is_followed(path, root, follow_links, on_outside))
 
 
-def stays_inside(root: Path, path: Path, on_outside: OnOutside) -> bool:
-    """Returns whether a path stays in `root`; calls `on_outside` with an error if the path is a link out of `root`."""
-    try:
-        return not path.is_symlink() or bool(inside(root, path))
-    except InvalidInputError as exc:
-        on_outside(exc)
-        return False
+def links_out_of(folder: Path, images: Iterable[Path]) -> set[Path]:
+    """Returns the links in a folder that lead out of it to images, which `find_images` has found there."""
+    real, found = os.path.realpath(folder), set[Path]()
+    for image in images:
+        steps = list(accumulate(image.relative_to(folder).parts, Path.joinpath, initial=folder))[1:]
+        out = (step for step in steps if step.is_symlink() and not Path(os.path.realpath(step)).is_relative_to(real))
+        found.update(islice(out, 1))
+    return found
 
 
-def other_files(folder: Path, root: Path) -> Counter[str]:
+def other_files(folder: Path, root: Path, *, follow_links: bool = False) -> Counter[str]:
     """Counts, by suffix, the files that `find_images` skips because they do not have the suffix of an image."""
-    suffixes = (path.suffix.lower() for path in _files(folder, root, unlisted, lambda _: None))
+    files = _files(folder, root, follow_links, unlisted, lambda _: None)
+    suffixes = (path.suffix.lower() for path in files)
     return Counter(suffix or "without a suffix" for suffix in suffixes if suffix not in SUFFIXES)
 
 
-def _files(folder: Path, root: Path, on_error: Callable[[OSError], object], on_outside: OnOutside) -> Iterator[Path]:
+def _files(
+    folder: Path, root: Path, follow_links: bool, on_error: Callable[[OSError], object], on_outside: OnOutside
+) -> Iterator[Path]:
     visited = set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=on_error):
+    if folder != root:
+        with suppress(OSError):
+            visited.add(_identity(root))  # a link from a category to its root would add all other categories
+    waiting = [folder]  # os.walk is recursive before Python 3.12, and fails in a deep folder
+    while waiting:
+        parent = waiting.pop()
         try:
-            status = Path(parent).stat()
+            identity = _identity(parent)
+            if identity in visited:
+                continue
+            visited.add(identity)
+            found = _listed(parent, follow_links)
         except OSError as error:
             on_error(error)
             continue
-        if (status.st_dev, status.st_ino) in visited:
-            folders.clear()
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        shown = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = [name for name in shown if stays_inside(root, Path(parent, name), on_outside)]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
+        folders = []
+        for path, is_folder in found:
+            if not is_folder:
+                yield path
+            elif _is_followed(path, root, follow_links, on_outside):
+                folders.append(path)
+        waiting += reversed(folders)
+
+
+def _listed(folder: Path, follow_links: bool) -> list[tuple[Path, bool]]:
+    """Returns the sorted paths in a folder that are not hidden, and whether each is a folder.
+
+    With `follow_links`, a broken link counts as a folder: `_files` then reports it, also without a suffix.
+    """
+    with os.scandir(folder) as entries:
+        shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=attrgetter("name"))
+    found = [(folder / entry.name, entry) for entry in shown]
+    return [(path, _is_folder(entry) or (follow_links and _is_broken(path))) for path, entry in found]
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _is_broken(path: Path) -> bool:
+    """Returns whether a path is a link to nothing, to itself or through too many links."""
+    return os.path.islink(path) and not os.path.exists(path)  # noqa: PTH110, PTH114 - a name may be too long
+
+
+def _is_followed(path: Path, root: Path, follow_links: bool, on_outside: OnOutside) -> bool:
+    """Returns whether a path is no link, or a link to follow. Calls `on_outside` with the error of any other link."""
+    try:
+        if os.path.islink(path):  # noqa: PTH114 - a name may be too long
+            _check_target(path) if follow_links else inside(root, path, otherwise=f"remove it, or, {_IF_TRUSTED}")
+    except InvalidInputError as exc:
+        on_outside(exc)
+        return False
+    return True
+
+
+def _check_target(link: Path) -> None:
+    """Raises InvalidInputError for a link to anything but a regular file or a folder."""
+    try:
+        mode = link.stat().st_mode
+    except OSError as exc:
+        raise InvalidInputError(f"the link {str(link)!r} cannot be followed: {exc.strerror}; remove it") from exc
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InvalidInputError(f"{str(link)!r} must be a link to a file or folder, not to a device or pipe; remove it")
 
 
 def read_categories(
@@ -103,6 +177,7 @@ def read_categories(
     definitions: Mapping[str, Sequence[str]] | None = None,
     *,
     tree: bool = False,
+    follow_links: bool = False,
     on_outside: OnOutside = refused,
 ) -> list[CategoryInput]:
     """Reads categories from a folder: the images of each category are in a sub-folder with its name.
@@ -113,12 +188,15 @@ def read_categories(
 
     Args:
         folder: Folder with a sub-folder of images per category. Images are recognised by suffix; hidden files are
-            skipped. The folder is untrusted: links must not leave it.
+            skipped. The folder is untrusted: links must not leave it, unless `follow_links` is true.
         definitions: Definition texts by category, also of categories without a sub-folder.
         tree: Whether nested folders are a tree: every folder that has images itself is a category, and the folders
             above are its parent: ``animal > bird``. By default, a sub-folder and all folders in it are one category.
-        on_outside: Called with the error of each image or sub-folder that is a link out of `folder`. The path is then
-            skipped. The default raises the error.
+        follow_links: Whether links may lead out of `folder`. Each folder is visited once in a category, and once in a
+            tree. The images keep the paths through the links. Links to missing files, pipes, sockets and devices are
+            refused. Only for a folder that you trust: a link may lead to any image that you may read.
+        on_outside: Called with the error of each link that is refused: by default a link out of `folder`. The link is
+            then skipped. The default raises the error.
 
     Returns:
         The categories that have images, definition texts, or both, for `Classifier.add_categories`, sorted by name.
@@ -127,15 +205,15 @@ def read_categories(
     Raises:
         InvalidInputError: `folder` is not a folder, cannot be listed or has no sub-folders; the name of a sub-folder or
             of a definition is not a valid category name; two sub-folders name the same category; a definition is not a
-            list of texts; or there is no category.
+            list of texts; a link is refused; or there is no category.
     """
     folder = checked_path("folder", folder)
-    folders = category_folders(folder, on_outside=on_outside)
+    folders = category_folders(folder, follow_links=follow_links, on_outside=on_outside)
+    found_in = partial(find_images, root=folder, follow_links=follow_links, on_outside=on_outside)
     if tree:
-        given = _with_parents(folder, find_images(folder, on_outside=on_outside))
+        given = _with_parents(folder, found_in(folder))
     else:
-        images = {name: find_images(path, root=folder, on_outside=on_outside) for name, path in folders.items()}
-        given = [CategoryInput(name=name, images=paths) for name, paths in images.items()]
+        given = [CategoryInput(name=name, images=found_in(path)) for name, path in folders.items()]
     defined = with_definitions(given, {} if definitions is None else definitions)
     found = [category for category in defined if category.images or category.texts is not None]
     if not found:
@@ -187,7 +265,7 @@ def with_definitions(
     ]
 
 
-def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[str, Path]:
+def category_folders(folder: Path, *, follow_links: bool = False, on_outside: OnOutside = refused) -> dict[str, Path]:
     """Returns the sub-folders of a folder, by category name.
 
     Skips hidden folders, the folder `__MACOSX` that macOS adds to archives, and the collections of an embedded store in
@@ -195,11 +273,12 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
 
     Args:
         folder: The folder, or a link to one.
+        follow_links: As in `find_images`.
         on_outside: As in `find_images`.
 
     Raises:
         InvalidInputError: `folder` is not a folder, cannot be listed or has no sub-folders. Also if a sub-folder's name
-            is not a valid category name, or two sub-folders name the same category.
+            is not a valid category name, two sub-folders name the same category, or a link is refused.
     """
     folder = checked_path("folder", folder)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for a name that is too long
@@ -209,14 +288,14 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
     folders: dict[str, Path] = {}
     links: list[str] = []
     try:
-        paths = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        paths = [path for path, is_folder in _listed(folder, follow_links) if is_folder]
     except OSError as exc:
         raise InvalidInputError(f"{folder} cannot be listed: {exc.strerror}; give one that you may read") from exc
     stores = [path.name.removesuffix("catalog") for path in paths if path.name.endswith("__catalog")]
     for path in paths:
         if path.name == "__MACOSX" or path.name.startswith(tuple(stores)):
             continue
-        if not stays_inside(folder, path, on_outside):
+        if not _is_followed(path, folder, follow_links, on_outside):
             links.append(path.name)
             continue
         same = folders.setdefault(checked_name(path.name), path)
@@ -224,8 +303,9 @@ def category_folders(folder: Path, *, on_outside: OnOutside = refused) -> dict[s
             raise InvalidInputError(f"{str(same)!r} and {str(path)!r} name the same category: put them together")
     if links and not folders:
         raise InvalidInputError(
-            f"the sub-folders of {folder} are links that lead out of it, and such links are not followed: "
-            f"{', '.join(links[:_NAMED])}{', …' * (len(links) > _NAMED)}. Put the folders themselves there"
+            f"the sub-folders of {folder} are links that are not followed: "
+            f"{', '.join(links[:_NAMED])}{', …' * (len(links) > _NAMED)}. "
+            + ("Put folders there" if follow_links else f"Put the folders themselves there, or {_IF_TRUSTED}")
         )
     if not folders:
         raise InvalidInputError(

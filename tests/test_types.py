@@ -306,7 +306,8 @@ def test_prediction_as_text() -> None:
     assert str(CAT) == f"photo.jpg: cat 81.2% {others}, novelty 0.12"
     assert str(replace(CAT, ranking=(*CAT.ranking, ("owl", 0.0)))) == str(CAT)  # three categories are enough
     assert str(replace(CAT, ranking=(("cat", 0.8125),))) == "photo.jpg: cat 81.2%, novelty 0.12"
-    assert str(STRANGE) == f"photo.jpg: unknown; nearest is cat 81.2% {others}, novelty 0.70"
+    assert str(STRANGE) == "photo.jpg: unknown; nearest is cat, novelty 0.70"
+    assert str(replace(STRANGE, labels=(("dog", 0.5),))) == f"{STRANGE}; labels dog"
     assert str(replace(CAT, novelty=None)) == f"photo.jpg: cat 81.2% {others}, distance 0.25"
     assert str(BROKEN) == "broken.jpg: not classified, broken.jpg is empty"
 
@@ -326,9 +327,7 @@ def test_repr_is_one_short_line() -> None:
     assert repr(replace(CAT, novelty=None)) == (
         "Prediction(source='photo.jpg', label='cat', probability=0.812, distance=0.25)"
     )
-    assert repr(STRANGE) == (
-        "Prediction(source='photo.jpg', unknown=True, nearest='cat', probability=0.812, novelty=0.7)"
-    )
+    assert repr(STRANGE) == ("Prediction(source='photo.jpg', unknown=True, nearest='cat', novelty=0.7)")
     assert repr(BROKEN) == "Prediction(source='broken.jpg', error='broken.jpg is empty')"
     assert repr(PANDA) == "Category(name='red panda', images=5, texts=2, version=3)"
 
@@ -374,7 +373,11 @@ class Seen(HTMLParser):
 def test_a_notebook_shows_the_answer_and_its_evidence() -> None:
     for part in ("photo.jpg: cat", "81.2%", "fox", "novelty", "clip:text", "weight 75%", "cat: a.jpg (0.90)"):
         assert part in CAT._repr_html_()
-    assert "photo.jpg: unknown" in STRANGE._repr_html_()
+    strange = replace(STRANGE, labels=(("dog", 0.5),), experts={})._repr_html_()
+    assert "photo.jpg: unknown" in strange
+    assert "cat" in strange
+    assert "%" not in strange
+    assert "<meter" not in strange
     assert "broken.jpg is empty" in BROKEN._repr_html_()
     for part in ("red panda", "a small reddish arboreal mammal", "5 references", "2023-11-14 22:13 UTC, version 3"):
         assert part in PANDA._repr_html_()

@@ -823,10 +823,12 @@ class Prediction:
     def __repr__(self) -> str:
         if self.error is not None:
             return _one_line(self, source=self.source, error=self.error)
-        best = {"unknown": True, "nearest": self.nearest} if self.unknown else {"label": self.label}
         far = "distance" if self.novelty is None else "novelty"
-        numbers = {name: _rounded(getattr(self, name)) for name in ("probability", far)}
-        return _one_line(self, source=self.source, **best, **numbers)
+        numbers = {far: _rounded(getattr(self, far))}
+        if self.unknown:
+            return _one_line(self, source=self.source, unknown=True, nearest=self.nearest, **numbers)
+        numbers = {"probability": _rounded(self.probability), **numbers}
+        return _one_line(self, source=self.source, label=self.label, **numbers)
 
     def _repr_html_(self) -> str:
         return self._html(lambda *_: None)
@@ -836,11 +838,13 @@ class Prediction:
         if self.error is not None:
             return table(f"{self.source}: not classified", [("error", self.error)])
         title = f"{self.source}: unknown" if self.unknown else f"{self.source}: {self.label}"
-        rows: list[tuple[object, ...]] = [(label, f"{p:.1%}", bar(p)) for label, p in self.ranking]
+        rows: list[tuple[object, ...]] = [("nearest", self.nearest)]
+        if not self.unknown:
+            rows = [(label, f"{p:.1%}", bar(p)) for label, p in self.ranking]
         if self.hash is not None and (own := picture(self.hash, "", self.source)):
             rows.insert(0, (own,))
         if self.labels:
-            rows.append(("labels", _listed(self.labels)))
+            rows.append(("labels", _listed(self.labels, shares=not self.unknown)))
         rows.append(tuple(how_far(self).split(" ", 1)))
         for name, expert in self.experts.items():
             nearest = [f"{one.category}: {one.source} ({one.similarity:.2f})" for one in expert.neighbors[:1]]
@@ -857,11 +861,12 @@ class Prediction:
     def __str__(self) -> str:
         if self.error is not None:
             return f"{self.source}: not classified, {self.error}"
-        unknown = "unknown; nearest is " if self.unknown else ""
+        labels = f"; labels {_listed(self.labels, shares=not self.unknown)}" if self.labels else ""
+        if self.unknown:  # without the probability, which only compares the known categories
+            return f"{self.source}: unknown; nearest is {self.nearest}, {how_far(self)}{labels}"
         others = _listed(self.ranking[1:3])
         then = f" (then {others})" if others else ""
-        labels = f"; labels {_listed(self.labels)}" if self.labels else ""
-        return f"{self.source}: {unknown}{self.nearest} {self.probability:.1%}{then}, {how_far(self)}{labels}"
+        return f"{self.source}: {self.nearest} {self.probability:.1%}{then}, {how_far(self)}{labels}"
 
 
 def kind_of(prediction: Prediction, name: str) -> str:
@@ -909,8 +914,8 @@ class TrackPrediction:
         return {**fields_of(self), "ranking": _labelled(self.ranking)}
 
     def __repr__(self) -> str:
-        numbers = {"probability": _rounded(self.probability), "frames": self.frames}
-        return _one_line(self, track=self.track, label=self.label, nearest=self.nearest, **numbers)
+        best = {"unknown": True} if self.unknown else {"probability": _rounded(self.probability)}
+        return _one_line(self, track=self.track, label=self.label, nearest=self.nearest, **best, frames=self.frames)
 
 
 def _one_line(value: object, **parts: object) -> str:
@@ -918,8 +923,8 @@ def _one_line(value: object, **parts: object) -> str:
     return f"{type(value).__name__}({', '.join(f'{name}={shown(part)}' for name, part in parts.items())})"
 
 
-def _listed(ranking: Ranking) -> str:
-    return ", ".join(f"{label} {p:.1%}" for label, p in ranking)
+def _listed(ranking: Ranking, *, shares: bool = True) -> str:
+    return ", ".join(f"{label} {p:.1%}" if shares else label for label, p in ranking)
 
 
 def _rounded(number: float | None) -> float | None:

@@ -151,7 +151,21 @@ def test_unknown_images(filled: Cli, colours: Path, new: Path, monkeypatch: pyte
     add_images(colours, range(3, 8))
     assert filled("import", colours).code == 0
     assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [True, False]
-    assert filled("classify new/7.png").out.startswith("new/7.png  unknown, nearest ")
+    for options in ("", "--coverage 0.5", "--min-accuracy 0.9"):
+        said = filled(f"classify {options} new/7.png").out
+        assert said.startswith("new/7.png  unknown, nearest ")
+        assert "%" not in said
+    line, *evidence = filled("classify --explain new/7.png").out.splitlines()
+    assert "%" not in line
+    assert "among known categories" in " ".join(" ".join(evidence).split())
+    assert filled("classify --keep all new/7.png").code == 0
+    waiting = filled("inbox").out
+    assert "unknown, nearest" in " ".join(waiting.split())
+    assert "%" not in waiting
+    Path("boxes.csv").write_text("image,left,top,right,bottom,track\n7.png,0,0,8,8,car\n")
+    track = filled("classify new --boxes boxes.csv").out
+    assert track.startswith("track car  unknown, nearest ")
+    assert "%" not in track
     monkeypatch.setenv("ZSVEC_CALIBRATION", "off")
     monkeypatch.setenv("ZSVEC_UNKNOWN_ABOVE", "0.2")
     assert [o["unknown"] for o in filled("classify --json new/7.png new/red.png").objects] == [False, False]

@@ -57,6 +57,8 @@ def test_a_prediction_has_its_probability_and_pictures_as_evidence(browser: Test
 def test_an_unknown_image_and_an_unreadable_one(browser: TestClient) -> None:
     page = page_of(browser.post("/classify", files=[picture("white")], headers=PART))
     assert all(words in page.text for words in ("This looks like none of your categories", "The nearest is"))
+    assert all(words in page.text for words in ("If it were one of your categories", "Among your categories “"))
+    assert "Says" not in page.text
     page = page_of(browser.post("/classify", files=[("images", (f"{EVIL}.png", b"nothing"))], headers=PART))
     assert page.all("div", **{"data-verdict": "unread"})
     assert not page.all("script")

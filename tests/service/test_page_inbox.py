@@ -73,6 +73,10 @@ def test_images_are_shown_a_few_at_a_time(
     assert browser.get("/inbox/next", params={"shown": "x" * 20_000}).status_code == 422
 
 
+def waiting(prediction: Prediction) -> Unlabelled:
+    return Unlabelled(hash="", source="", added=datetime.now(UTC), width=0, height=0, prediction=prediction, urgency=1)
+
+
 def test_each_image_has_its_likely_categories(browser: TestClient, classifier: Classifier) -> None:
     page = shown(browser)
     for found, image in zip(page.all("li", role="option"), classifier.inbox.rank(), strict=True):
@@ -87,10 +91,12 @@ def test_an_image_is_asked_by_its_candidates(browser: TestClient, monkeypatch: p
     monkeypatch.setattr("zsvec.service.pages.inbox.choices", lambda _: ("red", "rare"))
     page = shown(browser)
     for found in page.all("li", role="option"):
-        (red, _, share), other = json.loads(str(found["data-choices"]))
+        (red, _, share), (rare, _, none) = json.loads(str(found["data-choices"]))
         assert (red, 0 <= share <= 1) == ("red", True)
-        assert other == ["rare", "under 1 %", 0.0]  # not in the ranking
+        assert (rare, none) == ("rare", 0.0)  # not in the ranking
     assert "One of these two: red, rare" in page.text
+    prediction = Prediction(source="", label="red", nearest="red", ranking=(("red", 0.9),))
+    assert _described(waiting(prediction))["choices"] == [("red", "90 %", 0.9), ("rare", "under 1 %", 0.0)]
 
 
 def test_labels_are_shown_where_an_image_may_have_several() -> None:
@@ -140,8 +146,12 @@ def outputs(*ranked: tuple[str, float]) -> dict[str, ExpertOutput]:
 )
 def test_the_reason_why_an_image_waits(ranking: Any, more: dict[str, Any], said: str) -> None:
     prediction = Prediction(source="", nearest="a", ranking=ranking, **more)
-    image = Unlabelled(hash="", source="", added=datetime.now(UTC), width=0, height=0, prediction=prediction, urgency=1)
-    assert said in _described(image)["why"]
+    assert said in _described(waiting(prediction))["why"]
+
+
+def test_the_choices_of_an_unknown_image_have_no_percentages() -> None:
+    prediction = Prediction(source="", nearest="a", ranking=(("a", 0.9), ("b", 0.1)), unknown=True)
+    assert _described(waiting(prediction))["choices"] == [("a", "", 0.9), ("b", "", 0.1)]
 
 
 # Labels

@@ -154,7 +154,9 @@ def _answers(photos: Sequence[Photo], predictions: Sequence[Prediction]) -> Tabl
             escape(photo.name),
             "[bold yellow]unknown[/]" if answer.unknown else f"[bold green]{escape(str(answer.label))}[/]",
             "" if answer.unknown else f"{answer.probability:.0%}",
-            ", ".join(f"{escape(label)} {p:.0%}" for label, p in answer.ranking[0 if answer.unknown else 1 : 3]),
+            escape(f"nearest {answer.nearest}")
+            if answer.unknown
+            else ", ".join(f"{escape(label)} {p:.0%}" for label, p in answer.ranking[1:3]),
             how_far(answer),
         )
     return table

@@ -170,8 +170,9 @@ def _table(found: Sequence[Unlabelled]) -> Table:
 def _guess(one: Unlabelled) -> str:
     if one.prediction is None:
         return "–"
-    nearest = f"{one.prediction.nearest} {one.prediction.probability:.1%}"
-    return f"unknown, nearest {nearest}" if one.prediction.unknown else nearest
+    if one.prediction.unknown:
+        return f"unknown, nearest {one.prediction.nearest}"
+    return f"{one.prediction.nearest} {one.prediction.probability:.1%}"
 
 
 def _write_sheet(file: Path, found: Sequence[Unlabelled], inbox: Inbox) -> None:

@@ -269,7 +269,8 @@ def print_prediction(
 
     Args:
         prediction: The prediction.
-        explain: Whether the evidence follows the line of text.
+        explain: Whether the evidence follows the line of text. The line of an unknown image has no percentages, because
+            they would only compare the known categories; the evidence has.
         json: Whether to print a JSON object.
         coverage: Coverage of the candidates to print, if any.
         min_accuracy: Accuracy for `Prediction.at`, if any. The line begins with its answer.
@@ -286,18 +287,26 @@ def print_prediction(
         label = f"[bold yellow]no answer[/], nearest {nearest}"
     elif min_accuracy is not None and answer and answer[0] != prediction.label:
         perhaps = "[bold yellow]unknown[/], perhaps " * prediction.unknown
-        label = f"{perhaps}[bold green]{escape(kind_of(prediction, answer[0]))}[/] {answer[1]:.1%}, nearest {nearest}"
+        kind = f"{perhaps}[bold green]{escape(kind_of(prediction, answer[0]))}[/]"
+        label = f"{kind}{_share(prediction, answer[1])}, nearest {nearest}"
     then = ", ".join(f"{escape(label)} {p:.1%}" for label, p in prediction.ranking[1:3])
+    asked = "" if coverage is None else "if known: " if prediction.unknown else f"{100 * coverage:g}%: "
     out.print(
-        f"{escape(prediction.source)}  {label} {prediction.probability:.1%}"
-        + (f"  [dim]then {then}[/]" if then else "")
+        f"{escape(prediction.source)}  {label}{_share(prediction, prediction.probability)}"
+        + (f"  [dim]then {then}[/]" if then and not prediction.unknown else "")
         + f"  [dim]{how_far(prediction)}[/]"
-        + ("" if coverage is None else f"  {100 * coverage:g}%: {_in_set(prediction.candidates(coverage))}")
+        + ("" if coverage is None else f"  {asked}{_in_set(prediction.candidates(coverage))}")
     )
     if prediction.labels:
-        out.print("  labels " + ", ".join(f"[bold]{escape(label)}[/] {p:.1%}" for label, p in prediction.labels))
+        labels = (f"[bold]{escape(label)}[/]{_share(prediction, p)}" for label, p in prediction.labels)
+        out.print(f"  labels {', '.join(labels)}")
     if explain:
         out.print(evidence_table(prediction))
+
+
+def _share(answer: Prediction | TrackPrediction, share: float | None) -> str:
+    """Returns a share of the probability, to follow a name. Empty for an unknown image, which no category fits."""
+    return "" if answer.unknown else f" {share:.1%}"
 
 
 def _in_set(candidates: Sequence[str] | None) -> str:
@@ -317,7 +326,7 @@ def print_track(answer: TrackPrediction, *, json: bool) -> None:
     found = f"[bold green]{nearest}[/]" if answer.locked else f"[bold yellow]undecided[/], nearest {nearest}"
     label = f"[bold yellow]unknown[/], nearest {nearest}" if answer.unknown else found
     after = "" if answer.decided_after is None else f", decided after {answer.decided_after}"
-    out.print(f"{line}{label} {answer.probability:.1%}  [dim]{counted(answer.frames, 'frame')}{after}[/]")
+    out.print(f"{line}{label}{_share(answer, answer.probability)}  [dim]{counted(answer.frames, 'frame')}{after}[/]")
 
 
 def evidence_table(prediction: Prediction) -> Table:
@@ -330,8 +339,9 @@ def evidence_table(prediction: Prediction) -> Table:
         + "; without a calibration, no image is unknown" * (prediction.novelty is None)
         + "; novelty by words alone" * (prediction.novelty_basis == "words")
     )
+    says = "among known categories" if prediction.unknown else "says"
     return new_table(
-        *("expert", "weight", "entropy", "says", "nearest references"),
+        *("expert", "weight", "entropy", says, "nearest references"),
         rows=(
             (
                 name,
@@ -342,7 +352,7 @@ def evidence_table(prediction: Prediction) -> Table:
             )
             for name, expert in prediction.experts.items()
         ),
-        wrapped=("says", "nearest references"),
+        wrapped=(says, "nearest references"),
         caption=caption,
     )
 

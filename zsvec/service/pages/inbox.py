@@ -72,7 +72,7 @@ def _described(image: Unlabelled) -> dict[str, Any]:
     if asked := choices(prediction):
         headline, why = f"{one_of(asked)} {', '.join(asked)}", ""
         shares = {label: shares.get(label, 0.0) for label in asked}
-    buttons = [(label, percent(share), share) for label, share in shares.items()]
+    buttons = [(label, "" if prediction.unknown else percent(share), share) for label, share in shares.items()]
     shown = {"verdict": verdict(prediction), "guess": guess, "headline": headline, "why": why, "choices": buttons}
     return described | shown
 

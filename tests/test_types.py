@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, asdict, replace
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
@@ -202,7 +202,8 @@ def test_prediction_to_dict() -> None:
 def test_prediction_of_an_unknown_or_unreadable_image_to_dict() -> None:
     assert STRANGE.to_dict() == {**CAT.to_dict(), "label": None, "unknown": True, "novelty": 0.7}
     early = replace(CAT, threshold_progress=ThresholdProgress(9, 19))
-    assert early.to_dict() == {**CAT.to_dict(), "threshold_progress": {"images": 9, "needed": 19}}
+    progress = {"images": 9, "needed": 19, "one_scene": 0, "copied": 0}
+    assert early.to_dict() == {**CAT.to_dict(), "threshold_progress": progress}
     empty: dict[str, object] = {"ranking": [], "path": [], "labels": [], "experts": {}, "incomplete": []}
     values = {"source": "broken.jpg", "error": "broken.jpg is empty", "unknown": False, "calibration": "none"}
     assert BROKEN.to_dict() == dict.fromkeys(CAT.to_dict()) | empty | values | {"stale_seconds": 0.0}
@@ -233,6 +234,9 @@ def test_prediction_keys_are_those_of_the_design() -> None:
 def test_the_progress_towards_a_threshold_says_how_many_images_are_needed() -> None:
     assert str(ThresholdProgress(9, 19)).startswith("9 of 19 images until ")
     assert str(ThresholdProgress(0, 1)).startswith("0 of 1 image until ")
+    assert ThresholdProgress(9, 19).not_counted == ""
+    similar = ThresholdProgress(0, 19, one_scene=40, copied=2)
+    assert "40 of categories that show one scene, 2 with a copy" in str(similar)
     early = replace(CAT, threshold_progress=ThresholdProgress(9, 19))
     assert "9 of 19 images" in early._repr_html_()
     assert (str(early), repr(early)) == (str(CAT), repr(CAT))  # one line of many in a batch
@@ -253,6 +257,10 @@ def test_an_invalid_progress_is_ignored(stored: object) -> None:
 
 def test_the_progress_is_read_as_it_was_stored() -> None:
     assert ThresholdProgress.from_dict({"images": 9, "needed": 19}) == ThresholdProgress(9, 19)
+    progress = ThresholdProgress(9, 19, one_scene=3, copied=2)
+    assert ThresholdProgress.from_dict(asdict(progress)) == progress
+    for wrong in (-1, 0.5, "1", None, 10**30):
+        assert ThresholdProgress.from_dict({**asdict(progress), "copied": wrong}) is None
 
 
 @pytest.mark.parametrize(

@@ -473,25 +473,40 @@ class ThresholdProgress:
     """Progress of a store towards a rejection threshold that keeps the false-unknown rate.
 
     Attributes:
-        images: Number of reference images that count. The only image of a category does not count.
+        images: Number of reference images that count.
         needed: Number of such images from which the threshold can be learned; greater than `images`.
+        one_scene: Number of images that do not count, because their category has no image of another scene. Among them
+            is the only image of a category.
+        copied: Number of images that do not count, because another category has the same picture.
     """
 
     images: int
     needed: int
+    one_scene: int = 0
+    copied: int = 0
 
     def __str__(self) -> str:
         return (
             f"{self.images} of {counted(self.needed, 'image')} until unknown images can be rejected as you asked; "
-            "until then, a prior also decides"
+            "until then, a prior also decides" + (f"; not counted: {self.not_counted}" if self.not_counted else "")
         )
+
+    @property
+    def not_counted(self) -> str:
+        """The images that do not count, in words, by reason. Empty if all images count."""
+        reasons = {"of categories that show one scene": self.one_scene, "with a copy in another category": self.copied}
+        return ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
 
     @classmethod
     def from_dict(cls, values: object) -> ThresholdProgress | None:
         """Reads an entry of a stored calibration, which any writer may have made. Returns ``None`` if it is invalid."""
         match values:
-            case {"images": int(images), "needed": int(needed)} if 0 <= images < needed <= MAX_IMAGES:
-                return cls(int(images), int(needed))  # a bool becomes a number
+            case {"images": int(images), "needed": int(needed), **others} if 0 <= images < needed <= MAX_IMAGES:
+                match [others.get("one_scene", 0), others.get("copied", 0)]:
+                    case [int(one_scene), int(copied)] if (
+                        0 <= min(one_scene, copied) <= max(one_scene, copied) <= MAX_IMAGES
+                    ):
+                        return cls(int(images), int(needed), int(one_scene), int(copied))  # a bool becomes a number
         return None
 
 

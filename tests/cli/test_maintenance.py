@@ -41,7 +41,7 @@ def test_info(filled: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
         "profile": "base",
         "encoders": {"clip": encoder, "dino": encoder},
         "calibration": "current",
-        "threshold_progress": {"images": 9, "needed": 19},
+        "threshold_progress": {"images": 9, "needed": 19, "one_scene": 0, "copied": 0},
         "measured": {
             "all together": "no export yet (`zsvec encoders export`)",
             "clip by torch": "not measured yet",

@@ -106,21 +106,31 @@ def test_early_thresholds_end_where_enough_images_begin() -> None:
 
 def test_the_progress_counts_the_images_that_a_threshold_is_learned_from() -> None:
     rng = np.random.default_rng(11)
-    for sizes, others, counted in [
-        ({"a": 3, "b": 3, "c": 3}, "", 9),
-        ({"a": 16, "b": 2}, "", 18),
-        ({"a": 18, "b": 1}, "", 18),
-        (dict.fromkeys("abcdefghijklmnopqrstuv", 1), "", 0),
-        (dict.fromkeys("abcdefghijklmnopqrstuv", 1), "z", 0),  # has a threshold for categories without images
-        ({"a": 3}, "z", 3),
-        ({"a": 17, "b": 2}, "", None),
-        ({"a": 19}, "z", None),
+    for sizes, others, counted, single in [
+        ({"a": 3, "b": 3, "c": 3}, "", 9, 0),
+        ({"a": 16, "b": 2}, "", 18, 0),
+        ({"a": 18, "b": 1}, "", 18, 1),
+        (dict.fromkeys("abcdefghijklmnopqrstuv", 1), "", 0, 22),
+        (dict.fromkeys("abcdefghijklmnopqrstuv", 1), "z", 0, 22),  # has a threshold for categories without images
+        ({"a": 3}, "z", 3, 0),
+        ({"a": 17, "b": 2}, "", None, 0),
+        ({"a": 19}, "z", None, 0),
     ]:
         experts = {"clip:image": clusters(rng, sizes, 1.0), "clip:text": texts(rng, [*sizes, *others])}
         made, _ = calibrated(experts)
-        assert made.threshold_progress == (None if counted is None else ThresholdProgress(counted, 19))
+        progress = None if counted is None else ThresholdProgress(counted, 19, one_scene=single)
+        assert made.threshold_progress == progress
         assert ("clip:image+clip:text" in made.aggregations.thresholds) == (counted is None)
         assert Calibration.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+
+
+def test_the_progress_says_why_images_do_not_count() -> None:
+    rng = np.random.default_rng(11)
+    images = {name: dict(found) for name, found in clusters(rng, {"a": 3, "b": 2, "c": 2, "d": 2}, 1.0).items()}
+    images["b"]["b001"] = images["b"]["b000"]  # one scene
+    images["c"]["c001"] = images["a"]["a002"]  # a copy in another category
+    made, _ = calibrated({"clip:image": images, "clip:text": texts(rng, "abc")})
+    assert made.threshold_progress == ThresholdProgress(5, 19, one_scene=2, copied=2)
 
 
 def test_the_progress_of_the_smallest_rate_is_a_finite_number() -> None:

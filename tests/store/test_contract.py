@@ -727,7 +727,7 @@ def test_info_counts_a_calibration_of_another_format_as_none(open_store: OpenSto
 
 
 def test_info_has_the_progress_towards_a_threshold(open_store: OpenStore) -> None:
-    store, progress = open_store(), {"images": 9, "needed": 19}
+    store, progress = open_store(), {"images": 9, "needed": 19, "one_scene": 2, "copied": 1}
     assert store.info()["threshold_progress"] is None
     cases: list[tuple[dict[str, Any], object]] = [
         ({"threshold_progress": progress}, progress),

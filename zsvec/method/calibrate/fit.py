@@ -233,7 +233,7 @@ def _fit_exact(
         aggregations=of_two,
         classwise=classwise_pool,
         backgrounds={name: learned.kept() for name, learned in own.items()},
-        threshold_progress=threshold_progress(n_images, false_unknown_rate),
+        threshold_progress=threshold_progress(sample, n_images, false_unknown_rate),
     )
 
 
@@ -301,7 +301,7 @@ def _of_one_aggregation(
         experts={expert: fitted[expert, aggregation] for expert in sample.aggregations},
         plain=pool,
         aggregations=pool,
-        threshold_progress=threshold_progress(n_images, false_unknown_rate),
+        threshold_progress=threshold_progress(sample, n_images, false_unknown_rate),
         multilabel=labels is not None,
     )
 

@@ -90,6 +90,19 @@ class LeftOut:
         some = {expert: found for expert, found in self.aggregations.items() if expert in experts}
         return replace(self, coverage=self.coverage[chosen], aggregations=some)
 
+    def alone(self) -> NDArray[np.bool_]:
+        """Returns whether the category of each image has no image of another scene, bool ``(n_images,)``."""
+        rows = np.arange(len(self.labels))
+        own = np.stack([next(iter(found.values()))[rows, self.labels] for found in self.aggregations.values()])
+        alone: NDArray[np.bool_] = np.any(np.isnan(own) & self.coverage[:, self.labels], axis=0)
+        return alone
+
+    @property
+    def skipped(self) -> int:
+        """Number of images that the sample leaves out, because another category has a copy."""
+        names = [self.categories[label] for label in self.labels]
+        return len(self.copies.keys() - set(zip(names, self.hashes, strict=bool(self.hashes))))
+
     def judged(self) -> LeftOut:
         """Returns the sample without the categories that have images, of which none was left out.
 
@@ -101,9 +114,7 @@ class LeftOut:
         The same holds for a category without an image in the sample. A category of texts alone stays, as its evidence
         is neutral for each image expert.
         """
-        rows = np.arange(len(self.labels))
-        own = np.stack([next(iter(found.values()))[rows, self.labels] for found in self.aggregations.values()])
-        alone = (np.isnan(own) & self.coverage[:, self.labels]).any(axis=0)
+        alone = self.alone()
         image = [encoder_and_modality(expert)[1] == "image" for expert in self.aggregations]
         kept = np.union1d(self.labels[~alone], np.flatnonzero(~self.coverage[image].any(axis=0)))
         if alone.all() or len(kept) == len(self.categories):

@@ -41,11 +41,19 @@ def fewest(fraction: float) -> float:
     return next((images for images in (least - 1, least, least + 1) if enough(images, fraction)), least)
 
 
-def threshold_progress(images: int, false_unknown_rate: float) -> ThresholdProgress | None:
-    """Returns the progress towards a threshold; ``None`` if the images are `enough`."""
+def threshold_progress(sample: LeftOut, images: int, false_unknown_rate: float) -> ThresholdProgress | None:
+    """Returns the progress towards a threshold; ``None`` if the images are `enough`.
+
+    Args:
+        sample: Left-out images.
+        images: Number of these images that count, from `learn_thresholds`.
+        false_unknown_rate: As in `learn_thresholds`.
+    """
     if enough(images, false_unknown_rate):
         return None
-    return ThresholdProgress(images, int(min(fewest(false_unknown_rate), MAX_IMAGES)))
+    needed = int(min(fewest(false_unknown_rate), MAX_IMAGES))
+    one_scene = int(np.count_nonzero(sample.alone()))
+    return ThresholdProgress(images, needed, one_scene=one_scene, copied=sample.skipped)
 
 
 def quantile(evidence: Doubles, fraction: float) -> float:

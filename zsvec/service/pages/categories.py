@@ -22,7 +22,7 @@ from zsvec.service.pages.changes import changed, lines_in, name_in
 from zsvec.service.pages.rendering import category_path, is_part, render
 from zsvec.service.problems import JSON, refusal
 from zsvec.service.uploads import Upload, sent_form, sent_json
-from zsvec.types import Category, SmallImage, StoredReference, counted
+from zsvec.types import Category, SmallImage, StoredReference, ThresholdProgress, counted
 
 router = APIRouter()
 
@@ -118,7 +118,7 @@ async def show(
         categories=categories,
         found=len(found),
         cards=cards,
-        progress=info.get("threshold_progress"),
+        progress=ThresholdProgress.from_dict(info.get("threshold_progress")),
         collections=info.get("attached", ()),
         calibrated=info.get("calibration") != "none",
         filter=filter,

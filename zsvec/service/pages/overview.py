@@ -10,6 +10,7 @@ from starlette.responses import Response
 from zsvec.service.api.common import Runs
 from zsvec.service.pages.comparisons import audit_of, comparisons_of, is_automatic, without_gone
 from zsvec.service.pages.rendering import render
+from zsvec.types import ThresholdProgress
 
 router = APIRouter(prefix="/overview")
 
@@ -35,7 +36,7 @@ async def show(request: Request, work: Runs) -> Response:
             "points": images - photos,
             "texts": sum(len(category.texts) for category in categories),
             "waiting": len(classifier.inbox),
-            "progress": info["threshold_progress"],
+            "progress": ThresholdProgress.from_dict(info["threshold_progress"]),
             "calibration": info["calibration"],
         }
 

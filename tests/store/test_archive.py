@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 import zipfile
 import zlib
@@ -335,6 +337,36 @@ def test_an_archive_that_no_import_would_read_is_not_written(
         Archive(source).export(tmp_path / "a.zsvec")
     assert not list(tmp_path.glob("*.zsvec"))
     assert not list(tmp_path.glob(".zsvec-*"))
+
+
+def bounded(monkeypatch: pytest.MonkeyPatch, bound: str, value: int) -> None:
+    """Sets a bound of the list of categories for exports and imports."""
+    monkeypatch.setattr(f"zsvec.store.archive.writer.{bound}", value)
+    monkeypatch.setattr(f"zsvec.store.archive.reader.{bound}", value)
+
+
+@pytest.mark.parametrize(("bound", "number"), [("MOST_CATEGORIES", 5), ("MOST_MARKS", 3)])
+def test_an_archive_has_a_bounded_number_of_categories_and_marks(
+    source: Store, file: Path, tmp_path: Path, bound: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(file) as zipped:
+        listed = lines(zipped.read("categories.jsonl"))
+    marks = sum(len(one.get("withdrawn", "")) // 16 + len(one.get("kept", "")) // 17 for one in listed)
+    assert number == {"MOST_CATEGORIES": len(listed), "MOST_MARKS": marks}[bound]
+    bounded(monkeypatch, bound, number)
+    assert Archive(source).export(tmp_path / "a.zsvec").complete
+    target, copied = imported(tmp_path / "a.zsvec")
+    assert copied.complete
+    assert_same(source, target)
+    bounded(monkeypatch, bound, number - 1)
+    with pytest.raises(InvalidInputError, match=f"got .*{number} {bound.removeprefix('MOST_').lower()}"):
+        Archive(source).export(tmp_path / "b.zsvec")
+    assert not list(tmp_path.glob("*b.zsvec*"))
+    assert Archive(source).export(tmp_path / "b.zsvec", categories=["dog"]).complete
+    target = new_target()
+    with pytest.raises(StoreError):
+        imported(file, target)
+    assert target.encoders() == {}
 
 
 @pytest.mark.parametrize(
@@ -687,6 +719,48 @@ def forge_head(file: Path, entry: str, change: Callable[[bytes], bytes]) -> None
     with zipfile.ZipFile(file, "w") as zipped:
         for name, content in entries.items():
             zipped.writestr(name, content)
+
+
+_IMPORT = """
+import re, sys
+from pathlib import Path
+from zsvec.curation.archive import Archive
+from zsvec.errors import StoreError
+from zsvec.store import open_store
+
+# not ru_maxrss, which begins with the value of the parent
+peak = lambda: int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10
+with open_store(sys.argv[2], namespace="zsvec") as store:
+    before = peak()
+    try:
+        Archive(store).import_(sys.argv[1])
+    except StoreError:
+        pass
+    print(peak() - before, len(store.categories()))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is measured in other units elsewhere")
+@pytest.mark.parametrize(
+    ("number", "categories", "most"),
+    [(layout.MOST_CATEGORIES - 5, 4, 350), (2 * layout.MOST_CATEGORIES, 0, 100)],
+    ids=["at the bound", "beyond"],
+)
+def test_an_archive_of_marks_alone_takes_bounded_memory(
+    file: Path, tmp_path: Path, number: int, categories: int, most: int
+) -> None:
+    """A small file names many removed categories, which are committed in batches. `most` is in MiB."""
+    marks = "".join(
+        f'{{"category":"removed {i}","version":1,"changed":1,"retired":true,"withdrawn":"{i:016x}"}}\n'
+        for i in range(number)
+    )
+    forge(file, {"categories.jsonl": lambda content: content + marks.encode()})
+    assert file.stat().st_size < 10**6
+    command = [sys.executable, "-c", _IMPORT, str(file), str(tmp_path / "target")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    growth, found = map(int, done.stdout.split())
+    assert found == categories
+    assert growth < most
 
 
 def test_a_wrong_checksum_of_the_list_stops_the_import(file: Path) -> None:

@@ -405,7 +405,7 @@ def _batches(categories: Iterable[Category]) -> Iterator[list[Category]]:
     batch: list[Category] = []
     references = 0
     for category in categories:
-        number = sum(category.references.values())
+        number = max(1, sum(category.references.values()))  # a removed category has marks alone
         if batch and references + number > _AT_ONCE:
             yield batch
             batch, references = [], 0

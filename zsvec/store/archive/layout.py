@@ -41,6 +41,10 @@ LARGEST_RECORD = 16 * 2**20
 """Maximum bytes of the manifest, of the calibration, and of one line of the categories."""
 LARGEST_LIST = 128 * 2**20
 """Maximum bytes of the list of categories."""
+MOST_CATEGORIES = 50_000
+"""Maximum number of categories, including removed categories of which the marks are left."""
+MOST_MARKS = 1_000_000
+"""Maximum number of marks of all categories together. A mark takes about 73 bytes of memory."""
 LARGEST_DIRECTORY = 48 * 2**20
 """Maximum bytes of the directory of the zip, which Python reads as a whole."""
 

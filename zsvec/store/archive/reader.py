@@ -44,7 +44,9 @@ from zsvec.store.archive.layout import (
     LARGEST_PART,
     LARGEST_RECORD,
     MANIFEST,
+    MOST_CATEGORIES,
     MOST_IN_TABLE,
+    MOST_MARKS,
     VERSION,
     WAITING,
     checksum,
@@ -52,6 +54,7 @@ from zsvec.store.archive.layout import (
 )
 from zsvec.store.backends.base import Points
 from zsvec.store.catalog.changefeed import Cursor, Look
+from zsvec.store.catalog.marks import number_of_marks
 from zsvec.store.catalog.schema import (
     LONGEST_SOURCE,
     category_from,
@@ -238,7 +241,7 @@ class ArchiveReader:
 
     def _read_categories(self) -> Iterator[Category]:
         """Yields the readable categories of the list, and notes their folders and the unreadable categories."""
-        digest, values, names = sha256(), 0, set[str]()
+        digest, values, marks, names = sha256(), 0, 0, set[str]()
         if self._zip.getinfo(CATEGORIES).file_size > LARGEST_LIST:
             raise self._damaged(CATEGORIES, f"it has more than {LARGEST_LIST:,} bytes")
         with self._reading(CATEGORIES), self._zip.open(CATEGORIES) as file:
@@ -248,6 +251,9 @@ class ArchiveReader:
                 if values > _MOST_VALUES:
                     raise ValueError(f"it has more than {_MOST_VALUES:,} values")
                 record = _parsed(line)
+                marks += number_of_marks(record)
+                if len(names) == MOST_CATEGORIES or marks > MOST_MARKS:
+                    raise ValueError(f"it has more than {MOST_CATEGORIES:,} categories, or {MOST_MARKS:,} marks")
                 name = record["category"]
                 if not isinstance(name, str) or name in names:
                     raise ValueError(f"the name {shown(name)} is no text, or is there twice")

@@ -29,6 +29,8 @@ from zsvec.store.archive.layout import (
     LARGEST_LIST,
     LARGEST_RECORD,
     MANIFEST,
+    MOST_CATEGORIES,
+    MOST_MARKS,
     PART_BYTES,
     VERSION,
     WAITING,
@@ -69,15 +71,17 @@ def write_archive(
     seen = chosen(every, names)
     check_names(every, names, source)
     live = [category for category in seen.categories if category.write_ids]
+    marked = (one for one in seen.categories if not one.write_ids and (one.withdrawn or one.retired))
+    removed = [category for category in marked if not problem_of(category)]
+    _check_number(source, [*live, *removed])
     with _replacing(path) as file, ZipFile(file, "w") as zipped:
         archive = _Writer(source, zipped, list(encoders), small=source.keeps_images())
         archive.damaged.update(dict.fromkeys(seen.unreadable, "its manifest cannot be read: look with `zsvec doctor`"))
         for category in track(live):
             if archive.add(category):
                 on_commit(category)
-        for category in seen.categories:
-            if not category.write_ids and (category.withdrawn or category.retired) and not problem_of(category):
-                archive.add_removed(category)
+        for category in removed:
+            archive.add_removed(category)
         later = chosen(source.look(seen.cursor, {one.name: one.version for one in every.categories}), names)
         changed = tuple(category.name for category in later.categories)
         for name in changed:  # references that another writer removed meanwhile are no damage
@@ -94,6 +98,17 @@ def write_archive(
         calibration=None if calibration is None else is_whole,
         size=archive.size,
     )
+
+
+def _check_number(source: Source, categories: Sequence[Category]) -> None:
+    """Raises InvalidInputError if an import would refuse the number of these categories, or of their marks."""
+    number, marks = len(categories), sum(len(one.withdrawn) + len(one.kept) for one in categories)
+    if number > MOST_CATEGORIES or marks > MOST_MARKS:
+        raise InvalidInputError(
+            f"an archive must have at most {MOST_CATEGORIES:,} categories, including removed ones, and {MOST_MARKS:,} "
+            f"marks, got {number:,} categories and {marks:,} marks in {source.location}. Export them to several "
+            "archives (--categories)"
+        )
 
 
 @contextmanager

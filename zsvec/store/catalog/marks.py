@@ -53,6 +53,12 @@ def marks_from(manifest: Mapping[str, Any], field: str) -> tuple[str, ...]:
     return tuple(found[start : start + width] for start in range(0, len(found), width))
 
 
+def number_of_marks(manifest: Mapping[str, Any]) -> int:
+    """Returns how many marks a manifest has, at the most, from the lengths of the fields alone."""
+    found = [(manifest.get(field), width) for field, width in _WIDTHS.items()]
+    return sum(len(marks) // width for marks, width in found if isinstance(marks, str))
+
+
 def without_marks(manifest: Mapping[str, Any], hashes: Collection[str]) -> dict[str, Any]:
     """Returns a manifest without the marks of images, given by content hash."""
     left, gone = dict(manifest), set(map(mark, hashes))

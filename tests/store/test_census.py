@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.store.material import add, commits
 from tests.store.support import Deployment
-from zsvec.store import Census, Store
+from zsvec.store import Census, Points, Store
+from zsvec.store.backends.edge.backend import EdgeBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
@@ -59,8 +60,8 @@ def test_reads_only_changes(open_store: OpenStore, monkeypatch: pytest.MonkeyPat
     read: list[str] = []
     look = store.look
 
-    def noting(*args: Any) -> Any:
-        found = look(*args)
+    def noting(*args: Any, **options: Any) -> Any:
+        found = look(*args, **options)
         read.extend(category.name for category in found.categories)
         return found
 
@@ -69,6 +70,37 @@ def test_reads_only_changes(open_store: OpenStore, monkeypatch: pytest.MonkeyPat
     assert (categories, set(references.values())) == (6, {6})
     assert read == ["f"]
     assert revision == store.category("f").rev
+
+
+@pytest.mark.parametrize("deployment", ["edge"], indirect=True)
+def test_opening_reads_few_removed_categories(
+    deployment: Deployment, open_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store may have many more removed categories than present ones."""
+    store = open_store()
+    names = [f"removed {i}" for i in range(20)]
+    for name in ["kept", *names]:
+        add(store, name, [name])
+    for name in names:
+        store.remove(name)
+    revision = max(category.rev for category in commits(store))
+    store.close()
+    read: list[str] = []
+    scroll = EdgeBackend.scroll
+
+    def noting(*args: Any, **options: Any) -> Iterator[Points]:
+        for page in scroll(*args, **options):
+            read.extend(payload["category"] for payload in page.payloads if payload.get("kind") == "manifest")
+            yield page
+
+    monkeypatch.setattr(EdgeBackend, "scroll", noting)
+    store = deployment.open()
+    census = Census(store)
+    assert census.update() == (1, {"clip:image": 1, "dino:image": 1}, revision)
+    assert [category.name for category in store.categories()] == ["kept"]
+    assert len(read) <= 4
+    store.remove("kept")
+    assert census.update() == (0, {}, max(category.rev for category in commits(store)))
 
 
 def test_of_nothing(open_store: OpenStore) -> None:

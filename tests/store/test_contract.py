@@ -452,7 +452,6 @@ def test_payloads_and_ids_are_as_documented(deployment: Deployment, open_store: 
         "texts": ["text"],
         "metadata": {"k": 1},
         "writers": manifest["writers"],
-        "removed": False,
     }
     assert len(manifest["writers"]) == 1
     assert catalog[identifier("store", "")]["schema"] == 3

@@ -261,7 +261,7 @@ class Searcher:
         self._keep()
         dropped = self._cache.dropped() if self._cache else b""
         whole = time.monotonic() - self._compared >= COMPARED
-        look = self._store.look(self._cursor, self._versions, whole=whole)
+        look = self._store.look(self._cursor, self._versions, whole=whole, removed=False)
         if look.reset:
             self._begin()
         if whole:
@@ -269,7 +269,7 @@ class Searcher:
         self._spec = spec or self._spec
         later = {category.name: category for category in look.categories}
         versions = {name: category.version for name, category in later.items()}
-        self._changed = max([self._changed, *(category.rev for category in look.categories)])
+        self._changed = max(self._changed, look.revision)
         attached = self._store.attached_parts()
         later = self._with_attached(later, attached)
         if self._cache and self._cursor.store is None and look.cursor.store:

@@ -35,7 +35,7 @@ class Census:
         The points of attached collections count.
         """
         with self._lock:
-            look = self._store.look(self._cursor, self._versions)
+            look = self._store.look(self._cursor, self._versions, removed=False)
             if look.reset:
                 self._begin()
             for category in look.categories:
@@ -45,7 +45,7 @@ class Census:
                     self._live[category.name] = category.references
                     self._total.update(category.references)
             self._cursor = look.cursor
-            self._revision = max([self._revision, *(category.rev for category in look.categories)])
+            self._revision = max(self._revision, look.revision)
             attached = self._store.attached_parts().by_category
             points = Counter[str]()
             for parts in attached.values():

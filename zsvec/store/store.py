@@ -446,7 +446,7 @@ class Store:
         """
         return self._attached.current()
 
-    def look(self, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
+    def look(self, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False, removed: bool = True) -> Look:
         """Returns what has changed since the last look, including every commit acknowledged before this look began.
 
         Args:
@@ -454,11 +454,13 @@ class Store:
             known: Versions of the categories that the reader has, by name.
             whole: Whether to compare all categories. This also finds commits of writers that were killed before
                 publishing.
+            removed: Whether the reader needs the removed categories, which may be many, for their marks. Otherwise,
+                the first look at an embedded store leaves them out, and `whole` has no effect there.
 
         Raises:
             StoreError: The store has another schema, or this namespace was deleted after a switch to other encoders.
         """
-        found = look(self._catalog, cursor, known, whole=whole)
+        found = look(self._catalog, cursor, known, whole=whole, removed=removed)
         if found.attachments is not None:
             self._attached.follow(found.attachments, found.dims, found.record)
         return found

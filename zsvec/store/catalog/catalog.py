@@ -18,9 +18,11 @@ from zsvec.store.backends.base import Backend, Put, Where
 from zsvec.store.catalog.schema import (
     CATALOG_INDEXES,
     LATEST,
+    LOOK_FIELDS,
     NO_CALIBRATION,
     OWN_KINDS,
     PAST,
+    REMOVED,
     SCHEMA,
     calibrated_revision,
     calibration_from,
@@ -29,6 +31,8 @@ from zsvec.store.catalog.schema import (
     expected,
     fingerprints_from,
     is_believed,
+    is_damaged,
+    is_number,
     is_record,
     keeps_images,
     place_of,
@@ -205,16 +209,16 @@ class Catalog:
 
     def categories(self) -> tuple[list[Category], list[str]]:
         """Returns the committed categories, sorted by name, and the names of categories with an unreadable manifest."""
-        categories, unreadable = readable(self.manifests())
+        categories, unreadable = readable(self.manifests(removed=False))
         return [category for category in categories if category.write_ids], unreadable
 
-    def manifests(self) -> list[Mapping[str, Any]]:
-        """Returns the manifests of all categories, removed categories included.
+    def manifests(self, *, removed: bool = True) -> list[Mapping[str, Any]]:
+        """Returns the manifests of all categories. Without `removed`, tombstones may be left out.
 
         Raises:
             StoreError: The store has another schema, its catalog is damaged, or this namespace was deleted.
         """
-        records = self.scroll_all(Where(match={"kind": "manifest"}, or_match=STORE))
+        records = self.scroll_all(Where(match={"kind": "manifest"}, or_match=STORE), removed=removed)
         stores = [record for record in records if record["kind"] == "store"]
         if stores:
             self.check_readable(stores[0])
@@ -222,6 +226,25 @@ class Catalog:
             self.check_not_lost(records)
         store = store_id(records)
         return [record for record in records if record["kind"] != "store" and belongs(record, store)]
+
+    def revision(self, store: str, categories: Iterable[Category], until: int = LATEST - 1) -> int:
+        """Returns the largest ``rev`` of these categories and of all removals, without reading all tombstones.
+
+        Args:
+            store: Id of the store.
+            categories: The present categories.
+            until: Largest ``rev`` of the tombstones to read.
+        """
+        known = max((category.rev for category in categories), default=0)
+        tombstones = Where(match={"kind": "manifest", **REMOVED}, until=until)
+        # The newest tombstone is of the last removal, unless an older one was fenced or has got marks since.
+        steps = (self.backend.newest(self.collection, tombstones), 0) if self.exclusive else (0,)
+        for since in steps:
+            where = Where(match={"kind": "manifest"}, since=max(since, known + 1), until=until)
+            found = self.scroll(where, fields=(*LOOK_FIELDS, "changed"))
+            valid = [record for record in found if belongs(record, store) and not is_damaged(record)]
+            known = max([known, *(record["changed"] for record in valid if is_number(record.get("changed")))])
+        return known
 
     def find(self, name: str) -> Category | None:
         """Returns the committed category of this name, or ``None`` if it does not exist."""
@@ -363,8 +386,8 @@ class Catalog:
         revision = calibrated_revision(kept)
         if revision is None:
             return "damaged" if self._is_calibration_damaged(kept) else "none"
-        categories, _ = readable(self.manifests())
-        return "stale" if any(category.rev > revision for category in categories) else "current"
+        newest = self.revision(store_id([self.store() or {}]), self.categories()[0])
+        return "stale" if newest > revision else "current"
 
     def _is_calibration_damaged(self, kept: Mapping[str, Any] | None) -> bool:
         if kept:
@@ -420,18 +443,24 @@ class Catalog:
         """Returns all matching records, validated by `_read`."""
         return self._read(self._found(where, fields))
 
-    def scroll_all(self, where: Where) -> list[Mapping[str, Any]]:
+    def scroll_all(self, where: Where, *, removed: bool = True) -> list[Mapping[str, Any]]:
         """Returns all records of the kinds in `where`.
 
         The records of an embedded store are read without the payload index, which may be damaged.
+
+        Args:
+            where: The kinds.
+            removed: Whether to read the tombstones of an embedded store, which may be many. A server has no index of
+                them, and is asked for all.
 
         Raises:
             StoreError: An embedded store has another schema, or the record of the store is damaged.
         """
         if not self.exclusive:
             return self.scroll(where)
-        kinds = [kind for match in (where.match, where.or_match or {}) for kind in _listed(match["kind"])]
-        records = list(self._found(replace(where, match={}, without=PAST)))
+        kinds = [kind for match in (where.match, where.or_match) if match for kind in _listed(match["kind"])]
+        without = PAST if removed else {**PAST, **REMOVED}
+        records = list(self._found(replace(where, match={}, without=without)))
         for identifier, record in records:
             if record.get("kind") == "store" and is_record(identifier, record):
                 self.check_schema(record)  # a later version may have records of other kinds
@@ -479,7 +508,7 @@ class Catalog:
 
         On a server, nothing is raised, since another writer may be creating the store.
         """
-        if self.exclusive and records:
+        if self.exclusive and (records or self.scroll_all(COMMITS)):
             raise StoreError(
                 f"the catalog of {self.location} has lost the record of its store, or is not zsvec's: restore the "
                 "store from a copy, import again into another, or choose another namespace"

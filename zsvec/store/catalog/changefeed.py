@@ -62,6 +62,7 @@ class Look:
         attachments: What is attached to the store; ``None`` if the record of the store was not read.
         dims: Dimension of the vectors of each encoder; empty if the record of the store was not read.
         record: Id of the store, and version of its record.
+        revision: Largest ``rev`` of a category of the look, or of a removed category that the look leaves out.
     """
 
     cursor: Cursor
@@ -73,19 +74,26 @@ class Look:
     attachments: Sequence[Attachment] | None = None
     dims: Mapping[str, int] = field(default_factory=dict)
     record: tuple[str, int] = ("", 0)
+    revision: int = 0
 
 
-def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False) -> Look:
+def look(
+    catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: bool = False, removed: bool = True
+) -> Look:
     """As `zsvec.store.store.Store.look`."""
     fresh, writes = cursor.store is None, catalog.backend.writes
+    whole = whole and (removed or not catalog.exclusive)  # an embedded store has no commit that a look has missed
     if catalog.exclusive and not (fresh or whole) and writes == cursor.writes:
         catalog.backend.exists(catalog.collection)  # raises if the folder is gone
         return Look(cursor, [])
+    present = fresh and catalog.exclusive and not removed
+    # The next look need not find the tombstones that this look leaves out.
+    newest = catalog.newest() if present and catalog.store() else 0
     where = COMMITS if fresh or whole else replace(COMMITS, since=_since(catalog, cursor))
     at_once = catalog.exclusive or fresh  # otherwise most records are known: read fields first, then changed records
     where = replace(where, or_match=STORE)
     if at_once and where.since is None:
-        records = catalog.scroll_all(where)
+        records = catalog.scroll_all(where, removed=removed)
     else:
         records = catalog.scroll(where, fields=None if at_once else LOOK_FIELDS)
     stores = [record for record in records if record["kind"] == "store"]
@@ -95,14 +103,15 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     catalog.check_readable(stores[0])
     store = store_id(stores)
     if cursor.store and cursor.store != store:
-        return replace(look(catalog, Cursor(), {}), reset=True)
+        return replace(look(catalog, Cursor(), {}, removed=removed), reset=True)
     records = [record for record in records if record["kind"] != "store" and belongs(record, store)]
     damaged = {record["category"] for record in records if is_damaged(record)}
     records = [record for record in records if not is_damaged(record)]
     changed: Sequence[Mapping[str, Any]] = [
         record for record in records if _version_seen(record, known, cursor) != record["version"]
     ]
-    after = Cursor(store, max([cursor.newest, *(record["rev"] for record in records)]), cursor.newest, writes=writes)
+    seen = max([cursor.newest, newest, *(record["rev"] for record in records)])
+    after = Cursor(store, seen, cursor.newest, writes=writes)
     if changed and not at_once:
         places = [id_of(record) for record in changed]
         found = catalog.retrieve(places)
@@ -122,6 +131,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
     unreadable = sorted({*damaged, *unreadable})
     fitted = calibration_from(calibrations[0]) if calibrations else None
+    revision = max((category.rev for category in categories), default=0)
     return Look(
         after,
         categories,
@@ -131,6 +141,7 @@ def look(catalog: Catalog, cursor: Cursor, known: Mapping[str, int], *, whole: b
         attachments=attachments_from(stores[0]),
         dims=dims_from(stores[0]),
         record=(store, stores[0]["version"]),
+        revision=catalog.revision(store, categories, newest) if present else revision,
     )
 
 

@@ -8,7 +8,7 @@ A store owns the collections of one namespace: the references of each encoder, t
   whether an image may belong to several categories (``labels``: ``many``, else ``one``), how a server searches
   (``search``, if not exact), the last ``measurement`` of that search, if any, and the ``attachments``: collections of
   others whose points are references;
-- one manifest per category, which names the committed writes;
+- one manifest per category, which names the committed writes. The manifest of a removed category is a *tombstone*;
 - one record of the calibration;
 - one intent per write that is in progress or has left garbage to delete;
 - one change per recent write that can be undone (`zsvec.store.catalog.history`): the intent with the replaced
@@ -196,6 +196,8 @@ OWN_KINDS = (*WRITE_KINDS, UNDO, ERASURE)
 """Kinds of records with random ids."""
 PAST: Mapping[str, str] = {"past": "yes"}
 """Field that marks the records of changes, of which there may be many, so that other reads can exclude them."""
+REMOVED: Mapping[str, str] = {"removed": "yes"}
+"""Field that marks the tombstones, so that a reader of the present categories can exclude them."""
 NO_CALIBRATION: Mapping[str, Any] = {}
 LATEST = 2**53
 """Exclusive upper bound of versions and ``rev``: Qdrant compares numbers as float64, which is exact below 2⁵³."""
@@ -354,7 +356,7 @@ def manifest_payload(
         "changed": before["changed"] if before and is_same else category.rev,
         **content,
         "writers": with_writer(writer, before),
-        "removed": not category.write_ids,
+        **({} if category.write_ids else REMOVED),
         **({"parent": category.parent} if category.parent else {}),
         **({"withdrawn": "".join(category.withdrawn)} if category.withdrawn else {}),
         **({"retired": True} if category.retired else {}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import pytest
@@ -201,6 +203,7 @@ def test_a_store_of_a_killed_writer_is_opened_when_there_is_room(store: Store, f
 FILLER = """
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from tests.store.test_folder import open_, state
 from tests.store.material import add
 from zsvec.errors import StoreUnavailableError
@@ -234,6 +237,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path, length: int) -> None:
 MAPPED = """
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from tests.store.test_folder import open_, state
 with open_(Path(sys.argv[1])) as store:
     state(store)
@@ -382,3 +386,39 @@ def test_a_collection_that_cannot_be_closed_keeps_no_other_from_it(store: Store,
     with Store(EdgeBackend(folder), "zsvec") as again:
         assert len(again.categories()) == 2
         assert len(list(again.references("clip", again.category("lynx").write_ids))) == 1
+
+
+_AS_NOBODY = """
+import os, shutil, sys
+import zsvec.store.backends.edge.backend
+from zsvec.errors import StoreUnavailableError
+from zsvec.store import open_store
+
+folder, copy = sys.argv[1:]
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    open_store(folder, namespace="zsvec").categories()
+except StoreUnavailableError:
+    shutil.copytree(folder, copy)
+    with open_store(copy, namespace="zsvec") as store:
+        print([category.name for category in store.categories()])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_not_be_written_is_read_from_a_copy() -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "store"
+        with open_store(str(path), namespace="zsvec") as store:
+            store.bind(FINGERPRINTS)
+            add(store, "cat", ["tom"])
+        (Path(folder) / "theirs").mkdir()
+        os.chown(Path(folder) / "theirs", 65534, 65534)
+        for one in (Path(folder), *path.rglob("*")):
+            one.chmod(0o755 if one.is_dir() else 0o644)
+        path.chmod(0o555)
+        command = [sys.executable, "-c", _AS_NOBODY, str(path), str(Path(folder) / "theirs" / "copy")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["['cat']"]

@@ -132,6 +132,20 @@ print(*(set(globals()) - before - {"before"}))"""
         _ = zsvec.Trunk  # type: ignore[attr-defined]
 
 
+def test_dir_lists_the_documented_names_and_nothing_else() -> None:
+    code = """import zsvec
+print(*dir(zsvec))
+zsvec.Classifier, zsvec.errors, zsvec.method
+print(*dir(zsvec))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    before, after = (set(line.split()) for line in done.stdout.splitlines())
+    assert before == after
+    modules = {"__doc__", "__file__", "__name__", "__path__", "__spec__"}
+    assert modules | {"__all__", "__version__"} <= before
+    named = {name for name in before if not name.startswith("__")}
+    assert named == {*zsvec.__all__, "copy", "open", "reembed"} - {"__version__"}
+
+
 def test_errors_are_found_after_the_import_of_the_package_alone() -> None:
     code = (
         "import zsvec\nprint(zsvec.errors.ImageError is zsvec.ImageError, zsvec.types.Prediction is zsvec.Prediction)"

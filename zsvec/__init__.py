@@ -302,7 +302,9 @@ if not TYPE_CHECKING:  # else type checkers accept any name
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    dunders = {name for name in globals() if name.startswith("__")}
+    # A star import must not replace the module `copy` and the builtin `open`, so `__all__` lacks these public names.
+    return sorted({*dunders, *__all__, "copy", "open", "reembed"})
 
 
 def open(  # noqa: A001 - zsvec.open, as there is gzip.open

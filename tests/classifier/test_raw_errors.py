@@ -17,7 +17,7 @@ import zsvec
 from tests.support import encode, isolated, photo, two_encoders
 from zsvec.classifier import Classifier
 from zsvec.encoders.base import ImageBackbone
-from zsvec.errors import EncoderError, InvalidInputError
+from zsvec.errors import EncoderError, InvalidInputError, VersionConflictError
 from zsvec.evaluation.datasets import DATASETS
 from zsvec.evaluation.evaluate import evaluate, labelled_images, labelled_images_of
 from zsvec.inputs.categories import CategoryInput, ReferenceImage
@@ -165,6 +165,75 @@ def test_counts(refuses: Refuses, call: str) -> None:
 def test_paths(refuses: Refuses, call: str) -> None:
     values = odd("empty text", "long text", zero="a\0b")
     refuses(BY_PATH[call], values, r"^(folder|file|images) must be a path\. Got ")
+
+
+def test_moves(refuses: Refuses, clf: Classifier) -> None:
+    values = odd(
+        "empty dict",
+        none=None,
+        text="ab",
+        true=True,
+        nan=float("nan"),
+        list=[],
+        pairs=[(("a", "b"), [HASH])],
+        set={("a", "b")},
+        generator=(pair for pair in [("a", "b")]),
+        numpy=np.int64(3),
+        letters={"ab": [HASH]},
+        two_bytes={b"ab": [HASH]},
+        one_name={("a",): [HASH]},
+        three_names={("a", "b", "c"): [HASH]},
+        set_of_names={frozenset({"a", "b"}): [HASH]},
+        no_pair={None: [HASH]},
+    )
+    refuses(lambda clf, given: clf.references.move_many(given), values, r"^moves must be a mapping of .*\. Got ")
+    refuses(
+        lambda clf, given: clf.references.move_many({("a", "b"): given}), odd(none=None, empty=[]), "^hashes must be "
+    )
+    for value in (None, True, 3, float("nan"), b"ab", "", ("a", "b"), str):
+        for pair in ((value, "b"), ("a", value)):
+            with refused(r"^a category name m"):
+                clf.references.move_many({pair: [HASH]})  # type: ignore[dict-item]
+    assert clf.references.move_many({}) == []
+    assert [category.name for category in clf.categories()] == ["a"]
+
+
+def test_expected_versions(refuses: Refuses, clf: Classifier) -> None:
+    refuses(lambda clf, name: clf.expecting(name, {1}), ODD, r"^a category name m")
+    values = odd(
+        "list of ints",
+        none=None,
+        text="1",
+        bytearray=bytearray(b"1"),
+        true=True,
+        nan=float("nan"),
+        numpy=np.int64(1),
+        mapping={1: 2},
+        generator=(version for version in [1]),
+        negative=[-1],
+        bools={True},
+        floats=[1.0],
+        nans=[float("nan")],
+        texts={"1"},
+        nested=[[1]],
+        pairs={(1, 2)},
+        matrix=np.array([[1]]),
+        flags=np.array([True]),
+    )
+    refuses(lambda clf, given: clf.expecting("a", given), values, r"^versions must be .*\. Got ")
+
+
+def test_collections_of_expected_versions(clf: Classifier) -> None:
+    version = clf.category("a").version
+    keys = {version: "a"}.keys()
+    allowed: list[Any] = [{version}, [np.int64(version)], range(version, 10**12), np.array([0, version]), keys]
+    for versions in allowed:
+        with clf.expecting("a", versions):
+            pass
+    others: list[Any] = [(), {0}, range(version + 1, 10**12)]
+    for versions in others:
+        with pytest.raises(VersionConflictError), clf.expecting("a", versions):
+            pass
 
 
 def test_ids_of_changes(refuses: Refuses) -> None:

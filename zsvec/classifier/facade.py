@@ -20,7 +20,14 @@ from zsvec.errors import ImageError, InvalidInputError, shown
 from zsvec.ingest.embedding import Embedder, Embedding
 from zsvec.ingest.ingestion import Builder
 from zsvec.ingest.recalibration import Calibrator
-from zsvec.ingest.validation import Errors, checked_batch_size, checked_callback, checked_flag, checked_keep
+from zsvec.ingest.validation import (
+    Errors,
+    checked_batch_size,
+    checked_callback,
+    checked_flag,
+    checked_keep,
+    checked_versions,
+)
 from zsvec.inputs.boxes import Boxes, Detections, is_detections, with_predictions
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_category, checked_images, checked_name
 from zsvec.inputs.images import ImageInput, Region, SupportsArray, checked_margin, is_one_image, load_image
@@ -248,10 +255,11 @@ class Classifier:
             versions: Versions that the category may have before the commit; 0 stands for a missing category.
 
         Raises:
+            InvalidInputError: The name is unusable, or `versions` is not a collection of whole numbers.
             VersionConflictError: The category has another version, at the start of the block or at the commit. Nothing
                 was written. Read the category again, and repeat the change.
         """
-        return self._store.expecting(checked_name(name), versions)
+        return self._store.expecting(checked_name(name), checked_versions(versions))
 
     def categories(self) -> list[Category]:
         """Returns the committed categories with the points of attached collections, sorted by name."""

@@ -104,13 +104,18 @@ class StoredReferences:
 
         Raises:
             CategoryNotFoundError: There is no such source.
-            InvalidInputError: A source has no such reference, source and target are the same, or a reference is moved
-                to several targets.
+            InvalidInputError: `moves` is not such a mapping, a source has no such reference, source and target are the
+                same, or a reference is moved to several targets.
             ConflictError: As for `move`.
         """
+        if not isinstance(moves, Mapping):
+            raise _no_moves(moves)
         wanted: list[Move] = []
         moved: set[tuple[str, str]] = set()
-        for (source, target), hashes in moves.items():
+        for pair, hashes in moves.items():
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise _no_moves(moves)
+            source, target = pair
             move = Move(source=checked_name(source), target=checked_name(target), hashes=checked_hashes(hashes))
             _check_different(move)
             own = {(move.source, content_hash) for content_hash in move.hashes or ()}
@@ -394,6 +399,12 @@ class StoredReferences:
 
 def _checked_each(parents: Mapping[str, str]) -> dict[str, str]:
     return {name: checked_parent(parent, name) for name, parent in parents.items()}
+
+
+def _no_moves(given: object) -> InvalidInputError:
+    return InvalidInputError(
+        f"moves must be a mapping of pairs (source, target) to content hashes. Got {shown(given)} instead"
+    )
 
 
 def _check_different(move: Move) -> None:

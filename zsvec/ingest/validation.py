@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from numbers import Real
 from typing import Literal, TypeGuard, TypeVar, get_args
 
@@ -27,11 +27,30 @@ _LISTS = "`zsvec show --json` and `zsvec inbox --json` list hashes"
 
 def checked_count(name: str, value: object, most: int | None = None) -> int:
     """Returns a Python or numpy integer as int; raises InvalidInputError below 1, above `most` or for another type."""
-    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not whole or value < 1 or (most is not None and value > most):  # type: ignore[operator]
+    if not _is_whole(value) or value < 1 or (most is not None and value > most):
         to = "up" if most is None else f"to {most:,}"
         raise InvalidInputError(f"{name} must be a whole number from 1 {to}. Got {shown(value)} instead")
-    return int(value)  # type: ignore[call-overload,no-any-return]
+    return int(value)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def checked_versions(versions: object) -> Container[int]:
+    """Returns versions of a category as a set; a range, and a container that cannot be iterated, as they are.
+
+    Raises InvalidInputError for any other value, and for a version that is not a whole number from 0 up.
+    """
+    if isinstance(versions, range) or (isinstance(versions, Container) and not isinstance(versions, Iterable)):
+        return versions
+    if is_several(versions) and isinstance(versions, Container) and not isinstance(versions, Mapping):
+        found = list(versions)
+        if all(_is_whole(version) and version >= 0 for version in found):
+            return frozenset(map(int, found))
+    raise InvalidInputError(
+        f"versions must be a set, or another collection, of whole numbers from 0 up. Got {shown(versions)} instead"
+    )
 
 
 def checked_batch_size(value: object) -> int:

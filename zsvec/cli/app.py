@@ -151,8 +151,8 @@ class Target:
         """Opens the classifier with these options.
 
         Args:
-            runs_encoders: Whether the command always runs encoders. If not, there must be a store, any profile opens
-                the store, and encoders in Python are imported on first use.
+            runs_encoders: Whether the command always runs encoders. If not, there must be a store, a profile of other
+                encoders opens the store, too, and encoders in Python are imported on first use.
             **settings: Further settings of the command.
         """
         from zsvec.classifier import open_classifier
@@ -167,7 +167,9 @@ class Target:
         """Returns the settings with these options, and with more settings.
 
         Raises:
-            InvalidInputError: An option is invalid, or the store is in memory and would end with the command.
+            InvalidInputError: An option is invalid, no profile has this name, or the store is in memory and would end
+                with the command.
+            WeightsUnavailableError: The profile is a folder, and the exported encoders there are missing or damaged.
         """
         from zsvec.settings.settings import load_settings
 
@@ -177,11 +179,13 @@ class Target:
             raise InvalidInputError(
                 "the store ':memory:' would be gone when this command ends: give a folder or the URL of a server"
             )
+        if settings.encoders is None:
+            settings.encoder_specs()  # refuses a mistyped profile, also for a command that runs no encoder
         return settings
 
     @contextmanager
     def open_store(self) -> Iterator[Store]:
-        """Opens the store without a classifier. Any profile opens the store.
+        """Opens the store without a classifier. The encoders of the profile may be others than those of the store.
 
         Raises:
             StoreError: There is no store yet.

@@ -48,7 +48,7 @@ def test_a_new_store_is_made_with_the_profile_base(cli: Cli, hash_encoders: Load
 def test_info_shows_the_speed_of_no_profile_for_encoders_in_python(cli: Cli) -> None:
     with zsvec.open(os.environ["ZSVEC_STORE"], encoders=[HashEncoder("clip"), HashEncoder("dino")]) as clf:
         assert "measured" in clf.info()  # the store is new
-        clf.add_category("red", ["a red"])
+        clf.add_category("red", texts=["a red"])
         assert "measured" not in clf.info()
     (info,) = cli("info --json").objects
     assert "measured" not in info
@@ -64,7 +64,7 @@ def unusable(
     if request.param == "own encoders":
         with zsvec.open(os.environ["ZSVEC_STORE"], encoders=[HashEncoder("mine")]) as clf:
             for folder in sorted(colours.iterdir()):
-                clf.add_category(folder.name, [f"a {folder.name}"], sorted(folder.glob("*.png")))
+                clf.add_category(folder.name, texts=[f"a {folder.name}"], images=sorted(folder.glob("*.png")))
             assert clf.keep(photo(1))
             assert clf.keep(photo(2))
     else:
@@ -178,7 +178,7 @@ def test_every_command_refuses_a_profile_that_does_not_exist(
         groups = {"", "encoders", "images"}  # `zsvec inbox` is a command and a group
         without_settings = {"docs", "trust"}
         for command in sorted(every - groups - without_settings):
-            if command == "demo" and given != "option":  # has a profile of its own
+            if command == "demo" and given != "option":  # takes `offline`, whatever the environment says
                 continue
             with subtests.test(command):
                 result = stocked(f"{option}{command} {ARGUMENTS.get(command, '')}")

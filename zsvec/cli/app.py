@@ -185,7 +185,7 @@ class Target:
 
     @contextmanager
     def open_store(self) -> Iterator[Store]:
-        """Opens the store without a classifier. The encoders of the profile may be others than those of the store.
+        """Opens the store without a classifier, also if the profile has other encoders than the store.
 
         Raises:
             StoreError: There is no store yet.

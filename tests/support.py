@@ -180,6 +180,10 @@ def sources(store: Store, name: str) -> dict[str, list[str]]:
     return {expert: sorted(origins) for expert, origins in found.items()}
 
 
+def given_images(category: CategoryInput) -> list[Any]:
+    return [] if category.images is None else list(category.images)
+
+
 def state(store: Store) -> dict[str, tuple[Category, Mapping[tuple[str, str, str], list[float]]]]:
     """All that a store holds: each category, and the vector of each of its references."""
     return {

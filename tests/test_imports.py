@@ -121,7 +121,7 @@ def test_classifying_with_hash_encoders_does_not_load_torch(tmp_path: Path) -> N
 import zsvec
 from zsvec.testing import HashEncoder
 with zsvec.open({str(tmp_path / "store")!r}, encoders=[HashEncoder()]) as clf:
-    clf.add_category("red panda", ["a small mammal"])
+    clf.add_category("red panda", texts=["a small mammal"])
     clf.classify_vectors({{"hash": [[1.0] * 64]}})
 """
     )

@@ -71,7 +71,9 @@ DEADLINE = 60.0
 def fill(classifier: Classifier, colours: tuple[str, ...] = COLOURS, images: int = 3) -> Classifier:
     """A category per colour: a text and three images of each, or more."""
     for colour in colours:
-        classifier.add_category(colour, [f"all {colour}"], [coloured(colour, seed) for seed in range(images)])
+        classifier.add_category(
+            colour, texts=[f"all {colour}"], images=[coloured(colour, seed) for seed in range(images)]
+        )
     return classifier
 
 
@@ -98,6 +100,80 @@ def empty(request: pytest.FixtureRequest, encoders: tuple[HashEncoder, HashEncod
 @pytest.fixture
 def clf(empty: Classifier) -> Classifier:
     return fill(empty)
+
+
+# ---- definitions of categories
+
+
+def test_texts_and_images_are_keywords(clf: Classifier) -> None:
+    before = state(clf._store)
+    add: Any = clf.add_category
+    for given in (["new/cat.png"], None, ()):
+        with pytest.raises(TypeError):
+            add("cat", given)
+        with pytest.raises(TypeError):
+            add("cat", given, [photo(1)])
+    assert state(clf._store) == before
+
+
+def none(form: str, folder: Path) -> Any:
+    """No images, as users come by them."""
+    return {
+        "list": [],
+        "tuple": (),
+        "generator": (photo(seed) for seed in ()),
+        "glob": folder.glob("*.png"),
+        "batch": np.empty((0, 8, 8, 3), np.uint8),
+        "series": pd.Series([], dtype=object),
+    }[form]
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "generator", "glob", "batch", "series"])
+def test_no_image_at_all_is_refused_unless_there_are_texts_or_vectors(
+    form: str, clf: Classifier, tmp_path: Path
+) -> None:
+    before = state(clf._store)
+    options: list[dict[str, Any]] = [
+        {},
+        {"texts": []},
+        {"metadata": {"a": 1}},
+        {"parent": "animal"},
+        {"vectors": {}},
+        {"vectors": {"clip:image": np.empty((0, 32))}},
+    ]
+    for name, given, replaces in itertools.product(("new", "red"), options, (False, True)):
+        with pytest.raises(InvalidInputError):
+            clf.add_category(name, images=none(form, tmp_path), **given, replace=replaces)
+        with pytest.raises(InvalidInputError):
+            category = CategoryInput(name=name, images=none(form, tmp_path), **given)
+            clf.add_categories([category], replace=replaces, on_error=lambda *_: None)
+    assert state(clf._store) == before
+    assert clf.add_category("words", texts=["a"], images=none(form, tmp_path)).texts == ("a",)
+    row = np.ones((1, 32), np.float32)
+    vectors = {"clip:image": row}
+    made = clf.add_category("vectors", texts=[], vectors=vectors, images=none(form, tmp_path))
+    assert made.references == {"clip:image": 1}
+    for name in ("new", "other"):
+        clf.add_categories([CategoryInput(name=name)])
+        assert clf.category(name).texts == (name,)
+    assert clf.add_category("name", images=None).texts == ("name",)
+
+
+def test_whether_there_are_images_is_known_from_the_first(clf: Classifier) -> None:
+    begun: list[int] = []
+
+    def endless() -> Iterator[bytes]:
+        for number in itertools.count():
+            begun.append(number)
+            yield encode(photo(number)) if number < 3 else b""
+
+    for replaces in (False, True):
+        with pytest.raises(ImageError):
+            clf.add_category("new", images=endless(), replace=replaces)
+    assert begun.count(0) == 2
+    assert [category.name for category in clf.categories()] == sorted(COLOURS)
+    added = clf.add_category("new", images=(photo(seed) for seed in range(9)))
+    assert added.references == {"clip:text": 1, "clip:image": 9, "dino:image": 9}
 
 
 # ---- one image, several, none
@@ -193,7 +269,7 @@ def test_several_images_may_come_in_any_form(clf: Classifier, form: str) -> None
         assert [prediction.label for prediction in stream] == ["blue", "red", "green"]
     assert [embedding.error for embedding in clf.embed_stream(several(images)[form])] == [None] * 3
     assert asyncio.run(clf.aclassify(several(images)[form])) == predictions
-    assert clf.add_category("new", [], several(images)[form]).images == 3
+    assert clf.add_category("new", texts=[], images=several(images)[form]).images == 3
 
 
 @pytest.mark.parametrize("kind", [list, pd.Series, np.array, iter])
@@ -213,7 +289,7 @@ def test_one_tensor_is_one_image(clf: Classifier) -> None:
     for one in (tensor, tensor / 255, tensor.permute(1, 2, 0), np.asarray(tensor)):
         assert clf.classify(one).label == "red"
         assert clf.thumbnail(one) == clf.thumbnail(image)
-    clf.add_category("red", [], [tensor, tensor.permute(1, 2, 0), np.asarray(image)])
+    clf.add_category("red", texts=[], images=[tensor, tensor.permute(1, 2, 0), np.asarray(image)])
     assert len([one for one in clf.references.of("red") if one.source == "array"]) == 1
     assert clf.correct(tensor, "blue").name == "blue"
     unusable: list[Any] = [torch.tensor(1), {"a.jpg": 1}, pd.DataFrame({"path": ["a.jpg"]}), pd.Series([1.0])]
@@ -553,8 +629,8 @@ def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
         "calibration": "off",
     }
     with open_classifier(folder, encoder, **settings) as clf:
-        clf.add_category("a", [], vectors={"e:image": [[3, 4]]})
-        clf.add_category("b", [], vectors={"e:image": [[4, 3], [-1, 0]]})
+        clf.add_category("a", texts=[], vectors={"e:image": [[3, 4]]})
+        clf.add_category("b", texts=[], vectors={"e:image": [[4, 3], [-1, 0]]})
         (prediction,) = clf.classify_vectors({"e": [[5.0, 0.0]]})
     p = 1 / (1 + math.exp(-1))
     assert prediction.label == "b"
@@ -571,8 +647,8 @@ def test_the_numbers_of_a_case_worked_by_hand(folder: Path) -> None:
 def test_distance_is_that_of_the_encoder_that_sees_the_image_farthest() -> None:
     one, other = (HashEncoder(name, dim=2, modalities=("text", "image")) for name in ("one", "other"))
     with zsvec.open(":memory:", encoders=[one, other], calibration="off") as clf:
-        clf.add_category("a", [], vectors={"one:image": [[1, 0], [3, 4]], "other:image": [[1, 0]]})
-        clf.add_category("b", [], vectors={"one:text": [[-1, 0]]})  # texts do not count where there are images
+        clf.add_category("a", texts=[], vectors={"one:image": [[1, 0], [3, 4]], "other:image": [[1, 0]]})
+        clf.add_category("b", texts=[], vectors={"one:text": [[-1, 0]]})  # texts do not count where there are images
         answers = clf.classify_vectors({"one": [[1, 0], [0, 1], [1, 0]], "other": [[0, 1], [1, 0], [-1, 0]]})
     assert [answer.distance for answer in answers] == pytest.approx([1.0, 0.2, 2.0], abs=1e-6)
 
@@ -664,11 +740,11 @@ def test_words_judge_categories_of_names_alone_until_there_are_references(
     assert (given.novelty, given.novelty_basis, given.unknown) == (None, None, False)
 
     for name in ("red", "blue"):  # an image is farther from a sentence than from a word
-        empty.add_category(name, [f"the colour {name}"], replace=True)
+        empty.add_category(name, texts=[f"the colour {name}"], replace=True)
     described = empty.classify(image)
     assert (described.novelty, described.novelty_basis, described.unknown) == (None, None, False)
     for name in ("red", "blue"):
-        empty.add_category(name, [name], replace=True)
+        empty.add_category(name, texts=[name], replace=True)
 
     for number, basis in ((1, "both"), (3, "both"), (10, "references")):
         for name in ("red", "blue"):
@@ -680,7 +756,7 @@ def test_words_judge_categories_of_names_alone_until_there_are_references(
 def test_few_references_limit_a_category_of_a_text_alone(empty: Classifier) -> None:
     for name in ("red", "blue", "green"):
         empty.add_category(name, images=[coloured(name, seed) for seed in range(4)])
-    empty.add_category("cat", ["a feline"])
+    empty.add_category("cat", texts=["a feline"])
     found = empty.classify([photo(seed) for seed in range(20)])
     of_text = [one for one in found if one.nearest == "cat"]
     assert of_text
@@ -692,15 +768,15 @@ def test_few_references_limit_a_category_of_a_text_alone(empty: Classifier) -> N
 
 def test_an_uncalibrated_store_with_images_has_no_novelty_by_words(folder: Path) -> None:
     with fill(open_classifier(folder, calibration="off")) as clf:
-        clf.add_category("cat", ["a feline"])
+        clf.add_category("cat", texts=["a feline"])
         prediction = clf.classify(coloured("red", 100))
         assert (prediction.novelty, prediction.novelty_basis, prediction.unknown) == (None, None, False)
 
 
 def test_categories_of_texts_alone_live_beside_categories_of_images_alone(empty: Classifier) -> None:
-    empty.add_category("red", [], [coloured("red", seed) for seed in range(3)])
-    empty.add_category("blue", [], [coloured("blue", seed) for seed in range(3)])
-    empty.add_category("cat", ["a feline"])
+    empty.add_category("red", texts=[], images=[coloured("red", seed) for seed in range(3)])
+    empty.add_category("blue", texts=[], images=[coloured("blue", seed) for seed in range(3)])
+    empty.add_category("cat", texts=["a feline"])
     prediction = empty.classify(coloured("red", 100))
     assert prediction.experts.keys() == EXPERTS
     assert [label for label, _ in prediction.experts["clip:text"].ranking] == ["cat"]
@@ -741,7 +817,7 @@ def test_several_threads_classify_while_one_writes(clf: Classifier) -> None:
 
     def write() -> None:
         for i in range(10):
-            clf.add_category("white", [f"text {i}"], [coloured("white", i)])
+            clf.add_category("white", texts=[f"text {i}"], images=[coloured("white", i)])
         clf.remove_category("white")
 
     with ThreadPoolExecutor(7) as pool:
@@ -795,7 +871,7 @@ def test_classify_vectors_predicts_as_classify(clf: Classifier, encoders: tuple[
 def test_sources_of_vectors_name_the_evidence(encoders: tuple[HashEncoder, HashEncoder], index: Any) -> None:
     rows = {"clip:image": np.eye(32)[:3], "dino:image": np.eye(16)[:3]}
     with zsvec.open(":memory:", encoders=encoders, index=index) as clf:
-        clf.add_category("shoe", [], vectors=rows, sources=["sku 7", "sku 8", "sku 9"])
+        clf.add_category("shoe", texts=[], vectors=rows, sources=["sku 7", "sku 8", "sku 9"])
         (answer,) = clf.classify_vectors({"clip": np.eye(32)[1:2], "dino": np.eye(16)[1:2]})
         assert {expert.neighbors[0].source for expert in answer.experts.values()} == {"sku 8"}
         assert [one.source for one in clf.references.of("shoe")] == ["sku 7", "sku 8", "sku 9"]
@@ -808,13 +884,13 @@ def test_classify_vectors_with_some_of_the_encoders(
     clf: Classifier, encoders: tuple[HashEncoder, HashEncoder], fusion: str, index: Any
 ) -> None:
     images = [coloured(colour, 100) for colour in COLOURS]
-    clf.add_category("only texts", ["only texts"])
+    clf.add_category("only texts", texts=["only texts"])
     for encoder in encoders:
         vectors = {encoder.name: encoder.encode_images(images)}
         with zsvec.open(":memory:", encoders=[encoder], calibration="off", fusion=fusion, index=index) as alone:
             fill(alone)
             if "text" in encoder.modalities:
-                alone.add_category("only texts", ["only texts"])
+                alone.add_category("only texts", texts=["only texts"])
             expected = alone.classify_vectors(vectors, top_k=10)
         answers = beside(clf, calibration="off", fusion=fusion, index=index).classify_vectors(vectors, top_k=10)
         for answer, one in zip(answers, expected, strict=True):
@@ -829,7 +905,7 @@ def test_a_calibration_of_all_encoders_serves_some_of_them(
     clf: Classifier, encoders: tuple[HashEncoder, HashEncoder], fusion: str
 ) -> None:
     fill(clf, images=30)
-    clf.add_category("only texts", ["only texts"])
+    clf.add_category("only texts", texts=["only texts"])
     clf.calibrate()
     _, dino = encoders
     answers = beside(clf, fusion=fusion).classify_vectors(
@@ -847,7 +923,7 @@ def test_encoders_that_no_category_has_references_of_give_no_answer(
     encoders: tuple[HashEncoder, HashEncoder], index: Any
 ) -> None:
     with zsvec.open(":memory:", encoders=encoders, index=index) as clf:
-        clf.add_category("red", ["red"])
+        clf.add_category("red", texts=["red"])
         with pytest.raises(StoreError, match="has references that dino can compare"):
             clf.classify_vectors({"dino": np.ones((1, 16))})
         assert [answer.label for answer in clf.classify_vectors({"clip": np.ones((1, 32))})] == ["red"]
@@ -881,7 +957,7 @@ def test_a_closed_classifier(clf: Classifier, folder: Path) -> None:
     actions: list[Callable[[], object]] = [
         lambda: clf.classify(coloured("red", 1)),
         lambda: clf.classify_vectors({"clip": np.ones((1, 32)), "dino": np.ones((1, 16))}),
-        lambda: clf.add_category("red", ["more"]),
+        lambda: clf.add_category("red", texts=["more"]),
         lambda: clf.remove_category("red"),
         clf.categories,
     ]
@@ -919,12 +995,12 @@ def test_an_encoder_that_cannot_embed_makes_no_store(folder: Path, keep_images: 
     photo = coloured("red", 1)
     with zsvec.open(folder / "store", encoders=[Wrong("clip", dim=32)], keep_images=keep_images) as clf:
         with pytest.raises(EncoderError):
-            clf.add_category("cat", ["a cat"])
+            clf.add_category("cat", texts=["a cat"])
         with pytest.raises(EncoderError):
             clf.add_category("cat", images=[photo])
     assert not (folder / "store").exists()
     with zsvec.open(folder / "store", encoders=[HashEncoder("clip", dim=48)], keep_images=keep_images) as clf:
-        clf.add_category("cat", ["a cat"], [photo])
+        clf.add_category("cat", texts=["a cat"], images=[photo])
         assert clf.category("cat").references == {"clip:text": 1, "clip:image": 1}
         (image,) = (one.hash for one in clf.references.of("cat") if one.modality == "image")
         assert (clf.image(image) is None) == (keep_images == "none")
@@ -958,7 +1034,7 @@ def test_encoders_of_other_fingerprints_are_refused_before_anything_is_written(c
 
 
 def test_references_of_a_modality_that_is_not_in_use_any_more_are_left_alone(clf: Classifier, folder: Path) -> None:
-    clf.add_category("cat", ["a feline"])
+    clf.add_category("cat", texts=["a feline"])
     before = state(clf._store)
     clf.close()
     only_images = (
@@ -1008,7 +1084,7 @@ def test_a_small_store_is_calibrated_automatically(
     assert second is not None
     assert second["images"] == 6
     assert second["revision"] > first["revision"]
-    empty.add_category("red", [], [coloured("red", seed) for seed in range(3)])
+    empty.add_category("red", texts=[], images=[coloured("red", seed) for seed in range(3)])
     assert empty._store.calibration() == second
     empty.calibrate()
     assert encoded(encoders) == before + 2
@@ -1039,7 +1115,7 @@ def test_a_large_store_goes_stale_until_it_is_calibrated(clf: Classifier, monkey
     monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
     changes: list[Callable[[], object]] = [
         lambda: clf.add_category("white", images=[coloured("white", seed) for seed in range(3)]),
-        lambda: clf.add_category("white", ["like snow"]),
+        lambda: clf.add_category("white", texts=["like snow"]),
         lambda: clf.add_category("white", images=[coloured("white", 5)], replace=True),
         lambda: clf.remove_category("white"),
     ]
@@ -1126,13 +1202,13 @@ def test_calibration_off_neither_makes_one_nor_uses_one(folder: Path) -> None:
 
 def test_a_calibration_without_one_of_the_experts_is_none(clf: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     for colour in COLOURS:
-        clf.add_category(colour, [], [coloured(colour, 1), coloured(colour, 2)], replace=True)
+        clf.add_category(colour, texts=[], images=[coloured(colour, 1), coloured(colour, 2)], replace=True)
     kept = clf._store.calibration()
     assert kept is not None
     assert set(kept["experts"]) == EXPERTS - {"clip:text"}
     assert calibration_states(clf) == ("current", "current")
     monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)
-    clf.add_category("red", ["all red"])
+    clf.add_category("red", texts=["all red"])
     assert calibration_states(clf) == ("none", "stale")
     clf.remove_category("red")
     assert calibration_states(clf) == ("stale", "stale")
@@ -1179,7 +1255,7 @@ def test_the_false_unknown_rate_is_that_of_the_settings_unless_given(folder: Pat
 def test_a_store_that_cannot_be_calibrated(empty: Classifier, folder: Path, content: str) -> None:
     if content == "texts alone":
         for colour in COLOURS:
-            empty.add_category(colour, [f"all {colour}"])
+            empty.add_category(colour, texts=[f"all {colour}"])
     elif content == "one category":
         fill(empty, ("red",))
     with pytest.raises(StoreError, match="that takes two categories and a reference image") as error:
@@ -1214,7 +1290,7 @@ def test_an_error_of_the_automatic_calibration_does_not_fail_the_addition(
 
     with monkeypatch.context() as patched:
         patched.setattr(clf._store, at, fail)
-        assert clf.add_category("white", ["all white"], [coloured("white", 1)]) in clf.categories()
+        assert clf.add_category("white", texts=["all white"], images=[coloured("white", 1)]) in clf.categories()
         clf.remove_category("red")
         if at == "keep_calibration":
             with pytest.raises(ConflictError, match="others were faster"):
@@ -1236,7 +1312,7 @@ def test_an_idempotent_addition_does_not_write_the_calibration_again(
     assert len(clf.add_categories(inputs_of(*COLOURS))) == 3
     assert written == []
     assert clf._store.calibration() == kept
-    clf.add_category("red", [], [coloured("red", 3)])
+    clf.add_category("red", texts=[], images=[coloured("red", 3)])
     assert len(written) == 1
 
 
@@ -1357,7 +1433,7 @@ def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
     empty: Classifier, n_dino: int, learned: bool
 ) -> None:
     for seed, name in enumerate("abc"):
-        empty.add_category(name, ["t"], vectors=given_vectors(seed, {"clip:image": 4, "dino:image": n_dino}))
+        empty.add_category(name, texts=["t"], vectors=given_vectors(seed, {"clip:image": 4, "dino:image": n_dino}))
         digests = {
             encoder: {
                 digest for owner, modality, digest in empty._store.keys(name) if (owner, modality) == (encoder, "image")
@@ -1373,7 +1449,7 @@ def test_vectors_of_two_encoders_are_of_the_same_images_if_they_are_as_many(
 
 def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
     given = given_vectors(0, {"clip:image": 4, "dino:image": 4, "clip:text": 4})
-    category = empty.add_category("a", [], vectors=given)
+    category = empty.add_category("a", texts=[], vectors=given)
     before = state(empty._store)
     assert category.references == dict.fromkeys(EXPERTS, 4)
     again = [
@@ -1386,7 +1462,7 @@ def test_vectors_that_are_given_again_change_nothing(empty: Classifier) -> None:
         {expert: rows for expert, rows in given.items() if expert != "clip:text"},
     ]
     for vectors in again:
-        assert empty.add_category("a", [], vectors=vectors) == category
+        assert empty.add_category("a", texts=[], vectors=vectors) == category
     assert state(empty._store) == before
 
 
@@ -1540,7 +1616,7 @@ def test_a_profile_of_ones_own(folder: Path, loading: Loading) -> None:
     with zsvec.open(str(folder / "store"), dtype="float32", calibration="off") as clf:
         assert repr(clf).endswith("encoders clip, vit>")
         clf.add_category("red_panda", images=[coloured("red", 1)])
-        clf.add_category("cat", ["a feline"], [coloured("blue", 1)])
+        clf.add_category("cat", texts=["a feline"], images=[coloured("blue", 1)])
         options = {"device": "cpu", "dtype": "float32", "runtime": "auto", "compiled": False, "batch_size": 5}
         assert loading.options == options
         assert [spec.model for spec in loading.specs.values()] == ["./models/clip", "vit_tiny"]
@@ -1688,7 +1764,7 @@ class TestGda:
     ) -> None:
         if not calibrates:
             monkeypatch.setattr("zsvec.ingest.recalibration._CHEAP", 0)  # the calibration stays as it was
-        gda.add_category("white", ["all white"], [coloured("white", seed) for seed in range(images)])
+        gda.add_category("white", texts=["all white"], images=[coloured("white", seed) for seed in range(images)])
         for colour in (*COLOURS, *["white"] * min(images, 1)):
             prediction = gda.classify(coloured(colour, 99))
             assert (prediction.nearest, prediction.fusion) == (colour, "log_linear_gda")
@@ -1701,7 +1777,7 @@ class TestGda:
                 report = other.calibrate()
                 assert report.calibration.classwise
                 assert report.after == report.before  # of the pool without it
-            other.add_category("white", ["all white"], [coloured("white", seed) for seed in range(8)])
+            other.add_category("white", texts=["all white"], images=[coloured("white", seed) for seed in range(8)])
         with open_classifier(folder, fusion="log_linear_gda") as again:
             assert again._store.info()["calibration"] == "current"
             assert again.classify(coloured("red", 99)).fusion == "log_linear_gda"

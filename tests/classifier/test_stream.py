@@ -58,7 +58,7 @@ PATIENT: dict[str, Any] = {"max_wait_ms": 1000 * DEADLINE}  # batches are full, 
 
 def fill(classifier: Classifier) -> Classifier:
     for colour in COLOURS:
-        classifier.add_category(colour, [f"all {colour}"], [coloured(colour, seed) for seed in range(3)])
+        classifier.add_category(colour, texts=[f"all {colour}"], images=[coloured(colour, seed) for seed in range(3)])
     return classifier
 
 
@@ -603,10 +603,10 @@ def test_large_photographs_are_not_decoded_larger_than_encoders_need(
     photos = {colour: encode(coloured(colour, 100).resize((320, 256)), "JPEG") for colour in COLOURS}
     with open_classifier(folder, *encoders) as clf:
         for colour in COLOURS:
-            clf.add_category(colour, [], [photos[colour]])
+            clf.add_category(colour, texts=[], images=[photos[colour]])
         assert [backbone.sizes for backbone in backbones] == [[size] * 3] * 2
         for colour in COLOURS:
-            clf.add_category(colour, [], [photos[colour]])  # known by the hash of the file
+            clf.add_category(colour, texts=[], images=[photos[colour]])  # known by the hash of the file
         assert [backbone.sizes for backbone in backbones] == [[size] * 3] * 2
         found = list(clf.classify_stream([*photos.values(), *map(io.BytesIO, photos.values())]))
         assert [prediction.label for prediction in found] == [*COLOURS] * 2

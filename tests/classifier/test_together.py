@@ -99,7 +99,7 @@ def test_in_an_event_loop(clf: zsvec.Classifier) -> None:
 def test_texts_alone_are_no_reason_to_change(clf: zsvec.Classifier) -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as texts:
         for colour in COLOURS:
-            texts.add_category(colour, [colour])
+            texts.add_category(colour, texts=[colour])
         for one, other in zip(texts.classify_together(IMAGES), texts.classify(IMAGES), strict=True):
             equal(one, other)
 

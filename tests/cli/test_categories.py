@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.color import ColorSystem
 
-from tests.cli.support import IMPORTED, Cli, Result, add_images, category, without_time, words
+from tests.cli.support import IMPORTED, Cli, Loading, Result, add_images, category, without_time, words
 from tests.support import COLOURS
 from zsvec.cli import output
 from zsvec.cli.pictures import pictures_of, write_sheet
@@ -60,6 +60,19 @@ def test_an_unreadable_image_adds_nothing(cli: Cli, new: Path) -> None:
     expected = "zsvec: cannot read 'missing.png': No such file or directory; check the path and its permissions\n"
     assert result == Result(1, "", expected)
     assert cli("list --json").objects == []
+
+
+def test_a_folder_without_images_makes_no_category_by_its_name(cli: Cli, new: Path, hash_encoders: Loading) -> None:
+    Path("empty").mkdir()
+    Path("empty/notes.txt").write_text("no image")
+    for command in ("add cat --image empty", "add cat --replace --image empty", "add cat --image empty --image empty"):
+        result = cli(command)
+        assert (result.code, result.out) == (2, "")
+    assert not hash_encoders.embedded()
+    assert cli("list --json").objects == []
+    assert cli("add cat --text feline --image empty --json").objects[0]["texts"] == ["feline"]
+    assert cli("add dog --image empty --image", new / "red.png").code == 0
+    assert cli("add fox --json").objects[0]["texts"] == ["fox"]
 
 
 def test_list(stocked: Cli) -> None:

@@ -133,7 +133,7 @@ def test_photographs_for_int8_are_reduced_and_unreadable_ones_left_out(monkeypat
 def test_the_profile_of_a_store_that_is_open_elsewhere_has_to_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_rates", lambda *_: {"torch float32": 10.0, "onnx": 20.0})
     with zsvec.open("./zsvec-store", encoders=[HashEncoder()]) as clf:
-        clf.add_category("red", ["a red"])
+        clf.add_category("red", texts=["a red"])
         result = CliRunner().invoke(app, ["encoders", "export"])
         assert isinstance(result.exception, StoreLockedError)
         assert "--profile NAME" in str(result.exception)

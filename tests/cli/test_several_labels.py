@@ -15,7 +15,7 @@ from PIL import Image
 
 import zsvec
 from tests.cli.support import Cli, Loading, words
-from tests.support import COLOURS, coloured, encode, fast_folder, write_photos
+from tests.support import COLOURS, coloured, encode, fast_folder, given_images, write_photos
 from zsvec.cli import main
 from zsvec.inputs.tables import from_csv
 
@@ -74,7 +74,7 @@ def test_csv_has_a_row_for_each_label_and_can_be_imported(several: Cli) -> None:
     assert [(row["source"], row["label"], row["labels"]) for row in rows] == expected
     refused: list[Exception] = []
     found = from_csv("found.csv", path="source", label="labels", on_error=refused.append)
-    assert {category.name: sorted(map(str, category.images)) for category in found} == {
+    assert {category.name: sorted(map(str, given_images(category))) for category in found} == {
         colour: [str(path) for path in paths if colour in dict(answers[str(path)].labels)] for colour in COLOURS
     }
     assert len(refused) == sum(not answer.labels for answer in answers.values())

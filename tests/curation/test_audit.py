@@ -15,6 +15,7 @@ import pytest
 
 import zsvec
 from tests.method.material import Vectors, clusters, references
+from tests.support import given_images
 from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
@@ -323,7 +324,7 @@ def test_wrong_labels_and_copies_among_photographs(
     load_once: Callable[..., EncoderSet], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("zsvec.encoders.load_encoders", load_once)
-    images = {one.name: list(one.images) for one in read_categories(DATA / "references")[::2]}
+    images = {one.name: given_images(one) for one in read_categories(DATA / "references")[::2]}
     names = sorted(images)
     # Every fifth image is under the next category but two; and a file of each fourth category is in the next one, too.
     placed = {

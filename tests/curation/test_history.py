@@ -190,7 +190,7 @@ def test_a_change_names_images_and_direction(pets: Classifier) -> None:
     cats, dogs = images(pets, "cat"), images(pets, "dog")
     (added,) = pets.history
     assert (added.images, added.moved, len(added.examples)) == (9, (), 6)
-    pets.add_category("cat", ["a pet"])
+    pets.add_category("cat", texts=["a pet"])
     pets.add_category("cat", images=[coloured("red", 0), coloured("red", 7)])
     pets.references.move(cats[:2], source="cat", target="fox")
     pets.references.remove("dog", dogs[:1])

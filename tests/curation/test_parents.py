@@ -226,8 +226,8 @@ def test_a_forged_parent_stops_no_reader(clf: Classifier, forged: dict[str, obje
 def test_a_copy_has_the_parents(tmp_path: Path) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     with zsvec.open(source, encoders=[HashEncoder()]) as clf:
-        clf.add_category("robin", ["a robin"], parent="animal > bird")
-        clf.add_category("car", ["a car"])
+        clf.add_category("robin", texts=["a robin"], parent="animal > bird")
+        clf.add_category("car", texts=["a car"])
     assert zsvec.copy(source, target).complete
     with zsvec.open(source, encoders=[HashEncoder()]) as clf:
         clf.references.update("robin", parent="toy")

@@ -54,7 +54,7 @@ def test_the_first_images_of_categories() -> None:
             for name in ("red", "blue")
         )
         clf.add_category("red", images=[coloured("red", 9)])
-        clf.add_category("words", ["no image"])
+        clf.add_category("words", texts=["no image"])
         first = clf.references.first_images(clf.categories(), 2)
         assert first.keys() == {"red", "blue"}
         for name, images in first.items():
@@ -265,11 +265,11 @@ def test_a_refused_change_changes_nothing(pets: Classifier) -> None:
 
 def test_the_last_reference_of_a_category_stays(pets: Classifier) -> None:
     """The state of the category is the cause, not the arguments."""
-    fox = pets.add_category("fox", ["a red hunter"])
+    fox = pets.add_category("fox", texts=["a red hunter"])
     (only,) = pets.references.of("fox")
     changes: list[Callable[[], object]] = [
         lambda: pets.references.update("fox", texts=[]),
-        lambda: pets.add_category("fox", [], replace=True),
+        lambda: pets.add_category("fox", texts=[], replace=True),
         lambda: pets.references.remove("fox", only.hash),
         lambda: pets.references.move(only.hash, source="fox", target="dog"),
     ]

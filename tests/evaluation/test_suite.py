@@ -300,14 +300,14 @@ def test_photos_of_one_category_and_none_of_no_category(classifier: Classifier, 
 def test_categories_by_name_alone_among_others(classifier: Classifier, folders: Path) -> None:
     for name in ("red", "green"):
         classifier.remove_category(name)
-        classifier.add_category(name, [name])
+        classifier.add_category(name, texts=[name])
     assert publish(suite(classifier, folders), folders / "report").is_file()
 
 
 def test_a_store_of_texts_has_no_tables_of_reference_images(classifier: Classifier, folders: Path) -> None:
     for name in COLOURS:
         classifier.remove_category(name)
-        classifier.add_category(name, [name])
+        classifier.add_category(name, texts=[name])
     found = suite(classifier, folders)
     assert [table["id"] for table in found.results["tables"]] == ["single", "components", "strategies", "stages"]
     assert found.results["curves"] == {}

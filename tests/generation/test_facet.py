@@ -139,7 +139,7 @@ def test_a_new_category_is_known_by_its_name_and_its_description(studio: Studio)
 
 
 def test_an_existing_category_keeps_its_texts_and_images_and_gets_the_description(studio: Studio) -> None:
-    studio.clf.add_category("red panda", ["lives in trees"], [tinted("red", 1)], metadata={"by": "zoo"})
+    studio.clf.add_category("red panda", texts=["lives in trees"], images=[tinted("red", 1)], metadata={"by": "zoo"})
     (category,) = studio.generate("red panda", per_category=1).categories
     assert (category.texts, category.metadata) == (("lives in trees", PANDA), {"by": "zoo"})
     assert category.references == {"clip:text": 2, "clip:image": 2, "dino:image": 2}
@@ -220,7 +220,7 @@ def test_prompts_survive_the_compaction_of_many_additions(studio: Studio) -> Non
 def test_prompts_survive_replacement_by_the_same_image(studio: Studio) -> None:
     kept, dropped = studio.generate("red panda", per_category=2).images
     before = studio.embedded()
-    studio.clf.add_category("red panda", [PANDA], [kept.path], replace=True)
+    studio.clf.add_category("red panda", texts=[PANDA], images=[kept.path], replace=True)
     assert studio.embedded() == before
     assert (
         prompts_in(studio, "clip")
@@ -393,7 +393,7 @@ def test_what_was_moved_or_removed_is_not_stored_again(studio: Studio, *, keep_f
     assert stored(again) == {("red panda", 0): False, ("red panda", 1): False, ("red panda", 2): True}
     more = studio.generate("red panda", per_category=4)  # a new image is stored nevertheless
     assert stored(more) == {**stored(again), ("red panda", 3): True}
-    studio.clf.add_category("red panda", [PANDA], [first.images[1].path])
+    studio.clf.add_category("red panda", texts=[PANDA], images=[first.images[1].path])
     assert len(studio.generate("red panda", per_category=4).withdrawn) == 1
 
 
@@ -482,7 +482,7 @@ def test_names_are_taken_once_and_as_they_are_stored(studio: Studio) -> None:
 def confused(studio: Studio) -> None:
     """Adds foxes and pandas of one colour, and whales of another."""
     for name, colour, seeds in (("fox", "red", (1, 2, 3)), ("panda", "red", (4, 5, 6)), ("whale", "blue", (7, 8, 9))):
-        studio.clf.add_category(name, [f"a {colour} animal"], [tinted(colour, seed) for seed in seeds])
+        studio.clf.add_category(name, texts=[f"a {colour} animal"], images=[tinted(colour, seed) for seed in seeds])
 
 
 def test_confused_categories_are_compared_and_drawn_with_common_features(studio: Studio) -> None:

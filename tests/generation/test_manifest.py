@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.generation.material import PNG, buy, purchase, tree
+from tests.support import given_images
 from zsvec.errors import InvalidInputError
 from zsvec.generation.manifest import (
     AnswerRecord,
@@ -350,7 +351,7 @@ def test_plain_names_are_kept_and_can_be_imported(folder: Path) -> None:
         for name in PLAIN:
             buy(manifest, name)
             buy(manifest, name, 1)
-    found = {category.name: list(category.images) for category in read_categories(folder / "images")}
+    found = {category.name: given_images(category) for category in read_categories(folder / "images")}
     assert found == {name: [folder / "images" / name / f"{i:04}.png" for i in range(2)] for name in PLAIN}
 
 
@@ -361,7 +362,7 @@ def test_strange_names_can_be_imported_too(folder: Path) -> None:
         assert len(list(images(manifest.records, folder))) == len(files)
     assert {path.parent.parent for path in files} == {folder / "images"}
     found = read_categories(folder / "images")
-    assert sorted(cast("Path", path) for category in found for path in category.images) == sorted(files)
+    assert sorted(cast("Path", path) for category in found for path in given_images(category)) == sorted(files)
 
 
 def is_name(text: str) -> bool:

@@ -65,7 +65,7 @@ def test_appearances_and_distinguishing_features_become_texts(studio: Studio) ->
 
 
 def test_texts_and_images_of_a_user_stay_and_one_undo_takes_all_back(studio: Studio) -> None:
-    studio.clf.add_category("red panda", ["lives in trees"], [tinted("red", 1)], metadata={"by": "zoo"})
+    studio.clf.add_category("red panda", texts=["lives in trees"], images=[tinted("red", 1)], metadata={"by": "zoo"})
     before, changes = state(studio.clf._store), len(list(studio.clf.history))
     studio.generate(*NAMES, texts_only=True)
     panda = studio.clf.category("red panda")

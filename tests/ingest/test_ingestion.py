@@ -15,7 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.support import REUSING, Reusing, encode, fast_folder, isolated, photo, photos, sources, state, write_photos  # noqa: F401
+from tests.support import (  # noqa: F401
+    REUSING,
+    Reusing,
+    encode,
+    fast_folder,
+    given_images,
+    isolated,
+    photo,
+    photos,
+    sources,
+    state,
+    write_photos,
+)
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError
 from zsvec.ingest.embedding import Embedder
@@ -52,7 +64,7 @@ class Workshop:
         store.bind(embedder.encoders.fingerprints)
         self.builder = Builder(store, embedder, prompts={"clip": "a photo of a {name}"}, batch_size=batch_size)
 
-    def add(self, name: str, texts: Any = None, images: Any = (), **options: Any) -> Category:
+    def add(self, name: str, texts: Any = None, images: Any = None, **options: Any) -> Category:
         """Build one category; ``replace`` and ``on_error`` are of the build."""
         build = {key: options.pop(key) for key in ("replace", "on_error") if key in options}
         given = CategoryInput(name=name, texts=texts, images=images, **options)
@@ -842,7 +854,7 @@ def test_a_category_that_loses_its_images_meanwhile_keeps_its_texts(workshop: Wo
 
 def read(inputs: list[CategoryInput]) -> dict[str, tuple[Any, list[str]]]:
     """Texts and names of the images of each category."""
-    return {given.name: (given.texts, [Path(str(image)).name for image in given.images]) for given in inputs}
+    return {given.name: (given.texts, [Path(str(image)).name for image in given_images(given)]) for given in inputs}
 
 
 @pytest.mark.parametrize("definitions", [{"cat": "a feline"}, {"cat": None}, {"cat": [""]}, {"": []}, ["cat"], "cat"])

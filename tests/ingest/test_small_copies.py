@@ -50,7 +50,7 @@ def copies(clf: Classifier) -> int:
 @pytest.mark.parametrize("index", ["memory", "qdrant"])
 def test_evidence_shows_pictures(index: Any) -> None:
     with zsvec.open(":memory:", encoders=two_encoders(), index=index) as clf:
-        clf.add_category("red panda", ["a small mammal"], photos(1, 2))
+        clf.add_category("red panda", texts=["a small mammal"], images=photos(1, 2))
         clf.add_category("lynx", images=photos(3))
         prediction = clf.classify(photo(2))
         nearest = prediction.experts["dino:image"].neighbors[0]
@@ -98,7 +98,7 @@ class Recording:
 def test_classifying_reads_no_copy(place: Callable[[], Backend], index: Any) -> None:
     backend = Recording(place())
     with classifier_over(Store(backend, "zsvec"), index=index) as classifier:
-        classifier.add_category("red panda", ["a small mammal"], photos(1, 2))
+        classifier.add_category("red panda", texts=["a small mammal"], images=photos(1, 2))
         assert "zsvec__images" in backend.named
         backend.named.clear()
         with classifier.classify_stream(photos(*range(40)), batch_size=8) as stream:
@@ -184,7 +184,9 @@ def test_an_unreadable_image_leaves_no_copy(clf: Classifier) -> None:
 
 def test_the_references_of_a_category(clf: Classifier) -> None:
     begun = datetime.now(UTC)
-    clf.add_category("red panda", ["b", "a"], [ReferenceImage(image=photo(1), source="one", prompt="p", group="g")])
+    clf.add_category(
+        "red panda", texts=["b", "a"], images=[ReferenceImage(image=photo(1), source="one", prompt="p", group="g")]
+    )
     clf.add_category("red panda", images=[ReferenceImage(image=photo(2), source="another")])
     found = clf.references.of(" red panda ")
     told = [(r.modality, r.source, r.prompt, r.group) for r in found]
@@ -200,15 +202,15 @@ def test_the_references_of_a_category(clf: Classifier) -> None:
 
 def test_author_and_time_stay_when_references_are_given_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_classifier(tmp_path, added_by="Ann") as clf:
-        clf.add_category("red panda", ["a"], photos(1))
+        clf.add_category("red panda", texts=["a"], images=photos(1))
         before = {(r.hash, r.added, r.by) for r in clf.references.of("red panda")}
     later = datetime.now(UTC).replace(microsecond=0) + timedelta(days=1)
     monkeypatch.setattr(builder, "datetime", SimpleNamespace(now=lambda _: later))
     with open_classifier(tmp_path, added_by="Bob") as clf:
-        clf.add_category("red panda", ["a", "b"], photos(1, 2), replace=True)
+        clf.add_category("red panda", texts=["a", "b"], images=photos(1, 2), replace=True)
         after = {(r.hash, r.added, r.by) for r in clf.references.of("red panda")}
         assert before <= after
         assert {(added, by) for _, added, by in after - before} == {(later, "Bob")}
-        clf.add_category("vectors", [], vectors={"dino:image": np.eye(16)[:1]})
+        clf.add_category("vectors", texts=[], vectors={"dino:image": np.eye(16)[:1]})
         (one,) = clf.references.of("vectors")
         assert (one.modality, one.experts, one.by, clf.image(one.hash)) == ("image", ("dino:image",), "Bob", None)

@@ -99,7 +99,7 @@ def shared() -> Iterator[Bench]:
         bench = Bench(folder)
         for colour in ("red", "blue"):
             images = [coloured(colour, seed) for seed in range(3)]
-            bench.clf.add_category(colour, [f"all {colour}"], images, metadata={"of": colour})
+            bench.clf.add_category(colour, texts=[f"all {colour}"], images=images, metadata={"of": colour})
         bench.before = bench.contents()
         yield bench
         bench.close()
@@ -267,7 +267,7 @@ def vectors(value: Any, expert: str = "clip:image") -> Callable[[Bench], Any]:
 
 
 def metadata(value: Any) -> Callable[[Bench], Any]:
-    return add("red", ["more"], metadata=value)
+    return add("red", texts=["more"], metadata=value)
 
 
 def classify(**options: Any) -> Callable[[Bench], Any]:
@@ -335,7 +335,6 @@ NOT_SEVERAL = {
     "column of numbers": pd.Series([1, 2]),
     "table": pd.DataFrame({"path": ["photo.jpg"]}),
     "mapping": {"photo.jpg": "red"},
-    "None": None,
     "number": 5,
 }
 ARGUMENTS = [
@@ -348,17 +347,20 @@ ARGUMENTS = [
     argument("names twice", add_many(CategoryInput(name="red"), CategoryInput(name=" red")), "'red' is given twice"),
     argument("names for categories", add_many("new"), "must be CategoryInput objects. Got 'new'"),
     argument("no categories", lambda bench: list(bench.clf.add_categories(None)), "list of CategoryInput. Got None"),  # type: ignore[arg-type]
-    argument("one str for texts", add("new", "a feline"), "texts must be a list of str. Got 'a feline'"),
-    argument("empty text", add("new", ["a", ""]), "must be a str that is not empty. Got ''"),
-    argument("text None", add("new", [None]), "must be a str that is not empty. Got None"),
-    argument("long text", add("new", ["x" * 20_001]), "at most 20,000 characters. Got 20,001, 'xxx"),
-    argument("text that is no Unicode", add("new", ["\udcff"]), r"valid Unicode. Got '\udcff'"),
-    argument("no texts and no images", add("new", []), "category 'new' has no reference"),
+    argument("one str for texts", add("new", texts="a feline"), "texts must be a list of str. Got 'a feline'"),
+    argument("empty text", add("new", texts=["a", ""]), "must be a str that is not empty. Got ''"),
+    argument("text None", add("new", texts=[None]), "must be a str that is not empty. Got None"),
+    argument("long text", add("new", texts=["x" * 20_001]), "at most 20,000 characters. Got 20,001, 'xxx"),
+    argument("text that is no Unicode", add("new", texts=["\udcff"]), r"valid Unicode. Got '\udcff'"),
+    argument("no texts and no images", add("new", texts=[]), "category 'new' has no reference"),
     argument("a path for images", add("new", images="photo.jpg"), "of images. Got 'photo.jpg'"),
     *(argument(f"images: one {kind}", add("new", images=one), "of images. Got ") for kind, one in NOT_SEVERAL.items()),
+    argument("an empty list for images", add("new", images=[]), "images of category 'new' must not be empty"),
     argument("an array for images", add("new", images=np.zeros((4, 5, 3))), "Got an array of shape (4, 5, 3)"),
-    argument("an array for replace", add("new", ["a"], replace=np.array([1, 2])), "replace must be True or False"),
-    argument("a word for replace", add("red", ["a"], replace="no"), "replace must be True or False. Got 'no'"),
+    argument(
+        "an array for replace", add("new", texts=["a"], replace=np.array([1, 2])), "replace must be True or False"
+    ),
+    argument("a word for replace", add("red", texts=["a"], replace="no"), "replace must be True or False. Got 'no'"),
     argument("vectors of no expert", vectors(np.ones((1, 32)), "clip:audio"), "no expert 'clip:audio'"),
     argument("vectors of another shape", vectors(np.ones((2, 31))), "must have the shape (n, 32). Got (2, 31)"),
     argument("ragged vectors", vectors([[1.0] * 32, [1.0]]), "clip:image must be numbers of the shape (n, 32)"),
@@ -383,6 +385,7 @@ ARGUMENTS = [
     argument("zero batch", stream([KNOWN], batch_size=0), "batch_size must be a whole number from 1 to 4,096. Got 0"),
     argument("stream of a path", stream("photo.jpg"), "of images. Got 'photo.jpg'"),
     *(argument(f"stream of one {kind}", stream(one), "of images. Got ") for kind, one in NOT_SEVERAL.items()),
+    argument("stream of None", stream(None), "of images. Got "),
     argument("query without vectors", query(), "of the encoders clip, dino. Got none"),
     argument("query of another encoder", query(vit=np.ones((1, 32))), "of the encoders clip, dino. Got vit"),
     argument(

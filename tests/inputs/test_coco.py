@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import zsvec
-from tests.support import encode, isolated, photo, two_encoders  # noqa: F401
+from tests.support import encode, given_images, isolated, photo, two_encoders  # noqa: F401
 from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import ReferenceImage
 from zsvec.inputs.coco import from_coco
@@ -52,7 +52,7 @@ def written(folder: Path, annotations: list[Any], **changes: Any) -> Path:
 def boxes_of(file: Path, **options: Any) -> dict[str, list[tuple[str, tuple[float, ...], str | None]]]:
     found: dict[str, list[tuple[str, tuple[float, ...], str | None]]] = {}
     for category in from_coco(file, boxes=True, **options):
-        for reference in category.images:
+        for reference in given_images(category):
             assert isinstance(reference, ReferenceImage)
             assert isinstance(reference.image, Region)
             assert reference.image.size == SIZE
@@ -146,7 +146,7 @@ def test_whole_images(folder: Path) -> None:
         annotation(102, 7, 1, 1, 1, 1, iscrowd=1),
     ]
     found = from_coco(written(folder, annotations))
-    assert {category.name: [Path(str(image)).name for image in category.images] for category in found} == {
+    assert {category.name: [Path(str(image)).name for image in given_images(category)] for category in found} == {
         "cat": ["0.png"],
         "dog": ["1.png", "2.png"],
     }
@@ -161,10 +161,10 @@ def test_an_image_of_several_categories_is_of_none(folder: Path) -> None:
         from_coco(file)
     said: list[str] = []
     (category,) = from_coco(file, on_error=lambda error: said.append(str(error)))
-    assert list(category.images) == [str(folder / "val" / "1.png")]
+    assert given_images(category) == [str(folder / "val" / "1.png")]
     assert said[1] == f"{file}, image 102 (val/2.png): it has no annotation that can be used"
     both = from_coco(file, labels="many")
-    assert {category.name: [Path(str(image)).name for image in category.images] for category in both} == {
+    assert {category.name: [Path(str(image)).name for image in given_images(category)] for category in both} == {
         "cat": ["0.png", "1.png"],
         "dog": ["0.png"],
     }
@@ -263,7 +263,7 @@ def test_a_file_of_another_kind(folder: Path) -> None:
 def test_the_images_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     file = written(tmp_path, [{"image_id": 100, "category_id": 1}])
     (category,) = from_coco(file, folder)
-    assert list(category.images) == [str(folder / "val" / "0.png")]
+    assert given_images(category) == [str(folder / "val" / "0.png")]
     with pytest.raises(InvalidInputError, match="is no folder"):
         from_coco(file, tmp_path / "nowhere")
 

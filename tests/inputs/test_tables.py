@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import zsvec
-from tests.support import encode, isolated, photo, two_encoders, write_photos  # noqa: F401
+from tests.support import encode, given_images, isolated, photo, two_encoders, write_photos  # noqa: F401
 from zsvec.errors import InvalidInputError
 from zsvec.inputs import tables
 from zsvec.inputs.categories import CategoryInput
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def by_label(categories: Sequence[CategoryInput]) -> dict[str, list[str]]:
-    return {category.name: [Path(str(image)).name for image in category.images] for category in categories}
+    return {category.name: [Path(str(image)).name for image in given_images(category)] for category in categories}
 
 
 def written(folder: Path, content: str | bytes) -> Path:
@@ -68,7 +68,7 @@ def told(
 def test_csv(folder: Path, content: str) -> None:
     found = from_csv(written(folder, content))
     assert by_label(found) == {"cat": ["0.png", "2.png"], "dog": ["1.png"]}
-    assert all(Path(str(image)).is_file() for category in found for image in category.images)
+    assert all(Path(str(image)).is_file() for category in found for image in given_images(category))
 
 
 def test_csv_of_other_columns_and_of_another_folder(folder: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_frames(library: str) -> None:
         from_frame(frames.DataFrame(ROWS))
     other = frames.DataFrame({"file": ["../a.png"], "class": ["cat"], "more": [1]})
     (category,) = from_frame(other, path="file", label="class")
-    assert list(category.images) == ["../a.png"]  # a frame is the caller's: its paths are taken as they are
+    assert given_images(category) == ["../a.png"]  # a frame is the caller's: its paths are taken as they are
     with pytest.raises(InvalidInputError, match=r"one column 'path' and one 'label'.* Got \['file', 'class', 'more'\]"):
         from_frame(other)
     with pytest.raises(InvalidInputError, match="row 0: a category name must be a str"):
@@ -380,7 +380,7 @@ def test_a_data_set_of_hugging_face(folder: Path) -> None:
         assert clf.classify(encode(photo(0))).distance == pytest.approx(0, abs=1e-6)
     (empty,) = unreadable
     assert "it is empty (0 bytes)" in empty
-    assert [list(category.images) for category in found] == [list(category.images) for category in found]
+    assert [given_images(category) for category in found] == [given_images(category) for category in found]
 
 
 def test_a_data_set_with_several_labels_an_image(folder: Path) -> None:
@@ -390,7 +390,7 @@ def test_a_data_set_with_several_labels_an_image(folder: Path) -> None:
     dataset = Dataset({"picture": pictures, "animals": labels, "views": [[]] * 5}, features)
     reasons: list[str] = []
     found = from_dataset(dataset, on_error=lambda error: reasons.append(str(error)))
-    assert {category.name: [cast("Any", image).source for image in category.images] for category in found} == {
+    assert {category.name: [cast("Any", image).source for image in given_images(category)] for category in found} == {
         "cat": ["0.png"],
         "dog": ["0.png", "1.png"],
     }
@@ -432,12 +432,12 @@ def test_a_data_set_of_the_real_library(tmp_path: Path, monkeypatch: pytest.Monk
     )
     for dataset in (splits["train"], splits["train"].with_format("numpy")):
         found = from_dataset(dataset)
-        images = {category.name: [cast("Any", image).image for image in category.images] for category in found}
+        images = {category.name: [cast("Any", image).image for image in given_images(category)] for category in found}
         assert images == {"cat": [encode(photo(0)), encode(photo(2))], "dog": [encode(photo(1))]}
     several = datasets.Features({"image": datasets.Image(), "label": datasets.Sequence(features["label"])})
     rows = {"image": contents, "label": [[0, 1], [1], [0]]}
     found = from_dataset(datasets.Dataset.from_dict(rows, features=several))
-    images = {category.name: [cast("Any", image).image for image in category.images] for category in found}
+    images = {category.name: [cast("Any", image).image for image in given_images(category)] for category in found}
     assert images == {"cat": [encode(photo(0)), encode(photo(2))], "dog": [encode(photo(0)), encode(photo(1))]}
     for given in (splits, splits["train"].to_iterable_dataset()):
         with pytest.raises(InvalidInputError, match="of a DatasetDict one split"):

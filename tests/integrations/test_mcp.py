@@ -271,13 +271,13 @@ def answered(tools: Tools, name: str, **arguments: Any) -> dict[str, Any]:
 def test_only_changes_by_the_same_tools_are_undone(user: str | None, author: str) -> None:
     with coloured_store(1, added_by=user) as classifier:
         tools = Tools(classifier, write=True)
-        classifier.add_category("zebra", ["a zebra"])
+        classifier.add_category("zebra", texts=["a zebra"])
         zebra = next(iter(classifier.history))
         other = answered(Tools(classifier, write=True), "add", category="ocean", texts=["a sea"])
         for given in ({}, {"change": zebra.id}, {"change": other["change"]}):
             assert tools.call("undo", given).is_error
         ember, flame = (answered(tools, "add", category=name, texts=["a glow"]) for name in ("ember", "flame"))
-        classifier.add_category("quartz", ["a crystal"])
+        classifier.add_category("quartz", texts=["a crystal"])
         assert {one.by for one in classifier.history if one.id in (ember["change"], flame["change"])} == {author}
         assert answered(tools, "undo")["undone"] == flame["change"]
         assert answered(tools, "undo", change=ember["change"])["undone"] == ember["change"]

@@ -251,8 +251,8 @@ def answers(folder: Path, images: Sequence[Any], *, alone: bool, **settings: Any
 def fill(folder: Path, **settings: Any) -> None:
     with open_classifier(folder, **settings) as clf:
         for colour in ("red", "green", "blue"):
-            clf.add_category(colour, [f"all {colour}"], [coloured(colour, seed) for seed in range(2)])
-        clf.add_category("cat", ["a feline"])
+            clf.add_category(colour, texts=[f"all {colour}"], images=[coloured(colour, seed) for seed in range(2)])
+        clf.add_category("cat", texts=["a feline"])
 
 
 IMAGES = [coloured(colour, 100 + i) for i, colour in enumerate(["red", "orange", "blue", "white", "purple", "purple"])]
@@ -307,8 +307,8 @@ def test_novelty_is_that_of_the_image_alone() -> None:
 
 def test_only_experts_that_compare_images_with_images_are_asked() -> None:
     with fast_folder() as folder, open_classifier(folder) as clf:
-        clf.add_category("cat", ["a feline"])
-        clf.add_category("dog", ["a canine"])
+        clf.add_category("cat", texts=["a feline"])
+        clf.add_category("dog", texts=["a canine"])
         queries: dict[str, Any] = {"clip": at(10, 20) @ np.eye(2, 32), "dino": at(10, 20) @ np.eye(2, 16)}
         found = clf._searcher.search(queries, 1)
         scores = [

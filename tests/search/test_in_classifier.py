@@ -69,7 +69,7 @@ def folder() -> Iterator[Path]:
 
 def fill(clf: Classifier) -> None:
     for name in COLOURS:
-        clf.add_category(name, [name], [coloured(name, seed) for seed in range(3)])
+        clf.add_category(name, texts=[name], images=[coloured(name, seed) for seed in range(3)])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

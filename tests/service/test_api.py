@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import itertools
 import json
 import os
 import re
@@ -521,12 +522,12 @@ def test_every_name_can_be_put_opened_and_removed(client: TestClient, classifier
         stored = checked_name(name)
     except InvalidInputError:
         with pytest.raises(InvalidInputError):
-            classifier.add_category(name, ["x"])
+            classifier.add_category(name, texts=["x"])
         if name and name.isprintable():
             problem(client.put(path_to(name).replace(".", "%2E"), json={"texts": ["x"]}), 422)
         return
     assert re.search(NAME_PATTERN, name)
-    classifier.add_category(name, ["x"])
+    classifier.add_category(name, texts=["x"])
     assert client.get(path_to(name)).json()["category"] == stored
     assert client.get(f"/categories/{quote(stored, safe='')}").status_code == 200
     assert client.delete(path_to(stored)).status_code == 204
@@ -550,6 +551,19 @@ def test_put_creates_or_replaces_a_category(client: TestClient) -> None:
     assert client.put(path_to("panda"), json={"metadata": {"b": None}}).status_code == 200
     assert client.get(path_to("panda")).json()["metadata"] == {"b": None}
     assert client.put(path_to("bare"), json={}).json()["texts"] == ["bare"]
+
+
+def test_an_empty_list_of_images_is_no_category_by_its_name(client: TestClient, classifier: Classifier) -> None:
+    before = state(classifier._store)
+    bodies: list[dict[str, Any]] = [{}, {"texts": []}, {"metadata": {"a": 1}}, {"parent": "animal"}]
+    for name, more in itertools.product(("new", "red"), bodies):
+        problem(client.put(path_to(name), json={"images": [], **more}), 422, "images")
+        problem(client.post(path_to(name, "references"), json={"images": [], **more}), 422, "images")
+    assert state(classifier._store) == before
+    assert client.put(path_to("new"), json={"images": [], "texts": ["x"]}).json()["texts"] == ["x"]
+    assert client.put(path_to("bare"), json={"images": None}).json()["texts"] == ["bare"]
+    chosen_none = b'--x\r\nContent-Disposition: form-data; name="images"; filename=""\r\n\r\n\r\n--x--\r\n'
+    assert client.put(path_to("form"), **sent(chosen_none, FORM)).json()["texts"] == ["form"]
 
 
 def test_references_are_added_once(client: TestClient) -> None:

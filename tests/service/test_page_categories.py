@@ -64,7 +64,7 @@ def test_the_page_says_how_far_the_threshold_is(browser: TestClient, classifier:
 def test_the_page_of_a_store_of_texts_says_what_unknown_pictures_need() -> None:
     with zsvec.open(":memory:", encoders=[HashEncoder()]) as classifier, visitor(classifier) as browser:
         assert "Unknown photos" not in page_of(browser.get("/categories")).text
-        classifier.add_category("cat", ["a feline"])
+        classifier.add_category("cat", texts=["a feline"])
         assert "Your photos cannot tell yet which photos are unknown" in page_of(browser.get("/categories")).text
 
 
@@ -88,7 +88,7 @@ def test_cards_read_the_store_once(
 
 
 def test_photos_are_served_by_hash_and_by_category(browser: TestClient, classifier: Classifier) -> None:
-    classifier.add_category("words", ["no photo"])
+    classifier.add_category("words", texts=["no photo"])
     first = images_of(classifier, "red")[0]
     for path in (f"/photos/{first}", "/categories/red/photo"):
         answer = browser.get(path)
@@ -310,7 +310,7 @@ def test_a_change_is_continued_by_its_author_alone(classifier: Classifier) -> No
         change = done(client.post(path, files=[picture("red", 71)], headers=PART))
         moved = done(client.post("/categories/blue/rename", data={"new": "navy"}, headers=PART))
         with classifier.history.acting("bob"):
-            classifier.add_category("green", ["a colour"])
+            classifier.add_category("green", texts=["a colour"])
         other = next(iter(classifier.history)).id
         for refused in ("", "nothing", moved, other):
             page_of(client.post(path, data={"change": refused}, files=[picture("red", 72)], headers=PART), 422)
@@ -411,7 +411,7 @@ def test_the_reason_why_a_change_cannot_be_undone(browser: TestClient, classifie
     classifier.references.rename("red", "crimson")
     first = next(iter(classifier.history)).id
     said = {"old": page_of(undo_of(browser, "old"), 409).text}
-    classifier.add_category("crimson", ["a dark red"])
+    classifier.add_category("crimson", texts=["a dark red"])
     said["later"] = page_of(undo_of(browser, first), 409).text
     classifier.history.undo("crimson")
     done(undo(browser, first))
@@ -426,7 +426,7 @@ OF_PROGRAMS = re.compile(r"zsvec |ZSVEC_|`|[0-9a-f]{8}|/tmp|:memory:|b'|got ", r
 
 def test_no_message_for_people_has_words_of_programs(browser: TestClient, classifier: Classifier) -> None:
     one, broken = images_of(classifier, "red")[0], ("images", ("a.png", b"hello"))
-    classifier.add_category("red", ["a later change"])
+    classifier.add_category("red", texts=["a later change"])
     first = list(classifier.history)[-1].id
     forms: list[tuple[str, dict[str, Any], list[Any] | None]] = [
         ("/categories", {"name": "a\nb"}, None),
@@ -548,7 +548,7 @@ def test_consecutive_changes_of_a_kind_and_person_are_grouped(classifier: Classi
             done(client.post("/categories/red/references", files=[picture("red", seed)], headers=PART))
         assert len(page_of(client.get("/changes")).all("details")) == 1
         with classifier.history.acting("bob"):
-            classifier.add_category("green", ["a colour"])
+            classifier.add_category("green", texts=["a colour"])
         done(client.post("/categories/red/references", files=[picture("red", 73)], headers=PART))
         page = page_of(client.get("/changes"))
         assert len(page.all("details")) == 1
@@ -619,7 +619,7 @@ def test_a_key_to_read_is_offered_no_undo(classifier: Classifier) -> None:
 
 def test_a_switch_to_other_encoders_is_undone_on_the_command_line(tmp_path: Path) -> None:
     with zsvec.open(tmp_path / "store", encoders=[HashEncoder("old")]) as classifier:
-        classifier.add_category("cat", ["a feline"])
+        classifier.add_category("cat", texts=["a feline"])
     encoders = [HashEncoder("new")]
     change = zsvec.reembed(tmp_path / "store", encoders=encoders, switch=True).change
     assert change is not None
@@ -634,7 +634,7 @@ def test_a_switch_to_other_encoders_is_undone_on_the_command_line(tmp_path: Path
             client.post("/v1/undo", json={"change": change.id[:8]}),
         ):
             assert answer.status_code == 409
-        classifier.add_category("dog", ["a canine"])  # the service can still write
+        classifier.add_category("dog", texts=["a canine"])  # the service can still write
         assert client.post("/v1/undo", json={}).json()["what"] == "add"
 
 

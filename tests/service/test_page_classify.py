@@ -324,7 +324,7 @@ def test_the_page_is_there_while_the_store_is_away(
 
 def test_a_name_in_the_list_of_categories_is_no_html(browser: TestClient, classifier: Classifier) -> None:
     name = f'"><img src=x onerror=alert(1)>{EVIL}'
-    classifier.add_category(name, ["a text"])
+    classifier.add_category(name, texts=["a text"])
     assert name in [found["value"] for found in page_of(browser.get("/")).all("option")]
 
 

@@ -35,9 +35,9 @@ def full(client: TestClient, classifier: Classifier) -> TestClient:
     classifier.add_category("copies", images=[red(0), red(1)])
     names = iter(["z", "a" * 300, "b", "a" * 300 + "b", ""])
     images = [ReferenceImage(image=red(seed), source=name) for seed, name in zip(range(20, 25), names, strict=True)]
-    classifier.add_category("red", ["scarlet", "ж" * 2000, "crimson"], images)
+    classifier.add_category("red", texts=["scarlet", "ж" * 2000, "crimson"], images=images)
     for name in ODD:
-        classifier.add_category(name, ["text of one"])
+        classifier.add_category(name, texts=["text of one"])
     client.post("/v1/inbox", files=files(*[encode(photo(seed)) for seed in range(5)])).raise_for_status()
     return client
 
@@ -76,8 +76,8 @@ def test_no_category_is_skipped_or_repeated_while_others_write(full: TestClient,
 
     def write() -> None:
         classifier.remove_category(seen[-1])  # the position of the cursor
-        classifier.add_category(f"0 {next(number)}", ["before every position"])
-        classifier.add_category("zz", [f"text {next(number)}"])
+        classifier.add_category(f"0 {next(number)}", texts=["before every position"])
+        classifier.add_category("zz", texts=[f"text {next(number)}"])
 
     for page in pages(full, "/v1/categories", 1, write):
         seen.extend(one["category"] for one in page)
@@ -95,7 +95,7 @@ def test_no_reference_is_skipped_or_repeated_while_others_write(full: TestClient
         if len(seen) == 3:
             classifier.references.remove("red", seen[-1])
         if len(seen) < 5:
-            classifier.add_category("red", [f"text {next(seeds)}"], [red(next(seeds))])
+            classifier.add_category("red", texts=[f"text {next(seeds)}"], images=[red(next(seeds))])
 
     for page in pages(full, path_to("red", "references"), 1, write):
         seen.extend(one["hash"] for one in page)

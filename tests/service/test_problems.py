@@ -50,7 +50,7 @@ def test_each_status_has_a_usual_code() -> None:
 
 
 def test_programs_can_tell_problems_apart(client: TestClient, classifier: Classifier) -> None:
-    classifier.add_category("single", [], [red(40)])
+    classifier.add_category("single", texts=[], images=[red(40)])
     [one] = images_of(classifier, "single")
     asks = {
         "category_not_found": client.get(path_to("none")),
@@ -81,7 +81,7 @@ def test_programs_can_tell_problems_of_keys_apart(classifier: Classifier) -> Non
         assert code(client.get("/v1/info")) == "key_needed"
         assert code(client.get("/v1/info", headers=bearer("wrong" * 5))) == "key_invalid"
         assert code(client.delete(path_to("red"), headers=bearer(READ))) == "key_read_only"
-        classifier.add_category("by another", ["text"])
+        classifier.add_category("by another", texts=["text"])
         assert code(client.post("/v1/undo", json={}, headers=bearer(WRITE))) == "change_id_needed"
 
 

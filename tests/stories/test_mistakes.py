@@ -116,7 +116,7 @@ MISTAKES: list[tuple[Callable[[Classifier], object], type[ZSVecError], str]] = [
     (lambda clf: clf.classify(None), ImageError, "None"),  # type: ignore[call-overload]
     (lambda clf: clf.classify(coloured("red", 1), top_k=0), InvalidInputError, "top_k"),
     (lambda clf: clf.classify_stream("photos"), InvalidInputError, "iterable"),
-    (lambda clf: clf.add_category("red", "a red thing"), InvalidInputError, "list of str"),
+    (lambda clf: clf.add_category("red", texts="a red thing"), InvalidInputError, "list of str"),
     (lambda clf: clf.add_category("red", images="red.png"), InvalidInputError, "iterable"),
     (lambda clf: clf.add_category("red\u202e"), InvalidInputError, "printable"),
     (lambda clf: clf.add_categories("photos"), InvalidInputError, "CategoryInput"),  # type: ignore[arg-type]

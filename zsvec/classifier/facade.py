@@ -135,9 +135,9 @@ class Classifier:
     def add_category(
         self,
         name: str,
-        texts: Sequence[str] | None = None,
-        images: Iterable[ImageInput | ReferenceImage] = (),
         *,
+        texts: Sequence[str] | None = None,
+        images: Iterable[ImageInput | ReferenceImage] | None = None,
         vectors: Mapping[str, ArrayLike] | None = None,
         sources: Sequence[str] | None = None,
         metadata: Mapping[str, Any] | None = None,
@@ -154,7 +154,8 @@ class Classifier:
             name: Name of the category.
             texts: Definition texts. Without any, a new category is defined by the name.
             images: Reference images: a list or another iterable of paths, bytes, files, PIL images, arrays or tensors,
-                or a batch as one array or tensor, as for `classify`. Use `ReferenceImage` to add metadata.
+                or a batch as one array or tensor, as for `classify`. Use `ReferenceImage` to add metadata. An empty
+                iterable, as of a glob that finds nothing, is an error unless texts or vectors are given, too.
             vectors: References that the same encoders have embedded elsewhere, by expert: ``{"clip:image": (n, dim)}``.
                 They are recognised only if the vectors of the same experts are given together again.
             sources: Name of each row of `vectors`, such as an id of your own: the ``source`` in the evidence of

@@ -52,12 +52,12 @@ def add(
     yes: ExportYes = False,
 ) -> None:
     """Add a category, or add references to a category. Every process uses the references from the next image on."""
-    images = [path for given in image or [] for path in images_at(given)]
-    for path in images:
+    images = None if image is None else [path for given in image for path in images_at(given)]
+    for path in images or ():
         check_exists(path)
     with context.obj.open(keep_images=keep_images, labels=labels) as classifier:
         prepare_encoders(classifier, yes=yes, adds=True)
-        category = classifier.add_category(name, text or None, images, parent=parent, replace=replace_)
+        category = classifier.add_category(name, texts=text or None, images=images, parent=parent, replace=replace_)
         output.print_found([category], categories_table, json=json)
         if not json:
             output.print_standing(classifier.info(), classifier.categories())

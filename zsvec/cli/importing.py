@@ -207,7 +207,7 @@ def _import_images(
         prepare_encoders(classifier, yes=yes, adds=True)
         counted = opened.enter_context(output.progress("importing", number))
         before = {category.name: category for category in classifier.categories()}
-        inputs = (replace(category, images=counted(category.images)) for category in found)
+        inputs = (replace(category, images=counted(_images_of(category))) for category in found)
         leave_out = None if again else withdrawn.append
         try:
             with classifier.history.one_change("import"):
@@ -234,7 +234,7 @@ def _import_images(
         output.print_note(note)
     stored = [category for category in found if category.name in names]
     bad = set(unreadable)
-    failed = sum(_source_of(image) in bad for category in stored for image in category.images)
+    failed = sum(_source_of(image) in bad for category in stored for image in _images_of(category))
     new = sum(c.images - (before[c.name].own_images if c.name in before else 0) for c in committed)
     omitted = {one.category for one in withdrawn}
     kept_out = sum(one.category in names and one.modality == "image" for one in withdrawn)
@@ -323,7 +323,7 @@ def read_file(file: Path, options: FileOptions, *, strict: bool) -> list[Categor
             from zsvec.inputs.tables import from_csv
 
             found = from_csv(file, options.images, **options.columns, on_error=on_error)
-    labels = Counter(image for category in found for image in {_source_of(image) for image in category.images})
+    labels = Counter(image for category in found for image in {_source_of(image) for image in _images_of(category)})
     several = [image for image, number in labels.items() if number > 1]
     if several and options.labels == "one":
         output.print_note(f"images under several labels: {len(several)}, such as {several[0]}")
@@ -359,7 +359,7 @@ def _read(
             output.print_note(note)
         return found
     found = with_definitions(read_file(source, options, strict=strict), definitions)
-    if bare := [category.name for category in found if not list(category.images)]:
+    if bare := [category.name for category in found if not _images_of(category)]:
         output.print_note(f"no images for the definitions of {', '.join(bare)}")
     return found
 
@@ -382,7 +382,7 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], *, follow_links: boo
     folders = category_folders(folder, follow_links=follow_links, on_outside=lambda _: None)
     if loose := sum(path.suffix.lower() in SUFFIXES for path in folder.iterdir()):
         yield f"images of no category, because they are in no sub-folder: {loose}"
-    bare = [category.name for category in found if not list(category.images)]
+    bare = [category.name for category in found if not _images_of(category)]
     notes = {
         "left out, because there are no images in the folders:": sorted(folders.keys() - {c.name for c in found}),
         "no images in the folders of the definitions of": [name for name in bare if name in folders],
@@ -392,7 +392,7 @@ def _notes_on(folder: Path, found: Sequence[CategoryInput], *, follow_links: boo
     nested = Counter(
         category.name
         for category in found
-        for image in category.images
+        for image in _images_of(category)
         if isinstance(image, Path) and image.parent != folders[category.name]
     )
     if nested:
@@ -444,8 +444,12 @@ def _notes_on_withdrawn(
         yield f"  and {output.counted(len(by_category) - _SHOWN, 'more category', 'more categories')}"
 
 
+def _images_of(category: CategoryInput) -> list[ImageInput | ReferenceImage]:
+    return list(category.images or ())
+
+
 def _images_in(categories: Sequence[CategoryInput]) -> int:
-    return sum(len(list(category.images)) for category in categories)
+    return sum(len(_images_of(category)) for category in categories)
 
 
 def _source_of(image: ImageInput | ReferenceImage) -> str:

@@ -171,7 +171,7 @@ def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageI
     found = [
         (given.image if isinstance(given, ReferenceImage) else given, category.name)
         for category in map(checked_category, categories)
-        for given in category.images
+        for given in (() if category.images is None else category.images)
     ]
     if not found:
         raise InvalidInputError("none of the categories has an image: give one or more")

@@ -271,7 +271,7 @@ def _inputs(
             if image.record.category == name
         ]
         if references or name in texts:
-            yield CategoryInput(name=name, texts=texts.get(name), images=references)
+            yield CategoryInput(name=name, texts=texts.get(name), images=references or None)
 
 
 def _stored(category: Category) -> StoredCategory:

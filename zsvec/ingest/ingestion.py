@@ -288,7 +288,8 @@ class Builder:
                 raise InvalidInputError(f"category {category.name!r} is given twice: put both in one")
             seen.add(category.name)
             draft = self._draft(category, replace=replace, create=create, respect=respect)
-            yield from self._images(draft, category.images)
+            if category.images is not None:
+                yield from self._images(draft, category.images)
             yield draft
 
     def _images(self, draft: _Draft, images: Iterable[ImageInput | ReferenceImage]) -> Iterator[_Draft | _Image]:

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeGuard, cast
 
@@ -60,7 +61,8 @@ class CategoryInput:
         name: The label.
         texts: Definition texts. With ``None``, a new category is defined by its name in each encoder's prompt, and an
             existing category keeps its texts.
-        images: Reference images; iterated once, possibly in another thread.
+        images: Reference images; iterated once, possibly in another thread. ``None`` means not given. If there are
+            no texts and no vectors, there must be at least one image.
         vectors: References that were embedded elsewhere with the same encoder. The key is the expert, such as
             ``clip:image``; the value is a float array ``(n, dim)`` with rows of any norm. If all arrays of a modality
             have the same number of rows, row i of each array belongs to the same image or text.
@@ -74,7 +76,7 @@ class CategoryInput:
 
     name: str
     texts: Sequence[str] | None = None
-    images: Iterable[ImageInput | ReferenceImage] = ()
+    images: Iterable[ImageInput | ReferenceImage] | None = None
     vectors: Mapping[str, ArrayLike] = field(default_factory=dict)
     sources: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
@@ -101,8 +103,8 @@ def checked_path(name: str, path: object) -> Path:
 def checked_category(category: object) -> CategoryInput:
     """Returns a category with name, texts, sources, metadata and parent in stored form.
 
-    Raises InvalidInputError for invalid values. Images are not iterated. Vectors are not checked, because
-    `checked_vectors` needs their dimension.
+    Raises InvalidInputError for invalid values. If only images are given, the first one is taken from their iterable,
+    to see that there is one. Vectors are not checked, because `checked_vectors` needs their dimension.
     """
     if not isinstance(category, CategoryInput):
         raise InvalidInputError(f"categories must be CategoryInput objects. Got {shown(category)} instead")
@@ -111,14 +113,36 @@ def checked_category(category: object) -> CategoryInput:
             f"vectors must be a mapping of experts to arrays. Got {shown(category.vectors)} instead"
         )
     name = checked_name(category.name)
+    texts = None if category.texts is None else checked_texts(category.texts, "texts", "a definition text")
+    images = None if category.images is None else checked_images(category.images)
+    if images is not None and not texts and _are_empty(category.vectors):
+        images = _not_empty(images, name)
     return replace(
         category,
         name=name,
-        texts=None if category.texts is None else checked_texts(category.texts, "texts", "a definition text"),
-        images=checked_images(category.images),
+        texts=texts,
+        images=images,
         sources=None if category.sources is None else checked_texts(category.sources, "sources", "a source"),
         metadata=None if category.metadata is None else checked_metadata(category.metadata),
         parent=None if category.parent is None else checked_parent(category.parent, name),
+    )
+
+
+def _are_empty(vectors: Mapping[str, ArrayLike]) -> bool:
+    try:
+        return all(np.shape(rows)[:1] == (0,) for rows in vectors.values())
+    except Exception:  # noqa: BLE001 - no array, which `checked_vectors` reports
+        return False
+
+
+def _not_empty(images: Iterable[Any], name: str) -> Iterable[Any]:
+    """Returns the images after a look at the first; raises InvalidInputError if there is none, as of an empty glob."""
+    each = iter(images)
+    for first in each:
+        return chain([first], each)
+    raise InvalidInputError(
+        f"the images of category {name!r} must not be empty without texts or vectors. Give an image, or leave images "
+        "out, so that the name alone defines a new category"
     )
 
 

@@ -285,8 +285,9 @@ class Tools:
         with self._images(given) as images, self._classifier.history.one_change("add") as change:
             self._changes.add(change)
             references = [ReferenceImage(image=image, source=image.name) for image in images]
-            texts = given.texts or None
-            category = self._classifier.add_category(given.category, texts, references, parent=given.parent)
+            category = self._classifier.add_category(
+                given.category, texts=given.texts or None, images=references or None, parent=given.parent
+            )
         return {**_category(category), "change": self._made(change)}, ()
 
     def correct(self, given: Correct) -> Answer:

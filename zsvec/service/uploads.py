@@ -59,7 +59,7 @@ class _Unreadable(Upload):
 class Material:
     """Reference images, texts, metadata and parent of a category in a request. ``None`` means not given."""
 
-    images: Sequence[Upload]
+    images: Sequence[Upload] | None = None
     texts: Sequence[str] | None = None
     metadata: Mapping[str, Any] | None = None
     parent: str | None = None
@@ -128,7 +128,8 @@ async def sent_material(request: Request, max_images: int) -> Material:
     kind = _content_type(request)
     if kind == "application/json":
         given = await sent_json(request, CategoryGiven)
-        return Material(_named(given.images, max_images), given.texts, given.metadata, given.parent)
+        images = None if given.images is None else _named(given.images, max_images)
+        return Material(images, given.texts, given.metadata, given.parent)
     if kind != "multipart/form-data":
         raise _unsupported(kind, "multipart/form-data or application/json")
     images, fields = await sent_form(request, max_images)
@@ -141,7 +142,7 @@ async def sent_material(request: Request, max_images: int) -> Material:
             raise Problem(422, f"{name} must be given once, got {len(values)} fields")
     metadata, parent = (next(iter(values), None) for values in once.values())
     with _as_problems():
-        return Material(images, texts, None if metadata is None else _METADATA.validate_json(metadata), parent)
+        return Material(images or None, texts, None if metadata is None else _METADATA.validate_json(metadata), parent)
 
 
 async def sent_json(request: Request, model: type[Model]) -> Model:

@@ -101,13 +101,15 @@ async def add_references(request: Request, name: Name, work: Runs, by: By, condi
 
 
 def _added(classifier: Classifier, name: str, sent: Material, *, replace: bool) -> Category:
-    images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
+    images = None
+    if sent.images is not None:
+        images = [ReferenceImage(image=image, source=image.name) for image in sent.images]
     # Without a text or an image, only a category that exists may keep its references.
-    of_none = sent.texts is not None and not sent.texts and not images
+    of_none = sent.texts is not None and not sent.texts and images is None
     checked = checked_name(name)
     with of_state() if of_none else nullcontext():
         return classifier.add_category(
-            checked, sent.texts, images, metadata=sent.metadata, parent=sent.parent, replace=replace
+            checked, texts=sent.texts, images=images, metadata=sent.metadata, parent=sent.parent, replace=replace
         )
 
 

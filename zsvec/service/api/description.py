@@ -90,8 +90,10 @@ def completed(description: dict[str, Any], max_images: int, *, keys: bool) -> di
     bodies = [operation.get("requestBody") for path in description["paths"].values() for operation in path.values()]
     for part in _objects([bodies, sent["$defs"]]):
         for name in ("images", "boxes"):
-            if name in part.get("properties", ()):
-                part["properties"][name]["maxItems"] = max_images
+            field = part.get("properties", {}).get(name, {})
+            for one in field.get("anyOf", [field]):
+                if one.get("type") == "array":
+                    one["maxItems"] = max_images
     for part in _objects([description["paths"], description["components"]]):
         if isinstance(part.get("title"), str):  # repeats the name of the field
             del part["title"]

@@ -145,7 +145,10 @@ class CategoryGiven(Given):
     """Texts, images, metadata and parent of a category."""
 
     texts: Annotated[list[Text] | None, Field(max_length=_MAX_ITEMS, description="Definition texts.")] = None
-    images: Annotated[list[Image], Field(max_length=_MAX_ITEMS, description="Reference images.")] = []
+    images: Annotated[
+        list[Image] | None,
+        Field(max_length=_MAX_ITEMS, description="Reference images. An empty list needs texts beside it."),
+    ] = None
     metadata: Annotated[dict[str, Any] | None, Field(description="JSON object stored with the category.")] = None
     parent: Parent | None = None
 

@@ -350,7 +350,7 @@ def _write(
 
     unread = so_far.unread
     references = [ReferenceImage(image=image, source=image.name) for image in images]
-    given = CategoryInput(name=name, texts=texts or None, images=references)
+    given = CategoryInput(name=name, texts=texts or None, images=references or None)
     added = classifier.add_categories([given], on_error=leave_out, on_shared=share)
     if not added or (images and not texts and so_far.unread - unread == len(images)):
         return  # no photo is readable

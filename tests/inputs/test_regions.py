@@ -144,6 +144,28 @@ def test_a_region_is_added_and_classified_like_an_image(file: Path) -> None:
         ]
 
 
+@pytest.mark.parametrize("box", [(80, 0, 90, 5), (-9, 0, 0, 5), (90, 70, 99, 99), (5, 5, 5, 9), (9, 5, 5, 9)])
+def test_a_region_beyond_its_image_is_refused_and_changes_nothing(file: Path, box: Any) -> None:
+    region = Region(file, box, margin=5)  # which would reach the image
+    with zsvec.open(":memory:", encoders=two_encoders()) as clf:
+        clf.add_category("cat", images=[file])
+        before = clf.categories()
+        for refused in (
+            lambda: clf.add_category("new", images=[region]),
+            lambda: clf.add_category("cat", images=[Region(file, BOX), region]),
+            lambda: clf.add_category("cat", images=[region], replace=True),
+            lambda: clf.classify(region),
+            lambda: clf.correct(region, "new"),
+            lambda: clf.keep(region),
+        ):
+            with pytest.raises(ImageError):
+                refused()
+        assert clf.categories() == before
+        assert len(clf.inbox) == 0
+        partly, cut = (Region(file, (70, 50, right, 99)) for right in (81, 80))
+        assert clf.add_category("part", images=[partly]).version == clf.add_category("part", images=[cut]).version
+
+
 # ---- regions of one image in a stream
 
 

@@ -56,7 +56,8 @@ class Region:
     Attributes:
         image: The image: a path, bytes, file, PIL image, array or tensor.
         box: Left, top, right and bottom in pixels of the upright image, as for `PIL.Image.Image.crop`. Fractions are
-            rounded outwards, and the box is cut at the border of the image, where a pixel must be left.
+            rounded outwards. A box that is partly outside of the image is cut at the border. A box that is wholly
+            outside, or has no width or no height, raises ImageError when the region is read.
         size: Width and height in pixels of the image in which the box was drawn, if known. A file of another size has
             been scaled or rotated since then, and is refused.
         margin: Fraction of the width and height of the box to add on each side, before the box is cut at the border.

@@ -181,6 +181,35 @@ def commands(group: Any, *before: str) -> Iterator[list[str]]:
         yield from commands(command, *before, name)
 
 
+ARGUMENTS = {  # of the commands that need some
+    "add": "red --image new/red.png",
+    "attach": "other --label name --expert clip:image",
+    "classify": "new",
+    "copy": "here there",
+    "correct": "new/red.png blue",
+    "detach": "other",
+    "encoders export": "there",
+    "evaluate": "colours",
+    "export": "some.zsvec",
+    "forget": f"{'0' * 64} --yes",
+    "generate": "cat",
+    "images drop": "--yes",
+    "import": "colours",
+    "inbox dismiss": "123456",
+    "inbox label": "123456 red",
+    "merge": "red blue",
+    "move": "red blue 123456",
+    "reembed": "--drop --yes",
+    "remove": "red --yes",
+    "rename": "red rouge",
+    "serve": "--port 0",
+    "set": "red --metadata {}",
+    "show": "red",
+    "sync": "http://127.0.0.1:9 there",
+    "watch": "new",
+}
+
+
 RUNNER = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it may be ignored

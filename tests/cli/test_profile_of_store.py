@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 import zsvec
-from tests.cli.support import Cli, Loading, commands
+from tests.cli.support import ARGUMENTS, Cli, Loading, commands
 from tests.support import photo, trusted_settings
 from zsvec.cli.commands import app
 from zsvec.errors import InvalidInputError, StoreLockedError, WeightsUnavailableError
@@ -124,35 +124,6 @@ def test_commands_that_run_an_encoder_are_refused_as_ever(unusable: Cli, hash_en
         assert (result.code, result.out) == (1, ""), command
     assert unusable("list --json").out == before
     assert not hash_encoders.made
-
-
-ARGUMENTS = {  # of the commands that need some
-    "add": "red --image new/red.png",
-    "attach": "other --label name --expert clip:image",
-    "classify": "new",
-    "copy": "here there",
-    "correct": "new/red.png blue",
-    "detach": "other",
-    "encoders export": "there",
-    "evaluate": "colours",
-    "export": "some.zsvec",
-    "forget": f"{'0' * 64} --yes",
-    "generate": "cat",
-    "images drop": "--yes",
-    "import": "colours",
-    "inbox dismiss": "123456",
-    "inbox label": "123456 red",
-    "merge": "red blue",
-    "move": "red blue 123456",
-    "reembed": "--drop --yes",
-    "remove": "red --yes",
-    "rename": "red rouge",
-    "serve": "--port 0",
-    "set": "red --metadata {}",
-    "show": "red",
-    "sync": "http://127.0.0.1:9 there",
-    "watch": "new",
-}
 
 
 @pytest.mark.parametrize("given", ["option", "environment", "file"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
-from tests.cli.support import Cli, Result, commands
+from tests.cli.support import ARGUMENTS, Cli, Loading, Result, commands
 from tests.support import COLOURS, coloured, encode, trusted_settings, write_photos
 from zsvec.cli import output
 from zsvec.cli.commands import app
@@ -24,6 +27,52 @@ def test_a_name_that_is_too_long_for_the_file_system(stocked: Cli, command: str)
     assert "too long" in result.out + result.err or "does not exist" in result.err
 
 
+def empty_values() -> Iterator[str]:
+    """Each command with an empty value for one of its arguments, or of its options."""
+    for words in commands(typer.main.get_command(app)):
+        command: Any = typer.main.get_command(app)
+        for word in words:
+            command = command.commands[word]
+        given = shlex.split(ARGUMENTS.get(" ".join(words), ""))
+        for position, value in enumerate(given):
+            if not value.startswith("--"):
+                yield shlex.join([*words, *given[:position], "", *given[position + 1 :]])
+        for parameter in command.params:
+            option = parameter.opts[0]
+            if not option.startswith("--"):
+                if not given:
+                    yield shlex.join([*words, ""])
+            elif not parameter.is_flag and option not in {"--parent", *given}:
+                yield shlex.join([*words, f"{option}=", *given])
+                yield shlex.join([*words, *given, option, ""])
+
+
+def test_an_empty_value_is_refused_wherever_a_value_is_expected(
+    stocked: Cli, new: Path, hash_encoders: Loading, subtests: pytest.Subtests
+) -> None:
+    def files() -> set[Path]:
+        return {path for path in Path().rglob("*") if path.is_file()}
+
+    before, there = stocked("list --json").out, files()
+    found = set(empty_values())
+    assert found >= {"import ''", "evaluate colours --csv ''", "classify ''", "doctor ''", "--store=", "inbox --sheet="}
+    for command in found:
+        with subtests.test(command):
+            result = stocked(command)
+            assert (result.code, result.out) == (2, "")
+    assert stocked("list --json").out == before
+    assert files() == there
+    assert not hash_encoders.embedded()
+    assert stocked("import '' --help").code == 0
+
+
+def test_the_folder_itself_is_no_file_to_write(stocked: Cli, new: Path) -> None:
+    for command in ("evaluate colours --csv .", "evaluate colours --html .", "watch new --state .", "audit --html ."):
+        result = stocked(command)
+        assert result.code == 2
+        assert "'.'" in result.said or " . " in result.said
+
+
 def test_help_shows_flags_without_a_type(cli: Cli) -> None:
     for words in commands(typer.main.get_command(app)):
         assert "bool" not in cli(" ".join([*words, "--help"])).out.lower()
@@ -33,9 +82,10 @@ def test_shell_completion(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_ZSVEC_COMPLETE", "source_bash")
     assert "complete -o default -F _zsvec_completion zsvec" in cli("").out
     monkeypatch.setenv("_ZSVEC_COMPLETE", "complete_bash")
-    for line, expected in {"zsvec cl": ["classify"], "zsvec inbox l": ["label"], "zsvec list --j": ["--json"]}.items():
-        monkeypatch.setenv("COMP_WORDS", line)
-        monkeypatch.setenv("COMP_CWORD", str(line.count(" ")))
+    lines = {"cl": ["classify"], "inbox l": ["label"], "list --j": ["--json"], "import '' --def": ["--definitions"]}
+    for line, expected in lines.items():
+        monkeypatch.setenv("COMP_WORDS", f"zsvec {line}")
+        monkeypatch.setenv("COMP_CWORD", str(line.count(" ") + 1))
         assert cli("") == Result(0, "\n".join([*expected, ""]), "")
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_MAY_BE_EMPTY = {"parent"}  # `zsvec set NAME --parent ''` removes the parent
+
 
 @contextmanager
 def _harmless_errors() -> Iterator[None]:
@@ -38,8 +40,24 @@ def _harmless_errors() -> Iterator[None]:
         raise
 
 
-class _PlainFlags:
-    """Mixin of commands. Help names a flag without a type, as ``--json`` instead of ``--json <bool>``."""
+class _Conventions:
+    """Mixin of commands and groups.
+
+    Help names a flag without a type, as ``--json`` instead of ``--json <bool>``. An empty value is refused, because an
+    empty path would be the working directory.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        given = list(args)
+        rest = super().parse_args(ctx, args)  # type: ignore[misc]
+        if ctx.resilient_parsing:  # the shell completes a line
+            return rest
+        values, _, _ = self.make_parser(ctx).parse_args(args=given)  # type: ignore[attr-defined]
+        for parameter in self.get_params(ctx):
+            value = values.get(parameter.name)
+            if parameter.name not in _MAY_BE_EMPTY and "" in (value if isinstance(value, list | tuple) else [value]):
+                raise typer.BadParameter("the value must not be empty. Got ''", ctx=ctx, param=parameter)
+        return rest
 
     def get_params(self, ctx: Any) -> Any:
         parameters = super().get_params(ctx)  # type: ignore[misc]
@@ -49,11 +67,11 @@ class _PlainFlags:
         return parameters
 
 
-class _Command(_PlainFlags, TyperCommand):
+class _Command(_Conventions, TyperCommand):
     pass
 
 
-class _Group(_PlainFlags, TyperGroup):
+class _Group(_Conventions, TyperGroup):
     pass
 
 

@@ -90,10 +90,13 @@ def is_several(value: object) -> TypeGuard[Iterable[Any]]:
 
 
 def checked_path(name: str, path: object) -> Path:
-    """Returns the value as a path, which need not exist; raises InvalidInputError if the value cannot be a path."""
+    """Returns the value as a path, which need not exist; raises InvalidInputError if the value cannot be a path.
+
+    Empty text is no path: `pathlib` would take the working directory.
+    """
     try:
         found = Path(cast("str", path))
-        if b"\0" not in os.fsencode(found):
+        if path != "" and b"\0" not in os.fsencode(found):
             return found
     except (TypeError, ValueError):  # not a path, or text that the file system cannot encode
         pass

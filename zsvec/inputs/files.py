@@ -146,6 +146,8 @@ def _target(path: Path) -> Path:
 @contextmanager
 def _beside(path: Path, mode: int) -> Iterator[tuple[BinaryIO, Path]]:
     """Yields a temporary file in the folder of a path, and deletes the file at the end unless it was moved."""
+    if not path.name:  # as of Path(".")
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     partial = path.with_name(f".zsvec-{uuid.uuid4().hex}.new")
     descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY | _NO_FOLLOW, mode)
     try:

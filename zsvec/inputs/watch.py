@@ -80,6 +80,8 @@ class Watch:
         self._logged: set[str] = set()
         self._find()
         self._file = file = state or inside(self.folder, self.folder / ".zsvec-watch.jsonl")
+        if not file.name:  # as of Path(".")
+            raise InvalidInputError(f"state must be a file. Got {str(file)!r} instead")
         lock = file.with_name(f"{file.name}.lock")
         # Any thread may close the watch.
         self._lock = FileLock(lock if state else inside(self.folder, lock), thread_local=False)

@@ -159,6 +159,25 @@ def test_no_image_at_all_is_refused_unless_there_are_texts_or_vectors(
     assert clf.add_category("name", images=None).texts == ("name",)
 
 
+def test_a_text_is_refused_if_no_encoder_embeds_texts() -> None:
+    encoder = HashEncoder("dino", modalities=("image",))
+    with zsvec.open(":memory:", encoders=[encoder]) as clf:
+        clf.add_category("cat", images=[photo(1), photo(2)])
+        before, embedded = state(clf._store), encoder.images_encoded
+        for name, images, replaces in itertools.product(("new", "cat"), (None, [], [photo(3)]), (False, True)):
+            with pytest.raises(InvalidInputError):
+                clf.add_category(name, texts=["a cat"], images=images, replace=replaces)
+            with pytest.raises(InvalidInputError):
+                clf.add_categories([CategoryInput(name=name, texts=("a cat",), images=images)], replace=replaces)
+        with pytest.raises(InvalidInputError):
+            clf.references.update("cat", texts=["a cat"])
+        with pytest.raises(InvalidInputError):
+            clf.add_category("name")
+        assert (state(clf._store), encoder.images_encoded) == (before, embedded)
+        assert clf.references.update("cat", texts=[]).references == {"dino:image": 2}
+        assert clf.add_category("new", texts=[], images=[photo(3)]).references == {"dino:image": 1}
+
+
 def test_whether_there_are_images_is_known_from_the_first(clf: Classifier) -> None:
     begun: list[int] = []
 
@@ -888,9 +907,13 @@ def test_classify_vectors_with_some_of_the_encoders(
     for encoder in encoders:
         vectors = {encoder.name: encoder.encode_images(images)}
         with zsvec.open(":memory:", encoders=[encoder], calibration="off", fusion=fusion, index=index) as alone:
-            fill(alone)
             if "text" in encoder.modalities:
-                alone.add_category("only texts", texts=["only texts"])
+                fill(alone).add_category("only texts", texts=["only texts"])
+            else:
+                alone.add_categories(
+                    CategoryInput(name=colour, images=[coloured(colour, seed) for seed in range(3)])
+                    for colour in COLOURS
+                )
             expected = alone.classify_vectors(vectors, top_k=10)
         answers = beside(clf, calibration="off", fusion=fusion, index=index).classify_vectors(vectors, top_k=10)
         for answer, one in zip(answers, expected, strict=True):

@@ -31,6 +31,9 @@ def encoders():
     yield HashEncoder("clip")
     yield HashEncoder("dino", modalities=("image",))
 
+def mute():
+    yield HashEncoder("dino", modalities=("image",))
+
 def narrow():
     yield HashEncoder("clip", dim=8)
     yield HashEncoder("dino", dim=8, modalities=("image",))
@@ -296,3 +299,18 @@ def test_a_file_of_the_user_does_not_name_the_working_folder(own: Cli, new: Path
     users.write_text('encoders = "mymodule:encoders"')
     assert own("classify", new).code == 2
     assert imports() == before
+
+
+def test_a_text_for_encoders_without_texts_is_refused(cli: Cli, colours: Path) -> None:
+    mute = "--encoders mymodule:mute"
+    Path("texts.json").write_text('{"red": ["crimson"]}')
+    assert cli(f"{mute} import --definitions texts.json", colours).code == 2
+    assert cli(f"{mute} add red --text crimson").code == 2
+    assert cli(f"{mute} add red --text crimson --image colours/red/0.png").code == 2
+    assert cli(f"{mute} import", colours).code == 0
+    before = cli("list --json").out
+    for command in ("set red --text crimson", "add red --text crimson", "import --definitions texts.json colours"):
+        result = cli(f"{mute} {command}")
+        assert (result.code, result.out) == (2, "")
+        assert "texts" in result.said
+    assert cli("list --json").out == before

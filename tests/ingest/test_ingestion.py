@@ -439,10 +439,13 @@ def test_nothing_at_all_is_refused(workshop: Workshop) -> None:
 
 def test_only_modalities_of_the_encoders_are_references(store: Store) -> None:
     workshop = Workshop(store, Encoder("dino", dim=16, modalities=("image",)))
-    for texts in (None, ["a feline"]):
-        with pytest.raises(InvalidInputError, match="category 'cat' has no reference"):
+    for texts in (None, []):
+        with pytest.raises(InvalidInputError, match=r"category 'cat' has no reference: .* an image .* dino can"):
             workshop.add("cat", texts)
-    assert workshop.add("cat", ["a feline"], photos(1)).references == {"dino:image": 1}
+    for images in (None, [], photos(1)):
+        with pytest.raises(InvalidInputError, match=r"category 'cat' must have no texts, .* dino .* 'a feline'"):
+            workshop.add("cat", ["a feline"], images)
+    assert workshop.add("cat", images=photos(1)).references == {"dino:image": 1}
     with open_store(":memory:", namespace="zsvec") as other:
         words = Workshop(other, Encoder("words", dim=16, modalities=("text",)))
         assert words.add("cat", images=photos(1)).references == {"words:text": 1}

@@ -566,6 +566,21 @@ def test_an_empty_list_of_images_is_no_category_by_its_name(client: TestClient, 
     assert client.put(path_to("form"), **sent(chosen_none, FORM)).json()["texts"] == ["form"]
 
 
+def test_texts_are_refused_if_no_encoder_embeds_texts() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder(modalities=("image",))]) as own, asked(own) as client:
+        assert client.put(path_to("red"), files=files(red(1), red(2))).status_code == 201
+        before = state(own._store)
+        for name in ("red", "new"):
+            problem(client.put(path_to(name), json={"texts": ["x"]}), 422, "texts")
+            problem(client.put(path_to(name), data={"texts": "x"}, files=files(red(3))), 422, "texts")
+            problem(client.post(path_to(name, "references"), json={"texts": ["x"]}), 422, "texts")
+        problem(client.patch(path_to("red"), json={"texts": ["x"]}), 422, "texts")
+        assert state(own._store) == before
+        [first, _] = listed(client, path_to("red", "references"))
+        moved = client.patch(path_to("red", "references", first["hash"]), json={"category": "new"})
+        assert moved.json()["references"] == {"hash:image": 1}
+
+
 def test_references_are_added_once(client: TestClient) -> None:
     added = client.post(path_to("red", "references"), files=files(red(5), red(6))).json()
     assert added["references"] == {"hash:image": 5, "hash:text": 1}

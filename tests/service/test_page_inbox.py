@@ -255,6 +255,24 @@ def test_new_categories_have_the_same_texts_from_each_page(browser: TestClient, 
     assert len(classifier.inbox) == 6
 
 
+def test_each_page_makes_a_category_of_images_alone_if_no_encoder_embeds_texts() -> None:
+    with zsvec.open(":memory:", encoders=[HashEncoder(modalities=("image",))]) as own, visitor(own) as client:
+        own.add_category("red", images=[coloured("red", seed) for seed in range(3)])
+        own.add_category("blue", images=[coloured("blue", seed) for seed in range(3)])
+        assert own.keep(photo(1))
+        (waiting,) = hashes(shown(client))
+        one = images_of(own, "red")[0]
+        requests: list[tuple[str, dict[str, str], Any]] = [
+            ("/inbox/label", {"hash": waiting}, None),
+            ("/correct", {}, [picture("white")]),
+            ("/references/move", {"reference": f"{one}:red"}, None),
+        ]
+        for path, data, sent in requests:
+            name = path.strip("/")
+            done(client.post(path, data={**data, "category": name}, files=sent, headers=PART))
+            assert own.category(name).references == {"hash:image": 1}
+
+
 def test_images_that_no_longer_wait_change_nothing(browser: TestClient, classifier: Classifier) -> None:
     for path in ("/inbox/label", "/inbox/dismiss"):
         answer = browser.post(path, data={"hash": [NONE, EVIL], "category": "new"}, headers=PART)

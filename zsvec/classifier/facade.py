@@ -171,7 +171,8 @@ class Classifier:
             The category as committed.
 
         Raises:
-            InvalidInputError: A name, text, vector, source or parent is unusable, or a new category has no reference.
+            InvalidInputError: A name, text, vector, source or parent is unusable, a new category has no reference, or
+                there is a text but no encoder that embeds texts.
             ImageError: An image is unreadable; nothing was stored.
             EncoderMismatchError: The store was made with other encoders.
             ConflictError: The category would have no reference, or other writers changed the category at every attempt.

@@ -326,6 +326,11 @@ class Builder:
             checked_vectors([given[name]], self.encoders[name].fingerprint.dim, name=name)
 
     def _draft(self, category: CategoryInput, *, replace: bool, create: bool, respect: bool) -> _Draft:
+        if category.texts and not self._text_encoders:
+            raise InvalidInputError(
+                f"category {category.name!r} must have no texts, since the encoders {', '.join(self._image_encoders)} "
+                f"embed images alone. Got {shown(category.texts[0])}: give images, or use an encoder that embeds texts"
+            )
         vectors = {expert: self._checked_vectors(expert, category) for expert in category.vectors}
         stored: Mapping[ReferenceKey, Reference | None]
         if replace:
@@ -472,9 +477,10 @@ class Builder:
             return LastReferenceError(
                 f"category {name!r} would have no reference: remove it, or give a text or an image"
             )
+        kinds = {"a text": self._text_encoders, "an image": self._image_encoders}
         return InvalidInputError(
-            f"category {name!r} has no reference: give it a text or an image that the encoders "
-            f"{', '.join(encoder.name for encoder in self.encoders)} can embed"
+            f"category {name!r} has no reference: give it {' or '.join(kind for kind in kinds if kinds[kind])} that "
+            f"the encoders {', '.join(encoder.name for encoder in self.encoders)} can embed"
         )
 
 

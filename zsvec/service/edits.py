@@ -38,10 +38,13 @@ def check_merge(classifier: Classifier, name: str, target: str) -> None:
 
 
 def create_missing(classifier: Classifier, *names: str) -> None:
-    """Creates missing categories with their names as texts, so that all new categories have the same texts."""
-    there = {category.name for category in classifier.categories()}
-    for name in names:
-        if name not in there:
+    """Creates missing categories with their names as texts, so that all new categories have the same texts.
+
+    Creates none if no encoder embeds texts: the first image then makes the category.
+    """
+    missing = set(names) - {category.name for category in classifier.categories()}
+    if missing and any("text" in encoder.modalities for encoder in classifier.encoders):
+        for name in sorted(missing):
             classifier.add_category(name)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 import zsvec
 from tests.support import encode, isolated, photo, two_encoders
+from zsvec.errors import InvalidInputError
 from zsvec.settings.settings import load_settings
 from zsvec.store import open_store
 from zsvec.testing import HashEncoder
@@ -61,3 +62,12 @@ def test_certificates_keep_the_working_folder(elsewhere: Path) -> None:
     os.chdir(elsewhere)
     with pytest.raises(zsvec.ZSVecError, match=str(home / "authority.pem")):
         settings.open_store()
+
+
+@pytest.mark.parametrize("path", ["", ".", "/"])
+def test_certificates_are_no_folder(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInputError, match="ca_certificate: "):
+        load_settings(store="https://127.0.0.1:1", ca_certificate=path)
+    monkeypatch.setenv("ZSVEC_CA_CERTIFICATE", path)
+    with pytest.raises(InvalidInputError, match="ca_certificate: "):
+        load_settings(store="https://127.0.0.1:1")

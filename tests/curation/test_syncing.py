@@ -203,6 +203,12 @@ def test_other_encoders_are_refused_before_anything_is_stored(servers: dict[str,
             assert clf.info()["encoders"] == {}
 
 
+def test_an_empty_folder_name_is_not_the_working_folder() -> None:
+    Path("notes.txt").touch()
+    with pytest.raises(InvalidInputError, match=r"store: .*\(got ''\)"):
+        zsvec.sync(URL, "")
+
+
 def test_a_classifier_that_cannot_follow(servers: dict[str, Hooked]) -> None:
     fill(URL, images=1)
     fill(OTHER, images=1)

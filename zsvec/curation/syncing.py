@@ -142,13 +142,13 @@ def _ends(
     place = os.fspath(folder)
     if "://" in place or place == ":memory:":
         raise InvalidInputError(f"a store that follows another one must be a folder, got {shown(place)}")
+    ours = load_settings(**{**settings, "store": _url(source)})
+    theirs = load_settings(**{**settings, "store": place, "namespace": target_namespace or ours.namespace})
     with suppress(OSError, RuntimeError, ValueError):  # a new folder; or opening reports what is wrong
         if is_foreign(Path(place).expanduser()):
             raise InvalidInputError(
                 f"the folder must be new or a store, but {shown(place)} has other files: choose another folder"
             )
-    ours = load_settings(**{**settings, "store": _url(source)})
-    theirs = load_settings(**{**settings, "store": place, "namespace": target_namespace or ours.namespace})
     return ours, theirs
 
 

@@ -174,6 +174,12 @@ def _one_of(table: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _checked_file(file: Path) -> Path:
+    if not file.name:  # as of an empty text, which `pathlib` takes as the working directory
+        raise ValueError("must be the path of a file")
+    return file
+
+
 class ModelPrice(BaseModel):
     """Prices of a generative model, in US dollars.
 
@@ -329,7 +335,7 @@ class Settings(_Masked, BaseSettings):
     namespace: str = Field(default="zsvec", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$")
     api_key: SecretStr | None = None
     allow_http: bool = False
-    ca_certificate: Path | None = None
+    ca_certificate: Annotated[Path, AfterValidator(_checked_file)] | None = None
     timeout: float = Field(default=60.0, gt=0, le=86_400)
     max_staleness: float = Field(default=0.0, ge=0, le=86_400)
     replicas: PositiveInt | None = None

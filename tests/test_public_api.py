@@ -195,7 +195,7 @@ def test_methods_of_a_classifier() -> None:
     options = ["target_namespace=", "on_commit=", "track="]
     assert parameters(zsvec.sync) == ["source", "folder", "*", *options, "**settings"]
     assert methods == {
-        "add_category": ["name", "texts=", "images=", "*", "vectors=", "sources=", "metadata=", "parent=", "replace="],
+        "add_category": ["name", "*", "texts=", "images=", "vectors=", "sources=", "metadata=", "parent=", "replace="],
         "add_categories": ["categories", "*", "replace=", "on_error=", "on_commit=", "on_withdrawn=", "on_shared="],
         "remove_category": ["name"],
         "attach": ["collection", "*", "label", "expert", "vector=", "where=", "source=", "refresh="],

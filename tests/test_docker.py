@@ -141,7 +141,6 @@ def test_the_health_check_of_the_server() -> None:
         assert subprocess.run(check, timeout=120, stderr=subprocess.DEVNULL).returncode != 0
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 def test_the_file_starts_a_server_that_needs_the_key() -> None:
     with composed(SERVICE_FILE, ZSVEC_API_KEY=KEY, ZSVEC_SERVE_KEYS=f"me:write:{KEY}") as url:
         with pytest.raises(StoreUnavailableError, match="ZSVEC_API_KEY"):

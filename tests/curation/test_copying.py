@@ -79,7 +79,6 @@ def test_a_copy_to_a_server_and_back(folder: Path, server: ServerDeployment) -> 
         assert_predicts_the_same(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 def test_a_key_that_may_only_read_suffices_for_the_source(folder: Path) -> None:
     fill(folder / "store", images=2)
     keys = {"QDRANT__SERVICE__API_KEY": "admin-0123", "QDRANT__SERVICE__READ_ONLY_API_KEY": "reader-0123"}
@@ -141,7 +140,6 @@ def test_a_key_is_sent_to_its_server_alone(
         assert sent[target] == theirs
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 def test_two_servers_with_two_keys(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(folder / "store", images=2)
     with (

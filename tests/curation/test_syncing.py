@@ -81,7 +81,6 @@ def test_a_folder_predicts_as_the_server(folder: Path, server: ServerDeployment)
             assert_predicts_the_same(ours, theirs)
 
 
-@pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
 def test_a_key_that_may_only_read_suffices(folder: Path) -> None:
     keys = {"QDRANT__SERVICE__API_KEY": "admin-0123", "QDRANT__SERVICE__READ_ONLY_API_KEY": "reader-0123"}
     with running_server(folder / "qdrant", **keys) as node:

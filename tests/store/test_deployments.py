@@ -20,8 +20,6 @@ from tests.store.support import ServerDeployment, fast_folder
 from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.store import Store, open_store
 
-pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
-
 KEY = "an-administrator-s-key-of-some-length"
 PATIENT: dict[str, Any] = {"timeout": 120.0, "first_contact": 120.0}  # deadlines in seconds that are not reached
 AT_ONCE = 60.0  # seconds of a busy machine, and less than those

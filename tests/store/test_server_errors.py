@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -25,8 +28,8 @@ from tests.store.support import fast_folder, left_behind
 from zsvec.errors import InvalidInputError, StoreError, StoreUnavailableError
 from zsvec.inputs.answers import LateError, in_time
 from zsvec.store import Store, open_store
-
-pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection:UserWarning")
+from zsvec.store.catalog.schema import store_payload
+from zsvec.store.names import record_id
 
 KEY = "s3cr3t-k3y"
 TIMEOUT = 1.0  # seconds, the shortest that the client knows
@@ -243,6 +246,16 @@ def test_key_is_not_sent_to_the_next_port(qdrant: FakeQdrant) -> None:
     assert heard.metadata
     assert KEY not in "".join(heard.metadata)
     assert qdrant.requests[-1][1] == "/collections/birds__catalog/points/scroll"
+
+
+def test_a_command_with_a_key_on_this_machine_prints_no_warning(qdrant: FakeQdrant) -> None:
+    store = {"id": record_id("store"), "payload": store_payload(FINGERPRINTS, "small")}
+    found = {"/points": [store], "/scroll": {"points": [store], "next_page_offset": None}}
+    qdrant.answer = lambda _, path: next((ok(found[end]) for end in found if path.endswith(end)), None)
+    command = [sys.executable, "-W", "always", "-m", "zsvec", "--store", qdrant.url, "list", "--json"]
+    done = subprocess.run(command, env={**os.environ, "ZSVEC_API_KEY": KEY}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert KEY in qdrant.keys
 
 
 def test_white_space_around_a_key_is_not_sent(qdrant: FakeQdrant) -> None:

@@ -248,7 +248,8 @@ def connect(
         port = _grpc_port(url, {**options, "timeout": first_contact if alone else _PATIENCE}, sockets)
         client = QdrantClient(
             url=url,
-            api_key=api_key,
+            # Not as `api_key`, which warns of any http:// URL. The settings decide which servers may get the key.
+            headers=None if api_key is None else {"api-key": api_key},
             timeout=max(1, round(seconds)),
             grpc_port=port or 0,
             prefer_grpc=port is not None,

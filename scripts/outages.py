@@ -3,6 +3,7 @@
 
     python -m scripts.outages                       all cases, one after the other, from the root of the repository
     python -m scripts.outages --seconds 20 killed   one of the cases: quiet, killed, compacted, nodes, leader, paused
+    python -m scripts.outages away                  how soon a reader answers after outages of 5 to 90 s
 
 Three writers replace 20 categories while four readers search batches, each in a separate process. All references of a
 category carry the mark of a commit. A category in a batch is:
@@ -19,11 +20,13 @@ Needs a `qdrant` command on the PATH.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
@@ -44,6 +47,7 @@ from zsvec.store import Placement, Store, open_store
 WRITERS, READERS, CATEGORIES = 3, 4, 20
 NAMESPACE = "outages"
 PAUSE = 45.0  # maximum seconds for which a node is paused
+LENGTHS = [5.0, 15.0, 25.0, 35.0, 45.0, 50.0, 60.0, 70.0, 80.0, 90.0]  # seconds of the outages of `away`
 FIRST_CONTACT = 60.0  # seconds; all workers must begin, also on a busy machine
 
 COMPACTING = {
@@ -258,15 +262,69 @@ ALONE: Mapping[str, tuple[Outage, Mapping[str, str]]] = {
 CLUSTERS: Mapping[str, Outage] = {"nodes": in_turn, "leader": leader_lost, "paused": paused}
 
 
+# The first answer after an outage
+
+
+def answer(urls: str, times: Any) -> None:
+    """Searches without end, and puts the time of each answer into `times`."""
+    asked = queries(1)
+    with open_store(urls, namespace=NAMESPACE) as store:
+        searching = Searcher(store, kind="qdrant", budget=0, neighbors=1, norms=False)
+        while True:
+            with suppress(StoreError):
+                searching.search(asked, nearest=1)
+                times.put(time.monotonic())
+            time.sleep(0.01)
+
+
+def away(node: Node, lengths: Sequence[float]) -> Iterator[tuple[float, float, float]]:
+    """Yields the length of each outage, and the seconds to the first answers of the reader and of a new process."""
+    with open_store(node.url, namespace=NAMESPACE) as store:
+        store.bind(FINGERPRINTS)
+        store.write([painted(f"category {i}", 0) for i in range(CATEGORIES)])
+    with answering(node.url) as reader:
+        for seconds in lengths:
+            first_after(reader, 0.0)
+            node.kill()
+            killed = time.monotonic()
+            time.sleep(seconds)
+            node.restart()
+            ready = time.monotonic()
+            with answering(node.url) as new:
+                yield seconds, first_after(reader, killed) - ready, first_after(new, killed) - ready
+
+
+@contextmanager
+def answering(urls: str) -> Iterator[Any]:
+    """Yields the times of the answers of a new process, as a queue."""
+    times = _SPAWN.Queue()
+    process = _SPAWN.Process(target=answer, args=(urls, times), daemon=True)
+    process.start()
+    try:
+        yield times
+    finally:
+        process.kill()
+        process.join()
+
+
+def first_after(times: Any, moment: float) -> float:
+    """Returns the first of these times after a moment."""
+    found = -math.inf
+    while found <= moment:
+        found = times.get(timeout=180)
+    return found
+
+
 def main(
     cases: Annotated[
-        list[str] | None, typer.Argument(help="Of quiet, killed, compacted, nodes, leader, paused.")
+        list[str] | None, typer.Argument(help="Of quiet, killed, compacted, nodes, leader, paused, away.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Of each case.")] = 60.0,
+    seconds: Annotated[float, typer.Option(help="Of each case, except away.")] = 60.0,
+    lengths: Annotated[list[float], typer.Option(help="Seconds of each outage of the case away.")] = LENGTHS,
     replicas: Annotated[list[int], typer.Option(help="Copies of the collections in a cluster.")] = [2, 3],  # noqa: B006
 ) -> None:
-    """Run the cases and print a table."""
-    chosen = cases or [*ALONE, *CLUSTERS]
+    """Run the cases and print a table, and another one of the case `away`."""
+    chosen = cases or [*ALONE, *CLUSTERS, "away"]
     rows: dict[str, dict[str, Any]] = {}
     for case in [case for case in ALONE if case in chosen]:
         outage, settings = ALONE[case]
@@ -276,10 +334,19 @@ def main(
         for copies in replicas:
             with tempfile.TemporaryDirectory() as folder, running_cluster(Path(folder)) as nodes:
                 rows[f"{case}, {copies} copies"] = run(nodes, copies, seconds, CLUSTERS[case])
-    table = Table("", *next(iter(rows.values())))
-    for case, row in rows.items():
-        table.add_row(case, *map(str, row.values()))
-    Console(width=200).print(table)
+    if rows:
+        table = Table("", *next(iter(rows.values())))
+        for case, row in rows.items():
+            table.add_row(case, *map(str, row.values()))
+        Console(width=200).print(table)
+    if "away" in chosen:
+        with tempfile.TemporaryDirectory() as folder, running_server(Path(folder)) as node:
+            found = list(away(node, lengths))
+        table = Table("seconds away", "first answer of the reader", "of a new process")
+        for seconds, *firsts in found:
+            table.add_row(f"{seconds:g}", *(f"{first:.1f}" for first in firsts))
+        table.add_row("median", *(f"{first:.1f}" for first in np.median(found, axis=0)[1:]))
+        Console(width=200).print(table)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 from qdrant_client import QdrantClient
@@ -207,6 +208,39 @@ def test_a_late_request_leaves_those_that_are_in_time_their_client(node: Node, c
     in_time.go_on.set()
     assert in_time.answer() == VERSION
     assert clients[0].closed.wait(ENOUGH)
+
+
+class Broken(grpc.RpcError, grpc.Call):  # type: ignore[misc]
+    """The channel of a request has lost its connection."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+
+Broken.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+
+
+def test_a_broken_channel_leaves_the_requests_in_progress_their_client(server: Server, clients: list[Client]) -> None:
+    def contact(_: float, sockets: Sockets) -> tuple[QdrantClient, bool]:
+        clients.append(Client(server.url, sockets))
+        return clients[-1], True
+
+    def breaks(*_: Any) -> None:
+        raise Broken
+
+    node = Node(server.url, contact, ENOUGH)
+    node.ask(version, left=ENOUGH)
+    in_time = Held(node, left=ENOUGH)
+    with pytest.raises(Broken):
+        node.ask(breaks, left=ENOUGH)
+    assert node.ask(version, left=ENOUGH) == VERSION
+    assert len(clients) == 2
+    assert not clients[0].closed.is_set()
+    in_time.go_on.set()
+    assert in_time.answer() == VERSION
+    assert clients[0].closed.is_set()
+    assert not clients[1].closed.is_set()
+    node.close()
 
 
 def drips(client: QdrantClient, _: int | None) -> bool:

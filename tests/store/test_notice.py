@@ -34,7 +34,8 @@ class Cluster:
         self._write = write
         self.grpc_points: Any = None
         self.seconds: list[float] = []  # time-outs of the writes
-        self.node = SimpleNamespace(client=self, speaks_grpc=False, ask=self.ask)
+        self.node = SimpleNamespace(client=self, ask=self.ask)
+        self.init_options = {"prefer_grpc": False}
 
     def ask(self, request: Any, *, left: float, seconds: float = math.inf) -> Any:
         if seconds < math.inf:
@@ -102,7 +103,7 @@ def test_it_ends_when_the_connection_is_closed_during_the_write() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     channel = grpc.insecure_channel(f"127.0.0.1:{port}")
     cluster = Cluster(lambda: None)
-    cluster.node.speaks_grpc = True
+    cluster.init_options["prefer_grpc"] = True
     cluster.grpc_points = PointsStub(channel)  # type: ignore[no-untyped-call]
     channel.close()
     one, ends = notice(cluster)

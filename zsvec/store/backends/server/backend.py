@@ -36,6 +36,7 @@ from zsvec.store.backends.server import conversion
 from zsvec.store.backends.server.connection import Connection
 from zsvec.store.backends.server.conversion import Consistency, filter_of, parts
 from zsvec.store.backends.server.diagnostics import check_peers, check_up
+from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.limits import ID, Limits, cut, size_of_point
 from zsvec.store.backends.server.replication import AnyReplica, Copies, Reads, Records, Replicas, differing, heal
 from zsvec.streams.flow import Flow
@@ -479,17 +480,16 @@ class ServerBackend:
         return check_up(self._connection, catalog, references, repair=repair)
 
     def heal(self, collection: str, ids: Sequence[str]) -> int:
+        def read(node: Node, consistency: Consistency) -> Records:
+            request = partial(_retrieve, collection, ids, consistency=consistency)
+            return node.ask(request, left=self._connection.deadline)
+
         def find(_: QdrantClient, __: int | None) -> Records:
             copies = self._copies.known(collection)
             if not copies.copied or copies.consistency == 1:  # a single replica is active
                 return {}
             nodes = [node for node in self._connection.nodes if node.is_well()] or [self._connection.node]
-            clients = [node.client for node in nodes]
-            return differing(
-                clients,
-                lambda client, consistency: _retrieve(collection, ids, client, None, consistency),
-                whole=copies.whole,
-            )
+            return differing(nodes, read, whole=copies.whole)
 
         found = self._connection.call(find, before=partial(self._copies.look, collection))
         heal(self._connection, collection, found)

@@ -50,11 +50,18 @@ from zsvec.store.backends.server.limits import ANSWER_BYTES, answer_bytes
 OLDEST = (1, 19)  # first version whose log keeps the outcome of a conditional write
 
 _PATIENCE = 2  # initial time-out in seconds before the next of several nodes is tried
+_PAUSE, _BUSY_PAUSE = 0.5, 5.0  # maximum seconds between two attempts, without an answer and after a rate limit
 _SILENCE = (0.5, 2.0)  # minimum and maximum time-out of the gRPC port in seconds
 _ROUND_TRIPS = 50  # time-out of the gRPC port within these limits, in round trips of the REST port
 _GRPC_OPTIONS = {
     "grpc.compression_enabled_algorithms_bitset": 1,  # identity, since compressed floats are not smaller
     "grpc.max_receive_message_length": ANSWER_BYTES,
+    # By default, gRPC waits up to two minutes before it connects again to a server that was away.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 500,
+    "grpc.min_reconnect_backoff_ms": 2000,  # time-out of one attempt to connect, despite the name
+    # By default, a new channel gets the connection of an old one to the same address, broken or not.
+    "grpc.use_local_subchannel_pool": 1,
 }
 
 _URL = TypeAdapter(HttpUrl)
@@ -201,7 +208,8 @@ class Connection(Handle):
             return float(min(exc.retry_after_s, self.deadline))  # an int may be too large for a float
         if state.attempt_number < len(self.nodes):
             return 0.0
-        return wait_random_exponential(multiplier=0.1, max=5.0 if len(self.nodes) == 1 else 0.5)(state)
+        longest = _BUSY_PAUSE if exc and is_busy(exc) else _PAUSE
+        return wait_random_exponential(multiplier=0.1, max=longest)(state)
 
     def error(self, exc: BaseException, deadline: float) -> StoreError:
         """Returns the error of zsvec for one of `FAILURES`. `deadline` is the time allowed, in seconds."""
@@ -238,6 +246,7 @@ def connect(
     api_key = None if api_key is None else _sendable(api_key)
     alone = len(urls) == 1
     options: dict[str, Any] = {"check_compatibility": False, "grpc_options": _GRPC_OPTIONS}
+    ports: dict[str, int] = {}  # gRPC ports that were found, by URL
     authorities = ca_certificate or os.environ.get("SSL_CERT_FILE")
     if authorities and any(url.startswith("https:") for url in urls):
         options |= _authorities(Path(authorities))
@@ -245,7 +254,12 @@ def connect(
     patience = timeout if alone else _PATIENCE
 
     def contact(url: str, seconds: float, sockets: Sockets) -> tuple[QdrantClient, bool]:
-        port = _grpc_port(url, {**options, "timeout": first_contact if alone else _PATIENCE}, sockets)
+        # Making a default context takes longer than all else here.
+        ours = options if url.startswith("https:") else {**options, "verify": False}
+        # A server that has just started may answer by REST a moment before it answers by gRPC.
+        port = ports.get(url) or _grpc_port(url, {**ours, "timeout": first_contact if alone else _PATIENCE}, sockets)
+        if port is not None:
+            ports[url] = port
         client = QdrantClient(
             url=url,
             # Not as `api_key`, which warns of any http:// URL. The settings decide which servers may get the key.
@@ -254,7 +268,7 @@ def connect(
             grpc_port=port or 0,
             prefer_grpc=port is not None,
             event_hooks=hooks(answer_bytes, sockets.watch),
-            **{**options, "grpc_options": dict(options["grpc_options"])},  # the client modifies this dict
+            **{**ours, "grpc_options": dict(ours["grpc_options"])},  # the client modifies this dict
         )
         return client, port is not None
 

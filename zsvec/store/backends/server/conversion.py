@@ -102,7 +102,7 @@ def scroll(
     If `vectors` is the name of a vector, the rows are the vectors of this name. The name of an unnamed vector is empty.
     """
     payload = True if fields is None else list(fields)
-    if not _by_grpc(client):
+    if not by_grpc(client):
         records, following = client.scroll(
             collection,
             scroll_filter=chosen,
@@ -168,7 +168,7 @@ def nearest(
         vector_name: Name of the vector to compare, if each point has several.
     """
     asked = _params(params)
-    if not _by_grpc(client):
+    if not by_grpc(client):
         requests = [
             models.QueryRequest(
                 query=vector.tolist(),
@@ -209,7 +209,8 @@ def _params(params: SearchParams) -> models.SearchParams:
     return models.SearchParams(hnsw_ef=params.ef, quantization=rescored)
 
 
-def _by_grpc(client: QdrantClient) -> bool:
+def by_grpc(client: QdrantClient) -> bool:
+    """Returns whether a client uses gRPC."""
     return bool(client.init_options["prefer_grpc"])
 
 

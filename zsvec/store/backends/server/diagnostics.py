@@ -28,10 +28,10 @@ _REFUSED = "give a key with more rights, by ZSVEC_API_KEY"
 
 def check_up(connection: Connection, catalog: str, references: Sequence[str], *, repair: bool) -> Iterator[Finding]:
     """See `zsvec.store.backends.base.Backend.check_up`."""
-    clients = []
+    nodes = []
     for node in connection.nodes:
         found = _node(connection, node)
-        clients += [node.client] if found.ok else []
+        nodes += [node] if found.ok else []
         yield found
     if not _exists(connection, catalog):
         return
@@ -51,7 +51,7 @@ def check_up(connection: Connection, catalog: str, references: Sequence[str], *,
         yield Finding("catalog", True, "one copy, which agrees with itself")
         return
     try:
-        yield _agreement(connection, clients or [connection.node.client], catalog, repair=repair)
+        yield _agreement(connection, nodes or [connection.node], catalog, repair=repair)
     except FAILURES as exc:  # raised by nodes that are asked without the connection
         said = str(connection.error(exc, connection.deadline))
         yield Finding("catalog", False, said, "look again when all nodes are well")
@@ -217,14 +217,14 @@ def _versions(client: QdrantClient) -> Mapping[str, str]:
 # Replicas of the catalog
 
 
-def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog: str, *, repair: bool) -> Finding:
+def _agreement(connection: Connection, nodes: Sequence[Node], catalog: str, *, repair: bool) -> Finding:
     strict = connection.call(lambda client, _: client.get_collection(catalog)).config.strict_mode_config
     page = Limits.of(strict).page
     read = partial(_records, catalog, page, connection.deadline)
-    found = differing(clients, read)
+    found = differing(nodes, read)
     if found:
         time.sleep(1.0)  # replicas differ for a moment during a write
-        again = differing(clients, read)
+        again = differing(nodes, read)
         found = {place: record for place, record in found.items() if again.get(place) == record}
     if not found:
         return Finding("catalog", True, "its copies agree")
@@ -232,15 +232,15 @@ def _agreement(connection: Connection, clients: Sequence[QdrantClient], catalog:
     if not repair:
         return Finding("catalog", False, f"its copies differ in {names}", "run `zsvec doctor --repair`")
     heal(connection, catalog, found)
-    left = differing(clients, read)
+    left = differing(nodes, read)
     return Finding("catalog", not left, f"its copies differed in {names}" + ("" if left else ", and agree again"))
 
 
-def _records(catalog: str, size: int, seconds: float, client: QdrantClient, consistency: Consistency) -> Records:
+def _records(catalog: str, size: int, seconds: float, node: Node, consistency: Consistency) -> Records:
     found: Records = {}
     offset: Any = None
     while True:
-        read = partial(client.scroll, catalog, limit=size, offset=offset, consistency=consistency)
+        read = partial(node.client.scroll, catalog, limit=size, offset=offset, consistency=consistency)
         page, following = in_time(read, seconds)
         fresh = [record for record in page if str(record.id) not in found]
         found |= {str(record.id): record.payload or {} for record in fresh}

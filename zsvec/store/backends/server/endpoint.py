@@ -1,4 +1,4 @@
-"""One server of a deployment, with a REST client that is replaced when a request does not end."""
+"""One server of a deployment, with a client that is replaced when a request does not end or its channel is broken."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
+import grpc
 import httpx
 from qdrant_client import QdrantClient
 
 from zsvec.inputs.answers import AnswerError, LateError, Sockets, hooks, in_time
+from zsvec.store.backends.server.failures import is_broken
 from zsvec.store.backends.server.limits import answer_bytes
 
 _WELL = 0.25  # time-out of the health check in seconds
@@ -25,7 +27,7 @@ Request = Callable[[QdrantClient, int | None], _T]
 
 
 class _Line:
-    """A client of a node, with the requests in progress. The node replaces a `_Line` without gRPC after a late request.
+    """A client of a node, with the requests in progress. The node replaces a `_Line` that is late or broken.
 
     Attributes:
         client: The client, or ``None`` before the first contact.
@@ -45,10 +47,11 @@ class _Line:
     def close(self) -> None:
         """Shuts down the sockets, and closes the client once all late requests have ended."""
         self.sockets.shut_down()
+        self._close_if_unused()
         for late in self.late:
             late.add_done_callback(self._close_if_unused)
 
-    def _close_if_unused(self, _: Future[Any]) -> None:
+    def _close_if_unused(self, _: Future[Any] | None = None) -> None:
         if self.client is not None and all(late.done() for late in self.late):
             self.client.close()
 
@@ -126,8 +129,13 @@ class Node:
             answer: _T = in_time(
                 lambda: request(self._reached(line), patience),
                 min(limit, left),
-                when_late=partial(self._forget, line),
+                when_late=partial(self._replace, line),
             )
+        except grpc.RpcError as exc:
+            if is_broken(exc):
+                self._replace(line)
+            raise
+        else:
             return answer
         finally:
             with self._lock:
@@ -136,12 +144,10 @@ class Node:
             if unused:
                 line.close()
 
-    def _forget(self, line: _Line, late: Future[Any]) -> None:
-        # An HTTP client is replaced, since the pool of the client holds the connection of the endless request.
+    def _replace(self, line: _Line, *late: Future[Any]) -> None:
+        """Replaces a line, since its next request would get the connection of an endless request, or a broken one."""
         with self._lock:
-            if line.speaks_grpc and line is self._line:
-                return
-            line.late.append(late)
+            line.late += late
             if line is self._line:
                 self._line = _Line()
 

@@ -24,6 +24,7 @@ _TRANSIENT = {
     *(grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN),  # from a node that has not noticed that another node is away
     grpc.StatusCode.CANCELLED,  # from the server, after the time-out of the request
 }
+_BROKEN = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
 _GRPC_TOO_LARGE = "message larger than max"  # from gRPC itself, with the same status as a busy server
 # Errors that the client raises for an answer that does not come from a Qdrant.
 _NONSENSE = (json.JSONDecodeError, UnicodeDecodeError, AssertionError, RecursionError, AnswerError)
@@ -106,6 +107,11 @@ def is_transient(exc: BaseException) -> bool:
     if is_too_large(exc):
         return False
     return isinstance(exc, LateError) or is_busy(exc) or _code_of(exc) in _TRANSIENT
+
+
+def is_broken(exc: BaseException) -> bool:
+    """Returns whether the gRPC channel of the request may have no connection, or one to a server that is gone."""
+    return _code_of(exc) in _BROKEN
 
 
 def reason_of(exc: BaseException) -> str:

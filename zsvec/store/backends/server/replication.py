@@ -31,7 +31,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.server.connection import Connection
-from zsvec.store.backends.server.conversion import Consistency
+from zsvec.store.backends.server.conversion import Consistency, by_grpc
 from zsvec.store.backends.server.endpoint import Node
 from zsvec.store.backends.server.failures import FAILURES, is_busy, is_missing, is_refusal, is_transient
 
@@ -392,14 +392,17 @@ def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
     """Sends an empty write, and returns whether all replicas answered in time. A rate limit counts as an answer."""
     none = models.HasIdCondition(has_id=[str(uuid.uuid4())])
     nothing = models.FilterSelector(filter=models.Filter(must=[none]))
-    try:
-        client = node.client
-        if node.speaks_grpc:  # the method of the client rounds to whole seconds, and adds another time-out
+
+    def write(client: QdrantClient, _: int | None) -> None:
+        if by_grpc(client):  # the method of the client rounds to whole seconds, and adds another time-out
             points = RestToGrpc.convert_points_selector(nothing)
             request = protocol.DeletePoints(collection_name=collection, wait=True, points=points)
             client.grpc_points.Delete(request, timeout=seconds)
         else:
-            node.ask(lambda client, _: client.delete(collection, nothing, wait=True), left=seconds, seconds=seconds)
+            client.delete(collection, nothing, wait=True)
+
+    try:
+        node.ask(write, left=seconds, seconds=seconds)
     except FAILURES as exc:
         if not is_transient(exc):
             raise
@@ -410,21 +413,21 @@ def _write_nothing(node: Node, collection: str, seconds: float) -> bool:
 # Repair
 
 Records: TypeAlias = dict[str, Mapping[str, Any]]  # payloads by id
-Read: TypeAlias = Callable[[QdrantClient, Consistency], Records]
+Read: TypeAlias = Callable[[Node, Consistency], Records]
 
 
-def differing(clients: Sequence[QdrantClient], read: Read, *, whole: bool = True) -> Records:
+def differing(nodes: Sequence[Node], read: Read, *, whole: bool = True) -> Records:
     """Returns the newest known version of each record on which the replicas differ.
 
     Args:
-        clients: Client of each node whose replica is read.
-        read: Reads the records through a client with a consistency.
+        nodes: The nodes that hold the replicas.
+        read: Reads the records from a node with a consistency.
         whole: Whether all replicas are active. If not, the server refuses to read all, and a quorum is compared.
     """
     every = models.ReadConsistencyType.ALL if whole else models.ReadConsistencyType.QUORUM
-    agreed = read(clients[0], every)
-    found = [read(clients[0], models.ReadConsistencyType.QUORUM)]
-    found += [read(client, 1) for client in clients]  # the replica of this node, if the node has one
+    agreed = read(nodes[0], every)
+    found = [read(nodes[0], models.ReadConsistencyType.QUORUM)]
+    found += [read(node, 1) for node in nodes]  # the replica of this node, if the node has one
     newest: Records = {}
     for records in found:
         for place, record in records.items():

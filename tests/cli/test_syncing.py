@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from tests.cli.support import Cli, Loading
 from tests.store.test_copying import Shared, altered
 from zsvec.curation import syncing
+from zsvec.errors import StoreUnavailableError
 from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.store.backends.edge.backend import EdgeBackend
@@ -147,3 +149,27 @@ def test_watching_tells_once_why_it_waits(
     holder.close()
     assert result.code == 130
     assert result.said.count("waiting: the embedded store") == 1
+
+
+@pytest.mark.parametrize("json", ["", "--json"])
+def test_watching_says_when_it_is_in_step_again(
+    filled: Cli, at: Lasting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, json: str
+) -> None:
+    filled("sync", URL, tmp_path / "device")
+    pauses, scroll = 0, at.scroll
+
+    def away(*_: Any, **__: Any) -> Any:
+        raise StoreUnavailableError("no answer")
+
+    def sleep(_: float) -> None:
+        nonlocal pauses
+        pauses += 1
+        monkeypatch.setattr(at, "scroll", away if pauses in (2, 3, 5) else scroll)
+        if pauses == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(syncing, "time", SimpleNamespace(sleep=sleep))
+    result = filled(f"sync --watch {json}", URL, tmp_path / "device")
+    assert result.code == 130
+    assert result.err.splitlines()[-4:] == 2 * ["waiting: no answer", "in step again"]
+    assert result.objects == (2 * [{"waiting": "no answer"}, {"in_step": True}] if json else [])

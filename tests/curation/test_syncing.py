@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +274,79 @@ def test_watching_waits_for_the_folder_and_the_server(folder: Path, servers: dic
     servers[URL].hooks["scroll"] = unreachable
     assert [category.name for category in next(watched).categories] == ["new"]
     assert isinstance(errors[-1], StoreUnavailableError)
+
+
+class Away(Lasting):
+    """A server whose answers may fail.
+
+    Attributes:
+        before: Called before each answer with the time-out in seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: Callable[[float], None] = lambda seconds: None
+        self._seconds = math.inf
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        self._seconds = seconds
+        try:
+            yield
+        finally:
+            self._seconds = math.inf
+
+    def scroll(self, *arguments: Any, **options: Any) -> Any:
+        self.before(self._seconds)
+        return super().scroll(*arguments, **options)
+
+    def retrieve(self, *arguments: Any, **options: Any) -> Any:
+        self.before(self._seconds)
+        return super().retrieve(*arguments, **options)
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_watching_reports_an_outage_after_5_seconds_and_its_end(
+    folder: Path, servers: dict[str, Hooked], *, is_changed: bool
+) -> None:
+    server = servers[URL].inner = Away()
+    fill(URL, images=1)
+    errors: list[Exception] = []
+    watched = syncing.watch(URL, folder / "device", on_error=errors.append)
+    next(watched)
+    if is_changed:
+        add("new", 5)
+    allowed: list[float] = []
+
+    def slow(seconds: float) -> None:
+        allowed.append(seconds)
+        if seconds <= 5:
+            raise StoreUnavailableError("no answer yet")
+
+    server.before = slow
+    assert [category.name for category in next(watched).categories] == ["new"] * is_changed
+    assert [type(error) for error in errors] == [StoreUnavailableError]
+    assert allowed[0] == 5
+    assert set(allowed[1:]) == {math.inf}  # the deadline of the settings
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_folder_can_be_opened_during_an_outage(folder: Path, servers: dict[str, Hooked]) -> None:
+    server = servers[URL].inner = Away()
+    fill(URL, images=1)
+    zsvec.sync(URL, folder / "device")
+    opened: list[list[str]] = []
+
+    def away(_: float) -> None:
+        if len(opened) < 3:
+            opened.append(listed(folder / "device"))
+            raise StoreUnavailableError("away")
+
+    server.before = away
+    errors: list[Exception] = []
+    next(syncing.watch(URL, folder / "device", on_error=errors.append))
+    assert [type(error) for error in errors] == 3 * [StoreUnavailableError]
 
 
 @pytest.mark.usefixtures("at_once")

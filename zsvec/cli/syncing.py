@@ -41,7 +41,9 @@ def sync(
     inbox and the history are not transferred.
 
     A key that may only read suffices: ZSVEC_API_KEY. `--namespace` applies to URL. With --watch, FOLDER is locked only
-    while it changes, so that other commands can use it. A Python program that keeps FOLDER open calls `clf.sync(URL)`.
+    while it changes, so that other commands can use it. --watch says `waiting` after 5 seconds without an answer, or
+    while another process has FOLDER open, and later `in step again` (`in_step` with --json). A Python program that
+    keeps FOLDER open calls `clf.sync(URL)`.
 
     Exit code 1 if a category is damaged, or differs from one that was made in FOLDER: it is named, and all others are
     copied.
@@ -66,15 +68,21 @@ def _watch(source: str, folder: str, settings: Mapping[str, Any], *, json: bool)
     def tell(error: Exception) -> None:
         if str(error) not in told:
             output.print_note(f"waiting: {error}")
+            if json:
+                output.print_json({"waiting": str(error)})
         told.add(str(error))
 
     before = None
     for synced in syncing.watch(source, folder, on_commit=_printer(json=json), on_error=tell, **settings):
-        told.clear()
         now = replace(synced, categories=(), removed=(), size=0)
         if synced.categories or synced.removed or now != before:
             _print(synced, json=json)
         before = now
+        if told:
+            told.clear()
+            output.print_note("in step again" + ("" if synced.complete else ", except for the categories left out"))
+            if json:
+                output.print_json({"in_step": synced.complete})
     raise AssertionError("watching has no end")
 
 

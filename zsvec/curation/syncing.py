@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -18,6 +18,7 @@ from zsvec.types import Category, Fingerprint, Synced
 
 WATCH_EVERY_S = 5.0
 """Seconds between two looks of `watch` at the source."""
+_WAITS_AFTER_S = 5.0  # seconds without an answer, after which `watch` reports the error
 
 
 def sync(
@@ -80,19 +81,29 @@ def watch(
 
     The source is asked every `WATCH_EVERY_S` seconds. The folder is locked only while a run changes it, so that other
     processes can open it between two runs. While the source cannot be reached, or another process has the folder open,
-    the errors go to `on_error`, and the run is repeated.
+    the errors go to `on_error`, and the run is repeated. The first error comes after 5 seconds without an answer. The
+    first look without an error yields a result also if nothing has changed.
     """
     ours, theirs = _ends(source, folder, target_namespace, settings)
     with ExitStack() as stack:
         follower = None
+        waits = False
         while True:
             result = None
             try:
-                follower = follower or stack.enter_context(ours.open_store()).follower()
-                if follower.has_news():
-                    with theirs.open_store() as target:
-                        result = target.sync_from(follower, images=theirs.keep_images, on_commit=on_commit)
+                if follower is None:
+                    followed = stack.enter_context(ours.open_store())
+                    follower = followed.follower()
+                # A repeated run has the deadline of the settings, since the server may be slow.
+                with nullcontext() if waits else followed.within(_WAITS_AFTER_S):
+                    if follower.has_news():
+                        with theirs.open_store() as target:
+                            result = target.sync_from(follower, images=theirs.keep_images, on_commit=on_commit)
+                    elif waits:
+                        result = follower.unchanged()
+                waits = False
             except (StoreUnavailableError, StoreLockedError) as exc:
+                waits = True
                 on_error(exc)
             if result is not None:
                 yield result

@@ -85,11 +85,13 @@ class Follower:
         """Returns whether the source may have something that the last target lacks. Asks the source alone.
 
         Raises:
+            StoreError: The record of the source is damaged.
             StoreUnavailableError: The source cannot be reached, or refuses access.
         """
         with self._lock:
             due = min(self._whole_due, self._retry_due) if self._damaged else self._whole_due
             if self._target is None or time.monotonic() >= due:  # none after a failed run, whose looks are lost
+                self._catalog.store()  # raises while the source is away, so that the target stays closed meanwhile
                 return True
             found = self._look()
             return bool(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from qdrant_client import grpc as protocol
+from qdrant_client import models
 from qdrant_client.conversions.conversion import RestToGrpc
 
 from zsvec.errors import StoreError
 from zsvec.store.backends.base import Points, Where
-from zsvec.store.backends.server.conversion import _payload, _vectors, filter_of, parts
+from zsvec.store.backends.server.conversion import _payload, _vectors, filter_of, parts, scroll
 from zsvec.store.backends.server.limits import Limits
 
 FIVE = ("a", "b", "c", "d", "e")
@@ -101,5 +103,18 @@ def test_a_point_without_a_vector_is_a_store_error(points: list[Any]) -> None:
 
 def test_vectors_of_some_points_are_refused() -> None:
     assert Points(["a", "b"], [None, None], [{}, {}]).vectors.shape == (2, 0)
-    with pytest.raises((TypeError, ValueError)):
-        _ = Points(["a", "b"], [None, [1.0]], [{}, {}]).vectors
+    for rows in ([None, [1.0]], [[1.0], [1.0, 2.0]], [{"x": [1.0]}, {}], [{}], ["x"], [[[1.0]], [[2.0]]]):
+        with pytest.raises(StoreError):
+            _ = Points(["a"] * len(rows), rows, [{}] * len(rows)).vectors
+
+
+def test_a_number_too_large_for_a_vector_is_infinite() -> None:
+    assert np.isinf(Points(["a"], [[1e300]], [{}]).vectors).all()
+
+
+@pytest.mark.parametrize("vector", [None, [1.0], {}, {"other": [1.0]}, [[1.0]]])
+def test_a_point_without_the_named_vector_is_a_store_error(vector: Any) -> None:
+    records = [models.Record(id=number, vector=one) for number, one in enumerate([{"v": [1.0]}, vector])]
+    client = SimpleNamespace(init_options={"prefer_grpc": False}, scroll=lambda *_, **__: (records, None))
+    with pytest.raises(StoreError):
+        _ = scroll(client, None, 1, "c", models.Filter(), limit=2, offset=None, vectors="v", fields=None)  # type: ignore[arg-type]

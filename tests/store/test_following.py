@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.store.material import FINGERPRINTS, add, content_hash, pictured, vectors, write_of
 from tests.store.support import Crash, Deployment, Hooked
 from tests.store.test_copying import (
     DINO,
+    IMAGES,
     READS,
     Shared,
     altered,
@@ -24,12 +30,15 @@ from tests.store.test_copying import (
     opened,
     place_of_rex,
 )
+from tests.store.test_odd_records import ODD, damaged, paths
 from tests.store.test_switching import copied
-from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreUnavailableError
+from zsvec.errors import EncoderMismatchError, InvalidInputError, StoreError, StoreUnavailableError, ZSVecError
 from zsvec.store import Cursor, Move, Store, following, switching
-from zsvec.store.backends.base import Where
+from zsvec.store.backends.base import Points, Where
 from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.catalog import changefeed
 from zsvec.store.catalog.catalog import Catalog
+from zsvec.store.catalog.schema import intent_payload
 from zsvec.store.names import record_id
 from zsvec.types import Category, Fingerprint
 
@@ -595,6 +604,158 @@ def test_an_unusable_reference_leaves_its_category_as_it_is(
     source.write([pictured("dog", ["max"], replace=True)])
     assert target.sync_from(follower).complete
     assert_in_step(source, target)
+
+
+deep: Any = "x"
+for _ in range(100):
+    deep = [deep]
+HUGE = ["x" * 70_000, [[[]]] * 500, {"k" * 5000: 1}, 10**400, deep, ["\ud800"]]
+
+
+class Lying(Shared):
+    """Another handle of a store, which gives wrong answers.
+
+    Attributes:
+        draw: Decides which answers are wrong.
+    """
+
+    def __init__(self, inner: Shared, draw: random.Random) -> None:
+        super().__init__()
+        self._collections = inner._collections
+        self.draw = draw
+        self._rate = draw.choice([0.02, 0.1])
+
+    def _lies(self, share: float = 0.1) -> bool:
+        return self.draw.random() < share * self._rate
+
+    def _record(self, record: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._lies():  # of another place, or of another collection
+            places = self.draw.choice([found for found in self._collections.values() if found])
+            return deepcopy(self.draw.choice([record for _, record in places.values()]))
+        if record and self._lies(1.0):
+            return damaged(record, self.draw.choice(list(paths(record))), self.draw.choice([*ODD, *HUGE]))
+        return record
+
+    def retrieve(self, collection: str, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
+        others = self.draw.sample(list(self._collections.get(collection, ())), 1) if self._lies() else []
+        found = super().retrieve(collection, [*ids, *others]).items()
+        return {place: self._record(record) for place, record in found if not self._lies()}
+
+    def scroll(
+        self, collection: str, where: Where, *, vectors: bool = False, fields: Any = None, limit: int | None = None
+    ) -> Iterator[Points]:
+        collection = self.draw.choice(list(self._collections)) if self._lies() else collection
+        where = Where() if self._lies() else where
+        for page in super().scroll(collection, where, vectors=vectors, fields=fields, limit=limit):
+            rows = list(page.rows)
+            if vectors and self._lies():
+                rows = [[1.0, 0.0]] * len(rows)
+            odd = [None, [], [1.0], [math.nan] * 8, [1e38] * 8, [1e300] * 8, {"a": [1.0]}, {}, "x", [[1.0]]]
+            yield Points(
+                ids=[self.draw.choice(page.ids) if self._lies() else place for place in page.ids],
+                rows=[self.draw.choice(odd) if vectors and self._lies() else row for row in rows],
+                payloads=[self._record(record) for record in page.payloads],
+            ).chosen([row for row in range(len(rows)) if not self._lies()])
+
+
+@pytest.fixture(scope="module")
+def honest() -> Iterator[Shared]:
+    """A store that has records of most kinds."""
+    backend = Shared()
+    opened(backend)
+    filled(Store(backend, "zsvec", history=86_400.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(changefeed, "PAUSES", ())
+        yield backend
+
+
+@settings(max_examples=80, deadline=None)
+@given(seed=st.integers(0, 2**32), is_new=st.booleans())
+def test_a_source_that_lies_leaves_whole_categories_and_those_of_the_folder(
+    honest: Shared, seed: int, is_new: bool
+) -> None:
+    target = new_target()
+    if not is_new:
+        target.sync_from(Store(honest, "zsvec").follower())
+        add(target, "own", ["mine"])
+        before = manifest(target, "own"), vectors(target.stored("own")).keys()
+    follower = Store(Lying(honest, random.Random(seed)), "zsvec").follower()
+    for _ in range(2):
+        with suppress(ZSVecError):
+            target.sync_from(follower)
+    if not is_new:
+        assert (manifest(target, "own"), vectors(target.stored("own")).keys()) == before
+    assert target.incomplete() == []
+    for encoder, fingerprint in target.encoders().items():
+        stored = [page.vectors for page in target._backend.scroll(f"zsvec__{encoder}", Where(), vectors=True)]
+        assert all(some.shape[1] in (0, fingerprint.dim) for some in stored)
+
+
+@pytest.mark.parametrize("encoders", [5, {"clip": 5}, {"clip": {"dim": "8"}}, {"clip": {"unknown": 1}}], ids=str)
+def test_encoders_that_differ_between_two_answers_are_refused(
+    source: Store, reader: Store, backend: Hooked, encoders: Any
+) -> None:
+    record = source._backend.retrieve(CATALOG, [record_id("store")])[record_id("store")]
+
+    def lie(*_: Any) -> None:
+        altered(source, CATALOG, record_id("store"), encoders=encoders)
+        backend.hooks["retrieve"] = tell
+
+    def tell(*_: Any) -> None:
+        altered(source, CATALOG, record_id("store"), encoders=record["encoders"])
+
+    follower, target = reader.follower(), new_target()
+    backend.hooks["retrieve"] = lie
+    with pytest.raises(StoreError):
+        target.sync_from(follower)
+    assert target.encoders() == {}
+    assert target.sync_from(follower).complete
+
+
+def test_records_of_other_kinds_are_left_out(source: Store, reader: Store, target: Store, backend: Hooked) -> None:
+    place = "11111111-1111-4111-8111-111111111111"
+    store = source._catalog.state([]).store
+    intent = intent_payload(place, store, 2**52, {"dog": ["w"]}, {})
+    inner: Any = backend.inner
+    retrieve, scroll = inner.retrieve, inner.scroll
+    inner._collections[CATALOG][place] = (None, intent)
+    add(source, "dog", ["new"])
+    inner.retrieve = lambda collection, ids: retrieve(collection, [*ids, record_id("store"), place])
+    inner.scroll = lambda collection, _, **options: scroll(collection, Where(), **options)
+    assert names(target.sync_from(reader.follower()).categories) == ["dog"]
+    del inner.retrieve, inner.scroll
+    assert_in_step(source, target)
+
+
+def test_vectors_of_another_dimension_leave_their_category_as_it_is(
+    source: Store, reader: Store, target: Store
+) -> None:
+    add(source, "dog", ["new"])
+    for place, (_, payload) in list(source._backend._collections[DINO].items()):  # type: ignore[attr-defined]
+        if payload["category"] == "dog":
+            altered(source, DINO, place, vector=np.array([1.0, 0.0], np.float32))
+    before = shown(target)["categories"]
+    assert list(target.sync_from(reader.follower()).damaged) == ["dog"]
+    assert shown(target)["categories"] == before
+
+
+@pytest.mark.parametrize("changes", [{"hash": []}, {"hash": 5}, {"hash": "\ud800"}, {"hash": content_hash("other")}])
+def test_a_copy_of_an_image_that_was_not_asked_for_is_left_out(
+    source: Store, reader: Store, backend: Hooked, changes: dict[str, Any]
+) -> None:
+    [place, *_] = source._backend._collections[IMAGES]  # type: ignore[attr-defined]
+    altered(source, IMAGES, place, **changes)
+    inner: Any = backend.inner
+    scroll = inner.scroll
+
+    def all_images(collection: str, where: Where, **options: Any) -> Any:
+        return scroll(collection, Where() if collection == IMAGES else where, **options)
+
+    inner.scroll = all_images
+    target = new_target()
+    assert target.sync_from(reader.follower()).complete
+    copies = target._backend._collections[IMAGES].values()  # type: ignore[attr-defined]
+    assert changes["hash"] not in [payload["hash"] for _, payload in copies]
 
 
 def test_an_unreadable_manifest_is_named_and_its_category_stays(source: Store, reader: Store, target: Store) -> None:

@@ -144,6 +144,14 @@ def answered(clf: Classifier) -> None:
         assert prediction.to_dict()
 
 
+def followed(clf: Classifier) -> None:
+    if not clf._store._backend.exclusive:
+        target = Store(MemoryBackend(), "zsvec")
+        target.sync_from(clf._store.follower())
+        assert {"green", "blue"} <= {category.name for category in target.categories()}
+        assert target.incomplete() == []
+
+
 # Independent of the category red.
 OTHERS: dict[str, Callable[[Classifier], object]] = {
     "list": shown,
@@ -152,6 +160,7 @@ OTHERS: dict[str, Callable[[Classifier], object]] = {
     "show": lambda clf: [one.to_dict() for one in clf.references.of("blue")],
     "history": lambda clf: [change.to_dict() for change in clf.history],
     "inbox": lambda clf: [image.to_dict() for image in clf.inbox.rank()],
+    "sync": followed,
     "doctor": lambda clf: list(clf._store.check_up()),
     "add": lambda clf: clf.add_category("blue", images=[photo(50)]),
     "new": lambda clf: clf.add_category("new", images=[photo(51)]),

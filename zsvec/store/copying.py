@@ -44,7 +44,7 @@ from zsvec.store.names import new_write_id
 from zsvec.store.source import Source, check_names, chosen
 from zsvec.store.transfer import settled
 from zsvec.store.writing import Writer
-from zsvec.types import LONGEST_NAME, Category, Copied, expert_name
+from zsvec.types import LONGEST_NAME, Category, Copied, Fingerprint, expert_name
 
 Track: TypeAlias = Callable[[Sequence[Category]], Iterable[Category]]
 
@@ -79,7 +79,7 @@ def copy(
     track: Track,
 ) -> Copied:
     """As `zsvec.store.store.Store.copy_from`, but without the inbox."""
-    copying = Copying(source, writer, replaces, on_commit, list(source.encoders()))
+    copying = Copying(source, writer, replaces, on_commit, source.encoders())
     every = source.look(Cursor(), {})
     seen = chosen(every, names)
     check_names(every, names, source)
@@ -119,7 +119,7 @@ class Copying:
     writer: Writer
     replaces: bool
     on_commit: Callable[[Category], None]
-    encoders: Sequence[str]
+    encoders: Mapping[str, Fingerprint]
     committed: list[Category] = field(default_factory=list)
     unchanged: list[str] = field(default_factory=list)
     different: list[str] = field(default_factory=list)
@@ -266,10 +266,10 @@ class Copying:
         """Writes the usable references of categories, and small copies of images if `images` is set."""
         written = {name: Written.of(self.held.get(name, ())) for name in new}
         owners = {write_id: name for name, category in new.items() for write_id in category.write_ids}
-        for encoder in self.encoders:
+        for encoder, fingerprint in self.encoders.items():
             for page in self.source.references(encoder, list(owners)):
                 found: dict[str, list[Reference]] = {}
-                for reference, write_id in usable(encoder, page):
+                for reference, write_id in usable(encoder, fingerprint.dim, page):
                     name = owners[write_id]
                     if written[name].add(reference):
                         found.setdefault(name, []).append(reference)
@@ -362,12 +362,15 @@ def problem_of(category: Category) -> str:
     return ""
 
 
-def usable(encoder: str, page: Points) -> Iterator[tuple[Reference, str]]:
-    """Yields each usable reference of a page with its write id."""
+def usable(encoder: str, dim: int, page: Points) -> Iterator[tuple[Reference, str]]:
+    """Yields each usable reference of a page with its write id. `dim` is the dimension of the encoder's vectors."""
     import numpy as np  # slow to import, and not needed to list categories
 
     vectors = page.vectors
-    norms = np.linalg.norm(vectors, axis=1).tolist()
+    if vectors.shape[1] != dim:
+        return
+    with np.errstate(over="ignore"):  # of a forged vector
+        norms = np.linalg.norm(vectors, axis=1).tolist()
     for payload, vector, norm in zip(page.payloads, vectors, norms, strict=True):
         length = sum(len(value) for value in payload.values() if isinstance(value, str))
         is_known = payload["modality"] in ("text", "image") and is_content_hash(payload["hash"])

@@ -119,7 +119,7 @@ class Follower:
                 writer,
                 True,
                 on_commit,
-                list(target.encoders()),
+                target.encoders(),
                 damaged=self._damaged,
             )
             is_whole = time.monotonic() >= self._whole_due

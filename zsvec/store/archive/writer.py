@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -42,7 +42,7 @@ from zsvec.store.catalog.changefeed import Cursor
 from zsvec.store.catalog.schema import reference_payload
 from zsvec.store.copying import Track, Written, problem_of, usable
 from zsvec.store.source import Source, check_names, chosen
-from zsvec.types import Category, Copied
+from zsvec.types import Category, Copied, Fingerprint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -75,7 +75,7 @@ def write_archive(
     removed = [category for category in marked if not problem_of(category)]
     _check_number(source, [*live, *removed])
     with _replacing(path) as file, ZipFile(file, "w") as zipped:
-        archive = _Writer(source, zipped, list(encoders), small=source.keeps_images())
+        archive = _Writer(source, zipped, encoders, small=source.keeps_images())
         archive.damaged.update(dict.fromkeys(seen.unreadable, "its manifest cannot be read: look with `zsvec doctor`"))
         for category in track(live):
             if archive.add(category):
@@ -133,7 +133,7 @@ class _Writer:
 
     source: Source
     zip: ZipFile
-    encoders: Sequence[str]
+    encoders: Mapping[str, Fingerprint]
     small: bool
     written: list[Category] = field(default_factory=list)
     damaged: dict[str, str] = field(default_factory=dict)
@@ -224,7 +224,7 @@ class _Writer:
 
     def _references(self, encoder: str, category: Category, written: Written) -> Iterator[_Row]:
         for page in self.source.references(encoder, category.write_ids):
-            for reference, write_id in usable(encoder, page):
+            for reference, write_id in usable(encoder, self.encoders[encoder].dim, page):
                 if written.add(reference):
                     line = reference_payload(reference, category.name, write_id)
                     del line["category"], line["gen"]

@@ -90,12 +90,25 @@ class Points:
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """Vectors, float32 ``(n, dim)``; ``dim`` is 0 if vectors were not requested."""
+        """Vectors, float32 ``(n, dim)``; ``dim`` is 0 if vectors were not requested.
+
+        Raises:
+            StoreError: A point has no vector, or vectors differ in length.
+        """
         import numpy as np  # slow to import, and not needed to list categories
 
         if isinstance(self.rows, list) and all(row is None for row in self.rows):
             return np.empty((len(self.rows), 0), dtype=np.float32)
-        return np.asarray(self.rows, dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):  # a forged number may be too large for float32
+                vectors = np.asarray(self.rows, dtype=np.float32)
+        except (TypeError, ValueError) as exc:
+            raise StoreError(f"vectors are missing or differ in length ({exc}): restore the store from a copy") from exc
+        if vectors.ndim != 2:
+            raise StoreError(
+                f"each point must have one vector, got shape {vectors.shape}: restore the store from a copy"
+            )
+        return vectors
 
     @property
     def named(self) -> bool:

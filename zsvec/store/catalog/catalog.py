@@ -165,12 +165,19 @@ class Catalog:
         return record
 
     def check_schema(self, store: Mapping[str, Any]) -> None:
-        """Raises StoreError if the record of a store has another schema than this version writes."""
+        """Raises StoreError if a store has another schema than this version writes, or has unreadable encoders."""
         if store["schema"] != SCHEMA:
             action = "upgrade zsvec" if store["schema"] > SCHEMA else "import its images again into another store"
             raise StoreError(
                 f"{self.location} has schema {store['schema']} and this version of zsvec knows {SCHEMA}: {action}"
             )
+        try:
+            fingerprints_from(store)
+        except (KeyError, TypeError, AttributeError) as exc:
+            raise StoreError(
+                f"the encoders of {self.location} cannot be read ({exc!r}): its catalog is damaged; restore the store "
+                "from a copy, or import again into another"
+            ) from exc
 
     def check_readable(self, store: Mapping[str, Any] | None) -> None:
         """Raises StoreError if a store has another schema, or if the contents of this namespace were deleted."""
@@ -188,13 +195,7 @@ class Catalog:
             StoreError: The store has another schema, or the record of the store is damaged.
         """
         store = self.store()
-        try:
-            return fingerprints_from(store) if store else {}
-        except (KeyError, TypeError, AttributeError) as exc:
-            raise StoreError(
-                f"the encoders of {self.location} cannot be read ({exc!r}): its catalog is damaged; restore the store "
-                "from a copy, or import again into another"
-            ) from exc
+        return fingerprints_from(store) if store else {}
 
     def profile(self) -> str | None:
         """Returns the name of the profile that the store was made with, if known. Raises as `store`."""
@@ -440,8 +441,8 @@ class Catalog:
         return max(time.time_ns() // 1000, self.newest() + 1)
 
     def scroll(self, where: Where, fields: Sequence[str] | None = None) -> list[Mapping[str, Any]]:
-        """Returns all matching records, validated by `_read`."""
-        return self._read(self._found(where, fields))
+        """Returns all records of the kinds in `where`, validated by `_read`."""
+        return _of_kinds(where, self._read(self._found(where, fields)))  # a server may send records of other kinds
 
     def scroll_all(self, where: Where, *, removed: bool = True) -> list[Mapping[str, Any]]:
         """Returns all records of the kinds in `where`.
@@ -458,17 +459,17 @@ class Catalog:
         """
         if not self.exclusive:
             return self.scroll(where)
-        kinds = [kind for match in (where.match, where.or_match) if match for kind in _listed(match["kind"])]
         without = PAST if removed else {**PAST, **REMOVED}
         records = list(self._found(replace(where, match={}, without=without)))
         for identifier, record in records:
             if record.get("kind") == "store" and is_record(identifier, record):
                 self.check_schema(record)  # a later version may have records of other kinds
-        return [record for record in self._read(records) if record["kind"] in kinds]
+        return _of_kinds(where, self._read(records))
 
     def retrieve(self, ids: Sequence[str]) -> Mapping[str, Mapping[str, Any]]:
         """Returns the existing records with these ids, by id, validated by `_read`."""
         found = self.backend.retrieve(self.collection, ids)
+        found = {identifier: found[identifier] for identifier in ids if identifier in found}  # a server may send others
         return {identifier: read for identifier, record in found.items() for read in self._read([(identifier, record)])}
 
     def unreadable(self) -> list[str]:
@@ -513,6 +514,11 @@ class Catalog:
                 f"the catalog of {self.location} has lost the record of its store, or is not zsvec's: restore the "
                 "store from a copy, import again into another, or choose another namespace"
             )
+
+
+def _of_kinds(where: Where, records: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    kinds = [kind for match in (where.match, where.or_match or where.match) for kind in _listed(match["kind"])]
+    return [record for record in records if record["kind"] in kinds]
 
 
 def _listed(value: str | int | Sequence[str]) -> Sequence[str | int]:

@@ -299,11 +299,8 @@ def attachments_from(store: Mapping[str, Any] | None) -> list[Attachment]:
 
 
 def dims_from(store: Mapping[str, Any]) -> dict[str, int]:
-    """Returns the dimension of the vectors of each encoder of a store, according to its record; empty if damaged."""
-    try:
-        return {name: fingerprint.dim for name, fingerprint in fingerprints_from(store).items()}
-    except (AttributeError, KeyError, TypeError):  # the next read of the encoders reports the damage
-        return {}
+    """Returns the dimension of the vectors of each encoder of a store, in its record. Raises as `fingerprints_from`."""
+    return {name: fingerprint.dim for name, fingerprint in fingerprints_from(store).items()}
 
 
 def measurement_from(store: Mapping[str, Any] | None) -> SearchMeasurement | None:

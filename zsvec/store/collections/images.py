@@ -56,10 +56,12 @@ class ImageCollection:
     def read(self, write_ids: Sequence[str], hashes: Sequence[str]) -> Iterator[SmallImage]:
         """Yields the readable copy of each image with one of these hashes in these writes, once."""
         for first in range(0, len(hashes), _AT_ONCE):
-            where = Where(match={"gen": list(write_ids), "hash": list(hashes[first : first + _AT_ONCE])})
+            some = list(hashes[first : first + _AT_ONCE])
+            where = Where(match={"gen": list(write_ids), "hash": some})
             found: dict[str, SmallImage] = {}
             for small in small_images(self._backend.scroll(self.name, where)):
-                found.setdefault(small.hash, small)
+                if small.hash in some:  # a server may send others
+                    found.setdefault(small.hash, small)
             yield from found.values()
 
     def add(self, category: Category, copies: Iterable[SmallImage]) -> int:
@@ -114,6 +116,9 @@ def small_images(pages: Iterable[Points]) -> Iterator[SmallImage]:
 def _small_image(payload: Mapping[str, Any]) -> SmallImage:
     from zsvec.inputs.small import open_small  # imports Pillow, which listing categories does not need
 
+    content_hash = text_from(payload, "hash")
+    if content_hash is None:
+        raise ImageError("it has no content hash")
     width, height = payload.get("width"), payload.get("height")
     try:
         content = b64decode(payload["small"], validate=True)
@@ -121,7 +126,7 @@ def _small_image(payload: Mapping[str, Any]) -> SmallImage:
         raise ImageError("it is no small copy") from exc
     open_small(content)
     return SmallImage(
-        hash=payload["hash"],
+        hash=content_hash,
         content=content,
         width=width if isinstance(width, int) else 0,
         height=height if isinstance(height, int) else 0,

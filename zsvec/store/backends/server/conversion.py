@@ -116,7 +116,7 @@ def scroll(
         rows: list[Any] = [record.vector for record in records]
         points = Points(
             ids=[str(record.id) for record in records],
-            rows=[row[vectors] for row in rows] if isinstance(vectors, str) and vectors else rows,
+            rows=[_named(row, vectors) for row in rows] if isinstance(vectors, str) and vectors else rows,
             payloads=[record.payload or {} for record in records],
         )
         return points if vectors is False or points.named else replace(points, rows=points.vectors), following
@@ -236,6 +236,10 @@ def _chosen_vectors(vectors: bool | str) -> protocol.WithVectorsSelector:
     if isinstance(vectors, str):
         return protocol.WithVectorsSelector(include=protocol.VectorsSelector(names=[vectors]))
     return protocol.WithVectorsSelector(enable=vectors)
+
+
+def _named(row: Any, name: str) -> Any:
+    return row.get(name) if isinstance(row, Mapping) else None
 
 
 def _rows(points: Sequence[Any], collection: str, vectors: bool | str) -> Any:

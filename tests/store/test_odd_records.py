@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from copy import deepcopy
 from typing import Any
 
@@ -19,6 +20,7 @@ from zsvec.settings.settings import load_settings
 from zsvec.store import Store, Write
 from zsvec.store.backends.base import Where
 from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.catalog.catalog import Catalog
 from zsvec.store.names import record_id
 from zsvec.types import CALIBRATION_FORMAT
 
@@ -271,3 +273,37 @@ def test_a_record_that_tells_of_no_change_is_named(filled: MemoryBackend) -> Non
     [finding] = [one for one in clf._store.check_up() if one.what == "records"]
     assert not finding.ok
     assert "1 record" in finding.detail
+
+
+RECORD = {"version": 1, "rev": 1, "writes": {}, "replaced": {}, "change": "c", "until": 2**52, "takes": []}
+
+
+@pytest.mark.parametrize("kind", ["intent", "change", "undo"])
+def test_a_record_of_a_write_takes_no_place_of_another_kind(filled: MemoryBackend, kind: str) -> None:
+    for which in ("red", "calibration", "store"):
+        backend = copied(filled, exclusive=False)
+        collection, place = places(backend, which)
+        store = backend._collections[CATALOG][record_id("store")][1]["id"]
+        backend._collections[collection][place] = (None, {**RECORD, "kind": kind, "id": place, "store": store})
+        assert place in Catalog(backend, "zsvec").unreadable()
+        source, target = Store(backend, "zsvec"), Store(MemoryBackend(), "zsvec")
+        with pytest.raises(StoreError) if which in {"red", "store"} else nullcontext():
+            source.category(which) if which == "red" else source.encoders()
+        with suppress(StoreError):
+            target.sync_from(source.follower())
+        assert {category.name for category in target.categories()} <= {*NAMES} - {which}
+
+
+def test_a_store_without_an_id_is_not_followed(filled: MemoryBackend) -> None:
+    backend = copied(filled, exclusive=False)
+    _, record = backend._collections[CATALOG][record_id("store")]
+    backend._collections[CATALOG][record_id("store")] = (None, damaged(record, ("id",), MISSING))
+    with pytest.raises(StoreError, match="damaged"):
+        Store(MemoryBackend(), "zsvec").sync_from(Store(backend, "zsvec").follower())
+
+
+def test_a_required_category_that_no_store_can_have_is_not_found(filled: MemoryBackend) -> None:
+    backend = with_record(filled, "red", requires={"\ud800": 5})
+    target = Store(MemoryBackend(), "zsvec")
+    target.sync_from(Store(backend, "zsvec").follower())
+    assert {"green", "blue"} <= {category.name for category in target.categories()}

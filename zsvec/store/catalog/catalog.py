@@ -30,6 +30,7 @@ from zsvec.store.catalog.schema import (
     damaged_manifest,
     expected,
     fingerprints_from,
+    has_own_id,
     is_believed,
     is_damaged,
     is_number,
@@ -276,7 +277,7 @@ class Catalog:
         Raises:
             StoreError: The store has another schema, its catalog is damaged, or this namespace was deleted.
         """
-        places = {record_id("category", name): name for name in names}
+        places = {place: name for name in names if (place := place_of({"category": name}))}
         found = self.retrieve([record_id("store"), *places])
         self.check_readable(found.get(record_id("store")))
         store = store_id(found.values())
@@ -493,7 +494,7 @@ class Catalog:
         for identifier, record in records:
             if is_record(identifier, record):
                 read.append(record)
-            elif identifier == record_id("calibration") or record.get("kind") in OWN_KINDS:
+            elif identifier == record_id("calibration") or (record.get("kind") in OWN_KINDS and has_own_id(identifier)):
                 continue
             elif identifier == record_id("store") or (self.exclusive and place_of(record) != identifier):
                 raise StoreError(

@@ -632,12 +632,17 @@ def is_record(identifier: str | None, record: Mapping[str, Any]) -> bool:
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in _KINDS:
         return False
-    absent = {} if kind in OWN_KINDS else {"store": "", "id": ""}
+    absent = {} if kind in OWN_KINDS else {"store": ""} if kind == "store" else {"store": "", "id": ""}
     if not _with(_KINDS[kind])({**absent, **record}):
         return False
     if kind in OWN_KINDS:
-        return bool(identifier == record["id"])
+        return identifier is not None and identifier == record["id"] and has_own_id(identifier)
     return identifier == (place_of(record) if kind == "manifest" else record_id(kind))
+
+
+def has_own_id(identifier: str) -> bool:
+    """Returns whether an id can be of `OWN_KINDS`, and is not the place of a category, the store or the calibration."""
+    return identifier[14:15] != "5"  # the version of a UUID: 4 is random, 5 is made by `record_id`
 
 
 def place_of(record: Mapping[str, Any]) -> str | None:

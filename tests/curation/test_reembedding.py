@@ -145,7 +145,7 @@ def test_the_switch_takes_the_inbox_and_a_calibration(store: Path) -> None:
         assert len(clf.inbox.hashes()) == 1
         assert clf.category("red").metadata == {"is": "red"}
         assert [change.id for change in clf.history] == [found.change.id]
-        assert clf.history.undo().id == found.change.id
+        assert clf.history.undo(change=found.change.id).id == found.change.id
     with open_at(store) as clf:
         assert clf.classify(coloured("red", 100)).label == "red"
 
@@ -236,7 +236,7 @@ def test_a_store_on_a_server(store: Path, server: ServerDeployment) -> None:
         assert old.classify(coloured("grey", 1)).nearest == "grey"
     with open_at(server.url, *new_encoders(), namespace=server.namespace) as new:
         assert [category.name for category in new.categories()] == ["blue", "green", "grey", "red"]
-        new.history.undo()
+        new.history.undo(change=next(iter(new.history)).id)
     with open_at(server.url, namespace=server.namespace) as old:
         assert old.classify(coloured("grey", 1)).nearest == "grey"
 

@@ -189,7 +189,7 @@ def subset(photos: Path, tmp_path: Path) -> Path:
 def images_of(folder: Path, **options: Any) -> dict[str, list[str]]:
     """The images of each category, relative to the folder."""
     return {
-        one.name: [str(cast("Path", path).relative_to(folder)) for path in one.images]
+        one.name: [str(cast("Path", path).relative_to(folder)) for path in given_images(one)]
         for one in read_categories(folder, follow_links=True, **options)
     }
 

@@ -862,7 +862,7 @@ def test_the_undo_of_a_change_of_another_or_of_many_images_needs_the_id(
             assert (answer.json()["error"], answer.json()["change"]) == ("change_id_needed", large)
         assert client.post("/v1/undo", json={"change": large}, headers=headers).json()["images"] == 101
         with classifier.history.acting("bob"):
-            classifier.add_category("few", ["a text"])
+            classifier.add_category("few", texts=["a text"])
         answer = client.post("/v1/undo", json={}, headers=headers)
         problem(answer, 409, "'bob'")
         assert answer.json()["change"] == next(iter(classifier.history)).id

@@ -457,7 +457,7 @@ def test_a_switch_in_progress_or_undone_changes_nothing(source: Store, reader: S
     source.switch_to(copy, running)
     device = new_target()
     device.sync_from(source.current().follower())
-    source.current().undo()
+    source.current().undo(change=source.current().changes()[0].id)
     add(source, "dog", ["new"])
     for one in (follower, reader.follower()):
         assert target.sync_from(one).complete

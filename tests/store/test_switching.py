@@ -91,7 +91,7 @@ class Encoders:
                 yield image.hash, origin, {encoder: self.vector(encoder, image.hash) for encoder in encoders}
 
 
-def opened(backend: Any = None, *, history: float = 3600.0, by: str | None = None) -> Store:
+def opened(backend: Any = None, *, history: float = 3600.0, by: str | None = "Ann") -> Store:
     store = Store(backend or Shared(), "zsvec", history=history, by=by)
     if not store.encoders():
         store.bind(FINGERPRINTS, profile="offline")
@@ -1046,7 +1046,7 @@ def test_the_whole_path_from_a_killed_run_to_the_deletion(deployment: Deployment
     now = current()
     assert (now.namespace, content(now)) == (f"{deployment.namespace}.1", before)
     assert (now.encoders(), now.incomplete(), len(now.inbox.read())) == (NEW, [], 1)
-    assert now.undo().id == change.id
+    assert now.undo(change=change.id).id == change.id
     back = current()
     assert (back.namespace, content(back)) == (deployment.namespace, before)
     back.write([clip_text("kept")])

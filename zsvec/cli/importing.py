@@ -243,7 +243,7 @@ def _import_images(
     number_read = _images_in(stored) - failed - kept_out + len(unreadable)
     said = f"{output.counted(len(stored), 'category', 'categories')}, {output.counted(number_read, 'image')}"
     output.print_note(f"{said} ({len(unreadable)} unreadable{there}) in {seconds:.1f} s")
-    print_links(source, (image for category in found for image in category.images), options)
+    print_links(source, (image for category in found for image in category.images or ()), options)
     left = [c.name for c in found if c.name not in names and (c.name in before or c.name not in omitted)]
     reasons = {
         "left as they were, because images are unreadable:": [name for name in left if name in before],

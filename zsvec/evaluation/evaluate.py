@@ -157,7 +157,7 @@ def labelled_images(
         InvalidInputError: The folder does not exist, has no image in a sub-folder, or a link is refused.
     """
     found = read_categories(folder, follow_links=follow_links, on_outside=on_outside)
-    return [(cast("Path", path), category.name) for category in found for path in category.images]
+    return [(cast("Path", path), category.name) for category in found for path in category.images or ()]
 
 
 def labelled_images_of(categories: Iterable[CategoryInput]) -> list[tuple[ImageInput, str]]:

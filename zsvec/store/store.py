@@ -631,7 +631,8 @@ class Store:
     def _follow_attachments(self) -> list[Attachment]:
         store = self._catalog.store() or {}
         attachments = attachments_from(store)
-        self._attached.follow(attachments, dims_from(store), (store.get("id", ""), store.get("version", 0)))
+        dims = dims_from(store) if store else {}
+        self._attached.follow(attachments, dims, (store.get("id", ""), store.get("version", 0)))
         return attachments
 
     # Search

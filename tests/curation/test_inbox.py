@@ -992,7 +992,7 @@ def test_an_undo_that_is_killed_loses_no_image_and_is_finished(how: str) -> None
         backend = MemoryBackend()
 
         def opened(inner: Any, backend: MemoryBackend = backend) -> Store:
-            return Store(inner or backend, "zsvec", history=86_400.0)
+            return Store(inner or backend, "zsvec", history=86_400.0, by="Ann")
 
         with classifier_over(opened(None)) as clf:
             fill(clf)

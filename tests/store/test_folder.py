@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,8 +18,11 @@ from typing import cast
 
 import pytest
 
+import zsvec
+from tests.qdrant import DEADLINE
 from tests.store.material import FINGERPRINTS, add, sources, write_of
 from tests.store.support import Disk, Hooked, fast_folder, small_disk
+from tests.support import coloured
 from zsvec.errors import StoreError, StoreUnavailableError
 from zsvec.inputs.files import write_whole
 from zsvec.store import Store, open_store
@@ -26,6 +30,8 @@ from zsvec.store.backends.base import Backend
 from zsvec.store.backends.edge import folder as folder_module
 from zsvec.store.backends.edge.backend import EdgeBackend
 from zsvec.store.backends.edge.folder import ROOM
+from zsvec.store.backends.edge.private import PrivateCopy
+from zsvec.testing import HashEncoder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no folder that is in use")
 
@@ -203,7 +209,6 @@ def test_a_store_of_a_killed_writer_is_opened_when_there_is_room(store: Store, f
 FILLER = """
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from tests.store.test_folder import open_, state
 from tests.store.material import add
 from zsvec.errors import StoreUnavailableError
@@ -237,7 +242,6 @@ def test_a_disk_that_is_really_full(tmp_path: Path, length: int) -> None:
 MAPPED = """
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from tests.store.test_folder import open_, state
 with open_(Path(sys.argv[1])) as store:
     state(store)
@@ -389,36 +393,86 @@ def test_a_collection_that_cannot_be_closed_keeps_no_other_from_it(store: Store,
 
 
 _AS_NOBODY = """
-import os, shutil, sys
-import zsvec.store.backends.edge.backend
-from zsvec.errors import StoreUnavailableError
-from zsvec.store import open_store
+import logging, os, shutil, sys, tempfile
+import zsvec
+import zsvec.store.backends.edge.private  # another user may not be allowed to read it
+from tests.support import coloured
+from zsvec.errors import StoreError, StoreLockedError
+from zsvec.testing import HashEncoder
 
-folder, copy = sys.argv[1:]
+folder, temporary = sys.argv[1:]
+logging.basicConfig(format="%(message)s")
+
+def opened(folder):
+    return zsvec.open(folder, encoders=[HashEncoder()])
+
+with opened(f"{temporary}/own") as own:  # imports the other modules
+    own.add_category("dog", images=[coloured("blue", 1)])
+    own.classify(coloured("blue", 1))
+shutil.rmtree(f"{temporary}/own")
+os.chown(temporary, 65534, 65534)
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
+tempfile.tempdir = temporary
 try:
-    open_store(folder, namespace="zsvec").categories()
-except StoreUnavailableError:
-    shutil.copytree(folder, copy)
-    with open_store(copy, namespace="zsvec") as store:
-        print([category.name for category in store.categories()])
+    with opened(folder) as clf:
+        print([category.name for category in clf.categories()], clf.classify(coloured("red", 1)).nearest)
+        print(len(os.listdir(temporary)))
+        for change in (
+            lambda: clf.add_category("cat", images=[coloured("red", 9)]),
+            lambda: clf.remove_category("cat"),
+            lambda: clf.history.undo(change=next(iter(clf.history)).id),
+        ):
+            try:
+                change()
+            except StoreError as exc:
+                print(type(exc).__name__)
+        print([category.references for category in clf.categories()])
+except StoreLockedError:
+    print("locked")
+print(os.listdir(temporary))
 """
 
 
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_a_private_copy_takes_nothing_from_elsewhere(store: Store, folder: Path, tmp_path: Path, what: str) -> None:
+    store.close()
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    forged = folder / "zsvec__catalog" / "forged"
+    forged.symlink_to(secret) if what == "link" else os.mkfifo(forged)
+    with pytest.raises(StoreError), closing(PrivateCopy(folder, "store")) as copy:
+        assert not [
+            path
+            for path in Path(copy._folder).rglob("*")
+            if path.is_file() and not path.is_symlink() and path.read_bytes() == b"secret"
+        ]
+        Store(copy, "zsvec").categories()
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
-def test_a_folder_that_may_not_be_written_is_read_from_a_copy() -> None:
-    with TemporaryDirectory() as folder:
-        path = Path(folder) / "store"
-        with open_store(str(path), namespace="zsvec") as store:
-            store.bind(FINGERPRINTS)
-            add(store, "cat", ["tom"])
-        (Path(folder) / "theirs").mkdir()
-        os.chown(Path(folder) / "theirs", 65534, 65534)
-        for one in (Path(folder), *path.rglob("*")):
+def test_a_folder_that_may_not_be_written_is_read_from_a_private_copy() -> None:
+    with TemporaryDirectory() as parent:
+        folder, temporary = Path(parent) / "store", Path(parent) / "temporary"
+        with zsvec.open(folder, encoders=[HashEncoder()]) as clf:
+            clf.add_category("cat", images=[coloured("red", seed) for seed in range(3)])
+        for one in (Path(parent), folder, *folder.rglob("*")):
             one.chmod(0o755 if one.is_dir() else 0o644)
-        path.chmod(0o555)
-        command = [sys.executable, "-c", _AS_NOBODY, str(path), str(Path(folder) / "theirs" / "copy")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["['cat']"]
+        temporary.mkdir()
+        before = {one: one.lstat().st_mtime_ns for one in folder.rglob("*")}
+
+        def said() -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-W", "error", "-c", _AS_NOBODY, str(folder), str(temporary)]
+            users = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"), parent)
+            env = {**os.environ, **users}
+            return subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE, env=env)
+
+        done = said()
+        refused = ["StoreError"] * 3
+        assert done.stdout.splitlines() == ["['cat'] cat", "1", *refused, "[{'hash:image': 3, 'hash:text': 1}]", "[]"]
+        assert "private copy of" in done.stderr
+        assert {one: one.lstat().st_mtime_ns for one in folder.rglob("*")} == before
+        with zsvec.open(folder, encoders=[HashEncoder()]) as clf:
+            assert len(clf.categories()) == 1
+            assert said().stdout.splitlines() == ["locked", "[]"]

@@ -103,7 +103,10 @@ def open_store(
         )
     else:
         folder = _folder(location, within or Path())
-        backend = import_module("zsvec.store.backends.edge.backend").EdgeBackend(folder, name=location)
+        if _is_read_only_store(folder):
+            backend = import_module("zsvec.store.backends.edge.private").PrivateCopy(folder, name=location)
+        else:
+            backend = import_module("zsvec.store.backends.edge.backend").EdgeBackend(folder, name=location)
     try:
         store = Store(backend, namespace, history=history, by=by).current()
     except ZSVecError:  # an older namespace must not answer instead
@@ -114,6 +117,11 @@ def open_store(
             store.open_again()
             store.finish_interrupted()
     return store
+
+
+def _is_read_only_store(folder: Path) -> bool:
+    """Returns whether this process may read, but not write, a folder with a store. ``False`` on Windows."""
+    return os.name == "posix" and not os.access(folder, os.W_OK) and any(folder.glob("*__catalog"))
 
 
 def _folder(location: str, within: Path) -> Path:

@@ -398,8 +398,7 @@ class EdgeBackend(InProcess):
             raise
         except OSError as exc:
             raise StoreUnavailableError(
-                f"the store folder {self._name} cannot be used: {exc}. The engine writes even to read: copy the folder "
-                "(`cp -r`) to one that this process may write"
+                f"the store folder {self._name} cannot be used: {exc}; give one that can be written"
             ) from exc
         except BaseException as exc:  # the engine raises plain Exception, or PanicException, which is not an Exception
             if not isinstance(exc, Exception) and type(exc).__name__ != "PanicException":

@@ -284,7 +284,7 @@ def away(node: Node, lengths: Sequence[float]) -> Iterator[tuple[float, float, f
         store.write([painted(f"category {i}", 0) for i in range(CATEGORIES)])
     with answering(node.url) as reader:
         for seconds in lengths:
-            first_after(reader, 0.0)
+            first_after(reader, time.monotonic())
             node.kill()
             killed = time.monotonic()
             time.sleep(seconds)

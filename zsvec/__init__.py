@@ -253,9 +253,9 @@ _LATE = {
     "zsvec.encoders.encoder_set": "EncoderSet",
     "zsvec.encoders.spec": "Device Dtype EncoderSpec GraphPreprocessing Prompt RuntimeName Temperature",
     "zsvec.errors": (
-        "CategoryNotFoundError ConflictError EncoderError EncoderMismatchError GenerationError "
+        "CategoryNotFoundError ChangeIdNeededError ConflictError EncoderError EncoderMismatchError GenerationError "
         "GenerationUnavailableError ImageError InvalidInputError LargeAnswerError LastReferenceError "
-        "MissingExtraError ChangeIdNeededError StoreError StoreLockedError StoreUnavailableError VersionConflictError "
+        "MissingExtraError StoreError StoreLockedError StoreUnavailableError VersionConflictError "
         "WeightsUnavailableError ZSVecError"
     ),
     "zsvec.generation.facet": "Generated Generation Track",

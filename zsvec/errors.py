@@ -4,7 +4,7 @@
 ZSVecError
 ├── InvalidInputError          an argument is unusable
 │   ├── CategoryNotFoundError  no such category in the store
-│   └── ChangeIdNeededError       the change to undo needs its id
+│   └── ChangeIdNeededError    the change to undo needs its id
 ├── ImageError                 one image is unreadable
 ├── MissingExtraError          an optional package is not installed
 ├── GenerationError            a service that describes or draws refuses a request

@@ -495,7 +495,7 @@ class ThresholdProgress:
     def not_counted(self) -> str:
         """The images that do not count, in words, by reason. Empty if all images count."""
         reasons = {"of categories that show one scene": self.one_scene, "with a copy in another category": self.copied}
-        return ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
+        return ", ".join(f"{counted(number, 'image')} {reason}" for reason, number in reasons.items() if number)
 
     @classmethod
     def from_dict(cls, values: object) -> ThresholdProgress | None:

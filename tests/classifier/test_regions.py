@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import zsvec
-from tests.support import COLOURS, coloured, coloured_store, encode, isolated, photo, two_encoders
+from tests.store.support import Hooked
+from tests.support import COLOURS, classifier_over, coloured, coloured_store, encode, isolated, photo, two_encoders
 from zsvec.encoders import EncoderSet
 from zsvec.errors import ImageError, InvalidInputError
 from zsvec.inputs import images as module
 from zsvec.inputs.decoding import decode
 from zsvec.inputs.memory import ACCOUNT
+from zsvec.store import Store
+from zsvec.store.backends.memory import MemoryBackend
 from zsvec.store.catalog.schema import reference_from
 from zsvec.types import Prediction
 
@@ -312,6 +315,30 @@ def test_a_box_that_waited_and_was_labelled_is_forgotten_with_its_photo(clf: zsv
     assert sizes(clf) == before
     with pytest.raises(InvalidInputError):
         clf.history.undo("noise")
+
+
+def test_a_box_of_a_box_is_forgotten_with_the_photo(clf: zsvec.Classifier, tmp_path: Path) -> None:
+    before, whole = sizes(clf), scene()
+    clf.add_category("red", images=[zsvec.Region(whole, BOXES[2])])
+    clf.add_category("blue", images=[zsvec.Region(whole.crop(BOXES[2]), (0, 0, 4, 6))])
+    assert clf.references.forget(zsvec.content_hash(whole)).boxes == 2
+    assert sizes(clf) == before
+
+
+def test_a_box_that_is_kept_during_the_forget_is_forgotten() -> None:
+    whole, backend = scene(), Hooked(MemoryBackend())
+
+    def opened(inner: Any) -> zsvec.Classifier:
+        return classifier_over(Store(inner, "zsvec"), calibration="off")
+
+    def keeps(*_: object, **__: object) -> None:
+        opened(backend.inner).keep(zsvec.Region(whole, BOXES[1]))
+
+    clf = opened(backend)
+    clf.add_category("cat", images=[whole, coloured("blue", 1)])
+    backend.hooks["drop"] = keeps
+    clf.references.forget(zsvec.content_hash(whole))
+    assert len(clf.inbox) == 0
 
 
 @pytest.mark.parametrize("how", ["copy", "archive"])

@@ -6,6 +6,7 @@ import itertools
 import random
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -16,9 +17,10 @@ import pytest
 
 from tests.store.material import FINGERPRINTS, add, content_hash, jpeg, pictured, sources, unit_vector
 from tests.store.support import Crash, Deployment, EdgeDeployment, Hooked
-from zsvec.errors import ConflictError, InvalidInputError
+from zsvec.errors import ConflictError, InvalidInputError, StoreUnavailableError, VersionConflictError
 from zsvec.store import InboxImage, Move, Store
 from zsvec.store.backends.base import Put, Where
+from zsvec.store.backends.memory import MemoryBackend
 
 pytestmark = pytest.mark.filterwarnings("ignore:Payload indexes have no effect:UserWarning")
 DEPLOYMENTS = ("edge", "local")  # logic above the backends: one that a process has for itself, one that several share
@@ -229,6 +231,45 @@ def test_an_erasure_that_is_killed_is_finished_by_the_next_write(deployment: Dep
         if not died:
             break
     assert finished > 10
+
+
+def test_an_erasure_that_fails_at_first_is_finished_by_a_later_write_of_the_process() -> None:
+    backend = MemoryBackend()
+    store = Store(backend, "zsvec", history=DAY)
+    store.bind(FINGERPRINTS)
+    store.write([pictured("cat", ["gone", "tom"])])
+    dying = Hooked(backend)
+    dying.dies_at = 6
+    with pytest.raises(Crash):
+        Store(dying, "zsvec", history=DAY).forget(GONE)
+    assert store._catalog.scroll(Where(match={"kind": "erasure"}))
+
+    def fails(*_: object, **__: object) -> None:
+        raise StoreUnavailableError("the disk is full")
+
+    full = Hooked(backend)
+    writer = Store(full, "zsvec", history=DAY)
+    full.hooks["put"] = fails
+    with suppress(StoreUnavailableError):
+        writer.write([pictured("other", ["another"])])
+    assert traces(store)
+    writer.write([pictured("other", ["one more"])])
+    assert traces(store) == []
+
+
+@pytest.mark.parametrize("expected", ["cat", "cow", "dog"])
+def test_a_forget_that_finds_another_version_than_expected_changes_nothing(expected: str) -> None:
+    store = Store(MemoryBackend(), "zsvec", history=DAY)
+    store.bind(FINGERPRINTS)
+    names = ("cat", "cow", "dog")
+    for name in names:
+        store.write([pictured(name, ["gone", name])])
+    with pytest.raises(VersionConflictError), store.expecting(expected, {1}):
+        late = Store(store._backend, "zsvec", history=DAY)
+        Context().run(late.write, [pictured(expected, ["late"])])
+        store.forget(GONE)
+    assert store.holders({GONE}) == {GONE: {*names}}
+    assert not store._catalog.scroll(Where(match={"kind": "erasure"}))
 
 
 @pytest.mark.parametrize("first", ["forget", "undo"])

@@ -438,6 +438,10 @@ print(os.listdir(temporary))
 @pytest.mark.parametrize("what", ["link", "pipe"])
 def test_a_private_copy_takes_nothing_from_elsewhere(store: Store, folder: Path, tmp_path: Path, what: str) -> None:
     store.close()
+    shutil.copytree(folder / "zsvec__catalog", folder / ".next-zsvec__catalog")  # of a writer that was killed
+    with closing(PrivateCopy(folder, "store")) as copy:
+        assert len(Store(copy, "zsvec").categories()) == 2
+    shutil.rmtree(folder / ".next-zsvec__catalog")
     secret = tmp_path / "secret"
     secret.write_text("secret")
     forged = folder / "zsvec__catalog" / "forged"

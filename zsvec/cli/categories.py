@@ -169,8 +169,8 @@ def forget(
 ) -> None:
     """Erase an image from every category, the inbox, the copies and the history, for good.
 
-    The boxes that were cut from it are erased with it. Only this exact file content is erased; resized or converted
-    copies, and boxes of these, stay. Nothing is kept, not even the hash: delete the file, too, or the next
+    The boxes that were cut from it are erased with it, and counted. Only this exact file content is erased; resized or
+    converted copies, and boxes of these, stay. Nothing is kept, not even the hash: delete the file, too, or the next
     `zsvec import` of its folder adds the image again.
     """
     from zsvec import content_hash

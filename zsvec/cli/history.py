@@ -49,9 +49,9 @@ def undo(
 ) -> None:
     """Undo the last change, or the change with the given id. To redo a change, give the id of the undo.
 
-    Without an id, asks before it undoes a change of another author (setting `added_by`), or of more than 100 images. A
-    command without an author has no changes of its own, so it always asks. A script must give the id. With `--category`
-    and an id, only this category is restored.
+    Without an id, asks before it undoes a change of another author (setting `added_by`), or of more than 100 images. If
+    `added_by` is not set, it always asks. A script must give the id. With `--category` and an id, only this category is
+    restored.
     """
     with context.obj.open(runs_encoders=False) as classifier, classifier.history.one_change("undo") as last:
         try:
@@ -68,7 +68,7 @@ def undo(
     else:
         output.print_note(f"undone: {described(undone)}; redo with `zsvec undo {last[:8]}`")
         for name in undone.left_out:
-            output.print_note(f"{name!r} stays as it is, since it is not as the undo left it")
+            output.print_note(f"{name!r} stays as it is: it has changed since the undo")
 
 
 def described(change: Change) -> str:

@@ -33,7 +33,7 @@ def reembed(
         str | None, typer.Option("--encoders", metavar="MODULE:OBJECT", help="The other encoders, in Python.")
     ] = None,
     switch: Annotated[
-        bool, typer.Option("--switch", help="Switch the store to the copy. `zsvec undo` switches back.")
+        bool, typer.Option("--switch", help="Switch the store to the copy. `zsvec undo ID` switches back.")
     ] = False,
     drop: Annotated[
         bool, typer.Option("--drop", help="Delete all copies but the current one, instead of making one.")

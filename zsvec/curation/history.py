@@ -81,8 +81,8 @@ class ChangeHistory:
     def undo(self, category: str | None = None, *, change: str | None = None) -> Change:
         """Undoes a change: the changed categories become as they were before. No image is embedded again.
 
-        An undo is a change as well. It can be undone by its id, in the categories that are as it left them. A change
-        that erased an image (`Change.final`) cannot be undone. Earlier changes still can, by their ids.
+        An undo is a change as well, and its id undoes the undo. That works for each category that is still as the undo
+        left it. A change that erased an image (`Change.final`) cannot be undone. Earlier changes can, by their ids.
 
         Args:
             category: Name of a category, whose last change is undone. By default, the last change of the store is

@@ -28,8 +28,9 @@ OnOutside: TypeAlias = Callable[[InvalidInputError], object]
 
 _NAMED = 5  # links that an error names
 _IF_TRUSTED = (
-    "if you trust the folder, give --follow-links to `zsvec import` or `zsvec evaluate` (follow_links=True in Python)"
+    "if you trust the folder, `zsvec import` or `zsvec evaluate` it with --follow-links (follow_links=True in Python)"
 )
+_INSTEAD = f"remove it, give what it leads to, or, {_IF_TRUSTED}"
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
@@ -155,7 +156,7 @@ def _is_followed(path: Path, root: Path, follow_links: bool, on_outside: OnOutsi
     """Returns whether a path is no link, or a link to follow. Calls `on_outside` with the error of any other link."""
     try:
         if os.path.islink(path):  # noqa: PTH114 - a name may be too long
-            _check_target(path) if follow_links else inside(root, path, otherwise=f"remove it, or, {_IF_TRUSTED}")
+            _check_target(path) if follow_links else inside(root, path, otherwise=_INSTEAD)
     except InvalidInputError as exc:
         on_outside(exc)
         return False

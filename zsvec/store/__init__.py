@@ -120,8 +120,10 @@ def open_store(
 
 
 def _is_read_only_store(folder: Path) -> bool:
-    """Returns whether this process may read, but not write, a folder with a store. ``False`` on Windows."""
-    return os.name == "posix" and not os.access(folder, os.W_OK) and any(folder.glob("*__catalog"))
+    """Returns whether this process may not write a folder with a store, or a collection. ``False`` on Windows."""
+    if os.name != "posix" or not os.access(folder, os.R_OK) or not any(folder.glob("*__catalog")):
+        return False
+    return not all(os.access(path, os.W_OK) for path in (folder, *folder.glob("*__*")))
 
 
 def _folder(location: str, within: Path) -> Path:

@@ -1,6 +1,7 @@
 """Erasure of an image from all categories, small copies, changes and collections, at once and permanently.
 
-The boxes that were cut from the image are erased with it. A record of the erasure has the content hashes of them all.
+The boxes that were cut from the image, or from such a box, are erased with it. A record of the erasure has the content
+hashes of them all.
 It is written first, and deleted last, so any process can finish the erasure. Every process does so before it writes,
 whether the process that began the erasure still runs or was killed.
 
@@ -33,7 +34,7 @@ from zsvec.store.catalog.schema import ERASURE, Reference, category_from, expect
 from zsvec.store.catalog.successor import is_dropped
 from zsvec.store.names import IMAGES
 from zsvec.store.transfer import settled
-from zsvec.store.writing import Writer, until_won
+from zsvec.store.writing import EXPECTED, Writer, until_won
 from zsvec.types import Forgotten, expert_name
 
 
@@ -88,11 +89,9 @@ def finish(writer: Writer, record: Record) -> Forgotten:
 
 def in_progress(catalog: Catalog) -> Callable[[Reference], bool]:
     """Returns a function that tells whether a reference is being erased now, by any process."""
-    images, boxes = set[str](), set[str]()
-    for record in catalog.scroll(Where(match={"kind": ERASURE})):
-        images.add(record["image"])
-        boxes.update(record["boxes"])
-    return lambda one: one.modality == "image" and (one.hash in images | boxes or one.cut_from in images)
+    records = catalog.scroll(Where(match={"kind": ERASURE}))
+    hashes = {digest for record in records for digest in (record["image"], *record["boxes"])} - {""}
+    return lambda one: one.modality == "image" and not hashes.isdisjoint((one.hash, one.cut_from))
 
 
 class _Erasure:
@@ -110,11 +109,12 @@ class _Erasure:
     def carry_out(self) -> Forgotten:
         """Erases all but the record of the erasure. Raises as `forget`."""
         inbox = self._writer.inbox
-        self._boxes.update(one.hash for one in inbox.read(labelled=True) if one.cut_from == self._image)
-        self._remember_boxes()
+        self._find_in_inbox()
         until_won(self._attempt, self._lost)
         until_won(lambda: not _drop_marks(self._catalog, self._hashes), self._lost)
         points = len(self._deleted) + inbox.forget(self._hashes)
+        while self._find_in_inbox():  # boxes may have come meanwhile
+            points += inbox.forget(self._hashes)
         # A run of `zsvec reembed` that has read the image before is refused by its next commit.
         token = str(uuid.uuid4())
         self._catalog.change_store(lambda record: {"copying": token} if "copying" in record else {})
@@ -129,6 +129,13 @@ class _Erasure:
     @property
     def _hashes(self) -> set[str]:
         return {self._image, *self._boxes}
+
+    def _find_in_inbox(self) -> bool:
+        """Remembers boxes of the inbox, and returns whether there were new ones."""
+        before = len(self._boxes)
+        self._boxes.update(one.hash for one in self._writer.inbox.read(labelled=True) if one.cut_from in self._hashes)
+        self._remember_boxes()
+        return len(self._boxes) > before
 
     def _lost(self) -> str:
         return (
@@ -146,7 +153,9 @@ class _Erasure:
         names = {place.category for place in found}
         before = settled(catalog, names)
         live = {name: set(category.write_ids) for name, category in before.categories().items()}
-        for name in {place.category for place in found if place.write_id in live.get(place.category, ())}:
+        present = {place.category for place in found if place.write_id in live.get(place.category, ())}
+        expecting = EXPECTED.get()
+        for name in sorted(present, key=lambda name: expecting is None or name != expecting.name):  # conflicts first
             self._take_out(name)
             self._changed.add(name)
         now = collector.fence(names, settled(catalog, names).manifests)
@@ -170,7 +179,7 @@ class _Erasure:
                         continue
                     if name != IMAGES and payload.get("modality") != "image":
                         continue
-                    if payload.get("cut_from") == self._image:
+                    if payload.get("cut_from") in self._hashes:
                         self._boxes.add(payload["hash"])
                     if payload["hash"] in self._hashes:
                         yield _Place(name, identifier, payload["category"], payload["gen"])

@@ -1054,7 +1054,8 @@ class Store:
         ones.
 
         Args:
-            moves: Moves with `Move.hashes`, each reference of a category at most once.
+            moves: Moves with `Move.hashes`. A reference may go to several targets. A move of a reference to its own
+                category keeps it there.
         """
         with self._changing("move"):
             return self._writer.move(moves) if moves else []
@@ -1246,21 +1247,26 @@ class Store:
         with self._lock:
             self._catalog.check_current()
             if self._may_be_unfinished or not self._backend.exclusive:
-                self._may_be_unfinished = False
-                self._finish()
+                self._may_be_unfinished = not self._finish()
             if block := _BLOCK.get():
                 self._collector.cause = block.cause
             yield
 
-    def _finish(self) -> None:
-        """Finishes the recorded erasures and undos of all processes. The next write retries those that fail."""
-        with suppress(ZSVecError):
+    def _finish(self) -> bool:
+        """Finishes the recorded erasures and undos of all processes, and returns whether all are finished."""
+        unfinished = 1
+        with suppress(ZSVecError):  # the next write tries again
             found = self._catalog.scroll(Where(match={"kind": [ERASURE, UNDO]}))
             store = self._catalog.state([]).store if found else ""
+            unfinished = sum(record["store"] == store for record in found)
             for record in sorted(found, key=lambda record: (record["kind"] == UNDO, record["rev"])):
                 finish = undo.finish if record["kind"] == UNDO else erasure.finish
                 if record["store"] == store:
                     expected = EXPECTED.set(None)  # which is about the commits of the block
-                    with suppress(ZSVecError):
-                        finish(self._writer, record)
-                    EXPECTED.reset(expected)
+                    try:
+                        with suppress(ZSVecError):
+                            finish(self._writer, record)
+                            unfinished -= 1
+                    finally:
+                        EXPECTED.reset(expected)
+        return not unfinished

@@ -189,7 +189,7 @@ def has_image(catalog: Catalog, image: str, boxes: Collection[str]) -> bool:
     names = [collection_name(namespace, name) for name in (*catalog.encoders(), IMAGES, INBOX)]
     pages = (catalog.backend.scroll(name, Where(), fields=("hash", "cut_from")) for name in names)
     return any(
-        payload.get("hash") in {image, *boxes} or payload.get("cut_from") == image
+        not {image, *boxes}.isdisjoint((payload.get("hash"), payload.get("cut_from")))
         for page in chain.from_iterable(pages)
         for payload in page.payloads
     )

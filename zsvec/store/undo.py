@@ -78,9 +78,11 @@ def _planned(
         return found, steps
     if identifier is None:
         history.check_not_final(name)
+    elif history.is_undo(chosen := _chosen(history, identifier)):
+        raise InvalidInputError(f"an undo is undone by its id alone, {chosen.id[:8]}: leave out the category {name!r}")
     steps = history.last_of(name)
     found = history.changed_by([(record, one) for record, names in steps for one in names])
-    if identifier is not None and not (identifier and found.id.startswith(identifier)):
+    if identifier is not None and found.id != chosen.id:
         raise InvalidInputError(
             f"the change to undo must be the last one of {name!r}, {found.id[:8]} ({found.what}), got "
             f"{shown(identifier)}: `zsvec history` lists the changes"
@@ -280,12 +282,13 @@ def _moved_back(
 def id_needed(change: Change, name: str | None) -> ChangeIdNeededError:
     """Returns the error for an undo without an id, if the last change needs its id."""
     whose = f"the last change of {name!r}" if name else "the last change"
+    rule = f"concerns more than {MOST_IMAGES} images" if change.images > MOST_IMAGES else "is not your own"
     by = f" by {change.by!r}" if change.by else ""
     images = f" of {counted(change.images, 'image')}" if change.images else ""
     part = f" --category {shlex.quote(name)}" if name else ""
     error = ChangeIdNeededError(
-        f"{whose} must be your own and concern at most {MOST_IMAGES} images to be undone without its id, got "
-        f"{change.what}{images}{by} at {change.at:%Y-%m-%d %H:%M} UTC: give its id (`zsvec undo {change.id[:8]}{part}`)"
+        f"{whose} ({change.what}{images}{by}, {change.at:%Y-%m-%d %H:%M} UTC) {rule}, so an undo needs its id: "
+        f"`zsvec undo {change.id[:8]}{part}`"
     )
     error.change = change
     return error

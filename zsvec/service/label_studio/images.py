@@ -115,7 +115,9 @@ class LabelStudio:
             raise ImageError(f"{name}: Label Studio does not send the image: {type(exc).__name__}") from exc
 
     def counted(self, at: datetime | None) -> datetime | None:
-        """Returns the time that counts for an annotation that arrives now: a date in the future counts as now.
+        """Returns the time that counts for an annotation that arrives now: now, if its date is in the future.
+
+        A date of the next five minutes stays, since the clocks may differ.
 
         Otherwise, such a date would make all later annotations of the image late.
         """

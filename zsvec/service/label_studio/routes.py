@@ -154,8 +154,8 @@ async def webhook(request: Request, work: Runs, by: By) -> Response:
 
     If an image may have several categories, categories that are no choice of the project keep the image: they may be
     choices of other projects. An event repeated at once changes nothing, since the content of an image identifies the
-    reference. An annotation that is older than one that this process has learned for the image is ignored; a date in
-    the future counts as the time of arrival.
+    reference. An annotation that is older than one that this process has learned for the image is ignored; a date
+    more than five minutes in the future counts as the time of arrival.
     """
     action = (await sent_json(request, _Action)).action
     if action not in _LEARNED:

@@ -239,7 +239,7 @@ class Catalog:
         """
         known = max((category.rev for category in categories), default=0)
         tombstones = Where(match={"kind": "manifest", **REMOVED}, until=until)
-        # The newest tombstone is of the last removal, unless an older one was fenced or has got marks since.
+        # First the tombstone that was written last, usually by the last removal; then any with a later removal.
         steps = (self.backend.newest(self.collection, tombstones), 0) if self.exclusive else (0,)
         for since in steps:
             where = Where(match={"kind": "manifest"}, since=max(since, known + 1), until=until)

@@ -221,7 +221,7 @@ class History:
     def in_effect(self, name: str, undo: str | None = None) -> Iterator[Record]:
         """Yields the changes of a category that are in effect, newest first, including undos but not undone changes.
 
-        After the undo with the id `undo`, what it has undone follows as well.
+        The undo with the id `undo` hides nothing: the changes that it has undone follow.
         """
 
         def before(record: Record, name: str) -> str | None:
@@ -445,10 +445,16 @@ class History:
     def can_be_undone(self, change: Change, keys: Keys) -> bool:
         """Returns whether a change is in effect, and `to_take_back` finds writes to undo."""
         try:
-            self.to_take_back(change, keys)
+            left, since = self._left(change, keys)
         except InvalidInputError:
             return False
-        return not change.undone
+        if change.undone or not since:
+            return not change.undone
+        heads = {name: records[0] for name, records in left.items() if records}
+        return self.is_undo(change) and any(
+            all(heads.get(other, record)["id"] == record["id"] and other in heads for other in moved_together(record))
+            for record in heads.values()
+        )
 
     def _add(self, found: Iterable[Record]) -> None:
         self.records |= {r["id"]: r for r in found if r.get("store") == self._store and is_told(r)}

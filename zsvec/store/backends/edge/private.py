@@ -42,8 +42,8 @@ class PrivateCopy(EdgeBackend):
                 size = _copy(folder, Path(copy.name), name)
             except OSError as exc:
                 raise StoreUnavailableError(
-                    f"the store folder {name} cannot be copied, and may not be written: {exc}. Make it readable, or "
-                    "copy it as its owner with `zsvec copy`"
+                    f"the store folder {name} cannot be copied, and may not be written: {exc}. Make the "
+                    "files readable, or let the owner copy the store with `zsvec copy`"
                 ) from exc
             self._cleanup = stack.pop_all()
         super().__init__(Path(copy.name), name)
@@ -74,7 +74,7 @@ class PrivateCopy(EdgeBackend):
 
 def _copy(folder: Path, copy: Path, name: str) -> int:
     """Copies the collections of a store, and returns the number of bytes. Links are copied as links."""
-    found = [path for pattern in ("*__*", ".collection-*__*", ".next-*__*") for path in folder.glob(pattern)]
+    found = [path for path in folder.glob("*__*") if not path.name.startswith(".lock-")]
     with ExitStack() as stack:
         for lock in folder.glob(".lock-*__*"):
             file = stack.enter_context(open_regular(lock, follow_links=False))

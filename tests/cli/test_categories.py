@@ -98,7 +98,7 @@ def test_add_list_import_and_info_say_how_far_the_threshold_is(cli: Cli, colours
 
     too_few = "your images cannot tell yet which images are unknown: add images to at least two categories"
     assert said("add cat --text 'a feline'") == said("add dog") == too_few
-    assert said("add red --image", new / "red.png") == str(ThresholdProgress(0, 19))
+    assert said("add red --image", new / "red.png") == str(ThresholdProgress(0, 19, one_scene=1))
     assert said("import", colours) == str(ThresholdProgress(10, 19))
     assert cli("calibrate --false-unknown-rate 0.25").code == 0
     add_images(colours, range(3, 5))

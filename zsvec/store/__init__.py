@@ -121,7 +121,8 @@ def open_store(
 
 def _is_read_only_store(folder: Path) -> bool:
     """Returns whether this process may not write a folder with a store, or a collection. ``False`` on Windows."""
-    if os.name != "posix" or not os.access(folder, os.R_OK) or not any(folder.glob("*__catalog")):
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 - Path.is_dir raises for a name that is too long
+    if os.name != "posix" or not is_folder or not any(folder.glob("*__catalog")):
         return False
     return not all(os.access(path, os.W_OK) for path in (folder, *folder.glob("*__*")))
 

@@ -112,26 +112,23 @@ def look(
     ]
     seen = max([cursor.newest, newest, *(record["rev"] for record in records)])
     after = Cursor(store, seen, cursor.newest, writes=writes)
-    if changed and not at_once:
-        places = [id_of(record) for record in changed]
-        found = catalog.retrieve(places)
-        for pause in PAUSES:
-            if len(found) == len(places):
-                break
-            time.sleep(pause)  # replicas differ at the moment
-            found = {**found, **catalog.retrieve([place for place in places if place not in found])}
-        if len(found) < len(places):
-            after = cursor  # so that the next look asks for the missing records again
-        changed = list(found.values())
-    changed, complete = _with_required(catalog, changed, known)
-    if not complete:
-        after = cursor
+    listed = len(changed)
+    if not at_once:
+        changed = _retrieved(catalog, changed)
+    complete = len(changed) == listed
+    changed, has_required = _with_required(catalog, changed, known)
+    if not (complete and has_required):
+        after = cursor  # so that the next look asks for the missing records again
     calibrations = [record for record in changed if record["kind"] == "calibration"]
     after = replace(after, calibration=calibrations[0]["version"] if calibrations else cursor.calibration)
     categories, unreadable = readable(record for record in changed if record["kind"] != "calibration")
     unreadable = sorted({*damaged, *unreadable})
     fitted = calibration_from(calibrations[0]) if calibrations else None
     revision = max((category.rev for category in categories), default=0)
+    if present:
+        revision = catalog.revision(store, categories, newest)
+        if catalog.backend.writes != writes:  # a removal came between the requests: a list with tombstones shows it
+            return look(catalog, cursor, known)
     return Look(
         after,
         categories,
@@ -141,8 +138,20 @@ def look(
         attachments=attachments_from(stores[0]),
         dims=dims_from(stores[0]),
         record=(store, stores[0]["version"]),
-        revision=catalog.revision(store, categories, newest) if present else revision,
+        revision=revision,
     )
+
+
+def _retrieved(catalog: Catalog, changed: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Returns the records with all fields, without those that no replica has at the moment."""
+    places = [id_of(record) for record in changed]
+    found = catalog.retrieve(places) if places else {}
+    for pause in PAUSES:
+        if len(found) == len(places):
+            break
+        time.sleep(pause)  # replicas differ at the moment
+        found = {**found, **catalog.retrieve([place for place in places if place not in found])}
+    return list(found.values())
 
 
 def _with_required(

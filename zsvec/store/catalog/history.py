@@ -410,11 +410,7 @@ class History:
                 )
             for name in names:
                 left[name] = [other for other in left[name] if is_whole and other["id"] != record["id"]]
-        alone = [
-            (record, list[str]())
-            for record in self._alone(in_effect=True)
-            if record["change"] == change.id and record.get("inbox")
-        ]
+        alone = self._of_inbox(change)
         if not (alone or ordered):
             taken = InvalidInputError(f"the change {change.id[:8]} ({change.what}) is taken back already")
             raise next(iter(since), taken)
@@ -438,6 +434,11 @@ class History:
                 since.append(_changed_since(name, done[0]))
         return left, since
 
+    def _of_inbox(self, change: Change) -> list[tuple[Record, list[str]]]:
+        """Returns the records of a change that concern the inbox and are in effect, with no category."""
+        alone = self._alone(in_effect=True)
+        return [(record, []) for record in alone if record["change"] == change.id and record.get("inbox")]
+
     def is_undo(self, change: Change) -> bool:
         """Returns whether a change has undone another."""
         return any(record.get("undoes") for record in self.records.values() if record["change"] == change.id)
@@ -448,11 +449,11 @@ class History:
             left, since = self._left(change, keys)
         except InvalidInputError:
             return False
-        if change.undone or not since:
-            return not change.undone
+        if change.undone or (since and not self.is_undo(change)):
+            return False
         heads = {name: records[0] for name, records in left.items() if records}
-        return self.is_undo(change) and any(
-            all(heads.get(other, record)["id"] == record["id"] and other in heads for other in moved_together(record))
+        return bool(self._of_inbox(change)) or any(
+            all(other in heads and heads[other]["id"] == record["id"] for other in moved_together(record))
             for record in heads.values()
         )
 

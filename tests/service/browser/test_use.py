@@ -284,24 +284,28 @@ def test_previews_do_not_overlap(opened: Opened, tmp_path: Path, width: int) -> 
     assert all(abs(one["width"] - one["height"]) < 1 for one in found)
 
 
-def test_the_undo_of_a_change_of_another_asks_first(opened: Opened) -> None:
-    page = opened("/changes")
+def test_the_undo_of_a_change_of_another_asks_first(
+    chromium: Browser, services: Services, photo_store: Path, tmp_path: Path
+) -> None:
     asked: list[str] = []
 
     def accepts_the_second(dialog: Dialog) -> None:
         asked.append(dialog.message)
         dialog.accept() if len(asked) == 2 else dialog.dismiss()
 
-    page.on("dialog", accepts_the_second)
-    button = page.locator(".change").filter(has_text="Import").get_by_role("button", name="Undo")
-    button.click()
-    expect(page.locator(".toast")).to_have_count(0)
-    button.click()
-    expect(page.locator(".toast")).to_contain_text("Undone: import")
+    with ExitStack() as stack:
+        served = services.start(shutil.copytree(photo_store, tmp_path / "asks"), stack)
+        page = Opened(chromium, served)("/changes")
+        page.on("dialog", accepts_the_second)
+        button = page.locator(".change").get_by_role("button", name="Undo")
+        button.click()
+        expect(page.locator(".toast")).to_have_count(0)
+        button.click()
+        expect(page.locator(".toast")).to_contain_text("Undone: import")
+        page.locator(".toast").get_by_role("button", name="Redo").click()
+        expect(page.locator(".toast").last).to_contain_text("Redone")
     assert len(asked) == 2
     assert re.fullmatch(r"Undo: import 12 photos ant, ketch, pagoda, \d\d \w+ 20\d\d, \d\d:\d\d UTC\?", asked[0])
-    page.locator(".toast").get_by_role("button", name="Redo").click()
-    expect(page.locator(".toast").last).to_contain_text("Redone")
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -39,7 +39,7 @@ class Moves:
         store.write([write_of(name, [f"of {name}", *begin[name]]) for name in NAMES])
 
     def open(self, process: Process | None = None) -> Store:
-        return Store(SimulatedBackend(self.world, process), "zsvec", history=self.history)
+        return Store(SimulatedBackend(self.world, process), "zsvec", history=self.history, by="Ann")
 
     def moves(self, process: Process) -> None:
         """Move for ever."""

@@ -123,7 +123,8 @@ class Brightness(BatchEncoder):
         return np.stack([np.asarray(image).reshape(-1, 3).mean(axis=0) + 1 for image in batch])
 
 
-def test_own_encoders(cli: Cli) -> None:
+def test_own_encoders(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZSVEC_ADDED_BY", "Ann")
     store = os.environ["ZSVEC_STORE"]
     with zsvec.open(store, encoders=[Brightness()]) as clf:
         for colour in COLOURS:

@@ -236,7 +236,7 @@ def test_the_progress_towards_a_threshold_says_how_many_images_are_needed() -> N
     assert str(ThresholdProgress(0, 1)).startswith("0 of 1 image until ")
     assert ThresholdProgress(9, 19).not_counted == ""
     similar = ThresholdProgress(0, 19, one_scene=40, copied=2)
-    assert "40 of categories that show one scene, 2 with a copy" in str(similar)
+    assert "40 images of categories that show one scene, 2 images with a copy" in str(similar)
     early = replace(CAT, threshold_progress=ThresholdProgress(9, 19))
     assert "9 of 19 images" in early._repr_html_()
     assert (str(early), repr(early)) == (str(CAT), repr(CAT))  # one line of many in a batch

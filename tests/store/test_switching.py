@@ -877,8 +877,11 @@ def test_an_image_that_is_forgotten_during_a_switch_is_in_no_copy() -> None:
     with pytest.raises(StoreError):
         second.forget(content_hash("waits"))
     now = opened(sent.inner)
-    assert (now.namespace, names(now)) == ("zsvec.1", ["cat", "dog", "text only"])
-    assert now.forget(content_hash("waits")).points == 1
+    assert (now.namespace, names(now)) == (
+        "zsvec",
+        ["cat", "dog", "text only"],
+    )  # the switch finished the erasure first
+    assert now.forget(content_hash("waits")).points == 0
     for some in sent.inner._collections.values():  # type: ignore[attr-defined]
         assert content_hash("waits") not in str(some)
 

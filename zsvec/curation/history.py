@@ -91,8 +91,8 @@ class ChangeHistory:
                 (`needs_id`). With `category`, only this category is restored, and the change must be its last one.
 
         Returns:
-            The change that was undone. If this was an undo, `Change.left_out` names the categories that are not as the
-            undo left them: they stay as they are.
+            The change that was undone. If this was an undo, `Change.left_out` names the categories that have changed
+            since the undo, and stay as they are.
 
         Raises:
             InvalidInputError: There is no such change, it is final, or a later change of one of the categories must be

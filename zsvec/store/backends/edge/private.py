@@ -1,4 +1,4 @@
-"""A private copy of an embedded store whose folder this process may read, but not write.
+"""A private copy of an embedded store. The process may read the folder of the store, but not write to it.
 
 The engine writes to the files of a collection even to read it. So the collections are copied to a temporary folder,
 which ends with the backend. The copy does not follow later commits.

@@ -30,7 +30,7 @@ _NAMED = 5  # links that an error names
 _IF_TRUSTED = (
     "if you trust the folder, `zsvec import` or `zsvec evaluate` it with --follow-links (follow_links=True in Python)"
 )
-_INSTEAD = f"remove it, give what it leads to, or, {_IF_TRUSTED}"
+INSTEAD_OF_A_LINK = f"remove it, give what it leads to, or, {_IF_TRUSTED}"
 _DEFINITIONS = TypeAdapter(dict[str, str | list[str]])
 
 
@@ -156,7 +156,7 @@ def _is_followed(path: Path, root: Path, follow_links: bool, on_outside: OnOutsi
     """Returns whether a path is no link, or a link to follow. Calls `on_outside` with the error of any other link."""
     try:
         if os.path.islink(path):  # noqa: PTH114 - a name may be too long
-            _check_target(path) if follow_links else inside(root, path, otherwise=_INSTEAD)
+            _check_target(path) if follow_links else inside(root, path, otherwise=INSTEAD_OF_A_LINK)
     except InvalidInputError as exc:
         on_outside(exc)
         return False

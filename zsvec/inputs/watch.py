@@ -20,7 +20,7 @@ from zsvec.errors import InvalidInputError
 from zsvec.inputs.categories import checked_path
 from zsvec.inputs.encoded import SUFFIXES
 from zsvec.inputs.files import inside, open_regular, open_to_append, write_whole
-from zsvec.inputs.folders import find_images, unlisted
+from zsvec.inputs.folders import INSTEAD_OF_A_LINK, find_images, unlisted
 
 _log = logging.getLogger(__name__)
 _MAX_SCAN_SHARE = 0.05  # largest share of a core for full scans, while the system reports changes
@@ -219,7 +219,7 @@ class Watch:
     def _stays_inside(self, path: Path) -> bool:
         """Returns whether a path stays in the folder. Any part of the path may have become a symbolic link."""
         try:
-            inside(self.folder, path)
+            inside(self.folder, path, otherwise=INSTEAD_OF_A_LINK)  # worded as by `find_images`, so logged once
         except InvalidInputError as error:
             self._leave_link_out(error)
             return False

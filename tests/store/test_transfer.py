@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -10,8 +12,10 @@ from tests.store.material import FINGERPRINTS, references, write_of
 from tests.store.simulated import HOURS, Faults, Process, SimulatedBackend, World, simulated_time  # noqa: F401
 from tests.store.test_histories import assert_no_garbage, searcher_of
 from zsvec.errors import ConflictError, InvalidInputError, StoreError, StoreUnavailableError
-from zsvec.store import Move, Store
-from zsvec.store.catalog import schema
+from zsvec.store import Move, Store, transfer
+from zsvec.store.backends.memory import MemoryBackend
+from zsvec.store.catalog import commit, schema
+from zsvec.store.catalog.catalog import Catalog
 
 pytestmark = pytest.mark.usefixtures("simulated_time")
 
@@ -176,3 +180,28 @@ def test_random_moves_that_are_taken_back(seed: int, many: bool, monkeypatch: py
     assert moves.wrong == []
     assert moves.undone
     assert moves.seen > 50
+
+
+def test_a_move_whose_manifests_were_read_in_part_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first read after the move misses the target. By the second, others have written to the source many times."""
+    backend = MemoryBackend()
+    store = Store(backend, "zsvec")
+    store.bind(FINGERPRINTS)
+    store.write([write_of("here", ITEMS), write_of("there", TWICE)])
+    missed = []
+
+    def publish(catalog: Catalog, manifests: Mapping[str, Any], unchanged: Container[str] = ()) -> Mapping[str, Any]:
+        found = commit.publish(catalog, manifests, unchanged)
+        if missed or manifests.keys() != {"here", "there"}:
+            return found
+        missed.append("there")
+        for number in range(10):
+            Store(backend, "zsvec").write([write_of("here", [f"later {number}"])])
+        return {"here": found["here"]}
+
+    monkeypatch.setattr(transfer, "publish", publish)
+    moved = {reference.hash for reference in references(images=ITEMS[:3])}
+    target = store.move(Move(source="here", target="there", hashes=moved))
+    assert (target.name, target.images, missed) == ("there", 3, ["there"])
+    assert moved <= {key[2] for key in store.keys("there")}
+    assert not moved & {key[2] for key in store.keys("here")}

@@ -117,9 +117,10 @@ def transfer(
         with attempt:
             state = catalog.state(names)
             if _done(identifier) in writers(_shown(catalog, state, at)):  # else, a new category may not exist
-                won = dict(publish(catalog, {name: _shown(catalog, state, name) for name in names}))
-                if len(won) < len(names):
+                published = dict(publish(catalog, {name: _shown(catalog, state, name) for name in names}))
+                if len(published) < len(names):
                     raise UnknownError  # a reader's next look may miss one
+                won = published
     return won
 
 

@@ -6,7 +6,7 @@ import gc
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,6 @@ from hypothesis import HealthCheck, settings
 from tests.qdrant import DEADLINE, Node, any_server, running_cluster
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from tests.store.support import ServerDeployment
     from zsvec.encoders import EncoderSet
 
@@ -97,10 +94,9 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def load_once() -> Callable[..., EncoderSet]:
     """Stands for `load_encoders` where the encoders may be those of a test before: real ones take seconds to load."""
-    from zsvec.encoders import describe_device, load_encoders
+    from zsvec.encoders import load_encoders
 
     loaded: dict[tuple[str, str, int], EncoderSet] = {}
-    embedded: dict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = {}
 
     def load(
         specs: Mapping[str, Any],
@@ -111,24 +107,12 @@ def load_once() -> Callable[..., EncoderSet]:
         compiled: bool = False,
         batch_size: int = 32,
     ) -> EncoderSet:
-        from zsvec.encoders.torch.sentence import SentenceModel
-
-        embed_texts = SentenceModel.embed_texts
-
-        def embed_once(model: SentenceModel, texts: Sequence[str]) -> NDArray[np.float32]:
-            """The thousand labels of ConSE take most of the time, and are embedded in float32 for every format."""
-            if (key := (repr(dict(specs)), tuple(texts))) not in embedded:
-                embedded[key] = embed_texts(model, texts)
-            return embedded[key]
-
-        key = repr(dict(specs)), f"{runtime} {compiled} {describe_device(device, dtype)}", batch_size
+        key = repr(dict(specs)), f"{device} {dtype} {runtime} {compiled}", batch_size
         if key not in loaded:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(SentenceModel, "embed_texts", embed_once)
-                # no exports of the user
-                chosen: Any = "torch" if runtime == "auto" else runtime
-                options: Any = {"device": device, "dtype": dtype, "runtime": chosen, "compiled": compiled}
-                loaded[key] = load_encoders(specs, batch_size=batch_size, **options)
+            if runtime == "auto" and any(spec.family != "onnx" for spec in specs.values()):
+                runtime = "torch"  # no exports of the user
+            options = {"device": device, "dtype": dtype, "runtime": runtime, "compiled": compiled}
+            loaded[key] = load_encoders(specs, batch_size=batch_size, **options)
         return loaded[key]
 
     return load

@@ -16,7 +16,7 @@ import pytest
 
 from tests.qdrant import COMPOSE_FILE, composed, running_server
 from tests.store.support import fast_folder
-from zsvec.errors import StoreUnavailableError, WeightsUnavailableError
+from zsvec.errors import StoreUnavailableError
 from zsvec.service.auth.keys import Keys
 from zsvec.service.server import LAST_RESPONSES_S, NOT_READY_NOTICE_S
 from zsvec.settings.settings import OTHER_VARIABLES, load_settings
@@ -184,10 +184,13 @@ def test_images_run_as_a_user_without_rights() -> None:
         assert f"--uid {last.rpartition(':')[2]} " in " ".join(STAGES[image])
 
 
-def test_the_slim_image_installs_the_packaged_list_only() -> None:
-    commands = [command for line in STAGES["build-slim"] for command in line.removeprefix("RUN ").split(" && ")]
-    installed = [command for command in commands if command.startswith("pip install")]
-    assert installed == ["pip install --no-deps --requirement zsvec/without-torch.txt", "pip install --no-deps ."]
+def test_images_install_tested_versions_and_slim_has_no_torch() -> None:
+    slim, full = (
+        [line for line in STAGES[name] if line.startswith("RUN pip install ")] for name in ("build-slim", "build-full")
+    )
+    assert all("--constraint constraints.txt" in line for line in slim + full)
+    assert [re.findall(r'"\.\[(\S+)\]"', line) for line in slim] == [["offline,serve"]]
+    assert any('".[all]"' in line for line in full)
     assert [line for line in STAGES["slim"] if "--from=" in line] == ["COPY --from=build-slim /opt/zsvec /opt/zsvec"]
 
 
@@ -233,23 +236,14 @@ def test_the_health_check_of_the_image() -> None:
 def test_the_service_image_serves() -> None:
     command = json.loads([line for line in STAGES["service"] if line.startswith("CMD ")][-1].removeprefix("CMD "))
     assert command == ["serve", "--host", "0.0.0.0"]
-    assert "COPY --from=exported /encoders /encoders" in STAGES["service"]
 
 
-def set_variables(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("image", ["full", "service", "slim"])
+def test_the_environment_of_the_images_is_valid(image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for line in STAGES[image]:
         if line.startswith("ENV "):
             for name, value in re.findall(r"(ZSVEC_\w+)=(\S+)", line):
                 monkeypatch.setenv(name, value)
-
-
-def test_the_environment_of_the_full_image_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_variables("full", monkeypatch)
     settings = load_settings()
     assert (settings.profile, settings.store) == ("offline", "/store")
-
-
-def test_the_slim_image_needs_exported_encoders(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_variables("slim", monkeypatch)
-    with pytest.raises(WeightsUnavailableError, match="no exported encoders in /encoders"):
-        load_settings().encoder_specs()
+    assert settings.encoder_specs().keys() == {"conse", "efficientnet"}

@@ -22,7 +22,8 @@ PLATFORMS = {"linux": "Linux", "darwin": "Darwin", "win32": "Windows"}
 def requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = chain.from_iterable(project["optional-dependencies"].values())
-    return [Requirement(line) for line in (*project["dependencies"], *extras)]
+    found = map(Requirement, (*project["dependencies"], *extras))
+    return [one for one in found if one.name != project["name"]]  # an extra may name others
 
 
 def constraints() -> list[Requirement]:

@@ -109,7 +109,7 @@ def watch_by_named_state(folder: Path) -> None:
 
 
 def export(folder: Path) -> None:
-    pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
+    pytest.importorskip("onnxscript", reason='pip install "zsvec[export]"')
     timm = pytest.importorskip("timm")
     torch = pytest.importorskip("torch")
     from zsvec.encoders.torch.export import export_encoders

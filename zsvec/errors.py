@@ -29,6 +29,8 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 CONTROLS = r"\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"
 """Control characters, line breaks, and marks of the writing direction, which can make one text look like another.
@@ -113,6 +115,19 @@ class ImageError(ZSVecError):
 
 class MissingExtraError(ZSVecError):
     """An optional package is needed and not installed."""
+
+
+@contextmanager
+def needs_extra(extra: str, purpose: str) -> Iterator[None]:
+    """Names the extra to install if an import in this block fails.
+
+    Raises:
+        MissingExtraError: A package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        raise MissingExtraError(f'{exc.name} is needed for {purpose}: pip install "zsvec[{extra}]"') from exc
 
 
 class GenerationError(ZSVecError):

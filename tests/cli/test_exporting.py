@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 import zsvec
+import zsvec.classifier.opening as opening
 from tests.cli.support import DEADLINE, RUNNER, Cli, Loading
 from tests.encoders import tiny_checkpoints as tiny
+from tests.encoders.conftest import ON_TORCH
 from tests.support import coloured, encode
 from zsvec.cli import exporting
 from zsvec.cli.exporting import declined_file
@@ -23,12 +25,13 @@ from zsvec.encoders import hardware, load_encoders, runtimes
 from zsvec.encoders.runtimes import Record, failure_of, place, record_of
 from zsvec.encoders.torch import export
 from zsvec.errors import EncoderError
+from zsvec.settings.profiles import PROFILES, Profile
 from zsvec.settings.settings import Settings
 
 for package in runtimes.EXPORT_PACKAGES:
-    pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
+    pytest.importorskip(package, reason='pip install "zsvec[export]"')
 
-QUESTION = "Export the encoders of profile offline once"
+QUESTION = "Export the encoders of profile mine once"
 FAST = Record(weights={}, rates={"torch float32": 10.0, "onnx": 20.0})
 
 
@@ -49,8 +52,9 @@ class Exports:
 
 @pytest.fixture
 def exports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Exports:
-    """Exports on a machine without a GPU and with an empty cache."""
+    """Exports on a machine without a GPU and with an empty cache. The profile `mine` is on torch."""
     made = Exports()
+    monkeypatch.setitem(PROFILES, "mine", Profile(encoders=ON_TORCH))
     monkeypatch.setattr(export, "export_to_cache", made)
     monkeypatch.setattr(runtimes, "_GPUS", ())
     monkeypatch.setattr(hardware, "cache_folder", lambda: tmp_path / "cache" / "zsvec" / "encoders")
@@ -63,9 +67,9 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def offline(cli: Cli, hash_encoders: Loading, colours: Path, exports: Exports) -> Cli:
-    """`cli` on a store of the profile offline."""
-    assert cli("--profile offline import", colours).code == 0
+def mine(cli: Cli, hash_encoders: Loading, colours: Path, exports: Exports) -> Cli:
+    """`cli` on a store of the profile `mine`."""
+    assert cli("--profile mine import", colours).code == 0
     assert exports.made == []  # not a terminal
     return cli
 
@@ -73,13 +77,13 @@ def offline(cli: Cli, hash_encoders: Loading, colours: Path, exports: Exports) -
 # ---- the question
 
 
-def test_no_is_remembered(offline: Cli, exports: Exports, terminal: None, new: Path) -> None:
-    asked = offline("classify --json new", stdin="n\n")
+def test_no_is_remembered(mine: Cli, exports: Exports, terminal: None, new: Path) -> None:
+    asked = mine("classify --json new", stdin="n\n")
     assert (asked.code, [o["label"] for o in asked.objects]) == (0, ["blue", "red"])
     assert QUESTION in asked.said
     assert f"MB in {hardware.cache_folder()}" in asked.said
     assert "`zsvec encoders export`" in asked.said
-    again = offline("classify --json new", stdin="y\n")
+    again = mine("classify --json new", stdin="y\n")
     assert (again.code, QUESTION in again.said) == (0, False)
     assert exports.made == []
     assert list(declined_file().parent.iterdir()) == [declined_file()]  # the user's configuration
@@ -87,9 +91,9 @@ def test_no_is_remembered(offline: Cli, exports: Exports, terminal: None, new: P
 
 @pytest.mark.parametrize("command", ["classify new", "add red --image new/red.png", "correct new/red.png red"])
 def test_yes_exports_and_the_command_goes_on(
-    command: str, offline: Cli, exports: Exports, terminal: None, new: Path
+    command: str, mine: Cli, exports: Exports, terminal: None, new: Path
 ) -> None:
-    done = offline(command, stdin="\n")  # the default
+    done = mine(command, stdin="\n")  # the default
     assert (done.code, done.out != "") == (0, True)
     assert exports.made == [["conse", "efficientnet"]]
     assert "torch float32 10.0, onnx 20.0 images/s" in done.said
@@ -99,40 +103,40 @@ def test_yes_exports_and_the_command_goes_on(
 def test_the_first_import_asks(
     cli: Cli, hash_encoders: Loading, colours: Path, exports: Exports, terminal: None
 ) -> None:
-    assert cli("--profile offline import", colours, stdin="y\n").code == 0
+    assert cli("--profile mine import", colours, stdin="y\n").code == 0
     assert exports.made
 
 
-def test_the_end_of_the_input_is_no_answer(offline: Cli, exports: Exports, terminal: None, new: Path) -> None:
+def test_the_end_of_the_input_is_no_answer(mine: Cli, exports: Exports, terminal: None, new: Path) -> None:
     for _ in range(2):
-        done = offline("classify new", stdin="")
+        done = mine("classify new", stdin="")
         assert (done.code, QUESTION in done.said) == (0, True)
     assert exports.made == []
     assert not declined_file().exists()
 
 
 def test_scripts_answer_by_an_option_or_a_setting(
-    offline: Cli, exports: Exports, new: Path, monkeypatch: pytest.MonkeyPatch
+    mine: Cli, exports: Exports, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert offline("classify new").code == 0
+    assert mine("classify new").code == 0
     assert exports.made == []
     declined_file().parent.mkdir(parents=True, exist_ok=True)
     declined_file().touch()
-    assert offline("classify new --yes").code == 0
+    assert mine("classify new --yes").code == 0
     assert len(exports.made) == 1
     monkeypatch.setenv("ZSVEC_EXPORT_ENCODERS", "yes")
-    assert offline("classify new").code == 0
+    assert mine("classify new").code == 0
     assert len(exports.made) == 2
     monkeypatch.setenv("ZSVEC_EXPORT_ENCODERS", "no")
     monkeypatch.setattr(exporting, "_is_interactive", lambda: True)
     declined_file().unlink()
-    assert QUESTION not in offline("classify new", stdin="y\n").said
+    assert QUESTION not in mine("classify new", stdin="y\n").said
     assert len(exports.made) == 2
 
 
-def test_a_file_of_the_working_folder_may_not_ask_for_an_export(offline: Cli, exports: Exports, new: Path) -> None:
+def test_a_file_of_the_working_folder_may_not_ask_for_an_export(mine: Cli, exports: Exports, new: Path) -> None:
     Path("zsvec.toml").write_text('export_encoders = "yes"\n')
-    refused = offline("classify new")
+    refused = mine("classify new")
     assert (refused.code, exports.made) == (2, [])
     assert "export_encoders" in refused.err
 
@@ -146,7 +150,7 @@ def unneeded(name: str, patch: pytest.MonkeyPatch) -> None:
     elif name == "a missing package":
         patch.setattr(runtimes, "find_spec", lambda package: None if package == "onnxscript" else package)
     elif name == "a failed export":
-        specs = Settings(profile="offline").encoder_specs()
+        specs = Settings(profile="mine").encoder_specs()
         hardware.write_cached(failure_of(place(specs)), b"impossible")
     else:
         patch.setenv(*name.split("="))
@@ -166,43 +170,55 @@ def unneeded(name: str, patch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_nothing_is_asked_where_an_export_would_not_be_used(
-    name: str, offline: Cli, exports: Exports, terminal: None, new: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, mine: Cli, exports: Exports, terminal: None, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unneeded(name, monkeypatch)
     for command in ("classify new", "classify new --yes"):
-        done = offline(command, stdin="y\n")
+        done = mine(command, stdin="y\n")
         assert (done.code, QUESTION in done.said) == (0, False)
         assert done.err == ""
     assert exports.made == []
 
 
 def test_nothing_is_asked_about_an_empty_store_or_missing_images(
-    offline: Cli, exports: Exports, terminal: None, new: Path, monkeypatch: pytest.MonkeyPatch
+    mine: Cli, exports: Exports, terminal: None, new: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert QUESTION not in offline("classify nowhere.png", stdin="y\n").said
+    assert QUESTION not in mine("classify nowhere.png", stdin="y\n").said
     monkeypatch.setenv("ZSVEC_STORE", "empty")
-    assert QUESTION not in offline("--profile offline classify new", stdin="y\n").said
+    assert QUESTION not in mine("--profile mine classify new", stdin="y\n").said
     assert exports.made == []
 
 
 @pytest.mark.parametrize("error", [EncoderError("they differ"), OSError(28, "No space left on device")])
 def test_torch_computes_after_a_failure(
-    error: Exception, offline: Cli, exports: Exports, terminal: None, new: Path
+    error: Exception, mine: Cli, exports: Exports, terminal: None, new: Path
 ) -> None:
     exports.error = error
-    done = offline("classify new --json", stdin="y\n")
+    done = mine("classify new --json", stdin="y\n")
     assert (done.code, len(done.objects)) == (0, 2)
     assert str(error) in done.said
 
 
-def test_a_link_in_place_of_the_answer_is_not_followed(
-    offline: Cli, exports: Exports, terminal: None, new: Path
-) -> None:
+def test_a_link_in_place_of_the_answer_is_not_followed(mine: Cli, exports: Exports, terminal: None, new: Path) -> None:
     victim = Path("victim")
     declined_file().parent.mkdir(parents=True, exist_ok=True)
     declined_file().symlink_to(victim.absolute())
-    assert offline("classify new", stdin="n\n").code == 0
+    assert mine("classify new", stdin="n\n").code == 0
     assert not victim.exists()
+
+
+def test_scripts_in_python_are_told_once(
+    mine: Cli, new: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opening._advise_export.cache_clear()
+    monkeypatch.setattr(opening, "_SLOW_S", -1.0)
+    caplog.set_level("WARNING", opening.__name__)
+    told = []
+    for device in ("mps", "cpu", "cpu"):  # an export would not be used on a GPU
+        with zsvec.open(device=device) as clf:  # type: ignore[arg-type]
+            clf.classify(new / "red.png")
+        told.append(len(caplog.records))
+    assert told == [0, 1, 1]
 
 
 ASKING = f"""
@@ -214,8 +230,12 @@ exporting._question = lambda *_: "Export?"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-def test_results_in_a_file_have_nothing_of_the_question(offline: Cli, new: Path) -> None:
+def test_results_in_a_file_have_nothing_of_the_question(
+    cli: Cli, hash_encoders: Loading, colours: Path, new: Path, exports: Exports
+) -> None:
     import pty
+
+    assert cli("--profile offline import", colours).code == 0  # another process does not know `mine`
 
     ours, theirs = pty.openpty()
     arguments = ["classify", "new", "--csv"]

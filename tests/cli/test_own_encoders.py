@@ -275,7 +275,7 @@ def test_one_argument_beats_another_setting(own: Cli, new: Path, monkeypatch: py
 
 
 def test_encoders_in_python_cannot_be_exported(own: Cli) -> None:
-    pytest.importorskip("onnxscript", reason='pip install "zsvec[onnx]"')
+    pytest.importorskip("onnxscript", reason='pip install "zsvec[export]"')
     before = imports()
     for command in ("encoders export", "encoders export ./to"):
         result = own(f"--encoders mymodule:encoders {command}")

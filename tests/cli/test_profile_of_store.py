@@ -28,10 +28,8 @@ def test_a_store_is_used_with_its_profile(cli: Cli, hash_encoders: Loading, colo
     assert found == {"new/blue.png": "blue", "new/red.png": "red"}
     assert cli("add blue --image", new / "blue.png").code == 0
     (info,) = cli("info --json").objects
-    assert (info["profile"], set(info["measured"])) == (
-        "offline",
-        {"all together", "conse by torch", "efficientnet by torch"},
-    )
+    assert info["profile"] == "offline"
+    assert "measured" not in info  # on onnxruntime alone, there is nothing to choose
     assert {encoder.name for encoder in hash_encoders.made} == {"conse", "efficientnet"}
     before = hash_encoders.embedded()
     result = cli("--profile base classify", new)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -36,11 +37,19 @@ from tests.support import isolated as isolated
 from zsvec import CategoryInput
 from zsvec.classifier import Classifier
 from zsvec.curation import retention
-from zsvec.curation.inbox import Inbox
+from zsvec.curation.inbox import Inbox, _similar
 from zsvec.curation.retention import Keeper, surplus
 from zsvec.encoders import EncoderSet
-from zsvec.encoders.torch.vocabulary import common_words
-from zsvec.errors import ConflictError, EncoderError, ImageError, InvalidInputError, StoreUnavailableError, ZSVecError
+from zsvec.encoders.vocabulary import common_words
+from zsvec.errors import (
+    ConflictError,
+    EncoderError,
+    ImageError,
+    InvalidInputError,
+    MissingExtraError,
+    StoreUnavailableError,
+    ZSVecError,
+)
 from zsvec.ingest import embedding
 from zsvec.inputs.images import Region, content_hash
 from zsvec.method.quality.inbox_ranking import ALIKE, distinct
@@ -825,6 +834,13 @@ class Things:
     def encode_texts(self, texts: list[str]) -> Any:
         found = [self._things.index(text) if text in self._things else len(self._things) for text in texts]
         return np.eye(len(self._things) + 1, dtype=np.float32)[found]
+
+
+def test_groups_need_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    vectors = np.eye(8, dtype=np.float32)
+    with pytest.raises(MissingExtraError, match=r'pip install "zsvec\[groups\]"'):
+        _similar({"one": vectors})
 
 
 def test_groups_are_named_by_the_nearest_words(monkeypatch: pytest.MonkeyPatch) -> None:

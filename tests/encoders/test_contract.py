@@ -25,9 +25,10 @@ ENCODERS = (
     "vit-96",
     "tiny-conse",
     "conse",
+    "conse on torch",
     "efficientnet",
 )
-READERS = ("hash", "clip", "sentence-clip", "older-sentence-clip", "tiny-conse", "conse")
+READERS = ("hash", "clip", "sentence-clip", "older-sentence-clip", "tiny-conse", "conse", "conse on torch")
 IMAGES = [photo(seed, size) for seed, size in enumerate([(48, 40), (40, 48), (300, 30), (17, 90), (224, 224)])]
 TEXTS = ["a cat", "a red panda on a tree", "x", "小熊猫", "a dog that sleeps in the sun"]
 ORDER = [3, 0, 4, 1, 2]

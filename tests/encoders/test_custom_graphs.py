@@ -35,7 +35,7 @@ from zsvec.encoders.torch.export import silent_export
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 
 for package in ("onnxruntime", "onnxscript"):
-    pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
+    pytest.importorskip(package, reason='pip install "zsvec[export]"')
 
 IMAGES = [photo(seed, (60 + 10 * seed, 50)) for seed in range(9)]
 TEXTS = ["a cat", "a red panda", "x", "a long text " * 30]

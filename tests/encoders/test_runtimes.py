@@ -34,10 +34,10 @@ from zsvec.encoders.runtimes import (
 from zsvec.encoders.spec import EncoderSpec
 from zsvec.encoders.torch import export
 from zsvec.encoders.torch.export import export_to_cache
-from zsvec.errors import EncoderError, InvalidInputError, MissingExtraError
+from zsvec.errors import EncoderError, InvalidInputError, WeightsUnavailableError
 
 for package in ("onnxruntime", "onnxscript"):
-    pytest.importorskip(package, reason='pip install "zsvec[onnx]"')
+    pytest.importorskip(package, reason='pip install "zsvec[export]"')
 
 IMAGES = [photo(seed) for seed in range(3)]
 FAST = {"torch float32": 10.0, "onnx": 20.0}
@@ -169,10 +169,13 @@ def test_torch_computes_where_onnxruntime_cannot_be_imported(
     monkeypatch.syspath_prepend(package.parent)
     monkeypatch.delitem(sys.modules, "onnxruntime")
     assert uses_torch(specs)
-    assert "libonnxruntime.so.1: cannot open shared object file); torch computes until then" in caplog.text
+    assert (
+        "libonnxruntime.so.1: cannot open shared object file. Install it again; torch computes until then"
+        in caplog.text
+    )
     assert ", torch " in describe_device("cpu", specs=specs)
     for insists in (lambda: load_encoders(specs, runtime="onnx"), lambda: describe_device(specs=specs, runtime="onnx")):
-        with pytest.raises(MissingExtraError, match=r"onnxruntime: .*repair .*libonnxruntime\.so\.1"):
+        with pytest.raises(WeightsUnavailableError, match=r"onnxruntime .*libonnxruntime\.so\.1"):
             insists()
 
 

@@ -567,6 +567,7 @@ class Classifier:
 
         Raises:
             StoreError: The store cannot be read.
+            MissingExtraError: scikit-learn is not installed.
         """
         from zsvec.curation.image_map import image_map
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import NoReturn
 
 import zsvec.encoders
 from zsvec.classifier.facade import Classifier
 from zsvec.encoders import Encoder, EncoderSet
+from zsvec.encoders.runtimes import lacks_export
 from zsvec.encoders.spec import TEMPERATURES, EncoderSpec
 from zsvec.errors import (
     EncoderError,
@@ -21,6 +24,9 @@ from zsvec.errors import (
 from zsvec.settings.settings import Settings
 from zsvec.store import Store
 from zsvec.types import Modality, expert_name
+
+_SLOW_S = 5.0
+_logger = logging.getLogger(__name__)
 
 CANNOT_ENCODE = (EncoderError, EncoderMismatchError, InvalidInputError, MissingExtraError)
 """Errors of a profile that is unknown here, cannot be loaded, or does not belong to the store."""
@@ -108,7 +114,8 @@ def _classifier(
 
 
 def _load(specs: Mapping[str, EncoderSpec], settings: Settings) -> EncoderSet:
-    return zsvec.encoders.load_encoders(
+    begun = time.monotonic()
+    found = zsvec.encoders.load_encoders(
         specs,
         device=settings.device,
         dtype=settings.dtype,
@@ -116,6 +123,17 @@ def _load(specs: Mapping[str, EncoderSpec], settings: Settings) -> EncoderSet:
         compiled=settings.compile,
         batch_size=settings.batch_size,
     )
+    if time.monotonic() - begun > _SLOW_S and lacks_export(
+        specs, device=settings.device, dtype=settings.dtype, runtime=settings.runtime, compiled=settings.compile
+    ):
+        _advise_export()
+    return found
+
+
+@cache
+def _advise_export() -> None:
+    """Says once a process that an export would help. Commands offer it themselves, and suppress this."""
+    _logger.warning("loading encoders with torch took more than %g s; `zsvec encoders export` shortens that", _SLOW_S)
 
 
 def _import_own(settings: Settings, store: Store) -> EncoderSet:

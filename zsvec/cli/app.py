@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from zsvec import __version__
 from zsvec.cli import output
-from zsvec.errors import CategoryNotFoundError, InvalidInputError, MissingExtraError, StoreError, harmless
+from zsvec.errors import CategoryNotFoundError, InvalidInputError, StoreError, harmless
 
 if TYPE_CHECKING:
     from zsvec import Category, Classifier, Settings
@@ -227,19 +227,6 @@ def _nearest_name(categories: Callable[[], Sequence[Category]]) -> Iterator[None
         if exc.name in there:
             near = ". Only attached collections have it, which zsvec does not change: see `zsvec attached`"
         raise CategoryNotFoundError(f"{exc}{near}") from exc
-
-
-@contextmanager
-def needs_extra(extra: str, purpose: str) -> Iterator[None]:
-    """Tells the user which extra to install if an import in this block fails.
-
-    Raises:
-        MissingExtraError: A package is not installed.
-    """
-    try:
-        yield
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'{exc.name} is needed for {purpose}: pip install "zsvec[{extra}]"') from exc
 
 
 def confirm(question: str, *, yes: bool, final: bool = False) -> None:

@@ -1,7 +1,4 @@
-"""The command that demonstrates zsvec in a minute, in a temporary folder.
-
-The photographs are part of scikit-image and scikit-learn, which name the authors and licences.
-"""
+"""The command that demonstrates zsvec in a minute, in a temporary folder."""
 
 from __future__ import annotations
 
@@ -9,8 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -20,38 +15,28 @@ from rich.table import Table
 import zsvec
 from zsvec.cli.app import app
 from zsvec.cli.output import escape, evidence_table, new_table, out
-from zsvec.errors import MissingExtraError
+from zsvec.examples import photo
 from zsvec.types import Prediction, how_far
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_FOLDERS = {"skimage": "data", "sklearn": "datasets/images"}
-
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph from an installed package, or the left or right half of the photograph."""
+    """A photograph of `zsvec.examples`, or the left or right half of the photograph."""
 
-    package: str
     file: str
     half: str = ""
 
     @property
     def name(self) -> str:
         """The name that tables show."""
-        return f"{Path(self.file).stem.replace('_', ' ')}{self.half and f', {self.half} half'}"
+        return f"{self.file}{self.half and f', {self.half} half'}"
 
     def load(self) -> Image.Image:
-        """Returns the image in RGB.
-
-        Raises:
-            MissingExtraError: The package is not installed.
-        """
-        spec = find_spec(self.package)
-        if spec is None or spec.origin is None:
-            raise MissingExtraError('the photographs of the demo are needed: pip install "zsvec[offline]"')
-        image = zsvec.load_image(Path(spec.origin).parent / _FOLDERS[self.package] / self.file)
+        """Returns the image in RGB."""
+        image = zsvec.load_image(photo(self.file))
         middle = image.width // 2
         halves = {"left": (0, 0, middle, image.height), "right": (middle, 0, image.width, image.height)}
         return image.crop(halves[self.half]) if self.half else image
@@ -71,23 +56,14 @@ BY_TEXT = {
     "flower": "a flower in bloom",
 }
 BY_PHOTO = {
-    "motorcycle": Photo("skimage", "motorcycle_left.png"),
-    "coins": Photo("skimage", "coins.png", "left"),
-    "brick wall": Photo("skimage", "brick.png", "left"),
-    "lawn": Photo("skimage", "grass.png", "left"),
-    "gravel": Photo("skimage", "gravel.png", "left"),
+    "coins": Photo("coins", "left"),
+    "brick wall": Photo("brick", "left"),
+    "lawn": Photo("grass", "left"),
+    "gravel": Photo("gravel", "left"),
+    "stars": Photo("stars", "left"),
 }
-TESTS = (
-    Photo("skimage", "chelsea.png"),
-    Photo("skimage", "coffee.png"),
-    Photo("sklearn", "china.jpg"),
-    Photo("sklearn", "flower.jpg"),
-    Photo("skimage", "motorcycle_right.png"),
-    Photo("skimage", "coins.png", "right"),
-    Photo("skimage", "grass.png", "right"),
-)
-ROCKET = Photo("skimage", "rocket.jpg")
-RETINA = Photo("skimage", "retina.jpg", "right")
+TESTS = (Photo("cat"), Photo("coffee"), Photo("grass", "right"), Photo("gravel", "right"), Photo("stars", "right"))
+ROCKET, RETINA = Photo("rocket"), Photo("retina", "right")
 
 
 @contextmanager
@@ -118,24 +94,22 @@ def demo(context: typer.Context) -> None:
             classifier.add_categories(
                 [
                     *(zsvec.CategoryInput(name=name, texts=[text]) for name, text in BY_TEXT.items()),
-                    *(zsvec.CategoryInput(name=name, images=photo.quarters()) for name, photo in BY_PHOTO.items()),
+                    *(zsvec.CategoryInput(name=name, images=shown.quarters()) for name, shown in BY_PHOTO.items()),
                 ]
             )
             out.print(f"  in {escape(str(folder))}, a collection for each encoder: " + ", ".join(encoders))
         with _step("Classify new photographs"):
-            predictions = classifier.classify([photo.load() for photo in TESTS])
+            predictions = classifier.classify([one.load() for one in TESTS])
             out.print(_answers(TESTS, predictions))
-        out.print(
-            "  The evidence for the temple. Without images of a temple, image experts are neutral on the category.\n"
-        )
-        out.print(evidence_table(predictions[2]))
+        out.print("  The evidence for coffee. Without images of coffee, image experts are neutral on the category.\n")
+        out.print(evidence_table(predictions[1]))
         strange = [ROCKET.load(), RETINA.load()]
         with _step("A rocket and a retina: no category fits, so both are unknown"):
             before = classifier.classify(strange)
             out.print(_answers((ROCKET, RETINA), before))
         with _step('Add "rocket" by a sentence, "retina" by the other half of the photograph'):
             classifier.add_category("rocket", texts=["a space rocket on its launch pad"])
-            classifier.add_category("retina", images=Photo(RETINA.package, RETINA.file, "left").quarters())
+            classifier.add_category("retina", images=Photo(RETINA.file, "left").quarters())
             out.print("  Nothing was retrained, and no stored reference was embedded again.")
         with _step("The same two photographs again"):
             after = classifier.classify(strange)
@@ -149,9 +123,9 @@ def demo(context: typer.Context) -> None:
 
 def _answers(photos: Sequence[Photo], predictions: Sequence[Prediction]) -> Table:
     table = new_table("photograph", "category", "", "next", "novelty")
-    for photo, answer in zip(photos, predictions, strict=True):
+    for one, answer in zip(photos, predictions, strict=True):
         table.add_row(
-            escape(photo.name),
+            escape(one.name),
             "[bold yellow]unknown[/]" if answer.unknown else f"[bold green]{escape(str(answer.label))}[/]",
             "" if answer.unknown else f"{answer.probability:.0%}",
             escape(f"nearest {answer.nearest}")

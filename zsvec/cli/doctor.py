@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 
 _HUB_TIMEOUT_S = 10.0  # for the request with all redirects
 
-_PACKAGES = ("qdrant-client", "qdrant-edge-py")
-_FOR_TORCH = ("torch", "timm", "sentence-transformers", "openai")
-_WITHOUT_TORCH = ("onnxruntime", "tokenizers")
+_PACKAGES = ("onnxruntime", "qdrant-client", "qdrant-edge-py")
+_FOR_TORCH = ("torch", "timm", "sentence-transformers")
 
 
 def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
@@ -48,13 +47,13 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         own = None if settings.encoders is None else EncoderSet(settings.import_encoders())
         specs = settings.encoder_specs() if own is None else {}
     except ZSVecError as exc:
-        yield _packages(_FOR_TORCH)
+        yield _packages()
         yield Finding(
             "settings", False, str(exc), "correct it on the command line, in the environment or in zsvec.toml"
         )
         return
-    exported = all(spec.family == "onnx" for spec in specs.values())
-    yield _packages(() if own else _WITHOUT_TORCH if exported else _FOR_TORCH)
+    on_torch = any(spec.family != "onnx" for spec in specs.values())
+    yield _packages(_FOR_TORCH if on_torch else ())
     encoders = f"encoders {settings.encoders}" if own else f"profile {settings.profile}"
     store = without_password(settings.store)
     yield Finding("settings", True, f"{encoders}, store {store}, namespace {settings.namespace}")
@@ -78,12 +77,12 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def _packages(of_encoders: Sequence[str]) -> Finding:
+def _packages(for_torch: Sequence[str] = ()) -> Finding:
     # `__version__` is the version of the running code; the metadata of an editable installation may be older.
-    versions = {"zsvec": __version__, **{package: _version(package) for package in (*of_encoders, *_PACKAGES)}}
+    versions = {"zsvec": __version__, **{package: _version(package) for package in (*for_torch, *_PACKAGES)}}
     found = [f"Python {platform.python_version()}", *(f"{package} {v}" for package, v in versions.items() if v)]
     missing = [package for package, v in versions.items() if not v]
-    advice = f"pip install {' '.join(missing)}" if missing else ""
+    advice = f'pip install "zsvec{"[torch]" if set(missing) & set(for_torch) else ""}"' if missing else ""
     return Finding("packages", not missing, ", ".join(found), advice)
 
 
@@ -135,9 +134,12 @@ def hub_error(url: str) -> str | None:
 
 
 def _generation(settings: Settings) -> Finding:
-    there = "set" if os.environ.get("OPENAI_API_KEY") else "not set; only `zsvec generate` needs it"
+    there = "set" if os.environ.get("OPENAI_API_KEY") else "not set"
+    package = f"openai {_version('openai')}" if _version("openai") else 'without openai: pip install "zsvec[generate]"'
     models = f"{settings.generation.language_model}, {settings.generation.image_model}"
-    return Finding("generation", True, f"{models}; OPENAI_API_KEY is {there}")
+    return Finding(
+        "generation", True, f"{models}; OPENAI_API_KEY is {there}; {package}; only `zsvec generate` needs both"
+    )
 
 
 def _store(settings: Settings, own: EncoderSet | None, *, repair: bool) -> Iterator[Finding]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import App, app, images_in, needs_extra
+from zsvec.cli.app import App, app, images_in
 from zsvec.cli.exporting import export_for_user
-from zsvec.errors import ImageError, InvalidInputError, StoreLockedError, StoreUnavailableError
+from zsvec.errors import ImageError, InvalidInputError, StoreLockedError, StoreUnavailableError, needs_extra
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,7 +50,7 @@ def export(
     """
     if int8 is not None and folder is None:
         raise InvalidInputError("--int8 takes a folder to export to: encoders kept for you have the vectors of torch")
-    with needs_extra("onnx", "an export"):
+    with needs_extra("export", "an export"):
         from zsvec.encoders.torch.export import export_encoders
     settings = _settings(context.obj)
     if settings.encoders is not None:

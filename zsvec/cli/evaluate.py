@@ -12,7 +12,7 @@ import typer
 
 from zsvec import __version__
 from zsvec.cli import output
-from zsvec.cli.app import Fusion, Json, Target, app, images_in, needs_extra
+from zsvec.cli.app import Fusion, Json, Target, app, images_in
 from zsvec.cli.importing import (
     Boxes,
     FileOptions,
@@ -26,7 +26,7 @@ from zsvec.cli.importing import (
     read_file,
 )
 from zsvec.cli.spreadsheet import row
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, needs_extra
 from zsvec.inputs.files import replacing_named
 
 if TYPE_CHECKING:

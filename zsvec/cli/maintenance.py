@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import App, Json, Yes, app, confirm, needs_extra
+from zsvec.cli.app import App, Json, Yes, app, confirm
 from zsvec.cli.history import described
-from zsvec.errors import InvalidInputError
+from zsvec.errors import InvalidInputError, needs_extra
 from zsvec.types import SWITCH, Category, Change, SearchParams, ThresholdProgress, contents
 
 if TYPE_CHECKING:

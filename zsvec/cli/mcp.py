@@ -13,7 +13,8 @@ from typing import Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import app, needs_extra
+from zsvec.cli.app import app
+from zsvec.errors import needs_extra
 
 
 @app.command()

@@ -41,6 +41,7 @@ def prepare_process() -> None:
     warnings.formatwarning = lambda message, *_, **__: f"zsvec: {harmless(without_password(str(message)))}\n"
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(HarmlessFormatter())
+    logging.getLogger("zsvec.classifier.opening").setLevel(logging.ERROR)  # commands offer exports themselves
     _keep_freed_memory()
 
 

@@ -11,8 +11,8 @@ import typer
 from rich.table import Table
 
 from zsvec.cli import output
-from zsvec.cli.app import Json, answering, app, is_terminal, needs_extra
-from zsvec.errors import ConflictError, InvalidInputError
+from zsvec.cli.app import Json, answering, app, is_terminal
+from zsvec.errors import ConflictError, InvalidInputError, needs_extra
 from zsvec.types import is_attached
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsvec.cli import output
-from zsvec.cli.app import Keep, app, needs_extra
+from zsvec.cli.app import Keep, app
 from zsvec.cli.exporting import ExportYes, prepare_encoders
 from zsvec.cli.process import HarmlessFormatter
+from zsvec.errors import needs_extra
 
 if TYPE_CHECKING:
     from zsvec.service.auth.keys import Keys

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from zsvec.errors import needs_extra
 from zsvec.ingest.recalibration import Calibrator
 from zsvec.ingest.sampling import sample
 from zsvec.method.arrays import Floats
@@ -92,9 +93,10 @@ def _plane(points: Floats) -> Floats:
     """Returns float32 ``(n, 2)`` for float32 ``(n, dim)``."""
     # Slow to import. `cluster` comes first, as in the inbox: modules of sklearn import each other, so two threads that
     # begin at different modules can get one that is not ready.
-    import sklearn.cluster  # noqa: F401
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
+    with needs_extra("groups", "the map"):
+        import sklearn.cluster  # noqa: F401
+        from sklearn.decomposition import PCA
+        from sklearn.manifold import TSNE
 
     n = len(points)
     if n < _MIN_IMAGES or not points.any():

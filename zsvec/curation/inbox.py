@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from zsvec.curation.retention import Keeper, inbox_image, is_a_reference, matrices
 from zsvec.encoders import EncoderSet
-from zsvec.encoders.torch.vocabulary import common_words
-from zsvec.errors import ImageError, InvalidInputError
+from zsvec.encoders.vocabulary import common_words
+from zsvec.errors import ImageError, InvalidInputError, needs_extra
 from zsvec.ingest.embedding import Embedder, Vectors
 from zsvec.ingest.validation import checked_count, checked_flag, checked_hash, checked_hashes
 from zsvec.inputs.categories import CategoryInput, ReferenceImage, checked_name
@@ -149,6 +149,7 @@ class Inbox:
 
         Raises:
             InvalidInputError: `names` is not a bool.
+            MissingExtraError: scikit-learn is not installed.
             StoreError: The store cannot be read.
             WeightsUnavailableError: The encoders cannot be loaded.
         """
@@ -335,7 +336,8 @@ def _similar(vectors: Vectors) -> list[tuple[list[int], float]]:
     cosines: NDArray[np.float64] = np.mean([rows @ rows.T for rows in vectors.values()], axis=0, dtype=np.float64)
     if len(cosines) < _FEWEST:
         return []
-    from sklearn.cluster import HDBSCAN  # slow to import
+    with needs_extra("groups", "groups of images"):
+        from sklearn.cluster import HDBSCAN  # slow to import
 
     distances = np.clip(1 - cosines, 0, 2)
     found = HDBSCAN(_FEWEST, metric="precomputed", copy=True).fit(distances).labels_

@@ -12,7 +12,7 @@ from zsvec.encoders.base import Encoder
 from zsvec.encoders.encoder_set import EncoderSet
 from zsvec.encoders.spec import Device, Dtype, EncoderSpec, RuntimeName
 from zsvec.encoders.weights import files_at
-from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
+from zsvec.errors import InvalidInputError, WeightsUnavailableError, needs_extra
 from zsvec.types import Modality
 
 _logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def load_encoders(
     Raises:
         InvalidInputError: The device or the runtime is not available, or a spec does not fit the family or model.
         EncoderError: torch.compile cannot compile a model, or other users may write to the compiler's cache.
-        MissingExtraError: A package with weights, or onnxruntime for exported encoders, is not installed.
+        MissingExtraError: A package with weights, or torch and the model libraries, are not installed.
         WeightsUnavailableError: Weights are neither on disk nor available from the hub.
     """
     from zsvec.encoders.runtimes import chosen_specs
@@ -81,7 +81,7 @@ def load_encoders(
     chosen = chosen_specs(specs, device=device, dtype=dtype, runtime=runtime, compiled=compiled)
     try:
         return _load_all(chosen, device, dtype, batch_size, compiled)
-    except (MissingExtraError, WeightsUnavailableError) as exc:
+    except WeightsUnavailableError as exc:
         if chosen is specs or runtime == "onnx":
             raise
         _logger.warning("%s; torch computes until then", exc)
@@ -107,7 +107,8 @@ def describe_device(
 
     Raises:
         InvalidInputError: The device or the runtime is not available.
-        MissingExtraError: onnxruntime, which exported encoders need, is not installed.
+        MissingExtraError: The encoders need torch, which is not installed.
+        WeightsUnavailableError: onnxruntime, which exported encoders need, cannot be imported here.
     """
     from zsvec.encoders.runtimes import chosen_specs, measured
 
@@ -118,7 +119,7 @@ def describe_device(
 
         try:
             return describe(device if chosen is specs else "cpu") + rates
-        except MissingExtraError:
+        except WeightsUnavailableError:
             if chosen is specs or runtime == "onnx":
                 raise
     choose_device = _imported("zsvec.encoders.torch.device").choose_device
@@ -197,10 +198,5 @@ def _module(spec: EncoderSpec) -> Any:
 
 
 def _imported(module: str) -> Any:
-    try:
+    with needs_extra("torch", "this model, though not for the profile offline"):
         return import_module(module)
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(
-            f"{exc.name} is not installed, and these encoders need it: pip install zsvec (without --no-deps), or take "
-            "a folder that `zsvec encoders export` has written, by --profile FOLDER"
-        ) from exc

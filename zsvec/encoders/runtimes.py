@@ -28,7 +28,7 @@ from zsvec.encoders.weights import located
 from zsvec.errors import InvalidInputError, WeightsUnavailableError
 from zsvec.inputs.files import is_ours, read_regular
 
-EXPORT_PACKAGES = ("onnxruntime", "tokenizers", "onnxscript", "onnx")
+EXPORT_PACKAGES = ("onnxscript", "onnx")
 """Packages that an export needs in addition to torch."""
 
 _MIN_RELATIVE_RATE = 0.95  # minimum ratio of rates to choose onnxruntime, which starts sooner than torch
@@ -163,14 +163,13 @@ def chosen_specs(
         )
     from zsvec.encoders.onnx.exported import ExportedFolder  # imports numpy, which `zsvec info` does without
 
-    if find_spec("onnxruntime") and find_spec("tokenizers"):
-        folder = place(specs)
-        record = read_record(folder)
-        if record is not None and (runtime == "onnx" or record.allowing(dtype).is_fast):
-            try:
-                return ExportedFolder(folder).specs()
-            except WeightsUnavailableError as exc:
-                _logger.warning("%s; torch computes until then", exc)
+    folder = place(specs)
+    record = read_record(folder)
+    if record is not None and (runtime == "onnx" or record.allowing(dtype).is_fast):
+        try:
+            return ExportedFolder(folder).specs()
+        except WeightsUnavailableError as exc:
+            _logger.warning("%s; torch computes until then", exc)
     if runtime == "onnx":
         raise InvalidInputError("runtime='onnx', but these encoders are not exported here: run `zsvec encoders export`")
     return specs

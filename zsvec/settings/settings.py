@@ -682,12 +682,13 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
         )
         found["search"] = {**found.get("search", {}), "fusion": runs}
     one_model = bool(encoders and encoders.one_model)
+    asks = encoders is None and bool(found.get("cascade") or settings.cascade == "auto")
     # A store with encoders and no profile has encoders in Python.
     if settings.encoders is None and (settings.has_encoders or store.profile() or not found["encoders"]):
         try:
             specs = settings.with_profile_of(store).encoder_specs()
             rates: object = measured(specs)
-            one_model = one_model or (encoders is None and _share_model(specs.values()))
+            one_model = one_model or (asks and _share_model(specs))
         except ZSVecError as exc:  # information on the store does not need the encoders of the profile
             rates = str(exc)
         if rates:  # no rates if all encoders are exported
@@ -708,8 +709,17 @@ def info(store: Store, settings: Settings, encoders: EncoderSet | None = None) -
     return found
 
 
-def _share_model(specs: Collection[EncoderSpec]) -> bool:
-    """Returns whether encoders share one image model. Exported encoders must be loaded to tell."""
-    return len(specs) == 1 or (
-        all(spec.family in ("vision", "conse") for spec in specs) and len({spec.image_model for spec in specs}) == 1
-    )
+def _share_model(specs: Mapping[str, EncoderSpec]) -> bool:
+    """Returns whether encoders share one image model.
+
+    Raises:
+        WeightsUnavailableError: A folder of exported encoders is missing or damaged.
+    """
+    kinds = {spec.kind for spec in specs.values()}
+    if len(specs) > 1 and kinds == {"onnx"}:
+        from zsvec.encoders.onnx.exported import ExportedFolder  # imports numpy
+
+        folders = {spec.model: ExportedFolder(Path(spec.model)).manifest for spec in specs.values()}
+        images = (folders[spec.model].encoders.get(name) for name, spec in specs.items())
+        return len(folders) == 1 and len({one.images if one else None for one in images}) == 1
+    return len(specs) == 1 or (kinds <= {"vision", "conse"} and len({one.image_model for one in specs.values()}) == 1)

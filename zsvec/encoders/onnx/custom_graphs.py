@@ -27,7 +27,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from zsvec.encoders.base import BatchEncoder, FeatureEncoder, ImageFeatures, Vectors, batches
 from zsvec.encoders.loading import LoadContext
-from zsvec.encoders.onnx.session import IMAGES_A_PASS, TEXT_INPUTS, Graph, embed_tokens, imported
+from zsvec.encoders.onnx.session import IMAGES_A_PASS, TEXT_INPUTS, Graph, embed_tokens
 from zsvec.encoders.preprocessing import Pixels, of_timm, of_transformers, preprocess
 from zsvec.encoders.spec import EncoderSpec, GraphPreprocessing
 from zsvec.encoders.weights import at_home
@@ -278,11 +278,13 @@ def _tokenizer_beside(graph: Graph) -> tuple[Any, int, str]:
     file = next((folder / "tokenizer.json" for folder in folders if (folder / "tokenizer.json").is_file()), None)
     if file is None:
         raise WeightsUnavailableError(f"no tokenizer.json beside {graph.file}: copy the tokenizer of the model there")
+    from tokenizers import Tokenizer
+
     content = read_file(file)
     config = _config(_TokenizerConfig, file.with_name("tokenizer_config.json"))
     model = _config(_ModelConfig, file.with_name("config.json"))
     try:
-        tokenizer = imported("tokenizers").Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(content)
         longest = _max_tokens(
             graph,
             config.model_max_length,

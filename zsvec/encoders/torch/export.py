@@ -200,14 +200,14 @@ def _check_not_exported(specs: Mapping[str, EncoderSpec]) -> None:
     exported = [name for name, spec in specs.items() if spec.family == "onnx"]
     if exported:
         raise InvalidInputError(
-            f"{', '.join(exported)}: exported encoders already; copy their folder, or export the original profile"
+            f"{', '.join(exported)}: on onnxruntime already. Copy the folder of an export, or export another profile"
         )
 
 
 def _check_packages() -> None:
     missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
     if missing:
-        raise MissingExtraError(f'exporting encoders needs {", ".join(missing)}: pip install "zsvec[onnx]"')
+        raise MissingExtraError(f'exporting encoders needs {", ".join(missing)}: pip install "zsvec[export]"')
 
 
 def _check_replaceable(folder: Path) -> None:

@@ -107,7 +107,6 @@ def test_the_environment_of_the_service_is_valid(monkeypatch: pytest.MonkeyPatch
 def test_the_documented_command_creates_keys(tmp_path: Path) -> None:
     page = (ROOT / "zsvec/docs/service.md").read_text()
     (line,) = re.findall(r"^\$ (\{ echo .*\}) > docker/.env$", page, re.MULTILINE)
-    assert line in (ROOT / "README.md").read_text()
     made = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     variables = dict(entry.split("=", 1) for entry in made.splitlines())
     assert variables.keys() == {"ZSVEC_API_KEY", "ZSVEC_SERVE_KEYS"}

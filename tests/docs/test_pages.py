@@ -44,7 +44,7 @@ UNRUN = {
     "integrations": [*["needs-cluster"] * 3, "needs-service", "needs-fiftyone"],
     "architecture": ["needs-host"],
     "measured": [
-        *["needs-data"] * 13,
+        *["needs-data"] * 14,
         "needs-time",
         "needs-data",
         "needs-time",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import distributions
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ _TIMES = ({"key": "ms", "title": "time", "unit": "ms"}, {"key": "share", "title"
 _COUNTS = (1, 2, 3, 5, 10, 20, 50, 100)
 _FEW = 4  # maximum number of experts of which all combinations are tried
 _BLUR = 0.04  # radius of the blur, as a share of the shorter side
+_PACKAGES = ("zsvec", "onnxruntime", "torch", "timm", "sentence-transformers")  # whose versions the results state
 _TIMED_IMAGES, _TIMED_AT_ONCE = 128, 32
 
 
@@ -170,7 +171,7 @@ def run(
         "references": {expert: len(stored.hashes) for expert, stored in references.items()},
         "versions": {
             "python": platform.python_version(),
-            **{package: version(package) for package in ("zsvec", "torch", "timm", "sentence-transformers")},
+            **{package.name: package.version for package in distributions() if package.name in _PACKAGES},
         },
         "seconds": {"embedding": embedding, "everything else": spent},
         "splits": {"kind": "20/180" if len(labels) >= MANY else "6/4", "known": list(map(sorted, study.splits))},

@@ -142,7 +142,7 @@ def test_a_video_without_a_frame(av: ModuleType, tmp_path: Path) -> None:
 
 def test_videos_are_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(MissingExtraError, match=r'av is needed to read videos: pip install "zsvec\[video\]"'):
+    with pytest.raises(MissingExtraError, match=r'av is needed for videos: pip install "zsvec\[video\]"'):
         next(frames("clip.mp4"))
 
 

@@ -30,7 +30,7 @@ _PACKAGES: Mapping[str, tuple[str, str]] = {
 """Module of each distribution of weights, and the function that returns the path of the weights."""
 
 OFFLINE = Path(__file__).with_name("offline")
-"""Folder of the encoders of the profile `offline`. Their weights are in packages; `scripts/offline_encoders.py`."""
+"""Folder of the profile `offline`, without weights, which are in packages. `scripts/offline_encoders.py` writes it."""
 
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 _SIDE_FILES = ("*.json", "*.txt", "*.model", "*.jinja")

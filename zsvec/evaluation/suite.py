@@ -51,7 +51,7 @@ _TIMES = ({"key": "ms", "title": "time", "unit": "ms"}, {"key": "share", "title"
 _COUNTS = (1, 2, 3, 5, 10, 20, 50, 100)
 _FEW = 4  # maximum number of experts of which all combinations are tried
 _BLUR = 0.04  # radius of the blur, as a share of the shorter side
-_PACKAGES = ("zsvec", "onnxruntime", "torch", "timm", "sentence-transformers")  # whose versions the results state
+_PACKAGES = ("zsvec", "onnxruntime", "torch", "timm", "sentence-transformers")  # the results state their versions
 _TIMED_IMAGES, _TIMED_AT_ONCE = 128, 32
 
 

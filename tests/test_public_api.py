@@ -267,7 +267,7 @@ def test_the_keywords_of_open_are_the_settings() -> None:
 # ---- errors
 
 
-ERRORS = [value for value in vars(errors).values() if inspect.isclass(value)]
+ERRORS = [value for value in vars(errors).values() if inspect.isclass(value) and value.__module__ == errors.__name__]
 
 
 def test_every_error_is_of_one_tree() -> None:
